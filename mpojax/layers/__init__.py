@@ -1,0 +1,38 @@
+"""Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
+
+from mpojax.layers.attention import SelfAttention
+from mpojax.layers.dropout import dropout
+from mpojax.layers.embed import Embed, MPOEmbed, embedding
+from mpojax.layers.feed_forward import ACTIVATIONS, FeedForward
+from mpojax.layers.initializers import random_cores
+from mpojax.layers.linear import Dense, MPOLinear, linear
+from mpojax.layers.norm import LayerNorm
+from mpojax.layers.roles import (
+    ROLE_TYPES,
+    ROLES,
+    AdapterParam,
+    AuxiliaryCore,
+    CentralCore,
+    role_of,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "ROLES",
+    "ROLE_TYPES",
+    "AdapterParam",
+    "AuxiliaryCore",
+    "CentralCore",
+    "Dense",
+    "Embed",
+    "FeedForward",
+    "LayerNorm",
+    "MPOEmbed",
+    "MPOLinear",
+    "SelfAttention",
+    "dropout",
+    "embedding",
+    "linear",
+    "random_cores",
+    "role_of",
+]

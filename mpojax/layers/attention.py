@@ -1,0 +1,78 @@
+"""Multi-head self-attention over `jax.nn.dot_product_attention`."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mpojax import mpo
+from mpojax.layers.dropout import dropout
+from mpojax.layers.linear import linear
+
+
+class SelfAttention(nnx.Module):
+    """Query, key, value and output maps (hidden, hidden), each dense or MPO."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        shapes: Mapping[str, mpo.MPOShape] | None = None,
+        *,
+        dropout_rate: float = 0.0,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        """`shapes` gives the MPO form of any of query, key, value, out; `dropout_rate` is of the
+        attention probabilities.
+        """
+        shapes = shapes or {}
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+
+        def projection(name):
+            return linear(hidden_size, hidden_size, shapes.get(name), dtype=dtype, rngs=rngs)
+
+        self.query = projection("query")
+        self.key = projection("key")
+        self.value = projection("value")
+        self.out = projection("out")
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps (batch, length, hidden) to the same shape.
+
+        Args:
+          x: hidden states.
+          mask: booleans (batch, length), True where a position may be attended to. A row without
+            any True attends evenly to all positions: finite, and meant to be thrown away.
+          dropout_key: turns dropout on.
+        """
+        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        query, key, value = (
+            project(x).reshape(heads) for project in (self.query, self.key, self.value)
+        )
+        if mask is not None:
+            mask = mask[:, None, None, :]
+        if dropout_key is None or self.dropout_rate == 0.0:
+            # Inside, jax promotes bfloat16 scores to float32 implicitly, which strict mode refuses.
+            with jax.numpy_dtype_promotion("standard"):
+                mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        else:
+            mixed = _attention_with_dropout(query, key, value, mask, self.dropout_rate, dropout_key)
+        return self.out(mixed.reshape(x.shape))
+
+
+def _attention_with_dropout(q_BxSxNxD, k_BxSxNxD, v_BxSxNxD, mask, rate, key):
+    """Attention with dropped probabilities, which `jax.nn.dot_product_attention` does not offer."""
+    scores_BxNxSxS = jnp.einsum(
+        "bqnd,bknd->bnqk", q_BxSxNxD, k_BxSxNxD, preferred_element_type=jnp.float32
+    ) / math.sqrt(q_BxSxNxD.shape[-1])
+    if mask is not None:
+        scores_BxNxSxS = jnp.where(mask, scores_BxNxSxS, 0.7 * jnp.finfo(jnp.float32).min)
+    probabilities = jax.nn.softmax(scores_BxNxSxS, axis=-1)
+    probabilities = dropout(probabilities, rate, key).astype(v_BxSxNxD.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", probabilities, v_BxSxNxD)

@@ -1,0 +1,139 @@
+"""Linear maps: dense and MPO, with one call signature `(x, central=None)`."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mpojax import mpo
+from mpojax.layers import initializers
+from mpojax.layers.roles import AuxiliaryCore, CentralCore
+
+
+class Dense(nnx.Module):
+    """y = x @ kernel + bias, with kernel (in_features, out_features)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        use_bias: bool = True,
+        *,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        """Draws a float32 kernel of variance 1 / in_features; `dtype` is the compute dtype."""
+        self.in_features = in_features
+        self.out_features = out_features
+        self.dtype = dtype
+        shape = (in_features, out_features)
+        self.kernel = nnx.Param(initializers.normal(rngs.params(), shape, 1.0 / in_features))
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+
+    def __call__(self, x: jax.Array, central: jax.Array | None = None) -> jax.Array:
+        """Maps (..., in_features) to (..., out_features) in the compute dtype.
+
+        Raises:
+          ValueError: `x` has another last axis, or a central core is given.
+        """
+        if central is not None:
+            raise ValueError(
+                "central= was given to a dense layer, which has no cores to join it with."
+            )
+        _check_last_axis(x, self.in_features)
+        y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return _add_bias(y, self.bias)
+
+
+class MPOLinear(nnx.Module):
+    """y = x @ W + bias, with W held as a chain of cores (the plan of the product is `mpo.apply`'s).
+
+    With `shared_central=True` the layer holds the auxiliary cores alone and the central core comes
+    with every call: stored once by the owner, shared by all layers that receive it.
+    """
+
+    def __init__(
+        self,
+        shape: mpo.MPOShape,
+        use_bias: bool = True,
+        *,
+        shared_central: bool = False,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        """Draws float32 cores whose rebuilt matrix has variance 1 / in_features."""
+        self.shape = shape
+        self.shared_central = shared_central
+        self.dtype = dtype
+        cores = initializers.random_cores(rngs.params(), shape, 1.0 / shape.in_features)
+        self.cores = as_core_list(cores, shape, shared_central)
+        self.bias = nnx.Param(jnp.zeros((shape.out_features,), jnp.float32)) if use_bias else None
+
+    def all_cores(self, central: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """The n cores in order, with the given central core where the layer holds none.
+
+        Raises:
+          ValueError: a shared central core is missing, unexpected, or of another shape.
+        """
+        cores = [core[...] for core in self.cores]
+        if central is None and self.shared_central:
+            raise ValueError("this layer shares its central core: call it with central=<the core>.")
+        if central is None:
+            return tuple(cores)
+        if not self.shared_central:
+            raise ValueError(
+                "central= was given, but this layer holds a central core of its own; build it with "
+                "shared_central=True to pass one in."
+            )
+        expected = self.shape.core_shapes[self.shape.central]
+        if central.shape != expected:
+            raise ValueError(
+                f"central core has shape {central.shape}; this layer needs {expected}."
+            )
+        cores.insert(self.shape.central, central)
+        return tuple(cores)
+
+    def __call__(self, x: jax.Array, central: jax.Array | None = None) -> jax.Array:
+        """Maps (..., in_features) to (..., out_features) in the compute dtype.
+
+        Raises:
+          ValueError: `x` has another last axis, or see `all_cores`.
+        """
+        _check_last_axis(x, self.shape.in_features)
+        y = mpo.apply(self.all_cores(central), x.astype(self.dtype), self.shape)
+        return _add_bias(y, self.bias)
+
+
+def as_core_list(cores, shape: mpo.MPOShape, shared_central: bool = False) -> nnx.List:
+    """Wraps cores into variables of their roles; a shared central core is left out."""
+    kept = []
+    for index, core in enumerate(cores):
+        if index != shape.central:
+            kept.append(AuxiliaryCore(core))
+        elif not shared_central:
+            kept.append(CentralCore(core))
+    return nnx.List(kept)
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    shape: mpo.MPOShape | None,
+    *,
+    dtype: str = "float32",
+    rngs: nnx.Rngs,
+) -> Dense | MPOLinear:
+    """A linear map with bias: dense where `shape` is None, else in MPO form."""
+    if shape is None:
+        return Dense(in_features, out_features, dtype=dtype, rngs=rngs)
+    return MPOLinear(shape, dtype=dtype, rngs=rngs)
+
+
+def _check_last_axis(x: jax.Array, in_features: int):
+    if x.shape[-1] != in_features:
+        raise ValueError(f"x has shape {x.shape}; its last axis must be in_features={in_features}.")
+
+
+def _add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    if bias is None:
+        return y
+    return y + bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

@@ -1,0 +1,26 @@
+"""Layer normalisation, always computed in float32."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis."""
+
+    def __init__(self, features: int, eps: float, *, dtype: str = "float32"):
+        """Starts as the plain normalisation: scale 1, bias 0. `dtype` is that of the result."""
+        self.eps = eps
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
+        x = x.astype(jnp.float32)
+        row = (1,) * (x.ndim - 1) + (-1,)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        y = y * self.scale[...].reshape(row) + self.bias[...].reshape(row)
+        return y.astype(self.dtype)

@@ -1,0 +1,169 @@
+"""A model as a flat dict {logical path: array} and back: the one border for files and surgery.
+
+Logical paths name layers by index (`layers/3/attention/query/kernel`) although a model stores them
+stacked; how layers are grouped into stacks is invisible here. All functions also work under jax
+transformations, on traced arrays.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mpojax import layers, mpo
+from mpojax.models import heads
+from mpojax.models.config import EncoderConfig, matrix_sizes
+
+Model = heads.Encoder | heads.SequenceClassifier
+
+
+def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
+    """Parameters by logical path.
+
+    Returns:
+      numpy arrays (on CPU without a copy; do not write into them), or traced arrays inside a jax
+      transformation.
+    """
+    arrays = {}
+    for path, variable, layer_range in _variables(model):
+        value = variable[...]
+        if not isinstance(value, jax.core.Tracer):
+            value = np.asarray(value)
+        for name, index in _logical_names(path, layer_range):
+            arrays[name] = value if index is None else value[index]
+    return dict(sorted(arrays.items(), key=lambda item: _natural(item[0])))
+
+
+def from_arrays(
+    config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None, arrays: Mapping
+) -> Model:
+    """The model of these settings with these parameters (float32 copies); inverse of `to_arrays`.
+
+    Raises:
+      ValueError: arrays missing, surplus, of the wrong shape or not floating point; all are named.
+    """
+    abstract = nnx.eval_shape(lambda: heads.build(config, shapes, rngs=nnx.Rngs(0)))
+    graphdef, _ = nnx.split(abstract)
+    entries = list(_variables(abstract))
+    _check_coverage(entries, arrays)
+    filled = []
+    for path, variable, layer_range in entries:
+        parts = [_as_float32(arrays[name]) for name, _ in _logical_names(path, layer_range)]
+        value = parts[0] if layer_range is None else jnp.stack(parts)
+        filled.append((path, variable.replace(value)))
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def array_shapes(
+    config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every array that `from_arrays` needs, by logical path; nothing is allocated."""
+    abstract = nnx.eval_shape(lambda: heads.build(config, shapes, rngs=nnx.Rngs(0)))
+    return dict(_expected(_variables(abstract)))
+
+
+def count_parameters(model: Model) -> dict[str, int]:
+    """Numbers by role ("central", "auxiliary", "adapter", "other"); their sum is the total.
+
+    Works on abstract models too. A variable held in two places is counted once.
+    """
+    counts = dict.fromkeys(layers.ROLES, 0)
+    for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        counts[layers.role_of(variable)] += int(np.prod(variable.shape, dtype=np.int64))
+    return counts
+
+
+def reconfigure(model: Model, **changes) -> Model:
+    """The same parameters under changed settings that leave every array as it is.
+
+    For example `reconfigure(model, dtype="bfloat16", remat=True, dropout=0.0)`.
+    """
+    config = dataclasses.replace(model.config, **changes)
+    return from_arrays(config, model.shapes, to_arrays(model))
+
+
+def with_head(
+    model: Model, num_labels: int, *, pooling: str | None = None, rngs: nnx.Rngs
+) -> heads.SequenceClassifier:
+    """A classifier on the encoder of `model`, with a fresh head (and pooler, where there was none).
+
+    Args:
+      model: an encoder, or a classifier whose head is thrown away.
+      num_labels: outputs.
+      pooling: "pooler", "mean" or "first"; None keeps that of `model`. Pooler parameters that the
+        new pooling does not use are dropped.
+      rngs: for the fresh parameters: a matrix of variance 1 / hidden size, zero bias.
+    """
+    pooling = model.config.pooling if pooling is None else pooling
+    config = dataclasses.replace(model.config, num_labels=num_labels, pooling=pooling)
+    sizes = matrix_sizes(config)
+    shapes = {path: s for path, s in model.shapes.items() if path in sizes and path != "head"}
+    fresh = heads.SequenceClassifier(config, shapes, rngs=rngs)
+    arrays = to_arrays(fresh)
+    kept = to_arrays(model)
+    arrays.update({p: a for p, a in kept.items() if p in arrays and not p.startswith("head/")})
+    return from_arrays(config, shapes, arrays)
+
+
+def _variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
+    """(path in the module, variable, layers it stacks or None) of every parameter."""
+    ranges = _stack_layers(model)
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        inner = path[1:] if path[0] == "encoder" else path
+        yield path, variable, ranges[inner[1]] if inner[0] == "stacks" else None
+
+
+def _stack_layers(model) -> list[range]:
+    encoder = model.encoder if isinstance(model, heads.SequenceClassifier) else model
+    ranges, first = [], 0
+    for stack in encoder.stacks:
+        depth = stack.attention_norm.scale.shape[0]
+        ranges.append(range(first, first + depth))
+        first += depth
+    return ranges
+
+
+def _logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:
+    """Logical paths of a variable, each with its index on the leading axis (None: not stacked)."""
+    inner = path[1:] if path[0] == "encoder" else path
+    if layer_range is None:
+        return [("/".join(map(str, inner)), None)]
+    rest = "/".join(map(str, inner[2:]))
+    return [(f"layers/{layer}/{rest}", i) for i, layer in enumerate(layer_range)]
+
+
+def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path, variable, layer_range in entries:
+        shape = variable.shape if layer_range is None else variable.shape[1:]
+        for name, _ in _logical_names(path, layer_range):
+            yield name, tuple(shape)
+
+
+def _check_coverage(entries, arrays: Mapping):
+    expected = dict(_expected(entries))
+    problems = [f"missing: {name} {expected[name]}" for name in expected if name not in arrays]
+    problems += [f"surplus: {name}" for name in arrays if name not in expected]
+    for name, shape in expected.items():
+        if name not in arrays:
+            continue
+        array = arrays[name]
+        if tuple(array.shape) != shape:
+            problems.append(f"misshapen: {name} is {tuple(array.shape)}, must be {shape}")
+        elif not jnp.issubdtype(array.dtype, jnp.floating):
+            problems.append(f"not floating point: {name} is {array.dtype}")
+    if problems:
+        raise ValueError("arrays do not fit the model:\n  " + "\n  ".join(problems))
+
+
+def _as_float32(array) -> jax.Array:
+    if isinstance(array, jax.core.Tracer):
+        return array.astype(jnp.float32)
+    return jnp.array(array, jnp.float32)
+
+
+def _natural(path: str) -> list:
+    """Sort key: layer numbers by value, not by digits."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.split("/")]

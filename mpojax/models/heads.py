@@ -1,0 +1,93 @@
+"""Sentence vectors and the classification head."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mpojax import layers, mpo
+from mpojax.layers.dropout import dropout, split_or_none
+from mpojax.models import config as config_lib
+from mpojax.models.config import EncoderConfig
+from mpojax.models.encoder import Encoder
+
+
+def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    """Hidden states (batch, length, hidden) -> sentence vectors (batch, hidden).
+
+    By `encoder.config.pooling`; "mean" leaves padding out, and a row of padding alone gives zeros.
+
+    Raises:
+      ValueError: the pooling is "none".
+    """
+    kind = encoder.config.pooling
+    if kind == "pooler":
+        return jnp.tanh(encoder.pooler(hidden[:, 0]))
+    if kind == "first":
+        return hidden[:, 0]
+    if kind == "none":
+        raise ValueError("pooling='none' makes no sentence vector; choose pooler, mean or first.")
+    if attention_mask is None:
+        attention_mask = jnp.ones(hidden.shape[:2], bool)
+    weights = attention_mask.astype(bool).astype(jnp.float32)[..., None]
+    total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
+    count = jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+    return (total / count).astype(hidden.dtype)
+
+
+class SequenceClassifier(nnx.Module):
+    """Encoder, sentence vector, dropout, linear head."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        shapes: Mapping[str, mpo.MPOShape] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Random parameters; `shapes` as in `Encoder`, and `head`.
+
+        Raises:
+          ValueError: `config.num_labels` is None, or shapes that do not fit.
+        """
+        if config.num_labels is None:
+            raise ValueError("a SequenceClassifier needs config.num_labels.")
+        shapes = config_lib.checked_shapes(config, shapes)
+        self.config = config
+        self.shape_items = tuple(sorted(shapes.items()))
+        self.encoder = Encoder(config, shapes, rngs=rngs)
+        self.head = layers.linear(
+            config.hidden_size, config.num_labels, shapes.get("head"), dtype=config.dtype, rngs=rngs
+        )
+
+    @property
+    def shapes(self) -> dict[str, mpo.MPOShape]:
+        """MPO shapes by matrix path; matrices that are not named are dense."""
+        return dict(self.shape_items)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits (batch, num_labels), float32; arguments as in `Encoder`."""
+        encoder_key, head_key = split_or_none(dropout_key, 2)
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key)
+        rate = self.config.classifier_dropout
+        rate = self.config.dropout if rate is None else rate
+        vector = dropout(pool(self.encoder, hidden, attention_mask), rate, head_key)
+        return self.head(vector).astype(jnp.float32)
+
+
+def build(
+    config: EncoderConfig,
+    shapes: Mapping[str, mpo.MPOShape] | None = None,
+    *,
+    rngs: nnx.Rngs,
+) -> Encoder | SequenceClassifier:
+    """A random `SequenceClassifier` where `config.num_labels` is set, else an `Encoder`."""
+    kind = Encoder if config.num_labels is None else SequenceClassifier
+    return kind(config, shapes, rngs=rngs)
