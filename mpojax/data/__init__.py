@@ -1,0 +1,18 @@
+"""Data: tasks, tokenizers and batches that are a pure function of (seed, step)."""
+
+from mpojax.data.pipeline import EvalData, TrainData
+from mpojax.data.tasks import TASKS, load_task
+from mpojax.data.text_classification import Split, TextTask, from_arrays, from_files
+from mpojax.data.tokenizer import Tokenizer
+
+__all__ = [
+    "TASKS",
+    "EvalData",
+    "Split",
+    "TextTask",
+    "Tokenizer",
+    "TrainData",
+    "from_arrays",
+    "from_files",
+    "load_task",
+]

@@ -1,0 +1,122 @@
+"""Text to padded token arrays, through the `tokenizers` library."""
+
+from collections.abc import Sequence
+import json
+import os
+import pathlib
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+
+class Tokenizer:
+    """A model folder's own tokenizer with explicit padding and truncation.
+
+    Files carry settings of their own (a saved tokenizer.json often truncates at the length of its last use);
+    these are always overridden by the `max_length` of the call.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, pad_token: str = "[PAD]"):
+        pad_id = backend.token_to_id(pad_token)
+        if pad_id is None:
+            raise ValueError(
+                f"the tokenizer has no token {pad_token!r}; pass pad_token= with its padding token"
+            )
+        self._backend = backend
+        self.pad_token, self.pad_id = pad_token, pad_id
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike, pad_token: str | None = None) -> "Tokenizer":
+        """Loads `tokenizer.json`, or else `vocab.txt` (WordPiece), of a model folder.
+
+        Raises:
+          FileNotFoundError: the folder has neither file; names the folder and both files.
+          ValueError: a file is corrupt, or the padding token is unknown.
+        """
+        folder = pathlib.Path(folder)
+        settings = _read_settings(folder / "tokenizer_config.json")
+        if (folder / "tokenizer.json").is_file():
+            path = folder / "tokenizer.json"
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(path))
+            except Exception as error:  # the library raises bare Exception
+                raise ValueError(f"{path} is not a readable tokenizer file: {error}") from error
+        elif (folder / "vocab.txt").is_file():
+            backend = _word_piece(folder / "vocab.txt", settings.get("do_lower_case", True))
+        else:
+            raise FileNotFoundError(
+                f"no tokenizer.json and no vocab.txt in {folder}; a tokenizer folder needs one of them"
+            )
+        configured = settings.get("pad_token", "[PAD]")
+        if isinstance(configured, dict):  # written so by older versions of transformers
+            configured = configured["content"]
+        return cls(backend, pad_token or configured)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size()
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode([int(i) for i in ids])
+
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128
+    ) -> dict[str, np.ndarray]:
+        """Encodes texts, or text pairs, to fixed length.
+
+        Returns:
+          int32 arrays (N, max_length): input_ids, attention_mask (1 = real token), token_type_ids. Too long
+          inputs lose tokens at the end, of the longer one in a pair.
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts must be a sequence of strings, not one string: pass [text]")
+        special = self._backend.num_special_tokens_to_add(pairs is not None)
+        if max_length <= special:
+            raise ValueError(
+                f"max_length={max_length} leaves no room for text beside {special} special tokens"
+            )
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(f"{len(texts)} texts but {len(pairs)} pairs; lengths must be equal")
+        self._backend.enable_truncation(max_length=max_length, strategy="longest_first")
+        self._backend.enable_padding(
+            length=max_length, pad_id=self.pad_id, pad_token=self.pad_token
+        )
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self._backend.encode_batch(inputs)
+        fields = {
+            "input_ids": "ids",
+            "attention_mask": "attention_mask",
+            "token_type_ids": "type_ids",
+        }
+        return {
+            name: np.array([getattr(e, field) for e in encodings], np.int32).reshape(-1, max_length)
+            for name, field in fields.items()
+        }
+
+
+def _read_settings(path: pathlib.Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _word_piece(path: pathlib.Path, lower_case: bool) -> tokenizers.Tokenizer:
+    words = path.read_text(encoding="utf-8").splitlines()
+    vocabulary = {word: index for index, word in enumerate(words)}
+    missing = [t for t in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if t not in vocabulary]
+    if missing:
+        raise ValueError(f"{path} lacks the special tokens {missing}; it is not a BERT vocabulary")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    return backend

@@ -1,0 +1,1 @@
+"""Methods of papers: compositions of kernels, layers, models and training."""

@@ -1,0 +1,48 @@
+"""Training: config -> state -> step -> hooks, with one loop."""
+
+from mpojax.training.checkpoints import Checkpoints
+from mpojax.training.evaluation import Evaluator, accuracy, classify
+from mpojax.training.hooks import (
+    Call,
+    Checkpoint,
+    Evaluate,
+    Hook,
+    Progress,
+    StopOnSignal,
+    restore_best,
+)
+from mpojax.training.loop import FitResult, Loop, fit
+from mpojax.training.metrics import MetricsWriter
+from mpojax.training.optimizer import default_config, make_optimizer
+from mpojax.training.sharding import Rules, make_mesh, state_shardings
+from mpojax.training.state import TrainState, roles
+from mpojax.training.step import NonFiniteLossError, TrainStep
+from mpojax.training.workdir import Workdir
+
+__all__ = [
+    "Call",
+    "Checkpoint",
+    "Checkpoints",
+    "Evaluate",
+    "Evaluator",
+    "FitResult",
+    "Hook",
+    "Loop",
+    "MetricsWriter",
+    "NonFiniteLossError",
+    "Progress",
+    "Rules",
+    "StopOnSignal",
+    "TrainState",
+    "TrainStep",
+    "Workdir",
+    "accuracy",
+    "classify",
+    "default_config",
+    "fit",
+    "make_mesh",
+    "make_optimizer",
+    "restore_best",
+    "roles",
+    "state_shardings",
+]

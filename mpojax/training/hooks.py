@@ -1,0 +1,282 @@
+"""What happens between steps: a small protocol, and the hooks every run needs."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import rich.console
+import rich.progress
+from absl import logging
+from jax.experimental import multihost_utils
+
+from mpojax.data import pipeline
+from mpojax.training import checkpoints as checkpoints_lib
+from mpojax.training import evaluation
+from mpojax.training import state as state_lib
+
+if TYPE_CHECKING:
+    from mpojax.training.loop import Loop
+
+
+class Hook:
+    """Base class; every method may be left out.
+
+    A hook may read everything of the loop, write metrics (`loop.log`), replace the state or the step function,
+    shapes included (`loop.replace`), and stop the run (`loop.request_stop`). Facts that must survive a restart
+    go through `state_dict`; a hook that changed shapes rebuilds them in `load_state_dict`, which runs before the
+    arrays are restored.
+
+    Attributes:
+      name: key of its facts in the checkpoint; unique among the hooks of a run.
+      order: hooks run by ascending order; equal ones as given.
+    """
+
+    name = ""
+    order = 0
+
+    def restore(self, loop: "Loop") -> None:
+        """Before anything else: may set `loop.state` to a saved one."""
+
+    def begin(self, loop: "Loop") -> None:
+        """Before the first step of this process; `loop.step` is already the restored one."""
+
+    def after_step(self, loop: "Loop") -> None:
+        """After each step; `loop.step` steps are finished."""
+
+    def end(self, loop: "Loop") -> None:
+        """After the last step, or a requested stop; not after an error."""
+
+    def close(self) -> None:
+        """Always, also after an error: frees files and handlers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able facts for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, loop: "Loop", saved: dict[str, Any]) -> None:
+        """Takes the facts of the checkpoint that is about to be restored."""
+
+
+class Evaluate(Hook):
+    """Evaluates every `every` steps and after the last; logs `<name>/<metric>`.
+
+    Args:
+      name: of the split, e.g. "dev".
+      data: what to evaluate on.
+      evaluator: predictions and metrics.
+      every: steps between evaluations; 0 = only after the last step.
+      best: metric by which the best state is kept in the run's folder `best-<name>`; None keeps none.
+      higher_is_better: direction of `best`. The first of equals wins.
+      at_start: also before the first step.
+
+    Attributes:
+      last: metrics of the latest evaluation.
+      best_value, best_step: of the best one so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: pipeline.EvalData,
+        evaluator: evaluation.Evaluator,
+        every: int = 0,
+        *,
+        best: str | None = None,
+        higher_is_better: bool = True,
+        at_start: bool = False,
+    ):
+        self.name, self.data, self.evaluator, self.every = name, data, evaluator, every
+        self.best, self.higher_is_better, self.at_start = best, higher_is_better, at_start
+        self.last: dict[str, float] = {}
+        self.best_value: float | None = None
+        self.best_step: int | None = None
+        self._checkpoints: checkpoints_lib.Checkpoints | None = None
+
+    def begin(self, loop: "Loop") -> None:
+        if self.best is not None:
+            folder = loop.need_folder(f"Evaluate(best={self.best!r})") / f"best-{self.name}"
+            self._checkpoints = checkpoints_lib.Checkpoints(folder)
+        if self.at_start and loop.step == 0:
+            self._evaluate(loop)
+
+    def after_step(self, loop: "Loop") -> None:
+        if (self.every and loop.step % self.every == 0) or loop.step == loop.steps:
+            self._evaluate(loop)
+
+    def close(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last, "best_value": self.best_value, "best_step": self.best_step}
+
+    def load_state_dict(self, loop: "Loop", saved: dict[str, Any]) -> None:
+        self.last = dict(saved["last"])
+        self.best_value, self.best_step = saved["best_value"], saved["best_step"]
+
+    def _evaluate(self, loop: "Loop") -> None:
+        with loop.untimed():
+            self.last = self.evaluator(loop.state, self.data, loop.mesh)
+            loop.log({f"{self.name}/{key}": value for key, value in self.last.items()})
+            if self.best is not None:
+                self._keep_best(loop)
+
+    def _keep_best(self, loop: "Loop") -> None:
+        if self.best not in self.last:
+            raise ValueError(f"no metric {self.best!r} to keep the best by; has {sorted(self.last)}")
+        value, sign = self.last[self.best], 1 if self.higher_is_better else -1
+        if self.best_value is None or sign * value > sign * self.best_value:
+            self.best_value, self.best_step = value, loop.step
+            loop.flush()  # a state whose loss is not finite is never saved
+            self._checkpoints.save(loop.state)
+
+
+class Checkpoint(Hook):
+    """Saves every `every` steps and at the end or a requested stop; restores the latest at the start."""
+
+    name, order = "checkpoint", 90
+
+    def __init__(self, every: int = 0, keep_last: int = 1):
+        self.every, self.keep_last = every, keep_last
+        self._checkpoints: checkpoints_lib.Checkpoints | None = None
+
+    def restore(self, loop: "Loop") -> None:
+        folder = loop.need_folder("Checkpoint") / "checkpoints"
+        self._checkpoints = checkpoints_lib.Checkpoints(folder, self.keep_last)
+        if self._checkpoints.latest_step() is None:
+            return
+        saved = self._checkpoints.extra()["hooks"]
+        for hook in loop.hooks:
+            if hook.name in saved:
+                hook.load_state_dict(loop, saved[hook.name])
+        loop.replace(state=self._checkpoints.restore(loop.state))
+        logging.info("restored step %d from %s", int(loop.state.step), folder)
+
+    def after_step(self, loop: "Loop") -> None:
+        if self.every and loop.step % self.every == 0:
+            self._save(loop)
+
+    def end(self, loop: "Loop") -> None:
+        self._save(loop)
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+
+    def _save(self, loop: "Loop") -> None:
+        with loop.untimed():
+            loop.flush()  # metrics up to here are on disk, and the loss is finite
+            facts = {hook.name: hook.state_dict() for hook in loop.hooks if hook.name}
+            self._checkpoints.save(loop.state, {"hooks": facts})
+
+
+class StopOnSignal(Hook):
+    """SIGTERM or Ctrl-C ends the run after the current step: saved, and resumable; a second one at once.
+
+    In a run of several processes, jax.distributed catches SIGTERM itself and makes all processes agree on the step.
+    """
+
+    name, order = "stop_on_signal", 80
+
+    def __init__(self):
+        self._received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def begin(self, loop: "Loop") -> None:
+        if jax.process_count() > 1:
+            return
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        except ValueError:
+            logging.warning("not the main thread: a signal will end this run without saving")
+
+    def after_step(self, loop: "Loop") -> None:
+        if jax.process_count() > 1:
+            if multihost_utils.reached_preemption_sync_point(loop.step):
+                loop.request_stop("preempted")
+        elif self._received is not None:
+            loop.request_stop(self._received)
+
+    def close(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = signal.Signals(number).name
+        self.close()
+
+
+class Progress(Hook):
+    """A progress bar with remaining time on a terminal; elsewhere a line now and then. Process 0 only.
+
+    Args:
+      description: what is going on, e.g. "dense, seed 0".
+      every_seconds: between two lines where there is no terminal.
+    """
+
+    name, order = "progress", 100
+
+    def __init__(self, description: str = "training", every_seconds: float = 15.0):
+        self.description, self.every_seconds = description, every_seconds
+        self._bar: rich.progress.Progress | None = None
+        self._task = self._last_line = None
+
+    def begin(self, loop: "Loop") -> None:
+        self._start, self._first = time.perf_counter(), loop.step
+        self._last_line = self._start
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = rich.progress.Progress(
+                *rich.progress.Progress.get_default_columns(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TextColumn("{task.fields[loss]}"),
+                console=rich.console.Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self.description, total=loop.steps, completed=loop.step, loss=""
+            )
+
+    def after_step(self, loop: "Loop") -> None:
+        loss = loop.last_metrics.get("loss")
+        text = "" if loss is None else f"loss {loss:.4f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=loop.step, loss=text)
+            return
+        now = time.perf_counter()
+        done = loop.step == loop.steps
+        if jax.process_index() != 0 or not (done or now - self._last_line >= self.every_seconds):
+            return
+        self._last_line = now
+        left = (now - self._start) / (loop.step - self._first) * (loop.steps - loop.step)
+        logging.info(
+            "%s: step %d of %d, %s, %.0f s left", self.description, loop.step, loop.steps, text, left
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class Call(Hook):
+    """Calls a function `(loop)` every `every` steps: the short way to a hook of one's own."""
+
+    def __init__(self, function: Callable[["Loop"], None], every: int = 1):
+        self.function, self.every = function, every
+
+    def after_step(self, loop: "Loop") -> None:
+        if loop.step % self.every == 0:
+            self.function(loop)
+
+
+def restore_best(
+    folder: Any, state: state_lib.TrainState, name: str = "dev"
+) -> state_lib.TrainState:
+    """The state that `Evaluate(name, ..., best=...)` kept in a run's folder."""
+    with checkpoints_lib.Checkpoints(f"{folder}/best-{name}") as saved:
+        return saved.restore(state)

@@ -1,0 +1,296 @@
+"""The one training loop."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mpojax.training import hooks as hooks_lib
+from mpojax.training import metrics as metrics_lib
+from mpojax.training import sharding as sharding_lib
+from mpojax.training import state as state_lib
+from mpojax.training import step as step_lib
+
+
+class Data(Protocol):
+    """Batches as a pure function of the step; see `mpojax.data.TrainData`."""
+
+    batch_size: int  # rows of the global batch
+
+    def rows(self, step: int, rows: slice) -> Mapping[str, np.ndarray]:
+        """The named rows of batch `step`, counted from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a run ended with.
+
+    Attributes:
+      state: the final state, on the mesh.
+      stopped: why it ended before its last step (e.g. "SIGTERM"), or None.
+      metrics: latest value of every metric.
+      steps_run: steps of this process; less than all after a resume.
+      steps_per_second: without compilation, evaluation and saving; None when no step could be timed.
+      compile_seconds: tracing, compilation and first execution.
+      train_seconds: of the timed steps.
+      traces: how often the step was traced.
+    """
+
+    state: state_lib.TrainState
+    stopped: str | None
+    metrics: dict[str, float]
+    steps_run: int
+    steps_per_second: float | None
+    compile_seconds: float
+    train_seconds: float
+    traces: int
+
+    @property
+    def interrupted(self) -> bool:
+        return self.stopped is not None
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the state, JSON-able."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "state"]
+        return {name: getattr(self, name) for name in names} | {"step": int(self.state.step)}
+
+
+class Loop:
+    """A run in progress, as hooks see it.
+
+    Attributes:
+      state: after `step` steps; its buffers are donated to the next step, so keep no reference.
+      step, steps: finished steps and their planned number.
+      step_function: the compiled step.
+      mesh, rules: where arrays live.
+      folder: the run's folder, or None.
+      hooks: all hooks of the run.
+      last_metrics: latest fetched value of every metric (those of a step are fetched one step late).
+    """
+
+    def __init__(
+        self,
+        state: state_lib.TrainState,
+        step_function: step_lib.TrainStep,
+        data: Data,
+        *,
+        steps: int,
+        mesh: Mesh,
+        rules: sharding_lib.Rules,
+        hooks: Sequence[hooks_lib.Hook],
+        folder: pathlib.Path | None,
+        log_every: int,
+    ):
+        self.data, self.steps, self.mesh, self.rules = data, steps, mesh, rules
+        self.step_function, self.folder, self.log_every = step_function, folder, log_every
+        self.hooks = sorted(hooks, key=lambda hook: hook.order)
+        self.last_metrics: dict[str, float] = {}
+        self.stopped: str | None = None
+        self._pending: tuple[int, dict] | None = None
+        self._writer: metrics_lib.MetricsWriter | None = None
+        self._untimed_seconds = 0.0
+        self._untimed_depth = 0
+        self._rows = sharding_lib.local_rows(data.batch_size, mesh)
+        self.replace(state=state)
+
+    def replace(
+        self,
+        state: state_lib.TrainState | None = None,
+        step_function: step_lib.TrainStep | None = None,
+    ) -> None:
+        """Puts another state, shapes included, or step function in place.
+
+        A new state is put on the mesh by the rules; the step is compiled again only if something changed.
+        """
+        if step_function is not None:
+            self.step_function = step_function
+        if state is not None:
+            shardings = sharding_lib.state_shardings(state, self.mesh, self.rules)
+            self.state = sharding_lib.place(state, shardings)
+            self.step_function.reset()
+        self.step = int(self.state.step)
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Writes metrics of the current step."""
+        self.flush()
+        self.last_metrics |= {name: float(value) for name, value in values.items()}
+        if self._writer is not None:
+            self._writer.write(self.step, values)
+
+    def flush(self) -> None:
+        """Fetches the metrics of the last step now instead of one step late.
+
+        Raises:
+          NonFiniteLossError: the loss of that step is NaN or infinite.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise step_lib.NonFiniteLossError(
+                f"the loss of step {step} is {loss}; nothing was saved since. Lower the learning rate, "
+                "raise warmup_steps, lower clip_norm, or look at the data of that step"
+            )
+        if step % self.log_every == 0 or step == self.steps:
+            values = {name: float(value) for name, value in metrics.items()}
+            self.last_metrics |= values
+            if self._writer is not None:
+                self._writer.write(step, values)
+        else:
+            self.last_metrics["loss"] = loss
+
+    def request_stop(self, reason: str) -> None:
+        """Ends the run after the current step's hooks."""
+        self.stopped = self.stopped or reason
+
+    def need_folder(self, who: str) -> pathlib.Path:
+        if self.folder is None:
+            raise ValueError(f"{who} needs a folder to save in; pass fit(..., folder=...)")
+        return self.folder
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Keeps what runs inside out of the measured speed."""
+        jax.block_until_ready(self.state)
+        start = time.perf_counter()
+        self._untimed_depth += 1
+        try:
+            yield
+        finally:
+            self._untimed_depth -= 1
+            if self._untimed_depth == 0:
+                self._untimed_seconds += time.perf_counter() - start
+
+    def run(self) -> FitResult:
+        """Runs to the last step or a requested stop."""
+        try:
+            with jax.set_mesh(self.mesh):
+                return self._run()
+        finally:
+            for hook in reversed(self.hooks):
+                hook.close()
+            if self._writer is not None:
+                self._writer.close()
+
+    def _run(self) -> FitResult:
+        for hook in self.hooks:
+            hook.restore(self)
+        if self.step > self.steps:
+            raise ValueError(f"the restored run is at step {self.step}, beyond steps={self.steps}")
+        if self.folder is not None:
+            self._writer = metrics_lib.MetricsWriter(self.folder, self.step)
+        for hook in self.hooks:
+            hook.begin(self)
+        first, self._untimed_seconds = self.step, 0.0
+        start = time.perf_counter()
+        timed_steps, compile_seconds, traces = self._steps()
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start - compile_seconds - self._untimed_seconds
+        self.flush()
+        for hook in self.hooks:
+            hook.end(self)
+        return FitResult(
+            state=self.state,
+            stopped=self.stopped if self.step < self.steps else None,
+            metrics=dict(self.last_metrics),
+            steps_run=self.step - first,
+            steps_per_second=timed_steps / seconds if timed_steps else None,
+            compile_seconds=compile_seconds,
+            train_seconds=seconds,
+            traces=traces,
+        )
+
+    def _steps(self) -> tuple[int, float, int]:
+        """All steps; returns (steps that were not compiled, seconds of those that were, traces)."""
+        timed_steps, compile_seconds, traces = 0, 0.0, 0
+        batch = self._batch()
+        while self.step < self.steps and self.stopped is None:
+            function = self.step_function
+            traces_before, seconds_before = function.traces, function.compile_seconds
+            self.state, metrics = function(self.state, batch)
+            self.step += 1
+            if function.traces == traces_before:
+                timed_steps += 1
+            traces += function.traces - traces_before
+            compile_seconds += function.compile_seconds - seconds_before
+            if self.step < self.steps:
+                batch = self._batch()  # while the device works
+            self.flush()  # the step before: fetched late, so that the device never waits
+            self._pending = (self.step, metrics)
+            for hook in self.hooks:
+                hook.after_step(self)
+        return timed_steps, compile_seconds, traces
+
+    def _batch(self) -> dict:
+        if self.step >= self.steps:
+            return {}
+        rows = self.data.rows(self.step, self._rows)
+        return sharding_lib.place_batch(rows, self.data.batch_size, self.mesh)
+
+
+def fit(
+    state: state_lib.TrainState,
+    loss_fn: step_lib.LossFunction,
+    data: Data,
+    *,
+    optimizer: Any,
+    steps: int,
+    mesh: Mesh | None = None,
+    rules: sharding_lib.Rules = sharding_lib.Rules(),
+    hooks: Sequence[hooks_lib.Hook] = (),
+    folder: str | pathlib.Path | None = None,
+    log_every: int = 10,
+    accumulate: int = 1,
+    prepare: Callable[[nnx.Module], Any] | None = None,
+) -> FitResult:
+    """Trains to `steps` steps, resuming from the folder's checkpoint where there is one.
+
+    A run that was interrupted and resumed on the same mesh gives the same bits as one that was not.
+
+    Args:
+      state: initial state; see `TrainState.create`. Its buffers are donated.
+      loss_fn: (model, batch, key) -> (mean loss, {metric: scalar}).
+      data: batches by step.
+      optimizer: the one that made the state's optimizer state.
+      steps: total number, earlier processes of the run included.
+      mesh: default: all devices on `data`.
+      rules: how parameters are split over the mesh.
+      hooks: see `mpojax.training.hooks`; without a `Checkpoint` nothing is saved or resumed.
+      folder: of metrics and checkpoints; None writes nothing.
+      log_every: steps between two lines of training metrics.
+      accumulate: micro-batches per step; see `TrainStep`.
+      prepare: once-per-step preparation of the model; see `TrainStep`.
+
+    Raises:
+      NonFiniteLossError: the loss of a step is NaN or infinite; names the step.
+      ValueError: batch and mesh, checkpoint and model, or rules and model do not fit.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    if log_every < 1:
+        raise ValueError(f"log_every={log_every} must be at least 1")
+    names = [hook.name for hook in hooks if hook.name]
+    if len(set(names)) != len(names):
+        raise ValueError(f"hooks of one run need different names; got {sorted(names)}")
+    loop = Loop(
+        state,
+        step_lib.TrainStep(loss_fn, optimizer, accumulate=accumulate, prepare=prepare),
+        data,
+        steps=steps,
+        mesh=mesh or sharding_lib.make_mesh(),
+        rules=rules,
+        hooks=hooks,
+        folder=None if folder is None else pathlib.Path(folder).expanduser().absolute(),
+        log_every=log_every,
+    )
+    return loop.run()

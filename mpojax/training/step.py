@@ -1,0 +1,149 @@
+"""The whole training step as one compiled program."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mpojax.training import state as state_lib
+
+# (model, batch, key) -> (scalar loss, {name: scalar})
+LossFunction = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became NaN or infinite."""
+
+
+class TrainStep:
+    """`step(state, batch) -> (state, metrics)`, compiled once per set of shapes.
+
+    The state's buffers are donated: use only the returned state. Gradients are taken over `state.trainable`
+    alone, so that the compiler drops the gradients of everything frozen.
+
+    Args:
+      loss_fn: (model, batch, key) -> (loss, metrics): the mean loss over the batch.
+      optimizer: optax transformation.
+      accumulate: number of micro-batches whose gradients are averaged in one step.
+      prepare: optional differentiable (model) -> prepared, done once per step however many micro-batches there
+        are, e.g. the rebuilding of dense weights from cores; `loss_fn` then gets its result as `model`. What it
+        returns must be a pytree whose floating leaves may all be differentiated.
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        optimizer: optax.GradientTransformation,
+        *,
+        accumulate: int = 1,
+        prepare: Callable[[nnx.Module], Any] | None = None,
+    ):
+        if accumulate < 1:
+            raise ValueError(f"accumulate={accumulate} must be at least 1")
+        self.loss_fn, self.optimizer = loss_fn, optimizer
+        self.accumulate, self.prepare = accumulate, prepare
+        self.traces = 0  # how often the step was traced, thus compiled
+        self.compile_seconds = 0.0  # time of calls that traced, first execution included
+        self._compiled = None
+
+    def __call__(self, state: state_lib.TrainState, batch: dict) -> tuple:
+        if self._compiled is None:
+            # Output shardings equal the input's, else the second step would compile again.
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            self._compiled = jax.jit(
+                self._step, donate_argnums=0, out_shardings=(shardings, None)
+            )
+        before, start = self.traces, time.perf_counter()
+        result = self._compiled(state, batch)
+        if self.traces != before:
+            jax.block_until_ready(result)
+            self.compile_seconds += time.perf_counter() - start
+        return result
+
+    def reset(self) -> None:
+        """Forgets the compiled program: needed when the state's shapes or shardings change."""
+        self._compiled = None
+
+    def _step(self, state: state_lib.TrainState, batch: dict) -> tuple:
+        self.traces += 1
+        gradients, loss, metrics = self._gradients(state, batch)
+        updates, optimizer_state = self.optimizer.update(
+            gradients, state.optimizer, state.trainable
+        )
+        metrics = dict(metrics) | {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        if hasattr(self.optimizer, "learning_rate"):
+            metrics["learning_rate"] = jnp.asarray(
+                self.optimizer.learning_rate(state.step), jnp.float32
+            )
+        new_state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            trainable=optax.apply_updates(state.trainable, updates),
+            optimizer=optimizer_state,
+        )
+        return new_state, metrics
+
+    def _gradients(self, state: state_lib.TrainState, batch: dict) -> tuple:
+        """(gradients of trainable, mean loss, mean metrics)."""
+        key = state.step_key()
+        build = state.definition.merge if self.prepare is None else self._prepared(state)
+        if self.accumulate == 1 and self.prepare is None:
+
+            def loss_of(trainable):
+                return self.loss_fn(build(trainable, state.frozen), batch, key)
+
+            (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+            return gradients, loss, metrics
+        if self.prepare is None:
+            variables, pull_back = state.trainable, lambda cotangents: (cotangents,)
+        else:
+            variables, pull_back = jax.vjp(lambda t: build(t, state.frozen), state.trainable)
+        gradients, loss, metrics = self._accumulated(state, variables, batch, key)
+        return pull_back(gradients)[0], loss, metrics
+
+    def _prepared(self, state: state_lib.TrainState) -> Callable:
+        return lambda trainable, frozen: self.prepare(state.definition.merge(trainable, frozen))
+
+    def _accumulated(self, state, variables, batch: dict, key: jax.Array) -> tuple:
+        """Averages over micro-batches; rows are dealt out so that each device keeps its own."""
+        count = self.accumulate
+        for name, array in batch.items():
+            if array.shape[0] % count:
+                raise ValueError(
+                    f"{name}: {array.shape[0]} rows cannot be split into accumulate={count} parts"
+                )
+        parts = {n: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1) for n, a in batch.items()}
+
+        def loss_of(variables, part, part_key):
+            model = variables
+            if self.prepare is None:
+                model = state.definition.merge(variables, state.frozen)
+            return self.loss_fn(model, part, part_key)
+
+        def one(total, inputs):
+            index, part = inputs
+            value, gradients = jax.value_and_grad(loss_of, has_aux=True)(
+                variables, part, jax.random.fold_in(key, index)
+            )
+            return jax.tree.map(jnp.add, total, (gradients, value)), None
+
+        first = jax.tree.map(lambda a: a[0], parts)
+        value = jax.eval_shape(loss_of, variables, first, key)
+        zeros = jax.tree.map(_zeros, (variables, value))
+        total, _ = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
+        gradients, (loss, metrics) = jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
+        return gradients, loss, metrics
+
+
+def _zeros(x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"a metric, or a leaf that prepare returned, has dtype {x.dtype}; averaging over "
+            "micro-batches allows floating ones only"
+        )
+    return jnp.zeros(x.shape, x.dtype)

@@ -1,0 +1,211 @@
+"""The folder of one run: what it is, with which versions it ran, and how it ended."""
+
+import datetime
+import hashlib
+import json
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from mpojax.data import files
+
+_PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
+
+
+class Workdir:
+    """A run's folder, checked and claimed before any work starts.
+
+    Holds `config.json`, `versions.json` (an entry per start), `metrics.jsonl`, TensorBoard events, `checkpoints/`
+    and, once finished, `result.json`. The same config on the same folder resumes.
+
+    Args:
+      path: absent, empty, or the folder of the same run.
+      config: the run's whole config; its fingerprint tells experiments apart.
+
+    Raises:
+      ValueError: the folder holds another experiment; says what differs and how to mend it.
+      OSError: it cannot be written.
+    """
+
+    def __init__(self, path: str | pathlib.Path, config: Mapping[str, Any]):
+        self.path = pathlib.Path(path).expanduser().absolute()
+        self.config = plain(config)
+        self.resuming = False
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                self._claim()
+            except (OSError, ValueError) as error:
+                problem = error
+        self._agree(problem)
+
+    @property
+    def finished(self) -> bool:
+        """Whether `result.json` is there, thus nothing is left to do."""
+        return (self.path / "result.json").is_file()
+
+    def read_result(self) -> dict:
+        return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes `result.json`, by which a run counts as finished (process 0 only)."""
+        if jax.process_index() == 0:
+            self.write_json("result.json", result)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes one JSON file of the run, whole or not at all."""
+        files.write_atomic(self.path / name, json.dumps(plain(content), indent=2) + "\n")
+
+    def _claim(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            present = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+        except OSError as error:
+            raise files.explain(error, self.path) from error
+        if "config.json" in present:
+            self._compare()
+            self.resuming = True
+        elif present:
+            raise ValueError(
+                f"workdir {self.path} is not empty and holds no run (it has {sorted(present)[:5]}); "
+                "choose a new or empty folder"
+            )
+        else:
+            self.write_json("config.json", self.config)
+        self.write_json("versions.json", [*self._starts(), versions()])
+        if self.finished:
+            logging.info("%s is finished: see %s", self.path, self.path / "result.json")
+        elif self.resuming:
+            logging.info("%s holds this run already: resuming", self.path)
+
+    def _compare(self) -> None:
+        try:
+            there = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{self.path / 'config.json'} is not valid JSON ({error}); choose another workdir"
+            ) from error
+        if fingerprint(there) == fingerprint(self.config):
+            return
+        changes = differences(there, self.config)
+        raise ValueError(
+            f"workdir {self.path} holds another experiment; it differs in:\n  "
+            + "\n  ".join(changes[:10])
+            + (f"\n  ... and {len(changes) - 10} more" if len(changes) > 10 else "")
+            + "\nUse another --workdir, or the config of that run (config.json there)."
+        )
+
+    def _starts(self) -> list:
+        path = self.path / "versions.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        except json.JSONDecodeError:
+            logging.warning("%s is not valid JSON; starting it anew", path)
+            return []
+
+    def _agree(self, problem: Exception | None) -> None:
+        """All processes go on, or none."""
+        if jax.process_count() > 1:
+            verdict = np.array([problem is None, self.resuming], np.int32)
+            good, resuming = multihost_utils.broadcast_one_to_all(verdict)
+            self.resuming = bool(resuming)
+            if not good and problem is None:
+                raise ValueError(f"process 0 refused the workdir {self.path}; see its message")
+        if problem is not None:
+            raise problem
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a config's canonical JSON."""
+    text = json.dumps(plain(config), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines `key: old there, new here` for every entry in which two configs differ."""
+    old, new = _leaves(plain(old)), _leaves(plain(new))
+    absent = "(absent)"
+    return [
+        f"{key}: {old.get(key, absent)!r} there, {new.get(key, absent)!r} here"
+        for key in sorted(set(old) | set(new))
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types.
+
+    Raises:
+      ValueError: it holds something that JSON cannot express.
+    """
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, (np.generic, jax.Array)) and np.ndim(value) == 0:
+        return np.asarray(value).item()
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"cannot write {value!r} of type {type(value).__name__} as JSON")
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its config."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    if packages["mpojax"] is None:
+        from mpojax import version  # run from a checkout that is not installed
+
+        packages["mpojax"] = version.__version__
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "revision": _revision(),
+        "processes": jax.process_count(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "device_count": jax.device_count(),
+    }
+
+
+def _revision() -> str | None:
+    """Git revision of a checkout, with a mark when files were changed; None when installed."""
+    folder = pathlib.Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}.{key}" if prefix else key)
+    return leaves
