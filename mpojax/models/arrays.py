@@ -51,8 +51,8 @@ def from_arrays(
     _check_coverage(entries, arrays)
     filled = []
     for path, variable, layer_range in entries:
-        parts = [_as_float32(arrays[name]) for name, _ in _logical_names(path, layer_range)]
-        value = parts[0] if layer_range is None else jnp.stack(parts)
+        parts = [arrays[name] for name, _ in _logical_names(path, layer_range)]
+        value = _stacked(parts) if layer_range is not None else _as_float32(parts[0])
         filled.append((path, variable.replace(value)))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
@@ -156,6 +156,12 @@ def _check_coverage(entries, arrays: Mapping):
             problems.append(f"not floating point: {name} is {array.dtype}")
     if problems:
         raise ValueError("arrays do not fit the model:\n  " + "\n  ".join(problems))
+
+
+def _stacked(parts: list) -> jax.Array:
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return jnp.array(np.stack(parts), jnp.float32)  # On the host: no compilation.
+    return jnp.stack([_as_float32(part) for part in parts])
 
 
 def _as_float32(array) -> jax.Array:

@@ -1,0 +1,26 @@
+"""Models in and out: Hugging Face folders, weight files, dense <-> MPO.
+
+model = interop.load_pretrained("path/or/hub-id")
+small, report = interop.compress(model, [(".*/(query|key|value|out|up|down)", dict(bond=64))])
+interop.save_pretrained(small, "folder")
+interop.export_huggingface(interop.merge(small), "other-folder")
+"""
+
+from mpojax.interop.pretrained import export_huggingface, load_pretrained, save_pretrained
+from mpojax.interop.report import CompressionReport, MatrixRow
+from mpojax.interop.rules import Settings
+from mpojax.interop.safe_weights import read_weights, write_folder
+from mpojax.interop.surgery import compress, merge
+
+__all__ = [
+    "CompressionReport",
+    "MatrixRow",
+    "Settings",
+    "compress",
+    "export_huggingface",
+    "load_pretrained",
+    "merge",
+    "read_weights",
+    "save_pretrained",
+    "write_folder",
+]

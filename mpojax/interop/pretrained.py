@@ -1,0 +1,219 @@
+"""Folders with models: load any supported one, save ours, export to Hugging Face."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from mpojax import models, mpo
+from mpojax.interop import huggingface
+from mpojax.interop.safe_weights import (
+    WEIGHTS_NAME,
+    check_finite,
+    read_checkpoint,
+    read_metadata,
+    write_folder,
+)
+
+CONFIG_NAME = "config.json"
+FORMAT_VERSION = 1
+_PRODUCER = "mpojax"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+
+
+def load_pretrained(source: str | os.PathLike) -> models.Encoder | models.SequenceClassifier:
+    """Loads a model from a folder written by `save_pretrained` or a Hugging Face BERT folder.
+
+    Args:
+      source: folder with config.json and safetensors weights; or, where no such folder exists, a
+        hub id `owner/name`, which needs the optional package huggingface_hub and a network.
+
+    Raises:
+      FileNotFoundError: no such folder, no config.json, no weights.
+      ValueError: an unsupported architecture or setting, weights that do not fit name by name,
+        corrupt or non-finite weights, or weights in a pickle format.
+      ImportError: a hub id without huggingface_hub.
+    """
+    folder = _local_folder(source)
+    content = _read_config(folder)
+    tensors = read_checkpoint(folder)
+    check_finite(tensors, str(folder))
+    if "mpojax" in content:
+        return _from_own_folder(folder, content["mpojax"], tensors)
+    config, arrays = huggingface.import_bert(content, tensors, str(folder))
+    return models.from_arrays(config, {}, arrays)
+
+
+def save_pretrained(model: models.Encoder | models.SequenceClassifier, folder: str | os.PathLike):
+    """Writes config.json and model.safetensors (logical names, cores as they are); atomic.
+
+    Raises:
+      FileExistsError: the folder holds something that this library did not write.
+      ValueError: weights that are NaN or infinite.
+      OSError: the folder cannot be written or the disk is full; what was there is kept.
+    """
+    folder = pathlib.Path(folder)
+    _check_ours(folder)
+    arrays = models.to_arrays(model)
+    check_finite(arrays, "the model")
+    description = {
+        "format_version": FORMAT_VERSION,
+        "encoder": dataclasses.asdict(model.config),
+        "shapes": {path: shape.to_dict() for path, shape in model.shapes.items()},
+    }
+    fingerprint = _fingerprint(arrays, description)
+    content = {"model_type": "mpojax", "mpojax": {**description, "fingerprint": fingerprint}}
+    metadata = {"producer": _PRODUCER, "fingerprint": fingerprint}
+    write_folder(folder, arrays, metadata, {CONFIG_NAME: _json(content)})
+
+
+def export_huggingface(
+    model: models.Encoder | models.SequenceClassifier,
+    folder: str | os.PathLike,
+    *,
+    tokenizer_from: str | os.PathLike | None = None,
+):
+    """Writes a folder that `transformers.AutoModel.from_pretrained` loads; atomic.
+
+    Args:
+      model: a dense model; `merge` one in MPO form first.
+      folder: new, empty, or written by this library before.
+      tokenizer_from: folder whose tokenizer files are copied along.
+
+    Raises:
+      ValueError: the model has MPO matrices, no counterpart in transformers, or non-finite weights.
+      FileExistsError: the folder holds something that this library did not write.
+      FileNotFoundError: `tokenizer_from` holds no tokenizer files.
+      OSError: the folder cannot be written or the disk is full; what was there is kept.
+    """
+    if model.shapes:
+        raise ValueError(
+            f"the model has {len(model.shapes)} matrices in MPO form (such as "
+            f"{next(iter(model.shapes))}), which transformers cannot load. Make it dense first: "
+            "export_huggingface(merge(model), folder)."
+        )
+    folder = pathlib.Path(folder)
+    _check_ours(folder)
+    arrays = models.to_arrays(model)
+    check_finite(arrays, "the model")
+    content, tensors = huggingface.export_bert(model.config, arrays)
+    texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
+    if tokenizer_from is not None:
+        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from)))
+    # transformers requires the entry "format".
+    write_folder(folder, tensors, {"format": "pt", "producer": _PRODUCER}, texts)
+
+
+def _local_folder(source: str | os.PathLike) -> pathlib.Path:
+    folder = pathlib.Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"{folder} is a file; give the folder that holds {CONFIG_NAME}.")
+    if not _HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(
+            f"there is no folder {folder}, and it does not look like a hub id (owner/name) either."
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            f"there is no folder {folder}. To fetch the hub model of that name: pip install "
+            "huggingface_hub."
+        ) from error
+    patterns = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"there is no folder {folder}, and the hub gave no model of that name: {error}"
+        ) from error
+
+
+def _read_config(folder: pathlib.Path) -> dict:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {CONFIG_NAME}; a model folder has {CONFIG_NAME} and {WEIGHTS_NAME}."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}.")
+    return content
+
+
+def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has format version {version!r}; this version of mpojax reads "
+            f"{FORMAT_VERSION}. Update mpojax, or save the model again with the version you have."
+        )
+    if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get("fingerprint"):
+        raise ValueError(
+            f"{CONFIG_NAME} and {WEIGHTS_NAME} in {folder} are not from the same save; copy both "
+            "files of one save."
+        )
+    try:
+        config = models.EncoderConfig(**content["encoder"])
+        shapes = {path: mpo.MPOShape.from_dict(s) for path, s in content["shapes"].items()}
+        return models.from_arrays(config, shapes, tensors)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{folder} is not a complete mpojax model: {error}") from error
+
+
+def _check_ours(folder: pathlib.Path):
+    """Refuses a folder with content that `write_folder` did not make."""
+    if not folder.is_dir():
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        return
+    try:
+        ours = read_metadata(folder / WEIGHTS_NAME).get("producer") == _PRODUCER
+    except (FileNotFoundError, ValueError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{folder} holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}, not a model "
+            "saved by mpojax; choose a new or empty folder. Nothing has been changed."
+        )
+
+
+def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
+    """Ties config.json and the weights of one save together."""
+    digest = hashlib.blake2b(_json(description).encode(), digest_size=16)
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
+
+
+def _tokenizer_files(folder: pathlib.Path) -> dict[str, bytes]:
+    found = {
+        name: (folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file()
+    }
+    if not found:
+        raise FileNotFoundError(
+            f"tokenizer_from={folder} holds none of {', '.join(_TOKENIZER_FILES)}."
+        )
+    return found
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

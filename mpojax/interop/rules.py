@@ -1,0 +1,200 @@
+"""Compression rules: (regular expression over matrix paths, settings), checked before any work."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from mpojax import mpo
+
+GAUGES = ("central", "left", "right", "symmetric", "identity")
+FORMS = ("mpo", "low_rank")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the matrices of one rule are written as chains.
+
+    Attributes:
+      bond: cap for every bond.
+      bonds: one value for each bond.
+      rank: low rank, W = A B with this inner size: the two-core chain with factors of 1.
+      tolerance: smallest bonds with a guaranteed relative error of at most this.
+      cores: number of cores (5 where factor lists are automatic).
+      in_factors, out_factors: factor lists; products above the size mean zero-padding.
+      gauge: one of `GAUGES`; "identity" needs full bonds.
+      form: "mpo", or "low_rank" for the two-core chain with its rank from a cap or the budget.
+    """
+
+    bond: int | None = None
+    bonds: tuple[int, ...] | None = None
+    rank: int | None = None
+    tolerance: float | None = None
+    cores: int | None = None
+    in_factors: tuple[int, ...] | None = None
+    out_factors: tuple[int, ...] | None = None
+    gauge: str = "central"
+    form: str = "mpo"
+
+    def __post_init__(self):
+        sized = [n for n in ("bond", "bonds", "rank", "tolerance") if getattr(self, n) is not None]
+        if len(sized) > 1:
+            raise ValueError(f"{' and '.join(sized)} exclude each other; give one of them.")
+        for name in ("bond", "rank", "cores"):
+            value = getattr(self, name)
+            if value is not None and not (_is_int(value) and value >= 1):
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+        for name in ("bonds", "in_factors", "out_factors"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, str) or not all(_is_int(v) and v >= 1 for v in value):
+                raise ValueError(f"{name}={value!r} must be a list of integers of at least 1.")
+            object.__setattr__(self, name, tuple(value))
+        if self.tolerance is not None and not 0.0 <= self.tolerance < 1.0:
+            raise ValueError(f"tolerance={self.tolerance!r} must lie in [0, 1).")
+        if self.gauge not in GAUGES:
+            raise ValueError(f"gauge={self.gauge!r} must be one of {', '.join(GAUGES)}.")
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r} must be one of {', '.join(FORMS)}.")
+        if (self.in_factors is None) != (self.out_factors is None):
+            raise ValueError("in_factors and out_factors go together; give both or neither.")
+        if self.in_factors is not None and self.cores not in (None, len(self.in_factors)):
+            raise ValueError(
+                f"cores={self.cores} contradicts factor lists of {len(self.in_factors)}."
+            )
+        if self.is_low_rank and (self.cores is not None or self.in_factors is not None):
+            raise ValueError(
+                "low rank is always the two-core chain: leave out cores and factor lists."
+            )
+        if self.gauge == "identity" and sized:
+            raise ValueError(f"gauge='identity' is exact only at full bonds; leave out {sized[0]}.")
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the chain is the two-core one."""
+        return self.rank is not None or self.form == "low_rank"
+
+    @property
+    def leaves_bonds_open(self) -> bool:
+        """Whether a budget may choose the bonds."""
+        return self.bond is None and self.bonds is None and self.rank is None
+
+    def full_shape(self, in_features: int, out_features: int) -> mpo.MPOShape:
+        """The chain at full bonds for a matrix of this size."""
+        if self.is_low_rank:
+            return mpo.MPOShape.low_rank(in_features, out_features)
+        if self.in_factors is not None:
+            return mpo.MPOShape(
+                self.in_factors,
+                self.out_factors,
+                in_features=in_features,
+                out_features=out_features,
+            )
+        return mpo.MPOShape.balanced(in_features, out_features, n=self.cores or 5)
+
+    def cut(self, full: mpo.MPOShape) -> mpo.MPOShape:
+        """`full` with the bonds that the settings fix; unchanged where they fix none."""
+        if self.rank is not None:
+            return full.with_bonds(self.rank)
+        if self.bonds is not None:
+            return full.with_bonds(self.bonds)
+        return full if self.bond is None else full.with_bonds(self.bond)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One matrix to compress: its settings, the full chain, and the chain with fixed bonds."""
+
+    path: str
+    settings: Settings
+    full: mpo.MPOShape
+    cut: mpo.MPOShape
+
+
+def resolve(
+    rules: Sequence[tuple[str, Mapping]],
+    sizes: Mapping[str, tuple[int, int]],
+    already_mpo: Mapping[str, mpo.MPOShape],
+    default_bond: int | None = None,
+) -> list[Target]:
+    """Matches rules against the matrices of a model.
+
+    Args:
+      rules: (regular expression, settings); an expression must match a whole matrix path.
+      sizes: {matrix path: (in_features, out_features)} of the model.
+      already_mpo: shapes of matrices that are in MPO form.
+      default_bond: cap for rules that say nothing about bonds.
+
+    Returns:
+      Targets in model order.
+
+    Raises:
+      ValueError: anything wrong with the rules; see the message.
+    """
+    if isinstance(rules, str | bytes | Mapping) or not len(rules):
+        raise ValueError(f"rules={rules!r} must be a non-empty list of (pattern, settings) pairs.")
+    owner: dict[str, tuple[str, Settings]] = {}
+    for rule in rules:
+        pattern, settings = _parse(rule)
+        if default_bond is not None and settings.leaves_bonds_open and settings.tolerance is None:
+            settings = dataclasses.replace(settings, bond=default_bond)
+        matched = [path for path in sizes if re.fullmatch(pattern, path)]
+        if not matched:
+            raise ValueError(
+                f"rule {pattern!r} matches no matrix. It must match a whole path; this model has "
+                f"{_examples(sizes)}."
+            )
+        for path in matched:
+            if path in owner:
+                raise ValueError(
+                    f"rules {owner[path][0]!r} and {pattern!r} both match {path}; make them "
+                    "exclude each other."
+                )
+            if path in already_mpo:
+                raise ValueError(
+                    f"{path}, matched by rule {pattern!r}, is in MPO form already; merge(model) "
+                    "makes it dense again."
+                )
+            owner[path] = (pattern, settings)
+    return [_target(path, *owner[path], sizes[path]) for path in sizes if path in owner]
+
+
+def _parse(rule) -> tuple[str, Settings]:
+    if isinstance(rule, str) or len(rule) != 2:
+        raise ValueError(f"rule {rule!r} must be a pair (pattern, settings).")
+    pattern, settings = rule
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"rule {pattern!r} is not a regular expression: {error}.") from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"rule {pattern!r}: settings {settings!r} must be a dict.")
+    known = {field.name for field in dataclasses.fields(Settings)}
+    if unknown := sorted(set(settings) - known):
+        raise ValueError(
+            f"rule {pattern!r} has unknown settings {', '.join(map(str, unknown))}; known are "
+            f"{', '.join(sorted(known))}."
+        )
+    try:
+        return pattern, Settings(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rule {pattern!r}: {error}") from error
+
+
+def _target(path: str, pattern: str, settings: Settings, size: tuple[int, int]) -> Target:
+    try:
+        full = settings.full_shape(*size)
+        return Target(path, settings, full, settings.cut(full))
+    except ValueError as error:
+        raise ValueError(
+            f"rule {pattern!r} does not fit {path} ({size[0]} x {size[1]}): {error}"
+        ) from error
+
+
+def _examples(sizes: Mapping[str, tuple[int, int]]) -> str:
+    seen = dict.fromkeys(re.sub(r"layers/\d+/", "layers/<i>/", path) for path in sizes)
+    return ", ".join(seen)
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

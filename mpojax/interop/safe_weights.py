@@ -1,0 +1,224 @@
+"""Weight files: safetensors only, read whole or not at all, written atomically; never pickle."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_HOW_TO_CONVERT = (
+    "This library never unpickles, because a pickle file can run any program. Convert it once, "
+    'where you trust it: python -c "import transformers; '
+    "transformers.AutoModel.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')\" "
+    "writes model.safetensors."
+)
+
+
+def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The safetensors files of a checkpoint folder: one, or the shards that its index names.
+
+    Raises:
+      ValueError: only files that would need unpickling, or a broken index.
+      FileNotFoundError: no weights at all, or shards are missing.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / WEIGHTS_NAME).is_file():
+        return [folder / WEIGHTS_NAME]
+    if (folder / INDEX_NAME).is_file():
+        files = [folder / name for name in sorted(set(_read_index(folder / INDEX_NAME).values()))]
+        if lost := [file.name for file in files if not file.is_file()]:
+            raise FileNotFoundError(f"{folder} lacks the shards {', '.join(lost)} of {INDEX_NAME}.")
+        return files
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+    if found:
+        raise ValueError(
+            f"{folder} holds its weights only as {', '.join(found)}, not as {WEIGHTS_NAME}. "
+            f"{_HOW_TO_CONVERT}"
+        )
+    raise FileNotFoundError(f"{folder} holds no weights: expected {WEIGHTS_NAME} or {INDEX_NAME}.")
+
+
+def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint folder, from one file or from shards.
+
+    Raises:
+      ValueError: see `find_weight_files` and `read_weights`; or the shards do not hold exactly the
+        tensors that the index promises, each once.
+    """
+    files = find_weight_files(folder)
+    if files[0].name == WEIGHTS_NAME:
+        return read_weights(files[0])
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        part = read_weights(file)
+        if twice := sorted(set(part) & set(tensors)):
+            raise ValueError(f"{file} repeats tensors of another shard: {', '.join(twice)}.")
+        tensors.update(part)
+    index = pathlib.Path(folder) / INDEX_NAME
+    promised = set(_read_index(index))
+    if promised != set(tensors):
+        missing, surplus = sorted(promised - set(tensors)), sorted(set(tensors) - promised)
+        raise ValueError(
+            f"{index} does not match its shards: missing {missing}, surplus {surplus}. Download "
+            "the checkpoint again."
+        )
+    return tensors
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of one safetensors file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a pickle format, or a corrupt or truncated file.
+    """
+    path = pathlib.Path(path)
+    if path.suffix in _PICKLE_SUFFIXES:
+        raise ValueError(f"{path} is not a safetensors file. {_HOW_TO_CONVERT}")
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The text entries in the header of a safetensors file; raises as `read_weights` does."""
+    with _opened(pathlib.Path(path)) as file:
+        return file.metadata() or {}
+
+
+def is_floating(array: np.ndarray) -> bool:
+    """Whether the dtype is floating point, bfloat16 included."""
+    return np.issubdtype(array.dtype, np.floating) or array.dtype == ml_dtypes.bfloat16
+
+
+def check_finite(tensors: Mapping[str, np.ndarray], where: str):
+    """Raises a ValueError that names every tensor with a NaN or an infinity."""
+    bad = []
+    for name, tensor in tensors.items():
+        if is_floating(tensor) and not (finite := np.isfinite(tensor)).all():
+            bad.append(
+                f"{name} ({tensor.size - np.count_nonzero(finite)} of {tensor.size} numbers)"
+            )
+    if bad:
+        raise ValueError(
+            f"{where} holds weights that are NaN or infinite: {', '.join(bad)}. The checkpoint is "
+            "damaged or its training diverged; use an earlier one."
+        )
+
+
+def write_folder(
+    folder: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    texts: Mapping[str, str | bytes],
+):
+    """Writes model.safetensors and other small files into a folder: all of them or none.
+
+    Everything goes to temporary files in the same folder first and is renamed at the end, the
+    weights last.
+
+    Args:
+      folder: made where it does not exist.
+      tensors: what model.safetensors holds.
+      metadata: text entries of its header.
+      texts: content of the other files, by name.
+
+    Raises:
+      OSError: the folder cannot be written or the disk is full; what was there is kept.
+    """
+    folder = pathlib.Path(folder)
+    writers: dict[str, Callable[[pathlib.Path], None]] = {
+        name: lambda path, content=content: _write_text(path, content)
+        for name, content in texts.items()
+    }
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    writers[WEIGHTS_NAME] = lambda path: safetensors.numpy.save_file(
+        contiguous, path, dict(metadata)
+    )
+    made = not folder.exists()
+    temporary: dict[str, pathlib.Path] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            temporary[name] = _temporary_file(folder)
+            write(temporary[name])
+            _flush(temporary[name])
+        for name in writers:
+            os.replace(temporary[name], folder / name)
+    except (OSError, safetensors.SafetensorError) as error:
+        number, reason = _system_error(error)
+        raise OSError(
+            number,
+            f"could not write to {folder}: {reason}. Nothing that was there has been changed; free "
+            "some space or choose another folder",
+        ) from error
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Only where it is still empty.
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a valid index of shards: {error!r}.") from error
+    # Names come from a file: nothing outside the folder may be opened through them.
+    if outside := sorted({f for f in names.values() if pathlib.PurePath(f).name != f}):
+        raise ValueError(f"{path} names shards outside its folder: {', '.join(outside)}.")
+    return names
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file at {path}.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}. It "
+            "is corrupt or was cut short; copy or download it again."
+        ) from error
+
+
+def _temporary_file(folder: pathlib.Path) -> pathlib.Path:
+    descriptor, name = tempfile.mkstemp(prefix=".mpojax-", suffix=".tmp", dir=folder)
+    os.close(descriptor)
+    # mkstemp makes private files; a saved model has the permissions of any other new file.
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)
+    return pathlib.Path(name)
+
+
+def _write_text(path: pathlib.Path, content: str | bytes):
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def _flush(path: pathlib.Path):
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _system_error(error: Exception) -> tuple[int, str]:
+    """Number and text of the system error; safetensors wraps it into a text of its own."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, error.strerror or str(error)
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found.group(1)) if found else errno.EIO
+    return number, os.strerror(number) if found else str(error)
