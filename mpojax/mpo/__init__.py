@@ -1,0 +1,60 @@
+"""Kernels on matrix product operators (MPO, tensor-train matrices): pure functions on cores.
+
+A matrix W (in_features, out_features) is a chain of cores T_k of shape (d_{k-1}, i_k, j_k, d_k).
+The central core, index (n - 1) // 2, holds most numbers; the others are auxiliary. Low rank
+(truncated SVD) is the chain of two cores with factor lists (in, 1) and (1, out), through the same
+functions.
+"""
+
+from mpojax.mpo.allocate import allocate
+from mpojax.mpo.apply import Prepared, apply, apply_prepared, prepare, shape_from_cores
+from mpojax.mpo.canonical import (
+    canonicalize,
+    canonicalize_with_spectra,
+    slice_bonds,
+    truncate,
+)
+from mpojax.mpo.contract import to_matrix
+from mpojax.mpo.decompose import decompose, decompose_with_spectra, identity_cores
+from mpojax.mpo.embed import embed
+from mpojax.mpo.plan import STRATEGIES, Machine, Plan, plan
+from mpojax.mpo.shape import MPOShape
+from mpojax.mpo.spectra import (
+    bond_spectra,
+    bonds_for_tolerance,
+    entanglement_entropy,
+    local_errors,
+    pool_spectra,
+    relative_error,
+    truncation_error_bound,
+)
+
+__all__ = [
+    "STRATEGIES",
+    "MPOShape",
+    "Machine",
+    "Plan",
+    "Prepared",
+    "allocate",
+    "apply",
+    "apply_prepared",
+    "bond_spectra",
+    "bonds_for_tolerance",
+    "canonicalize",
+    "canonicalize_with_spectra",
+    "decompose",
+    "decompose_with_spectra",
+    "embed",
+    "entanglement_entropy",
+    "identity_cores",
+    "local_errors",
+    "plan",
+    "pool_spectra",
+    "prepare",
+    "relative_error",
+    "shape_from_cores",
+    "slice_bonds",
+    "to_matrix",
+    "truncate",
+    "truncation_error_bound",
+]

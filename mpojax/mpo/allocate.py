@@ -1,0 +1,118 @@
+"""Choosing the bonds of many matrices under one budget of parameters."""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpojax.mpo.shape import MPOShape
+
+
+def allocate(
+    shapes: Sequence[MPOShape],
+    spectra: Sequence[Sequence[np.ndarray]],
+    budget: int,
+    counts: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+) -> list[MPOShape]:
+    """Cuts bonds one by one, always where the error grows least for each parameter saved.
+
+    Lowering bond k of a matrix by one adds its smallest kept squared singular value, relative to
+    the squared norm of the matrix, to the squared error bound, and saves d_{k-1} a_k + a_{k+1}
+    d_{k+1} numbers with the current neighbours (mpo specification, section 6).
+
+    Args:
+      shapes: starting shapes, usually at full bonds.
+      spectra: for each shape, the singular values of each of its bonds, descending.
+      budget: largest sum of count * num_params over all matrices.
+      counts: how many matrices each entry stands for (layers that share their bonds, with spectra
+        from `pool_spectra`); default 1 each.
+      weights: importance of each entry's relative squared error; default its count.
+
+    Returns:
+      The shapes with reduced bonds; their parameters sum to at most `budget`.
+
+    Raises:
+      ValueError: the budget is below what all bonds at 1 need, or the inputs do not match.
+    """
+    shapes = list(shapes)
+    counts = list(counts) if counts is not None else [1] * len(shapes)
+    weights = list(weights) if weights is not None else counts
+    _check(shapes, spectra, counts, weights)
+    smallest = sum(c * s.with_bonds(1).num_params for c, s in zip(counts, shapes, strict=True))
+    if budget < smallest:
+        raise ValueError(
+            f"budget of {budget} parameters is below the {smallest} that all bonds at 1 need."
+        )
+    chains = [_Chain(*fields) for fields in zip(shapes, spectra, counts, weights, strict=True)]
+    total = sum(chain.size for chain in chains)
+    heap = [(chain.price(k), c, k) for c, chain in enumerate(chains) for k in chain.cuttable()]
+    heapq.heapify(heap)
+    while total > budget:
+        price, c, k = heapq.heappop(heap)
+        chain = chains[c]
+        if not chain.can_cut(k):
+            continue
+        if (now := chain.price(k)) != price:  # a neighbour has changed since it was priced
+            heapq.heappush(heap, (now, c, k))
+            continue
+        total -= chain.cut(k)
+        for near in (k - 1, k, k + 1):
+            if chain.can_cut(near):
+                heapq.heappush(heap, (chain.price(near), c, near))
+    return [chain.shape.with_bonds(tuple(chain.bonds[1:-1])) for chain in chains]
+
+
+class _Chain:
+    """Current bonds of one matrix and what cutting each by one costs; bonds are 1-based."""
+
+    def __init__(self, shape, spectra, count, weight):
+        self.shape, self.count = shape, count
+        self.bonds, self.sites = [1, *shape.bond_dims, 1], shape.site_sizes
+        squares = [np.asarray(s, np.float64) ** 2 for s in spectra]
+        norm = max((s.sum() for s in squares), default=0.0)
+        self.losses = [weight * s / norm if norm > 0 else s for s in squares]
+        self.size = count * shape.num_params
+
+    def cuttable(self):
+        return [k for k in range(1, len(self.bonds) - 1) if self.can_cut(k)]
+
+    def can_cut(self, k):
+        """Whether bond k exists, is above 1, and its neighbours fit through a smaller one."""
+        if not 0 < k < len(self.bonds) - 1 or self.bonds[k] == 1:
+            return False
+        smaller = self.bonds[k] - 1
+        return (
+            self.bonds[k - 1] <= smaller * self.sites[k - 1]
+            and self.bonds[k + 1] <= smaller * self.sites[k]
+        )
+
+    def saving(self, k):
+        """Numbers saved by lowering bond k by one."""
+        left = self.bonds[k - 1] * self.sites[k - 1]
+        return self.count * (left + self.sites[k] * self.bonds[k + 1])
+
+    def price(self, k):
+        """Squared error added for each number saved."""
+        return float(self.losses[k - 1][self.bonds[k] - 1]) / self.saving(k)
+
+    def cut(self, k):
+        saved = self.saving(k)
+        self.bonds[k] -= 1
+        return saved
+
+
+def _check(shapes, spectra, counts, weights):
+    if not len(shapes) == len(spectra) == len(counts) == len(weights):
+        raise ValueError(
+            f"shapes, spectra, counts and weights must have one entry for each matrix, got "
+            f"{len(shapes)}, {len(spectra)}, {len(counts)} and {len(weights)}."
+        )
+    for shape, values in zip(shapes, spectra, strict=True):
+        lengths = tuple(len(s) for s in values)
+        if len(lengths) != shape.num_cores - 1 or any(
+            have < bond for have, bond in zip(lengths, shape.bond_dims, strict=True)
+        ):
+            raise ValueError(
+                f"spectra of lengths {lengths} do not cover the bonds {shape.bond_dims}."
+            )

@@ -1,0 +1,127 @@
+"""Rows of a table in MPO form: by digits, or from the rebuilt table, whichever is cheaper."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpojax.mpo import contract
+from mpojax.mpo.shape import MPOShape
+
+# Digit look-up gathers one slice of every core for each token; tokens go through in blocks of about
+# this many gathered numbers, so that memory stays bounded.
+_BLOCK_NUMBERS = 2**22
+METHODS = ("lookup", "rebuild")
+
+
+def embed(cores, ids, shape: MPOShape, method: str | None = None):
+    """Rows `ids` of the table (in_features, out_features) that `cores` stand for.
+
+    A row index is split into mixed-radix digits; digit k picks a slice of core k, and the slices
+    are multiplied. The table is never built unless that is cheaper for this many tokens.
+
+    Args:
+      cores: n arrays (d_{k-1}, i_k, j_k, d_k).
+      ids: integers (...), in 0..in_features - 1; jax clamps others.
+      shape: factor lists and bonds; static.
+      method: "lookup", "rebuild", or None to choose by cost.
+
+    Returns:
+      (..., out_features), equal to to_matrix(cores, shape)[ids].
+
+    Raises:
+      ValueError: unknown method.
+    """
+    cores, tokens = tuple(cores), max(1, math.prod(ids.shape))
+    method = method or cheaper_embedding(shape, tokens)
+    if method not in METHODS:
+        raise ValueError(f"unknown embedding method {method!r}; use one of {METHODS}.")
+    if method == "rebuild":
+        return jnp.take(contract.to_matrix(cores, shape), ids, axis=0, mode="clip")
+    return _lookup(cores, ids.reshape(-1), shape).reshape(*ids.shape, shape.out_features)
+
+
+def cheaper_embedding(shape: MPOShape, tokens: int) -> str:
+    """ "lookup" or "rebuild": compares what both read and multiply for `tokens` rows."""
+    lookup = tokens * (lookup_multiply_adds(shape) + _GATHER_WEIGHT * _slice_numbers(shape))
+    return "lookup" if lookup < rebuild_multiply_adds(shape) else "rebuild"
+
+
+# A gathered number costs about as much as this many multiply-adds of a large product.
+_GATHER_WEIGHT = 4
+
+
+def lookup_multiply_adds(shape: MPOShape) -> int:
+    """Multiply-adds of one row by digits: both sides first, then the central slice."""
+    left, centre, right = _side_shapes(shape)
+    total = sum(_side_cost(side) for side in (left, right))
+    columns = math.prod(j for _, _, j, _ in left)
+    p, _, j, q = centre
+    rest = math.prod(j for _, _, j, _ in right)
+    return total + columns * p * j * q + columns * j * q * rest
+
+
+def rebuild_multiply_adds(shape: MPOShape) -> int:
+    """Multiply-adds of rebuilding the whole table in the better order."""
+    groups = list(contract.group_shapes(shape))
+    total = _side_merges(shape)
+    from_right = not contract.left_first(groups)
+    while len(groups) > 1:
+        at = len(groups) - 2 if from_right else 0
+        (p, i, j, q), (_, k, m, r) = groups[at : at + 2]
+        total += p * i * j * q * k * m * r
+        groups[at : at + 2] = [(p, i * k, j * m, r)]
+    return total
+
+
+def _lookup(cores, ids, shape):
+    block = max(1, min(ids.shape[0], _BLOCK_NUMBERS // max(1, _slice_numbers(shape))))
+    blocks = -(-ids.shape[0] // block)
+    padded = jnp.pad(ids, (0, blocks * block - ids.shape[0])).reshape(blocks, block)
+    # Slices are gathered again in the backward pass instead of being kept for every token.
+    rows = jax.checkpoint(lambda ids: _rows(cores, ids, shape))
+    table = rows(padded[0])[None] if blocks == 1 else jax.lax.map(rows, padded)
+    return table.reshape(blocks * block, -1)[: ids.shape[0], : shape.out_features]
+
+
+def _rows(cores, ids, shape):
+    digits = np.array(
+        [math.prod(shape.in_factors[k + 1 :]) for k in range(shape.num_cores)], np.int32
+    )
+    slices = [
+        jnp.take(core, ids // digits[k] % shape.in_factors[k], axis=1, mode="clip").swapaxes(0, 1)
+        for k, core in enumerate(cores)
+    ]  # (T, p, j, q) each
+    state = slices[0][:, 0]  # (T, columns so far, bond)
+    for piece in slices[1:]:
+        state = jnp.einsum("Tcp,Tpjq->Tcjq", state, piece)
+        state = state.reshape(state.shape[0], -1, state.shape[-1])
+    return state[..., 0]
+
+
+def _slice_numbers(shape):
+    return sum(p * j * q for p, _, j, q in shape.core_shapes)
+
+
+def _side_shapes(shape):
+    cores, centre = shape.core_shapes, shape.central
+    return cores[:centre], cores[centre], cores[centre + 1 :]
+
+
+def _side_cost(side):
+    total, columns = 0, 1
+    for k, (p, _, j, q) in enumerate(side):
+        total += columns * p * j * q if k else 0
+        columns *= j
+    return total
+
+
+def _side_merges(shape):
+    total = 0
+    for side in (_side_shapes(shape)[0], _side_shapes(shape)[2]):
+        for at in range(1, len(side)):
+            p, i, j, q = contract.merged_shape(side[:at])
+            _, k, m, r = side[at]
+            total += p * i * j * q * k * m * r
+    return total

@@ -1,0 +1,290 @@
+"""Choosing how to multiply activations with a chain: a roofline over every strategy.
+
+| strategy            | what runs                                          | wins at               |
+| rebuild             | the matrix once, then one matmul                   | many tokens           |
+| two_groups          | cores merged into two, contracted with activations | few tokens            |
+| three_groups        | (L, C, R) contracted one after the other           | few tokens, tiny bond |
+| chain_left_to_right | all cores, one after the other from the left       | few tokens, tiny bond |
+| chain_right_to_left | the same from the right                            | few tokens, tiny bond |
+
+The number of multiply-adds alone misleads: a path with the fewest trades one compute-bound product
+for intermediates many times larger than the activations. So an operation costs
+max(FLOPs / peak, bytes / bandwidth) + transposed bytes / transpose bandwidth + a constant.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from mpojax.mpo import contract
+from mpojax.mpo.shape import MPOShape
+
+STRATEGIES = (
+    "rebuild",
+    "two_groups",
+    "three_groups",
+    "chain_left_to_right",
+    "chain_right_to_left",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Roofline constants. Only their ratios matter for the choice.
+
+    Attributes:
+      flops: floating-point operations per second of a large matmul.
+      bandwidth: bytes per second read or written by a fused operation.
+      transpose_bandwidth: bytes per second of a transpose in memory.
+      overhead: seconds for each operation, however small.
+    """
+
+    flops: float
+    bandwidth: float
+    transpose_bandwidth: float
+    overhead: float
+
+
+# CPU: fitted to two cores of a server processor, float32. GPU and TPU: data sheets of current
+# parts.
+MACHINES = {
+    "cpu": Machine(flops=160e9, bandwidth=40e9, transpose_bandwidth=4e9, overhead=4e-6),
+    "gpu": Machine(flops=60e12, bandwidth=3e12, transpose_bandwidth=1.5e12, overhead=4e-6),
+    "tpu": Machine(flops=60e12, bandwidth=1e12, transpose_bandwidth=0.4e12, overhead=2e-6),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Predicted cost of one strategy for all tokens.
+
+    Attributes:
+      strategy: its name.
+      variant: cut and direction for the strategies that have several, else ().
+      flops: floating-point operations (2 for a multiply-add).
+      bytes: bytes read and written.
+      transposed: bytes that are transposed in memory.
+      operations: number of operations.
+      saved: bytes kept for the backward pass; 0 in inference.
+      seconds: predicted time on the machine.
+    """
+
+    strategy: str
+    variant: tuple
+    flops: int
+    bytes: int
+    transposed: int
+    operations: int
+    saved: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The strategy chosen for a shape and a number of tokens, with the costs it was chosen by.
+
+    Hashable and static under `jax.jit`; `str(plan)` is a table.
+    """
+
+    shape: MPOShape
+    tokens: int
+    training: bool
+    prepared: bool
+    chosen: Cost
+    costs: tuple[Cost, ...]
+
+    @property
+    def strategy(self) -> str:
+        """Name of the chosen strategy."""
+        return self.chosen.strategy
+
+    def __str__(self) -> str:
+        kind = "training" if self.training else "prepared" if self.prepared else "inference"
+        dense = 2 * self.tokens * self.shape.padded_in_features * self.shape.padded_out_features
+        dense *= 3 if self.training else 1
+        lines = [
+            f"{self.shape.in_features} x {self.shape.out_features}, bonds {self.shape.bond_dims}, "
+            f"{self.tokens} tokens, {kind}",
+            f"  {'strategy':<21}{'MFLOP':>10}{'x dense':>9}{'MB':>9}"
+            f"{'saved MB':>10}{'est. us':>11}",
+        ]
+        for cost in sorted(self.costs, key=lambda c: c.seconds):
+            mark = "*" if cost == self.chosen else " "
+            lines.append(
+                f"{mark} {cost.strategy:<21}{cost.flops / 1e6:>10.2f}{cost.flops / dense:>9.2f}"
+                f"{cost.bytes / 1e6:>9.2f}{cost.saved / 1e6:>10.2f}{cost.seconds * 1e6:>11.1f}"
+            )
+        return "\n".join(lines)
+
+
+def plan(
+    shape: MPOShape,
+    *,
+    tokens: int,
+    training: bool = True,
+    prepared: bool = False,
+    strategy: str | None = None,
+    machine: Machine | str | None = None,
+) -> Plan:
+    """Chooses how to compute x @ W for W in MPO form; a pure function of static values.
+
+    Args:
+      shape: factor lists and bonds.
+      tokens: rows of x that share one call, the product of its leading axes.
+      training: count forward and backward (gradients of x and of all cores).
+      prepared: merging is paid beforehand by `prepare` and not counted; excludes `training`.
+      strategy: use this one whatever it costs.
+      machine: roofline constants, or the name of a preset; default: that of jax's backend.
+
+    Raises:
+      ValueError: unknown strategy or machine, tokens below 1, or training with prepared.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens is {tokens}; it must be at least 1.")
+    if strategy is not None and strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}; use one of {STRATEGIES}.")
+    if training and prepared:
+        raise ValueError("a prepared plan is for inference: pass training=False.")
+    machine = machine or jax.default_backend()
+    if isinstance(machine, str) and machine not in MACHINES:
+        raise ValueError(f"unknown machine {machine!r}; use one of {tuple(MACHINES)} or a Machine.")
+    machine = MACHINES[machine] if isinstance(machine, str) else machine
+    return _plan(shape, tokens, training, prepared, strategy, machine)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(shape, tokens, training, prepared, strategy, machine):
+    costs = []
+    for name in STRATEGIES:
+        variants = [
+            _cost(shape, tokens, training, prepared, name, v, machine)
+            for v in _variants(name, shape)
+        ]
+        if variants:
+            costs.append(min(variants, key=lambda cost: cost.seconds))
+    candidates = [cost for cost in costs if strategy in (None, cost.strategy)]
+    if not candidates:
+        raise ValueError(f"strategy {strategy!r} needs more than {shape.num_cores} core(s).")
+    chosen = min(candidates, key=lambda cost: cost.seconds)
+    return Plan(shape, tokens, training, prepared, chosen, tuple(costs))
+
+
+def _variants(strategy, shape):
+    """(cut, left to right) for two groups, (None, left to right) for three, () for the others."""
+    if strategy == "two_groups":
+        cuts = {shape.central, shape.central + 1} & set(range(1, shape.num_cores))
+        return [(cut, direction) for cut in sorted(cuts) for direction in (True, False)]
+    if strategy == "three_groups":
+        return [(None, True), (None, False)]
+    return [()]
+
+
+class _Ledger:
+    """Adds up operations in float32."""
+
+    def __init__(self, machine):
+        self.machine, self.seconds = machine, 0.0
+        self.flops = self.bytes = self.transposed = self.operations = 0
+
+    def matmul(self, rows, inner, columns, times=1):
+        flops = 2 * rows * inner * columns
+        moved = 4 * (rows * inner + inner * columns + rows * columns)
+        # Narrow products leave vector units idle.
+        speed = self.machine.flops * min(1.0, min(rows, columns, inner) / _NARROW)
+        seconds = max(flops / speed, moved / self.machine.bandwidth) + self.machine.overhead
+        self.seconds += times * seconds
+        self.flops += times * flops
+        self.bytes += times * moved
+        self.operations += times
+
+    def transpose(self, size, times=1):
+        self.transposed += times * 4 * size
+        self.bytes += times * 8 * size
+        self.operations += times
+        self.seconds += times * (
+            4 * size / self.machine.transpose_bandwidth + self.machine.overhead
+        )
+
+
+_NARROW = 8
+
+
+def _cost(shape, tokens, training, prepared, strategy, variant, machine):
+    ledger = _Ledger(machine)
+    if strategy == "rebuild":
+        _rebuild_cost(ledger, shape, tokens, training, prepared)
+    else:
+        _contraction_cost(ledger, shape, tokens, training, prepared, strategy, variant)
+    saved = 4 * tokens * shape.in_features if training else 0
+    return Cost(
+        strategy,
+        variant,
+        ledger.flops,
+        ledger.bytes,
+        ledger.transposed,
+        ledger.operations,
+        saved,
+        ledger.seconds,
+    )
+
+
+def _rebuild_cost(ledger, shape, tokens, training, prepared):
+    rows, columns = shape.padded_in_features, shape.padded_out_features
+    ledger.matmul(tokens, rows, columns, times=3 if training else 1)
+    if prepared:
+        return
+    groups = contract.group_shapes(shape)
+    from_right = not contract.left_first(groups)
+    _merge_cost(ledger, groups, from_right, training, rebuilds=2 if training else 1)
+    _sides_cost(ledger, shape, training)
+
+
+def _merge_cost(ledger, groups, from_right, training, rebuilds):
+    """Merging groups in one order; with `training` also its pull-back, two products for each."""
+    groups = list(groups)
+    while len(groups) > 1:
+        at = len(groups) - 2 if from_right else 0
+        (p, i, j, q), (_, k, m, r) = groups[at : at + 2]
+        ledger.matmul(p * i * j, q, k * m * r, times=rebuilds + (2 if training else 0))
+        ledger.transpose(p * i * j * k * m * r, times=rebuilds + (1 if training else 0))
+        groups[at : at + 2] = [(p, i * k, j * m, r)]
+
+
+def _sides_cost(ledger, shape, training, cut=None):
+    """Merging the cores of each side of the centre (or of the cut) from its outer end."""
+    cores, centre = shape.core_shapes, shape.central
+    left, right = (
+        (cores[:centre], cores[centre + 1 :]) if cut is None else (cores[:cut], cores[cut:])
+    )
+    for run, from_right in ((left, False), (right, True)):
+        _merge_cost(ledger, run, from_right, training, rebuilds=2 if training else 1)
+
+
+def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, variant):
+    if strategy == "two_groups":
+        cut, left_to_right = variant
+        runs = shape.core_shapes[:cut], shape.core_shapes[cut:]
+        groups = [contract.merged_shape(run) for run in runs]
+        if not prepared:
+            _sides_cost(ledger, shape, training, cut)
+            for group in groups:
+                ledger.transpose(math.prod(group), times=3 if training else 1)
+    elif strategy == "three_groups":
+        left_to_right = variant[1]
+        groups = contract.group_shapes(shape)
+        if not prepared:
+            _sides_cost(ledger, shape, training)
+    else:
+        left_to_right = strategy == "chain_left_to_right"
+        groups = shape.core_shapes
+    done, todo = 1, shape.padded_in_features
+    for p, i, j, q in groups if left_to_right else reversed(groups):
+        before, after = (p, q) if left_to_right else (q, p)
+        todo //= i
+        ledger.matmul(tokens * done * todo, before * i, j * after, times=4 if training else 1)
+        # One token through two groups needs no transpose; otherwise every step moves its state.
+        if strategy != "two_groups" or tokens > 1:
+            ledger.transpose(tokens * done * todo * j * after, times=3 if training else 1)
+        done *= j

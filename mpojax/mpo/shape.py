@@ -1,0 +1,209 @@
+"""The static description of a chain: factor lists, bond dimensions, counts."""
+
+import dataclasses
+import functools
+import math
+
+from mpojax.mpo import factors as factors_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class MPOShape:
+    """Factor lists and bond dimensions of a matrix in MPO form; hashable, static under `jax.jit`.
+
+    Core k has shape (d_{k-1}, i_k, j_k, d_k), d_0 = d_n = 1. Row-major digits: the first factor is
+    the slowest. Low rank is the chain with factor lists (in, 1) and (1, out); factors of 1 are
+    legal.
+
+    Attributes:
+      in_factors: i_1..i_n, the factors of the (padded) rows.
+      out_factors: j_1..j_n, the factors of the (padded) columns.
+      bonds: d_1..d_{n-1}, the inner bond dimensions; None on construction means full bonds. Stored
+        clipped so that d_k <= d_{k-1} i_k j_k and d_k <= i_{k+1} j_{k+1} d_{k+1}: a larger bond
+        would hold no more.
+      in_features: rows of the matrix before zero-padding, at most the product of `in_factors`.
+      out_features: columns before zero-padding, at most the product of `out_factors`.
+
+    Raises:
+      ValueError: lists of different lengths, a factor below 1, a bond below 1 or above its full
+        dimension, or features that the factors cannot hold.
+    """
+
+    in_factors: tuple[int, ...]
+    out_factors: tuple[int, ...]
+    bonds: tuple[int, ...] | None = None
+    in_features: int | None = None
+    out_features: int | None = None
+
+    def __post_init__(self):
+        set_field = functools.partial(object.__setattr__, self)
+        set_field("in_factors", _as_factors("in_factors", self.in_factors))
+        set_field("out_factors", _as_factors("out_factors", self.out_factors))
+        if len(self.in_factors) != len(self.out_factors):
+            raise ValueError(
+                f"in_factors {self.in_factors} and out_factors {self.out_factors} must have the "
+                "same length, one pair for each core; fill the shorter list up with factors of 1."
+            )
+        for name, list_name in (("in_features", "in_factors"), ("out_features", "out_factors")):
+            features, listed = getattr(self, name), getattr(self, list_name)
+            padded = math.prod(listed)
+            if features is None:
+                set_field(name, padded)
+            elif not 1 <= features <= padded:
+                raise ValueError(
+                    f"{name}={features} does not fit {list_name} {listed} with product {padded}: "
+                    f"it must lie in 1..{padded}. Choose factors with a larger product."
+                )
+        set_field("bonds", self._checked_bonds(self.bonds))
+
+    def _checked_bonds(self, bonds) -> tuple[int, ...]:
+        full = self.full_bond_dims
+        if bonds is None:
+            return full
+        bonds = tuple(int(bond) for bond in bonds)
+        if len(bonds) != len(full):
+            raise ValueError(
+                f"bonds {bonds} has {len(bonds)} entries; a chain of {self.num_cores} cores has "
+                f"{len(full)} inner bonds."
+            )
+        for k, (bond, limit) in enumerate(zip(bonds, full, strict=True), start=1):
+            if not 1 <= bond <= limit:
+                raise ValueError(
+                    f"bond {k} is {bond}, outside 1..{limit} for factor lists {self.in_factors} x "
+                    f"{self.out_factors}. Use with_bonds(cap) to cap all bonds at once."
+                )
+        bonds = [1, *bonds, 1]
+        for k, size in enumerate(self.site_sizes, start=1):
+            bonds[k] = min(bonds[k], bonds[k - 1] * size)
+        for k, size in reversed(list(enumerate(self.site_sizes))):
+            bonds[k] = min(bonds[k], bonds[k + 1] * size)
+        return tuple(bonds[1:-1])
+
+    @classmethod
+    def balanced(cls, in_features: int, out_features: int, n: int = 5) -> "MPOShape":
+        """Full-bond shape with automatic factor lists of length `n`, padded where needed."""
+        padded_in = factors_lib.padded_size(in_features, n)
+        padded_out = factors_lib.padded_size(out_features, n)
+        lists = factors_lib.balanced_factor_lists(padded_in, padded_out, n)
+        return cls(*lists, in_features=in_features, out_features=out_features)
+
+    @classmethod
+    def low_rank(cls, in_features: int, out_features: int, rank: int | None = None) -> "MPOShape":
+        """The two-core chain W = A B with A (in_features, rank) and B (rank, out_features)."""
+        shape = cls((in_features, 1), (1, out_features))
+        return shape if rank is None else shape.with_bonds((rank,))
+
+    def with_bonds(self, bonds: int | tuple[int, ...] | None) -> "MPOShape":
+        """The same factors with other bonds: a cap, one value each, or None for full bonds."""
+        if isinstance(bonds, int):
+            if bonds < 1:
+                raise ValueError(f"bond cap {bonds} must be at least 1.")
+            bonds = tuple(min(bonds, full) for full in self.full_bond_dims)
+        return dataclasses.replace(self, bonds=bonds)
+
+    @property
+    def num_cores(self) -> int:
+        """n, the number of cores."""
+        return len(self.in_factors)
+
+    @property
+    def central(self) -> int:
+        """Index of the central core, (n - 1) // 2."""
+        return (self.num_cores - 1) // 2
+
+    @property
+    def site_sizes(self) -> tuple[int, ...]:
+        """a_k = i_k * j_k."""
+        return tuple(i * j for i, j in zip(self.in_factors, self.out_factors, strict=True))
+
+    @property
+    def full_bond_dims(self) -> tuple[int, ...]:
+        """Largest useful bonds, min(a_1..a_k, a_{k+1}..a_n): the chain is exact there."""
+        sizes = self.site_sizes
+        return tuple(
+            min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(1, self.num_cores)
+        )
+
+    @property
+    def bond_dims(self) -> tuple[int, ...]:
+        """d_1..d_{n-1}, the inner bond dimensions."""
+        return self.bonds
+
+    @property
+    def core_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Shape (d_{k-1}, i_k, j_k, d_k) of every core."""
+        bonds = (1, *self.bonds, 1)
+        return tuple(
+            (bonds[k], i, j, bonds[k + 1])
+            for k, (i, j) in enumerate(zip(self.in_factors, self.out_factors, strict=True))
+        )
+
+    @property
+    def padded_in_features(self) -> int:
+        """Product of `in_factors`: rows after zero-padding."""
+        return math.prod(self.in_factors)
+
+    @property
+    def padded_out_features(self) -> int:
+        """Product of `out_factors`: columns after zero-padding."""
+        return math.prod(self.out_factors)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the matrix is smaller than the product of its factors."""
+        return (self.in_features, self.out_features) != (
+            self.padded_in_features,
+            self.padded_out_features,
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every bond is full, so that the chain can hold any matrix."""
+        return self.bonds == self.full_bond_dims
+
+    @property
+    def num_params(self) -> int:
+        """Numbers in all cores."""
+        return sum(math.prod(core) for core in self.core_shapes)
+
+    @property
+    def num_central_params(self) -> int:
+        """Numbers in the central core."""
+        return math.prod(self.core_shapes[self.central])
+
+    @property
+    def num_auxiliary_params(self) -> int:
+        """Numbers in the auxiliary cores."""
+        return self.num_params - self.num_central_params
+
+    @property
+    def num_dense_params(self) -> int:
+        """Numbers in the dense matrix, without padding."""
+        return self.in_features * self.out_features
+
+    @property
+    def ratio(self) -> float:
+        """num_params / num_dense_params: below 1 the chain saves storage."""
+        return self.num_params / self.num_dense_params
+
+    def to_dict(self) -> dict:
+        """A JSON-able description; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "MPOShape":
+        """Inverse of `to_dict`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(f"unknown MPOShape fields {unknown}; known are {sorted(known)}.")
+        tuples = ("in_factors", "out_factors", "bonds")
+        return cls(**{key: tuple(v) if key in tuples and v else v for key, v in fields.items()})
+
+
+def _as_factors(name, values) -> tuple[int, ...]:
+    values = tuple(int(value) for value in values)
+    if not values or min(values) < 1:
+        raise ValueError(
+            f"{name} must be a non-empty list of integers of at least 1, got {values}."
+        )
+    return values
