@@ -29,7 +29,7 @@ _TABLE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 
 def load() -> text_classification.TextTask:
-    """The task `vader_movie`: 8,460 / 1,070 / 1,038 sentences, label 1 = mean rating above zero.
+    """The task `vader_movie`: 8,463 / 1,069 / 1,036 sentences, label 1 = mean rating above zero.
 
     37 of the 10,605 sentences have a mean rating of exactly zero, thus no sign: they are left out. The split
     goes by the text (`split_of`), so that it never depends on order and equal sentences stay together.

@@ -36,7 +36,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
-                self.folder, options=options, item_names=("state", "extra")
+                self.folder, options=options, handler_registry=_handlers()
             )
         except OSError as error:
             raise files.explain(error, self.folder) from error
@@ -142,3 +142,14 @@ class Checkpoints:
             return action()
         except OSError as error:
             raise files.explain(error, self.folder) from error
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Says beforehand what the items are, so that a fresh process can look into a checkpoint."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    tree, facts = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    registry.add("state", ocp.args.StandardSave, tree)
+    registry.add("state", ocp.args.StandardRestore, tree)
+    registry.add("extra", ocp.args.JsonSave, facts)
+    registry.add("extra", ocp.args.JsonRestore, facts)
+    return registry

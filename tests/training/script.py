@@ -1,0 +1,38 @@
+"""One run of the small classifier in a process of its own: `script.py FOLDER STEPS [SLEEP]`."""
+
+import os
+import sys
+import time
+import warnings
+
+warnings.simplefilter("error")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
+sys.path.insert(0, os.getcwd())
+
+import conftest  # noqa: F401  (the same strict settings as in the tests)
+from mpojax import training
+from tests.training import helpers
+
+
+def main() -> None:
+    folder, steps = sys.argv[1], int(sys.argv[2])
+    pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+
+    def report(loop):
+        time.sleep(pause)
+        print(f"step {loop.step}", flush=True)
+
+    result = helpers.run(
+        folder,
+        steps=steps,
+        hooks=[
+            training.Call(report),
+            training.StopOnSignal(),
+            training.Checkpoint(every=5),
+        ],
+    )
+    print(f"stopped {result.stopped} at {int(result.state.step)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The loop: resume, freezing, tracing, accumulation, metrics, hooks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mpojax import training
+from mpojax.layers import roles
+from mpojax.training import metrics as metrics_lib
+from mpojax.training import state as state_lib
+from tests.training import helpers
+
+
+class Stop(training.Hook):
+    """Asks for a stop at one step, as a signal would."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def after_step(self, loop):
+        if loop.step == self.at:
+            loop.request_stop("test")
+
+
+def dev_hook(every=5):
+    evaluator = training.Evaluator(helpers.predict, training.accuracy)
+    return training.Evaluate("dev", helpers.dev_data(), evaluator, every, best="accuracy")
+
+
+class TestResume:
+    @pytest.mark.parametrize("at", [5, 8])
+    def test_interrupted_run_gives_the_same_bits(self, tmp_path, at):
+        whole = helpers.run(tmp_path / "whole", hooks=[dev_hook()])
+        first = helpers.run(tmp_path / "parts", hooks=[dev_hook(), Stop(at)])
+        assert first.interrupted
+        assert first.stopped == "test"
+        assert int(first.state.step) == at
+        second = helpers.run(tmp_path / "parts", hooks=[dev_hook()])
+        assert not second.interrupted
+        assert second.steps_run == 20 - at
+        helpers.assert_same_bits(second.state, whole.state)
+        lines = [metrics_lib.read(tmp_path / n / "metrics.jsonl") for n in ("whole", "parts")]
+        assert lines[0] == lines[1]
+        assert len(lines[0]) == 10 + 4
+
+    def test_run_killed_between_checkpoints_repeats_its_steps_exactly(self, tmp_path):
+        whole = helpers.run(tmp_path / "whole")
+
+        class Crash(training.Hook):
+            order = 200
+
+            def after_step(self, loop):
+                if loop.step == 12:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            helpers.run(tmp_path / "parts", hooks=[Crash()])
+        assert metrics_lib.read(tmp_path / "parts" / "metrics.jsonl")[-1]["step"] == 10
+        second = helpers.run(tmp_path / "parts")
+        assert second.steps_run == 20 - 7
+        helpers.assert_same_bits(second.state, whole.state)
+        lines = [metrics_lib.read(tmp_path / n / "metrics.jsonl") for n in ("whole", "parts")]
+        assert lines[0] == lines[1]
+
+    def test_finished_run_does_no_step(self, tmp_path):
+        helpers.run(tmp_path, hooks=[dev_hook()])
+        hook = dev_hook()
+        again = helpers.run(tmp_path, hooks=[hook])
+        assert again.steps_run == 0
+        assert again.steps_per_second is None
+        assert hook.last
+        assert hook.best_value is not None
+
+    def test_checkpoint_beyond_the_planned_steps(self, tmp_path):
+        helpers.run(tmp_path, steps=9)
+        with pytest.raises(ValueError, match="step 9, beyond steps=5"):
+            helpers.run(tmp_path, steps=5)
+
+
+class TestFreezing:
+    def test_frozen_bit_equal_trained_moved_and_no_optimizer_state(self):
+        model = helpers.Classifier()
+        before = {p: np.asarray(x) for p, x in state_lib.flatten(nnx.to_pure_dict(nnx.state(model))).items()}
+        result = helpers.run(steps=10)
+        frozen = state_lib.flatten(result.state.frozen)
+        trained = state_lib.flatten(result.state.trainable)
+        assert list(frozen) == ["body/cores/1"]
+        for path, leaf in frozen.items():
+            np.testing.assert_array_equal(leaf, before[path])
+        for path, leaf in trained.items():
+            assert not np.array_equal(leaf, before[path]), f"{path} did not move"
+        held = state_lib.flatten(result.state.optimizer)
+        assert not [path for path in held if path.endswith("cores/1")]
+        shapes = sorted(leaf.shape for leaf in held.values() if leaf.ndim)
+        assert shapes == sorted(2 * [leaf.shape for leaf in trained.values()])
+
+    def test_auxiliary_alone(self):
+        result = helpers.run(steps=3, trainable=roles.AuxiliaryCore)
+        assert list(state_lib.flatten(result.state.trainable)) == ["body/cores/0", "body/cores/2"]
+
+    def test_filter_that_matches_nothing(self):
+        with pytest.raises(ValueError, match="matches no variable of Classifier.*central"):
+            helpers.start(roles.AdapterParam)
+
+    def test_model_survives_donation(self):
+        model = helpers.Classifier()
+        optimizer = training.make_optimizer(helpers.config(), training.roles(model), 3)
+        state = training.TrainState.create(model, ..., optimizer)
+        training.fit(
+            state, helpers.loss_fn, helpers.train_data(), optimizer=optimizer, steps=3
+        )
+        assert np.isfinite(model(jnp.ones((2, helpers.FEATURES)))).all()
+
+    def test_shared_variable_is_one_leaf_and_stays_shared(self):
+        model = helpers.Classifier()
+        model.again = model.body.cores[0]
+        optimizer = training.make_optimizer(helpers.config(), training.roles(model), 3)
+        state = training.TrainState.create(model, helpers.LIGHTWEIGHT, optimizer)
+        assert len(state_lib.flatten(state.trainable)) == 5
+        merged = state.model()
+        assert merged.again is merged.body.cores[0]
+
+
+class TestStep:
+    def test_traced_once_in_ten_steps(self):
+        result = helpers.run(steps=10)
+        assert result.traces == 1
+        assert result.compile_seconds > 0
+        assert result.steps_per_second > 0
+
+    def test_accumulation_equals_the_whole_batch(self):
+        whole = helpers.run(steps=5, loss=helpers.loss_without_noise)
+        parts = helpers.run(steps=5, loss=helpers.loss_without_noise, accumulate=2)
+        for path, leaf in state_lib.flatten(whole.state.trainable).items():
+            other = state_lib.flatten(parts.state.trainable)[path]
+            np.testing.assert_allclose(leaf, other, atol=2e-6, err_msg=path)
+        assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], abs=1e-6)
+
+    def test_prepared_weights_get_the_same_gradients(self):
+        def prepare(model):
+            first, central, last = (core[...] for core in model.body.cores)
+            return {
+                "matrix": first @ central @ last,
+                "bias": model.body.bias[...],
+                "kernel": model.head["kernel"][...],
+                "head_bias": model.head["bias"][...],
+            }
+
+        def prepared_loss(prepared, batch, key):
+            def model(x, key):
+                hidden = jnp.tanh(x @ prepared["matrix"] + prepared["bias"][None, :])
+                return hidden @ prepared["kernel"] + prepared["head_bias"][None, :]
+
+            return helpers.loss_without_noise(model, batch, key)
+
+        plain = helpers.run(steps=5, loss=helpers.loss_without_noise)
+        for accumulate in (1, 2):
+            prepared = helpers.run(
+                steps=5, loss=prepared_loss, prepare=prepare, accumulate=accumulate
+            )
+            for path, leaf in state_lib.flatten(plain.state.trainable).items():
+                other = state_lib.flatten(prepared.state.trainable)[path]
+                np.testing.assert_allclose(leaf, other, atol=5e-6, err_msg=path)
+
+    def test_accumulate_must_divide(self):
+        with pytest.raises(ValueError, match="16 rows cannot be split into accumulate=3"):
+            helpers.run(steps=2, accumulate=3)
+
+    def test_non_finite_loss_names_the_step_and_saves_nothing(self, tmp_path):
+        def exploding(model, batch, key):
+            loss, metrics = helpers.loss_fn(model, batch, key)
+            return jnp.where(batch["bad"][0], jnp.nan, 1.0) * loss, metrics
+
+        class Data:
+            batch_size = 16
+
+            def rows(self, step, rows):
+                batch = helpers.train_data().rows(step, rows)
+                return batch | {"bad": np.full(len(batch["labels"]), step == 7)}
+
+        state, optimizer = helpers.start()
+        with pytest.raises(training.NonFiniteLossError, match="loss of step 8 is nan"):
+            training.fit(
+                state,
+                exploding,
+                Data(),
+                optimizer=optimizer,
+                steps=20,
+                hooks=[training.Checkpoint(every=4)],
+                folder=tmp_path,
+            )
+        with training.Checkpoints(tmp_path / "checkpoints") as saved:
+            assert saved.all_steps() == [4]
+
+
+class TestHooks:
+    def test_best_state_is_kept(self, tmp_path):
+        seen = {}
+
+        class Record(training.Hook):
+            order = 50
+
+            def after_step(self, loop):
+                seen[loop.step] = jax.tree.map(np.asarray, loop.state)
+
+        hook = dev_hook(every=2)
+        result = helpers.run(tmp_path, hooks=[hook, Record()])
+        best = training.restore_best(tmp_path, result.state)
+        assert int(best.step) == hook.best_step
+        helpers.assert_same_bits(best, seen[hook.best_step])
+        evaluator = training.Evaluator(helpers.predict, training.accuracy)
+        assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
+
+    def test_hook_may_change_shapes_and_resume(self, tmp_path):
+        class Cut(training.Hook):
+            """Cuts the bond between the first two cores to 4 after step 6."""
+
+            name = "cut"
+
+            def __init__(self):
+                self.bond = 8
+
+            def cut(self, loop):
+                model = loop.state.model()
+                first, second = model.body.cores[0], model.body.cores[1]
+                model.body.cores[0] = roles.AuxiliaryCore(first[...][:, :4])
+                model.body.cores[1] = roles.CentralCore(second[...][:4])
+                optimizer = loop.step_function.optimizer
+                loop.replace(state=loop.state.with_model(model, helpers.LIGHTWEIGHT, optimizer))
+                self.bond = 4
+
+            def after_step(self, loop):
+                if loop.step == 6:
+                    self.cut(loop)
+
+            def state_dict(self):
+                return {"bond": self.bond}
+
+            def load_state_dict(self, loop, saved):
+                if saved["bond"] == 4:
+                    self.cut(loop)
+
+        whole = helpers.run(tmp_path / "whole", steps=12, hooks=[Cut()])
+        assert whole.traces == 2
+        assert whole.state.trainable["body"]["cores"]["0"].shape == (helpers.FEATURES, 4)
+        helpers.run(tmp_path / "parts", steps=12, hooks=[Cut(), Stop(9)])
+        parts = helpers.run(tmp_path / "parts", steps=12, hooks=[Cut()])
+        assert parts.steps_run == 3
+        helpers.assert_same_bits(parts.state, whole.state)
+
+    def test_hooks_with_equal_names(self):
+        with pytest.raises(ValueError, match="different names"):
+            helpers.run(steps=2, hooks=[dev_hook(), dev_hook()])
+
+    def test_best_without_folder(self):
+        with pytest.raises(ValueError, match="needs a folder"):
+            helpers.run(steps=2, hooks=[dev_hook()])
+
+    def test_close_is_called_after_an_error(self):
+        closed = []
+
+        class Watch(training.Hook):
+            def close(self):
+                closed.append(True)
+
+        def fail(loop):
+            raise RuntimeError("on purpose")
+
+        with pytest.raises(RuntimeError, match="on purpose"):
+            helpers.run(steps=5, hooks=[Watch(), training.Call(fail, every=2)])
+        assert closed == [True]
+
+    def test_progress_line_without_terminal(self, caplog):
+        caplog.set_level("INFO", logger="absl")
+        helpers.run(steps=4, hooks=[training.Progress("tiny")])
+        assert "tiny: step 4 of 4, loss" in caplog.text
+
+    def test_progress_bar_on_a_terminal(self, monkeypatch, capfd):
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        helpers.run(steps=4, hooks=[training.Progress("tiny")])
+        assert "tiny" in capfd.readouterr().err
+
+
+class TestEvaluation:
+    def test_exact_over_a_padded_last_batch(self):
+        model = helpers.Classifier()
+        expected = np.argmax(model(jnp.asarray(helpers.arrays(37, seed=1)["x"])), -1)
+        evaluator = training.Evaluator(helpers.predict, training.accuracy)
+        columns = evaluator.columns(model, helpers.dev_data())
+        assert columns["predictions"].shape == (37,)
+        np.testing.assert_array_equal(columns["predictions"], expected)
+        labels = helpers.arrays(37, seed=1)["labels"]
+        assert evaluator(model, helpers.dev_data())["accuracy"] == pytest.approx(
+            np.mean(expected == labels)
+        )
+
+    def test_state_and_model_agree(self):
+        state, _ = helpers.start()
+        evaluator = training.Evaluator(helpers.predict, training.accuracy)
+        mesh = training.make_mesh()
+        from mpojax.training import sharding
+
+        placed = sharding.place(state, training.state_shardings(state, mesh))
+        assert evaluator(placed, helpers.dev_data(), mesh) == evaluator(
+            helpers.Classifier(), helpers.dev_data()
+        )

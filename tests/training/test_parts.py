@@ -1,0 +1,272 @@
+"""Optimizer, checkpoints, metrics and workdir, each alone."""
+
+import errno
+import json
+import os
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mpojax import training
+from mpojax.data import files
+from mpojax.training import metrics as metrics_lib
+from mpojax.training import optimizer as optimizer_lib
+from mpojax.training import state as state_lib
+from mpojax.training import workdir as workdir_lib
+from tests.training import helpers
+
+ROLES = {"a/kernel": "other", "a/bias": "other", "norm/scale": "other", "core": "auxiliary"}
+
+
+def params(value=1.0):
+    return state_lib.nest({path: np.full(3, value, np.float32) for path in ROLES})
+
+
+def updates_of(steps=1, gradient=0.5, **config):
+    """The last of `steps` updates with one constant gradient."""
+    optimizer = training.make_optimizer({"clip_norm": 0.0} | config, ROLES, total_steps=10)
+    held = optimizer.init(params())
+    for _ in range(steps):
+        update, held = optimizer.update(params(gradient), held, params())
+    return {path: float(leaf[0]) for path, leaf in state_lib.flatten(update).items()}
+
+
+class TestOptimizer:
+    @pytest.mark.parametrize(
+        ("name", "oracle"),
+        [
+            ("adamw", optax.adamw(0.1, 0.8, 0.95, 1e-6, weight_decay=0.0)),
+            ("adam", optax.adam(0.1, 0.8, 0.95, 1e-6)),
+            ("sgd", optax.sgd(0.1, 0.8)),
+            ("lamb", optax.lamb(0.1, 0.8, 0.95, 1e-6)),
+        ],
+    )
+    def test_equals_optax(self, name, oracle):
+        ours = updates_of(
+            3, name=name, learning_rate=0.1, beta1=0.8, beta2=0.95, epsilon=1e-6, schedule="constant"
+        )
+        with jax.numpy_dtype_promotion("standard"):
+            held = oracle.init(params())
+            for _ in range(3):
+                expected, held = oracle.update(params(0.5), held, params())
+        for path, leaf in state_lib.flatten(expected).items():
+            assert ours[path] == pytest.approx(float(leaf[0]), rel=1e-5), path
+
+    def test_decay_spares_biases_and_norms(self):
+        update = updates_of(learning_rate=0.1, weight_decay=0.5, schedule="constant", gradient=0.0)
+        assert update["a/kernel"] == pytest.approx(-0.1 * 0.5)
+        assert update["core"] == pytest.approx(-0.1 * 0.5)
+        assert update["a/bias"] == update["norm/scale"] == 0.0
+
+    def test_own_decay_patterns(self):
+        update = updates_of(
+            learning_rate=0.1, weight_decay=0.5, gradient=0.0, no_decay=("core",), schedule="constant"
+        )
+        assert update["core"] == 0.0
+        assert update["a/bias"] != 0.0
+        with pytest.raises(ValueError, match=r"no_decay pattern 'cor' matches no parameter"):
+            updates_of(no_decay=("cor",))
+
+    def test_rate_of_a_role(self):
+        update = updates_of(
+            name="sgd", learning_rate=0.1, role_learning_rates={"auxiliary": 0.4}, beta1=0.0,
+            schedule="constant",
+        )
+        assert update["core"] == pytest.approx(-0.2)
+        assert update["a/kernel"] == pytest.approx(-0.05)
+
+    @pytest.mark.parametrize(
+        ("schedule", "expected"),
+        [
+            ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
+            ("linear", [0.5, 1.0, 1.0, 0.875, 0.125]),
+            ("cosine", [0.5, 1.0, 1.0, 0.5 * (1 + np.cos(np.pi / 8)), 0.5 * (1 + np.cos(np.pi * 7 / 8))]),
+        ],
+    )
+    @pytest.mark.parametrize("warmup", [2, 0.2])
+    def test_schedules(self, schedule, expected, warmup):
+        optimizer = training.make_optimizer(
+            {"learning_rate": 2.0, "schedule": schedule, "warmup_steps": warmup}, ROLES, 10
+        )
+        rates = [float(optimizer.learning_rate(step)) for step in (0, 1, 2, 3, 9)]
+        np.testing.assert_allclose(rates, 2 * np.array(expected), rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"lr": 1.0}, r"unknown optimizer keys \['lr'\]; allowed are .*'learning_rate'"),
+            ({"name": "adamax"}, r"unknown optimizer name 'adamax'; allowed are .*'lamb'"),
+            ({"schedule": "step"}, r"unknown schedule 'step'; allowed are"),
+            ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
+            ({"warmup_steps": 11}, "more than the run's 10 steps"),
+            ({"learning_rate": -1.0}, r"learning_rate=-1.0 must not be negative"),
+            ({"role_learning_rates": {"aux": 1.0}}, r"\['aux'\], but the model has only the roles"),
+        ],
+    )
+    def test_bad_config(self, config, message):
+        with pytest.raises(ValueError, match=message):
+            training.make_optimizer(config, ROLES, 10)
+
+    def test_clipping(self):
+        clipped = updates_of(
+            name="sgd", beta1=0.0, clip_norm=1e-3, learning_rate=1.0, schedule="constant"
+        )
+        assert np.sqrt(sum(3 * x**2 for x in clipped.values())) == pytest.approx(1e-3, rel=1e-5)
+
+    def test_defaults_are_what_the_config_says(self):
+        assert set(optimizer_lib.default_config()) >= {"name", "learning_rate", "schedule"}
+
+
+class TestCheckpoints:
+    def test_round_trip_relative_folder_and_limit(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        state, _ = helpers.start()
+        import dataclasses
+
+        with training.Checkpoints("saved", keep_last=2) as saved:
+            for step in (1, 2, 3):
+                at = dataclasses.replace(state, step=jax.numpy.int32(step))
+                saved.save(at, {"note": step})
+            saved.wait()
+            assert saved.all_steps() == [2, 3]
+            assert saved.extra() == {"note": 3}
+            helpers.assert_same_bits(saved.restore(state), at)
+        assert (tmp_path / "saved" / "3").is_dir()
+
+    def test_other_shapes_are_named(self, tmp_path):
+        state, optimizer = helpers.start()
+        with training.Checkpoints(tmp_path) as saved:
+            saved.save(state)
+            saved.wait()
+            model = helpers.Classifier()
+            model.head["bias"] = type(model.head["bias"])(np.zeros(9, np.float32))
+            other = state.with_model(model, helpers.LIGHTWEIGHT, optimizer)
+            with pytest.raises(ValueError, match=r"head/bias: \(\(4,\), 'float32'\) in the check"):
+                saved.restore(other)
+            model.surplus = type(model.head["bias"])(np.zeros(9, np.float32))
+            optimizer = training.make_optimizer({}, training.roles(model), 5)
+            other = state.with_model(model, helpers.LIGHTWEIGHT, optimizer)
+            with pytest.raises(ValueError, match="surplus: not in the checkpoint"):
+                saved.restore(other)
+
+    def test_nothing_saved(self, tmp_path):
+        state, _ = helpers.start()
+        with training.Checkpoints(tmp_path) as saved:
+            assert saved.latest_step() is None
+            with pytest.raises(FileNotFoundError, match="no checkpoint"):
+                saved.restore(state)
+
+    def test_a_file_where_the_folder_should_be(self, tmp_path):
+        (tmp_path / "file").write_text("kept")
+        with pytest.raises(OSError, match="a file stands where a folder is needed"):
+            training.Checkpoints(tmp_path / "file" / "checkpoints")
+        assert (tmp_path / "file").read_text() == "kept"
+
+
+class TestMetrics:
+    def test_lines_after_the_resumed_step_are_dropped(self, tmp_path):
+        with training.MetricsWriter(tmp_path) as writer:
+            for step in range(1, 6):
+                writer.write(step, {"loss": 1.0 / step})
+        path = tmp_path / "metrics.jsonl"
+        with open(path, "a") as file:
+            file.write('{"step": 6, "lo')  # killed while writing
+        with training.MetricsWriter(tmp_path, resume_step=3) as writer:
+            writer.write(4, {"loss": 9.0})
+        assert [(x["step"], x["loss"]) for x in metrics_lib.read(path)] == [
+            (1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 9.0),
+        ]
+        assert list((tmp_path / "tensorboard").iterdir())
+
+    def test_not_finite_is_null(self, tmp_path):
+        with training.MetricsWriter(tmp_path) as writer:
+            writer.write(1, {"x": float("nan"), "y": 2})
+        assert metrics_lib.read(tmp_path / "metrics.jsonl") == [{"step": 1, "x": None, "y": 2.0}]
+
+    def test_unwritable(self, tmp_path):
+        (tmp_path / "file").write_text("kept")
+        with pytest.raises(OSError, match="a file stands where a folder is needed"):
+            training.MetricsWriter(tmp_path / "file")
+
+
+class TestWorkdir:
+    CONFIG = {"seed": 1, "model": {"bond": 8, "layers": (1, 2)}}
+
+    def test_fresh_resume_finished(self, tmp_path):
+        path = tmp_path / "deep" / "run"
+        run = training.Workdir(path, self.CONFIG)
+        assert not run.resuming
+        assert not run.finished
+        assert json.loads((path / "config.json").read_text())["model"]["layers"] == [1, 2]
+        run = training.Workdir(path, self.CONFIG)
+        assert run.resuming
+        starts = json.loads((path / "versions.json").read_text())
+        assert len(starts) == 2
+        assert starts[0]["packages"]["jax"] == jax.__version__
+        assert starts[0]["device_count"] == jax.device_count()
+        run.write_result({"accuracy": np.float32(0.5)})
+        again = training.Workdir(path, self.CONFIG)
+        assert again.finished
+        assert again.read_result() == {"accuracy": 0.5}
+
+    def test_another_experiment(self, tmp_path):
+        training.Workdir(tmp_path, self.CONFIG)
+        before = sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir())
+        other = {"seed": 1, "model": {"bond": 16, "layers": (1, 2)}, "new": True}
+        with pytest.raises(ValueError, match=r"another experiment") as error:
+            training.Workdir(tmp_path, other)
+        assert "model.bond: 8 there, 16 here" in str(error.value)
+        assert "new: '(absent)' there, True here" in str(error.value)
+        assert "another --workdir" in str(error.value)
+        assert sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir()) == before
+
+    def test_folder_with_something_else(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("precious")
+        with pytest.raises(ValueError, match=r"is not empty and holds no run.*thesis.tex"):
+            training.Workdir(tmp_path, self.CONFIG)
+        assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_corrupt_config(self, tmp_path):
+        (tmp_path / "config.json").write_text("{")
+        with pytest.raises(ValueError, match="not valid JSON"):
+            training.Workdir(tmp_path, self.CONFIG)
+
+    def test_a_file_in_place_of_the_folder(self, tmp_path):
+        (tmp_path / "file").write_text("kept")
+        for path in (tmp_path / "file", tmp_path / "file" / "run"):
+            with pytest.raises(OSError, match="a file stands where a folder is needed"):
+                training.Workdir(path, self.CONFIG)
+        assert (tmp_path / "file").read_text() == "kept"
+
+    @pytest.mark.parametrize(
+        ("number", "message"),
+        [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.EROFS, "no permission")],
+    )
+    def test_disk_full_keeps_what_was_there(self, tmp_path, monkeypatch, number, message):
+        run = training.Workdir(tmp_path, self.CONFIG)
+        run.write_result({"accuracy": 1})
+
+        def full(*unused):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=message) as error:
+            run.write_result({"accuracy": 2})
+        assert "result.json" in str(error.value)
+        monkeypatch.undo()
+        assert run.read_result() == {"accuracy": 1}
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+    def test_what_json_cannot_hold(self, tmp_path):
+        with pytest.raises(ValueError, match="as JSON"):
+            workdir_lib.plain({"f": lambda: 0})
+
+
+def test_atomic_write_replaces_whole_files(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    files.write_atomic(path, "one")
+    files.write_atomic(path, b"two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]

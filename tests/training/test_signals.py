@@ -1,0 +1,82 @@
+"""Runs in processes of their own that are told to stop, or killed."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mpojax import training
+from mpojax.training import metrics as metrics_lib
+from tests.training import helpers
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = ROOT / "tests" / "training" / "script.py"
+STEPS = 30
+
+
+def start(folder, pause=0.0):
+    command = [sys.executable, str(SCRIPT), str(folder), str(STEPS), str(pause)]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(process, text):
+    for line in process.stdout:
+        if line.strip() == text:
+            return
+    pytest.fail(f"the run never said {text!r}: {process.stderr.read()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same run on one device, never interrupted."""
+    import jax
+
+    folder = tmp_path_factory.mktemp("whole")
+    mesh = training.make_mesh(devices=jax.devices()[:1])
+    result = helpers.run(folder, steps=STEPS, mesh=mesh, hooks=[training.Checkpoint(every=5)])
+    return folder, result
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_run_resumes_to_the_same_bits(tmp_path, whole, number):
+    process = start(tmp_path, pause=0.05)
+    wait_for(process, "step 12")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    with training.Checkpoints(tmp_path / "checkpoints") as saved:
+        at = saved.latest_step()
+    if number == signal.SIGTERM:
+        assert process.returncode == 0, errors
+        assert f"stopped SIGTERM at {at}" in output
+        assert 12 <= at < STEPS
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert at in (5, 10)
+    process = start(tmp_path)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert f"stopped None at {STEPS}" in output
+    assert output.splitlines()[0] == f"step {at + 1}"
+    folder, result = whole
+    with training.Checkpoints(tmp_path / "checkpoints") as saved:
+        helpers.assert_same_bits(saved.restore(result.state), result.state)
+    lines = [metrics_lib.read(f / "metrics.jsonl") for f in (folder, tmp_path)]
+    assert lines[0] == lines[1]
+
+
+def test_signal_handlers_are_put_back():
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    helpers.run(steps=2, hooks=[training.StopOnSignal()])
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    hook = training.StopOnSignal()
+    send = training.Call(lambda loop: os.kill(os.getpid(), signal.SIGINT), every=2)
+    result = helpers.run(steps=6, hooks=[send, hook])
+    assert result.stopped == "SIGINT"
+    assert int(result.state.step) == 2
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
