@@ -171,7 +171,7 @@ def _assemble(xp, gauge, lefts, spectra, carries, rights):
     centre = {"central": (n - 1) // 2, "left": n - 1, "right": 0}[gauge]
     if centre == n - 1:
         return (*lefts, carries[-1])
-    middle = lefts[centre] * spectra[centre]
+    middle = lefts[centre] * spectra[centre][None, None, None, :]
     return (*lefts[:centre], middle, *rights[centre:])
 
 
@@ -184,7 +184,7 @@ def _symmetric(xp, left_gauge, spectra):
     roots = [_positive_root(xp, s) for s in spectra]
     cores = list(left_gauge)
     for k, root in enumerate(roots):
-        cores[k] = cores[k] * root
+        cores[k] = cores[k] * root[None, None, None, :]
         cores[k + 1] = cores[k + 1] / root[:, None, None, None]
     return tuple(cores)
 
