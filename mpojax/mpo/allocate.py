@@ -57,7 +57,8 @@ def allocate(
             heapq.heappush(heap, (now, c, k))
             continue
         total -= chain.cut(k)
-        for near in (k - 1, k, k + 1):
+        first, last = chain.linked(k)
+        for near in range(first - 1, last + 2):
             if chain.can_cut(near):
                 heapq.heappush(heap, (chain.price(near), c, near))
     return [chain.shape.with_bonds(tuple(chain.bonds[1:-1])) for chain in chains]
@@ -77,28 +78,43 @@ class _Chain:
     def cuttable(self):
         return [k for k in range(1, len(self.bonds) - 1) if self.can_cut(k)]
 
+    def linked(self, k):
+        """Bonds first..last around k joined by sites of size 1: always equal, cut together."""
+        first = last = k
+        while self.sites[first - 1] == 1 and first > 1:
+            first -= 1
+        while self.sites[last] == 1 and last < len(self.bonds) - 2:
+            last += 1
+        return first, last
+
     def can_cut(self, k):
         """Whether bond k exists, is above 1, and its neighbours fit through a smaller one."""
         if not 0 < k < len(self.bonds) - 1 or self.bonds[k] == 1:
             return False
-        smaller = self.bonds[k] - 1
+        (first, last), smaller = self.linked(k), self.bonds[k] - 1
         return (
-            self.bonds[k - 1] <= smaller * self.sites[k - 1]
-            and self.bonds[k + 1] <= smaller * self.sites[k]
+            self.bonds[first - 1] <= smaller * self.sites[first - 1]
+            and self.bonds[last + 1] <= smaller * self.sites[last]
         )
 
     def saving(self, k):
-        """Numbers saved by lowering bond k by one."""
-        left = self.bonds[k - 1] * self.sites[k - 1]
-        return self.count * (left + self.sites[k] * self.bonds[k + 1])
+        """Numbers saved by lowering bond k, and those linked to it, by one."""
+        first, last = self.linked(k)
+        left = self.bonds[first - 1] * self.sites[first - 1]
+        right = self.sites[last] * self.bonds[last + 1]
+        between = (last - first) * (2 * self.bonds[k] - 1)
+        return self.count * (left + between + right)
 
     def price(self, k):
         """Squared error added for each number saved."""
         return float(self.losses[k - 1][self.bonds[k] - 1]) / self.saving(k)
 
     def cut(self, k):
+        """Lowers bond k and those linked to it; returns the numbers saved."""
         saved = self.saving(k)
-        self.bonds[k] -= 1
+        first, last = self.linked(k)
+        for bond in range(first, last + 1):
+            self.bonds[bond] -= 1
         return saved
 
 

@@ -13,6 +13,7 @@ bond drops its smallest singular values. Arrays of numpy are treated in float64 
 of jax in their own dtype (jit-able, vmap-able).
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,7 +46,8 @@ def canonicalize_with_spectra(cores, gauge: str = "central"):
     """As `canonicalize`; also returns the exact singular values of every bond, descending."""
     check_gauge(gauge, CANONICAL_GAUGES)
     xp, cores, restore = _backend(cores)
-    lefts, spectra, carries, rights = _sweep(xp, cores)
+    with _full_precision():
+        lefts, spectra, carries, rights = _sweep(xp, cores)
     return restore(_assemble(xp, gauge, lefts, spectra, carries, rights)), spectra
 
 
@@ -71,14 +73,15 @@ def truncate(cores, bonds, method: str = "sequential", gauge: str = "central"):
         raise ValueError(f"unknown truncation method {method!r}; use one of {TRUNCATION_METHODS}.")
     bonds = _new_bonds(cores, bonds)
     xp, cores, restore = _backend(cores)
-    if method == "sequential":
-        lefts, _, carries, _ = _sweep(xp, cores, bonds)
-        # Left-orthonormal cores with the scale in the last one: the truncated matrix, but aligned
-        # with the old bonds. The second sweep, on small cores, restores the gauge exactly.
-        cut = [*lefts, carries[-1]]
-    else:
-        cut = slice_bonds(_assemble(xp, "central", *_sweep(xp, cores)), bonds)
-    return restore(_assemble(xp, gauge, *_sweep(xp, cut)))
+    with _full_precision():
+        if method == "sequential":
+            lefts, _, carries, _ = _sweep(xp, cores, bonds)
+            # Left-orthonormal cores with the scale in the last one: the truncated matrix, but
+            # aligned with the old bonds. The second sweep, on small cores, restores the gauge.
+            cut = [*lefts, carries[-1]]
+        else:
+            cut = slice_bonds(_assemble(xp, "central", *_sweep(xp, cores)), bonds)
+        return restore(_assemble(xp, gauge, *_sweep(xp, cut)))
 
 
 def slice_bonds(cores, bonds):
@@ -115,6 +118,11 @@ def _new_bonds(cores, bonds):
     if len(bonds) == len(current) and any(b > now for b, now in zip(bonds, current, strict=True)):
         raise ValueError(f"bonds {bonds} exceed the current bonds {current}; they can only shrink.")
     return shape.with_bonds(tuple(map(min, bonds, shape.full_bond_dims))).bond_dims
+
+
+def _full_precision():
+    """Default precision may mean TF32 or bfloat16 products on accelerators."""
+    return jax.default_matmul_precision("highest")
 
 
 def _backend(cores):

@@ -39,8 +39,8 @@ def decompose(w, shape: MPOShape, gauge: str = "central"):
       Tuple of n cores (d_{k-1}, i_k, j_k, d_k).
 
     Raises:
-      ValueError: a shape that does not fit `w`, an unknown gauge, the identity gauge with cut
-        bonds, or (on the host) non-finite entries.
+      ValueError: a shape or dtype of `w` that does not fit, an unknown gauge, the identity gauge
+        with cut bonds, or (on the host) non-finite entries.
     """
     return decompose_with_spectra(w, shape, gauge)[0]
 
@@ -57,6 +57,10 @@ def decompose_with_spectra(w, shape: MPOShape, gauge: str = "central"):
         raise ValueError(
             f"w has shape {w.shape}, but the factor lists {shape.in_factors} x {shape.out_factors} "
             f"describe a matrix of shape {(shape.in_features, shape.out_features)}."
+        )
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        raise ValueError(
+            f"w has dtype {w.dtype}; cores need a floating dtype, cast the matrix to float32 first."
         )
     if isinstance(w, np.ndarray):
         if not np.all(np.isfinite(w)):

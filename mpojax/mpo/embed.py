@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mpojax.mpo import contract
 from mpojax.mpo.shape import MPOShape
@@ -23,7 +22,8 @@ def embed(cores, ids, shape: MPOShape, method: str | None = None):
 
     Args:
       cores: n arrays (d_{k-1}, i_k, j_k, d_k).
-      ids: integers (...), in 0..in_features - 1; jax clamps others.
+      ids: integers (...), in 0..in_features - 1; others are clamped, so that rows of zero-padding
+        are never returned.
       shape: factor lists and bonds; static.
       method: "lookup", "rebuild", or None to choose by cost.
 
@@ -37,6 +37,7 @@ def embed(cores, ids, shape: MPOShape, method: str | None = None):
     method = method or cheaper_embedding(shape, tokens)
     if method not in METHODS:
         raise ValueError(f"unknown embedding method {method!r}; use one of {METHODS}.")
+    ids = jnp.clip(jnp.asarray(ids).astype(jnp.int32), 0, shape.in_features - 1)
     if method == "rebuild":
         return jnp.take(contract.to_matrix(cores, shape), ids, axis=0, mode="clip")
     return _lookup(cores, ids.reshape(-1), shape).reshape(*ids.shape, shape.out_features)
@@ -53,13 +54,12 @@ _GATHER_WEIGHT = 4
 
 
 def lookup_multiply_adds(shape: MPOShape) -> int:
-    """Multiply-adds of one row by digits: both sides first, then the central slice."""
-    left, centre, right = _side_shapes(shape)
-    total = sum(_side_cost(side) for side in (left, right))
-    columns = math.prod(j for _, _, j, _ in left)
-    p, _, j, q = centre
-    rest = math.prod(j for _, _, j, _ in right)
-    return total + columns * p * j * q + columns * j * q * rest
+    """Multiply-adds of one row by digits, from the left: what `_rows` runs for each token."""
+    total, columns = 0, 1
+    for p, _, j, q in shape.core_shapes:
+        total += columns * p * j * q
+        columns *= j
+    return total
 
 
 def rebuild_multiply_adds(shape: MPOShape) -> int:
@@ -82,15 +82,14 @@ def _lookup(cores, ids, shape):
     # Slices are gathered again in the backward pass instead of being kept for every token.
     rows = jax.checkpoint(lambda ids: _rows(cores, ids, shape))
     table = rows(padded[0])[None] if blocks == 1 else jax.lax.map(rows, padded)
-    return table.reshape(blocks * block, -1)[: ids.shape[0], : shape.out_features]
+    table = table.reshape(blocks * block, shape.padded_out_features)
+    return table[: ids.shape[0], : shape.out_features]
 
 
 def _rows(cores, ids, shape):
-    digits = np.array(
-        [math.prod(shape.in_factors[k + 1 :]) for k in range(shape.num_cores)], np.int32
-    )
+    places = [math.prod(shape.in_factors[k + 1 :]) for k in range(shape.num_cores)]
     slices = [
-        jnp.take(core, ids // digits[k] % shape.in_factors[k], axis=1, mode="clip").swapaxes(0, 1)
+        jnp.take(core, ids // places[k] % shape.in_factors[k], axis=1, mode="clip").swapaxes(0, 1)
         for k, core in enumerate(cores)
     ]  # (T, p, j, q) each
     state = slices[0][:, 0]  # (T, columns so far, bond)
@@ -104,24 +103,15 @@ def _slice_numbers(shape):
     return sum(p * j * q for p, _, j, q in shape.core_shapes)
 
 
-def _side_shapes(shape):
-    cores, centre = shape.core_shapes, shape.central
-    return cores[:centre], cores[centre], cores[centre + 1 :]
-
-
-def _side_cost(side):
-    total, columns = 0, 1
-    for k, (p, _, j, q) in enumerate(side):
-        total += columns * p * j * q if k else 0
-        columns *= j
-    return total
-
-
 def _side_merges(shape):
-    total = 0
-    for side in (_side_shapes(shape)[0], _side_shapes(shape)[2]):
-        for at in range(1, len(side)):
-            p, i, j, q = contract.merged_shape(side[:at])
-            _, k, m, r = side[at]
-            total += p * i * j * q * k * m * r
+    """Multiply-adds of merging both sides of the centre, each from its outer end."""
+    cores, centre, total = shape.core_shapes, shape.central, 0
+    for at in range(1, centre):
+        p, i, j, q = contract.merged_shape(cores[:at])
+        _, k, m, r = cores[at]
+        total += p * i * j * q * k * m * r
+    for at in range(centre + 1, shape.num_cores - 1):
+        p, i, j, q = cores[at]
+        _, k, m, r = contract.merged_shape(cores[at + 1 :])
+        total += p * i * j * q * k * m * r
     return total

@@ -41,7 +41,7 @@ def entanglement_entropy(spectrum):
     values themselves the formula can leave that range (MPOP paper, equation 6, misprint).
     """
     xp = np if isinstance(spectrum, np.ndarray) else jnp
-    weights = spectrum**2
+    weights = (spectrum / _unit(xp, spectrum)) ** 2
     total = xp.sum(weights)
     p = weights / xp.where(total > 0, total, 1).astype(weights.dtype)
     return -xp.sum(xp.where(p > 0, p * xp.log(xp.where(p > 0, p, 1)), 0))
@@ -54,7 +54,7 @@ def local_errors(spectra, bonds):
     if len(bonds) != len(spectra) or min(bonds, default=1) < 1:
         raise ValueError(f"bonds must be {len(spectra)} integers of at least 1, got {bonds}.")
     xp = np if all(isinstance(s, np.ndarray) for s in spectra) else jnp
-    return xp.stack([xp.linalg.norm(s[bond:]) for s, bond in zip(spectra, bonds, strict=True)])
+    return xp.stack([_norm(xp, s[bond:]) for s, bond in zip(spectra, bonds, strict=True)])
 
 
 def truncation_error_bound(spectra, bonds):
@@ -65,7 +65,7 @@ def truncation_error_bound(spectra, bonds):
     """
     errors = local_errors(spectra, bonds)
     xp = np if isinstance(errors, np.ndarray) else jnp
-    return xp.sqrt(xp.sum(errors**2))
+    return _norm(xp, errors)
 
 
 def bonds_for_tolerance(spectra, tolerance: float) -> tuple[int, ...]:
@@ -92,3 +92,15 @@ def relative_error(w, w_hat) -> float:
     w, w_hat = np.asarray(w, np.float64), np.asarray(w_hat, np.float64)
     error, norm = np.linalg.norm(w - w_hat), np.linalg.norm(w)
     return float(error / norm) if norm > 0 else (0.0 if error == 0 else math.inf)
+
+
+def _unit(xp, values):
+    """The largest of `values`, or 1: squares of float32 leave its range beyond 1e19 and 1e-19."""
+    largest = xp.max(values, initial=0)
+    return xp.where(largest > 0, largest, 1).astype(values.dtype)
+
+
+def _norm(xp, values):
+    """Euclidean norm of non-negative values without overflow or underflow; 0 for none."""
+    unit = _unit(xp, values)
+    return unit * xp.linalg.norm(values / unit)

@@ -196,9 +196,7 @@ def test_totals_under_a_cap_and_break_even(name):
     shape = mpo.MPOShape(*lists)
     assert {cap: shape.with_bonds(cap).num_params for cap in totals} == totals
     saving = [
-        cap
-        for cap in range(1, max(shape.full_bond_dims) + 1)
-        if shape.with_bonds(cap).ratio < 1
+        cap for cap in range(1, max(shape.full_bond_dims) + 1) if shape.with_bonds(cap).ratio < 1
     ]
     assert saving == list(range(1, largest + 1))
 
