@@ -186,7 +186,12 @@ def _chosen_shapes(targets, spectra, room: int | None, share_bonds: bool):
 
 def _allocated(groups, spectra, room: int) -> list[mpo.MPOShape]:
     """Shapes with the bonds that meet the budget at the least error, one for each group."""
-    raise NotImplementedError
+    return mpo.allocate(
+        [group[0].full for group in groups],
+        [mpo.pool_spectra([spectra[target.path] for target in group]) for group in groups],
+        room,
+        counts=[len(group) for group in groups],
+    )
 
 
 def _row(path, shape, w, cores, spectra) -> MatrixRow:

@@ -24,7 +24,8 @@ class Embed(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Maps integer ids (...) to rows (..., features); an id outside the table gives NaN."""
-        return jnp.take(self.table[...], ids, axis=0, mode="fill").astype(self.dtype)
+        rows = jnp.take(self.table[...], ids, axis=0, mode="clip").astype(self.dtype)
+        return _nan_outside(rows, ids, self.num)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Tied output: x (..., features) @ table.T -> (..., num)."""
@@ -46,14 +47,24 @@ class MPOEmbed(nnx.Module):
         return tuple(core[...] for core in self.cores)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Maps integer ids (...) to rows (..., features), without the whole table where cheaper."""
-        return mpo.embed(self.all_cores(), ids, self.shape).astype(self.dtype)
+        """Maps integer ids (...) to rows (..., features), without the whole table where cheaper.
+
+        An id outside the table gives NaN.
+        """
+        rows = mpo.embed(self.all_cores(), ids, self.shape).astype(self.dtype)
+        return _nan_outside(rows, ids, self.shape.in_features)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Tied output: x (..., features) @ table.T -> (..., num)."""
         # The transposed matrix is the same chain with the two middle axes of every core swapped.
         cores = tuple(jnp.swapaxes(core, 1, 2) for core in self.all_cores())
         return mpo.apply(cores, x.astype(self.dtype), transposed(self.shape))
+
+
+def _nan_outside(rows: jax.Array, ids: jax.Array, num: int) -> jax.Array:
+    """NaN for ids outside 0..num - 1: jax would clamp them, which hides a wrong tokenizer."""
+    inside = jnp.logical_and(ids >= 0, ids < num)[..., None]
+    return jnp.where(inside, rows, jnp.full((), jnp.nan, rows.dtype))
 
 
 def transposed(shape: mpo.MPOShape) -> mpo.MPOShape:

@@ -1,0 +1,83 @@
+"""Embedding tables: rows, tied output, ids outside the table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mpojax import layers, mpo
+
+SHAPES = {
+    "exact": mpo.MPOShape((2, 5, 3), (2, 2, 3)),
+    "cut": mpo.MPOShape((2, 5, 3), (2, 2, 3), (3, 3)),
+    "padded": mpo.MPOShape((2, 5, 3), (2, 2, 3), in_features=29, out_features=11),
+    "low rank": mpo.MPOShape.low_rank(31, 12, 5),
+    "prime rows": mpo.MPOShape.balanced(127, 16),
+}
+
+
+def _table(layer):
+    cores = tuple(np.asarray(core) for core in layer.all_cores())
+    return mpo.to_matrix(cores, layer.shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("ids_shape", [(), (3, 50)])
+def test_rows_of_the_rebuilt_table(shape, ids_shape):
+    layer = layers.MPOEmbed(shape, rngs=nnx.Rngs(0))
+    ids = np.random.default_rng(0).integers(0, shape.in_features, ids_shape)
+    rows = layer(jnp.asarray(ids))
+    assert rows.shape == (*ids_shape, shape.out_features)
+    np.testing.assert_allclose(rows, _table(layer)[ids], rtol=1e-4, atol=1e-6)
+
+
+def test_dense_rows():
+    layer = layers.Embed(7, 3, rngs=nnx.Rngs(0))
+    ids = np.array([[0, 6], [3, 3]])
+    np.testing.assert_array_equal(layer(jnp.asarray(ids)), np.asarray(layer.table[...])[ids])
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_tied_output_is_the_transposed_table(shape):
+    x = jax.random.normal(jax.random.key(1), (2, 5, shape.out_features))
+    chain = layers.MPOEmbed(shape, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(
+        chain.attend(x), np.asarray(x) @ _table(chain).T, rtol=1e-4, atol=1e-5
+    )
+    dense = layers.Embed(shape.in_features, shape.out_features, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(
+        dense.attend(x), np.asarray(x) @ np.asarray(dense.table[...]).T, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Embed(29, 11, rngs=nnx.Rngs(0)),
+        layers.MPOEmbed(SHAPES["padded"], rngs=nnx.Rngs(0)),
+    ],
+    ids=["dense", "padded mpo"],
+)
+def test_ids_outside_the_table_are_loud(layer):
+    rows = np.asarray(layer(jnp.asarray([0, 28, 29, -1])))
+    assert np.isfinite(rows[:2]).all()
+    assert np.isnan(rows[2:]).all()
+
+
+def test_fresh_tables_have_the_scale_of_bert():
+    shape = mpo.MPOShape.balanced(256, 96).with_bonds(16)
+    tables = [_table(layers.MPOEmbed(shape, rngs=nnx.Rngs(seed))) for seed in range(3)]
+    assert np.std(tables) == pytest.approx(0.02, rel=0.2)
+    dense = layers.Embed(256, 96, rngs=nnx.Rngs(0))
+    assert np.std(dense.table[...]) == pytest.approx(0.02, rel=0.05)
+
+
+def test_compute_dtype():
+    for layer in (
+        layers.Embed(7, 12, dtype="bfloat16", rngs=nnx.Rngs(0)),
+        layers.MPOEmbed(SHAPES["exact"], dtype="bfloat16", rngs=nnx.Rngs(0)),
+    ):
+        assert layer(jnp.asarray([1, 2])).dtype == jnp.bfloat16
+        assert layer.attend(jnp.ones((1, 12))).dtype == jnp.bfloat16
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(layer)} == {"float32"}
