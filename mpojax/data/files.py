@@ -8,7 +8,7 @@ import tempfile
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a whole file through a temporary one in the same folder; an older file survives errors.
+    """Writes a whole file through a temporary one beside it; an older file survives errors.
 
     Raises:
       OSError: the folder cannot be written or the disk is full; names the path and what to do.

@@ -9,7 +9,7 @@ _SST2_SPLITS = ("train", "dev", "test")
 
 
 def load_sst2(data_dir: str | os.PathLike | None) -> text_classification.TextTask:
-    """SST-2 from `data_dir`/glue/SST-2 or `data_dir`/SST-2 (train.tsv, dev.tsv; test.tsv has no labels)."""
+    """SST-2: train.tsv and dev.tsv, and test.tsv without labels, of the folder SST-2."""
     folder = find_folder(data_dir, "SST-2")
     splits = {}
     for name in _SST2_SPLITS:
@@ -42,6 +42,6 @@ def find_folder(data_dir: str | os.PathLike | None, task: str) -> pathlib.Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"no folder {' or '.join(map(str, candidates))}; pass data_dir (or set MPOJAX_DATA) to the folder "
-        f"that holds glue/{task}"
+        f"no folder {' or '.join(map(str, candidates))}; pass data_dir (or set MPOJAX_DATA) to the "
+        f"folder that holds glue/{task}"
     )

@@ -1,7 +1,8 @@
 """Batches as a pure function of (seed, step).
 
-Because batch number s never depends on what was read before, a resumed run sees exactly the batches that an
-uninterrupted one would have seen, and every process of a distributed run computes its own rows alone.
+Because batch number s never depends on what was read before, a resumed run sees exactly the
+batches that an uninterrupted one would have seen, and every process of a distributed run computes
+its own rows alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,16 @@ Arrays = Mapping[str, np.ndarray]
 class TrainData:
     """Endless shuffled batches: `data[step]` is a dict of arrays (rows, ...).
 
-    Every epoch has its own order. Epochs follow each other without a gap, so a batch may span two epochs.
+    Every epoch has its own order. Epochs follow each other without a gap, so a batch may span two
+    epochs.
 
     Args:
       arrays: arrays of equal first dimension N.
       batch_size: rows of the global batch.
       seed: of the order.
       lengths: static lengths to crop a batch to (bounds the number of compilations); needs
-        "attention_mask" (N, S). Each batch is cropped to the least length that holds all its tokens. Empty: no crop.
+        "attention_mask" (N, S). Each batch is cropped to the least length that holds all its
+        tokens. Empty: no crop.
     """
 
     def __init__(self, arrays: Arrays, batch_size: int, *, seed: int, lengths: Sequence[int] = ()):
@@ -53,8 +56,9 @@ class TrainData:
 class EvalData:
     """Every example exactly once, in batches of one static size.
 
-    The last batch is filled up with copies of an example; `example_mask` (B,) bool is False there. With
-    `lengths`, examples are grouped by length (stable), which saves padding; metrics do not depend on order.
+    The last batch is filled up with copies of an example; `example_mask` (B,) bool is False there.
+    With `lengths`, examples are grouped by length (stable), which saves padding; metrics do not
+    depend on order.
     """
 
     def __init__(self, arrays: Arrays, batch_size: int, *, lengths: Sequence[int] = ()):

@@ -1,13 +1,12 @@
 """Tasks by name."""
 
-from collections.abc import Callable
 import os
+from collections.abc import Callable
 
-from mpojax.data import glue
-from mpojax.data import text_classification
-from mpojax.data import vader
+from mpojax.data import glue, text_classification, vader
 
-# Name -> loader(data_dir). A data set that is not what its users would expect keeps a name of its own.
+# Name -> loader(data_dir). A data set that is not what its users would expect keeps a name of its
+# own.
 TASKS: dict[str, Callable[[str | os.PathLike | None], text_classification.TextTask]] = {
     "sst2": glue.load_sst2,
     "vader_movie": lambda data_dir: vader.load(),

@@ -1,11 +1,11 @@
 """Labelled text in memory, and the readers that make it from files."""
 
-from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from mpojax.data import tokenizer as tokenizer_lib
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split: N texts, optionally N second texts, and N labels (int32 classes or float32 scores).
+    """One split: N texts, maybe N second texts, and N labels (int32 classes or float32 scores).
 
     `labels` is None for a published test split without labels.
     """
@@ -105,7 +105,8 @@ def from_files(
             missing = [c for c in wanted if c not in row]
             if missing:
                 raise ValueError(
-                    f"{files[split]}, example {number}: no column {missing}; columns are {sorted(row)}"
+                    f"{files[split]}, example {number}: no column {missing}; columns are "
+                    f"{sorted(row)}"
                 )
         columns[split] = {c: [row[c] for row in split_rows] for c in wanted}
     names = label_names([value for split in columns.values() for value in split[label]])
@@ -147,7 +148,8 @@ def read_tsv(path: str | os.PathLike, columns: Sequence[str] | None = None) -> l
       ValueError: a row with another number of fields than the header; names the line.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        # Split by hand: str.splitlines would also break at rare Unicode separators inside sentences.
+        # Split by hand: str.splitlines would also break at rare Unicode separators inside
+        # sentences.
         lines = [line.removesuffix("\r") for line in file.read().split("\n")]
     table = [line.split("\t") for line in lines if line]
     header = list(columns) if columns is not None else (table.pop(0) if table else [])

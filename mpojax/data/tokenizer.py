@@ -1,9 +1,9 @@
 """Text to padded token arrays, through the `tokenizers` library."""
 
-from collections.abc import Sequence
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
@@ -13,8 +13,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 class Tokenizer:
     """A model folder's own tokenizer with explicit padding and truncation.
 
-    Files carry settings of their own (a saved tokenizer.json often truncates at the length of its last use);
-    these are always overridden by the `max_length` of the call.
+    Files carry settings of their own (a saved tokenizer.json often truncates at the length of its
+    last use); these are always overridden by the `max_length` of the call.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, pad_token: str = "[PAD]"):
@@ -46,7 +46,8 @@ class Tokenizer:
             backend = _word_piece(folder / "vocab.txt", settings.get("do_lower_case", True))
         else:
             raise FileNotFoundError(
-                f"no tokenizer.json and no vocab.txt in {folder}; a tokenizer folder needs one of them"
+                f"no tokenizer.json and no vocab.txt in {folder}; a tokenizer folder needs one of "
+                "them"
             )
         configured = settings.get("pad_token", "[PAD]")
         if isinstance(configured, dict):  # written so by older versions of transformers
@@ -69,8 +70,8 @@ class Tokenizer:
         """Encodes texts, or text pairs, to fixed length.
 
         Returns:
-          int32 arrays (N, max_length): input_ids, attention_mask (1 = real token), token_type_ids. Too long
-          inputs lose tokens at the end, of the longer one in a pair.
+          int32 arrays (N, max_length): input_ids, attention_mask (1 = real token), token_type_ids.
+          Too long inputs lose tokens at the end, of the longer one in a pair.
         """
         if isinstance(texts, str):
             raise ValueError("texts must be a sequence of strings, not one string: pass [text]")

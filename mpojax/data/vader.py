@@ -1,8 +1,9 @@
 """VADER movie snippets: 10,605 sentences of film reviews, each with the mean of 20 human ratings.
 
-The text is the film part of Hutto and Gilbert (2014), "VADER: A Parsimonious Rule-based Model for Sentiment
-Analysis of Social Media Text", as shipped in the source package of vaderSentiment 3.3.2 (MIT licence). Its
-sentences overlap SST and Rotten Tomatoes: never train on one and test on another.
+The text is the film part of Hutto and Gilbert (2014), "VADER: A Parsimonious Rule-based Model for
+Sentiment Analysis of Social Media Text", as shipped in the source package of vaderSentiment 3.3.2
+(MIT licence). Its sentences overlap SST and Rotten Tomatoes: never train on one and test
+on another.
 """
 
 import hashlib
@@ -14,11 +15,10 @@ import sys
 import tarfile
 import tempfile
 
-from absl import logging
 import numpy as np
+from absl import logging
 
-from mpojax.data import files
-from mpojax.data import text_classification
+from mpojax.data import files, text_classification
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"
@@ -31,8 +31,9 @@ _TABLE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 def load() -> text_classification.TextTask:
     """The task `vader_movie`: 8,463 / 1,069 / 1,036 sentences, label 1 = mean rating above zero.
 
-    37 of the 10,605 sentences have a mean rating of exactly zero, thus no sign: they are left out. The split
-    goes by the text (`split_of`), so that it never depends on order and equal sentences stay together.
+    37 of the 10,605 sentences have a mean rating of exactly zero, thus no sign: they are left out.
+    The split goes by the text (`split_of`), so that it never depends on order and equal sentences
+    stay together.
     """
     rows = parse(archive())
     signed = [(text, rating) for text, rating in rows if rating != 0.0]
@@ -118,7 +119,8 @@ def fetch() -> bytes:
             last = problem.splitlines()[-1] if problem else "no file"
             raise ConnectionError(
                 f"pip could not fetch {PACKAGE} {VERSION}: {last}\nWithout a network, put the file "
-                f"{ARCHIVE} (SHA-256 {SHA256}) from https://pypi.org/project/{PACKAGE}/{VERSION}/#files "
+                f"{ARCHIVE} (SHA-256 {SHA256}) from "
+                f"https://pypi.org/project/{PACKAGE}/{VERSION}/#files "
                 f"into the folder {files.cache_dir()} by hand (or set MPOJAX_CACHE to its folder)."
             )
         return path.read_bytes()

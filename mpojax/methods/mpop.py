@@ -1,13 +1,15 @@
 """MPOP: lightweight fine-tuning of auxiliary cores (ACL 2021, "Enabling Lightweight Fine-tuning for
 Pre-trained Language Model Compression based on Matrix Product Operators", pp. 5388-5398).
 
-Trained in the paper's lightweight fine-tuning: the auxiliary cores and everything that is dense in every variant
-(biases, layer norms, position and type embeddings, mapping, classifier). Frozen: the central cores.
+Trained in the paper's lightweight fine-tuning: the auxiliary cores and everything that is dense in
+every variant (biases, layer norms, position and type embeddings, mapping, classifier). Frozen: the
+central cores.
 
-The word embedding. In the paper it is always an MPO, thus its central core is frozen and its auxiliary cores are
-trained, which the roles give without a rule of its own. Where a user keeps it dense, the paper says nothing; we
-freeze it, because it stands for the frozen central core and, at a fifth or more of all numbers, training it would
-not be lightweight. Other matrices that a user keeps dense are trained, as in the authors' released code.
+The word embedding. In the paper it is always an MPO, thus its central core is frozen and its
+auxiliary cores are trained, which the roles give without a rule of its own. Where a user keeps it
+dense, the paper says nothing; we freeze it, because it stands for the frozen central core and, at
+a fifth or more of all numbers, training it would not be lightweight. Other matrices that a user
+keeps dense are trained, as in the authors' released code.
 """
 
 from collections.abc import Callable
@@ -37,7 +39,8 @@ def lightweight_filter() -> nnx.filterlib.Filter:
 FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
     "all": lambda: nnx.Param,
     "lightweight": lightweight_filter,
-    # Stricter than the paper: nothing but auxiliary cores; with the (new, thus untrained) task head.
+    # Stricter than the paper: nothing but auxiliary cores; with the (new, thus untrained) task
+    # head.
     "auxiliary": lambda: roles.AuxiliaryCore,
     "auxiliary_and_head": lambda: nnx.Any(roles.AuxiliaryCore, _head),
 }
@@ -54,7 +57,8 @@ def parameter_counts(model: nnx.Module, trainable: Any = nnx.Param) -> dict[str,
     """Counts numbers, each shared parameter once.
 
     Returns:
-      {"total", "trainable", "central", "auxiliary", "adapter", "other"}: the roles add up to the total; the paper's
+      {"total", "trainable", "central", "auxiliary", "adapter", "other"}: the roles add up to the
+      total; the paper's
       #To is `total` and its #Pr is `trainable` under the lightweight filter.
     """
     accept = nnx.filterlib.to_predicate(trainable)

@@ -16,8 +16,8 @@ from mpojax.training import state as state_lib
 class Checkpoints:
     """Numbered checkpoints of a training state in one folder; use as a context manager, or close.
 
-    A save is atomic: killed in the middle, it leaves the step before as the latest. Saving runs in the
-    background; the state may be donated as soon as `save` returns.
+    A save is atomic: killed in the middle, it leaves the step before as the latest. Saving runs in
+    the background; the state may be donated as soon as `save` returns.
 
     Args:
       folder: made if absent; any path (it is made absolute, which Orbax needs).
@@ -32,6 +32,10 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.LatestN(keep_last),
             # The training loop decides when to save.
             save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+            # Two folders saved at the same step must not share the names of their barriers.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=self.folder.name
+            ),
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,9 @@ class Checkpoints:
     def extra(self, step: int | None = None) -> dict:
         """The JSON-able facts saved with a step (default: the latest)."""
         step = self._known(step)
-        restored = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())
+        )
         return dict(restored["extra"])
 
     def restore(
@@ -83,7 +89,8 @@ class Checkpoints:
         """A saved state, on any mesh.
 
         Args:
-          state: a state of the same structure; gives names, shapes, dtypes and the model's definition.
+          state: a state of the same structure; gives names, shapes, dtypes and the model's
+            definition.
           shardings: where each leaf goes; default: where the leaves of `state` are.
           step: default: the latest.
 

@@ -1,8 +1,8 @@
 """Exact metrics over a whole data set.
 
-The device computes one value or row per example; padding is dropped and the metric is computed on the host over all
-examples, so that it never depends on batch size or number of devices. Any metric of a benchmark fits: accuracy,
-F1, correlations, or a perplexity from per-example sums.
+The device computes one value or row per example; padding is dropped and the metric is computed on
+the host over all examples, so that it never depends on batch size or number of devices. Any metric
+of a benchmark fits: accuracy, F1, correlations, or a perplexity from per-example sums.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,8 +28,8 @@ class Evaluator:
     """Runs a model over evaluation data; compiled once per batch shape.
 
     Args:
-      predict_fn: (model, batch) -> {name: (B, ...)}, per-example results; the batch's `labels` are added by
-        themselves.
+      predict_fn: (model, batch) -> {name: (B, ...)}, per-example results; the batch's `labels` are
+        added by themselves.
       metric_fn: {name: (N, ...)} on the host -> {metric: number}.
     """
 

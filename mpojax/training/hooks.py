@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class Hook:
     """Base class; every method may be left out.
 
-    A hook may read everything of the loop, write metrics (`loop.log`), replace the state or the step function,
-    shapes included (`loop.replace`), and stop the run (`loop.request_stop`). Facts that must survive a restart
-    go through `state_dict`; a hook that changed shapes rebuilds them in `load_state_dict`, which runs before the
-    arrays are restored.
+    A hook may read everything of the loop, write metrics (`loop.log`), replace the state or the
+    step function, shapes included (`loop.replace`), and stop the run (`loop.request_stop`). Facts
+    that must survive a restart go through `state_dict`; a hook that changed shapes rebuilds them
+    in `load_state_dict`, which runs before the arrays are restored.
 
     Attributes:
       name: key of its facts in the checkpoint; unique among the hooks of a run.
@@ -68,7 +68,8 @@ class Evaluate(Hook):
       data: what to evaluate on.
       evaluator: predictions and metrics.
       every: steps between evaluations; 0 = only after the last step.
-      best: metric by which the best state is kept in the run's folder `best-<name>`; None keeps none.
+      best: metric by which the best state is kept in the run's folder `best-<name>`; None keeps
+        none.
       higher_is_better: direction of `best`. The first of equals wins.
       at_start: also before the first step.
 
@@ -126,7 +127,9 @@ class Evaluate(Hook):
 
     def _keep_best(self, loop: "Loop") -> None:
         if self.best not in self.last:
-            raise ValueError(f"no metric {self.best!r} to keep the best by; has {sorted(self.last)}")
+            raise ValueError(
+                f"no metric {self.best!r} to keep the best by; has {sorted(self.last)}"
+            )
         value, sign = self.last[self.best], 1 if self.higher_is_better else -1
         if self.best_value is None or sign * value > sign * self.best_value:
             self.best_value, self.best_step = value, loop.step
@@ -135,7 +138,7 @@ class Evaluate(Hook):
 
 
 class Checkpoint(Hook):
-    """Saves every `every` steps and at the end or a requested stop; restores the latest at the start."""
+    """Saves every `every` steps and at the end or a stop; restores the latest at the start."""
 
     name, order = "checkpoint", 90
 
@@ -175,9 +178,10 @@ class Checkpoint(Hook):
 
 
 class StopOnSignal(Hook):
-    """SIGTERM or Ctrl-C ends the run after the current step: saved, and resumable; a second one at once.
+    """SIGTERM or Ctrl-C ends the run after the current step, saved; a second one ends it at once.
 
-    In a run of several processes, jax.distributed catches SIGTERM itself and makes all processes agree on the step.
+    In a run of several processes, jax.distributed catches SIGTERM itself and makes all processes
+    agree on the step.
     """
 
     name, order = "stop_on_signal", 80
@@ -212,7 +216,9 @@ class StopOnSignal(Hook):
 
 
 class Progress(Hook):
-    """A progress bar with remaining time on a terminal; elsewhere a line now and then. Process 0 only.
+    """A progress bar with remaining time on a terminal, elsewhere a log line now and then.
+
+    Process 0 only.
 
     Args:
       description: what is going on, e.g. "dense, seed 0".
@@ -254,7 +260,12 @@ class Progress(Hook):
         self._last_line = now
         left = (now - self._start) / (loop.step - self._first) * (loop.steps - loop.step)
         logging.info(
-            "%s: step %d of %d, %s, %.0f s left", self.description, loop.step, loop.steps, text, left
+            "%s: step %d of %d, %s, %.0f s left",
+            self.description,
+            loop.step,
+            loop.steps,
+            text,
+            left,
         )
 
     def close(self) -> None:

@@ -38,7 +38,8 @@ class FitResult:
       stopped: why it ended before its last step (e.g. "SIGTERM"), or None.
       metrics: latest value of every metric.
       steps_run: steps of this process; less than all after a resume.
-      steps_per_second: without compilation, evaluation and saving; None when no step could be timed.
+      steps_per_second: without compilation, evaluation and saving; None when no step could be
+        timed.
       compile_seconds: tracing, compilation and first execution.
       train_seconds: of the timed steps.
       traces: how often the step was traced.
@@ -73,7 +74,8 @@ class Loop:
       mesh, rules: where arrays live.
       folder: the run's folder, or None.
       hooks: all hooks of the run.
-      last_metrics: latest fetched value of every metric (those of a step are fetched one step late).
+      last_metrics: latest fetched value of every metric (those of a step are fetched one step
+        late).
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class Loop:
     ) -> None:
         """Puts another state, shapes included, or step function in place.
 
-        A new state is put on the mesh by the rules; the step is compiled again only if something changed.
+        A new state is put on the mesh by the rules; the step is compiled again only if something
+        changed.
         """
         if step_function is not None:
             self.step_function = step_function
@@ -138,8 +141,8 @@ class Loop:
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
             raise step_lib.NonFiniteLossError(
-                f"the loss of step {step} is {loss}; nothing was saved since. Lower the learning rate, "
-                "raise warmup_steps, lower clip_norm, or look at the data of that step"
+                f"the loss of step {step} is {loss}; nothing was saved since. Lower the learning "
+                "rate, raise warmup_steps, lower clip_norm, or look at the data of that step"
             )
         if step % self.log_every == 0 or step == self.steps:
             values = {name: float(value) for name, value in metrics.items()}
@@ -246,7 +249,7 @@ def fit(
     optimizer: Any,
     steps: int,
     mesh: Mesh | None = None,
-    rules: sharding_lib.Rules = sharding_lib.Rules(),
+    rules: sharding_lib.Rules = sharding_lib.REPLICATED,
     hooks: Sequence[hooks_lib.Hook] = (),
     folder: str | pathlib.Path | None = None,
     log_every: int = 10,

@@ -16,7 +16,8 @@ class MetricsWriter:
 
     Args:
       folder: the run's folder.
-      resume_step: lines and events of later steps are dropped, because the resumed run writes them again.
+      resume_step: lines and events of later steps are dropped, because the resumed run writes them
+        again.
     """
 
     def __init__(self, folder: str | pathlib.Path, resume_step: int = 0):

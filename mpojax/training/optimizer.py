@@ -1,8 +1,8 @@
 """Optimizers from a config.
 
-The keys, all optional but `name` and `learning_rate`, are those of `default_config()`. A learning rate per role
-(`role_learning_rates`) follows the same schedule as the base rate; with it, the auxiliary cores of an MPO
-model get the paper's `mpo_lr`.
+The keys, all optional but `name` and `learning_rate`, are those of `default_config()`. A learning
+rate per role (`role_learning_rates`) follows the same schedule as the base rate; with it, the
+auxiliary cores of an MPO model get the paper's `mpo_lr`.
 """
 
 import functools
@@ -61,7 +61,8 @@ def make_optimizer(
       total_steps: where the schedule ends.
 
     Raises:
-      ValueError: an unknown key, name, schedule or role, or a value out of range; lists what is allowed.
+      ValueError: an unknown key, name, schedule or role, or a value out of range; lists what is
+      allowed.
     """
     config = _complete(config)
     _check(config, roles, total_steps)

@@ -1,7 +1,8 @@
 """One mesh and one table of rules for every size of machine.
 
-Axes: `data` and `fsdp` split the batch; `fsdp` also splits parameters and optimizer state; `tensor` and `expert`
-split what the rules say. With all devices on `data` (the default) parameters are replicated.
+Axes: `data` and `fsdp` split the batch; `fsdp` also splits parameters and optimizer state;
+`tensor` and `expert` split what the rules say. With all devices on `data` (the default) parameters
+are replicated.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None =
     """A mesh with the axes data, fsdp, tensor and expert.
 
     Args:
-      sizes: {axis: size}; one size may be -1 (all remaining devices). Default: all devices on `data`.
+      sizes: {axis: size}; one size may be -1 (all remaining devices). Default: all devices on
+        `data`.
       devices: default all devices of all processes.
 
     Raises:
@@ -57,11 +59,12 @@ class Rules:
     """How parameters are split.
 
     Attributes:
-      table: (pattern, axes) pairs; the first pattern that fully matches a parameter path decides. `axes` has
+      table: (pattern, axes) pairs; the first pattern that fully matches a parameter path decides.
+        `axes` has
         an entry per dimension: an axis name, a tuple of names, or None.
       strict: every pattern must match a parameter, and every size must be divisible.
-      fsdp_min_size: parameters that no rule matches and that have at least so many numbers are split over
-        `fsdp` along their largest divisible dimension; smaller ones are replicated.
+      fsdp_min_size: parameters that no rule matches and that have at least so many numbers are
+        split over `fsdp` along their largest divisible dimension; smaller ones are replicated.
     """
 
     table: tuple[tuple[str, tuple], ...] = ()
@@ -100,7 +103,9 @@ class Rules:
             names = () if names is None else (names,) if isinstance(names, str) else tuple(names)
             unknown = sorted(set(names) - set(AXES))
             if unknown:
-                raise ValueError(f"rule for {path}: unknown mesh axes {unknown}; allowed are {AXES}")
+                raise ValueError(
+                    f"rule for {path}: unknown mesh axes {unknown}; allowed are {AXES}"
+                )
             parts = math.prod(mesh.shape[name] for name in names)
             if shape[dimension] % parts:
                 if self.strict:
@@ -122,8 +127,11 @@ class Rules:
         return PartitionSpec()
 
 
+REPLICATED = Rules()  # no table: what `fsdp` does not split is replicated
+
+
 def state_shardings(
-    state: state_lib.TrainState, mesh: Mesh, rules: Rules = Rules()
+    state: state_lib.TrainState, mesh: Mesh, rules: Rules = REPLICATED
 ) -> state_lib.TrainState:
     """A state of shardings. Optimizer leaves shaped like their parameter are split like it."""
     parameters = state_lib.flatten({"frozen": state.frozen, "trainable": state.trainable})
@@ -152,7 +160,7 @@ def state_shardings(
 
 
 def _owner(path: str, parameters: Mapping[str, Any]) -> str | None:
-    """The parameter whose path ends an optimizer leaf's path; the longest, thus most specific, one."""
+    """The parameter whose path ends an optimizer leaf's path; the longest such."""
     while path not in parameters:
         if "/" not in path:
             return None

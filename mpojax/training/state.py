@@ -110,9 +110,7 @@ class TrainState:
         fresh = TrainState.create(model, trainable, optimizer)
         if optimizer_state is None:
             optimizer_state = fresh.optimizer
-        return dataclasses.replace(
-            fresh, step=self.step, key=self.key, optimizer=optimizer_state
-        )
+        return dataclasses.replace(fresh, step=self.step, key=self.key, optimizer=optimizer_state)
 
     def arrays(self) -> dict:
         """The state as nested dicts of arrays alone: what a checkpoint holds."""
@@ -137,7 +135,8 @@ class TrainState:
 def split(model: nnx.Module, trainable: Filter) -> tuple[ModelDefinition, dict, dict]:
     """(definition, trained arrays, frozen arrays) of a model by an NNX filter.
 
-    Shared variables appear once. Variables that are not parameters (counters, statistics) are frozen.
+    Shared variables appear once. Variables that are not parameters (counters, statistics) are
+    frozen.
     """
     accept = nnx.filterlib.to_predicate(trainable)
     graph, trained, frozen = nnx.split(model, lambda path, value: accept(path, value), ...)
@@ -155,7 +154,7 @@ def split(model: nnx.Module, trainable: Filter) -> tuple[ModelDefinition, dict, 
     for path, leaf in flatten(frozen).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise ValueError(
-                f"{path} is a random key inside the model; pass randomness by the loss function's key"
+                f"{path} is a random key inside the model; use the loss function's key instead"
             )
     return ModelDefinition(graph, trained_paths, frozen_paths), trained, frozen
 

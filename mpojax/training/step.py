@@ -23,16 +23,17 @@ class NonFiniteLossError(FloatingPointError):
 class TrainStep:
     """`step(state, batch) -> (state, metrics)`, compiled once per set of shapes.
 
-    The state's buffers are donated: use only the returned state. Gradients are taken over `state.trainable`
-    alone, so that the compiler drops the gradients of everything frozen.
+    The state's buffers are donated: use only the returned state. Gradients are taken over
+    `state.trainable` alone, so that the compiler drops the gradients of everything frozen.
 
     Args:
       loss_fn: (model, batch, key) -> (loss, metrics): the mean loss over the batch.
       optimizer: optax transformation.
       accumulate: number of micro-batches whose gradients are averaged in one step.
-      prepare: optional differentiable (model) -> prepared, done once per step however many micro-batches there
-        are, e.g. the rebuilding of dense weights from cores; `loss_fn` then gets its result as `model`. What it
-        returns must be a pytree whose floating leaves may all be differentiated.
+      prepare: optional differentiable (model) -> prepared, done once per step however many
+        micro-batches there are, e.g. the rebuilding of dense weights from cores; `loss_fn` then
+        gets its result as `model`. What it returns must be a pytree whose floating leaves may all
+        be differentiated.
     """
 
     def __init__(
@@ -55,9 +56,7 @@ class TrainStep:
         if self._compiled is None:
             # Output shardings equal the input's, else the second step would compile again.
             shardings = jax.tree.map(lambda x: x.sharding, state)
-            self._compiled = jax.jit(
-                self._step, donate_argnums=0, out_shardings=(shardings, None)
-            )
+            self._compiled = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
         before, start = self.traces, time.perf_counter()
         result = self._compiled(state, batch)
         if self.traces != before:

@@ -26,8 +26,8 @@ _PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpo
 class Workdir:
     """A run's folder, checked and claimed before any work starts.
 
-    Holds `config.json`, `versions.json` (an entry per start), `metrics.jsonl`, TensorBoard events, `checkpoints/`
-    and, once finished, `result.json`. The same config on the same folder resumes.
+    Holds `config.json`, `versions.json` (an entry per start), `metrics.jsonl`, TensorBoard events,
+    `checkpoints/` and, once finished, `result.json`. The same config on the same folder resumes.
 
     Args:
       path: absent, empty, or the folder of the same run.
@@ -78,8 +78,8 @@ class Workdir:
             self.resuming = True
         elif present:
             raise ValueError(
-                f"workdir {self.path} is not empty and holds no run (it has {sorted(present)[:5]}); "
-                "choose a new or empty folder"
+                f"workdir {self.path} is not empty and holds no run (it has "
+                f"{sorted(present)[:5]}); choose a new or empty folder"
             )
         else:
             self.write_json("config.json", self.config)

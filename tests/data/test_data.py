@@ -23,7 +23,8 @@ class TestTrainData:
         batches = data.TrainData(arrays(24), 8, seed=3)
         assert batches.steps_per_epoch == 3
         epochs = [
-            np.concatenate([batches[3 * epoch + i]["index"] for i in range(3)]) for epoch in range(4)
+            np.concatenate([batches[3 * epoch + i]["index"] for i in range(3)])
+            for epoch in range(4)
         ]
         for order in epochs:
             assert sorted(order) == list(range(24))
@@ -107,7 +108,7 @@ class TestEvalData:
         np.testing.assert_array_equal(batch["attention_mask"], mask)
 
 
-VOCABULARY = "[PAD] [UNK] [CLS] [SEP] a good film ##s bad , .".split()
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "film", "##s", "bad", ",", "."]
 
 
 @pytest.fixture
@@ -181,7 +182,9 @@ class TestTokenizer:
 
 class TestTextSets:
     def test_from_arrays(self):
-        task = data.from_arrays("mine", {"train": (["a", "b"], ["no", "yes"]), "dev": (["c"], ["no"])})
+        task = data.from_arrays(
+            "mine", {"train": (["a", "b"], ["no", "yes"]), "dev": (["c"], ["no"])}
+        )
         assert task.label_names == ("no", "yes")
         assert task.num_labels == 2
         np.testing.assert_array_equal(task["train"].labels, [0, 1])
@@ -245,7 +248,7 @@ class TestGlue:
             pytest.skip("no MRPC there")
         rows = text_classification.read_tsv(path)
         assert len(rows) == 3576
-        assert list(rows[0])[0] == "Quality"
+        assert next(iter(rows[0])) == "Quality"
 
     def test_missing_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no folder .*SST-2 or .*SST-2; pass data_dir"):
@@ -256,5 +259,7 @@ class TestGlue:
 
 
 def test_pipeline_needs_no_crop_for_other_shapes():
-    crop = pipeline.TrainData(arrays() | {"score": np.zeros((23, 3), np.float32)}, 2, seed=0, lengths=(2,))
+    crop = pipeline.TrainData(
+        arrays() | {"score": np.zeros((23, 3), np.float32)}, 2, seed=0, lengths=(2,)
+    )
     assert crop[0]["score"].shape == (2, 3)

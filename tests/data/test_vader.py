@@ -68,7 +68,7 @@ def test_corrupt_cache_is_fetched_again(index):
 
 def test_wrong_hash_from_the_index_is_refused(index, monkeypatch):
     monkeypatch.setattr(vader, "fetch", lambda: b"something else")
-    with pytest.raises(ValueError, match="expected .*: not used"):
+    with pytest.raises(ValueError, match=r"expected .*: not used"):
         vader.archive()
     assert not (vader.files.cache_dir() / vader.ARCHIVE).exists()
 

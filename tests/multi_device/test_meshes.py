@@ -1,5 +1,7 @@
 """The same numbers on every mesh, and rules that say what is wrong with them."""
 
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
@@ -20,11 +22,11 @@ RULES = training.Rules(
 )
 
 MESHES = {
-    "1x1": dict(data=1),
-    "8x1": dict(data=8),
-    "4x2": dict(data=4, tensor=2),
-    "fsdp": dict(data=2, fsdp=4),
-    "all": dict(data=2, fsdp=2, tensor=2),
+    "1x1": {"data": 1},
+    "8x1": {"data": 8},
+    "4x2": {"data": 4, "tensor": 2},
+    "fsdp": {"data": 2, "fsdp": 4},
+    "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 
 
@@ -117,12 +119,12 @@ class TestMesh:
             training.make_mesh(sizes)
 
     def test_batch_must_divide(self):
-        with pytest.raises(ValueError, match="batch_size=12 cannot be split .* multiple of 8"):
+        with pytest.raises(ValueError, match=r"batch_size=12 cannot be split .* multiple of 8"):
             sharding.local_rows(12, training.make_mesh())
 
 
 class TestRules:
-    PARAMETERS = {
+    PARAMETERS: ClassVar = {
         "a/kernel": jax.ShapeDtypeStruct((6, 8), np.float32),
         "a/bias": jax.ShapeDtypeStruct((8,), np.float32),
     }
@@ -146,7 +148,10 @@ class TestRules:
         ("rule", "message"),
         [
             ((r"b/.*", ()), r"patterns \['b/\.\*'\] decide for no parameter"),
-            ((r"a/kernel", ("tensor",)), r"a/kernel: dimension 0 of size 6 cannot be split .*size 4"),
+            (
+                (r"a/kernel", ("tensor",)),
+                r"a/kernel: dimension 0 of size 6 cannot be split .*size 4",
+            ),
             ((r"a/bias", (None, "tensor")), r"more dimensions than a/bias with shape \(8,\)"),
             ((r"a/bias", ("model",)), r"unknown mesh axes \['model'\]"),
         ],

@@ -9,9 +9,9 @@ warnings.simplefilter("error")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 sys.path.insert(0, os.getcwd())
 
-import conftest  # noqa: F401  (the same strict settings as in the tests)
-from mpojax import training
-from tests.training import helpers
+import conftest  # noqa: F401, E402  (the same strict settings as in the tests)
+from mpojax import training  # noqa: E402
+from tests.training import helpers  # noqa: E402
 
 
 def main() -> None:

@@ -82,7 +82,10 @@ class TestResume:
 class TestFreezing:
     def test_frozen_bit_equal_trained_moved_and_no_optimizer_state(self):
         model = helpers.Classifier()
-        before = {p: np.asarray(x) for p, x in state_lib.flatten(nnx.to_pure_dict(nnx.state(model))).items()}
+        before = {
+            p: np.asarray(x)
+            for p, x in state_lib.flatten(nnx.to_pure_dict(nnx.state(model))).items()
+        }
         result = helpers.run(steps=10)
         frozen = state_lib.flatten(result.state.frozen)
         trained = state_lib.flatten(result.state.trainable)
@@ -101,16 +104,14 @@ class TestFreezing:
         assert list(state_lib.flatten(result.state.trainable)) == ["body/cores/0", "body/cores/2"]
 
     def test_filter_that_matches_nothing(self):
-        with pytest.raises(ValueError, match="matches no variable of Classifier.*central"):
+        with pytest.raises(ValueError, match=r"matches no variable of Classifier.*central"):
             helpers.start(roles.AdapterParam)
 
     def test_model_survives_donation(self):
         model = helpers.Classifier()
         optimizer = training.make_optimizer(helpers.config(), training.roles(model), 3)
         state = training.TrainState.create(model, ..., optimizer)
-        training.fit(
-            state, helpers.loss_fn, helpers.train_data(), optimizer=optimizer, steps=3
-        )
+        training.fit(state, helpers.loss_fn, helpers.train_data(), optimizer=optimizer, steps=3)
         assert np.isfinite(model(jnp.ones((2, helpers.FEATURES)))).all()
 
     def test_shared_variable_is_one_leaf_and_stays_shared(self):

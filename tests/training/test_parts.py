@@ -1,8 +1,10 @@
 """Optimizer, checkpoints, metrics and workdir, each alone."""
 
+import dataclasses
 import errno
 import json
 import os
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -45,7 +47,13 @@ class TestOptimizer:
     )
     def test_equals_optax(self, name, oracle):
         ours = updates_of(
-            3, name=name, learning_rate=0.1, beta1=0.8, beta2=0.95, epsilon=1e-6, schedule="constant"
+            3,
+            name=name,
+            learning_rate=0.1,
+            beta1=0.8,
+            beta2=0.95,
+            epsilon=1e-6,
+            schedule="constant",
         )
         with jax.numpy_dtype_promotion("standard"):
             held = oracle.init(params())
@@ -62,7 +70,11 @@ class TestOptimizer:
 
     def test_own_decay_patterns(self):
         update = updates_of(
-            learning_rate=0.1, weight_decay=0.5, gradient=0.0, no_decay=("core",), schedule="constant"
+            learning_rate=0.1,
+            weight_decay=0.5,
+            gradient=0.0,
+            no_decay=("core",),
+            schedule="constant",
         )
         assert update["core"] == 0.0
         assert update["a/bias"] != 0.0
@@ -71,7 +83,10 @@ class TestOptimizer:
 
     def test_rate_of_a_role(self):
         update = updates_of(
-            name="sgd", learning_rate=0.1, role_learning_rates={"auxiliary": 0.4}, beta1=0.0,
+            name="sgd",
+            learning_rate=0.1,
+            role_learning_rates={"auxiliary": 0.4},
+            beta1=0.0,
             schedule="constant",
         )
         assert update["core"] == pytest.approx(-0.2)
@@ -82,7 +97,10 @@ class TestOptimizer:
         [
             ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
             ("linear", [0.5, 1.0, 1.0, 0.875, 0.125]),
-            ("cosine", [0.5, 1.0, 1.0, 0.5 * (1 + np.cos(np.pi / 8)), 0.5 * (1 + np.cos(np.pi * 7 / 8))]),
+            (
+                "cosine",
+                [0.5, 1.0, 1.0, 0.5 * (1 + np.cos(np.pi / 8)), 0.5 * (1 + np.cos(np.pi * 7 / 8))],
+            ),
         ],
     )
     @pytest.mark.parametrize("warmup", [2, 0.2])
@@ -123,7 +141,6 @@ class TestCheckpoints:
     def test_round_trip_relative_folder_and_limit(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         state, _ = helpers.start()
-        import dataclasses
 
         with training.Checkpoints("saved", keep_last=2) as saved:
             for step in (1, 2, 3):
@@ -176,7 +193,10 @@ class TestMetrics:
         with training.MetricsWriter(tmp_path, resume_step=3) as writer:
             writer.write(4, {"loss": 9.0})
         assert [(x["step"], x["loss"]) for x in metrics_lib.read(path)] == [
-            (1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 9.0),
+            (1, 1.0),
+            (2, 0.5),
+            (3, pytest.approx(1 / 3)),
+            (4, 9.0),
         ]
         assert list((tmp_path / "tensorboard").iterdir())
 
@@ -192,7 +212,7 @@ class TestMetrics:
 
 
 class TestWorkdir:
-    CONFIG = {"seed": 1, "model": {"bond": 8, "layers": (1, 2)}}
+    CONFIG: ClassVar = {"seed": 1, "model": {"bond": 8, "layers": (1, 2)}}
 
     def test_fresh_resume_finished(self, tmp_path):
         path = tmp_path / "deep" / "run"
@@ -242,7 +262,11 @@ class TestWorkdir:
 
     @pytest.mark.parametrize(
         ("number", "message"),
-        [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.EROFS, "no permission")],
+        [
+            (errno.ENOSPC, "disk is full"),
+            (errno.EACCES, "no permission"),
+            (errno.EROFS, "no permission"),
+        ],
     )
     def test_disk_full_keeps_what_was_there(self, tmp_path, monkeypatch, number, message):
         run = training.Workdir(tmp_path, self.CONFIG)

@@ -21,7 +21,12 @@ def start(folder, pause=0.0):
     command = [sys.executable, str(SCRIPT), str(folder), str(STEPS), str(pause)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
