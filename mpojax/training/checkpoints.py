@@ -1,6 +1,8 @@
 """Checkpoints: Orbax behind one small class."""
 
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,6 +151,12 @@ class Checkpoints:
             return action()
         except OSError as error:
             raise files.explain(error, self.folder) from error
+        except ValueError as error:  # how the array writer reports errors of the file system
+            number = re.search(r"os_error_code='(\d+)'", str(error))
+            if number is None:
+                raise
+            cause = OSError(int(number[1]), os.strerror(int(number[1])))
+            raise files.explain(cause, self.folder) from error
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:

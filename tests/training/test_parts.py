@@ -168,6 +168,25 @@ class TestCheckpoints:
             with pytest.raises(ValueError, match="surplus: not in the checkpoint"):
                 saved.restore(other)
 
+    @pytest.mark.parametrize(
+        "kind", [OSError(errno.ENOSPC, ""), ValueError("[os_error_code='28']")]
+    )
+    def test_disk_full(self, tmp_path, monkeypatch, kind):
+        state, _ = helpers.start()
+
+        def full(*unused, **also_unused):
+            raise kind
+
+        with training.Checkpoints(tmp_path) as saved:
+            saved.save(state)
+            saved.wait()
+            with monkeypatch.context() as patch:
+                patch.setattr(saved._manager, "save", full)
+                with pytest.raises(OSError, match=r"cannot write .*: the disk is full"):
+                    saved.save(dataclasses.replace(state, step=jax.numpy.int32(1)))
+        with training.Checkpoints(tmp_path) as saved:
+            helpers.assert_same_bits(saved.restore(state), state)
+
     def test_nothing_saved(self, tmp_path):
         state, _ = helpers.start()
         with training.Checkpoints(tmp_path) as saved:

@@ -1,5 +1,6 @@
 """Runs in processes of their own that are told to stop, or killed."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -73,6 +74,45 @@ def test_stopped_run_resumes_to_the_same_bits(tmp_path, whole, number):
         helpers.assert_same_bits(saved.restore(result.state), result.state)
     lines = [metrics_lib.read(f / "metrics.jsonl") for f in (folder, tmp_path)]
     assert lines[0] == lines[1]
+
+
+LIMITED = """
+import dataclasses, resource, signal, sys
+import conftest
+import jax
+from mpojax import training
+from tests.training import helpers
+
+state, _ = helpers.start()
+with training.Checkpoints(sys.argv[1]) as saved:
+    saved.save(state)
+    saved.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+    try:
+        saved.save(dataclasses.replace(state, step=jax.numpy.int32(1)))
+        saved.wait()
+    except OSError as error:
+        print(f"refused: {error}")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+"""
+
+
+def test_failed_write_in_the_background_keeps_the_checkpoint_before(tmp_path):
+    """The system refuses files above 200 bytes, so that the array writer itself fails."""
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert f"refused: [Errno {errno.EFBIG}] cannot write {tmp_path}" in run.stdout, run.stderr
+    state, _ = helpers.start()
+    with training.Checkpoints(tmp_path) as saved:
+        assert saved.all_steps() == [0]
+        helpers.assert_same_bits(saved.restore(state), state)
 
 
 def test_signal_handlers_are_put_back():
