@@ -1,4 +1,4 @@
-"""Shared by the kernel tests: factor lists, random chains, and oracles written without the kernels."""
+"""Shared by the kernel tests: factor lists, random chains, oracles written without the kernels."""
 
 import functools
 import math
