@@ -1,0 +1,190 @@
+"""The flat dict border, counts, heads and pooling."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mpojax import models, mpo
+
+CONFIG = models.EncoderConfig(
+    vocab_size=50, hidden_size=8, num_layers=3, num_heads=2, intermediate_size=16, max_positions=12
+)
+SHAPES = {
+    "embeddings/word": mpo.MPOShape.balanced(50, 8, n=3).with_bonds(4),
+    "layers/0/attention/query": mpo.MPOShape.balanced(8, 8, n=5),
+    "layers/1/attention/query": mpo.MPOShape.balanced(8, 8, n=5),
+    "layers/2/feed_forward/down": mpo.MPOShape.low_rank(16, 8, 3),
+    "pooler": mpo.MPOShape.balanced(8, 8, n=3),
+}
+IDS = jnp.asarray([[1, 2, 3], [4, 5, 0]])
+MASK = jnp.asarray([[1, 1, 1], [1, 1, 0]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return jax.jit(lambda: models.Encoder(CONFIG, SHAPES, rngs=nnx.Rngs(0)))()
+
+
+def test_arrays_and_back_is_the_same_model(model):
+    arrays = models.to_arrays(model)
+    again = models.from_arrays(CONFIG, SHAPES, arrays)
+    assert again.config == model.config
+    assert again.shapes == model.shapes == SHAPES
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kinds = [[type(v) for _, v in nnx.to_flat_state(nnx.state(m))] for m in (again, model)]
+    assert kinds[0] == kinds[1]
+
+
+def test_paths_name_layers_and_cores(model):
+    arrays = models.to_arrays(model)
+    assert {name: a.shape for name, a in arrays.items()} == models.array_shapes(CONFIG, SHAPES)
+    for path, shape in SHAPES.items():
+        cores = [arrays[f"{path}/cores/{k}"].shape for k in range(shape.num_cores)]
+        assert cores == list(shape.core_shapes)
+        assert f"{path}/kernel" not in arrays
+        assert f"{path}/table" not in arrays
+    assert arrays["layers/2/attention/query/kernel"].shape == (8, 8)
+    assert "layers/0/attention/query/bias" in arrays
+    order = [name for name in arrays if name.endswith("attention/out/kernel")]
+    assert order == [f"layers/{i}/attention/out/kernel" for i in range(3)]
+
+
+def test_from_arrays_copies(model):
+    arrays = {name: np.array(a) for name, a in models.to_arrays(model).items()}
+    built = models.from_arrays(CONFIG, SHAPES, arrays)
+    for array in arrays.values():
+        array.fill(7.0)
+    np.testing.assert_array_equal(built.embeddings.norm.bias[...], model.embeddings.norm.bias[...])
+    np.testing.assert_array_equal(
+        built.stacks[0].attention.key.kernel[...], model.stacks[0].attention.key.kernel[...]
+    )
+
+
+def test_every_misfit_is_named_at_once(model):
+    arrays = models.to_arrays(model)
+    del arrays["layers/1/attention/key/bias"]
+    del arrays["pooler/cores/2"]
+    arrays["layers/7/attention/key/bias"] = np.zeros(8, np.float32)
+    arrays["embeddings/norm/scale"] = np.zeros(9, np.float32)
+    arrays["embeddings/norm/bias"] = np.zeros(8, np.int32)
+    with pytest.raises(ValueError, match="do not fit the model") as error:
+        models.from_arrays(CONFIG, SHAPES, arrays)
+    lines = str(error.value).splitlines()[1:]
+    assert sorted(line.strip() for line in lines) == [
+        "misshapen: embeddings/norm/scale is (9,), must be (8,)",
+        "missing: layers/1/attention/key/bias (8,)",
+        f"missing: pooler/cores/2 {SHAPES['pooler'].core_shapes[2]}",
+        "not floating point: embeddings/norm/bias is int32",
+        "surplus: layers/7/attention/key/bias",
+    ]
+
+
+def test_the_border_can_be_differentiated(model):
+    """from_arrays and to_arrays also work on traced arrays."""
+    arrays = {name: jnp.asarray(a) for name, a in models.to_arrays(model).items()}
+
+    @jax.jit
+    def gradient(arrays):
+        def loss(arrays):
+            return jnp.sum(models.from_arrays(CONFIG, SHAPES, arrays)(IDS) ** 2)
+
+        return jax.grad(loss)(arrays)
+
+    direct = jax.jit(jax.grad(lambda m: jnp.sum(m(IDS) ** 2)))(model)
+    through = gradient(arrays)
+    for name, array in models.to_arrays(direct).items():
+        np.testing.assert_allclose(through[name], array, rtol=1e-3, atol=1e-4)
+    roundtrip = jax.jit(lambda m: models.to_arrays(m))(model)
+    np.testing.assert_array_equal(
+        roundtrip["layers/2/attention/out/kernel"], arrays["layers/2/attention/out/kernel"]
+    )
+
+
+def test_parameters_are_counted_by_role(model):
+    counts = models.count_parameters(model)
+    central = sum(s.num_central_params for s in SHAPES.values())
+    chains = sum(s.num_params for s in SHAPES.values())
+    assert counts["central"] == central
+    assert counts["auxiliary"] == chains - central
+    assert counts["adapter"] == 0
+    total = sum(math.prod(shape) for shape in models.array_shapes(CONFIG, SHAPES).values())
+    assert sum(counts.values()) == total
+    dense = nnx.eval_shape(lambda: models.Encoder(CONFIG, rngs=nnx.Rngs(0)))
+    dense = models.count_parameters(dense)
+    layer = 4 * (64 + 8) + (128 + 16) + (128 + 8) + 4 * 8
+    assert dense == {
+        "central": 0,
+        "auxiliary": 0,
+        "adapter": 0,
+        "other": (50 + 12 + 2) * 8 + 16 + 3 * layer + 64 + 8,
+    }
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean", "first"])
+def test_pooling(model, pooling):
+    hidden = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    if pooling == "pooler":
+        pooled = models.pool(model, hidden, MASK)
+        w = np.asarray(mpo.to_matrix(model.pooler.all_cores(), SHAPES["pooler"]))
+        np.testing.assert_allclose(pooled, np.tanh(hidden[:, 0] @ w), rtol=1e-4, atol=1e-5)
+        return
+    other = models.Encoder(dataclasses.replace(CONFIG, pooling=pooling), rngs=nnx.Rngs(0))
+    assert other.pooler is None
+    pooled = models.pool(other, hidden, MASK)
+    if pooling == "first":
+        np.testing.assert_array_equal(pooled, hidden[:, 0])
+        return
+    expected = np.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(models.pool(other, hidden, MASK * 0), np.zeros((2, 8)))
+
+
+def test_a_head_is_put_on_an_encoder(model):
+    classifier = models.with_head(model, 3, pooling="mean", rngs=nnx.Rngs(5))
+    assert classifier.encoder.pooler is None
+    assert classifier.config.num_labels == 3
+    assert sorted(classifier.shapes) == sorted(set(SHAPES) - {"pooler"})
+    kept, before = models.to_arrays(classifier), models.to_arrays(model)
+    assert set(kept) - set(before) == {"head/kernel", "head/bias"}
+    for name in set(kept) & set(before):
+        np.testing.assert_array_equal(kept[name], before[name])
+    hidden = model(IDS, MASK)
+    vector = np.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    expected = vector @ kept["head/kernel"] + kept["head/bias"]
+    logits = classifier(IDS, MASK)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(classifier(IDS, MASK, dropout_key=jax.random.key(0)), logits)
+
+
+def test_a_head_may_be_a_chain_and_is_replaced():
+    config = dataclasses.replace(CONFIG, num_labels=4)
+    shapes = {"head": mpo.MPOShape.low_rank(8, 4, 2)}
+    classifier = models.build(config, shapes, rngs=nnx.Rngs(0))
+    arrays = models.to_arrays(classifier)
+    assert arrays["head/cores/1"].shape == (2, 1, 4, 1)
+    again = models.from_arrays(config, shapes, arrays)
+    np.testing.assert_array_equal(again(IDS), classifier(IDS))
+    replaced = models.with_head(classifier, 2, rngs=nnx.Rngs(0))
+    assert replaced(IDS).shape == (2, 2)
+    assert replaced.shapes == {}
+    with pytest.raises(ValueError, match=r"needs config\.num_labels"):
+        models.SequenceClassifier(CONFIG, rngs=nnx.Rngs(0))
+    none = models.Encoder(dataclasses.replace(CONFIG, pooling="none"), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="makes no sentence vector"):
+        models.pool(none, jnp.zeros((1, 2, 8)), None)
+
+
+def test_reconfigure_keeps_parameters(model):
+    changed = models.reconfigure(model, dropout=0.0, remat=True)
+    assert (changed.config.dropout, changed.config.remat) == (0.0, True)
+    np.testing.assert_array_equal(changed(IDS, MASK), model(IDS, MASK))
+    with pytest.raises(ValueError, match="missing: layers/3/"):
+        models.reconfigure(model, num_layers=4)

@@ -1,0 +1,81 @@
+"""Settings: what is refused, the table of matrices, the grouping of layers into stacks."""
+
+import dataclasses
+
+import pytest
+
+from mpojax import models, mpo
+from mpojax.models import config as config_lib
+
+CONFIG = models.EncoderConfig(
+    vocab_size=50, hidden_size=8, num_layers=4, num_heads=2, intermediate_size=16, max_positions=12
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size=0 must be an integer of at least 1"),
+        ({"num_layers": 2.0}, "num_layers=2.0 must be an integer"),
+        ({"num_heads": 3}, "hidden_size=8 is not a multiple of num_heads=3"),
+        ({"activation": "swoosh"}, "activation='swoosh' must be one of gelu, gelu_tanh, relu"),
+        ({"pooling": "max"}, "pooling='max' must be one of none, pooler, mean, first"),
+        ({"dtype": "float16"}, "dtype='float16' must be one of float32, bfloat16"),
+        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+        ({"classifier_dropout": -0.1}, "classifier_dropout=-0.1"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
+        ({"pad_id": 50}, r"pad_id=50 must lie in 0..49"),
+        ({"num_labels": 0}, "num_labels=0"),
+        ({"num_labels": 2, "pooling": "none"}, "num_labels=2 needs a sentence vector"),
+        ({"source_config": "[]"}, "JSON text of an object"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_every_matrix_is_listed_with_its_size():
+    sizes = models.matrix_sizes(dataclasses.replace(CONFIG, num_labels=3))
+    assert len(sizes) == 3 + 4 * 6 + 2
+    assert sizes["embeddings/word"] == (50, 8)
+    assert sizes["embeddings/position"] == (12, 8)
+    assert sizes["layers/3/feed_forward/up"] == (8, 16)
+    assert sizes["layers/3/feed_forward/down"] == (16, 8)
+    assert sizes["pooler"] == (8, 8)
+    assert sizes["head"] == (8, 3)
+    assert "pooler" not in models.matrix_sizes(dataclasses.replace(CONFIG, pooling="mean"))
+
+
+def test_layers_with_equal_shapes_form_one_stack():
+    full = mpo.MPOShape.balanced(8, 8, n=3)
+    cut = full.with_bonds(2)
+    path = "layers/{}/attention/query".format
+
+    def ranges(shapes):
+        return config_lib.stack_ranges(CONFIG, shapes)
+
+    assert ranges({}) == [range(4)]
+    assert ranges({path(i): full for i in range(4)}) == [range(4)]
+    assert ranges({path(1): full, path(2): full}) == [range(1), range(1, 3), range(3, 4)]
+    assert ranges({path(0): full, path(1): cut, path(2): cut, path(3): full}) == [
+        range(1),
+        range(1, 3),
+        range(3, 4),
+    ]
+    # The order in which matrices are named is no difference.
+    key = "layers/{}/attention/key".format
+    assert ranges({path(0): full, key(0): cut, key(1): cut, path(1): full}) == [
+        range(2),
+        range(2, 4),
+    ]
+
+
+def test_shapes_that_do_not_fit_are_all_named():
+    shapes = {
+        "layers/9/attention/query": mpo.MPOShape.balanced(8, 8),
+        "pooler": mpo.MPOShape.balanced(8, 16),
+    }
+    with pytest.raises(ValueError, match="layers/9/attention/query is no matrix") as error:
+        config_lib.checked_shapes(CONFIG, shapes)
+    assert "pooler is 8 x 8, its shape is for 8 x 16" in str(error.value)
