@@ -35,12 +35,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, count: int) -> "Split":
-        """The first `count` examples."""
+    def take(self, count: int, seed: int = 0) -> "Split":
+        """A fixed random sample of `count` examples (all, if there are fewer).
+
+        Not the first ones: files are often sorted by label or source.
+        """
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
         return Split(
-            self.texts[:count],
-            None if self.labels is None else self.labels[:count],
-            None if self.pairs is None else self.pairs[:count],
+            [self.texts[i] for i in chosen],
+            None if self.labels is None else self.labels[chosen],
+            None if self.pairs is None else [self.pairs[i] for i in chosen],
         )
 
     def encode(self, tokenizer: tokenizer_lib.Tokenizer, max_length: int) -> dict[str, np.ndarray]:

@@ -188,9 +188,16 @@ class TestTextSets:
         assert task.label_names == ("no", "yes")
         assert task.num_labels == 2
         np.testing.assert_array_equal(task["train"].labels, [0, 1])
-        assert len(task["train"].take(1)) == 1
         with pytest.raises(ValueError, match=r"no split 'test'; has \['dev', 'train'\]"):
             task["test"]
+
+    def test_take_is_a_fixed_sample_not_the_first_ones(self):
+        split = data.Split([str(i) for i in range(1000)], np.arange(1000) // 500)
+        sample = split.take(200)
+        assert sample.texts == split.take(200).texts
+        assert sample.texts == [str(i) for i in sorted(map(int, sample.texts))]
+        assert 0.4 < sample.labels.mean() < 0.6
+        assert len(split.take(5000)) == 1000
 
     def test_from_files(self, tmp_path):
         (tmp_path / "train.tsv").write_text('\ufefftext\tlabel\na "quoted\t10\r\nb\t9\n')
