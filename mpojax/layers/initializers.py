@@ -22,6 +22,12 @@ def random_cores(key: jax.Array, shape: mpo.MPOShape, variance: float) -> tuple[
     deviations would multiply.
     """
     share = (variance / math.prod(shape.bond_dims)) ** (1.0 / shape.num_cores)
-    keys = jax.random.split(key, shape.num_cores)
-    draws = [normal(k, core, 1.0) for k, core in zip(keys, shape.core_shapes, strict=True)]
-    return tuple(draw * jnp.sqrt(share / jnp.mean(jnp.square(draw))) for draw in draws)
+    # One draw for all cores: each draw is a program of its own to compile.
+    numbers = jax.random.normal(key, (shape.num_params,), jnp.float32)
+    cores, start = [], 0
+    for core_shape in shape.core_shapes:
+        stop = start + math.prod(core_shape)
+        draw = numbers[start:stop].reshape(core_shape)
+        cores.append(draw * jnp.sqrt(share / jnp.mean(jnp.square(draw))))
+        start = stop
+    return tuple(cores)

@@ -101,10 +101,14 @@ def with_head(
     config = dataclasses.replace(model.config, num_labels=num_labels, pooling=pooling)
     sizes = matrix_sizes(config)
     shapes = {path: s for path, s in model.shapes.items() if path in sizes and path != "head"}
-    fresh = heads.SequenceClassifier(config, shapes, rngs=rngs)
-    arrays = to_arrays(fresh)
-    kept = to_arrays(model)
-    arrays.update({p: a for p, a in kept.items() if p in arrays and not p.startswith("head/")})
+    arrays = {p: a for p, a in to_arrays(model).items() if not p.startswith("head/")}
+    if pooling != "pooler":
+        arrays = {p: a for p, a in arrays.items() if not p.startswith("pooler/")}
+    for path in ("head", "pooler"):
+        if path in sizes and not any(p.startswith(f"{path}/") for p in arrays):
+            fresh = layers.Dense(*sizes[path], rngs=rngs)
+            arrays[f"{path}/kernel"] = np.asarray(fresh.kernel[...])
+            arrays[f"{path}/bias"] = np.asarray(fresh.bias[...])
     return from_arrays(config, shapes, arrays)
 
 

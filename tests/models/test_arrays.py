@@ -27,7 +27,12 @@ MASK = jnp.asarray([[1, 1, 1], [1, 1, 0]])
 
 @pytest.fixture(scope="module")
 def model():
-    return jax.jit(lambda: models.Encoder(CONFIG, SHAPES, rngs=nnx.Rngs(0)))()
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: (0.3 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in models.array_shapes(CONFIG, SHAPES).items()
+    }
+    return models.from_arrays(CONFIG, SHAPES, arrays)
 
 
 def test_arrays_and_back_is_the_same_model(model):

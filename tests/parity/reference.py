@@ -1,0 +1,47 @@
+"""transformers as the reference; imported only here, with its own warnings silenced."""
+
+import warnings
+
+import numpy as np
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+    import transformers
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+
+def quietly(function, *args, **kwargs):
+    """Calls into torch and transformers without turning their warnings into errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args, **kwargs)
+
+
+def randomize(model, seed: int):
+    """Replaces every parameter, norms and biases included, by random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
+            if "LayerNorm.weight" in name:
+                parameter.add_(1.0)
+    return model.eval()
+
+
+def load(folder, kind=None):
+    """A model of a folder, by AutoModel unless a class is given."""
+    return quietly((kind or transformers.AutoModel).from_pretrained, folder).eval()
+
+
+def outputs(model, input_ids, attention_mask, token_type_ids=None):
+    """Outputs of a torch model for numpy inputs."""
+    arguments = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if token_type_ids is not None:
+        arguments["token_type_ids"] = token_type_ids
+    tensors = {name: torch.tensor(np.asarray(a)).long() for name, a in arguments.items()}
+    with torch.no_grad():
+        return quietly(model, **tensors)
