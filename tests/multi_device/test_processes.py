@@ -85,6 +85,7 @@ def test_two_processes_equal_one(tmp_path, alone):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_after_saving(tmp_path, alone):
     processes = start(tmp_path, 10, pause="0.3")
     for line in processes[1].stdout:
