@@ -1,20 +1,18 @@
 """What happens between steps: a small protocol, and the hooks every run needs."""
 
+import contextlib
 import signal
-import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-import rich.console
-import rich.progress
 from absl import logging
 from jax.experimental import multihost_utils
 
 from mpojax.data import pipeline
 from mpojax.training import checkpoints as checkpoints_lib
 from mpojax.training import evaluation
+from mpojax.training import progress as progress_lib
 from mpojax.training import state as state_lib
 
 if TYPE_CHECKING:
@@ -138,12 +136,15 @@ class Evaluate(Hook):
 
 
 class Checkpoint(Hook):
-    """Saves every `every` steps and at the end or a stop; restores the latest at the start."""
+    """Saves every `every` steps, at a stop and at the end; restores the latest at the start.
+
+    With `at_end=False` the last state is not saved: for runs that keep their result otherwise.
+    """
 
     name, order = "checkpoint", 90
 
-    def __init__(self, every: int = 0, keep_last: int = 1):
-        self.every, self.keep_last = every, keep_last
+    def __init__(self, every: int = 0, keep_last: int = 1, at_end: bool = True):
+        self.every, self.keep_last, self.at_end = every, keep_last, at_end
         self._checkpoints: checkpoints_lib.Checkpoints | None = None
 
     def restore(self, loop: "Loop") -> None:
@@ -163,7 +164,8 @@ class Checkpoint(Hook):
             self._save(loop)
 
     def end(self, loop: "Loop") -> None:
-        self._save(loop)
+        if self.at_end or loop.step < loop.steps:
+            self._save(loop)
         self._checkpoints.wait()
 
     def close(self) -> None:
@@ -229,49 +231,21 @@ class Progress(Hook):
 
     def __init__(self, description: str = "training", every_seconds: float = 15.0):
         self.description, self.every_seconds = description, every_seconds
-        self._bar: rich.progress.Progress | None = None
-        self._task = self._last_line = None
+        self._shown = contextlib.ExitStack()
 
     def begin(self, loop: "Loop") -> None:
-        self._start, self._first = time.perf_counter(), loop.step
-        self._last_line = self._start
-        if jax.process_index() == 0 and sys.stderr.isatty():
-            self._bar = rich.progress.Progress(
-                *rich.progress.Progress.get_default_columns(),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TextColumn("{task.fields[loss]}"),
-                console=rich.console.Console(stderr=True),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(
-                self.description, total=loop.steps, completed=loop.step, loss=""
-            )
+        shown = progress_lib.progress(
+            self.description, done=loop.step, every_seconds=self.every_seconds
+        )
+        self._advance = self._shown.enter_context(shown)
 
     def after_step(self, loop: "Loop") -> None:
         loss = loop.last_metrics.get("loss")
         text = "" if loss is None else f"loss {loss:.4f}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=loop.step, loss=text)
-            return
-        now = time.perf_counter()
-        done = loop.step == loop.steps
-        if jax.process_index() != 0 or not (done or now - self._last_line >= self.every_seconds):
-            return
-        self._last_line = now
-        left = (now - self._start) / (loop.step - self._first) * (loop.steps - loop.step)
-        logging.info(
-            "%s: step %d of %d, %s, %.0f s left",
-            self.description,
-            loop.step,
-            loop.steps,
-            text,
-            left,
-        )
+        self._advance(loop.step, loop.steps, text)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._shown.close()
 
 
 class Call(Hook):

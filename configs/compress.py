@@ -1,0 +1,40 @@
+"""Compress your own checkpoint, without training.
+
+    python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
+        --config.budget=0.5 --workdir=runs/mine
+
+FOLDER is a BERT-family checkpoint with config.json and safetensors weights, or a hub id.
+`--config.budget` is the share of the model's parameters to keep (or a number of parameters);
+`--config.bond=64` caps every bond instead; with neither the chains are exact. A plain low rank of
+the same size stands beside the result. Seconds for a small encoder, about a minute for BERT-base.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Default config."""
+    config = ml_collections.ConfigDict()
+    config.model = ""
+    config.budget = config_dict.placeholder(float)
+    config.bond = config_dict.placeholder(int)
+    # Regular expressions over matrix paths such as layers/0/attention/query.
+    config.matrices = (".*/(query|key|value|out|up|down)", "embeddings/word")
+    config.task = ""  # none: nothing is trained
+    config.variants = {
+        "mpo": {
+            "label": "MPO",
+            "matrices": config.get_ref("matrices"),
+            "budget": config.get_ref("budget"),
+            "bond": config.get_ref("bond"),
+        },
+        "svd": {
+            "label": "low rank (SVD), same size",
+            "matrices": config.get_ref("matrices"),
+            "settings": {"form": "low_rank"},
+            "same_size_as": "mpo",
+        },
+    }
+    config.compare = ("mpo", "svd")
+    return config

@@ -1,0 +1,102 @@
+"""Fine-tunes every variant of a comparison on one task, one cell for each variant and seed."""
+
+import json
+import pathlib
+import shutil
+
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from mpojax import interop, models, training
+from mpojax.data import pipeline, tasks, tokenizer
+from mpojax.methods import mpop
+from mpojax.training import objectives
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: training.Workdir,
+    source: str,
+    variants: list,
+    compressed: dict,
+) -> dict[str, list[dict]] | None:
+    """Results of all cells, {variant name: one entry for each seed}; None when it was interrupted.
+
+    Seeds run in the outer loop, so that a stopped comparison has whole seeds first. Finished cells
+    are read from their `result.json`.
+    """
+    train, test = load_arrays(config, source)
+    results: dict[str, list[dict]] = {variant.name: [] for variant in variants}
+    for seed in config.seeds:
+        for variant in variants:
+            folder = workdir.path / "cells" / f"{variant.name}-seed{seed}"
+            record = folder / "result.json"
+            if not record.is_file():
+                logging.info("fine-tuning: %s, seed %d", variant.label, seed)
+                model = compressed[variant.name][0]
+                if not fine_tune(config, variant, model, train, test, seed, folder, workdir):
+                    return None
+            results[variant.name].append(json.loads(record.read_text(encoding="utf-8")))
+    return results
+
+
+def load_arrays(config, source: str) -> tuple[dict, dict]:
+    """Token arrays of the training split and of the split that is reported."""
+    task = tasks.load_task(config.task, config.data_dir or None)
+    words = tokenizer.Tokenizer.from_folder(source)
+    arrays = []
+    for name, limit in ((config.train_split, 0), (config.test_split, config.test_examples)):
+        split = task[name].take(limit) if limit else task[name]
+        arrays.append(split.encode(words, config.max_length))
+        logging.info("%s: %d examples for %s", task.name, len(split), name)
+    return arrays[0], arrays[1]
+
+
+def fine_tune(config, variant, encoder, train, test, seed, folder: pathlib.Path, workdir) -> bool:
+    """One cell; returns False when a signal stopped it (its checkpoint is kept)."""
+    labels = int(np.max(train["labels"])) + 1
+    model = models.with_head(encoder, labels, pooling=config.pooling, rngs=nnx.Rngs(seed))
+    model = models.reconfigure(model, dropout=config.dropout, attention_dropout=config.dropout)
+    trainable = mpop.trainable_filter(variant.trainable)
+    counts = mpop.parameter_counts(model, trainable)
+    settings = config.optimizer.to_dict()
+    if not counts["auxiliary"]:
+        settings.pop("role_learning_rates", None)
+    optimizer = training.make_optimizer(settings, training.roles(model), config.steps)
+    test_data = pipeline.EvalData(test, config.eval_batch_size, lengths=config.lengths)
+    evaluator = training.Evaluator(training.classify, training.accuracy)
+    result = training.fit(
+        training.TrainState.create(model, trainable, optimizer, seed=seed),
+        objectives.classification_loss,
+        pipeline.TrainData(train, config.batch_size, seed=seed, lengths=config.lengths),
+        optimizer=optimizer,
+        steps=config.steps,
+        mesh=training.make_mesh(config.mesh.to_dict()),
+        hooks=[
+            training.Progress(f"{variant.label}, seed {seed}"),
+            training.Evaluate("test", test_data, evaluator),
+            training.Checkpoint(every=config.checkpoint_every, at_end=False),
+            training.StopOnSignal(),
+        ],
+        folder=folder,
+        log_every=config.log_every,
+    )
+    if result.interrupted:
+        return False
+    if config.save_finetuned and seed == config.seeds[0]:
+        interop.save_pretrained(result.state.model(), workdir.path / "finetuned" / variant.name)
+    summary = {
+        "variant": variant.name,
+        "seed": seed,
+        "accuracy": result.metrics["test/accuracy"],
+        "total": counts["total"],
+        "trained": counts["trainable"],
+        "counts": counts,
+        "steps_per_second": result.steps_per_second,
+        "fit": result.summary(),
+    }
+    workdir.write_json(f"cells/{folder.name}/result.json", summary)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of use to unfinished cells only
+    return True

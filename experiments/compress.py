@@ -1,0 +1,148 @@
+"""Compresses a pre-trained encoder and shows what was gained and lost.
+
+    python -m experiments.compress --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
+        --config.budget=0.5 --workdir=runs/mine
+
+For each variant of the config (dense, MPO at full bonds, MPO at a budget, low rank at the same
+budget): compress, save, and, where the config names a task, fine-tune what the variant trains and
+measure. Every finished part is kept in the workdir; started again, the job goes on where it was.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Mapping
+
+import ml_collections
+from absl import logging
+
+from experiments import comparison, launch, sources, study_files
+from mpojax import interop
+from mpojax.training import progress as progress_lib
+from mpojax.training import workdir as workdir_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the comparison, as the config describes it.
+
+    Attributes:
+      name, label: key of its files and text for people.
+      matrices: regular expressions over matrix paths; none leaves the model dense.
+      settings: rule settings for all of them, fields of `mpojax.interop.Settings`.
+      budget: parameters of the whole model, a share of the dense count or a number.
+      bond: cap for every bond.
+      same_size_as: name of an earlier variant whose parameter count is the budget.
+      trainable: a name in `mpojax.methods.mpop.FILTERS`.
+    """
+
+    name: str
+    label: str
+    matrices: tuple[str, ...] = ()
+    settings: Mapping = dataclasses.field(default_factory=dict)
+    budget: float | None = None
+    bond: int | None = None
+    same_size_as: str | None = None
+    trainable: str = "all"
+
+    @property
+    def rules(self) -> list[tuple[str, dict]]:
+        """Compression rules as `interop.compress` takes them."""
+        return [(pattern, dict(self.settings)) for pattern in self.matrices]
+
+
+def main(config: ml_collections.ConfigDict, folder: str) -> int:
+    """The whole job; returns the exit status."""
+    start = time.perf_counter()
+    variants = read_variants(config)
+    source = sources.model_folder(config.model)
+    workdir = workdir_lib.Workdir(folder, config)
+    if workdir.finished:
+        print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
+        return 0
+    dense = interop.load_pretrained(source)
+    print(f"model: {config.model}, {sources.describe(dense)}")
+
+    compressed = {}
+    for variant in variants:
+        compressed[variant.name] = compress_variant(workdir.path, dense, variant, compressed)
+    curves = study_files.error_curves(workdir.path, dense, variants)
+
+    results = {}
+    if config.task:
+        results = comparison.run(config, workdir, source, variants, compressed)
+        if results is None:
+            logging.info("stopped; start the same command again to go on")
+            return 0
+    summary = study_files.write_all(
+        workdir, config, variants, compressed, results, curves, time.perf_counter() - start
+    )
+    print(summary)
+    return 0
+
+
+def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
+    """The variants that `config.compare` names, in that order, checked.
+
+    Raises:
+      ValueError: a name without an entry, an unknown field, or a reference to a later variant.
+    """
+    known = {field.name for field in dataclasses.fields(Variant)} - {"name"}
+    variants: list[Variant] = []
+    for name in config.compare:
+        if name not in config.variants:
+            raise ValueError(
+                f"config.compare names {name!r}; config.variants has {sorted(config.variants)}."
+            )
+        fields = config.variants[name].to_dict()
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(
+                f"variant {name!r} has unknown fields {unknown}; known: {sorted(known)}."
+            )
+        variant = Variant(name, **fields)
+        if variant.same_size_as not in (None, *(v.name for v in variants)):
+            raise ValueError(
+                f"variant {name!r}: same_size_as={variant.same_size_as!r} must name an earlier "
+                "variant."
+            )
+        if variant.budget is not None and variant.budget > 1:
+            variant = dataclasses.replace(variant, budget=int(variant.budget))
+        variants.append(variant)
+    if not variants:
+        raise ValueError("config.compare is empty; name at least one variant.")
+    return variants
+
+
+def compress_variant(folder: pathlib.Path, dense, variant: Variant, earlier: dict):
+    """Compresses, saves to `models/<name>` and returns (model, report fields).
+
+    A variant that an earlier start has finished is loaded instead.
+    """
+    target = folder / "models" / variant.name
+    record = folder / "compression" / f"{variant.name}.json"
+    if record.is_file():
+        model = interop.load_pretrained(target) if variant.rules else dense
+        return model, json.loads(record.read_text(encoding="utf-8"))
+    if not variant.rules:
+        interop.save_pretrained(dense, target)
+        return dense, study_files.write_record(record, target, dense, None)
+    budget = variant.budget
+    if variant.same_size_as is not None:
+        budget = earlier[variant.same_size_as][1]["parameters"]
+    with progress_lib.progress(f"compressing: {variant.label}") as advance:
+        model, report = interop.compress(
+            dense, variant.rules, budget=budget, bond=variant.bond, progress=advance
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    interop.save_pretrained(model, target)
+    print(f"\n{variant.label}\n{report.table()}\n", flush=True)
+    report.to_csv(folder / "compression" / f"{variant.name}.csv")
+    report.plot(folder / "plots" / f"{variant.name}_roles.png")
+    return model, study_files.write_record(record, target, model, report)
+
+
+if __name__ == "__main__":
+    launch.run(main)

