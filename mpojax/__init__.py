@@ -1,7 +1,7 @@
 """mpojax: transformers in matrix product operator (MPO, tensor-train matrix) form.
 
-A weight matrix becomes a chain of small tensors: a large central core and small auxiliary cores around it.
-Layers of the library, each importing only from those above it:
+A weight matrix becomes a chain of small tensors: a large central core and small auxiliary cores
+around it. Layers of the library, each importing only from those above it:
 
     mpojax.mpo       pure functions on cores
     mpojax.layers    Flax NNX modules

@@ -6,8 +6,8 @@ The central core, index (n - 1) // 2, holds most numbers; the others are auxilia
 functions.
 """
 
-from mpojax.mpo.allocate import allocate
-from mpojax.mpo.apply import Prepared, apply, apply_prepared, prepare, shape_from_cores
+from mpojax.mpo.allocation import allocate
+from mpojax.mpo.application import Prepared, apply, apply_prepared, prepare
 from mpojax.mpo.canonical import (
     canonicalize,
     canonicalize_with_spectra,
@@ -15,10 +15,10 @@ from mpojax.mpo.canonical import (
     truncate,
 )
 from mpojax.mpo.contract import to_matrix
-from mpojax.mpo.decompose import decompose, decompose_with_spectra, identity_cores
-from mpojax.mpo.embed import embed
-from mpojax.mpo.plan import STRATEGIES, Machine, Plan, plan
-from mpojax.mpo.shape import MPOShape
+from mpojax.mpo.decomposition import decompose, decompose_with_spectra, identity_cores
+from mpojax.mpo.embedding import embed
+from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
+from mpojax.mpo.shape import MPOShape, shape_from_cores
 from mpojax.mpo.spectra import (
     bond_spectra,
     bonds_for_tolerance,

@@ -13,6 +13,8 @@ bond drops its smallest singular values. Arrays of numpy are treated in float64 
 of jax in their own dtype (jit-able, vmap-able).
 """
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,15 +96,6 @@ def slice_bonds(cores, bonds):
     return tuple(core[: bonds[k], :, :, : bonds[k + 1]] for k, core in enumerate(cores))
 
 
-def shape_of(cores) -> shape_lib.MPOShape:
-    """Factor lists and bonds of given cores (bonds clipped to the full ones)."""
-    in_factors = tuple(core.shape[1] for core in cores)
-    out_factors = tuple(core.shape[2] for core in cores)
-    full = shape_lib.MPOShape(in_factors, out_factors)
-    bonds = (core.shape[3] for core in cores[:-1])
-    return full.with_bonds(tuple(map(min, bonds, full.full_bond_dims)))
-
-
 def check_gauge(gauge: str, allowed) -> None:
     """Raises ValueError for a gauge that is not one of `allowed`."""
     if gauge not in allowed:
@@ -111,8 +104,8 @@ def check_gauge(gauge: str, allowed) -> None:
 
 def _new_bonds(cores, bonds):
     current = tuple(core.shape[3] for core in cores[:-1])
-    shape = shape_of(cores)
-    if isinstance(bonds, int):
+    shape = shape_lib.shape_from_cores(cores)
+    if isinstance(bonds, numbers.Integral):
         return shape.with_bonds(tuple(min(bonds, now) for now in shape.bond_dims)).bond_dims
     bonds = tuple(bonds)
     if len(bonds) == len(current) and any(b > now for b, now in zip(bonds, current, strict=True)):

@@ -1,8 +1,7 @@
 """Contractions of a chain: merge cores, rebuild the matrix, contract with activations.
 
 Axis letters: p, q, r bonds; i, k row digits; j, l column digits; T tokens. Every function here is
-multilinear and plain `jnp`: differentiable, jit-able, vmap-able. `mpojax.mpo.apply` chooses between
-them.
+multilinear and plain `jnp`: differentiable, jit-able, vmap-able. `mpo.apply` chooses between them.
 """
 
 import math

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+import numbers
+import operator
 
 from mpojax.mpo import factors as factors_lib
 
@@ -27,6 +29,7 @@ class MPOShape:
     Raises:
       ValueError: lists of different lengths, a factor below 1, a bond below 1 or above its full
         dimension, or features that the factors cannot hold.
+      TypeError: a factor or bond that is not an integer.
     """
 
     in_factors: tuple[int, ...]
@@ -60,7 +63,7 @@ class MPOShape:
         full = self.full_bond_dims
         if bonds is None:
             return full
-        bonds = tuple(int(bond) for bond in bonds)
+        bonds = tuple(operator.index(bond) for bond in bonds)
         if len(bonds) != len(full):
             raise ValueError(
                 f"bonds {bonds} has {len(bonds)} entries; a chain of {self.num_cores} cores has "
@@ -95,7 +98,7 @@ class MPOShape:
 
     def with_bonds(self, bonds: int | tuple[int, ...] | None) -> "MPOShape":
         """The same factors with other bonds: a cap, one value each, or None for full bonds."""
-        if isinstance(bonds, int):
+        if isinstance(bonds, numbers.Integral):
             if bonds < 1:
                 raise ValueError(f"bond cap {bonds} must be at least 1.")
             bonds = tuple(min(bonds, full) for full in self.full_bond_dims)
@@ -200,8 +203,25 @@ class MPOShape:
         return cls(**{key: tuple(v) if key in tuples and v else v for key, v in fields.items()})
 
 
+def shape_from_cores(cores) -> MPOShape:
+    """Factor lists and bonds of given cores.
+
+    Raises:
+      ValueError: neighbouring cores disagree on their bond, or a core is not four-dimensional.
+    """
+    shapes = [tuple(core.shape) for core in cores]
+    ends = (1, *(s[3] for s in shapes if len(s) == 4))
+    if any(len(s) != 4 for s in shapes) or [s[0] for s in shapes] != [*ends[:-1]] or ends[-1] != 1:
+        raise ValueError(
+            f"core shapes {shapes} do not form a chain: core k must be (d_(k-1), i_k, j_k, "
+            "d_k) with outer bonds of 1. Leading axes go through jax.vmap."
+        )
+    full = MPOShape(tuple(s[1] for s in shapes), tuple(s[2] for s in shapes))
+    return full.with_bonds(tuple(map(min, (s[3] for s in shapes[:-1]), full.full_bond_dims)))
+
+
 def _as_factors(name, values) -> tuple[int, ...]:
-    values = tuple(int(value) for value in values)
+    values = tuple(operator.index(value) for value in values)
     if not values or min(values) < 1:
         raise ValueError(
             f"{name} must be a non-empty list of integers of at least 1, got {values}."

@@ -1,6 +1,7 @@
 """Measures on the bonds of a chain: singular values, entropy, error bounds, tolerances."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def entanglement_entropy(spectrum):
 
 def local_errors(spectra, bonds):
     """eps_k, the norm of the singular values that bond k loses when it is cut to bonds[k]."""
-    if isinstance(bonds, int):
+    if isinstance(bonds, numbers.Integral):
         bonds = (bonds,) * len(spectra)
     if len(bonds) != len(spectra) or min(bonds, default=1) < 1:
         raise ValueError(f"bonds must be {len(spectra)} integers of at least 1, got {bonds}.")

@@ -3,7 +3,7 @@
 import pytest
 
 from mpojax import mpo
-from mpojax.mpo.embed import lookup_multiply_adds, rebuild_multiply_adds
+from mpojax.mpo.embedding import lookup_multiply_adds, rebuild_multiply_adds
 from tests.golden.matrices import BALANCED, SAME, UP
 
 EMBEDDING = ((5, 10, 10, 10, 6), (2, 2, 4, 4, 2))

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mpojax.mpo import contract
-from mpojax.mpo import plan as plan_lib
-from mpojax.mpo.plan import Plan
-from mpojax.mpo.shape import MPOShape
+from mpojax.mpo import contract, planning
+from mpojax.mpo.planning import Plan
+from mpojax.mpo.shape import MPOShape, shape_from_cores
 
 
 def apply(
@@ -46,7 +45,7 @@ def apply(
     _check_features(x, shape)
     tokens = max(1, math.prod(x.shape[:-1]))
     if not isinstance(plan, Plan):
-        plan = plan_lib.plan(shape, tokens=tokens, training=training, strategy=plan)
+        plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan)
     y = _apply(plan.chosen.strategy, plan.chosen.variant, shape, cores, x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], shape.out_features)
 
@@ -113,23 +112,6 @@ def apply_prepared(prepared: Prepared, plan: Plan, x):
     else:
         y = _run(plan.strategy, plan.chosen.variant, prepared.arrays, plan.shape, rows)
     return y.reshape(*x.shape[:-1], plan.shape.out_features)
-
-
-def shape_from_cores(cores) -> MPOShape:
-    """Factor lists and bonds of given cores.
-
-    Raises:
-      ValueError: neighbouring cores disagree on their bond, or a core is not four-dimensional.
-    """
-    shapes = [tuple(core.shape) for core in cores]
-    ends = (1, *(s[3] for s in shapes if len(s) == 4))
-    if any(len(s) != 4 for s in shapes) or [s[0] for s in shapes] != [*ends[:-1]] or ends[-1] != 1:
-        raise ValueError(
-            f"core shapes {shapes} do not form a chain: core k must be (d_(k-1), i_k, j_k, "
-            "d_k) with outer bonds of 1. Leading axes go through jax.vmap."
-        )
-    full = MPOShape(tuple(s[1] for s in shapes), tuple(s[2] for s in shapes))
-    return full.with_bonds(tuple(map(min, (s[3] for s in shapes[:-1]), full.full_bond_dims)))
 
 
 def _merge_for(strategy, variant, cores, dtype):

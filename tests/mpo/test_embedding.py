@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mpojax import mpo
-from mpojax.mpo.embed import METHODS, cheaper_embedding
+from mpojax.mpo.embedding import METHODS, cheaper_embedding
 from tests.mpo import helpers
 
 # `mpo.embed` is the function; the module of the same name holds the block size.
-embed_module = importlib.import_module("mpojax.mpo.embed")
+embed_module = importlib.import_module("mpojax.mpo.embedding")
 SHAPES = {
     "one core": mpo.MPOShape((6,), (4,)),
     "low rank": mpo.MPOShape.low_rank(9, 4, 3),
