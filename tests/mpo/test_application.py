@@ -169,3 +169,15 @@ def test_prepare_casts_after_merging():
     np.testing.assert_array_equal(prepared.arrays[0], mpo.to_matrix(cores).astype(jnp.bfloat16))
     y = mpo.apply_prepared(prepared, plan, x.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
+
+
+@pytest.mark.xfail(
+    reason="contractions reshape with -1, which has no meaning for zero tokens",
+    raises=ZeroDivisionError,
+)
+@pytest.mark.parametrize("leading", [(0,), (3, 0)])
+def test_empty_batch(leading):
+    shape = SHAPES["padded"]
+    cores, x = make(shape, np.float32, leading)
+    for strategy in (None, *mpo.STRATEGIES):
+        assert mpo.apply(cores, x, shape, strategy).shape == (*leading, shape.out_features)

@@ -19,7 +19,9 @@ def test_many_tokens_rebuild(shape, machine, training):
 
 
 @pytest.mark.parametrize("shape", [SQUARE, UP], ids=["768x768", "768x3072"])
-@pytest.mark.parametrize("options", [{"training": False}, {"training": False, "prepared": True}])
+@pytest.mark.parametrize(
+    "options", [{"training": True}, {"training": False}, {"training": False, "prepared": True}]
+)
 def test_one_token_with_small_bonds_never_rebuilds(shape, options):
     plan = mpo.plan(shape.with_bonds(8), tokens=1, machine="cpu", **options)
     assert plan.strategy != "rebuild"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +124,31 @@ def test_bad_shapes(arguments, message):
 def test_bad_cap(cap):
     with pytest.raises(ValueError, match=f"bond cap {cap} must be at least 1"):
         mpo.MPOShape((2, 3), (3, 2)).with_bonds(cap)
+
+
+@pytest.mark.parametrize("cap", [np.int64(3), np.int32(3)])
+def test_numpy_integers_are_integers(cap):
+    shape = mpo.MPOShape(np.array([2, 3]), (np.int64(3), 2))
+    assert shape.with_bonds(cap).bond_dims == shape.with_bonds(np.array([3])).bond_dims == (3,)
+    assert all(type(factor) is int for factor in (*shape.in_factors, *shape.out_factors))
+    cores = helpers.random_cores(shape)
+    assert mpo.truncate(cores, cap)[0].shape == (1, 2, 3, 3)
+    spectra = mpo.bond_spectra(cores)
+    assert mpo.truncation_error_bound(spectra, cap) == mpo.truncation_error_bound(spectra, 3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mpo.MPOShape((2.5, 3), (3, 2)),
+        lambda: mpo.MPOShape((2, 3), (3, 2), (2.7,)),
+        lambda: mpo.MPOShape((2, 3), (3, 2)).with_bonds(2.7),
+    ],
+    ids=["factor", "bond", "cap"],
+)
+def test_fractions_are_not_rounded_silently(make):
+    with pytest.raises(TypeError):
+        make()
 
 
 def test_unknown_fields_are_named():
