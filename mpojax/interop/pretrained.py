@@ -22,7 +22,8 @@ from mpojax.interop.safe_weights import (
 
 CONFIG_NAME = "config.json"
 FORMAT_VERSION = 1
-_PRODUCER = "mpojax"
+# Entry in the header of every weight file written here: what marks a folder as ours.
+_MARK = "mpojax"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -75,8 +76,7 @@ def save_pretrained(model: models.Encoder | models.SequenceClassifier, folder: s
     }
     fingerprint = _fingerprint(arrays, description)
     content = {"model_type": "mpojax", "mpojax": {**description, "fingerprint": fingerprint}}
-    metadata = {"producer": _PRODUCER, "fingerprint": fingerprint}
-    write_folder(folder, arrays, metadata, {CONFIG_NAME: _json(content)})
+    write_folder(folder, arrays, {_MARK: fingerprint}, {CONFIG_NAME: _json(content)})
 
 
 def export_huggingface(
@@ -113,7 +113,7 @@ def export_huggingface(
     if tokenizer_from is not None:
         texts.update(_tokenizer_files(pathlib.Path(tokenizer_from)))
     # transformers requires the entry "format".
-    write_folder(folder, tensors, {"format": "pt", "producer": _PRODUCER}, texts)
+    write_folder(folder, tensors, {"format": "pt", _MARK: "export"}, texts)
 
 
 def _local_folder(source: str | os.PathLike) -> pathlib.Path:
@@ -164,7 +164,7 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
             f"{folder} has format version {version!r}; this version of mpojax reads "
             f"{FORMAT_VERSION}. Update mpojax, or save the model again with the version you have."
         )
-    if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get("fingerprint"):
+    if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):
         raise ValueError(
             f"{CONFIG_NAME} and {WEIGHTS_NAME} in {folder} are not from the same save; copy both "
             "files of one save."
@@ -185,7 +185,7 @@ def _check_ours(folder: pathlib.Path):
     if not names:
         return
     try:
-        ours = read_metadata(folder / WEIGHTS_NAME).get("producer") == _PRODUCER
+        ours = _MARK in read_metadata(folder / WEIGHTS_NAME)
     except (FileNotFoundError, ValueError):
         ours = False
     if not ours:

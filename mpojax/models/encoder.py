@@ -144,13 +144,18 @@ class Encoder(nnx.Module):
           ValueError: shapes that do not fit, or a sequence longer than the position table.
         """
         _check_inputs(self.config, input_ids, attention_mask, token_type_ids)
-        mask = None if attention_mask is None else attention_mask.astype(bool)
-        embed_key, layers_key = split_or_none(dropout_key, 2)
-        x = self.embeddings(input_ids, token_type_ids, embed_key)
-        first = 0
-        for stack in self.stacks:
-            x, first = _run_stack(stack, x, mask, layers_key, first, self.config.remat)
-        return x
+        return _forward(self, input_ids, attention_mask, token_type_ids, dropout_key)
+
+
+@jax.jit  # So that a call outside of any jit compiles once, not at every call.
+def _forward(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key):
+    mask = None if attention_mask is None else attention_mask.astype(bool)
+    embed_key, layers_key = split_or_none(dropout_key, 2)
+    x = encoder.embeddings(input_ids, token_type_ids, embed_key)
+    first = 0
+    for stack in encoder.stacks:
+        x, first = _run_stack(stack, x, mask, layers_key, first, encoder.config.remat)
+    return x
 
 
 def _pooler(config, shapes, rngs) -> nnx.Module:

@@ -177,7 +177,7 @@ def test_folders_that_are_none(tmp_path):
         ("empty", FileNotFoundError, r"holds no config\.json"),
         ("broken", ValueError, r"config\.json is not valid JSON"),
         ("list", ValueError, "must hold a JSON object, not list"),
-        ("unknown", ValueError, "model_type 't5'.*supported are BertModel, "),
+        ("unknown", ValueError, "model_type 't5'.*architectures BertModel, "),
     ]
     for name, error, message in cases:
         with pytest.raises(error, match=message):

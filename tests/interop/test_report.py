@@ -14,7 +14,7 @@ from tests.interop import helpers
 
 @pytest.fixture(scope="module")
 def report():
-    rules = [(".*/(query|up)", {"bond": 4}), ("embeddings/word", {"rank": 3})]
+    rules = [(".*/(query|up)", {"bond": 3, "cores": 3}), ("embeddings/word", {"rank": 3})]
     return interop.compress(helpers.model(), rules)[1]
 
 
@@ -80,7 +80,7 @@ def test_error_curves_fall_to_zero_and_pass_the_chosen_point(report):
     assert np.all(np.diff(ratios) >= 0)
     assert errors[-1] == pytest.approx(0.0, abs=1e-6)
     chosen = [row.error_bound for row in report.rows if row.role == "layers/*/attention/query"]
-    assert errors[list(caps).index(4)] == pytest.approx(np.mean(chosen))
+    assert errors[list(caps).index(3)] == pytest.approx(np.mean(chosen))
     with pytest.raises(ValueError, match="no matrix has role 'pooler'; there are"):
         report.error_curve("pooler")
 

@@ -138,7 +138,10 @@ def test_pooling(model, pooling):
     if pooling == "pooler":
         pooled = models.pool(model, hidden, MASK)
         w = np.asarray(mpo.to_matrix(model.pooler.all_cores(), SHAPES["pooler"]))
-        np.testing.assert_allclose(pooled, np.tanh(hidden[:, 0] @ w), rtol=1e-4, atol=1e-5)
+        bias = np.asarray(model.pooler.bias[...])
+        np.testing.assert_allclose(
+            pooled, np.tanh(np.asarray(hidden[:, 0]) @ w + bias), rtol=1e-4, atol=1e-5
+        )
         return
     other = models.Encoder(dataclasses.replace(CONFIG, pooling=pooling), rngs=nnx.Rngs(0))
     assert other.pooler is None
