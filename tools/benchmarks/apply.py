@@ -8,6 +8,7 @@ Prints for every cell the chosen strategy, its time over the fastest of all stra
 dense matmul of the same size; then the summary and the bytes saved for the backward pass.
 """
 
+import functools
 import json
 
 import jax
@@ -71,7 +72,7 @@ def cell(shape, tokens, training, rounds):
     for name, (function, parameters) in functions.items():
         jitted = jax.jit(with_gradients(function) if training else function)
         arguments = (parameters, x, dy) if training else (parameters, x)
-        candidates[name] = lambda f=jitted, a=arguments: f(*a)
+        candidates[name] = functools.partial(jitted, *arguments)
     return plan, timing.interleaved(candidates, rounds, seconds_each=0.03)
 
 
