@@ -43,7 +43,9 @@ def apply(
     cores = tuple(cores)
     shape = shape or shape_from_cores(cores)
     _check_features(x, shape)
-    tokens = max(1, math.prod(x.shape[:-1]))
+    tokens = math.prod(x.shape[:-1])
+    if tokens == 0:
+        return jnp.zeros((*x.shape[:-1], shape.out_features), x.dtype)
     if not isinstance(plan, Plan):
         plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan)
     y = _apply(plan.chosen.strategy, plan.chosen.variant, shape, cores, x.reshape(-1, x.shape[-1]))
@@ -106,6 +108,8 @@ def prepare(cores, plan: Plan, dtype=None) -> Prepared:
 def apply_prepared(prepared: Prepared, plan: Plan, x):
     """x (..., in_features) -> (..., out_features), with what `prepare` merged for this plan."""
     _check_features(x, plan.shape)
+    if x.size == 0:
+        return jnp.zeros((*x.shape[:-1], plan.shape.out_features), x.dtype)
     rows = x.reshape(-1, x.shape[-1])
     if plan.strategy == "rebuild":
         y = rows @ prepared.arrays[0]

@@ -146,13 +146,15 @@ def _sweep(xp, cores, bonds=None):
     lefts, spectra, carries, rotations = [], [], [cores[0]], []
     for k in range(len(cores) - 1):
         *rest, bond = carries[-1].shape
-        u, s, vt = xp.linalg.svd(carries[-1].reshape(-1, bond), full_matrices=False)
+        matrix = carries[-1].reshape(-1, bond)
+        u, s, vt = xp.linalg.svd(matrix, full_matrices=False)
         spectra.append(s)
         keep = s.shape[0] if bonds is None else bonds[k]
         u, s, vt = u[:, :keep], s[:keep], vt[:keep]
         lefts.append(u.reshape(*rest, -1))
         rotations.append(vt)
-        carries.append(xp.tensordot(s[:, None] * vt, cores[k + 1], axes=1))
+        # u^T matrix rather than s v^T: equal, but free of the rounding of s and v.
+        carries.append(xp.tensordot(u.T @ matrix, cores[k + 1], axes=1))
     rights = [
         xp.tensordot(rotations[k - 1], cores[k], axes=1)
         if k == len(cores) - 1

@@ -177,10 +177,6 @@ def test_prepare_casts_after_merging():
     assert y.dtype == jnp.bfloat16
 
 
-@pytest.mark.xfail(
-    reason="contractions reshape with -1, which has no meaning for zero tokens",
-    raises=ZeroDivisionError,
-)
 @pytest.mark.parametrize("leading", [(0,), (3, 0)])
 def test_empty_batch(leading):
     shape = SHAPES["padded"]

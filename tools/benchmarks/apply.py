@@ -29,8 +29,9 @@ SHAPES = {
 }
 TOKENS = (1, 32, 512, 4096)
 CAPS = (None, 128, 64, 32, 16, 8)
-# A strategy is not run where it needs this many times the FLOPs of the cheapest one: it cannot win.
-_HOPELESS = 30
+# A strategy is not run where its predicted time is this many times the best prediction, and not
+# measured further where its first run took this many times that of the fastest: it cannot win.
+_HOPELESS, _SLOW = 12, 3
 
 
 def make(shape, tokens, seed=0):
@@ -60,10 +61,10 @@ def cell(shape, tokens, training, rounds):
     cores, x, dy = make(shape, tokens)
     w = jnp.asarray(mpo.to_matrix(cores))
     plan = mpo.plan(shape, tokens=tokens, training=training)
-    cheapest = min(cost.flops for cost in plan.costs)
+    promising = _HOPELESS * min(cost.seconds for cost in plan.costs)
     functions = {"dense": (lambda w, x: x @ w, w)}
     for cost in plan.costs:
-        if cost.flops <= _HOPELESS * cheapest:
+        if cost.seconds <= promising:
             functions[cost.strategy] = (
                 lambda c, x, s=cost.strategy: mpo.apply(c, x, plan=s, training=training),
                 cores,
@@ -73,7 +74,7 @@ def cell(shape, tokens, training, rounds):
         jitted = jax.jit(with_gradients(function) if training else function)
         arguments = (parameters, x, dy) if training else (parameters, x)
         candidates[name] = functools.partial(jitted, *arguments)
-    return plan, timing.interleaved(candidates, rounds, seconds_each=0.03)
+    return plan, timing.interleaved(candidates, rounds, seconds_each=0.03, prune=_SLOW)
 
 
 def saved_bytes():

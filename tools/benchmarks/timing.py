@@ -10,20 +10,27 @@ import time
 import jax
 
 
-def interleaved(candidates, rounds: int = 7, seconds_each: float = 0.05) -> dict[str, float]:
+def interleaved(
+    candidates, rounds: int = 7, seconds_each: float = 0.05, prune: float | None = None
+) -> dict[str, float]:
     """Median seconds of one call of each candidate.
 
     Args:
       candidates: name -> function without arguments; its result is waited for.
       rounds: how often each candidate is measured; noise hits all of them alike.
       seconds_each: calls are repeated within a measurement to take about this long.
+      prune: candidates whose first run took this many times that of the fastest keep that one time.
     """
-    repeats = {}
+    first = {}
     for name, function in candidates.items():
         jax.block_until_ready(function())  # compiles
-        repeats[name] = max(1, min(500, int(seconds_each / max(_once(function, 1), 1e-6))))
-    samples = {name: [] for name in candidates}
-    order = list(candidates)
+        first[name] = _once(function, 1)
+    limit = prune * min(first.values()) if prune else float("inf")
+    repeats = {
+        name: max(1, min(500, int(seconds_each / max(t, 1e-6)))) for name, t in first.items()
+    }
+    samples = {name: [] if first[name] <= limit else [first[name]] for name in candidates}
+    order = [name for name in candidates if not samples[name]]
     shuffle = random.Random(0)
     for _ in range(rounds):
         shuffle.shuffle(order)
