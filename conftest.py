@@ -19,7 +19,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compilation dominates the run: keep compiled programs between runs (safe: keyed by program and version).
+# Compilation dominates the run: keep compiled programs between runs (keyed by program, version).
 _CACHE = os.environ.get(
     "MPOJAX_TEST_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "mpojax-test-compilation-cache")
 )
