@@ -15,7 +15,12 @@ from mpojax.mpo.canonical import (
     truncate,
 )
 from mpojax.mpo.contract import to_matrix
-from mpojax.mpo.decomposition import decompose, decompose_with_spectra, identity_cores
+from mpojax.mpo.decomposition import (
+    GAUGES,
+    decompose,
+    decompose_with_spectra,
+    identity_cores,
+)
 from mpojax.mpo.embedding import embed
 from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
 from mpojax.mpo.shape import MPOShape, shape_from_cores
@@ -30,6 +35,7 @@ from mpojax.mpo.spectra import (
 )
 
 __all__ = [
+    "GAUGES",
     "STRATEGIES",
     "MPOShape",
     "Machine",

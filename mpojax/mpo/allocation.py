@@ -19,7 +19,7 @@ def allocate(
 
     Lowering bond k of a matrix by one adds its smallest kept squared singular value, relative to
     the squared norm of the matrix, to the squared error bound, and saves d_{k-1} a_k + a_{k+1}
-    d_{k+1} numbers with the current neighbours (mpo specification, section 6).
+    d_{k+1} numbers with the current neighbours.
 
     Args:
       shapes: starting shapes, usually at full bonds.

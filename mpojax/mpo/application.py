@@ -38,7 +38,7 @@ def apply(
       (..., out_features).
 
     Raises:
-      ValueError: x does not have in_features columns, or an unknown strategy.
+      ValueError: x is not floating or does not have in_features columns, or an unknown strategy.
     """
     cores = tuple(cores)
     shape = shape or shape_from_cores(cores)
@@ -146,3 +146,5 @@ def _check_features(x, shape):
             f"x has shape {x.shape}, but the matrix has {shape.in_features} rows: the last "
             "axis of x must be in_features."
         )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x has dtype {x.dtype}; activations must be floating, cast them first.")

@@ -178,6 +178,30 @@ def _assemble(xp, gauge, lefts, spectra, carries, rights):
     return (*lefts[:centre], middle, *rights[centre:])
 
 
+def from_central(cores, spectra, gauge: str):
+    """Left, right or symmetric gauge from cores in the central one, with one QR for each core
+    passed.
+
+    The bonds are aligned with singular vectors already, so that the triangular factors are
+    diagonal.
+    """
+    xp = np if isinstance(cores[0], np.ndarray) else jnp
+    cores, n = list(cores), len(cores)
+    if gauge == "right":
+        for k in range((n - 1) // 2, 0, -1):
+            bond, *rest = cores[k].shape
+            q, r = xp.linalg.qr(cores[k].reshape(bond, -1).T)
+            cores[k] = q.T.reshape(-1, *rest)
+            cores[k - 1] = xp.tensordot(cores[k - 1], r.T, axes=1)
+        return tuple(cores)
+    for k in range((n - 1) // 2, n - 1):
+        *rest, bond = cores[k].shape
+        q, r = xp.linalg.qr(cores[k].reshape(-1, bond))
+        cores[k] = q.reshape(*rest, -1)
+        cores[k + 1] = xp.tensordot(r, cores[k + 1], axes=1)
+    return tuple(cores) if gauge == "left" else _symmetric(xp, cores, spectra)
+
+
 def _symmetric(xp, left_gauge, spectra):
     """Symmetric gauge from the left one: a factor sqrt(lambda) on both sides of every bond.
 

@@ -5,7 +5,7 @@ vectors of its unfolding, a bond right of it the right ones; both are eigenvecto
 matrix of the short side, which is small (144 to 768 for the usual factor lists). This costs a few
 matrix products instead of singular value decompositions of the long unfoldings, and is backward
 stable: the eigenvectors are orthonormal to rounding whatever the singular values are. n - 1
-  factorisations.
+factorisations; the left, right and symmetric gauges add one QR for each core that the scale passes.
 """
 
 import functools
@@ -43,6 +43,9 @@ def decompose(w, shape: MPOShape, gauge: str = "central"):
       ValueError: a shape or dtype of `w` that does not fit, an unknown gauge, the identity gauge
         with cut bonds, or (on the host) non-finite entries.
     """
+    if gauge == "identity":  # exact without any factorisation; the spectra would need them
+        _check(w, shape)
+        return identity_cores(w, shape)
     return decompose_with_spectra(w, shape, gauge)[0]
 
 
@@ -54,31 +57,32 @@ def decompose_with_spectra(w, shape: MPOShape, gauge: str = "central"):
     bond k are those of what the cuts before it have left.
     """
     canonical.check_gauge(gauge, GAUGES)
+    _check(w, shape)
+    if isinstance(w, np.ndarray):
+        cores, spectra = _decompose(np, w.astype(np.float64), shape, gauge)
+        return tuple(np.ascontiguousarray(core, dtype=w.dtype) for core in cores), spectra
+    return _decompose_jit(w, shape, gauge)
+
+
+def _check(w, shape):
     if w.shape != (shape.in_features, shape.out_features):
         raise ValueError(
             f"w has shape {w.shape}, but the factor lists {shape.in_factors} x {shape.out_factors} "
             f"describe a matrix of shape {(shape.in_features, shape.out_features)}."
         )
-    if not jnp.issubdtype(w.dtype, jnp.floating):
+    if w.dtype not in (np.float32, np.float64):
         raise ValueError(
-            f"w has dtype {w.dtype}; cores need a floating dtype, cast the matrix to float32 first."
+            f"w has dtype {w.dtype}; a matrix is decomposed in float32 or float64, cast it first."
         )
-    if isinstance(w, np.ndarray):
-        if not np.all(np.isfinite(w)):
-            raise ValueError(
-                "w holds NaN or infinite entries; only finite weights have a chain form."
-            )
-        cores, spectra = _decompose(np, w.astype(np.float64), shape, gauge)
-        return tuple(np.ascontiguousarray(core, dtype=w.dtype) for core in cores), spectra
-    return _decompose_jit(w, shape, gauge)
+    if isinstance(w, np.ndarray) and not np.all(np.isfinite(w)):
+        raise ValueError("w holds NaN or infinite entries; only finite weights have a chain form.")
 
 
 def identity_cores(w, shape: MPOShape):
     """The exact chain without any factorisation: identity auxiliary cores around the matrix itself.
 
     The rebuilt matrix is bitwise equal to `w`. Needs full bonds whose two central ones equal the
-    products of the outer site sizes, as for all balanced factor lists (mpo specification, section
-    5).
+    products of the outer site sizes, as for all balanced factor lists.
 
     Raises:
       ValueError: bonds are cut, or the central bonds are smaller than those products.
@@ -120,7 +124,7 @@ def _decompose(xp, w, shape, gauge):
         # Cutting later bonds leaves earlier ones unaligned; cheap to repair on the cut cores.
         cores = canonical.canonicalize(cores, gauge)
     elif gauge != "central":
-        cores = canonical.canonicalize(cores, gauge)
+        cores = canonical.from_central(cores, spectra, gauge)
     return cores, spectra
 
 

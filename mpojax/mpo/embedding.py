@@ -31,8 +31,10 @@ def embed(cores, ids, shape: MPOShape, method: str | None = None):
       (..., out_features), equal to to_matrix(cores, shape)[ids].
 
     Raises:
-      ValueError: unknown method.
+      ValueError: ids that are not integers, or an unknown method.
     """
+    if not jnp.issubdtype(jnp.asarray(ids).dtype, jnp.integer):
+        raise ValueError(f"ids have dtype {ids.dtype}; row numbers must be integers.")
     cores, tokens = tuple(cores), max(1, math.prod(ids.shape))
     method = method or cheaper_embedding(shape, tokens)
     if method not in METHODS:

@@ -50,9 +50,8 @@ class MPOShape:
         for name, list_name in (("in_features", "in_factors"), ("out_features", "out_factors")):
             features, listed = getattr(self, name), getattr(self, list_name)
             padded = math.prod(listed)
-            if features is None:
-                set_field(name, padded)
-            elif not 1 <= features <= padded:
+            set_field(name, padded if features is None else operator.index(features))
+            if not 1 <= getattr(self, name) <= padded:
                 raise ValueError(
                     f"{name}={features} does not fit {list_name} {listed} with product {padded}: "
                     f"it must lie in 1..{padded}. Choose factors with a larger product."

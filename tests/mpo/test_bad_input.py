@@ -24,6 +24,24 @@ def test_non_finite_weights(value, gauge):
         mpo.decompose(w, SHAPE, gauge)
 
 
+def test_activations_that_are_not_floating():
+    cores = mpo.decompose(np.eye(12, dtype=np.float32), SHAPE)
+    for call in (mpo.apply, lambda cores, x: mpo.apply(cores, x, plan="rebuild")):
+        with pytest.raises(ValueError, match=r"x has dtype int32; activations must be floating"):
+            call(cores, jnp.ones((2, 12), jnp.int32))
+
+
+def test_row_numbers_that_are_not_integers():
+    cores = mpo.decompose(np.eye(12, dtype=np.float32), SHAPE)
+    with pytest.raises(ValueError, match=r"ids have dtype float32"):
+        mpo.embed(cores, jnp.ones((2,), jnp.float32), SHAPE)
+
+
+def test_features_that_are_not_integers():
+    with pytest.raises(TypeError):
+        mpo.MPOShape((2, 2), (2, 2), in_features=3.5)
+
+
 @pytest.mark.parametrize("shape", [(12, 11), (144,), (11, 12), (24, 6)])
 def test_wrong_product_of_factors(shape):
     for xp in (np, jnp):
@@ -31,10 +49,10 @@ def test_wrong_product_of_factors(shape):
             mpo.decompose(xp.zeros(shape), SHAPE)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.complex64])
-def test_weights_that_are_not_real_numbers(dtype):
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.complex64, jnp.bfloat16])
+def test_weights_of_other_dtypes(dtype):
     for xp in (np, jnp):
-        with pytest.raises(ValueError, match=r"w has dtype .* floating"):
+        with pytest.raises(ValueError, match=r"w has dtype .* float32 or float64"):
             mpo.decompose(xp.zeros((12, 12), dtype), SHAPE)
 
 

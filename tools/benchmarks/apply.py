@@ -125,6 +125,11 @@ def main(argv):
                         }
                     )
     regrets = np.array([c["regret"] for c in cells])
+    skipped = sum(len(mpo.STRATEGIES) + 1 - len(c["times"]) for c in cells)
+    print(
+        f"{skipped} of {len(cells) * len(mpo.STRATEGIES)} strategies not run: predicted at least "
+        f"{_HOPELESS} times slower than the best"
+    )
     print(
         f"{len(cells)} cells: chosen strategy within 1.15x of the fastest in "
         f"{np.mean(regrets <= 1.15):.0%}, within 1.4x in {np.mean(regrets <= 1.4):.0%}, "

@@ -13,24 +13,11 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from mpojax import mpo
-from mpojax.mpo import contract
+from mpojax.mpo import embedding
 from tools.benchmarks import apply as cells
 from tools.benchmarks import timing
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Interleaved rounds.")
-
-
-def rebuild_tokens(shape: mpo.MPOShape) -> float:
-    """R: multiply-adds of one rebuild over those of one token through the dense matrix."""
-    groups = list(contract.group_shapes(shape))
-    total = 0
-    from_right = not contract.left_first(groups)
-    while len(groups) > 1:
-        at = len(groups) - 2 if from_right else 0
-        (p, i, j, q), (_, k, m, r) = groups[at : at + 2]
-        total += p * i * j * q * k * m * r
-        groups[at : at + 2] = [(p, i * k, j * m, r)]
-    return total / shape.num_dense_params
 
 
 def main(argv):
@@ -50,7 +37,8 @@ def main(argv):
                 candidates[cap] = functools.partial(step, cores, x, dy)
             times = timing.interleaved(candidates, _ROUNDS.value, seconds_each=0.2)
             for cap, shape in shapes.items():
-                ratio = rebuild_tokens(shape) / tokens
+                rebuilt = embedding.rebuild_multiply_adds(shape) / shape.num_dense_params
+                ratio = rebuilt / tokens
                 print(
                     f"{name:<10}{cap or 'full':>6}{tokens:>8}{times[cap] / times['dense']:>9.2f}"
                     f"{1 + ratio:>8.2f}{1 + 4 / 3 * ratio:>9.2f}",

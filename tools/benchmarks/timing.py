@@ -8,6 +8,7 @@ import statistics
 import time
 
 import jax
+from absl import logging
 
 
 def interleaved(
@@ -49,6 +50,7 @@ def _once(function, repeats):
 
 def machine() -> str:
     """One line that says where and when a figure was measured."""
+    logging.set_verbosity(logging.WARNING)  # of the devices that jax looks for in vain
     devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
     return (
         f"{datetime.date.today()}, {platform.machine()} {_processor()}, {_cores()} cores, "
