@@ -7,6 +7,8 @@ import rich.box
 import rich.console
 import rich.table
 
+from mpojax import files
+
 _HEADERS = {
     "label": "variant",
     "total_parameters": "total parameters",
@@ -107,20 +109,23 @@ def plots(folder: pathlib.Path, rows: list[dict], curve: list[dict]) -> list[pat
         from matplotlib import figure as figure_lib
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'mpojax[plot]'.") from error
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     if curve:
         figure = figure_lib.Figure(figsize=(11, 4.5), layout="constrained")
         _error_panels(figure, curve)
         paths.append(folder / "error_vs_bond.png")
-        figure.savefig(paths[-1], dpi=120)
+        _save(figure, paths[-1])
     trained = [row for row in rows if "accuracy" in row]
     if trained:
         figure = figure_lib.Figure(figsize=(7, 4.5), layout="constrained")
         _accuracy_panel(figure.subplots(), trained)
         paths.append(folder / "accuracy_vs_parameters.png")
-        figure.savefig(paths[-1], dpi=120)
+        _save(figure, paths[-1])
     return paths
+
+
+def _save(figure, path: pathlib.Path):
+    files.write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
 def _error_panels(figure, curve):

@@ -9,8 +9,7 @@ import statistics
 import numpy as np
 
 from experiments import console
-from mpojax import models, mpo
-from mpojax.data import files
+from mpojax import files, models, mpo
 from mpojax.interop import rules as rules_lib
 from mpojax.training import progress as progress_lib
 
@@ -26,7 +25,6 @@ def write_record(record: pathlib.Path, target: pathlib.Path, model, report) -> d
         "relative_error": report.relative_error if report else 0.0,
         "stored_bytes": (target / "model.safetensors").stat().st_size,
     }
-    record.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(record, json.dumps(facts, indent=1) + "\n")
     return facts
 
@@ -160,5 +158,4 @@ def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(path, buffer.getvalue())

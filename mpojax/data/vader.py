@@ -18,7 +18,8 @@ import tempfile
 import numpy as np
 from absl import logging
 
-from mpojax.data import files, text_classification
+from mpojax import files
+from mpojax.data import text_classification
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"

@@ -7,15 +7,14 @@ import math
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
 
-from mpojax import mpo
+from mpojax import files, mpo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +162,7 @@ class CompressionReport:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: _spaced(v) if isinstance(v, tuple) else v for k, v in row.items()})
-        _replace(path, lambda temporary: temporary.write_text(buffer.getvalue(), encoding="utf-8"))
+        files.write_atomic(path, buffer.getvalue())
 
     def to_markdown(self) -> str:
         """The rows as a Markdown table, followed by the totals."""
@@ -211,7 +210,7 @@ class CompressionReport:
         by_size.set_title("error vs parameters")
         by_bond.legend(fontsize="small")
         suffix = pathlib.Path(path).suffix.lstrip(".") or "png"
-        _replace(path, lambda temporary: figure.savefig(temporary, format=suffix, dpi=120))
+        files.write_atomic(path, lambda file: figure.savefig(file, format=suffix, dpi=120))
 
     def error_curve(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(bond caps, relative error bound, parameters / dense) of a role, mean over its matrices.
@@ -261,18 +260,3 @@ def _commas(values) -> str:
 
 def _spaced(values) -> str:
     return " ".join(map(str, values))
-
-
-def _replace(path: str | os.PathLike, write: Callable[[pathlib.Path], object]):
-    """Writes to a temporary file beside `path` and renames it."""
-    path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".mpojax-", dir=path.parent) as folder:
-            temporary = pathlib.Path(folder) / path.name
-            write(temporary)
-            os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"could not write {path}: {error.strerror}. What was there is kept"
-        ) from error

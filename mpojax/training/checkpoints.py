@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mpojax.data import files
+from mpojax import files
 from mpojax.training import sharding as sharding_lib
 from mpojax.training import state as state_lib
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import tensorboardX
 
-from mpojax.data import files
+from mpojax import files
 
 
 class MetricsWriter:

@@ -61,7 +61,7 @@ def test_csv_reads_back(report, tmp_path):
 
 def test_a_file_that_cannot_be_written_is_named(report, tmp_path):
     (tmp_path / "file").write_text("kept", encoding="utf-8")
-    with pytest.raises(OSError, match=r"could not write .*rows\.csv.*What was there is kept"):
+    with pytest.raises(OSError, match=r"cannot write .*rows\.csv.*already there were kept"):
         report.to_csv(tmp_path / "file" / "rows.csv")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
 

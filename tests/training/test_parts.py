@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from mpojax import training
-from mpojax.data import files
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import optimizer as optimizer_lib
 from mpojax.training import state as state_lib
@@ -305,11 +304,3 @@ class TestWorkdir:
     def test_what_json_cannot_hold(self, tmp_path):
         with pytest.raises(ValueError, match="as JSON"):
             workdir_lib.plain({"f": lambda: 0})
-
-
-def test_atomic_write_replaces_whole_files(tmp_path):
-    path = tmp_path / "a" / "b.txt"
-    files.write_atomic(path, "one")
-    files.write_atomic(path, b"two")
-    assert path.read_text() == "two"
-    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]

@@ -1,0 +1,91 @@
+"""Files that are either whole or absent: atomic writes with errors a user can act on."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import pathlib
+import secrets
+from collections.abc import Callable
+
+# Names of temporary files start so: what a killed process left behind can be told from other files.
+_PREFIX = ".mpojax-"
+
+
+def write_atomic(
+    path: str | os.PathLike, content: str | bytes | Callable[[pathlib.Path], object]
+) -> None:
+    """Writes a whole file through a temporary one beside it; an older file survives errors.
+
+    The file gets the permissions that the user's umask gives to new files.
+
+    Args:
+      path: its folder is made where it does not exist.
+      content: text (UTF-8), bytes, or a function that writes to the temporary path it is given,
+        which has the suffix of `path`.
+
+    Raises:
+      OSError: the folder cannot be written or the disk is full; names the path and what to do.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_beside(path) as temporary:
+            if callable(content):
+                content(temporary)
+            else:
+                temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            flush(temporary)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+@contextlib.contextmanager
+def temporary_beside(path: pathlib.Path):
+    """A new empty file in the folder of `path`, with its suffix; removed unless it was renamed."""
+    temporary = path.parent / f"{_PREFIX}{secrets.token_hex(8)}.tmp{path.suffix}"
+    # Not tempfile.mkstemp, whose files are private to the user whatever the umask says.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_leftover(path: pathlib.Path) -> bool:
+    """Whether this is a temporary file of this module, left behind by a killed process."""
+    return path.name.startswith(_PREFIX) and ".tmp" in path.suffixes and path.is_file()
+
+
+def flush(path: pathlib.Path) -> None:
+    """Waits until the content of a file is on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def explain(
+    error: OSError, path: str | os.PathLike, note: str = "files already there were kept"
+) -> OSError:
+    """The same kind of error, naming the path, how to mend it, and what became of the files."""
+    if error.errno == errno.ENOSPC:
+        advice = "the disk is full; free some space and start the same command again"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "no permission to write there; choose another folder or change its permissions"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        advice = "a file stands where a folder is needed; choose another folder"
+    else:
+        advice = error.strerror or str(error)
+    return type(error)(error.errno, f"cannot write {path}: {advice} ({note})")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir() -> pathlib.Path:
+    """Folder of downloaded data: `$MPOJAX_CACHE`, by default `~/.cache/mpojax`."""
+    default = pathlib.Path.home() / ".cache" / "mpojax"
+    return pathlib.Path(os.environ.get("MPOJAX_CACHE") or default).expanduser()
