@@ -3,9 +3,10 @@
     python -m experiments.compress --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.compress --config=configs/quickstart.py:smoke --workdir=runs/smoke
 
-Compares the dense model fully fine-tuned, the exact MPO with only auxiliary cores (and what is
-small and dense) trained, a truncated MPO at a parameter budget, and a low rank of the same size.
-Under ten minutes and 6 GB on two cores; `:smoke` takes about a minute.
+Compares the dense model fully fine-tuned, the exact MPO, a truncated MPO at a parameter budget, and
+a low rank of the same size. Lightweight: central cores are frozen; trained are the auxiliary cores
+and what is small and dense (biases, norms, position and type tables, head). Under ten minutes and
+6 GB on two cores; `:smoke` takes about a minute.
 """
 
 import ml_collections
@@ -22,21 +23,21 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.budget = 0.75  # share of the dense model's parameters
     config.matrices = (LAYER_MATRICES, "embeddings/word")
     config.variants = {
-        "dense": {"label": "dense, all trained", "trainable": "all"},
+        "dense": {"label": "dense, everything trained", "trainable": "all"},
         "mpo_full": {
-            "label": "MPO, full bonds, auxiliary cores",
+            "label": "MPO, full bonds, lightweight",
             # The word table stays dense and frozen: at full bonds its chain only costs time.
             "matrices": (LAYER_MATRICES,),
             "trainable": "lightweight",
         },
         "mpo_budget": {
-            "label": "MPO at the budget, auxiliary cores",
+            "label": "MPO at the budget, lightweight",
             "matrices": config.get_ref("matrices"),
             "budget": config.get_ref("budget"),
             "trainable": "lightweight",
         },
         "svd_budget": {
-            "label": "low rank (SVD) at the budget",
+            "label": "low rank (SVD), same size, lightweight",
             "matrices": config.get_ref("matrices"),
             "settings": {"form": "low_rank"},
             "same_size_as": "mpo_budget",

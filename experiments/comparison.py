@@ -5,7 +5,6 @@ import pathlib
 import shutil
 
 import ml_collections
-import numpy as np
 from absl import logging
 from flax import nnx
 
@@ -18,7 +17,7 @@ from mpojax.training import objectives
 def run(
     config: ml_collections.ConfigDict,
     workdir: training.Workdir,
-    source: str,
+    arrays: tuple[dict, dict, int],
     variants: list,
     compressed: dict,
 ) -> dict[str, list[dict]] | None:
@@ -27,7 +26,6 @@ def run(
     Seeds run in the outer loop, so that a stopped comparison has whole seeds first. Finished cells
     are read from their `result.json`.
     """
-    train, test = load_arrays(config, source)
     results: dict[str, list[dict]] = {variant.name: [] for variant in variants}
     for seed in config.seeds:
         for variant in variants:
@@ -36,27 +34,33 @@ def run(
             if not record.is_file():
                 logging.info("fine-tuning: %s, seed %d", variant.label, seed)
                 model = compressed[variant.name][0]
-                if not fine_tune(config, variant, model, train, test, seed, folder, workdir):
+                if not fine_tune(config, variant, model, arrays, seed, folder, workdir):
                     return None
             results[variant.name].append(json.loads(record.read_text(encoding="utf-8")))
     return results
 
 
-def load_arrays(config, source: str) -> tuple[dict, dict]:
-    """Token arrays of the training split and of the split that is reported."""
+def load_arrays(config, source: str) -> tuple[dict, dict, int]:
+    """Token arrays of the training split and of the one that is reported; number of classes.
+
+    Raises:
+      ValueError: an unknown task or split, or a split without labels.
+    """
     task = tasks.load_task(config.task, config.data_dir or None)
     words = tokenizer.Tokenizer.from_folder(source)
     arrays = []
     for name, limit in ((config.train_split, 0), (config.test_split, config.test_examples)):
         split = task[name].take(limit) if limit else task[name]
+        if split.labels is None:
+            raise ValueError(f"split {name!r} of task {task.name!r} has no labels; choose another.")
         arrays.append(split.encode(words, config.max_length))
         logging.info("%s: %d examples for %s", task.name, len(split), name)
-    return arrays[0], arrays[1]
+    return arrays[0], arrays[1], task.num_labels
 
 
-def fine_tune(config, variant, encoder, train, test, seed, folder: pathlib.Path, workdir) -> bool:
+def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, workdir) -> bool:
     """One cell; returns False when a signal stopped it (its checkpoint is kept)."""
-    labels = int(np.max(train["labels"])) + 1
+    train, test, labels = arrays
     model = models.with_head(encoder, labels, pooling=config.pooling, rngs=nnx.Rngs(seed))
     model = models.reconfigure(model, dropout=config.dropout, attention_dropout=config.dropout)
     trainable = mpop.trainable_filter(variant.trainable)
@@ -86,7 +90,9 @@ def fine_tune(config, variant, encoder, train, test, seed, folder: pathlib.Path,
     if result.interrupted:
         return False
     if config.save_finetuned and seed == config.seeds[0]:
-        interop.save_pretrained(result.state.model(), workdir.path / "finetuned" / variant.name)
+        target = workdir.path / "finetuned" / variant.name
+        shutil.rmtree(target, ignore_errors=True)  # of a start that was killed while saving
+        interop.save_pretrained(result.state.model(), target)
     summary = {
         "variant": variant.name,
         "seed": seed,

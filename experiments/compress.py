@@ -20,7 +20,9 @@ import ml_collections
 from absl import logging
 
 from experiments import comparison, launch, sources, study_files
-from mpojax import interop
+from mpojax import interop, models
+from mpojax.interop import rules as rules_lib
+from mpojax.methods import mpop
 from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
 
@@ -58,12 +60,18 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole job; returns the exit status."""
     start = time.perf_counter()
     variants = read_variants(config)
-    source = sources.model_folder(config.model)
-    workdir = workdir_lib.Workdir(folder, config)
-    if workdir.finished:
+    # A folder with a run is compared first; a new one is claimed once everything has been checked,
+    # so that a mistyped command leaves nothing behind.
+    known = (pathlib.Path(folder) / "config.json").is_file()
+    workdir = workdir_lib.Workdir(folder, config) if known else None
+    if workdir is not None and workdir.finished:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
+    source = sources.model_folder(config.model)
     dense = interop.load_pretrained(source)
+    check_variants(dense, variants)
+    arrays = comparison.load_arrays(config, source) if config.task else None
+    workdir = workdir or workdir_lib.Workdir(folder, config)
     print(f"model: {config.model}, {sources.describe(dense)}")
 
     compressed = {}
@@ -73,7 +81,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
 
     results = {}
     if config.task:
-        results = comparison.run(config, workdir, source, variants, compressed)
+        results = comparison.run(config, workdir, arrays, variants, compressed)
         if results is None:
             logging.info("stopped; start the same command again to go on")
             return 0
@@ -108,12 +116,23 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
                 f"variant {name!r}: same_size_as={variant.same_size_as!r} must name an earlier "
                 "variant."
             )
-        if variant.budget is not None and variant.budget > 1:
-            variant = dataclasses.replace(variant, budget=int(variant.budget))
         variants.append(variant)
     if not variants:
         raise ValueError("config.compare is empty; name at least one variant.")
     return variants
+
+
+def check_variants(dense, variants: list[Variant]) -> None:
+    """Checks rules and trainable sets against the model before anything is written.
+
+    Raises:
+      ValueError: a rule that does not fit the model, or an unknown trainable set.
+    """
+    sizes = models.matrix_sizes(dense.config)
+    for variant in variants:
+        mpop.trainable_filter(variant.trainable)
+        if variant.rules:
+            rules_lib.resolve(variant.rules, sizes, dense.shapes, variant.bond)
 
 
 def compress_variant(folder: pathlib.Path, dense, variant: Variant, earlier: dict):
@@ -126,6 +145,7 @@ def compress_variant(folder: pathlib.Path, dense, variant: Variant, earlier: dic
     if record.is_file():
         model = interop.load_pretrained(target) if variant.rules else dense
         return model, json.loads(record.read_text(encoding="utf-8"))
+    shutil.rmtree(target, ignore_errors=True)  # of a start that was killed while saving
     if not variant.rules:
         interop.save_pretrained(dense, target)
         return dense, study_files.write_record(record, target, dense, None)
@@ -136,7 +156,6 @@ def compress_variant(folder: pathlib.Path, dense, variant: Variant, earlier: dic
         model, report = interop.compress(
             dense, variant.rules, budget=budget, bond=variant.bond, progress=advance
         )
-    shutil.rmtree(target, ignore_errors=True)
     interop.save_pretrained(model, target)
     print(f"\n{variant.label}\n{report.table()}\n", flush=True)
     report.to_csv(folder / "compression" / f"{variant.name}.csv")

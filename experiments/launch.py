@@ -14,7 +14,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumed if 
 
 
 # Libraries that log every internal step at the level of our own messages.
-_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/")
+_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/")
 
 
 def _quiet_libraries() -> None:
@@ -31,8 +31,8 @@ def _quiet_libraries() -> None:
 def run(main: Callable[[ml_collections.ConfigDict, str], int | None]) -> None:
     """Parses the flags and calls main(config, workdir); its result is the exit status.
 
-    Mistakes that the library explains (ValueError, OSError, a missing extra) end with their message
-    and status 2 instead of a traceback; `-v=1` shows the traceback too.
+    Failures that the library explains (ValueError, OSError, a missing extra, a loss that is not
+    finite) end with their message and status 2 instead of a traceback; `-v=1` shows that too.
     """
     flags.mark_flags_as_required(["config", "workdir"])
 
@@ -42,7 +42,7 @@ def run(main: Callable[[ml_collections.ConfigDict, str], int | None]) -> None:
         _quiet_libraries()
         try:
             status = main(_CONFIG.value, _WORKDIR.value)
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, FloatingPointError) as error:
             if logging.get_verbosity() >= logging.DEBUG:
                 raise
             print(f"error: {error}", file=sys.stderr)
