@@ -72,7 +72,7 @@ class Evaluate(Hook):
       at_start: also before the first step.
 
     Attributes:
-      last: metrics of the latest evaluation.
+      last, last_step: metrics of the latest evaluation, and after how many steps it was.
       best_value, best_step: of the best one so far.
     """
 
@@ -90,6 +90,7 @@ class Evaluate(Hook):
         self.name, self.data, self.evaluator, self.every = name, data, evaluator, every
         self.best, self.higher_is_better, self.at_start = best, higher_is_better, at_start
         self.last: dict[str, float] = {}
+        self.last_step: int | None = None
         self.best_value: float | None = None
         self.best_step: int | None = None
         self._checkpoints: checkpoints_lib.Checkpoints | None = None
@@ -98,7 +99,9 @@ class Evaluate(Hook):
         if self.best is not None:
             folder = loop.need_folder(f"Evaluate(best={self.best!r})") / f"best-{self.name}"
             self._checkpoints = checkpoints_lib.Checkpoints(folder)
-        if self.at_start and loop.step == 0:
+        # A run may be restored at its last step, e.g. with fewer steps planned than before.
+        unfinished = loop.step == loop.steps and self.last_step != loop.step
+        if unfinished or (self.at_start and loop.step == 0):
             self._evaluate(loop)
 
     def after_step(self, loop: "Loop") -> None:
@@ -110,15 +113,17 @@ class Evaluate(Hook):
             self._checkpoints.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self.last, "best_value": self.best_value, "best_step": self.best_step}
+        names = ("last", "last_step", "best_value", "best_step")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, loop: "Loop", saved: dict[str, Any]) -> None:
-        self.last = dict(saved["last"])
+        self.last, self.last_step = dict(saved["last"]), saved["last_step"]
         self.best_value, self.best_step = saved["best_value"], saved["best_step"]
 
     def _evaluate(self, loop: "Loop") -> None:
         with loop.untimed():
             self.last = self.evaluator(loop.state, self.data, loop.mesh)
+            self.last_step = loop.step
             loop.log({f"{self.name}/{key}": value for key, value in self.last.items()})
             if self.best is not None:
                 self._keep_best(loop)
@@ -131,7 +136,7 @@ class Evaluate(Hook):
         value, sign = self.last[self.best], 1 if self.higher_is_better else -1
         if self.best_value is None or sign * value > sign * self.best_value:
             self.best_value, self.best_step = value, loop.step
-            loop.flush()  # a state whose loss is not finite is never saved
+            loop.flush()  # a state whose loss or gradient is not finite is never saved
             self._checkpoints.save(loop.state)
 
 
@@ -152,10 +157,12 @@ class Checkpoint(Hook):
         self._checkpoints = checkpoints_lib.Checkpoints(folder, self.keep_last)
         if self._checkpoints.latest_step() is None:
             return
-        saved = self._checkpoints.extra()["hooks"]
+        saved = self._checkpoints.extra()
+        # Without them, a run that was killed after its last step would end without metrics.
+        loop.last_metrics |= saved["metrics"]
         for hook in loop.hooks:
-            if hook.name in saved:
-                hook.load_state_dict(loop, saved[hook.name])
+            if hook.name in saved["hooks"]:
+                hook.load_state_dict(loop, saved["hooks"][hook.name])
         loop.replace(state=self._checkpoints.restore(loop.state))
         logging.info("restored step %d from %s", int(loop.state.step), folder)
 
@@ -174,9 +181,9 @@ class Checkpoint(Hook):
 
     def _save(self, loop: "Loop") -> None:
         with loop.untimed():
-            loop.flush()  # metrics up to here are on disk, and the loss is finite
+            loop.flush()  # metrics up to here are on disk; loss and gradient are finite
             facts = {hook.name: hook.state_dict() for hook in loop.hooks if hook.name}
-            self._checkpoints.save(loop.state, {"hooks": facts})
+            self._checkpoints.save(loop.state, {"hooks": facts, "metrics": loop.last_metrics})
 
 
 class StopOnSignal(Hook):

@@ -93,6 +93,7 @@ class Loop:
     ):
         self.data, self.steps, self.mesh, self.rules = data, steps, mesh, rules
         self.step_function, self.folder, self.log_every = step_function, folder, log_every
+        _check(steps, log_every, hooks)
         self.hooks = sorted(hooks, key=lambda hook: hook.order)
         self.last_metrics: dict[str, float] = {}
         self.stopped: str | None = None
@@ -132,25 +133,26 @@ class Loop:
         """Fetches the metrics of the last step now instead of one step late.
 
         Raises:
-          NonFiniteLossError: the loss of that step is NaN or infinite.
+          NonFiniteLossError: the loss or the gradient norm of that step is NaN or infinite.
         """
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise step_lib.NonFiniteLossError(
-                f"the loss of step {step} is {loss}; nothing was saved since. Lower the learning "
-                "rate, raise warmup_steps, lower clip_norm, or look at the data of that step"
-            )
+        loss, gradient_norm = jax.device_get((metrics["loss"], metrics["gradient_norm"]))
+        for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
+            if not math.isfinite(value):
+                raise step_lib.NonFiniteLossError(
+                    f"the {name} of step {step} is {value}; nothing was saved since. Lower the "
+                    "learning rate, raise warmup_steps, or look at the data of that step"
+                )
         if step % self.log_every == 0 or step == self.steps:
             values = {name: float(value) for name, value in metrics.items()}
             self.last_metrics |= values
             if self._writer is not None:
                 self._writer.write(step, values)
         else:
-            self.last_metrics["loss"] = loss
+            self.last_metrics["loss"] = float(loss)
 
     def request_stop(self, reason: str) -> None:
         """Ends the run after the current step's hooks."""
@@ -176,14 +178,17 @@ class Loop:
 
     def run(self) -> FitResult:
         """Runs to the last step or a requested stop."""
-        try:
+        # All are closed, in reverse order, even if closing one of them fails.
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self._close_writer)
+            for hook in self.hooks:
+                cleanup.callback(hook.close)
             with jax.set_mesh(self.mesh):
                 return self._run()
-        finally:
-            for hook in reversed(self.hooks):
-                hook.close()
-            if self._writer is not None:
-                self._writer.close()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def _run(self) -> FitResult:
         for hook in self.hooks:
@@ -241,6 +246,16 @@ class Loop:
         return sharding_lib.place_batch(rows, self.data.batch_size, self.mesh)
 
 
+def _check(steps: int, log_every: int, hooks: Sequence[hooks_lib.Hook]) -> None:
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    if log_every < 1:
+        raise ValueError(f"log_every={log_every} must be at least 1")
+    names = [hook.name for hook in hooks if hook.name]
+    if len(set(names)) != len(names):
+        raise ValueError(f"hooks of one run need different names; got {sorted(names)}")
+
+
 def fit(
     state: state_lib.TrainState,
     loss_fn: step_lib.LossFunction,
@@ -275,16 +290,9 @@ def fit(
       prepare: once-per-step preparation of the model; see `TrainStep`.
 
     Raises:
-      NonFiniteLossError: the loss of a step is NaN or infinite; names the step.
+      NonFiniteLossError: loss or gradient of a step is NaN or infinite; names the step.
       ValueError: batch and mesh, checkpoint and model, or rules and model do not fit.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    if log_every < 1:
-        raise ValueError(f"log_every={log_every} must be at least 1")
-    names = [hook.name for hook in hooks if hook.name]
-    if len(set(names)) != len(names):
-        raise ValueError(f"hooks of one run need different names; got {sorted(names)}")
     loop = Loop(
         state,
         step_lib.TrainStep(loss_fn, optimizer, accumulate=accumulate, prepare=prepare),

@@ -43,10 +43,16 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation that also knows its learning rate at a step."""
+    """An optax transformation that also knows its learning rate.
+
+    Attributes:
+      schedule: (finished updates) -> learning rate of the next one.
+      learning_rate: (optimizer state) -> the same, by the state's own count.
+    """
 
     init: Callable
     update: Callable
+    schedule: Callable[[Any], Any]
     learning_rate: Callable[[Any], Any]
 
 
@@ -62,7 +68,7 @@ def make_optimizer(
 
     Raises:
       ValueError: an unknown key, name, schedule or role, or a value out of range; lists what is
-      allowed.
+        allowed.
     """
     config = _complete(config)
     _check(config, roles, total_steps)
@@ -78,10 +84,12 @@ def make_optimizer(
         parts += [optax.scale_by_trust_ratio()]
     parts += [_scale_by_role(config, roles), optax.scale_by_schedule(lambda step: -shape(step))]
     chain = optax.chain(*parts)
+    schedule = _standard_promotion(lambda step: config.learning_rate * shape(step))
     return Optimizer(
         _standard_promotion(chain.init),
         _standard_promotion(chain.update),
-        _standard_promotion(lambda step: config.learning_rate * shape(step)),
+        schedule,
+        lambda held: schedule(held[-1].count),  # of scale_by_schedule, the last of the parts
     )
 
 
@@ -110,6 +118,9 @@ def _check(config: ml_collections.ConfigDict, roles: Mapping[str, str], total_st
     for key in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "end_factor"):
         if config[key] < 0:
             raise ValueError(f"optimizer.{key}={config[key]} must not be negative")
+    for role, rate in config.role_learning_rates.items():
+        if rate < 0:
+            raise ValueError(f"role_learning_rates[{role!r}]={rate} must not be negative")
     if total_steps < 1:
         raise ValueError(f"total_steps={total_steps} must be at least 1")
     if _warmup(config, total_steps) > total_steps:

@@ -60,8 +60,7 @@ class Rules:
 
     Attributes:
       table: (pattern, axes) pairs; the first pattern that fully matches a parameter path decides.
-        `axes` has
-        an entry per dimension: an axis name, a tuple of names, or None.
+        `axes` has an entry per dimension: an axis name, a tuple of names, or None.
       strict: every pattern must match a parameter, and every size must be divisible.
       fsdp_min_size: parameters that no rule matches and that have at least so many numbers are
         split over `fsdp` along their largest divisible dimension; smaller ones are replicated.

@@ -105,7 +105,8 @@ class TrainState:
         """The same run with another model, e.g. with cut bonds: step and key go on.
 
         Args:
-          optimizer_state: mapped by the caller; None starts the optimizer afresh.
+          optimizer_state: mapped by the caller; None starts the optimizer afresh, the learning
+            rate's schedule (warm-up included) too.
         """
         fresh = TrainState.create(model, trainable, optimizer)
         if optimizer_state is None:

@@ -17,7 +17,7 @@ LossFunction = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 class TrainStep:
@@ -77,7 +77,7 @@ class TrainStep:
         metrics = dict(metrics) | {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         if hasattr(self.optimizer, "learning_rate"):
             metrics["learning_rate"] = jnp.asarray(
-                self.optimizer.learning_rate(state.step), jnp.float32
+                self.optimizer.learning_rate(state.optimizer), jnp.float32
             )
         new_state = dataclasses.replace(
             state,

@@ -73,6 +73,27 @@ class TestResume:
         assert hook.last
         assert hook.best_value is not None
 
+    def test_run_killed_after_its_last_checkpoint_still_ends_with_its_metrics(self, tmp_path):
+        def hooks():
+            return [dev_hook(every=0), training.Checkpoint(every=5, at_end=False)]
+
+        whole = helpers.run(tmp_path, hooks=hooks())
+        again = helpers.run(tmp_path, hooks=hooks())
+        assert again.steps_run == 0
+        assert again.metrics == whole.metrics
+        assert {"loss", "dev/accuracy"} <= set(again.metrics)
+
+    def test_run_restored_at_an_earlier_end_is_evaluated(self, tmp_path):
+        helpers.run(tmp_path, hooks=[dev_hook(every=5), Stop(8)])
+        hook = dev_hook(every=5)
+        again = helpers.run(tmp_path, steps=8, hooks=[hook])
+        assert hook.last_step == 8
+        assert again.metrics["dev/accuracy"] == hook.last["accuracy"]
+        assert metrics_lib.read(tmp_path / "metrics.jsonl")[-1] == {
+            "step": 8,
+            "dev/accuracy": hook.last["accuracy"],
+        }
+
     def test_checkpoint_beyond_the_planned_steps(self, tmp_path):
         helpers.run(tmp_path, steps=9)
         with pytest.raises(ValueError, match="step 9, beyond steps=5"):
@@ -195,6 +216,39 @@ class TestStep:
         with training.Checkpoints(tmp_path / "checkpoints") as saved:
             assert saved.all_steps() == [4]
 
+    def test_infinite_gradient_of_a_finite_loss_is_never_saved(self, tmp_path):
+        @jax.custom_vjp
+        def explode(x, factor):
+            return x
+
+        explode.defvjp(lambda x, factor: (x, factor), lambda factor, g: (g * factor, 0.0 * factor))
+
+        def loss_fn(model, batch, key):
+            loss, metrics = helpers.loss_fn(model, batch, key)
+            return explode(loss, batch["factor"][0]), metrics
+
+        class Data:
+            batch_size = 16
+
+            def rows(self, step, rows):
+                batch = helpers.train_data().rows(step, rows)
+                factor = np.inf if step == 7 else 1.0
+                return batch | {"factor": np.full(len(batch["labels"]), factor, np.float32)}
+
+        state, optimizer = helpers.start()
+        with pytest.raises(training.NonFiniteLossError, match="gradient norm of step 8 is"):
+            training.fit(
+                state,
+                loss_fn,
+                Data(),
+                optimizer=optimizer,
+                steps=20,
+                hooks=[training.Checkpoint(every=4)],
+                folder=tmp_path,
+            )
+        with training.Checkpoints(tmp_path / "checkpoints") as saved:
+            assert saved.all_steps() == [4]
+
 
 class TestHooks:
     def test_best_state_is_kept(self, tmp_path):
@@ -243,7 +297,12 @@ class TestHooks:
                 if saved["bond"] == 4:
                     self.cut(loop)
 
-        whole = helpers.run(tmp_path / "whole", steps=12, hooks=[Cut()])
+        whole = helpers.run(tmp_path / "whole", steps=12, hooks=[Cut()], log_every=1)
+        # The optimizer started afresh after step 6; what is logged is the rate it really used.
+        lines = metrics_lib.read(tmp_path / "whole" / "metrics.jsonl")
+        rates = [line["learning_rate"] for line in lines]
+        assert rates[6:] == rates[:6]
+        assert rates[0] == pytest.approx(0.01)  # the warm-up's first step
         assert whole.traces == 2
         assert whole.state.trainable["body"]["cores"]["0"].shape == (helpers.FEATURES, 4)
         helpers.run(tmp_path / "parts", steps=12, hooks=[Cut(), Stop(9)])
@@ -273,10 +332,31 @@ class TestHooks:
             helpers.run(steps=5, hooks=[Watch(), training.Call(fail, every=2)])
         assert closed == [True]
 
+    def test_all_are_closed_though_one_close_fails(self, tmp_path, monkeypatch):
+        closed = []
+
+        class Watch(training.Hook):
+            def __init__(self, name, order):
+                self.name, self.order = name, order
+
+            def close(self):
+                closed.append(self.name)
+                if self.name == "middle":
+                    raise RuntimeError("cannot close")
+
+        close = training.MetricsWriter.close
+        monkeypatch.setattr(
+            training.MetricsWriter, "close", lambda self: (closed.append("writer"), close(self))
+        )
+        hooks = [Watch("first", 1), Watch("middle", 2), Watch("last", 3)]
+        with pytest.raises(RuntimeError, match="cannot close"):
+            helpers.run(tmp_path, steps=2, hooks=[*hooks, training.Checkpoint()])
+        assert closed == ["last", "middle", "first", "writer"]
+
     def test_progress_line_without_terminal(self, caplog):
         caplog.set_level("INFO", logger="absl")
         helpers.run(steps=4, hooks=[training.Progress("tiny")])
-        assert "tiny: step 4 of 4, loss" in caplog.text
+        assert "tiny: 4 of 4, loss" in caplog.text
 
     def test_progress_bar_on_a_terminal(self, monkeypatch, capfd):
         monkeypatch.setattr("sys.stderr.isatty", lambda: True)

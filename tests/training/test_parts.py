@@ -107,7 +107,7 @@ class TestOptimizer:
         optimizer = training.make_optimizer(
             {"learning_rate": 2.0, "schedule": schedule, "warmup_steps": warmup}, ROLES, 10
         )
-        rates = [float(optimizer.learning_rate(step)) for step in (0, 1, 2, 3, 9)]
+        rates = [float(optimizer.schedule(step)) for step in (0, 1, 2, 3, 9)]
         np.testing.assert_allclose(rates, 2 * np.array(expected), rtol=1e-5)
 
     @pytest.mark.parametrize(
@@ -119,6 +119,10 @@ class TestOptimizer:
             ({"name": "adam", "weight_decay": 0.1}, "use adamw"),
             ({"warmup_steps": 11}, "more than the run's 10 steps"),
             ({"learning_rate": -1.0}, r"learning_rate=-1.0 must not be negative"),
+            (
+                {"role_learning_rates": {"auxiliary": -0.1}},
+                r"role_learning_rates\['auxiliary'\]=-0.1 must not be negative",
+            ),
             ({"role_learning_rates": {"aux": 1.0}}, r"\['aux'\], but the model has only the roles"),
         ],
     )
