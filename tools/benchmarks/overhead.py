@@ -10,14 +10,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app
 
 from mpojax import mpo
 from mpojax.mpo import embedding
 from tools.benchmarks import apply as cells
 from tools.benchmarks import timing
 
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Interleaved rounds.")
+_ROUNDS = 7
 
 
 def main(argv):
@@ -35,7 +35,7 @@ def main(argv):
                 cores = cells.make(shape, 1)[0]
                 step = jax.jit(cells.with_gradients(mpo.apply))
                 candidates[cap] = functools.partial(step, cores, x, dy)
-            times = timing.interleaved(candidates, _ROUNDS.value, seconds_each=0.2)
+            times = timing.interleaved(candidates, _ROUNDS, seconds_each=0.2)
             for cap, shape in shapes.items():
                 rebuilt = embedding.rebuild_multiply_adds(shape) / shape.num_dense_params
                 ratio = rebuilt / tokens
