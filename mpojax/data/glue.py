@@ -17,6 +17,8 @@ def load_sst2(data_dir: str | os.PathLike | None) -> text_classification.TextTas
         if not path.is_file():
             continue
         rows = text_classification.read_tsv(path)
+        if rows and "sentence" not in rows[0]:
+            raise ValueError(f"{path} has no column 'sentence'; columns are {sorted(rows[0])}")
         texts = [row["sentence"].strip() for row in rows]
         labelled = bool(rows) and "label" in rows[0]
         labels = (

@@ -12,6 +12,8 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
+TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")  # (N, S): what is cropped
+
 
 class TrainData:
     """Endless shuffled batches: `data[step]` is a dict of arrays (rows, ...).
@@ -23,9 +25,9 @@ class TrainData:
       arrays: arrays of equal first dimension N.
       batch_size: rows of the global batch.
       seed: of the order.
-      lengths: static lengths to crop a batch to (bounds the number of compilations); needs
-        "attention_mask" (N, S). Each batch is cropped to the least length that holds all its
-        tokens. Empty: no crop.
+      lengths: static lengths to crop the `TOKEN_ARRAYS` of a batch to (bounds the number of
+        compilations); needs "attention_mask" (N, S). Each batch is cropped to the least length
+        that holds all its tokens. Empty: no crop.
     """
 
     def __init__(self, arrays: Arrays, batch_size: int, *, seed: int, lengths: Sequence[int] = ()):
@@ -57,8 +59,10 @@ class EvalData:
     """Every example exactly once, in batches of one static size.
 
     The last batch is filled up with copies of an example; `example_mask` (B,) bool is False there.
-    With `lengths`, examples are grouped by length (stable), which saves padding; metrics do not
-    depend on order.
+    With `lengths` (see `TrainData`), examples are grouped by length (stable), which saves padding.
+
+    Attributes:
+      order: (N,) the example that stands at each place of the batches, one batch after another.
     """
 
     def __init__(self, arrays: Arrays, batch_size: int, *, lengths: Sequence[int] = ()):
@@ -66,7 +70,7 @@ class EvalData:
         self.batch_size = batch_size
         self._arrays = arrays
         self._crop = _Crop(arrays, lengths)
-        self._order = self._crop.by_length() if len(lengths) else np.arange(self.num_examples)
+        self.order = self._crop.by_length() if len(lengths) else np.arange(self.num_examples)
 
     def __len__(self) -> int:
         return -(-self.num_examples // self.batch_size)
@@ -78,14 +82,14 @@ class EvalData:
         """Only some rows of batch `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        examples = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        examples = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         mask = np.arange(self.batch_size) < len(examples)
         examples = np.pad(examples, (0, self.batch_size - len(examples)), mode="edge")
         return self._crop(examples, rows) | {"example_mask": mask[rows]}
 
 
 class _Crop:
-    """Gathers examples and cuts sequence arrays to the least allowed length that holds them."""
+    """Gathers examples and cuts token arrays to the least allowed length that holds them."""
 
     def __init__(self, arrays: Arrays, lengths: Sequence[int]):
         self._arrays = arrays
@@ -94,8 +98,14 @@ class _Crop:
             return
         if "attention_mask" not in arrays:
             raise ValueError(f"lengths={tuple(lengths)} needs an array 'attention_mask' (N, S)")
-        full = arrays["attention_mask"].shape[1]
-        self._sequences = {name for name, a in arrays.items() if a.ndim >= 2 and a.shape[1] == full}
+        shape = arrays["attention_mask"].shape
+        for name in TOKEN_ARRAYS:
+            if name in arrays and arrays[name].shape != shape:
+                raise ValueError(
+                    f"{name} has shape {arrays[name].shape}, attention_mask {shape}; token arrays "
+                    "must have equal shapes"
+                )
+        full = shape[1]
         self._allowed = np.array(sorted({min(int(n), full) for n in lengths} | {full}))
         # Place of the last real token, so that left-padded masks are never cut.
         mask = arrays["attention_mask"] != 0
@@ -110,7 +120,7 @@ class _Crop:
             return {name: array[chosen] for name, array in self._arrays.items()}
         length = self._allowed[np.searchsorted(self._allowed, self._lengths[examples].max())]
         return {
-            name: array[chosen, :length] if name in self._sequences else array[chosen]
+            name: array[chosen, :length] if name in TOKEN_ARRAYS else array[chosen]
             for name, array in self._arrays.items()
         }
 

@@ -1,5 +1,6 @@
 """Text to padded token arrays, through the `tokenizers` library."""
 
+import collections
 import json
 import os
 import pathlib
@@ -109,8 +110,14 @@ def _read_settings(path: pathlib.Path) -> dict:
 
 
 def _word_piece(path: pathlib.Path, lower_case: bool) -> tokenizers.Tokenizer:
-    words = path.read_text(encoding="utf-8").splitlines()
+    # Not str.splitlines, which also breaks at rare Unicode separators and would shift all ids.
+    words = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
+    if not words[-1]:
+        words.pop()
     vocabulary = {word: index for index, word in enumerate(words)}
+    if len(vocabulary) < len(words):
+        twice = sorted(word for word, count in collections.Counter(words).items() if count > 1)
+        raise ValueError(f"{path} holds tokens twice: {twice[:5]}; each line must be another token")
     missing = [t for t in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if t not in vocabulary]
     if missing:
         raise ValueError(f"{path} lacks the special tokens {missing}; it is not a BERT vocabulary")

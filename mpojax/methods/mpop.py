@@ -12,12 +12,13 @@ a fifth or more of all numbers, training it would not be lightweight. Other matr
 keeps dense are trained, as in the authors' released code.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
+from mpojax import models
 from mpojax.layers import roles
 
 
@@ -58,15 +59,10 @@ def parameter_counts(model: nnx.Module, trainable: Any = nnx.Param) -> dict[str,
 
     Returns:
       {"total", "trainable", "central", "auxiliary", "adapter", "other"}: the roles add up to the
-      total; the paper's
-      #To is `total` and its #Pr is `trainable` under the lightweight filter.
+      total. The paper's #To is `total`; its #Pr is `trainable` under the lightweight filter.
     """
     accept = nnx.filterlib.to_predicate(trainable)
-    counts = dict.fromkeys(("total", "trainable", *roles.ROLES), 0)
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        size = int(np.prod(variable.shape, dtype=np.int64))
-        counts["total"] += size
-        counts[roles.role_of(variable)] += size
-        if accept(path, variable):
-            counts["trainable"] += size
-    return counts
+    parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    trained = sum(math.prod(leaf.shape) for path, leaf in parameters if accept(path, leaf))
+    counts = models.count_parameters(model)
+    return {"total": sum(counts.values()), "trainable": trained} | counts

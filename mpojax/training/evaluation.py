@@ -71,7 +71,8 @@ class Evaluator:
                     collected.append(_real_rows(waiting))
                 waiting = running
         collected.append(_real_rows(waiting))
-        return {name: np.concatenate([c[name] for c in collected]) for name in collected[0]}
+        back = np.argsort(data.order)  # batches may go by length
+        return {name: np.concatenate([c[name] for c in collected])[back] for name in collected[0]}
 
     def _predict(self, definition, trainable, frozen, batch: dict) -> dict:
         results = dict(self.predict_fn(definition.merge(trainable, frozen), batch))

@@ -55,9 +55,6 @@ class Workdir:
         """Whether `result.json` is there, thus nothing is left to do."""
         return (self.path / "result.json").is_file()
 
-    def read_result(self) -> dict:
-        return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`, by which a run counts as finished (process 0 only)."""
         if jax.process_index() == 0:

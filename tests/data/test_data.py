@@ -102,6 +102,12 @@ class TestEvalData:
         with pytest.raises(IndexError):
             batches[len(batches)]
 
+    def test_order_says_which_example_each_row_is(self):
+        batches = data.EvalData(arrays(), 8, lengths=(3, 5))
+        rows = [batches[i]["index"][batches[i]["example_mask"]] for i in range(len(batches))]
+        np.testing.assert_array_equal(np.concatenate(rows), batches.order)
+        assert list(batches.order) != sorted(batches.order)
+
     def test_left_padding_is_never_cut(self):
         mask = np.array([[0, 0, 0, 1], [0, 0, 1, 1]], np.int32)
         batch = data.EvalData({"attention_mask": mask}, 2, lengths=(1, 2))[0]
@@ -150,6 +156,18 @@ class TestTokenizer:
         assert again.encode(["a good film , bad ."], max_length=10)["input_ids"].shape == (1, 10)
         assert again.encode(["a good film , bad ."], max_length=10)["attention_mask"].sum() == 8
         assert again.encode([], max_length=10)["input_ids"].shape == (0, 10)
+
+    def test_vocab_lines_end_at_newlines_only(self, tmp_path):
+        words = [*VOCABULARY, "odd\u2028token", "\x85", "last"]
+        (tmp_path / "vocab.txt").write_bytes("\r\n".join([*words, ""]).encode())
+        tokenizer = data.Tokenizer.from_folder(tmp_path)
+        assert [tokenizer.token_to_id(word) for word in words] == list(range(len(words)))
+        assert tokenizer.vocab_size == len(words)
+
+    def test_vocab_with_a_token_twice(self, tmp_path):
+        (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY, "film"]))
+        with pytest.raises(ValueError, match=r"vocab.txt holds tokens twice: \['film'\]"):
+            data.Tokenizer.from_folder(tmp_path)
 
     def test_real_model(self, minilm_dir):
         transformers = pytest.importorskip("transformers")
@@ -257,6 +275,14 @@ class TestGlue:
         assert len(rows) == 3576
         assert next(iter(rows[0])) == "Quality"
 
+    def test_missing_column(self, tmp_path):
+        (tmp_path / "SST-2").mkdir()
+        (tmp_path / "SST-2" / "train.tsv").write_text("text\tlabel\na\t1\n")
+        with pytest.raises(
+            ValueError, match=r"train.tsv has no column 'sentence'; columns are \['label', 'text'\]"
+        ):
+            glue.load_sst2(tmp_path)
+
     def test_missing_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no folder .*SST-2 or .*SST-2; pass data_dir"):
             data.load_task("sst2", tmp_path)
@@ -265,8 +291,14 @@ class TestGlue:
             glue.load_sst2(tmp_path)
 
 
-def test_pipeline_needs_no_crop_for_other_shapes():
-    crop = pipeline.TrainData(
-        arrays() | {"score": np.zeros((23, 3), np.float32)}, 2, seed=0, lengths=(2,)
-    )
-    assert crop[0]["score"].shape == (2, 3)
+def test_only_token_arrays_are_cropped():
+    mask = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], np.int32)
+    others = {"scores": np.zeros((2, 4), np.float32), "labels": np.zeros(2, np.int32)}
+    tokens = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), mask)
+    batch = pipeline.TrainData(others | tokens, 2, seed=0, lengths=(2,))[0]
+    shapes = {name: array.shape for name, array in batch.items()}
+    assert shapes == {"scores": (2, 4), "labels": (2,)} | dict.fromkeys(tokens, (2, 2))
+    with pytest.raises(ValueError, match=r"input_ids has shape \(2, 3\), attention_mask \(2, 4\)"):
+        pipeline.TrainData(
+            {"attention_mask": mask, "input_ids": mask[:, :3]}, 2, seed=0, lengths=(2,)
+        )

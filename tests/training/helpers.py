@@ -125,3 +125,19 @@ def assert_same_bits(one: training.TrainState, other: training.TrainState) -> No
     leaves = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), one, other)
     wrong = [p for p, same in jax.tree_util.tree_flatten_with_path(leaves)[0] if not same]
     assert not wrong, f"leaves differ: {wrong}"
+
+
+class Stop(training.Hook):
+    """Asks for a stop at one step, as a signal would."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def after_step(self, loop):
+        if loop.step == self.at:
+            loop.request_stop("test")
+
+
+def dev_hook(every=5):
+    evaluator = training.Evaluator(predict, training.accuracy)
+    return training.Evaluate("dev", dev_data(), evaluator, every, best="accuracy")

@@ -1,4 +1,4 @@
-"""The loop: resume, freezing, tracing, accumulation, metrics, hooks."""
+"""The loop: resume, freezing, tracing, accumulation, metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +13,15 @@ from mpojax.training import state as state_lib
 from tests.training import helpers
 
 
-class Stop(training.Hook):
-    """Asks for a stop at one step, as a signal would."""
-
-    def __init__(self, at: int):
-        self.at = at
-
-    def after_step(self, loop):
-        if loop.step == self.at:
-            loop.request_stop("test")
-
-
-def dev_hook(every=5):
-    evaluator = training.Evaluator(helpers.predict, training.accuracy)
-    return training.Evaluate("dev", helpers.dev_data(), evaluator, every, best="accuracy")
-
-
 class TestResume:
     @pytest.mark.parametrize("at", [5, 8])
     def test_interrupted_run_gives_the_same_bits(self, tmp_path, at):
-        whole = helpers.run(tmp_path / "whole", hooks=[dev_hook()])
-        first = helpers.run(tmp_path / "parts", hooks=[dev_hook(), Stop(at)])
+        whole = helpers.run(tmp_path / "whole", hooks=[helpers.dev_hook()])
+        first = helpers.run(tmp_path / "parts", hooks=[helpers.dev_hook(), helpers.Stop(at)])
         assert first.interrupted
         assert first.stopped == "test"
         assert int(first.state.step) == at
-        second = helpers.run(tmp_path / "parts", hooks=[dev_hook()])
+        second = helpers.run(tmp_path / "parts", hooks=[helpers.dev_hook()])
         assert not second.interrupted
         assert second.steps_run == 20 - at
         helpers.assert_same_bits(second.state, whole.state)
@@ -65,8 +49,8 @@ class TestResume:
         assert lines[0] == lines[1]
 
     def test_finished_run_does_no_step(self, tmp_path):
-        helpers.run(tmp_path, hooks=[dev_hook()])
-        hook = dev_hook()
+        helpers.run(tmp_path, hooks=[helpers.dev_hook()])
+        hook = helpers.dev_hook()
         again = helpers.run(tmp_path, hooks=[hook])
         assert again.steps_run == 0
         assert again.steps_per_second is None
@@ -75,7 +59,7 @@ class TestResume:
 
     def test_run_killed_after_its_last_checkpoint_still_ends_with_its_metrics(self, tmp_path):
         def hooks():
-            return [dev_hook(every=0), training.Checkpoint(every=5, at_end=False)]
+            return [helpers.dev_hook(every=0), training.Checkpoint(every=5, at_end=False)]
 
         whole = helpers.run(tmp_path, hooks=hooks())
         again = helpers.run(tmp_path, hooks=hooks())
@@ -84,8 +68,8 @@ class TestResume:
         assert {"loss", "dev/accuracy"} <= set(again.metrics)
 
     def test_run_restored_at_an_earlier_end_is_evaluated(self, tmp_path):
-        helpers.run(tmp_path, hooks=[dev_hook(every=5), Stop(8)])
-        hook = dev_hook(every=5)
+        helpers.run(tmp_path, hooks=[helpers.dev_hook(every=5), helpers.Stop(8)])
+        hook = helpers.dev_hook(every=5)
         again = helpers.run(tmp_path, steps=8, hooks=[hook])
         assert hook.last_step == 8
         assert again.metrics["dev/accuracy"] == hook.last["accuracy"]
@@ -248,142 +232,3 @@ class TestStep:
             )
         with training.Checkpoints(tmp_path / "checkpoints") as saved:
             assert saved.all_steps() == [4]
-
-
-class TestHooks:
-    def test_best_state_is_kept(self, tmp_path):
-        seen = {}
-
-        class Record(training.Hook):
-            order = 50
-
-            def after_step(self, loop):
-                seen[loop.step] = jax.tree.map(np.asarray, loop.state)
-
-        hook = dev_hook(every=2)
-        result = helpers.run(tmp_path, hooks=[hook, Record()])
-        best = training.restore_best(tmp_path, result.state)
-        assert int(best.step) == hook.best_step
-        helpers.assert_same_bits(best, seen[hook.best_step])
-        evaluator = training.Evaluator(helpers.predict, training.accuracy)
-        assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
-
-    def test_hook_may_change_shapes_and_resume(self, tmp_path):
-        class Cut(training.Hook):
-            """Cuts the bond between the first two cores to 4 after step 6."""
-
-            name = "cut"
-
-            def __init__(self):
-                self.bond = 8
-
-            def cut(self, loop):
-                model = loop.state.model()
-                first, second = model.body.cores[0], model.body.cores[1]
-                model.body.cores[0] = roles.AuxiliaryCore(first[...][:, :4])
-                model.body.cores[1] = roles.CentralCore(second[...][:4])
-                optimizer = loop.step_function.optimizer
-                loop.replace(state=loop.state.with_model(model, helpers.LIGHTWEIGHT, optimizer))
-                self.bond = 4
-
-            def after_step(self, loop):
-                if loop.step == 6:
-                    self.cut(loop)
-
-            def state_dict(self):
-                return {"bond": self.bond}
-
-            def load_state_dict(self, loop, saved):
-                if saved["bond"] == 4:
-                    self.cut(loop)
-
-        whole = helpers.run(tmp_path / "whole", steps=12, hooks=[Cut()], log_every=1)
-        # The optimizer started afresh after step 6; what is logged is the rate it really used.
-        lines = metrics_lib.read(tmp_path / "whole" / "metrics.jsonl")
-        rates = [line["learning_rate"] for line in lines]
-        assert rates[6:] == rates[:6]
-        assert rates[0] == pytest.approx(0.01)  # the warm-up's first step
-        assert whole.traces == 2
-        assert whole.state.trainable["body"]["cores"]["0"].shape == (helpers.FEATURES, 4)
-        helpers.run(tmp_path / "parts", steps=12, hooks=[Cut(), Stop(9)])
-        parts = helpers.run(tmp_path / "parts", steps=12, hooks=[Cut()])
-        assert parts.steps_run == 3
-        helpers.assert_same_bits(parts.state, whole.state)
-
-    def test_hooks_with_equal_names(self):
-        with pytest.raises(ValueError, match="different names"):
-            helpers.run(steps=2, hooks=[dev_hook(), dev_hook()])
-
-    def test_best_without_folder(self):
-        with pytest.raises(ValueError, match="needs a folder"):
-            helpers.run(steps=2, hooks=[dev_hook()])
-
-    def test_close_is_called_after_an_error(self):
-        closed = []
-
-        class Watch(training.Hook):
-            def close(self):
-                closed.append(True)
-
-        def fail(loop):
-            raise RuntimeError("on purpose")
-
-        with pytest.raises(RuntimeError, match="on purpose"):
-            helpers.run(steps=5, hooks=[Watch(), training.Call(fail, every=2)])
-        assert closed == [True]
-
-    def test_all_are_closed_though_one_close_fails(self, tmp_path, monkeypatch):
-        closed = []
-
-        class Watch(training.Hook):
-            def __init__(self, name, order):
-                self.name, self.order = name, order
-
-            def close(self):
-                closed.append(self.name)
-                if self.name == "middle":
-                    raise RuntimeError("cannot close")
-
-        close = training.MetricsWriter.close
-        monkeypatch.setattr(
-            training.MetricsWriter, "close", lambda self: (closed.append("writer"), close(self))
-        )
-        hooks = [Watch("first", 1), Watch("middle", 2), Watch("last", 3)]
-        with pytest.raises(RuntimeError, match="cannot close"):
-            helpers.run(tmp_path, steps=2, hooks=[*hooks, training.Checkpoint()])
-        assert closed == ["last", "middle", "first", "writer"]
-
-    def test_progress_line_without_terminal(self, caplog):
-        caplog.set_level("INFO", logger="absl")
-        helpers.run(steps=4, hooks=[training.Progress("tiny")])
-        assert "tiny: 4 of 4, loss" in caplog.text
-
-    def test_progress_bar_on_a_terminal(self, monkeypatch, capfd):
-        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-        helpers.run(steps=4, hooks=[training.Progress("tiny")])
-        assert "tiny" in capfd.readouterr().err
-
-
-class TestEvaluation:
-    def test_exact_over_a_padded_last_batch(self):
-        model = helpers.Classifier()
-        expected = np.argmax(model(jnp.asarray(helpers.arrays(37, seed=1)["x"])), -1)
-        evaluator = training.Evaluator(helpers.predict, training.accuracy)
-        columns = evaluator.columns(model, helpers.dev_data())
-        assert columns["predictions"].shape == (37,)
-        np.testing.assert_array_equal(columns["predictions"], expected)
-        labels = helpers.arrays(37, seed=1)["labels"]
-        assert evaluator(model, helpers.dev_data())["accuracy"] == pytest.approx(
-            np.mean(expected == labels)
-        )
-
-    def test_state_and_model_agree(self):
-        state, _ = helpers.start()
-        evaluator = training.Evaluator(helpers.predict, training.accuracy)
-        mesh = training.make_mesh()
-        from mpojax.training import sharding
-
-        placed = sharding.place(state, training.state_shardings(state, mesh))
-        assert evaluator(placed, helpers.dev_data(), mesh) == evaluator(
-            helpers.Classifier(), helpers.dev_data()
-        )

@@ -1,0 +1,163 @@
+"""Hooks and evaluation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpojax import data as data_lib
+from mpojax import training
+from mpojax.layers import roles
+from mpojax.training import metrics as metrics_lib
+from mpojax.training import sharding
+from tests.training import helpers
+
+
+class TestHooks:
+    def test_best_state_is_kept(self, tmp_path):
+        seen = {}
+
+        class Record(training.Hook):
+            order = 50
+
+            def after_step(self, loop):
+                seen[loop.step] = jax.tree.map(np.asarray, loop.state)
+
+        hook = helpers.dev_hook(every=2)
+        result = helpers.run(tmp_path, hooks=[hook, Record()])
+        best = training.restore_best(tmp_path, result.state)
+        assert int(best.step) == hook.best_step
+        helpers.assert_same_bits(best, seen[hook.best_step])
+        evaluator = training.Evaluator(helpers.predict, training.accuracy)
+        assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
+
+    def test_hook_may_change_shapes_and_resume(self, tmp_path):
+        class Cut(training.Hook):
+            """Cuts the bond between the first two cores to 4 after step 6."""
+
+            name = "cut"
+
+            def __init__(self):
+                self.bond = 8
+
+            def cut(self, loop):
+                model = loop.state.model()
+                first, second = model.body.cores[0], model.body.cores[1]
+                model.body.cores[0] = roles.AuxiliaryCore(first[...][:, :4])
+                model.body.cores[1] = roles.CentralCore(second[...][:4])
+                optimizer = loop.step_function.optimizer
+                loop.replace(state=loop.state.with_model(model, helpers.LIGHTWEIGHT, optimizer))
+                self.bond = 4
+
+            def after_step(self, loop):
+                if loop.step == 6:
+                    self.cut(loop)
+
+            def state_dict(self):
+                return {"bond": self.bond}
+
+            def load_state_dict(self, loop, saved):
+                if saved["bond"] == 4:
+                    self.cut(loop)
+
+        whole = helpers.run(tmp_path / "whole", steps=12, hooks=[Cut()], log_every=1)
+        # The optimizer started afresh after step 6; what is logged is the rate it really used.
+        lines = metrics_lib.read(tmp_path / "whole" / "metrics.jsonl")
+        rates = [line["learning_rate"] for line in lines]
+        assert rates[6:] == rates[:6]
+        assert rates[0] == pytest.approx(0.01)  # the warm-up's first step
+        assert whole.traces == 2
+        assert whole.state.trainable["body"]["cores"]["0"].shape == (helpers.FEATURES, 4)
+        helpers.run(tmp_path / "parts", steps=12, hooks=[Cut(), helpers.Stop(9)])
+        parts = helpers.run(tmp_path / "parts", steps=12, hooks=[Cut()])
+        assert parts.steps_run == 3
+        helpers.assert_same_bits(parts.state, whole.state)
+
+    def test_hooks_with_equal_names(self):
+        with pytest.raises(ValueError, match="different names"):
+            helpers.run(steps=2, hooks=[helpers.dev_hook(), helpers.dev_hook()])
+
+    def test_best_without_folder(self):
+        with pytest.raises(ValueError, match="needs a folder"):
+            helpers.run(steps=2, hooks=[helpers.dev_hook()])
+
+    def test_close_is_called_after_an_error(self):
+        closed = []
+
+        class Watch(training.Hook):
+            def close(self):
+                closed.append(True)
+
+        def fail(loop):
+            raise RuntimeError("on purpose")
+
+        with pytest.raises(RuntimeError, match="on purpose"):
+            helpers.run(steps=5, hooks=[Watch(), training.Call(fail, every=2)])
+        assert closed == [True]
+
+    def test_all_are_closed_though_one_close_fails(self, tmp_path, monkeypatch):
+        closed = []
+
+        class Watch(training.Hook):
+            def __init__(self, name, order):
+                self.name, self.order = name, order
+
+            def close(self):
+                closed.append(self.name)
+                if self.name == "middle":
+                    raise RuntimeError("cannot close")
+
+        close = training.MetricsWriter.close
+        monkeypatch.setattr(
+            training.MetricsWriter, "close", lambda self: (closed.append("writer"), close(self))
+        )
+        hooks = [Watch("first", 1), Watch("middle", 2), Watch("last", 3)]
+        with pytest.raises(RuntimeError, match="cannot close"):
+            helpers.run(tmp_path, steps=2, hooks=[*hooks, training.Checkpoint()])
+        assert closed == ["last", "middle", "first", "writer"]
+
+    def test_progress_line_without_terminal(self, caplog):
+        caplog.set_level("INFO", logger="absl")
+        helpers.run(steps=4, hooks=[training.Progress("tiny")])
+        assert "tiny: 4 of 4, loss" in caplog.text
+
+    def test_progress_bar_on_a_terminal(self, monkeypatch, capfd):
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        helpers.run(steps=4, hooks=[training.Progress("tiny")])
+        assert "tiny" in capfd.readouterr().err
+
+
+class TestEvaluation:
+    def test_exact_over_a_padded_last_batch(self):
+        model = helpers.Classifier()
+        expected = np.argmax(model(jnp.asarray(helpers.arrays(37, seed=1)["x"])), -1)
+        evaluator = training.Evaluator(helpers.predict, training.accuracy)
+        columns = evaluator.columns(model, helpers.dev_data())
+        assert columns["predictions"].shape == (37,)
+        np.testing.assert_array_equal(columns["predictions"], expected)
+        labels = helpers.arrays(37, seed=1)["labels"]
+        assert evaluator(model, helpers.dev_data())["accuracy"] == pytest.approx(
+            np.mean(expected == labels)
+        )
+
+    def test_columns_are_in_the_order_of_the_data_though_batches_go_by_length(self):
+        lengths = np.random.default_rng(0).integers(1, 9, 37)
+        mask = (np.arange(8)[None] < lengths[:, None]).astype(np.int32)
+        source = helpers.arrays(37, seed=1) | {"attention_mask": mask}
+        evaluator = training.Evaluator(
+            lambda model, batch: {"tokens": batch["attention_mask"].sum(1)}, training.accuracy
+        )
+        columns = evaluator.columns(
+            helpers.Classifier(), data_lib.EvalData(source, 16, lengths=(2, 4))
+        )
+        np.testing.assert_array_equal(columns["tokens"], lengths)
+        np.testing.assert_array_equal(columns["labels"], source["labels"])
+
+    def test_state_and_model_agree(self):
+        state, _ = helpers.start()
+        evaluator = training.Evaluator(helpers.predict, training.accuracy)
+        mesh = training.make_mesh()
+        placed = sharding.place(state, training.state_shardings(state, mesh))
+        assert evaluator(placed, helpers.dev_data(), mesh) == evaluator(
+            helpers.Classifier(), helpers.dev_data()
+        )
