@@ -6,9 +6,11 @@ import hashlib
 import os
 import pathlib
 import secrets
+import shutil
+import stat
 from collections.abc import Callable
 
-# Names of temporary files start so: what a killed process left behind can be told from other files.
+# Names of temporary files and folders start so: what a killed process leaves can be told apart.
 _PREFIX = ".mpojax-"
 
 
@@ -31,11 +33,7 @@ def write_atomic(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_beside(path) as temporary:
-            if callable(content):
-                content(temporary)
-            else:
-                temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            flush(temporary)
+            fill(temporary, content)
             os.replace(temporary, path)
     except OSError as error:
         raise explain(error, path) from error
@@ -43,23 +41,49 @@ def write_atomic(
 
 @contextlib.contextmanager
 def temporary_beside(path: pathlib.Path):
-    """A new empty file in the folder of `path`, with its suffix; removed unless it was renamed."""
+    """A path in the folder of `path`, with its suffix; a file there is removed unless renamed."""
     temporary = path.parent / f"{_PREFIX}{secrets.token_hex(8)}.tmp{path.suffix}"
-    # Not tempfile.mkstemp, whose files are private to the user whatever the umask says.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def temporary_folder(parent: pathlib.Path):
+    """A new folder in `parent`, removed at the end with what is still in it."""
+    temporary = parent / f"{_PREFIX}{secrets.token_hex(8)}.tmp"
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def is_leftover(path: pathlib.Path) -> bool:
-    """Whether this is a temporary file of this module, left behind by a killed process."""
-    return path.name.startswith(_PREFIX) and ".tmp" in path.suffixes and path.is_file()
+    """Whether the name is that of a temporary file or folder, left behind by a killed process."""
+    return path.name.startswith(_PREFIX) and ".tmp" in path.suffixes
 
 
-def flush(path: pathlib.Path) -> None:
-    """Waits until the content of a file is on the disk."""
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes what killed processes left behind."""
+    for path in folder.iterdir():
+        if is_leftover(path) and path.is_dir():
+            shutil.rmtree(path)
+        elif is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def fill(path: pathlib.Path, content: str | bytes | Callable[[pathlib.Path], object]) -> None:
+    """Writes a new file, not atomically, and waits until it is on the disk."""
+    # Not tempfile.mkstemp, whose files are private to the user whatever the umask says.
+    path.touch()
+    if callable(content):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        content(path)
+        path.chmod(mode)  # Some writers put a private file in its place.
+    else:
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

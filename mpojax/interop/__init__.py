@@ -6,7 +6,12 @@ interop.save_pretrained(small, "folder")
 interop.export_huggingface(interop.merge(small), "other-folder")
 """
 
-from mpojax.interop.pretrained import export_huggingface, load_pretrained, save_pretrained
+from mpojax.interop.pretrained import (
+    export_huggingface,
+    load_pretrained,
+    local_folder,
+    save_pretrained,
+)
 from mpojax.interop.report import CompressionReport, MatrixRow
 from mpojax.interop.rules import Settings
 from mpojax.interop.safe_weights import read_weights, write_folder
@@ -19,6 +24,7 @@ __all__ = [
     "compress",
     "export_huggingface",
     "load_pretrained",
+    "local_folder",
     "merge",
     "read_weights",
     "save_pretrained",

@@ -55,12 +55,14 @@ HARMLESS_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 DROPPED_HEADS = r"cls\.(predictions|seq_relationship)\..+"
 
 # Architecture -> has the checkpoint a pooler (None: look), a classifier, pre-training heads?
+# Pre-training checkpoints are often saved under the name of another pre-training class than the one
+# they come from: a BertForMaskedLM may carry the pooler that only next-sentence prediction trains.
 BERT_ARCHITECTURES = {
     "BertModel": {"pooler": None, "classifier": False, "heads": False},
     "BertForSequenceClassification": {"pooler": True, "classifier": True, "heads": False},
-    "BertForMaskedLM": {"pooler": False, "classifier": False, "heads": True},
-    "BertForPreTraining": {"pooler": True, "classifier": False, "heads": True},
-    "BertForNextSentencePrediction": {"pooler": True, "classifier": False, "heads": True},
+    "BertForMaskedLM": {"pooler": None, "classifier": False, "heads": True},
+    "BertForPreTraining": {"pooler": None, "classifier": False, "heads": True},
+    "BertForNextSentencePrediction": {"pooler": None, "classifier": False, "heads": True},
 }
 
 # Configuration key -> field of EncoderConfig; keys with a default may be absent.

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpojax import models, mpo
+from mpojax import files, models, mpo
 from mpojax.interop import huggingface
 from mpojax.interop.safe_weights import (
+    CONFIG_NAME,
     WEIGHTS_NAME,
     check_finite,
     read_checkpoint,
@@ -20,9 +21,9 @@ from mpojax.interop.safe_weights import (
     write_folder,
 )
 
-CONFIG_NAME = "config.json"
 FORMAT_VERSION = 1
-# Entry in the header of every weight file written here: what marks a folder as ours.
+# Entry in the header of every weight file written here, and in config.json of our own format: what
+# marks a folder as ours.
 _MARK = "mpojax"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZER_FILES = (
@@ -47,23 +48,23 @@ def load_pretrained(source: str | os.PathLike) -> models.Encoder | models.Sequen
         corrupt or non-finite weights, or weights in a pickle format.
       ImportError: a hub id without huggingface_hub.
     """
-    folder = _local_folder(source)
+    folder = local_folder(source)
     content = _read_config(folder)
     tensors = read_checkpoint(folder)
     check_finite(tensors, str(folder))
-    if "mpojax" in content:
-        return _from_own_folder(folder, content["mpojax"], tensors)
+    if _MARK in content:
+        return _from_own_folder(folder, content[_MARK], tensors)
     config, arrays = huggingface.import_bert(content, tensors, str(folder))
     return models.from_arrays(config, {}, arrays)
 
 
 def save_pretrained(model: models.Encoder | models.SequenceClassifier, folder: str | os.PathLike):
-    """Writes config.json and model.safetensors (logical names, cores as they are); atomic.
+    """Writes config.json and model.safetensors (logical names, cores as they are).
 
     Raises:
       FileExistsError: the folder holds something that this library did not write.
       ValueError: weights that are NaN or infinite.
-      OSError: the folder cannot be written or the disk is full; what was there is kept.
+      OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
     folder = pathlib.Path(folder)
     _check_ours(folder)
@@ -75,7 +76,7 @@ def save_pretrained(model: models.Encoder | models.SequenceClassifier, folder: s
         "shapes": {path: shape.to_dict() for path, shape in model.shapes.items()},
     }
     fingerprint = _fingerprint(arrays, description)
-    content = {"model_type": "mpojax", "mpojax": {**description, "fingerprint": fingerprint}}
+    content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
     write_folder(folder, arrays, {_MARK: fingerprint}, {CONFIG_NAME: _json(content)})
 
 
@@ -85,7 +86,7 @@ def export_huggingface(
     *,
     tokenizer_from: str | os.PathLike | None = None,
 ):
-    """Writes a folder that `transformers.AutoModel.from_pretrained` loads; atomic.
+    """Writes a folder that `transformers.AutoModel.from_pretrained` loads.
 
     Args:
       model: a dense model; `merge` one in MPO form first.
@@ -96,7 +97,7 @@ def export_huggingface(
       ValueError: the model has MPO matrices, no counterpart in transformers, or non-finite weights.
       FileExistsError: the folder holds something that this library did not write.
       FileNotFoundError: `tokenizer_from` holds no tokenizer files.
-      OSError: the folder cannot be written or the disk is full; what was there is kept.
+      OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
     if model.shapes:
         raise ValueError(
@@ -116,7 +117,16 @@ def export_huggingface(
     write_folder(folder, tensors, {"format": "pt", _MARK: "export"}, texts)
 
 
-def _local_folder(source: str | os.PathLike) -> pathlib.Path:
+def local_folder(source: str | os.PathLike) -> pathlib.Path:
+    """The folder of a checkpoint; a hub id is downloaded, weights, configuration and tokenizer.
+
+    For what needs the folder beside the model: the tokenizer, or `tokenizer_from` of an export.
+
+    Raises:
+      FileNotFoundError: no such folder, and no such model on the hub.
+      NotADirectoryError: `source` is a file.
+      ImportError: a hub id without the optional package huggingface_hub.
+    """
     folder = pathlib.Path(source)
     if folder.is_dir():
         return folder
@@ -178,21 +188,25 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
 
 
 def _check_ours(folder: pathlib.Path):
-    """Refuses a folder with content that `write_folder` did not make."""
+    """Refuses a folder with content that `write_folder` did not make; half-written ones pass."""
     if not folder.is_dir():
         return
-    names = sorted(path.name for path in folder.iterdir())
-    if not names:
-        return
-    try:
-        ours = _MARK in read_metadata(folder / WEIGHTS_NAME)
-    except (FileNotFoundError, ValueError):
-        ours = False
-    if not ours:
+    names = sorted(path.name for path in folder.iterdir() if not files.is_leftover(path))
+    if names and not _has_our_mark(folder, names):
         raise FileExistsError(
             f"{folder} holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}, not a model "
             "saved by mpojax; choose a new or empty folder. Nothing has been changed."
         )
+
+
+def _has_our_mark(folder: pathlib.Path, names: list[str]) -> bool:
+    """Whether the weights, or a configuration that lost its weights, come from here."""
+    try:
+        if names == [CONFIG_NAME]:
+            return _MARK in _read_config(folder)
+        return _MARK in read_metadata(folder / WEIGHTS_NAME)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from mpojax import mpo
 
-GAUGES = ("central", "left", "right", "symmetric", "identity")
 FORMS = ("mpo", "low_rank")
 
 
@@ -17,11 +16,12 @@ class Settings:
     Attributes:
       bond: cap for every bond.
       bonds: one value for each bond.
-      rank: low rank, W = A B with this inner size: the two-core chain with factors of 1.
+      rank: low rank, W = A B with this inner size, at most min(in_features, out_features): the
+        two-core chain with factors of 1.
       tolerance: smallest bonds with a guaranteed relative error of at most this.
       cores: number of cores (5 where factor lists are automatic).
       in_factors, out_factors: factor lists; products above the size mean zero-padding.
-      gauge: one of `GAUGES`; "identity" needs full bonds.
+      gauge: one of `mpojax.mpo.GAUGES`; "identity" needs full bonds.
       form: "mpo", or "low_rank" for the two-core chain with its rank from a cap or the budget.
     """
 
@@ -52,8 +52,8 @@ class Settings:
             object.__setattr__(self, name, tuple(value))
         if self.tolerance is not None and not 0.0 <= self.tolerance < 1.0:
             raise ValueError(f"tolerance={self.tolerance!r} must lie in [0, 1).")
-        if self.gauge not in GAUGES:
-            raise ValueError(f"gauge={self.gauge!r} must be one of {', '.join(GAUGES)}.")
+        if self.gauge not in mpo.GAUGES:
+            raise ValueError(f"gauge={self.gauge!r} must be one of {', '.join(mpo.GAUGES)}.")
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r} must be one of {', '.join(FORMS)}.")
         if (self.in_factors is None) != (self.out_factors is None):
@@ -93,9 +93,13 @@ class Settings:
         return mpo.MPOShape.balanced(in_features, out_features, n=self.cores or 5)
 
     def cut(self, full: mpo.MPOShape) -> mpo.MPOShape:
-        """`full` with the bonds that the settings fix; unchanged where they fix none."""
+        """`full` with the bonds that the settings fix; unchanged where they fix none.
+
+        Raises:
+          ValueError: a rank or bonds above the full ones (`bond` is a cap and may be).
+        """
         if self.rank is not None:
-            return full.with_bonds(self.rank)
+            return full.with_bonds((self.rank,))
         if self.bonds is not None:
             return full.with_bonds(self.bonds)
         return full if self.bond is None else full.with_bonds(self.bond)

@@ -1,4 +1,4 @@
-"""Weight files: safetensors only, read whole or not at all, written atomically; never pickle."""
+"""Weight files: safetensors only, read whole or not at all; never pickle."""
 
 import contextlib
 import errno
@@ -6,14 +6,16 @@ import json
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mpojax import files
+
+CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -36,10 +38,10 @@ def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     if (folder / WEIGHTS_NAME).is_file():
         return [folder / WEIGHTS_NAME]
     if (folder / INDEX_NAME).is_file():
-        files = [folder / name for name in sorted(set(_read_index(folder / INDEX_NAME).values()))]
-        if lost := [file.name for file in files if not file.is_file()]:
+        shards = [folder / name for name in sorted(set(_read_index(folder / INDEX_NAME).values()))]
+        if lost := [shard.name for shard in shards if not shard.is_file()]:
             raise FileNotFoundError(f"{folder} lacks the shards {', '.join(lost)} of {INDEX_NAME}.")
-        return files
+        return shards
     found = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if found:
         raise ValueError(
@@ -56,14 +58,14 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: see `find_weight_files` and `read_weights`; or the shards do not hold exactly the
         tensors that the index promises, each once.
     """
-    files = find_weight_files(folder)
-    if files[0].name == WEIGHTS_NAME:
-        return read_weights(files[0])
+    shards = find_weight_files(folder)
+    if shards[0].name == WEIGHTS_NAME:
+        return read_weights(shards[0])
     tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        part = read_weights(file)
+    for shard in shards:
+        part = read_weights(shard)
         if twice := sorted(set(part) & set(tensors)):
-            raise ValueError(f"{file} repeats tensors of another shard: {', '.join(twice)}.")
+            raise ValueError(f"{shard} repeats tensors of another shard: {', '.join(twice)}.")
         tensors.update(part)
     index = pathlib.Path(folder) / INDEX_NAME
     promised = set(_read_index(index))
@@ -98,7 +100,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 def is_floating(array: np.ndarray) -> bool:
     """Whether the dtype is floating point, bfloat16 included."""
-    return np.issubdtype(array.dtype, np.floating) or array.dtype == ml_dtypes.bfloat16
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def check_finite(tensors: Mapping[str, np.ndarray], where: str):
@@ -122,52 +124,56 @@ def write_folder(
     metadata: Mapping[str, str],
     texts: Mapping[str, str | bytes],
 ):
-    """Writes model.safetensors and other small files into a folder: all of them or none.
+    """Writes model.safetensors and other small files into a folder.
 
-    Everything goes to temporary files in the same folder first and is renamed at the end, the
-    weights last.
+    Everything goes to a temporary folder inside it first, so that an error such as a full disk
+    changes nothing. Then they are renamed: an old config.json is removed, the weights come
+    first and config.json last. A process killed in between leaves a folder without config.json,
+    which nothing loads by mistake and which can be written again.
 
     Args:
-      folder: made where it does not exist.
+      folder: made where it does not exist; temporary files of killed processes are removed.
       tensors: what model.safetensors holds.
       metadata: text entries of its header.
       texts: content of the other files, by name.
 
     Raises:
-      OSError: the folder cannot be written or the disk is full; what was there is kept.
+      OSError: the folder cannot be written or the disk is full; says what became of the old files.
     """
     folder = pathlib.Path(folder)
-    writers: dict[str, Callable[[pathlib.Path], None]] = {
-        name: lambda path, content=content: _write_text(path, content)
-        for name, content in texts.items()
-    }
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    writers[WEIGHTS_NAME] = lambda path: safetensors.numpy.save_file(
-        contiguous, path, dict(metadata)
-    )
     made = not folder.exists()
-    temporary: dict[str, pathlib.Path] = {}
+    renamed = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            temporary[name] = _temporary_file(folder)
-            write(temporary[name])
-            _flush(temporary[name])
-        for name in writers:
-            os.replace(temporary[name], folder / name)
-    except (OSError, safetensors.SafetensorError) as error:
-        number, reason = _system_error(error)
-        raise OSError(
-            number,
-            f"could not write to {folder}: {reason}. Nothing that was there has been changed; free "
-            "some space or choose another folder",
-        ) from error
+        files.remove_leftovers(folder)
+        with files.temporary_folder(folder) as temporary:
+            files.fill(
+                temporary / WEIGHTS_NAME, lambda path: _write_weights(path, tensors, metadata)
+            )
+            for name, content in texts.items():
+                files.fill(temporary / name, content)
+            renamed = True
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
+            for name in (WEIGHTS_NAME, *sorted(texts, key=CONFIG_NAME.__eq__)):
+                os.replace(temporary / name, folder / name)
+    except OSError as error:
+        note = "the folder is half-written: save again" if renamed else "nothing has been changed"
+        raise files.explain(error, folder, note) from error
     finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # Only where it is still empty.
+
+
+def _write_weights(path: pathlib.Path, tensors: Mapping, metadata: Mapping[str, str]):
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        safetensors.numpy.save_file(contiguous, path, dict(metadata))
+    except safetensors.SafetensorError as error:
+        # The system error is wrapped into a text of its own.
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found.group(1)) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error)) from error
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
@@ -194,31 +200,3 @@ def _opened(path: pathlib.Path) -> Iterator:
             f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}. It "
             "is corrupt or was cut short; copy or download it again."
         ) from error
-
-
-def _temporary_file(folder: pathlib.Path) -> pathlib.Path:
-    descriptor, name = tempfile.mkstemp(prefix=".mpojax-", suffix=".tmp", dir=folder)
-    os.close(descriptor)
-    # mkstemp makes private files; a saved model has the permissions of any other new file.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
-    return pathlib.Path(name)
-
-
-def _write_text(path: pathlib.Path, content: str | bytes):
-    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-
-
-def _flush(path: pathlib.Path):
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _system_error(error: Exception) -> tuple[int, str]:
-    """Number and text of the system error; safetensors wraps it into a text of its own."""
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO, error.strerror or str(error)
-    found = re.search(r"os error (\d+)", str(error))
-    number = int(found.group(1)) if found else errno.EIO
-    return number, os.strerror(number) if found else str(error)

@@ -33,8 +33,9 @@ def compress(
       rules: (regular expression over matrix paths, settings); settings are the fields of
         `mpojax.interop.Settings`, for example
         `[(".*/(query|key|value|out|up|down)", dict(bond=64)), ("embeddings/word", dict(rank=64))]`.
-      budget: numbers that the whole compressed model may have: a fraction in (0, 1] of its dense
-        count, or an integer above 1. Bonds that the rules leave open are chosen for least error.
+      budget: numbers that the whole compressed model may have: a float in (0, 1] is a fraction of
+        its dense count, an integer above 1 the count itself. Bonds that the rules leave open are
+        chosen for least error.
       bond: cap for the rules that say nothing about bonds; not together with `budget`.
       share_bonds: matrices of one role have the same bonds in all layers, so that the layers stay
         in one stack; False chooses for each matrix alone.
@@ -51,35 +52,20 @@ def compress(
     targets = rules_lib.resolve(rules, sizes, model.shapes, bond)
     arrays = models.to_arrays(model)
     dense_total = _dense_total(arrays, model.shapes)
-    room = None
-    if budget is not None:
-        room = _room_for_open(targets, arrays, budget, bond, dense_total)
-    keys = {target.path: _dense_key(arrays, target.path) for target in targets}
-    check_finite({key: arrays[key] for key in keys.values()}, "the model")
-
-    # Two passes, one matrix at a time: spectra of the uncut matrices, then the chains. Decomposing
-    # again with cut bonds costs less than keeping and rounding the full chains, and gives the same.
-    report_progress = _Progress(progress, 2 * len(targets))
-    spectra, rows = {}, []
-    for target in targets:
-        w = np.asarray(arrays[keys[target.path]])
-        spectra[target.path] = mpo.decompose_with_spectra(w, target.full)[1]
-        report_progress(target.path)
-    shapes = _chosen_shapes(targets, spectra, room, share_bonds)
-    for target in targets:
-        path, shape = target.path, shapes[target.path]
-        w = np.asarray(arrays.pop(keys[path]))
-        cores = mpo.decompose(w, shape, target.settings.gauge)
-        rows.append(_row(path, shape, w, cores, spectra[path]))
-        arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
-        report_progress(path)
+    room = None if budget is None else _room_for_open(targets, arrays, budget, bond, dense_total)
+    kernels = {key: arrays[key] for key in (_dense_key(arrays, t.path) for t in targets)}
+    check_finite(kernels, "the model")
+    shapes, spectra, rows = _decompose_all(targets, arrays, room, share_bonds, progress)
     compressed = models.from_arrays(model.config, {**model.shapes, **shapes}, arrays)
     total = sum(models.count_parameters(compressed).values())
-    return compressed, CompressionReport(tuple(rows), spectra, dense_total, total)
+    return compressed, CompressionReport(rows, spectra, dense_total, total)
 
 
 def merge(model: Model) -> Model:
-    """The dense model: every MPO matrix rebuilt (float64 on the host, stored as float32)."""
+    """The dense model: every MPO matrix rebuilt (float64 on the host, stored as float32).
+
+    For a rebuild inside jit, with gradients, there is `mpojax.models.merged`.
+    """
     arrays = models.to_arrays(model)
     for path, shape in model.shapes.items():
         cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_cores)]
@@ -87,6 +73,55 @@ def merge(model: Model) -> Model:
         leaf = "table" if path.startswith("embeddings/") else "kernel"
         arrays[f"{path}/{leaf}"] = mpo.to_matrix(cores, shape).astype(np.float32)
     return models.from_arrays(model.config, {}, arrays)
+
+
+def _decompose_all(targets, arrays: dict, room: int | None, share_bonds: bool, progress):
+    """Replaces the matrices in `arrays` by their cores, one matrix at a time.
+
+    Where full bonds are settled beforehand one decomposition gives chain and spectra. Else there
+    are two passes: spectra of the uncut matrices, then the chains. Decomposing again with cut bonds
+    costs less than keeping and rounding the full chains, and gives the same.
+
+    Returns:
+      {path: shape}, {path: spectra of the uncut matrix}, rows of the report.
+    """
+    settled = {target.path for target in targets if _is_settled_at_full_bonds(target, room)}
+    advance = _Progress(progress, 2 * len(targets) - len(settled))
+    spectra, rows = {}, {}
+    for target in targets:
+        w = np.asarray(arrays[_dense_key(arrays, target.path)])
+        if target.path in settled:
+            cores, spectra[target.path] = mpo.decompose_with_spectra(
+                w, target.full, target.settings.gauge
+            )
+            rows[target.path] = _store(arrays, target.path, target.full, cores, spectra)
+        else:
+            spectra[target.path] = mpo.decompose_with_spectra(w, target.full)[1]
+        advance(target.path)
+    shapes = _chosen_shapes(targets, spectra, room, share_bonds)
+    for target in targets:
+        path, shape = target.path, shapes[target.path]
+        if path in settled:
+            continue
+        w = np.asarray(arrays[_dense_key(arrays, path)])
+        cores = mpo.decompose(w, shape, target.settings.gauge)
+        rows[path] = _store(arrays, path, shape, cores, spectra)
+        advance(path)
+    return shapes, spectra, tuple(rows[target.path] for target in targets)
+
+
+def _is_settled_at_full_bonds(target: Target, room: int | None) -> bool:
+    settings = target.settings
+    is_open = settings.tolerance is not None or (room is not None and settings.leaves_bonds_open)
+    # The identity gauge is no factorisation: its spectra come from one of their own.
+    return not is_open and target.cut.is_full and settings.gauge != "identity"
+
+
+def _store(arrays: dict, path: str, shape: mpo.MPOShape, cores, spectra) -> MatrixRow:
+    """Puts cores in place of a matrix; returns what the report says about it."""
+    w = np.asarray(arrays.pop(_dense_key(arrays, path)))
+    arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
+    return _row(path, shape, w, cores, spectra[path])
 
 
 class _Progress:
@@ -151,14 +186,16 @@ def _room_for_open(targets, arrays, budget, bond, dense_total: int) -> int:
 
 
 def _limit(budget, dense_total: int) -> int:
-    number = isinstance(budget, int | float) and not isinstance(budget, bool)
-    if number and 0 < budget <= 1:
+    """Numbers that the whole model may have."""
+    if isinstance(budget, float) and 0.0 < budget <= 1.0:
         return math.floor(budget * dense_total)
-    if number and isinstance(budget, int) and budget > 1:
-        return budget
+    # Whole floats are counts too: command lines and configs know no other numbers.
+    number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if number and budget > 1 and float(budget).is_integer():
+        return int(budget)
     raise ValueError(
-        f"budget={budget!r} must be a fraction in (0, 1] of the dense parameters, or an integer "
-        "above 1: the number of parameters."
+        f"budget={budget!r} must be a fraction in (0, 1] of the dense parameters, given as a float "
+        "(use 1.0 for all parameters), or an integer above 1: the number of parameters."
     )
 
 

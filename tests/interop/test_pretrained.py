@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mpojax import interop, models
+from mpojax import files, interop, models
 from mpojax.interop import pretrained
 from tests.interop import helpers
 
@@ -144,9 +146,42 @@ def test_a_failed_save_keeps_the_old_model(small, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
-    with pytest.raises(OSError, match=r"No space left on device\. Nothing that was there"):
+    with pytest.raises(OSError, match=r"the disk is full.*\(nothing has been changed\)"):
         interop.save_pretrained(helpers.model(), tmp_path)
     assert helpers.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("write", [interop.save_pretrained, interop.export_huggingface])
+@pytest.mark.parametrize("killed_at", ["model.safetensors", "config.json"])
+def test_a_save_that_was_killed_can_be_done_again(tmp_path, monkeypatch, write, killed_at):
+    """No clean-up runs after a kill: temporary files stay, renames stop anywhere."""
+    model, folder = helpers.model(), tmp_path / "model"
+    replace = os.replace
+
+    def kill(source, target):
+        if target.name == killed_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+        with pytest.raises(KeyboardInterrupt):
+            write(model, folder)
+    assert any(files.is_leftover(path) for path in folder.iterdir())
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        interop.load_pretrained(folder)
+    write(model, folder)
+    assert sorted(helpers.snapshot(folder)) == ["config.json", "model.safetensors"]
+    again = models.to_arrays(interop.load_pretrained(folder))
+    np.testing.assert_array_equal(again["pooler/bias"], helpers.arrays()["pooler/bias"])
+
+
+def test_our_configuration_without_weights_is_overwritten(small, tmp_path):
+    interop.save_pretrained(small, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    interop.save_pretrained(small, tmp_path)
+    _equal(interop.load_pretrained(tmp_path), small)
 
 
 def test_models_with_nan_are_not_saved(tmp_path):
@@ -234,6 +269,8 @@ def test_hub_ids_are_fetched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
     assert isinstance(interop.load_pretrained("owner/name"), models.Encoder)
+    assert interop.local_folder("owner/name") == folder
+    assert {"tokenizer.json", "vocab.txt"} <= set(asked["patterns"])
     assert asked["name"] == "owner/name"
     assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["patterns"])
     with pytest.raises(FileNotFoundError, match="the hub gave no model of that name: 404"):

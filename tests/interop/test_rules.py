@@ -90,6 +90,7 @@ def test_targets_come_in_model_order_with_a_default_cap():
             [(QUERY, {"in_factors": (3, 4), "out_factors": (4, 3), "bonds": (13,)})],
             r"bond 1 is 13, outside 1\.\.12",
         ),
+        ([(QUERY, {"rank": 13})], r"does not fit layers/0/attention/query .* 13, outside 1\.\.12"),
         ([(QUERY, {"in_factors": (3, 4), "out_factors": (12,)})], "must have the same length"),
         (
             [(QUERY, {"in_factors": (3, 4), "out_factors": (4, 3), "cores": 5})],

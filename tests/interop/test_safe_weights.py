@@ -1,12 +1,15 @@
 """Weight files: shards, pickles, damage, full disks."""
 
+import errno
 import json
+import os
 import pathlib
+import stat
 import subprocess
 import sys
 import textwrap
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -26,7 +29,7 @@ def _write_shards(folder, shards, weight_map):
 
 def test_written_files_read_back(tmp_path):
     folder = tmp_path / "new" / "folder"
-    weights = {**WEIGHTS, "transposed": WEIGHTS["a"].T, "half": np.ones(3, ml_dtypes.bfloat16)}
+    weights = {**WEIGHTS, "transposed": WEIGHTS["a"].T, "half": np.ones(3, jnp.bfloat16)}
     safe_weights.write_folder(folder, weights, {"producer": "test"}, {"note.txt": "text"})
     read = safe_weights.read_checkpoint(folder)
     assert set(read) == set(weights)
@@ -115,7 +118,7 @@ def test_non_finite_weights_are_all_named():
         "fine": np.ones(3, np.float32),
         "whole": np.arange(3),
         "first": np.array([1, np.nan, np.inf], np.float32),
-        "second": np.array([np.inf, 0], ml_dtypes.bfloat16),
+        "second": np.array([np.inf, 0], jnp.bfloat16),
     }
     with pytest.raises(ValueError, match="NaN or infinite") as error:
         safe_weights.check_finite(bad, "FOLDER")
@@ -151,16 +154,16 @@ def test_a_full_disk_keeps_what_was_there(tmp_path):
     )
     first, second = done.stdout.splitlines()
     assert first.startswith("27 ")
-    assert f"could not write to {folder}: File too large" in first
-    assert "Nothing that was there has been changed" in first
-    assert "could not write to" in second
+    assert f"cannot write {folder}: File too large" in first
+    assert "nothing has been changed" in first
+    assert "cannot write" in second
     assert helpers.snapshot(folder) == before
     assert not (tmp_path / "fresh").exists()
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(OSError, match=r"could not write to .*file/model: Not a directory"):
+    with pytest.raises(OSError, match=r"cannot write .*file/model: a file stands where"):
         safe_weights.write_folder(tmp_path / "file" / "model", WEIGHTS, {}, {})
     assert (tmp_path / "file").read_text(encoding="utf-8") == "in the way"
 
@@ -173,3 +176,29 @@ def test_an_interrupted_write_leaves_no_trace(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         safe_weights.write_folder(tmp_path / "new", WEIGHTS, {}, {"config.json": "x"})
     assert not (tmp_path / "new").exists()
+
+
+def test_a_kill_between_renames_leaves_nothing_that_loads_by_mistake(tmp_path, monkeypatch):
+    safe_weights.write_folder(tmp_path, WEIGHTS, {}, {"config.json": "old", "vocab.txt": "old"})
+    replace, order = os.replace, []
+
+    def fail_at_the_end(source, target):
+        order.append(target.name)
+        if target.name == "config.json":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_end)
+    with pytest.raises(OSError, match=r"the folder is half-written: save again"):
+        safe_weights.write_folder(tmp_path, WEIGHTS, {}, {"config.json": "new", "vocab.txt": "new"})
+    assert order == ["model.safetensors", "vocab.txt", "config.json"]
+    assert sorted(helpers.snapshot(tmp_path)) == ["model.safetensors", "vocab.txt"]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        safe_weights.write_folder(tmp_path, WEIGHTS, {}, {"config.json": "x"})
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}

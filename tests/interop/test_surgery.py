@@ -138,6 +138,8 @@ def test_budget_leaves_fixed_rules_alone(dense):
 def test_an_integer_budget_is_a_number_of_parameters(dense):
     _, report = interop.compress(dense, [(LINEAR, {})], budget=2500)
     assert 2300 < report.parameters <= 2500
+    _, same = interop.compress(dense, [(LINEAR, {})], budget=2500.0)
+    assert same.parameters == report.parameters
 
 
 @pytest.mark.parametrize("tolerance", [0.2, 0.5])
@@ -154,6 +156,9 @@ def test_a_tolerance_is_kept(dense, tolerance):
         ([(LINEAR, {})], {"budget": 0.0}, "budget=0.0 must be a fraction"),
         ([(LINEAR, {})], {"budget": 1.5}, "budget=1.5 must be a fraction"),
         ([(LINEAR, {})], {"budget": True}, "budget=True must be a fraction"),
+        ([(LINEAR, {})], {"budget": 1}, r"budget=1 must .* \(use 1\.0 for all parameters\)"),
+        ([(LINEAR, {})], {"budget": 2500.5}, "budget=2500.5 must .* or an integer above 1"),
+        ([(LINEAR, {})], {"budget": math.inf}, "budget=inf must be a fraction"),
         ([(LINEAR, {})], {"budget": "half"}, "budget='half' must be a fraction"),
         ([(LINEAR, {"bond": 3})], {"budget": 0.5}, "nothing to choose: every rule fixes its bonds"),
         ([(LINEAR, {"tolerance": 0.1})], {"budget": 0.5}, "a tolerance and a budget exclude"),
@@ -215,10 +220,28 @@ def test_heads_are_matrices_too():
 
 def test_progress_counts_to_its_total(dense):
     calls = []
-    interop.compress(dense, [(".*/up", {})], progress=lambda *call: calls.append(call))
+    rules = [(".*/up", {"bond": 2})]
+    interop.compress(dense, rules, progress=lambda *call: calls.append(call))
     assert [call[0] for call in calls] == [1, 2, 3, 4]
     assert {call[1] for call in calls} == {4}
     assert {call[2] for call in calls} == {f"layers/{i}/feed_forward/up" for i in (0, 1)}
+
+
+def test_full_bonds_need_one_decomposition(dense, monkeypatch):
+    calls, decompose = [], mpo.decompose_with_spectra
+    monkeypatch.setattr(mpo, "decompose", lambda *args: pytest.fail("decomposed again"))
+    monkeypatch.setattr(
+        mpo, "decompose_with_spectra", lambda *args: calls.append(1) or decompose(*args)
+    )
+    steps = []
+    rules = [(".*/up", {}), ("pooler", {"gauge": "left", "bond": 10**6})]
+    _, report = interop.compress(dense, rules, progress=lambda *step: steps.append(step[:2]))
+    assert len(calls) == 3
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    for row in report.rows:
+        w = models.to_arrays(dense)[f"{row.path}/kernel"]
+        for spectrum in report.spectra[row.path]:
+            assert np.linalg.norm(spectrum) == pytest.approx(np.linalg.norm(w), rel=1e-5)
 
 
 def test_padding_rows_are_counted_and_dropped():
