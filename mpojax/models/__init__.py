@@ -11,6 +11,7 @@ from mpojax.models.arrays import (
 from mpojax.models.config import POOLINGS, EncoderConfig, matrix_sizes
 from mpojax.models.encoder import Encoder, EncoderLayer
 from mpojax.models.heads import SequenceClassifier, build, pool
+from mpojax.models.rebuild import merged
 
 __all__ = [
     "POOLINGS",
@@ -23,6 +24,7 @@ __all__ = [
     "count_parameters",
     "from_arrays",
     "matrix_sizes",
+    "merged",
     "pool",
     "reconfigure",
     "to_arrays",

@@ -28,7 +28,7 @@ def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
       transformation.
     """
     arrays = {}
-    for path, variable, layer_range in _variables(model):
+    for path, variable, layer_range in variables(model):
         value = variable[...]
         if not isinstance(value, jax.core.Tracer):
             value = np.asarray(value)
@@ -47,7 +47,7 @@ def from_arrays(
     """
     abstract = nnx.eval_shape(lambda: heads.build(config, shapes, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
-    entries = list(_variables(abstract))
+    entries = list(variables(abstract))
     _check_coverage(entries, arrays)
     filled = []
     for path, variable, layer_range in entries:
@@ -62,7 +62,7 @@ def array_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shape of every array that `from_arrays` needs, by logical path; nothing is allocated."""
     abstract = nnx.eval_shape(lambda: heads.build(config, shapes, rngs=nnx.Rngs(0)))
-    return dict(_expected(_variables(abstract)))
+    return dict(_expected(variables(abstract)))
 
 
 def count_parameters(model: Model) -> dict[str, int]:
@@ -112,7 +112,7 @@ def with_head(
     return from_arrays(config, shapes, arrays)
 
 
-def _variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
+def variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
     """(path in the module, variable, layers it stacks or None) of every parameter."""
     ranges = _stack_layers(model)
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -132,11 +132,16 @@ def _stack_layers(model) -> list[range]:
 
 def _logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:
     """Logical paths of a variable, each with its index on the leading axis (None: not stacked)."""
-    inner = path[1:] if path[0] == "encoder" else path
+    name = name_in_layer(path, layer_range)
     if layer_range is None:
-        return [("/".join(map(str, inner)), None)]
-    rest = "/".join(map(str, inner[2:]))
-    return [(f"layers/{layer}/{rest}", i) for i, layer in enumerate(layer_range)]
+        return [(name, None)]
+    return [(f"layers/{layer}/{name}", i) for i, layer in enumerate(layer_range)]
+
+
+def name_in_layer(path: tuple, layer_range: range | None) -> str:
+    """Logical path of a variable, for stacked ones without the `layers/<i>/` before it."""
+    inner = path[1:] if path[0] == "encoder" else path
+    return "/".join(map(str, inner if layer_range is None else inner[2:]))
 
 
 def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -85,7 +85,25 @@ class EncoderLayer(nnx.Module):
         return self.feed_forward_norm(x + dropout(mapped, rate, after_feed_forward))
 
 
-class Encoder(nnx.Module):
+class Transformer(nnx.Module):
+    """What every model holds: its settings, and the shapes of its matrices in MPO form."""
+
+    def __init__(self, config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None):
+        """Checks `shapes`; no parameters yet.
+
+        Raises:
+          ValueError: a shape for a path that does not exist, or of the wrong size.
+        """
+        self.config = config
+        self.shape_items = tuple(sorted(config_lib.checked_shapes(config, shapes).items()))
+
+    @property
+    def shapes(self) -> dict[str, mpo.MPOShape]:
+        """MPO shapes by matrix path; matrices that are not named are dense."""
+        return dict(self.shape_items)
+
+
+class Encoder(Transformer):
     """Token ids -> hidden states; see `EncoderConfig`.
 
     Attributes:
@@ -108,21 +126,14 @@ class Encoder(nnx.Module):
         Raises:
           ValueError: a shape for a path that does not exist, or of the wrong size.
         """
-        encoder_only = {path: s for path, s in (shapes or {}).items() if path != "head"}
-        shapes = config_lib.checked_shapes(config, encoder_only)
-        self.config = config
-        self.shape_items = tuple(sorted(shapes.items()))
+        super().__init__(config, {p: s for p, s in (shapes or {}).items() if p != "head"})
+        shapes = self.shapes
         self.embeddings = Embeddings(config, config_lib.under(shapes, "embeddings/"), rngs=rngs)
         key = rngs.params()
         self.stacks = nnx.List(
             [_stack(config, shapes, key, r) for r in config_lib.stack_ranges(config, shapes)]
         )
         self.pooler = _pooler(config, shapes, rngs) if config.pooling == "pooler" else None
-
-    @property
-    def shapes(self) -> dict[str, mpo.MPOShape]:
-        """MPO shapes by matrix path; matrices that are not named are dense."""
-        return dict(self.shape_items)
 
     def __call__(
         self,

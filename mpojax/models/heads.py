@@ -8,9 +8,8 @@ from flax import nnx
 
 from mpojax import layers, mpo
 from mpojax.layers.dropout import dropout, split_or_none
-from mpojax.models import config as config_lib
 from mpojax.models.config import EncoderConfig
-from mpojax.models.encoder import Encoder
+from mpojax.models.encoder import Encoder, Transformer
 
 
 def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -36,7 +35,7 @@ def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) 
     return (total / count).astype(hidden.dtype)
 
 
-class SequenceClassifier(nnx.Module):
+class SequenceClassifier(Transformer):
     """Encoder, sentence vector, dropout, linear head."""
 
     def __init__(
@@ -53,18 +52,12 @@ class SequenceClassifier(nnx.Module):
         """
         if config.num_labels is None:
             raise ValueError("a SequenceClassifier needs config.num_labels.")
-        shapes = config_lib.checked_shapes(config, shapes)
-        self.config = config
-        self.shape_items = tuple(sorted(shapes.items()))
+        super().__init__(config, shapes)
+        shapes = self.shapes
         self.encoder = Encoder(config, shapes, rngs=rngs)
         self.head = layers.linear(
             config.hidden_size, config.num_labels, shapes.get("head"), dtype=config.dtype, rngs=rngs
         )
-
-    @property
-    def shapes(self) -> dict[str, mpo.MPOShape]:
-        """MPO shapes by matrix path; matrices that are not named are dense."""
-        return dict(self.shape_items)
 
     def __call__(
         self,
