@@ -8,6 +8,7 @@ import rich.console
 import rich.table
 
 from mpojax import files
+from mpojax.interop.report import format_error, matrix_table
 
 _HEADERS = {
     "label": "variant",
@@ -26,7 +27,7 @@ def cells(row: dict) -> dict[str, str]:
         "label": row["label"],
         "total_parameters": f"{row['total_parameters']:,}",
         "stored_bytes": f"{row['stored_bytes'] / 1e6:.1f} MB",
-        "relative_weight_error": _error(row["relative_weight_error"]),
+        "relative_weight_error": format_error(row["relative_weight_error"]),
     }
     if "accuracy" in row:
         spread = row["accuracy_spread"]
@@ -97,7 +98,7 @@ def markdown(config, rows, variants, compressed, plots: list[pathlib.Path]) -> s
     for variant in variants:
         facts = compressed[variant.name][1]
         if facts["rows"]:
-            parts += [f"## {variant.label}", "", _matrix_table(facts["rows"]), ""]
+            parts += [f"## {variant.label}", "", matrix_table(facts["rows"]), ""]
     return "\n".join(parts)
 
 
@@ -164,28 +165,3 @@ def _accuracy_panel(axes, rows):
     axes.set_title("accuracy vs parameters")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-
-
-def _matrix_table(rows: list[dict]) -> str:
-    lines = [
-        "| matrix | factors | bonds | parameters | error | bound | entropy |",
-        "| --- | --- | --- | ---: | ---: | ---: | --- |",
-    ]
-    for row in rows:
-        lines.append(
-            f"| `{row['path']}` {row['in_features']}×{row['out_features']} "
-            f"| {_listed(row['in_factors'])} × {_listed(row['out_factors'])} "
-            f"| {_listed(row['bonds'])} "
-            f"| {row['dense_parameters']:,} → {row['mpo_parameters']:,} "
-            f"| {_error(row['relative_error'])} | {_error(row['error_bound'])} "
-            f"| {' '.join(f'{value:.2f}' for value in row['entropy'])} |"
-        )
-    return "\n".join(lines)
-
-
-def _listed(values) -> str:
-    return ",".join(map(str, values))
-
-
-def _error(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or value >= 1e-3 else f"{value:.1e}"

@@ -116,11 +116,9 @@ class CompressionReport:
                 _commas(row.bonds),
                 f"{row.dense_parameters:,} → {row.mpo_parameters:,}",
                 f"{row.ratio:.3f}",
-                f"{row.relative_error:.2g}"
-                if row.relative_error < 1e-3
-                else f"{row.relative_error:.4f}",
-                f"{row.error_bound:.2g}" if row.error_bound < 1e-3 else f"{row.error_bound:.4f}",
-                " ".join(f"{value:.2f}" for value in row.entropy),
+                format_error(row.relative_error),
+                format_error(row.error_bound),
+                _decimals(row.entropy),
             )
         buffer = io.StringIO()
         console = rich.console.Console(file=buffer, width=width, color_system=None, emoji=False)
@@ -166,20 +164,7 @@ class CompressionReport:
 
     def to_markdown(self) -> str:
         """The rows as a Markdown table, followed by the totals."""
-        lines = [
-            "| matrix | size | in factors | out factors | bonds | parameters | ratio | error "
-            "| bound | entropy |",
-            "| --- |" + " ---: |" * 9,
-        ]
-        for row in self.rows:
-            lines.append(
-                f"| `{row.path}` | {row.in_features}×{row.out_features} | "
-                f"{_commas(row.in_factors)} | {_commas(row.out_factors)} | {_commas(row.bonds)} | "
-                f"{row.dense_parameters:,} → {row.mpo_parameters:,} | {row.ratio:.3f} | "
-                f"{row.relative_error:.4g} | {row.error_bound:.4g} | "
-                f"{' '.join(f'{value:.2f}' for value in row.entropy)} |"
-            )
-        return "\n".join([*lines, "", self.summary() + "."]) + "\n"
+        return f"{matrix_table(self.to_dict()['rows'])}\n\n{self.summary()}.\n"
 
     def plot(self, path: str | os.PathLike):
         """Draws the error bound against bond cap and against parameters, a line for each role.
@@ -248,6 +233,35 @@ class CompressionReport:
         return list(lines)
 
 
+def matrix_table(rows: Sequence[Mapping]) -> str:
+    """Markdown table of the rows of `CompressionReport.to_dict`, also when read back from JSON."""
+    lines = [
+        "| matrix | size | in factors | out factors | bonds | parameters | ratio | error | bound "
+        "| entropy |",
+        "| --- |" + " ---: |" * 9,
+    ]
+    for row in rows:
+        cells = (
+            f"`{row['path']}`",
+            f"{row['in_features']}×{row['out_features']}",
+            _commas(row["in_factors"]),
+            _commas(row["out_factors"]),
+            _commas(row["bonds"]),
+            f"{row['dense_parameters']:,} → {row['mpo_parameters']:,}",
+            f"{row['ratio']:.3f}",
+            format_error(row["relative_error"]),
+            format_error(row["error_bound"]),
+            _decimals(row["entropy"]),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def format_error(value: float) -> str:
+    """Four decimals, or two digits where those would be zeros."""
+    return f"{value:.4f}" if value == 0 or value >= 1e-3 else f"{value:.1e}"
+
+
 def relative_bound(spectra: Sequence[np.ndarray], bonds: tuple[int, ...]) -> float:
     """sqrt(sum_k eps_k^2) over the norm of the matrix; 0 for a zero matrix."""
     norm = float(np.linalg.norm(spectra[0]))
@@ -256,6 +270,10 @@ def relative_bound(spectra: Sequence[np.ndarray], bonds: tuple[int, ...]) -> flo
 
 def _commas(values) -> str:
     return ",".join(map(str, values))
+
+
+def _decimals(values) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
 
 
 def _spaced(values) -> str:

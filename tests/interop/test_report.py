@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mpojax import interop
+from mpojax.interop.report import matrix_table
 from tests.interop import helpers
 
 
@@ -43,6 +44,11 @@ def test_markdown_has_a_line_for_each_row(report):
     for row, line in zip(report.rows, lines[2:], strict=False):
         assert line.startswith(f"| `{row.path}` |")
     assert f"{report.parameters:,}" in lines[-1]
+
+
+def test_rows_read_back_from_json_make_the_same_table(report):
+    rows = json.loads(json.dumps(report.to_dict()))["rows"]
+    assert report.to_markdown().startswith(matrix_table(rows) + "\n\n")
 
 
 def test_csv_reads_back(report, tmp_path):
