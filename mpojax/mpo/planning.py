@@ -39,20 +39,24 @@ class Machine:
       bandwidth: bytes per second read or written by a fused operation.
       transpose_bandwidth: bytes per second of a transpose in memory.
       overhead: seconds for each operation, however small.
+      cache: bytes above which a transposed intermediate costs `spill` times as much.
+      spill: that factor.
     """
 
     flops: float
     bandwidth: float
     transpose_bandwidth: float
     overhead: float
+    cache: float = math.inf
+    spill: float = 1.0
 
 
 # CPU: fitted to two cores of a server processor, float32. GPU and TPU: data sheets of current
 # parts.
 MACHINES = {
-    "cpu": Machine(flops=160e9, bandwidth=40e9, transpose_bandwidth=4e9, overhead=4e-6),
-    "gpu": Machine(flops=60e12, bandwidth=3e12, transpose_bandwidth=1.5e12, overhead=4e-6),
-    "tpu": Machine(flops=60e12, bandwidth=1e12, transpose_bandwidth=0.4e12, overhead=2e-6),
+    "cpu": Machine(160e9, 40e9, 4e9, overhead=4e-6, cache=4e6, spill=3.0),
+    "gpu": Machine(60e12, 3e12, 1.5e12, overhead=4e-6),
+    "tpu": Machine(60e12, 1e12, 0.4e12, overhead=2e-6),
 }
 
 
@@ -199,13 +203,13 @@ class _Ledger:
         self.bytes += times * moved
         self.operations += times
 
-    def transpose(self, size, times=1):
+    def transpose(self, size, times=1, intermediate=False):
+        machine = self.machine
+        spill = machine.spill if intermediate and 4 * size > machine.cache else 1.0
         self.transposed += times * 4 * size
         self.bytes += times * 8 * size
         self.operations += times
-        self.seconds += times * (
-            4 * size / self.machine.transpose_bandwidth + self.machine.overhead
-        )
+        self.seconds += times * (4 * size * spill / machine.transpose_bandwidth + machine.overhead)
 
 
 _NARROW = 8
@@ -286,5 +290,6 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
         ledger.matmul(tokens * done * todo, before * i, j * after, times=4 if training else 1)
         # One token through two groups needs no transpose; otherwise every step moves its state.
         if strategy != "two_groups" or tokens > 1:
-            ledger.transpose(tokens * done * todo * j * after, times=3 if training else 1)
+            state = tokens * done * todo * j * after
+            ledger.transpose(state, times=3 if training else 1, intermediate=True)
         done *= j
