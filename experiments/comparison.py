@@ -86,6 +86,9 @@ def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, work
         ],
         folder=folder,
         log_every=config.log_every,
+        accumulate=config.accumulate,
+        # With several micro-batches every matrix is rebuilt once for all of them.
+        prepare=models.merged if model.shapes and config.accumulate > 1 else None,
     )
     if result.interrupted:
         return False

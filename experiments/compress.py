@@ -20,8 +20,7 @@ import ml_collections
 from absl import logging
 
 from experiments import comparison, launch, sources, study_files
-from mpojax import interop, models
-from mpojax.interop import rules as rules_lib
+from mpojax import interop
 from mpojax.methods import mpop
 from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
@@ -123,16 +122,15 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
 
 
 def check_variants(dense, variants: list[Variant]) -> None:
-    """Checks rules and trainable sets against the model before anything is written.
+    """Checks rules, budgets and trainable sets against the model before anything is written.
 
     Raises:
-      ValueError: a rule that does not fit the model, or an unknown trainable set.
+      ValueError: rules or a budget that do not fit the model, or an unknown trainable set.
     """
-    sizes = models.matrix_sizes(dense.config)
     for variant in variants:
         mpop.trainable_filter(variant.trainable)
         if variant.rules:
-            rules_lib.resolve(variant.rules, sizes, dense.shapes, variant.bond)
+            interop.check_rules(dense, variant.rules, budget=variant.budget, bond=variant.bond)
 
 
 def compress_variant(folder: pathlib.Path, dense, variant: Variant, earlier: dict):

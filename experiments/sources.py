@@ -3,13 +3,13 @@
 import importlib.util
 import pathlib
 
-from mpojax import models
+from mpojax import interop, models
 
 _PACKAGE = "package:"
 
 
 def model_folder(name: str) -> str:
-    """The folder (or hub id) to give to `interop.load_pretrained`.
+    """The folder of a checkpoint.
 
     Args:
       name: a folder, a hub id `owner/name`, or `package:NAME/SUBFOLDER` for files that an installed
@@ -18,7 +18,7 @@ def model_folder(name: str) -> str:
     Raises:
       ValueError: no name was given.
       ImportError: the package is not installed.
-      FileNotFoundError: the package has no such folder.
+      FileNotFoundError: there is no such folder.
     """
     if not name:
         raise ValueError(
@@ -26,7 +26,7 @@ def model_folder(name: str) -> str:
             "config.json and safetensors weights."
         )
     if not name.startswith(_PACKAGE):
-        return name
+        return str(interop.local_folder(name))
     package, _, subfolder = name[len(_PACKAGE) :].partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

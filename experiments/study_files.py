@@ -84,16 +84,20 @@ def _curve_targets(dense, variants):
 
 
 def _relative_tails(w) -> np.ndarray:
-    """Squared relative error of the best approximation of each rank, from rank 0 on."""
+    """Squared relative error of the best approximation of each rank, from rank 0 on.
+
+    Zeros for a zero matrix, which every rank approximates exactly.
+    """
     gram = w.T @ w if w.shape[1] <= w.shape[0] else w @ w.T
     squares = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
-    return np.append(np.cumsum(squares[::-1])[::-1], 0.0) / squares.sum()
+    return np.append(np.cumsum(squares[::-1])[::-1], 0.0) / (squares.sum() or 1.0)
 
 
 def _squared_errors(w, shape, tails) -> np.ndarray:
     """Squared relative errors of the chain and of the low rank with at most as many numbers."""
     # Sequential truncation is a projection, and the central core has the norm of the whole chain.
-    kept = np.linalg.norm(mpo.decompose(w, shape)[shape.central]) / np.linalg.norm(w)
+    norm = np.linalg.norm(w)
+    kept = np.linalg.norm(mpo.decompose(w, shape)[shape.central]) / norm if norm > 0 else 1.0
     rank = min(shape.num_params // sum(w.shape), len(tails) - 1)
     return np.array([max(0.0, 1.0 - kept**2), tails[rank]])
 

@@ -15,12 +15,13 @@ from mpojax.interop.pretrained import (
 from mpojax.interop.report import CompressionReport, MatrixRow
 from mpojax.interop.rules import Settings
 from mpojax.interop.safe_weights import read_weights, write_folder
-from mpojax.interop.surgery import compress, merge
+from mpojax.interop.surgery import check_rules, compress, merge
 
 __all__ = [
     "CompressionReport",
     "MatrixRow",
     "Settings",
+    "check_rules",
     "compress",
     "export_huggingface",
     "load_pretrained",

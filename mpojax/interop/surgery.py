@@ -48,17 +48,36 @@ def compress(
       ValueError: rules that are malformed, match nothing, overlap, or do not fit; a budget that
         cannot be met (the smallest one is named); non-finite weights.
     """
-    sizes = models.matrix_sizes(model.config)
-    targets = rules_lib.resolve(rules, sizes, model.shapes, bond)
     arrays = models.to_arrays(model)
     dense_total = _dense_total(arrays, model.shapes)
-    room = None if budget is None else _room_for_open(targets, arrays, budget, bond, dense_total)
+    targets, room = _targets_and_room(model, arrays, rules, budget, bond)
     kernels = {key: arrays[key] for key in (_dense_key(arrays, t.path) for t in targets)}
     check_finite(kernels, "the model")
     shapes, spectra, rows = _decompose_all(targets, arrays, room, share_bonds, progress)
     compressed = models.from_arrays(model.config, {**model.shapes, **shapes}, arrays)
     total = sum(models.count_parameters(compressed).values())
     return compressed, CompressionReport(rows, spectra, dense_total, total)
+
+
+def check_rules(
+    model: Model,
+    rules: Sequence[tuple[str, Mapping]],
+    *,
+    budget: float | int | None = None,
+    bond: int | None = None,
+) -> None:
+    """Raises what `compress` would raise about these rules and this budget, without any work."""
+    _targets_and_room(model, models.to_arrays(model), rules, budget, bond)
+
+
+def _targets_and_room(model, arrays, rules, budget, bond) -> tuple[list[Target], int | None]:
+    """What the rules match, and what a budget leaves for the matrices with open bonds."""
+    sizes = models.matrix_sizes(model.config)
+    targets = rules_lib.resolve(rules, sizes, model.shapes, bond)
+    if budget is None:
+        return targets, None
+    dense_total = _dense_total(arrays, model.shapes)
+    return targets, _room_for_open(targets, arrays, budget, bond, dense_total)
 
 
 def merge(model: Model) -> Model:

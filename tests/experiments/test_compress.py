@@ -221,6 +221,19 @@ def test_mistakes_are_explained(checkpoint, tmp_path, changes, error, message):
     config.update(changes)
     with pytest.raises(error, match=message):
         compress.main(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()  # the corrected command can use the same folder
+
+
+def test_micro_batches_train_alike(checkpoint, task, tmp_path):
+    tuned_arrays = []
+    for count in (1, 2):
+        config = study(checkpoint)
+        config.compare, config.accumulate, config.batch_size = ("mpo_full",), count, 16
+        compress.main(config, str(tmp_path / f"run{count}"))
+        tuned = interop.load_pretrained(tmp_path / f"run{count}" / "finetuned" / "mpo_full")
+        tuned_arrays.append(models.to_arrays(tuned))
+    for name, array in tuned_arrays[0].items():
+        np.testing.assert_allclose(array, tuned_arrays[1][name], rtol=0, atol=2e-4, err_msg=name)
 
 
 def test_unknown_variant_field(checkpoint):
