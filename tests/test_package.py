@@ -4,7 +4,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from mpojax import mpo
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -45,6 +49,23 @@ def test_layers_and_models_need_nothing_heavy(module):
         check=False,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_kernel_example_of_the_readme(capsys):
+    """The second Python block of the README, word for word."""
+    rng = np.random.default_rng(0)
+    names = {
+        "mpo": mpo,
+        "w": rng.standard_normal((768, 3072)).astype(np.float32),
+        "x": jnp.asarray(rng.standard_normal((2, 768)), jnp.float32),
+    }
+    code = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
+    exec(code, names)
+    assert max(core.shape[3] for core in names["small"]) == 64
+    assert mpo.relative_error(names["w"], mpo.to_matrix(names["cores"])) < 1e-6
+    expected = np.asarray(names["x"]) @ mpo.to_matrix(names["small"])
+    np.testing.assert_allclose(names["y"], expected, rtol=0, atol=1e-3)
+    assert "rebuild" in capsys.readouterr().out
 
 
 LAYERS = ["mpo", "layers", "models", "interop", "data", "training", "methods"]
