@@ -274,7 +274,7 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
         if not prepared:
             _sides_cost(ledger, shape, training, cut)
             for group in groups:
-                ledger.transpose(math.prod(group), times=3 if training else 1)
+                ledger.transpose(math.prod(group))
     elif strategy == "three_groups":
         left_to_right = variant[1]
         groups = contract.group_shapes(shape)
@@ -288,8 +288,12 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
         before, after = (p, q) if left_to_right else (q, p)
         todo //= i
         ledger.matmul(tokens * done * todo, before * i, j * after, times=4 if training else 1)
-        # One token through two groups needs no transpose; otherwise every step moves its state.
+        # One token through two groups needs no transpose; otherwise every step moves its state,
+        # and in a longer chain what it starts from as well.
         if strategy != "two_groups" or tokens > 1:
             state = tokens * done * todo * j * after
             ledger.transpose(state, times=3 if training else 1, intermediate=True)
+            if strategy != "two_groups" and before > 1:
+                state = tokens * done * todo * i * before
+                ledger.transpose(state, times=3 if training else 1, intermediate=True)
         done *= j
