@@ -161,7 +161,8 @@ def _accuracy_panel(axes, rows):
             markersize=8,
             label=f"{row['label']} ({row['trained_parameters'] / 1e6:.2f} M trained)",
         )
-    axes.set(xlabel="parameters of the model (millions)", ylabel="accuracy", xlim=(0, None))
+    right = 1.08 * max(row["total_parameters"] for row in rows) / 1e6
+    axes.set(xlabel="parameters of the model (millions)", ylabel="accuracy", xlim=(0, right))
     axes.set_title("accuracy vs parameters")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
