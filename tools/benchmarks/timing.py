@@ -20,12 +20,13 @@ def interleaved(
       candidates: name -> function without arguments; its result is waited for.
       rounds: how often each candidate is measured; noise hits all of them alike.
       seconds_each: calls are repeated within a measurement to take about this long.
-      prune: candidates whose first run took this many times that of the fastest keep that one time.
+      prune: candidates whose best of four first runs took this many times that of the
+        fastest keep that time.
     """
     first = {}
     for name, function in candidates.items():
         jax.block_until_ready(function())  # compiles
-        first[name] = _once(function, 1)
+        first[name] = min(_once(function, 1) for _ in range(4))
     limit = prune * min(first.values()) if prune else float("inf")
     repeats = {
         name: max(1, min(500, int(seconds_each / max(t, 1e-6)))) for name, t in first.items()
