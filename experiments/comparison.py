@@ -59,7 +59,7 @@ def load_arrays(config, source: str) -> tuple[dict, dict, int]:
 
 
 def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, workdir) -> bool:
-    """One cell; returns False when a signal stopped it (its checkpoint is kept)."""
+    """One cell; False when a signal asked to stop (an unfinished cell keeps its checkpoint)."""
     train, test, labels = arrays
     model = models.with_head(encoder, labels, pooling=config.pooling, rngs=nnx.Rngs(seed))
     model = models.reconfigure(model, dropout=config.dropout, attention_dropout=config.dropout)
@@ -108,4 +108,4 @@ def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, work
     }
     workdir.write_json(f"cells/{folder.name}/result.json", summary)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of use to unfinished cells only
-    return True
+    return result.stop_requested is None

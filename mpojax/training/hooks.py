@@ -215,6 +215,10 @@ class StopOnSignal(Hook):
         elif self._received is not None:
             loop.request_stop(self._received)
 
+    def end(self, loop: "Loop") -> None:
+        if self._received is not None:
+            loop.request_stop(self._received)
+
     def close(self) -> None:
         while self._previous:
             signal.signal(*self._previous.popitem())

@@ -36,6 +36,8 @@ class FitResult:
     Attributes:
       state: the final state, on the mesh.
       stopped: why it ended before its last step (e.g. "SIGTERM"), or None.
+      stop_requested: the same, also where the request came with the last step: what would follow
+        the run should not start.
       metrics: latest value of every metric.
       steps_run: steps of this process; less than all after a resume.
       steps_per_second: without compilation, evaluation and saving; None when no step could be
@@ -47,6 +49,7 @@ class FitResult:
 
     state: state_lib.TrainState
     stopped: str | None
+    stop_requested: str | None
     metrics: dict[str, float]
     steps_run: int
     steps_per_second: float | None
@@ -210,6 +213,7 @@ class Loop:
         return FitResult(
             state=self.state,
             stopped=self.stopped if self.step < self.steps else None,
+            stop_requested=self.stopped,
             metrics=dict(self.last_metrics),
             steps_run=self.step - first,
             steps_per_second=timed_steps / seconds if timed_steps else None,

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from configs import compress as compress_config
 from configs import quickstart
 from experiments import compress, console, sources, study_files
-from mpojax import interop, models
+from mpojax import interop, models, training
 from mpojax.data import tasks, text_classification
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "fine", "poor"]
@@ -144,6 +145,25 @@ def test_an_interrupted_study_goes_on(checkpoint, task, tmp_path, monkeypatch):
         metrics = [cell["fit"]["metrics"] for cell in cells]
         assert [cell["fit"]["metrics"] for cell in ours["cells"][name]] == metrics
     assert all(row["accuracy_spread"] is not None for row in ours["rows"])
+
+
+def test_a_signal_in_the_last_step_ends_the_study(checkpoint, task, tmp_path, monkeypatch):
+    config, folder = study(checkpoint), tmp_path / "run"
+    config.compare = ("dense", "mpo_full")
+    accuracy = training.accuracy
+
+    def with_signal(columns):  # the evaluation after the last step
+        signal.raise_signal(signal.SIGTERM)
+        return accuracy(columns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "accuracy", with_signal)
+        assert compress.main(config, str(folder)) == 0
+    assert (folder / "cells" / "dense-seed0" / "result.json").is_file()
+    assert not (folder / "cells" / "mpo_full-seed0").exists()
+    assert not (folder / "result.json").exists()
+    assert compress.main(config, str(folder)) == 0
+    assert (folder / "result.json").is_file()
 
 
 def test_finished_studies_say_so(checkpoint, tmp_path, capsys):
