@@ -11,6 +11,7 @@ import numpy as np
 from experiments import console
 from mpojax import files, models, mpo
 from mpojax.interop import rules as rules_lib
+from mpojax.interop import surgery
 from mpojax.training import progress as progress_lib
 
 _CAPS = (4, 8, 16, 32, 64, 128, 256)
@@ -50,8 +51,7 @@ def error_curves(folder: pathlib.Path, dense, variants) -> list[dict]:
     numbers = dict.fromkeys(caps, 0)
     with progress_lib.progress("error against bond dimension") as advance:
         for done, target in enumerate(targets, 1):
-            key = f"{target.path}/kernel"
-            w = np.asarray(arrays[key if key in arrays else f"{target.path}/table"], np.float64)
+            w = np.asarray(arrays[surgery.dense_key(arrays, target.path)], np.float64)
             tails = _relative_tails(w)
             for cap in caps:
                 shape = target.full.with_bonds(cap)

@@ -51,7 +51,7 @@ def compress(
     arrays = models.to_arrays(model)
     dense_total = _dense_total(arrays, model.shapes)
     targets, room = _targets_and_room(model, arrays, rules, budget, bond)
-    kernels = {key: arrays[key] for key in (_dense_key(arrays, t.path) for t in targets)}
+    kernels = {key: arrays[key] for key in (dense_key(arrays, t.path) for t in targets)}
     check_finite(kernels, "the model")
     shapes, spectra, rows = _decompose_all(targets, arrays, room, share_bonds, progress)
     compressed = models.from_arrays(model.config, {**model.shapes, **shapes}, arrays)
@@ -108,7 +108,7 @@ def _decompose_all(targets, arrays: dict, room: int | None, share_bonds: bool, p
     advance = _Progress(progress, 2 * len(targets) - len(settled))
     spectra, rows = {}, {}
     for target in targets:
-        w = np.asarray(arrays[_dense_key(arrays, target.path)])
+        w = np.asarray(arrays[dense_key(arrays, target.path)])
         if target.path in settled:
             cores, spectra[target.path] = mpo.decompose_with_spectra(
                 w, target.full, target.settings.gauge
@@ -122,7 +122,7 @@ def _decompose_all(targets, arrays: dict, room: int | None, share_bonds: bool, p
         path, shape = target.path, shapes[target.path]
         if path in settled:
             continue
-        w = np.asarray(arrays[_dense_key(arrays, path)])
+        w = np.asarray(arrays[dense_key(arrays, path)])
         cores = mpo.decompose(w, shape, target.settings.gauge)
         rows[path] = _store(arrays, path, shape, cores, spectra)
         advance(path)
@@ -138,7 +138,7 @@ def _is_settled_at_full_bonds(target: Target, room: int | None) -> bool:
 
 def _store(arrays: dict, path: str, shape: mpo.MPOShape, cores, spectra) -> MatrixRow:
     """Puts cores in place of a matrix; returns what the report says about it."""
-    w = np.asarray(arrays.pop(_dense_key(arrays, path)))
+    w = np.asarray(arrays.pop(dense_key(arrays, path)))
     arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
     return _row(path, shape, w, cores, spectra[path])
 
@@ -155,7 +155,8 @@ class _Progress:
             self.function(self.done, self.total, path)
 
 
-def _dense_key(arrays: Mapping, path: str) -> str:
+def dense_key(arrays: Mapping, path: str) -> str:
+    """Name of the array that holds a dense matrix: its kernel, or the table of an embedding."""
     return f"{path}/kernel" if f"{path}/kernel" in arrays else f"{path}/table"
 
 
