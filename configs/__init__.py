@@ -1,0 +1,1 @@
+"""Experiment configs: one file, one experiment or one family of rows."""
