@@ -33,10 +33,21 @@ from mpojax.mpo.spectra import (
     relative_error,
     truncation_error_bound,
 )
+from mpojax.mpo.squeezing import (
+    MEASURES,
+    Cut,
+    Ladder,
+    cheapest_cut,
+    gauge_maps,
+    transform_gradients,
+)
 
 __all__ = [
     "GAUGES",
+    "MEASURES",
     "STRATEGIES",
+    "Cut",
+    "Ladder",
     "MPOShape",
     "Machine",
     "Plan",
@@ -48,10 +59,12 @@ __all__ = [
     "bonds_for_tolerance",
     "canonicalize",
     "canonicalize_with_spectra",
+    "cheapest_cut",
     "decompose",
     "decompose_with_spectra",
     "embed",
     "entanglement_entropy",
+    "gauge_maps",
     "identity_cores",
     "local_errors",
     "plan",
@@ -61,6 +74,7 @@ __all__ = [
     "shape_from_cores",
     "slice_bonds",
     "to_matrix",
+    "transform_gradients",
     "truncate",
     "truncation_error_bound",
 ]

@@ -1,0 +1,213 @@
+"""Cutting the bonds of many chains step by step: which cut is the cheapest, and what it moves.
+
+The decision part of dimension squeezing (MPOP paper, algorithm 2), on shapes and spectra alone, and
+the gauge maps by which quantities beside the cores (gradients, moments) follow a new gauge.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from mpojax.mpo.shape import MPOShape
+
+MEASURES = ("relative", "absolute", "per_number")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """The bond dimensions that cuts stop at: few rungs mean few compilations.
+
+    Attributes:
+      multiple: rungs are multiples of this.
+      factor: a cut lowers a bond at least to this share of it; 1 takes the next rung.
+      minimum: no cut goes below.
+      per_bond: each bond is cut by itself; else one cap lowers all bonds of a chain together.
+    """
+
+    multiple: int = 8
+    factor: float = 1.0
+    minimum: int = 1
+    per_bond: bool = False
+
+    def __post_init__(self):
+        for name in ("multiple", "minimum"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+        if not 0.0 < self.factor <= 1.0:
+            raise ValueError(f"factor={self.factor!r} must lie in (0, 1].")
+
+    def below(self, bond: int) -> int | None:
+        """The next rung under a bond dimension, or None at the foot of the ladder."""
+        target = min(bond - 1, math.floor(bond * self.factor))
+        # Bonds under the first rung go to the minimum.
+        rung = max(self.minimum, target // self.multiple * self.multiple)
+        return rung if rung < bond else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """One candidate: a group of matrices with lower bonds.
+
+    Attributes:
+      group: name of the group.
+      bond: index of the bond, counted from 1, or None where one cap lowered all of them.
+      rung: the bond dimension after the cut, or the cap.
+      shapes: the new shape of every matrix of the group.
+      cost: sum over matrices and bonds of the squared singular values lost, by the measure asked.
+      saved: numbers saved.
+    """
+
+    group: str
+    bond: int | None
+    rung: int
+    shapes: Mapping[str, MPOShape]
+    cost: float
+    saved: int
+
+
+def cheapest_cut(
+    groups: Mapping[str, Sequence[str]],
+    shapes: Mapping[str, MPOShape],
+    spectra: Mapping[str, Sequence[np.ndarray]],
+    ladder: Ladder,
+    *,
+    measure: str = "relative",
+    weights: Mapping[str, float] | None = None,
+    banned: Iterable[str] = (),
+) -> Cut | None:
+    """The cut with the least estimated error; None where every bond is at the foot of the ladder.
+
+    The cost of a matrix is the sum of the squared singular values that its bonds lose: exactly the
+    squared error where one bond is cut, an upper bound of it otherwise.
+
+    Args:
+      groups: {group: matrix paths} that are cut together.
+      shapes: current shape of every matrix.
+      spectra: current singular values of its bonds, descending; at least as many as bonds.
+      ladder: where cuts stop.
+      measure: "relative" divides the cost of a matrix by its squared norm, "absolute" does not
+        (and keeps picking the matrix of the smallest norm), "per_number" is the relative cost for
+        each number saved.
+      weights: factor for the cost of each matrix, such as its share in the loss; default 1.
+      banned: groups that are left alone.
+
+    Raises:
+      ValueError: an unknown measure, or spectra that do not cover the bonds.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure={measure!r} must be one of {', '.join(MEASURES)}.")
+    banned = set(banned)
+    best = None
+    for group, paths in groups.items():
+        if group in banned:
+            continue
+        for cut in _candidates(group, paths, shapes, ladder):
+            cost = sum(
+                (weights or {}).get(path, 1.0)
+                * tail(shapes[path], spectra[path], new, is_relative=measure != "absolute")
+                for path, new in cut.shapes.items()
+            )
+            cost = cost / cut.saved if measure == "per_number" else cost
+            if best is None or cost < best.cost:
+                best = dataclasses.replace(cut, cost=cost)
+    return best
+
+
+def tail(
+    shape: MPOShape, spectra: Sequence[np.ndarray], new: MPOShape, *, is_relative: bool
+) -> float:
+    """Squared singular values lost from `shape` to `new`, summed over bonds.
+
+    Raises:
+      ValueError: a spectrum shorter than its bond: it belongs to other cores.
+    """
+    lengths = tuple(len(spectrum) for spectrum in spectra)
+    pairs = zip(lengths, shape.bond_dims, strict=False)
+    if len(lengths) != len(shape.bond_dims) or any(have < bond for have, bond in pairs):
+        raise ValueError(
+            f"spectra of lengths {lengths} are stale: the bonds are {shape.bond_dims}. Refresh "
+            "them from the current cores."
+        )
+    lost = 0.0
+    for spectrum, before, after in zip(spectra, shape.bond_dims, new.bond_dims, strict=True):
+        lost += float(np.sum(np.square(spectrum[after:before], dtype=np.float64)))
+    if not is_relative:
+        return lost
+    norm = float(np.sum(np.square(spectra[0], dtype=np.float64))) if spectra else 0.0
+    return lost / norm if norm > 0 else 0.0
+
+
+def _candidates(group: str, paths: Sequence[str], shapes, ladder: Ladder) -> Iterable[Cut]:
+    now = {path: shapes[path] for path in paths}
+    if ladder.per_bond:
+        if len({shape.num_cores for shape in now.values()}) > 1:
+            raise ValueError(f"group {group!r} mixes chains of different lengths: use one cap.")
+        tops = np.max([shape.bond_dims for shape in now.values()], axis=0).tolist()
+    else:
+        tops = [max(max(shape.bond_dims, default=1) for shape in now.values())]
+    for index, top in enumerate(tops):
+        rung = ladder.below(top)
+        if rung is None:
+            continue
+        bond = index + 1 if ladder.per_bond else None
+        lower = {path: _lowered(shape, bond, rung) for path, shape in now.items()}
+        saved = sum(now[path].num_params - lower[path].num_params for path in now)
+        if saved > 0:
+            yield Cut(group, bond, rung, lower, 0.0, saved)
+
+
+def _lowered(shape: MPOShape, bond: int | None, rung: int) -> MPOShape:
+    bonds = [
+        min(dimension, rung) if bond in (None, index) else dimension
+        for index, dimension in enumerate(shape.bond_dims, start=1)
+    ]
+    return shape.with_bonds(tuple(bonds))
+
+
+def gauge_maps(old: Sequence[np.ndarray], new: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """p_0..p_n with new_k = p_{k-1}^+ old_k p_k, for two chains of the same matrix (float64).
+
+    Unique where the left part of `old` up to each bond has full column rank; p_0 = p_n = 1.
+
+    Args:
+      old: cores in any gauge.
+      new: cores of the same matrix in another gauge, bonds at most those of `old`.
+    """
+    maps = [np.ones((1, 1))]
+    left_inverse = maps[0]
+    for before, after in zip(old[:-1], new[:-1], strict=True):
+        moved = np.tensordot(left_inverse, np.asarray(before, np.float64), axes=1)
+        columns = moved.reshape(-1, before.shape[3])
+        target = np.asarray(after, np.float64).reshape(-1, after.shape[3])
+        maps.append(np.linalg.lstsq(columns, target, rcond=None)[0])
+        left_inverse = np.linalg.pinv(maps[-1])
+    return [*maps, np.ones((1, 1))]
+
+
+def transform_gradients(
+    gradients: Sequence[np.ndarray | None], maps: Sequence[np.ndarray], *, squared: bool = False
+) -> list[np.ndarray | None]:
+    """Gradients, or first moments, of cores in a new gauge: g_k' = p_{k-1}^T g_k (p_k^+)^T.
+
+    The law by which <g_k, dT_k> stays the same when T_k' = p_{k-1}^+ T_k p_k.
+
+    Args:
+      gradients: one array of the shape of each old core; None where there is none (frozen cores).
+      maps: from `gauge_maps`.
+      squared: apply the squared entries of the maps, for second moments. An element-wise second
+        moment has no exact image; this is the one of uncorrelated entries, and never negative.
+    """
+    results = []
+    for k, gradient in enumerate(gradients):
+        if gradient is None:
+            results.append(None)
+            continue
+        left, right = maps[k].T, np.linalg.pinv(maps[k + 1]).T
+        if squared:
+            left, right = np.square(left), np.square(right)
+        moved = np.tensordot(left, np.asarray(gradient, np.float64), axes=1)
+        results.append(np.tensordot(moved, right, axes=1))
+    return results
