@@ -6,6 +6,7 @@ interop.save_pretrained(small, "folder")
 interop.export_huggingface(interop.merge(small), "other-folder")
 """
 
+from mpojax.interop.planned import planned_shapes
 from mpojax.interop.pretrained import (
     export_huggingface,
     load_pretrained,
@@ -27,6 +28,7 @@ __all__ = [
     "load_pretrained",
     "local_folder",
     "merge",
+    "planned_shapes",
     "read_weights",
     "save_pretrained",
     "write_folder",

@@ -12,13 +12,15 @@ a fifth or more of all numbers, training it would not be lightweight. Other matr
 keeps dense are trained, as in the authors' released code.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 
-from mpojax import models
+from mpojax import interop, models, mpo
 from mpojax.layers import roles
 
 
@@ -36,7 +38,8 @@ def lightweight_filter() -> nnx.filterlib.Filter:
     return nnx.All(nnx.Param, nnx.Not(roles.CentralCore), nnx.Not(_word_table))
 
 
-# What a config's `trainable` may name.
+# What a config's `trainable` may name, beside `last_1`, `last_2`, ...: the last layers of a model,
+# its embeddings, pooler and head (table 5 of the paper).
 FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
     "all": lambda: nnx.Param,
     "lightweight": lightweight_filter,
@@ -47,15 +50,50 @@ FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
 }
 
 
-def trainable_filter(name: str) -> nnx.filterlib.Filter:
-    """The NNX filter of a name in `FILTERS`."""
+def trainable_filter(name: str, model: nnx.Module | None = None) -> nnx.filterlib.Filter:
+    """The NNX filter of a name in `FILTERS`, or of `last_<k>`, which needs the model.
+
+    Raises:
+      ValueError: an unknown name; more layers than the model has; a stack of layers that would be
+        trained in part (`with_trainable` makes a model whose stacks fit).
+    """
+    if name in FILTERS:
+        return FILTERS[name]()
+    count = _last_layers(name)
+    if model is None:
+        raise ValueError(f"trainable={name!r} depends on the model: pass it.")
+    first = _first_trained_layer(model.config, name, count)
+    frozen = set()
+    for path, _, layers in models.variables(model):
+        if layers is None or layers.start >= first:
+            continue
+        if layers.stop > first:
+            raise ValueError(
+                f"layers {layers.start}..{layers.stop - 1} are one stack, of which {name} trains "
+                f"a part; use with_trainable, or reconfigure(model, stack_breaks=({first},))."
+            )
+        frozen.add(path)
+    return nnx.All(nnx.Param, lambda path, variable: tuple(path) not in frozen)
+
+
+def with_trainable(model: models.Model, name: str) -> tuple[models.Model, nnx.filterlib.Filter]:
+    """The model, its layers regrouped where the set needs it, and the filter of the set."""
     if name not in FILTERS:
-        raise ValueError(f"unknown trainable set {name!r}; allowed are {sorted(FILTERS)}")
-    return FILTERS[name]()
+        first = _first_trained_layer(model.config, name, _last_layers(name))
+        if 0 < first not in model.config.stack_breaks:
+            breaks = tuple(sorted({*model.config.stack_breaks, first}))
+            model = models.reconfigure(model, stack_breaks=breaks)
+    return model, trainable_filter(name, model)
+
+
+def check_trainable(name: str) -> None:
+    """Raises ValueError for a name that is no set of trainable parameters."""
+    if name not in FILTERS:
+        _last_layers(name)
 
 
 def parameter_counts(model: nnx.Module, trainable: Any = nnx.Param) -> dict[str, int]:
-    """Counts numbers, each shared parameter once.
+    """Counts numbers, each shared parameter once; works on abstract models too.
 
     Returns:
       {"total", "trainable", "central", "auxiliary", "adapter", "other"}: the roles add up to the
@@ -66,3 +104,55 @@ def parameter_counts(model: nnx.Module, trainable: Any = nnx.Param) -> dict[str,
     trained = sum(math.prod(leaf.shape) for path, leaf in parameters if accept(path, leaf))
     counts = models.count_parameters(model)
     return {"total": sum(counts.values()), "trainable": trained} | counts
+
+
+def counts(
+    architecture: models.EncoderConfig,
+    rules: Sequence[tuple[str, Mapping]] = (),
+    trainable: str = "all",
+    num_labels: int | None = 2,
+    bond: int | None = None,
+) -> dict[str, int]:
+    """`parameter_counts` of a model that is never built: from settings and rules alone.
+
+    Args:
+      architecture: settings of the encoder, such as those in `models.PRESETS`.
+      rules: as for `interop.compress`, with bonds that the rules fix (no tolerance, no search).
+      trainable: a name as for `trainable_filter`.
+      num_labels: outputs of the head (on the pooler, where the encoder has none); None for none.
+      bond: cap for the rules that say nothing about bonds.
+
+    Raises:
+      ValueError: rules that do not fit, or whose bonds depend on the weights.
+    """
+    config = architecture
+    if num_labels is not None:
+        pooling = "pooler" if config.pooling == "none" else config.pooling
+        config = dataclasses.replace(config, num_labels=num_labels, pooling=pooling)
+    if trainable not in FILTERS:
+        first = _first_trained_layer(config, trainable, _last_layers(trainable))
+        config = dataclasses.replace(config, stack_breaks=(first,) if first else ())
+    shapes = interop.planned_shapes(config, rules, bond=bond) if rules else {}
+    model = abstract(config, shapes)
+    return parameter_counts(model, trainable_filter(trainable, model))
+
+
+def abstract(config: models.EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> models.Model:
+    """The model with shapes in the place of arrays: nothing is allocated."""
+    return nnx.eval_shape(lambda: models.build(config, shapes, rngs=nnx.Rngs(0)))
+
+
+def _last_layers(name: str) -> int:
+    matched = re.fullmatch(r"last_([1-9]\d*)", str(name))
+    if matched is None:
+        raise ValueError(
+            f"unknown trainable set {name!r}; allowed are {', '.join(sorted(FILTERS))}, and "
+            "last_1, last_2, ... for the last layers with embeddings, pooler and head."
+        )
+    return int(matched[1])
+
+
+def _first_trained_layer(config: models.EncoderConfig, name: str, count: int) -> int:
+    if count > config.num_layers:
+        raise ValueError(f"trainable={name!r}: the model has {config.num_layers} layers.")
+    return config.num_layers - count

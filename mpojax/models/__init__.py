@@ -1,11 +1,13 @@
 """Transformers built from `mpojax.layers`; no word about compression methods or file formats."""
 
 from mpojax.models.arrays import (
+    Model,
     array_shapes,
     count_parameters,
     from_arrays,
     reconfigure,
     to_arrays,
+    variables,
     with_head,
 )
 from mpojax.models.config import POOLINGS, EncoderConfig, matrix_sizes
@@ -18,6 +20,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderLayer",
+    "Model",
     "SequenceClassifier",
     "array_shapes",
     "build",
@@ -28,5 +31,6 @@ __all__ = [
     "pool",
     "reconfigure",
     "to_arrays",
+    "variables",
     "with_head",
 ]

@@ -113,7 +113,10 @@ def with_head(
 
 
 def variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
-    """(path in the module, variable, layers it stacks or None) of every parameter."""
+    """(path in the module, variable, layers it stacks or None) of every parameter.
+
+    `name_in_layer` makes its logical path. Works on abstract models too.
+    """
     ranges = _stack_layers(model)
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         inner = path[1:] if path[0] == "encoder" else path

@@ -5,33 +5,55 @@ import json
 from collections.abc import Mapping
 
 from mpojax import mpo
-from mpojax.layers import ACTIVATIONS
+from mpojax.layers import ACTIVATIONS, NORMS
 
 POOLINGS = ("none", "pooler", "mean", "first")
+POOLER_ACTIVATIONS = ("tanh", "relu")
+HEADS = ("classifier", "span")
+PROJECTIONS = ("sum", "word")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+# Matrices that are looked up by row; all others are multiplied with.
+TABLES = ("embeddings/word", "embeddings/position", "embeddings/token_type")
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """A BERT-shaped post-norm encoder.
+    """A post-norm encoder; the defaults are BERT.
 
     Attributes:
       vocab_size: rows of the word table.
       hidden_size: width of the hidden states.
       num_layers: encoder layers.
-      num_heads: attention heads; divides `hidden_size`.
+      num_heads: attention heads; divides `attention_size`.
       intermediate_size: width inside the feed-forward block.
       max_positions: rows of the position table, the longest sequence.
-      token_types: rows of the token type table.
+      token_types: rows of the token type table; 0 for no table (DistilBERT).
       activation: a key of `mpojax.layers.ACTIVATIONS`.
+      norm: a key of `mpojax.layers.NORMS`: "layer_norm", or MobileBERT's "no_norm".
       norm_eps: epsilon of every layer norm.
       pad_id: token id of padding (for those who make batches; the model reads the mask alone).
       dropout: rate on embeddings and on the output of every block, when a dropout key is given.
       attention_dropout: rate on attention probabilities, when a dropout key is given.
-      classifier_dropout: rate before the head; None means `dropout`.
-      pooling: how a sentence vector is made: "pooler" (BERT's dense + tanh of the first token, the
-        only kind with parameters), "first" token, "mean" over the mask, or "none".
-      num_labels: outputs of the classification head; None for no head.
+      classifier_dropout: rate before the head; None means `dropout` for a classifier and no dropout
+        for a span head.
+      pooling: how a sentence vector is made: "pooler" (a dense map of the first token and an
+        activation, the only kind with parameters), "first" token, "mean" over the mask, or "none".
+      pooler_activation: "tanh" (BERT), or "relu" (what DistilBERT calls pre_classifier).
+      num_labels: outputs of the head; None for no head, 1 for a regression.
+      head: "classifier" on the sentence vector, or "span" on every token: two outputs, the start
+        and the end of an answer.
+      embedding_size: width of the tables where a matrix embeddings/projection maps it to
+        `hidden_size` (factorised embedding); None for tables of `hidden_size` and no such matrix.
+      projection: what that matrix maps: the normalised "sum" of the rows (ALBERT), or the "word"
+        rows alone, before those of position and type, of width `hidden_size`, are added
+        (MobileBERT).
+      trigram_input: the projection sees each word row between its neighbours (MobileBERT).
+      share_layers: one stored layer, `layers/0`, runs `num_layers` times (ALBERT).
+      bottleneck_size: width inside a layer, between a map from `hidden_size` and one back to it
+        (MobileBERT); None for layers without.
+      bottleneck_attention: queries, keys and values all read the narrow residual stream. False:
+        queries and keys read a narrow map of their own, values the layer's whole input.
+      num_feed_forwards: feed-forward blocks of a layer with a bottleneck, one after the other.
       remat: recompute each layer in the backward pass instead of keeping its activations.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
       source_config: JSON text of the checkpoint configuration the model came from, for export.
@@ -45,38 +67,32 @@ class EncoderConfig:
     max_positions: int = 512
     token_types: int = 2
     activation: str = "gelu"
+    norm: str = "layer_norm"
     norm_eps: float = 1e-12
     pad_id: int = 0
     dropout: float = 0.1
     attention_dropout: float = 0.1
     classifier_dropout: float | None = None
     pooling: str = "pooler"
+    pooler_activation: str = "tanh"
     num_labels: int | None = None
+    head: str = "classifier"
+    embedding_size: int | None = None
+    projection: str = "sum"
+    trigram_input: bool = False
+    share_layers: bool = False
+    bottleneck_size: int | None = None
+    bottleneck_attention: bool = False
+    num_feed_forwards: int = 1
     remat: bool = False
     dtype: str = "float32"
     source_config: str = "{}"
 
     def __post_init__(self):
-        sizes = ["vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"]
-        sizes += ["max_positions", "token_types"]
-        sizes += [] if self.num_labels is None else ["num_labels"]
-        for name in sizes:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}."
-            )
-        for name, allowed in (
-            ("activation", sorted(ACTIVATIONS)),
-            ("pooling", POOLINGS),
-            ("dtype", COMPUTE_DTYPES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
-                )
+        self._check_sizes()
+        self._check_choices()
+        self._check_head()
+        self._check_layers()
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0.0 <= rate < 1.0:
@@ -85,13 +101,84 @@ class EncoderConfig:
             raise ValueError(f"norm_eps={self.norm_eps!r} must be above 0.")
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(f"pad_id={self.pad_id} must lie in 0..{self.vocab_size - 1}.")
-        if self.num_labels is not None and self.pooling == "none":
+        if not isinstance(json.loads(self.source_config), dict):
+            raise ValueError("source_config must be the JSON text of an object.")
+
+    @property
+    def attention_size(self) -> int:
+        """Width inside a layer: of attention, and of the feed-forward blocks' input."""
+        return self.hidden_size if self.bottleneck_size is None else self.bottleneck_size
+
+    @property
+    def stored_layers(self) -> int:
+        """Layers that have parameters of their own."""
+        return 1 if self.share_layers else self.num_layers
+
+    def _check_sizes(self):
+        optional = ("num_labels", "embedding_size", "bottleneck_size")
+        for name in (
+            *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
+            *("max_positions", "token_types", "num_feed_forwards", *optional),
+        ):
+            value, least = getattr(self, name), 0 if name == "token_types" else 1
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
+        if self.attention_size % self.num_heads:
+            name = "hidden_size" if self.bottleneck_size is None else "bottleneck_size"
+            raise ValueError(
+                f"{name}={self.attention_size} is not a multiple of num_heads={self.num_heads}."
+            )
+
+    def _check_choices(self):
+        for name, allowed in (
+            ("activation", sorted(ACTIVATIONS)),
+            ("norm", sorted(NORMS)),
+            ("pooling", POOLINGS),
+            ("pooler_activation", POOLER_ACTIVATIONS),
+            ("head", HEADS),
+            ("projection", PROJECTIONS),
+            ("dtype", COMPUTE_DTYPES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
+                )
+
+    def _check_head(self):
+        if self.num_labels is None:
+            return
+        if self.head == "span" and self.num_labels != 2:
+            raise ValueError(
+                f"num_labels={self.num_labels} must be 2 for head='span': the start and the end."
+            )
+        if self.head == "span" and self.pooling != "none":
+            raise ValueError(
+                f"pooling={self.pooling!r} must be 'none' for head='span', which reads every token."
+            )
+        if self.head == "classifier" and self.pooling == "none":
             raise ValueError(
                 f"num_labels={self.num_labels} needs a sentence vector; choose pooling= one of "
                 "pooler, mean, first."
             )
-        if not isinstance(json.loads(self.source_config), dict):
-            raise ValueError("source_config must be the JSON text of an object.")
+
+    def _check_layers(self):
+        if self.trigram_input and (self.embedding_size is None or self.projection != "word"):
+            raise ValueError(
+                "trigram_input=True needs embedding_size and projection='word': it is part of how "
+                "word rows are projected."
+            )
+        if self.projection == "word" and self.embedding_size is None:
+            raise ValueError("projection='word' needs embedding_size.")
+        if self.bottleneck_size is None and (
+            self.num_feed_forwards != 1 or self.bottleneck_attention
+        ):
+            raise ValueError(
+                f"num_feed_forwards={self.num_feed_forwards} and bottleneck_attention="
+                f"{self.bottleneck_attention} are settings of layers with a bottleneck; give "
+                "bottleneck_size, or leave them at 1 and False."
+            )
 
 
 def matrix_sizes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
@@ -99,22 +186,50 @@ def matrix_sizes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
 
     Each may be dense or MPO. A table counts as (rows, features).
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
+    word_width = config.embedding_size or hidden
+    other_width = hidden if config.projection == "word" else word_width
     sizes = {
-        "embeddings/word": (config.vocab_size, hidden),
-        "embeddings/position": (config.max_positions, hidden),
-        "embeddings/token_type": (config.token_types, hidden),
+        "embeddings/word": (config.vocab_size, word_width),
+        "embeddings/position": (config.max_positions, other_width),
     }
-    for layer in range(config.num_layers):
-        for name in ("query", "key", "value", "out"):
-            sizes[f"layers/{layer}/attention/{name}"] = (hidden, hidden)
-        sizes[f"layers/{layer}/feed_forward/up"] = (hidden, inner)
-        sizes[f"layers/{layer}/feed_forward/down"] = (inner, hidden)
+    if config.token_types:
+        sizes["embeddings/token_type"] = (config.token_types, other_width)
+    if config.embedding_size is not None:
+        sizes["embeddings/projection"] = (word_width * (3 if config.trigram_input else 1), hidden)
+    in_layer = _layer_matrix_sizes(config)
+    for layer in range(config.stored_layers):
+        sizes.update({f"layers/{layer}/{name}": size for name, size in in_layer.items()})
     if config.pooling == "pooler":
         sizes["pooler"] = (hidden, hidden)
     if config.num_labels is not None:
         sizes["head"] = (hidden, config.num_labels)
     return sizes
+
+
+def _layer_matrix_sizes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
+    hidden, width, inner = config.hidden_size, config.attention_size, config.intermediate_size
+    has_bottleneck = config.bottleneck_size is not None
+    sizes = {}
+    if has_bottleneck:
+        sizes["bottleneck/input"] = (hidden, width)
+        if not config.bottleneck_attention:
+            sizes["bottleneck/attention"] = (hidden, width)
+    sizes.update({f"attention/{name}": (width, width) for name in ("query", "key", "value", "out")})
+    if not config.bottleneck_attention:
+        sizes["attention/value"] = (hidden, width)
+    for i in range(config.num_feed_forwards):
+        name = f"feed_forwards/{i}" if has_bottleneck else "feed_forward"
+        sizes[f"{name}/up"] = (width, inner)
+        sizes[f"{name}/down"] = (inner, width)
+    if has_bottleneck:
+        sizes["bottleneck/output"] = (width, hidden)
+    return sizes
+
+
+def dense_name(path: str) -> str:
+    """Name of the array of a matrix that is dense: `<path>/table` or `<path>/kernel`."""
+    return f"{path}/table" if path in TABLES else f"{path}/kernel"
 
 
 def checked_shapes(
@@ -147,7 +262,8 @@ def stack_ranges(config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> l
     """Layers grouped into stacks: contiguous layers whose matrices have equal shapes."""
     ranges: list[range] = []
     for layer in range(config.num_layers):
-        if ranges and layer_shapes(shapes, layer) == layer_shapes(shapes, ranges[-1].start):
+        begins = not ranges or layer in config.stack_breaks
+        if not begins and layer_shapes(shapes, layer) == layer_shapes(shapes, ranges[-1].start):
             ranges[-1] = range(ranges[-1].start, layer + 1)
         else:
             ranges.append(range(layer, layer + 1))

@@ -1,10 +1,12 @@
 """What lightweight fine-tuning trains, and how numbers are counted."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from mpojax import mpo
+from mpojax import interop, models, mpo
 from mpojax.layers import Dense, Embed, MPOEmbed, MPOLinear, roles
 from mpojax.methods import mpop
 from mpojax.training import state as state_lib
@@ -87,6 +89,59 @@ def test_shared_core_is_counted_once():
 
 def test_unknown_name():
     with pytest.raises(
-        ValueError, match=r"unknown trainable set 'lora'; allowed are \['all', 'aux"
+        ValueError, match=r"unknown trainable set 'lora'; allowed are all, aux"
     ):
         mpop.trainable_filter("lora")
+
+
+def last_layers_model():
+    config = models.EncoderConfig(20, 8, 3, 2, 16, max_positions=5)
+    return models.with_head(models.Encoder(config, rngs=nnx.Rngs(0)), 2, rngs=nnx.Rngs(1))
+
+
+def test_last_layers_train_with_embeddings_pooler_and_head():
+    model, accept = mpop.with_trainable(last_layers_model(), "last_2")
+    _, _, frozen = state_lib.split(model, accept)
+    assert {path.split("/")[2] for path in state_lib.flatten(frozen)} == {"0"}
+    assert {path.split("/")[1] for path in state_lib.flatten(frozen)} == {"stacks"}
+    layer = 4 * (8 * 8 + 8) + 2 * 8 * 16 + 16 + 8 + 4 * 8
+    assert mpop.parameter_counts(model, accept)["trainable"] == (
+        mpop.parameter_counts(model)["total"] - layer
+    )
+    assert (
+        mpop.counts(model.config, (), "last_2")["trainable"]
+        == (mpop.parameter_counts(model, accept)["trainable"])
+    )
+
+
+def test_last_layers_leave_a_model_alone_whose_stacks_fit():
+    model = last_layers_model()
+    again, accept = mpop.with_trainable(model, "last_3")
+    assert again is model
+    assert (
+        mpop.parameter_counts(again, accept)["trainable"] == mpop.parameter_counts(model)["total"]
+    )
+
+
+@pytest.mark.parametrize("name", ["last_4", "last_0", "last_x", "last_", "some"])
+def test_an_impossible_set_is_refused(name):
+    with pytest.raises(ValueError, match=name):
+        mpop.with_trainable(last_layers_model(), name)
+
+
+def test_a_stack_trained_in_part_is_refused():
+    with pytest.raises(ValueError, match="stack_breaks"):
+        mpop.trainable_filter("last_1", last_layers_model())
+    with pytest.raises(ValueError, match="pass it"):
+        mpop.trainable_filter("last_1")
+
+
+def test_counts_without_weights_equal_those_of_the_compressed_model():
+    model = last_layers_model()
+    rules = [(".*/(query|up)", {"bond": 4}), ("embeddings/word", {"rank": 3})]
+    small, _ = interop.compress(model, rules)
+    expected = mpop.parameter_counts(small, mpop.trainable_filter("lightweight"))
+    encoder = dataclasses.replace(model.config, num_labels=None)
+    assert mpop.counts(encoder, rules, "lightweight") == expected
+    with pytest.raises(ValueError, match="tolerance"):
+        mpop.counts(encoder, [("pooler", {"tolerance": 0.5})])
