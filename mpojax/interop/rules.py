@@ -19,8 +19,9 @@ class Settings:
       rank: low rank, W = A B with this inner size, at most min(in_features, out_features): the
         two-core chain with factors of 1.
       tolerance: smallest bonds with a guaranteed relative error of at most this.
-      cores: number of cores (5 where factor lists are automatic).
-      in_factors, out_factors: factor lists; products above the size mean zero-padding.
+      cores: number of cores (5 where factor lists are not given).
+      in_factors, out_factors: factor lists; products above the size mean zero-padding. Not given:
+        the published ones of this size, else automatic ones.
       gauge: one of `mpojax.mpo.GAUGES`; "identity" needs full bonds.
       form: "mpo", or "low_rank" for the two-core chain with its rank from a cap or the budget.
     """
@@ -90,7 +91,8 @@ class Settings:
                 in_features=in_features,
                 out_features=out_features,
             )
-        return mpo.MPOShape.balanced(in_features, out_features, n=self.cores or 5)
+        size = (in_features, out_features, self.cores or 5)
+        return mpo.MPOShape.published(*size) or mpo.MPOShape.balanced(*size)
 
     def cut(self, full: mpo.MPOShape) -> mpo.MPOShape:
         """`full` with the bonds that the settings fix; unchanged where they fix none.

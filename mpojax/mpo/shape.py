@@ -7,6 +7,7 @@ import numbers
 import operator
 
 from mpojax.mpo import factors as factors_lib
+from mpojax.mpo import published as published_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,17 @@ class MPOShape:
         padded_in = factors_lib.padded_size(in_features, n)
         padded_out = factors_lib.padded_size(out_features, n)
         lists = factors_lib.balanced_factor_lists(padded_in, padded_out, n)
+        return cls(*lists, in_features=in_features, out_features=out_features)
+
+    @classmethod
+    def published(cls, in_features: int, out_features: int, n: int = 5) -> "MPOShape | None":
+        """Full-bond shape with the factor lists of the MPOP authors; None where they gave none.
+
+        30522 rows (BERT's vocabulary) are padded to 30720. Sources: `mpojax.mpo.published`.
+        """
+        lists = published_lib.published_factor_lists(in_features, out_features, n)
+        if lists is None:
+            return None
         return cls(*lists, in_features=in_features, out_features=out_features)
 
     @classmethod
