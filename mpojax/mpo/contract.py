@@ -5,6 +5,7 @@ multilinear and plain `jnp`: differentiable, jit-able, vmap-able. `mpo.apply` ch
 """
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,31 @@ def left_first(groups) -> bool:
     return left * p * middle * q + left * middle * q * right <= (
         p * middle * q * right + left * p * middle * right
     )
+
+
+def merge_steps(groups, from_right: bool = False) -> Iterator[tuple]:
+    """Pairs of core shapes that `merge_run` merges, in its order: what each product multiplies."""
+    groups = list(groups)
+    while len(groups) > 1:
+        at = len(groups) - 2 if from_right else 0
+        pair = tuple(groups[at : at + 2])
+        yield pair
+        groups[at : at + 2] = [merged_shape(pair)]
+
+
+def side_merge_steps(shape: MPOShape, cut: int | None = None) -> Iterator[tuple]:
+    """Pairs merged on both sides of the centre, or of `cut`, each side from its outer end."""
+    cores, centre = shape.core_shapes, shape.central
+    first, last = (centre, centre + 1) if cut is None else (cut, cut)
+    yield from merge_steps(cores[:first])
+    yield from merge_steps(cores[last:], from_right=True)
+
+
+def rebuild_steps(shape: MPOShape) -> Iterator[tuple]:
+    """Pairs that `to_matrix` multiplies."""
+    yield from side_merge_steps(shape)
+    groups = group_shapes(shape)
+    yield from merge_steps(groups, from_right=not left_first(groups))
 
 
 def to_matrix(cores, shape: MPOShape | None = None):

@@ -66,15 +66,9 @@ def lookup_multiply_adds(shape: MPOShape) -> int:
 
 def rebuild_multiply_adds(shape: MPOShape) -> int:
     """Multiply-adds of rebuilding the whole table in the better order."""
-    groups = list(contract.group_shapes(shape))
-    total = _side_merges(shape)
-    from_right = not contract.left_first(groups)
-    while len(groups) > 1:
-        at = len(groups) - 2 if from_right else 0
-        (p, i, j, q), (_, k, m, r) = groups[at : at + 2]
-        total += p * i * j * q * k * m * r
-        groups[at : at + 2] = [(p, i * k, j * m, r)]
-    return total
+    return sum(
+        p * i * j * q * k * m * r for (p, i, j, q), (_, k, m, r) in contract.rebuild_steps(shape)
+    )
 
 
 def _lookup(cores, ids, shape):
@@ -103,17 +97,3 @@ def _rows(cores, ids, shape):
 
 def _slice_numbers(shape):
     return sum(p * j * q for p, _, j, q in shape.core_shapes)
-
-
-def _side_merges(shape):
-    """Multiply-adds of merging both sides of the centre, each from its outer end."""
-    cores, centre, total = shape.core_shapes, shape.central, 0
-    for at in range(1, centre):
-        p, i, j, q = contract.merged_shape(cores[:at])
-        _, k, m, r = cores[at]
-        total += p * i * j * q * k * m * r
-    for at in range(centre + 1, shape.num_cores - 1):
-        p, i, j, q = cores[at]
-        _, k, m, r = contract.merged_shape(cores[at + 1 :])
-        total += p * i * j * q * k * m * r
-    return total

@@ -239,31 +239,15 @@ def _rebuild_cost(ledger, shape, tokens, training, prepared):
     ledger.matmul(tokens, rows, columns, times=3 if training else 1)
     if prepared:
         return
-    groups = contract.group_shapes(shape)
-    from_right = not contract.left_first(groups)
-    _merge_cost(ledger, groups, from_right, training, rebuilds=2 if training else 1)
-    _sides_cost(ledger, shape, training)
+    _merge_cost(ledger, contract.rebuild_steps(shape), training)
 
 
-def _merge_cost(ledger, groups, from_right, training, rebuilds):
-    """Merging groups in one order; with `training` also its pull-back, two products for each."""
-    groups = list(groups)
-    while len(groups) > 1:
-        at = len(groups) - 2 if from_right else 0
-        (p, i, j, q), (_, k, m, r) = groups[at : at + 2]
+def _merge_cost(ledger, steps, training):
+    """Merging pairs of cores; in training twice (none is kept), and two products to pull back."""
+    rebuilds = 2 if training else 1
+    for (p, i, j, q), (_, k, m, r) in steps:
         ledger.matmul(p * i * j, q, k * m * r, times=rebuilds + (2 if training else 0))
         ledger.transpose(p * i * j * k * m * r, times=rebuilds + (1 if training else 0))
-        groups[at : at + 2] = [(p, i * k, j * m, r)]
-
-
-def _sides_cost(ledger, shape, training, cut=None):
-    """Merging the cores of each side of the centre (or of the cut) from its outer end."""
-    cores, centre = shape.core_shapes, shape.central
-    left, right = (
-        (cores[:centre], cores[centre + 1 :]) if cut is None else (cores[:cut], cores[cut:])
-    )
-    for run, from_right in ((left, False), (right, True)):
-        _merge_cost(ledger, run, from_right, training, rebuilds=2 if training else 1)
 
 
 def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, variant):
@@ -272,14 +256,14 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
         runs = shape.core_shapes[:cut], shape.core_shapes[cut:]
         groups = [contract.merged_shape(run) for run in runs]
         if not prepared:
-            _sides_cost(ledger, shape, training, cut)
+            _merge_cost(ledger, contract.side_merge_steps(shape, cut), training)
             for group in groups:
                 ledger.transpose(math.prod(group))
     elif strategy == "three_groups":
         left_to_right = variant[1]
         groups = contract.group_shapes(shape)
         if not prepared:
-            _sides_cost(ledger, shape, training)
+            _merge_cost(ledger, contract.side_merge_steps(shape), training)
     else:
         left_to_right = strategy == "chain_left_to_right"
         groups = shape.core_shapes
