@@ -1,15 +1,25 @@
-"""Labelled text in memory, and the readers that make it from files."""
+"""Labelled text in memory: splits and tasks."""
 
-import csv
 import dataclasses
-import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mpojax.data import readers
 from mpojax.data import tokenizer as tokenizer_lib
+
+# Metrics of each kind of task that says nothing else, the main one first.
+DEFAULT_METRICS = {
+    "classification": ("accuracy",),
+    "regression": ("spearman", "pearson"),
+    "span": ("f1", "exact_match"),
+}
+METRICS = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman"),
+    "span": ("f1", "exact_match"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,10 @@ class Split:
         Not the first ones: files are often sorted by label or source.
         """
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        return self.select(chosen)
+
+    def select(self, chosen: np.ndarray) -> "Split":
+        """The examples of the given numbers, in that order."""
         return Split(
             [self.texts[i] for i in chosen],
             None if self.labels is None else self.labels[chosen],
@@ -57,15 +71,51 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class TextTask:
-    """A labelled data set: named splits and label names (empty for a regression)."""
+    """A labelled data set and how models are judged on it.
+
+    Attributes:
+      name: of the task.
+      splits: {name: examples}.
+      label_names: of the classes, in the order of their numbers; empty unless a classification.
+      kind: "classification" (integer labels), "regression" (one score per example) or "span" (the
+        answer is a part of the second text).
+      metrics: names of its official metrics, the main one first; () = the usual one of the kind.
+      dev_split: the split by which models are compared during development.
+    """
 
     name: str
     splits: Mapping[str, Split]
     label_names: tuple[str, ...]
+    kind: str = "classification"
+    metrics: tuple[str, ...] = ()
+    dev_split: str = "dev"
+
+    def __post_init__(self):
+        if self.kind not in METRICS:
+            raise ValueError(f"kind={self.kind!r} of task {self.name!r}: allowed are {[*METRICS]}")
+        if bool(self.label_names) != (self.kind == "classification"):
+            raise ValueError(
+                f"task {self.name!r} is a {self.kind}: label_names={self.label_names} must "
+                + ("name its classes" if self.kind == "classification" else "be empty")
+            )
+        metrics = tuple(self.metrics) or DEFAULT_METRICS[self.kind]
+        unknown = [metric for metric in metrics if metric not in METRICS[self.kind]]
+        if unknown:
+            raise ValueError(
+                f"metrics {unknown} of task {self.name!r}: a {self.kind} has "
+                f"{list(METRICS[self.kind])}"
+            )
+        if "f1" in metrics and self.kind == "classification" and len(self.label_names) != 2:
+            raise ValueError(
+                f"task {self.name!r} has the classes {list(self.label_names)}: the metric 'f1' "
+                "needs two, the second one counting as positive"
+            )
+        object.__setattr__(self, "metrics", metrics)
 
     @property
     def num_labels(self) -> int:
-        return max(1, len(self.label_names))
+        """Outputs of a model's head: classes, 1 for a score, 2 (start, end) for a span."""
+        return {"classification": len(self.label_names), "regression": 1, "span": 2}[self.kind]
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
@@ -96,73 +146,52 @@ def from_files(
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
+    *,
+    kind: str = "classification",
+    labels: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    dev_split: str = "dev",
 ) -> TextTask:
     """A task from one .tsv, .csv or .jsonl file per split, with named columns.
 
     TSV is read with quoting switched off, CSV with quoting on, both with a header line.
-    """
-    rows = {split: read_rows(path) for split, path in files.items()}
-    wanted = [text, label] + ([pair] if pair else [])
-    columns = {}
-    for split, split_rows in rows.items():
-        for number, row in enumerate(split_rows, 1):
-            missing = [c for c in wanted if c not in row]
-            if missing:
-                raise ValueError(
-                    f"{files[split]}, example {number}: no column {missing}; columns are "
-                    f"{sorted(row)}"
-                )
-        columns[split] = {c: [row[c] for row in split_rows] for c in wanted}
-    names = label_names([value for split in columns.values() for value in split[label]])
-    return TextTask(
-        name,
-        {
-            split: Split(
-                values[text], to_classes(values[label], names), values[pair] if pair else None
-            )
-            for split, values in columns.items()
-        },
-        names,
-    )
-
-
-def read_rows(path: str | os.PathLike) -> list[dict]:
-    """Rows of a .tsv, .csv or .jsonl file as dictionaries."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    if path.suffix == ".tsv":
-        return read_tsv(path)
-    if path.suffix == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
-    if path.suffix == ".jsonl":
-        with open(path, encoding="utf-8-sig") as file:
-            return [json.loads(line) for line in file if line.strip()]
-    raise ValueError(f"{path}: unknown kind {path.suffix!r}; allowed are .tsv, .csv and .jsonl")
-
-
-def read_tsv(path: str | os.PathLike, columns: Sequence[str] | None = None) -> list[dict]:
-    """Tab-separated rows; quotes are literal characters, a byte-order mark is dropped.
 
     Args:
-      columns: names of the columns of a file without header; None takes the first line as header.
+      text, pair, label: columns of the text, of a second text, and of the label. Only a split
+        whose name begins with "test" may lack the labels.
+      kind: "classification" or "regression" (labels are numbers).
+      labels: names of the classes in the order of their numbers; by default all labels that
+        occur, sorted, whole numbers by value.
+      metrics, dev_split: see `TextTask`.
 
     Raises:
-      ValueError: a row with another number of fields than the header; names the line.
+      FileNotFoundError: a file is missing.
+      ValueError: a row does not parse, a column is missing, a split is empty, a label is unknown or
+        no number; names the file and, where there is one, the line.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        # Split by hand: str.splitlines would also break at rare Unicode separators inside
-        # sentences.
-        lines = [line.removesuffix("\r") for line in file.read().split("\n")]
-    table = [line.split("\t") for line in lines if line]
-    header = list(columns) if columns is not None else (table.pop(0) if table else [])
-    for number, fields in enumerate(table, 1):
-        if len(fields) != len(header):
-            raise ValueError(
-                f"{path}, row {number}: {len(fields)} fields, expected {len(header)} ({header})"
-            )
-    return [dict(zip(header, fields, strict=True)) for fields in table]
+    if kind not in ("classification", "regression"):
+        raise ValueError(f"kind={kind!r}: files may hold 'classification' or 'regression'")
+    wanted = {text, label} | ({pair} if pair else set())
+    tables = {split: readers.read(path, wanted) for split, path in files.items()}
+    for table in tables.values():
+        if not len(table):
+            raise ValueError(f"{table.path} holds no examples")
+    labelled = {
+        split: table
+        for split, table in tables.items()
+        if label in table.header or not split.startswith("test")
+    }
+    names = ()
+    if kind == "classification":
+        found = [str(value).strip() for table in labelled.values() for value in table[label]]
+        names = tuple(labels) or label_names(found)
+    splits = {}
+    for split, table in tables.items():
+        values = None
+        if split in labelled:
+            values = table.classes(label, names) if names else table.scores(label)
+        splits[split] = Split(table.texts(text), values, table.texts(pair) if pair else None)
+    return TextTask(name, splits, names, kind, tuple(metrics), dev_split)
 
 
 def label_names(labels: Sequence[int | str]) -> tuple[str, ...]:

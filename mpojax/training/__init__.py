@@ -1,7 +1,7 @@
 """Training: config -> state -> step -> hooks, with one loop."""
 
 from mpojax.training.checkpoints import Checkpoints
-from mpojax.training.evaluation import Evaluator, accuracy, classify
+from mpojax.training.evaluation import Evaluator, accuracy, classify, evaluator, score
 from mpojax.training.hooks import (
     Call,
     Checkpoint,
@@ -13,6 +13,7 @@ from mpojax.training.hooks import (
 )
 from mpojax.training.loop import FitResult, Loop, fit
 from mpojax.training.metrics import MetricsWriter
+from mpojax.training.objectives import objective
 from mpojax.training.optimizer import default_config, make_optimizer
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
 from mpojax.training.state import TrainState, roles
@@ -39,10 +40,13 @@ __all__ = [
     "accuracy",
     "classify",
     "default_config",
+    "evaluator",
     "fit",
     "make_mesh",
     "make_optimizer",
+    "objective",
     "restore_best",
     "roles",
+    "score",
     "state_shardings",
 ]
