@@ -89,8 +89,7 @@ def merge(model: Model) -> Model:
     for path, shape in model.shapes.items():
         cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_cores)]
         cores = tuple(np.asarray(core, np.float64) for core in cores)
-        leaf = "table" if path.startswith("embeddings/") else "kernel"
-        arrays[f"{path}/{leaf}"] = mpo.to_matrix(cores, shape).astype(np.float32)
+        arrays[models.dense_name(path)] = mpo.to_matrix(cores, shape).astype(np.float32)
     return models.from_arrays(model.config, {}, arrays)
 
 

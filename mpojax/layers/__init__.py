@@ -5,8 +5,8 @@ from mpojax.layers.dropout import dropout
 from mpojax.layers.embed import Embed, MPOEmbed, embedding
 from mpojax.layers.feed_forward import ACTIVATIONS, FeedForward
 from mpojax.layers.initializers import random_cores
-from mpojax.layers.linear import Dense, MPOLinear, linear
-from mpojax.layers.norm import LayerNorm
+from mpojax.layers.linear import Dense, MPOLinear, linear, rebuilt_once
+from mpojax.layers.norm import NORMS, LayerNorm, NoNorm
 from mpojax.layers.roles import (
     ROLE_TYPES,
     ROLES,
@@ -18,6 +18,7 @@ from mpojax.layers.roles import (
 
 __all__ = [
     "ACTIVATIONS",
+    "NORMS",
     "ROLES",
     "ROLE_TYPES",
     "AdapterParam",
@@ -29,10 +30,12 @@ __all__ = [
     "LayerNorm",
     "MPOEmbed",
     "MPOLinear",
+    "NoNorm",
     "SelfAttention",
     "dropout",
     "embedding",
     "linear",
     "random_cores",
+    "rebuilt_once",
     "role_of",
 ]

@@ -13,7 +13,10 @@ from mpojax.layers.linear import linear
 
 
 class SelfAttention(nnx.Module):
-    """Query, key, value and output maps (hidden, hidden), each dense or MPO."""
+    """Query, key, value and output maps, each dense or MPO.
+
+    All are (hidden, hidden), but the value map may read an input of another width.
+    """
 
     def __init__(
         self,
@@ -21,27 +24,32 @@ class SelfAttention(nnx.Module):
         num_heads: int,
         shapes: Mapping[str, mpo.MPOShape] | None = None,
         *,
+        value_size: int | None = None,
         dropout_rate: float = 0.0,
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """`shapes` gives the MPO form of any of query, key, value, out; `dropout_rate` is of the
-        attention probabilities.
+        """`shapes` gives the MPO form of any of query, key, value, out; `value_size` is the width
+        of `value_input` where calls give one; `dropout_rate` is of the attention probabilities.
         """
         shapes = shapes or {}
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
 
-        def projection(name):
-            return linear(hidden_size, hidden_size, shapes.get(name), dtype=dtype, rngs=rngs)
+        def projection(name, size=hidden_size):
+            return linear(size, hidden_size, shapes.get(name), dtype=dtype, rngs=rngs)
 
         self.query = projection("query")
         self.key = projection("key")
-        self.value = projection("value")
+        self.value = projection("value", value_size or hidden_size)
         self.out = projection("out")
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, dropout_key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        value_input: jax.Array | None = None,
     ) -> jax.Array:
         """Maps (batch, length, hidden) to the same shape.
 
@@ -50,11 +58,11 @@ class SelfAttention(nnx.Module):
           mask: booleans (batch, length), True where a position may be attended to. A row without
             any True attends evenly to all positions: finite, and meant to be thrown away.
           dropout_key: turns dropout on.
+          value_input: (batch, length, value_size), what the values are made of; None for `x`.
         """
         heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
-        query, key, value = (
-            project(x).reshape(heads) for project in (self.query, self.key, self.value)
-        )
+        query, key = (project(x).reshape(heads) for project in (self.query, self.key))
+        value = self.value(x if value_input is None else value_input).reshape(heads)
         if mask is not None:
             mask = mask[:, None, None, :]
         if dropout_key is None or self.dropout_rate == 0.0:

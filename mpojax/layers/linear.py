@@ -19,14 +19,20 @@ class Dense(nnx.Module):
         use_bias: bool = True,
         *,
         dtype: str = "float32",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
+        kernel: jax.Array | None = None,
     ):
-        """Draws a float32 kernel of variance 1 / in_features; `dtype` is the compute dtype."""
+        """Takes `kernel`, or draws a float32 one of variance 1 / in_features.
+
+        `dtype` is the compute dtype.
+        """
         self.in_features = in_features
         self.out_features = out_features
         self.dtype = dtype
         shape = (in_features, out_features)
-        self.kernel = nnx.Param(initializers.normal(rngs.params(), shape, 1.0 / in_features))
+        if kernel is None:
+            kernel = initializers.normal(rngs.params(), shape, 1.0 / in_features)
+        self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array, central: jax.Array | None = None) -> jax.Array:
@@ -101,6 +107,44 @@ class MPOLinear(nnx.Module):
         _check_last_axis(x, self.shape.in_features)
         y = mpo.apply(self.all_cores(central), x.astype(self.dtype), self.shape)
         return _add_bias(y, self.bias)
+
+    def rebuilt(self) -> Dense:
+        """The dense layer of the same function; differentiates down to the cores."""
+        shape = self.shape
+        kernel = mpo.to_matrix(self.all_cores(), shape)
+        dense = Dense(
+            shape.in_features,
+            shape.out_features,
+            self.bias is not None,
+            dtype=self.dtype,
+            kernel=kernel,
+        )
+        if self.bias is not None:
+            dense.bias = self.bias
+        return dense
+
+
+def rebuilt_once(module: nnx.Module, tokens: int) -> nnx.Module:
+    """`module` ready for many calls: chains that are worth rebuilding become dense layers.
+
+    For a module that is called several times in one program, such as a layer shared by all depths:
+    each matrix is then rebuilt once in the forward and differentiated once in the backward pass.
+    Where `mpo.plan` would not rebuild for all calls together the chain stays as it is.
+
+    Args:
+      module: any module; may be dense in part, or wholly.
+      tokens: rows of all calls together.
+    """
+
+    def is_chain(part) -> bool:
+        return isinstance(part, MPOLinear) and not part.shared_central
+
+    def rebuild(part):
+        if is_chain(part) and mpo.plan(part.shape, tokens=tokens).strategy == "rebuild":
+            return part.rebuilt()
+        return part
+
+    return jax.tree.map(rebuild, module, is_leaf=is_chain)
 
 
 def as_core_list(cores, shape: mpo.MPOShape, shared_central: bool = False) -> nnx.List:

@@ -1,4 +1,4 @@
-"""Layer normalisation, always computed in float32."""
+"""Layer normalisation and what MobileBERT puts in its place, always computed in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -24,3 +24,26 @@ class LayerNorm(nnx.Module):
         y = centred * jax.lax.rsqrt(variance + self.eps)
         y = y * self.scale[...].reshape(row) + self.bias[...].reshape(row)
         return y.astype(self.dtype)
+
+
+class NoNorm(nnx.Module):
+    """x * scale + bias over the last axis: MobileBERT's norm without statistics.
+
+    Sun et al., "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices" (ACL 2020),
+    section 3.2.
+    """
+
+    def __init__(self, features: int, eps: float, *, dtype: str = "float32"):
+        """Starts as the identity; `eps` is not used. `dtype` is that of the result."""
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to the same shape."""
+        row = (1,) * (x.ndim - 1) + (-1,)
+        y = x.astype(jnp.float32) * self.scale[...].reshape(row) + self.bias[...].reshape(row)
+        return y.astype(self.dtype)
+
+
+NORMS = {"layer_norm": LayerNorm, "no_norm": NoNorm}

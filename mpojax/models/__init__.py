@@ -5,27 +5,37 @@ from mpojax.models.arrays import (
     array_shapes,
     count_parameters,
     from_arrays,
+    logical_names,
     reconfigure,
     to_arrays,
     variables,
     with_head,
 )
-from mpojax.models.config import POOLINGS, EncoderConfig, matrix_sizes
-from mpojax.models.encoder import Encoder, EncoderLayer
-from mpojax.models.heads import SequenceClassifier, build, pool
+from mpojax.models.config import HEADS, POOLINGS, EncoderConfig, dense_name, matrix_sizes
+from mpojax.models.encoder import Encoder
+from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
+from mpojax.models.heads import ModelWithHead, SequenceClassifier, SpanExtractor, build, pool
+from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
 
 __all__ = [
+    "HEADS",
     "POOLINGS",
+    "PRESETS",
+    "BottleneckLayer",
     "Encoder",
     "EncoderConfig",
     "EncoderLayer",
     "Model",
+    "ModelWithHead",
     "SequenceClassifier",
+    "SpanExtractor",
     "array_shapes",
     "build",
     "count_parameters",
+    "dense_name",
     "from_arrays",
+    "logical_names",
     "matrix_sizes",
     "merged",
     "pool",

@@ -17,7 +17,7 @@ from mpojax import layers, mpo
 from mpojax.models import heads
 from mpojax.models.config import EncoderConfig, matrix_sizes
 
-Model = heads.Encoder | heads.SequenceClassifier
+Model = heads.Encoder | heads.SequenceClassifier | heads.SpanExtractor
 
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
@@ -32,7 +32,7 @@ def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
         value = variable[...]
         if not isinstance(value, jax.core.Tracer):
             value = np.asarray(value)
-        for name, index in _logical_names(path, layer_range):
+        for name, index in logical_names(path, layer_range):
             arrays[name] = value if index is None else value[index]
     return dict(sorted(arrays.items(), key=lambda item: _natural(item[0])))
 
@@ -51,7 +51,7 @@ def from_arrays(
     _check_coverage(entries, arrays)
     filled = []
     for path, variable, layer_range in entries:
-        parts = [arrays[name] for name, _ in _logical_names(path, layer_range)]
+        parts = [arrays[name] for name, _ in logical_names(path, layer_range)]
         value = _stacked(parts) if layer_range is not None else _as_float32(parts[0])
         filled.append((path, variable.replace(value)))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
@@ -86,19 +86,28 @@ def reconfigure(model: Model, **changes) -> Model:
 
 
 def with_head(
-    model: Model, num_labels: int, *, pooling: str | None = None, rngs: nnx.Rngs
-) -> heads.SequenceClassifier:
-    """A classifier on the encoder of `model`, with a fresh head (and pooler, where there was none).
+    model: Model,
+    num_labels: int,
+    *,
+    pooling: str | None = None,
+    head: str = "classifier",
+    rngs: nnx.Rngs,
+) -> heads.SequenceClassifier | heads.SpanExtractor:
+    """A model on the encoder of `model`, with a fresh head (and pooler, where there was none).
 
     Args:
-      model: an encoder, or a classifier whose head is thrown away.
-      num_labels: outputs.
+      model: an encoder, or a model whose head is thrown away.
+      num_labels: outputs; 1 for a regression, 2 for a span.
       pooling: "pooler", "mean" or "first"; None keeps that of `model`. Pooler parameters that the
-        new pooling does not use are dropped.
+        new pooling does not use are dropped. A span head reads no sentence vector: it drops them
+        whatever is given here.
+      head: "classifier" or "span".
       rngs: for the fresh parameters: a matrix of variance 1 / hidden size, zero bias.
     """
     pooling = model.config.pooling if pooling is None else pooling
-    config = dataclasses.replace(model.config, num_labels=num_labels, pooling=pooling)
+    pooling = "none" if head == "span" else pooling
+    changes = {"num_labels": num_labels, "pooling": pooling, "head": head}
+    config = dataclasses.replace(model.config, **changes)
     sizes = matrix_sizes(config)
     shapes = {path: s for path, s in model.shapes.items() if path in sizes and path != "head"}
     arrays = {p: a for p, a in to_arrays(model).items() if not p.startswith("head/")}
@@ -124,7 +133,7 @@ def variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
 
 
 def _stack_layers(model) -> list[range]:
-    encoder = model.encoder if isinstance(model, heads.SequenceClassifier) else model
+    encoder = model.encoder if isinstance(model, heads.ModelWithHead) else model
     ranges, first = [], 0
     for stack in encoder.stacks:
         depth = stack.attention_norm.scale.shape[0]
@@ -133,7 +142,7 @@ def _stack_layers(model) -> list[range]:
     return ranges
 
 
-def _logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:
+def logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:
     """Logical paths of a variable, each with its index on the leading axis (None: not stacked)."""
     name = name_in_layer(path, layer_range)
     if layer_range is None:
@@ -150,7 +159,7 @@ def name_in_layer(path: tuple, layer_range: range | None) -> str:
 def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:
     for path, variable, layer_range in entries:
         shape = variable.shape if layer_range is None else variable.shape[1:]
-        for name, _ in _logical_names(path, layer_range):
+        for name, _ in logical_names(path, layer_range):
             yield name, tuple(shape)
 
 

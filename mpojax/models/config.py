@@ -54,7 +54,11 @@ class EncoderConfig:
       bottleneck_attention: queries, keys and values all read the narrow residual stream. False:
         queries and keys read a narrow map of their own, values the layer's whole input.
       num_feed_forwards: feed-forward blocks of a layer with a bottleneck, one after the other.
+      stack_breaks: layers at which a new stack of layers begins, even where the matrices of both
+        stacks have equal shapes: layers of different stacks can be trained or frozen apart.
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      stack_breaks: layers at which a new stack begins although its matrices have the shapes of the
+        layer before; variables of one stack are trained or frozen together.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
       source_config: JSON text of the checkpoint configuration the model came from, for export.
     """
@@ -85,6 +89,7 @@ class EncoderConfig:
     bottleneck_attention: bool = False
     num_feed_forwards: int = 1
     remat: bool = False
+    stack_breaks: tuple[int, ...] = ()
     dtype: str = "float32"
     source_config: str = "{}"
 
@@ -101,6 +106,11 @@ class EncoderConfig:
             raise ValueError(f"norm_eps={self.norm_eps!r} must be above 0.")
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(f"pad_id={self.pad_id} must lie in 0..{self.vocab_size - 1}.")
+        object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))
+        if not all(0 < layer < self.stored_layers for layer in self.stack_breaks):
+            raise ValueError(
+                f"stack_breaks={self.stack_breaks!r} must be layers in 1..{self.stored_layers - 1}."
+            )
         if not isinstance(json.loads(self.source_config), dict):
             raise ValueError("source_config must be the JSON text of an object.")
 
@@ -164,6 +174,12 @@ class EncoderConfig:
             )
 
     def _check_layers(self):
+        object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))  # JSON has lists alone.
+        if not all(layer in range(1, self.stored_layers) for layer in self.stack_breaks):
+            raise ValueError(
+                f"stack_breaks={self.stack_breaks} must be layers in 1..{self.stored_layers - 1}"
+                f"{' (the layers are shared)' if self.share_layers else ''}."
+            )
         if self.trigram_input and (self.embedding_size is None or self.projection != "word"):
             raise ValueError(
                 "trigram_input=True needs embedding_size and projection='word': it is part of how "
@@ -261,7 +277,7 @@ def checked_shapes(
 def stack_ranges(config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> list[range]:
     """Layers grouped into stacks: contiguous layers whose matrices have equal shapes."""
     ranges: list[range] = []
-    for layer in range(config.num_layers):
+    for layer in range(config.stored_layers):
         begins = not ranges or layer in config.stack_breaks
         if not begins and layer_shapes(shapes, layer) == layer_shapes(shapes, ranges[-1].start):
             ranges[-1] = range(ranges[-1].start, layer + 1)

@@ -1,4 +1,4 @@
-"""A BERT-shaped post-norm encoder; any matrix dense or MPO; layers stacked and scanned."""
+"""A post-norm encoder; any matrix dense or MPO; layers stacked or shared, and scanned."""
 
 from collections.abc import Mapping
 
@@ -10,79 +10,59 @@ from mpojax import layers, mpo
 from mpojax.layers.dropout import dropout, split_or_none
 from mpojax.models import config as config_lib
 from mpojax.models.config import EncoderConfig
+from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer, norm
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token type rows, normalised."""
+    """Word + position + token type rows, normalised; narrower tables are mapped to the width."""
 
     def __init__(
         self, config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape], *, rngs: nnx.Rngs
     ):
-        """`shapes` by table name: word, position, token_type."""
+        """`shapes` by name: word, position, token_type, projection."""
         self.config = config
+        sizes = config_lib.under(config_lib.matrix_sizes(config), "embeddings/")
 
-        def table(rows, name):
-            return layers.embedding(
-                rows, config.hidden_size, shapes.get(name), dtype=config.dtype, rngs=rngs
+        def table(name):
+            if name not in sizes:
+                return None
+            return layers.embedding(*sizes[name], shapes.get(name), dtype=config.dtype, rngs=rngs)
+
+        self.word = table("word")
+        self.position = table("position")
+        self.token_type = table("token_type")
+        self.norm = norm(config, sizes["position"][1])
+        self.projection = (
+            layers.linear(
+                *sizes["projection"], shapes.get("projection"), dtype=config.dtype, rngs=rngs
             )
-
-        self.word = table(config.vocab_size, "word")
-        self.position = table(config.max_positions, "position")
-        self.token_type = table(config.token_types, "token_type")
-        self.norm = layers.LayerNorm(config.hidden_size, config.norm_eps, dtype=config.dtype)
+            if "projection" in sizes
+            else None
+        )
 
     def __call__(
         self, input_ids: jax.Array, token_type_ids: jax.Array | None, key: jax.Array | None
     ) -> jax.Array:
         """Maps ids (batch, length) to (batch, length, hidden)."""
-        if token_type_ids is None:
-            token_type_ids = jnp.zeros_like(input_ids)
+        config = self.config
+        x = self.word(input_ids)
+        if config.trigram_input:
+            x = _with_neighbours(x)
+        if config.projection == "word":
+            x = self.projection(x)
+        if self.token_type is not None:
+            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            x = x + self.token_type(types)
         positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
-        x = self.word(input_ids) + self.token_type(token_type_ids) + self.position(positions)[None]
-        return dropout(self.norm(x), self.config.dropout, key)
+        x = dropout(self.norm(x + self.position(positions)[None]), config.dropout, key)
+        return x if config.projection == "word" or self.projection is None else self.projection(x)
 
 
-class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward, each followed by residual and norm."""
-
-    def __init__(
-        self, config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape], *, rngs: nnx.Rngs
-    ):
-        """`shapes` by path inside the layer: attention/query, feed_forward/up, ..."""
-        self.config = config
-        self.attention = layers.SelfAttention(
-            config.hidden_size,
-            config.num_heads,
-            config_lib.under(shapes, "attention/"),
-            dropout_rate=config.attention_dropout,
-            dtype=config.dtype,
-            rngs=rngs,
-        )
-        self.attention_norm = layers.LayerNorm(
-            config.hidden_size, config.norm_eps, dtype=config.dtype
-        )
-        self.feed_forward = layers.FeedForward(
-            config.hidden_size,
-            config.intermediate_size,
-            config.activation,
-            config_lib.under(shapes, "feed_forward/"),
-            dtype=config.dtype,
-            rngs=rngs,
-        )
-        self.feed_forward_norm = layers.LayerNorm(
-            config.hidden_size, config.norm_eps, dtype=config.dtype
-        )
-
-    def __call__(
-        self, x: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
-    ) -> jax.Array:
-        """Maps (batch, length, hidden) to the same shape."""
-        rate = self.config.dropout
-        in_attention, after_attention, after_feed_forward = split_or_none(dropout_key, 3)
-        attended = self.attention(x, mask, in_attention)
-        x = self.attention_norm(x + dropout(attended, rate, after_attention))
-        mapped = self.feed_forward(x)
-        return self.feed_forward_norm(x + dropout(mapped, rate, after_feed_forward))
+def _with_neighbours(x: jax.Array) -> jax.Array:
+    """Rows (batch, length, width) beside the next and the previous one, zeros at the ends."""
+    following = jnp.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    previous = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return jnp.concatenate([following, x, previous], axis=-1)
 
 
 class Transformer(nnx.Module):
@@ -109,9 +89,10 @@ class Encoder(Transformer):
     Attributes:
       config: the settings.
       embeddings: tables and their norm.
-      stacks: list of stacked `EncoderLayer`s, leading axis = layer; contiguous layers whose
-        matrices have equal shapes are one stack (usually there is one), run by one `jax.lax.scan`.
-      pooler: the dense map of BERT's pooler, or None.
+      stacks: list of stacked layers, leading axis = layer; contiguous layers whose matrices have
+        equal shapes are one stack (usually there is one), run by one `jax.lax.scan`. A shared layer
+        is a stack of one, run `num_layers` times.
+      pooler: the map of the first token, or None.
     """
 
     def __init__(
@@ -165,7 +146,7 @@ def _forward(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropou
     x = encoder.embeddings(input_ids, token_type_ids, embed_key)
     first = 0
     for stack in encoder.stacks:
-        x, first = _run_stack(stack, x, mask, layers_key, first, encoder.config.remat)
+        x, first = _run_stack(stack, x, mask, layers_key, first, encoder.config)
     return x
 
 
@@ -174,29 +155,35 @@ def _pooler(config, shapes, rngs) -> nnx.Module:
     return layers.linear(hidden, hidden, shapes.get("pooler"), dtype=config.dtype, rngs=rngs)
 
 
-def _stack(config, shapes, key, layer_range: range) -> EncoderLayer:
+def _stack(config, shapes, key, layer_range: range) -> EncoderLayer | BottleneckLayer:
     """Layers of one range as one module; layer i depends on (key, i) alone, not on the stacks."""
     relative = config_lib.layer_shapes(shapes, layer_range.start)
     indices = jnp.arange(layer_range.start, layer_range.stop)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     # Jitted: one compiled program for all draws of a layer instead of one for each operation.
-    return jax.jit(nnx.vmap(lambda k: EncoderLayer(config, relative, rngs=nnx.Rngs(k))))(keys)
+    kind = EncoderLayer if config.bottleneck_size is None else BottleneckLayer
+    return jax.jit(nnx.vmap(lambda k: kind(config, relative, rngs=nnx.Rngs(k))))(keys)
 
 
-def _run_stack(stack, x, mask, key, first: int, remat: bool):
+def _run_stack(stack, x, mask, key, first: int, config: EncoderConfig):
     """Scans `x` through the layers of one stack; returns it and the index of the next layer."""
-    depth = stack.attention_norm.scale[...].shape[0]
+    depth = config.num_layers if config.share_layers else stack.attention_norm.scale.shape[0]
     indices = jnp.arange(first, first + depth)
+    if config.share_layers:
+        # Before the loop, so that no matrix is rebuilt more than once in a pass.
+        only = jax.tree.map(lambda parameter: parameter[0], stack)
+        shared = layers.rebuilt_once(only, tokens=x.shape[0] * x.shape[1] * depth)
 
     def body(x, layer_and_index):
         layer, index = layer_and_index
+        layer = shared if config.share_layers else layer
         layer_key = None if key is None else jax.random.fold_in(key, index)
         return layer(x, mask, layer_key), None
 
-    if remat:
+    if config.remat:
         # Inside a scan nothing can be merged across iterations: the barrier would only cost time.
         body = jax.checkpoint(body, prevent_cse=False)
-    x, _ = jax.lax.scan(body, x, (stack, indices))
+    x, _ = jax.lax.scan(body, x, (None if config.share_layers else stack, indices))
     return x, first + depth
 
 
@@ -214,3 +201,8 @@ def _check_inputs(config, input_ids, attention_mask, token_type_ids):
                 f"{name} has shape {value.shape}; it must equal that of input_ids, "
                 f"{input_ids.shape}."
             )
+    if token_type_ids is not None and not config.token_types:
+        raise ValueError(
+            "token_type_ids were given to a model without token types (token_types=0, such as "
+            "DistilBERT); leave them out."
+        )

@@ -1,4 +1,4 @@
-"""Sentence vectors and the classification head."""
+"""Sentence vectors and the heads on them or on every token."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,8 @@ def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) 
     """
     kind = encoder.config.pooling
     if kind == "pooler":
-        return jnp.tanh(encoder.pooler(hidden[:, 0]))
+        activation = jnp.tanh if encoder.config.pooler_activation == "tanh" else jax.nn.relu
+        return activation(encoder.pooler(hidden[:, 0]))
     if kind == "first":
         return hidden[:, 0]
     if kind == "none":
@@ -35,8 +36,8 @@ def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) 
     return (total / count).astype(hidden.dtype)
 
 
-class SequenceClassifier(Transformer):
-    """Encoder, sentence vector, dropout, linear head."""
+class ModelWithHead(Transformer):
+    """An encoder and a linear head; what the head reads is up to the kinds below."""
 
     def __init__(
         self,
@@ -51,13 +52,17 @@ class SequenceClassifier(Transformer):
           ValueError: `config.num_labels` is None, or shapes that do not fit.
         """
         if config.num_labels is None:
-            raise ValueError("a SequenceClassifier needs config.num_labels.")
+            raise ValueError(f"a {type(self).__name__} needs config.num_labels.")
         super().__init__(config, shapes)
         shapes = self.shapes
         self.encoder = Encoder(config, shapes, rngs=rngs)
         self.head = layers.linear(
             config.hidden_size, config.num_labels, shapes.get("head"), dtype=config.dtype, rngs=rngs
         )
+
+
+class SequenceClassifier(ModelWithHead):
+    """Encoder, sentence vector, dropout, linear head; with one label a regression."""
 
     def __call__(
         self,
@@ -75,12 +80,34 @@ class SequenceClassifier(Transformer):
         return self.head(vector).astype(jnp.float32)
 
 
+class SpanExtractor(ModelWithHead):
+    """Encoder, dropout, linear head on every token: where an answer starts and ends."""
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits (batch, length, 2) of start and end, float32; arguments as in `Encoder`.
+
+        Those of padding are left as they come: mask them before a softmax over positions.
+        """
+        encoder_key, head_key = split_or_none(dropout_key, 2)
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key)
+        hidden = dropout(hidden, self.config.classifier_dropout or 0.0, head_key)
+        return self.head(hidden).astype(jnp.float32)
+
+
 def build(
     config: EncoderConfig,
     shapes: Mapping[str, mpo.MPOShape] | None = None,
     *,
     rngs: nnx.Rngs,
-) -> Encoder | SequenceClassifier:
-    """A random `SequenceClassifier` where `config.num_labels` is set, else an `Encoder`."""
-    kind = Encoder if config.num_labels is None else SequenceClassifier
+) -> Encoder | SequenceClassifier | SpanExtractor:
+    """A random model: an `Encoder` without `config.num_labels`, else one with its kind of head."""
+    if config.num_labels is None:
+        return Encoder(config, shapes, rngs=rngs)
+    kind = {"classifier": SequenceClassifier, "span": SpanExtractor}[config.head]
     return kind(config, shapes, rngs=rngs)

@@ -64,8 +64,9 @@ def _rebuilt_parts(model, kept) -> dict[tuple[str, int | None], jax.Array]:
         else:
             parts[name, first] = variable[...]
     for (matrix, first, shape), cores in chains.items():
-        leaf = "table" if matrix.startswith("embeddings/") else "kernel"
-        parts[f"{matrix}/{leaf}", first] = _to_matrix(tuple(cores), shape, first is not None)
+        parts[config_lib.dense_name(matrix), first] = _to_matrix(
+            tuple(cores), shape, first is not None
+        )
     return parts
 
 

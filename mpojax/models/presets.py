@@ -1,0 +1,58 @@
+"""Settings of published encoders, as their configurations on the Hugging Face hub give them.
+
+No weights: for counting, and for tests of the real shapes. Each has the pooling that its published
+classifiers use; `dataclasses.replace(PRESETS[name], num_labels=2)` is such a classifier.
+"""
+
+from mpojax.models.config import EncoderConfig
+
+PRESETS: dict[str, EncoderConfig] = {
+    # Lan et al., "ALBERT: A Lite BERT" (ICLR 2020).
+    "albert-base-v2": EncoderConfig(
+        vocab_size=30000,
+        embedding_size=128,
+        hidden_size=768,
+        num_layers=12,
+        share_layers=True,
+        num_heads=12,
+        intermediate_size=3072,
+        activation="gelu_tanh",
+        dropout=0.0,
+        attention_dropout=0.0,
+        classifier_dropout=0.1,
+    ),
+    # Devlin et al., "BERT" (NAACL 2019).
+    "bert-base-uncased": EncoderConfig(
+        vocab_size=30522, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
+    ),
+    # Sanh et al., "DistilBERT" (2019). Its encoder has no pooler, its classifier has.
+    "distilbert-base-uncased": EncoderConfig(
+        vocab_size=30522,
+        hidden_size=768,
+        num_layers=6,
+        num_heads=12,
+        intermediate_size=3072,
+        token_types=0,
+        classifier_dropout=0.2,
+        pooler_activation="relu",
+    ),
+    # Sun et al., "MobileBERT" (ACL 2020).
+    "mobilebert-uncased": EncoderConfig(
+        vocab_size=30522,
+        embedding_size=128,
+        projection="word",
+        trigram_input=True,
+        hidden_size=512,
+        num_layers=24,
+        num_heads=4,
+        intermediate_size=512,
+        bottleneck_size=128,
+        num_feed_forwards=4,
+        activation="relu",
+        norm="no_norm",
+        dropout=0.0,
+    ),
+    "all-MiniLM-L6-v2": EncoderConfig(
+        vocab_size=30522, hidden_size=384, num_layers=6, num_heads=12, intermediate_size=1536
+    ),
+}
