@@ -153,6 +153,6 @@ def _last_layers(name: str) -> int:
 
 
 def _first_trained_layer(config: models.EncoderConfig, name: str, count: int) -> int:
-    if count > config.num_layers:
-        raise ValueError(f"trainable={name!r}: the model has {config.num_layers} layers.")
-    return config.num_layers - count
+    if count > config.stored_layers:
+        raise ValueError(f"trainable={name!r}: the model stores {config.stored_layers} layers.")
+    return config.stored_layers - count

@@ -167,32 +167,44 @@ def _lowered(shape: MPOShape, bond: int | None, rung: int) -> MPOShape:
     return shape.with_bonds(tuple(bonds))
 
 
-def gauge_maps(old: Sequence[np.ndarray], new: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """p_0..p_n with new_k = p_{k-1}^+ old_k p_k, for two chains of the same matrix (float64).
+def gauge_maps(
+    old: Sequence[np.ndarray], new: Sequence[np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(p_k, its inverse) for k = 0..n, with new_k = p_{k-1}^-1 old_k p_k (float64, on the host).
 
-    Unique where the left part of `old` up to each bond has full column rank; p_0 = p_n = 1.
+    Found from the auxiliary cores alone: by the left ones for bonds up to the central core, by the
+    right ones for the others. Unique where these parts of `old` have full rank; pseudo-inverses
+    where they have not, or where `new` has smaller bonds.
 
     Args:
       old: cores in any gauge.
       new: cores of the same matrix in another gauge, bonds at most those of `old`.
     """
-    maps = [np.ones((1, 1))]
-    left_inverse = maps[0]
-    for before, after in zip(old[:-1], new[:-1], strict=True):
-        moved = np.tensordot(left_inverse, np.asarray(before, np.float64), axes=1)
-        columns = moved.reshape(-1, before.shape[3])
-        target = np.asarray(after, np.float64).reshape(-1, after.shape[3])
-        maps.append(np.linalg.lstsq(columns, target, rcond=None)[0])
-        left_inverse = np.linalg.pinv(maps[-1])
-    return [*maps, np.ones((1, 1))]
+    count, central = len(old), (len(old) - 1) // 2
+    one = (np.ones((1, 1)), np.ones((1, 1)))
+    maps = [one] * (count + 1)
+    for k in range(central):
+        moved = np.tensordot(maps[k][1], np.asarray(old[k], np.float64), axes=1)
+        target = np.asarray(new[k], np.float64).reshape(-1, new[k].shape[3])
+        p = np.linalg.lstsq(moved.reshape(-1, old[k].shape[3]), target, rcond=None)[0]
+        maps[k + 1] = (p, np.linalg.pinv(p))
+    for k in range(count - 1, central, -1):
+        moved = np.tensordot(np.asarray(old[k], np.float64), maps[k + 1][0], axes=1)
+        target = np.asarray(new[k], np.float64).reshape(new[k].shape[0], -1)
+        inverse = np.linalg.lstsq(moved.reshape(old[k].shape[0], -1).T, target.T, rcond=None)[0].T
+        maps[k] = (np.linalg.pinv(inverse), inverse)
+    return maps
 
 
 def transform_gradients(
-    gradients: Sequence[np.ndarray | None], maps: Sequence[np.ndarray], *, squared: bool = False
+    gradients: Sequence[np.ndarray | None],
+    maps: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    squared: bool = False,
 ) -> list[np.ndarray | None]:
-    """Gradients, or first moments, of cores in a new gauge: g_k' = p_{k-1}^T g_k (p_k^+)^T.
+    """Gradients, or first moments, of cores in a new gauge: g_k' = p_{k-1}^T g_k p_k^-T.
 
-    The law by which <g_k, dT_k> stays the same when T_k' = p_{k-1}^+ T_k p_k.
+    The law by which <g_k, dT_k> stays the same when T_k' = p_{k-1}^-1 T_k p_k.
 
     Args:
       gradients: one array of the shape of each old core; None where there is none (frozen cores).
@@ -205,7 +217,7 @@ def transform_gradients(
         if gradient is None:
             results.append(None)
             continue
-        left, right = maps[k].T, np.linalg.pinv(maps[k + 1]).T
+        left, right = maps[k][0].T, maps[k + 1][1].T
         if squared:
             left, right = np.square(left), np.square(right)
         moved = np.tensordot(left, np.asarray(gradient, np.float64), axes=1)

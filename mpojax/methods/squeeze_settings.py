@@ -1,0 +1,121 @@
+"""What dimension squeezing is asked to do: its settings, checked before any work."""
+
+import dataclasses
+import math
+import re
+
+from mpojax import models, mpo
+
+GROUPINGS = ("role", "matrix")
+ON_DROP = ("stop", "ban")
+OPTIMIZER_STATES = ("map", "reset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to squeeze.
+
+    Attributes:
+      steps: training steps after each cut.
+      max_phases: phases with a cut, at most.
+      gap: how far the development metric may fall below that of the uncut model.
+      budget: stop once the model has at most so many numbers: a share (0, 1] of the dense count,
+        or a number above 1; None squeezes until the gap or the foot of the ladder ends it.
+      matrices: regular expression over matrix paths in MPO form that may be cut.
+      group_by: "role" cuts a matrix in all layers alike (layers stay in one stack), "matrix" each
+        by itself.
+      cuts_per_phase: cheapest cuts taken together before the model is tuned and compiled again.
+      multiple, factor, minimum, per_bond: the ladder, see `mpo.Ladder`.
+      measure: what the cheapest cut is, see `mpo.cheapest_cut`.
+      on_drop: after a drop of more than the gap the phase is taken back; then "stop", or "ban" the
+        groups that were cut and go on with the others.
+      optimizer_state: "map" moves the moments along (`moments.transfer`); "reset" starts them anew.
+    """
+
+    steps: int = 200
+    max_phases: int = 20
+    gap: float = 0.01
+    budget: float | None = None
+    matrices: str = ".*"
+    group_by: str = "role"
+    cuts_per_phase: int = 1
+    multiple: int = 8
+    factor: float = 1.0
+    minimum: int = 1
+    per_bond: bool = False
+    measure: str = "relative"
+    on_drop: str = "stop"
+    optimizer_state: str = "map"
+
+    def __post_init__(self):
+        for name in ("steps", "max_phases", "cuts_per_phase"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"squeeze.{name}={value!r} must be an integer of at least 1.")
+        if not self.gap >= 0:
+            raise ValueError(f"squeeze.gap={self.gap!r} must not be negative.")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"squeeze.budget={self.budget!r} must be above 0.")
+        for name, allowed in (
+            ("group_by", GROUPINGS),
+            ("on_drop", ON_DROP),
+            ("measure", mpo.MEASURES),
+            ("optimizer_state", OPTIMIZER_STATES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"squeeze.{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
+                )
+        _ = self.ladder
+
+    @property
+    def ladder(self) -> mpo.Ladder:
+        return mpo.Ladder(self.multiple, self.factor, self.minimum, self.per_bond)
+
+
+def check(settings: Settings, model: models.Model) -> None:
+    """Checks the settings against a model in MPO form.
+
+    Raises:
+      ValueError: nothing to cut, or a budget below the smallest model that cuts can reach.
+    """
+    paths = matrices(settings, model)
+    total = sum(models.count_parameters(model).values())
+    limit = parameter_limit(settings, model)
+    smallest = total
+    for path in paths:
+        shape = model.shapes[path]
+        smallest -= shape.num_params - shape.with_bonds(settings.minimum).num_params
+    if limit is not None and smallest > limit:
+        raise ValueError(
+            f"squeeze.budget={settings.budget!r} allows {limit:,} numbers, but with all bonds of "
+            f"{settings.matrices!r} at {settings.minimum} the model still has {smallest:,}. Raise "
+            "the budget, lower squeeze.minimum, or let squeeze.matrices match more."
+        )
+
+
+def parameter_limit(settings: Settings, model: models.Model) -> int | None:
+    """The number of parameters at which squeezing ends."""
+    if settings.budget is None:
+        return None
+    if settings.budget > 1:
+        return int(settings.budget)
+    total = sum(models.count_parameters(model).values())
+    dense = total + sum(s.num_dense_params - s.num_params for s in model.shapes.values())
+    return math.floor(settings.budget * dense)
+
+
+def matrices(settings: Settings, model: models.Model) -> list[str]:
+    """Paths of the matrices that may be cut, sorted."""
+    paths = [path for path in model.shapes if re.fullmatch(settings.matrices, path)]
+    if not paths:
+        raise ValueError(
+            f"squeeze.matrices={settings.matrices!r} matches no matrix in MPO form; there are "
+            f"{len(model.shapes)}{': ' if model.shapes else ''}{', '.join(list(model.shapes)[:5])}."
+        )
+    return sorted(paths)
+
+
+def group(settings: Settings, path: str) -> str:
+    """Name of the group that a matrix is cut with: its path, or its role in all layers."""
+    return re.sub(r"(^|/)\d+(/|$)", r"\1*\2", path) if settings.group_by == "role" else path
