@@ -1,0 +1,193 @@
+"""Plots of a sweep: one result field against another, seeds as bands.
+
+`config.plots` is a tuple of dicts:
+
+    {"x": "total", "y": "metric", "lines": "form", "panels": "task"}
+
+`x` and `y` are axes or fields of the results (`metrics.f1` reaches into the metrics). Points that
+agree in every axis but the seed are one point of the plot: their mean, with a band of one sample
+standard deviation in y. Optional: `lines` and `panels` (axes; one line and one panel for each
+value), `log_x`, `log_y`, `name` (of the PNG file), `title`, `x_label`, `y_label`.
+"""
+
+import dataclasses
+import pathlib
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+
+from experiments import sweep_files
+from mpojax import files
+
+_LABELS = {
+    "total": "parameters of the model",
+    "trained": "trained parameters",
+    "bond": "bond dimension (cap)",
+    "relative_error": "relative weight error",
+}
+_MARKERS = "osD^v<>P*X"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """One figure; see the module for the fields."""
+
+    x: str
+    y: str
+    lines: str = ""
+    panels: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    name: str = ""
+    title: str = ""
+    x_label: str = ""
+    y_label: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the PNG file."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name or f"{self.y}_vs_{self.x}") + ".png"
+
+
+def read_plots(entries: Sequence[Mapping], cells: Sequence) -> list[Plot]:
+    """`config.plots`, checked.
+
+    Raises:
+      ValueError: unknown or missing fields, lines or panels that are no axes, two plots of one
+        name.
+      ImportError: there are plots to draw and matplotlib is not installed.
+    """
+    known = [field.name for field in dataclasses.fields(Plot)]
+    axes = list(cells[0].values)
+    plots: list[Plot] = []
+    for entry in entries:
+        entry = entry.to_dict() if hasattr(entry, "to_dict") else dict(entry)
+        if unknown := sorted(set(entry) - set(known)):
+            raise ValueError(f"config.plots has unknown fields {unknown}; known are {known}.")
+        if not entry.get("x") or not entry.get("y"):
+            raise ValueError(f"config.plots has {entry}; every plot needs x and y.")
+        plot = Plot(**entry)
+        for role in ("lines", "panels"):
+            axis = getattr(plot, role)
+            if axis and (axis not in axes or axis == sweep_files.SEED):
+                raise ValueError(
+                    f"config.plots: {role}={axis!r} must be one of the axes "
+                    f"{[a for a in axes if a != sweep_files.SEED]}."
+                )
+        if plot.file_name in (other.file_name for other in plots):
+            raise ValueError(f"config.plots: two plots are called {plot.file_name}; set name=.")
+        plots.append(plot)
+    if plots:
+        _figure_class()
+    return plots
+
+
+def draw_all(
+    folder: pathlib.Path, rows: Sequence[Mapping], axes: Sequence[str], plots: Sequence[Plot]
+) -> None:
+    """Draws every plot for which there are results into `<name>.png`.
+
+    A plot of a field that the results lack is left out with an error in the log: the cells are
+    worth more than the plot.
+    """
+    done = [row for row in rows if row["state"] == "done"]
+    for plot in plots if done else ():
+        missing = [key for key in (plot.x, plot.y) if not any(_number(r.get(key)) for r in done)]
+        if missing:
+            numeric = sorted({k for row in done for k, v in row.items() if _number(v)})
+            logging.error(
+                "plot %s: no numbers called %s in the results; they have %s",
+                plot.file_name,
+                " or ".join(missing),
+                ", ".join(numeric),
+            )
+            continue
+        figure = draw(plot, done, axes)
+        files.write_atomic(
+            folder / plot.file_name, lambda path, figure=figure: figure.savefig(path, dpi=120)
+        )
+
+
+def draw(plot: Plot, rows: Sequence[Mapping], axes: Sequence[str]):
+    """The figure of one plot from the rows of finished cells; `axes` are those of the sweep."""
+    panels = _values(rows, plot.panels)
+    figure = _figure_class()(figsize=(1.5 + 5.0 * len(panels), 4.5), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    lines = _values(rows, plot.lines)
+    for panel_axes, panel in zip(grid, panels, strict=True):
+        inside = [row for row in rows if not plot.panels or row[plot.panels] == panel]
+        for index, line in enumerate(lines):
+            chosen = [row for row in inside if not plot.lines or row[plot.lines] == line]
+            _draw_line(panel_axes, points(chosen, plot, axes), index, str(line))
+        panel_axes.set(xlabel=plot.x_label or _LABELS.get(plot.x, plot.x.replace("_", " ")))
+        panel_axes.grid(alpha=0.3)
+        if plot.panels:
+            panel_axes.set_title(f"{plot.panels}: {panel}")
+        if plot.log_x:
+            panel_axes.set_xscale("log", base=2 if plot.x == "bond" else 10)
+        if plot.log_y:
+            panel_axes.set_yscale("log")
+        if plot.lines and panel_axes.get_legend_handles_labels()[0]:
+            panel_axes.legend(title=plot.lines, fontsize="small")
+    names = sorted({row["metric_name"] for row in rows if row.get("metric_name")})
+    label = ", ".join(names) if plot.y == "metric" and names else plot.y.replace("_", " ")
+    grid[0].set_ylabel(plot.y_label or _LABELS.get(plot.y, label))
+    if plot.title:
+        figure.suptitle(plot.title)
+    return figure
+
+
+def points(
+    rows: Sequence[Mapping], plot: Plot, axes: Sequence[str]
+) -> list[tuple[float, float, float | None]]:
+    """One point for the cells that agree in every axis but the seed, by ascending x.
+
+    Returns:
+      (mean x, mean y, sample standard deviation of y or None); cells without both numbers are left
+      out.
+    """
+    groups: dict[tuple, list[tuple[float, float]]] = {}
+    for row in rows:
+        if _number(row.get(plot.x)) and _number(row.get(plot.y)):
+            key = tuple(str(row[axis]) for axis in axes if axis != sweep_files.SEED)
+            groups.setdefault(key, []).append((float(row[plot.x]), float(row[plot.y])))
+    made = []
+    for group in groups.values():
+        xs, ys = zip(*group, strict=True)
+        spread = statistics.stdev(ys) if len(ys) > 1 else None
+        made.append((statistics.fmean(xs), statistics.fmean(ys), spread))
+    return sorted(made, key=lambda point: point[0])
+
+
+def _draw_line(axes, data, index: int, label: str) -> None:
+    if not data:
+        return
+    x, y, spread = zip(*data, strict=True)
+    color, marker = f"C{index % 10}", _MARKERS[index % len(_MARKERS)]
+    axes.plot(x, y, color=color, marker=marker, label=label)
+    if any(s is None for s in spread):
+        return
+    if len(x) == 1:  # a band of one point is invisible
+        axes.errorbar(x, y, yerr=spread, color=color, capsize=4)
+        return
+    low = [mean - s for mean, s in zip(y, spread, strict=True)]
+    high = [mean + s for mean, s in zip(y, spread, strict=True)]
+    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def _values(rows: Sequence[Mapping], axis: str) -> list:
+    return list(dict.fromkeys(row[axis] for row in rows)) if axis else [None]
+
+
+def _number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _figure_class():
+    try:
+        from matplotlib import figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'mpojax[plot]'.") from error
+    return figure.Figure
