@@ -1,0 +1,228 @@
+"""Alternating least squares: a chain improved core by core in a weighted norm.
+
+With all cores but one fixed, the error tr((W - W_hat)^T S (W - W_hat)) is a convex quadratic of
+that core. Conjugate gradients lower it from where it stands, so the error never grows from one
+step to the next; the operator is applied through the matrix (S @ W_hat), never formed. Before each
+core is solved its neighbours are made orthonormal, which leaves S alone to condition the problem.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from mpojax.mpo import canonical, contract, decomposition, weighted
+from mpojax.mpo.shape import MPOShape
+
+# Below this relative error a chain counts as exact.
+_EXACT = 1e-13
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A chain fitted in a weighted norm.
+
+    Attributes:
+      cores: n arrays (d_{k-1}, i_k, j_k, d_k), float64, in the central gauge.
+      errors: relative weighted errors, the first of the start, then one for each sweep.
+    """
+
+    cores: tuple[np.ndarray, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def error(self) -> float:
+        """||X (W - W_hat)|| / ||X W|| at the end."""
+        return self.errors[-1]
+
+
+def fit(
+    w,
+    shape: MPOShape,
+    covariance=None,
+    *,
+    start=None,
+    sweeps: int = 4,
+    steps: int = 6,
+    tolerance: float = 1e-3,
+) -> Fit:
+    """The chain of this shape with a small weighted error; deterministic, on the host.
+
+    Starts from `start`, or from the better of two truncations: of W, and of W whitened digit by
+    digit. The error is never above that of the start. Low rank is solved in closed form.
+
+    Args:
+      w: (in_features, out_features).
+      shape: factor lists and bonds.
+      covariance: S, (in, in) or (in,), as `weighted.regularized` gives it; None for the plain
+        Frobenius norm.
+      start: cores of this shape to improve.
+      sweeps: at most this many passes over all cores, there and back alternating.
+      steps: conjugate gradient steps for each core of a pass.
+      tolerance: stop when a sweep lowers the squared error by less than this share.
+
+    Raises:
+      ValueError: a matrix or start that does not fit the shape, or non-finite entries.
+    """
+    w = np.asarray(w, np.float64)
+    decomposition._check(w, shape)
+    s = None if covariance is None else np.asarray(covariance, np.float64)
+    if start is None:
+        start = _start(w, shape, s)
+    elif tuple(np.shape(core) for core in start) != shape.core_shapes:
+        raise ValueError(
+            f"start has cores {[np.shape(c) for c in start]}; {shape.core_shapes} are needed."
+        )
+    cores = [np.asarray(core, np.float64) for core in start]
+    problem = _Problem(w, shape, s)
+    errors = [problem.error(cores)]
+    for sweep in range(0 if shape.is_full or _is_low_rank(shape) else sweeps):
+        if errors[-1] <= _EXACT:
+            break
+        improved = problem.sweep(cores, steps, backward=sweep % 2 == 1)
+        error = problem.error(improved)
+        if error > errors[-1]:  # rounding alone can do this
+            break
+        cores = improved
+        errors.append(error)
+        if errors[-1] ** 2 > (1 - tolerance) * errors[-2] ** 2:
+            break
+    return Fit(canonical.canonicalize(tuple(cores)), tuple(errors))
+
+
+def _is_low_rank(shape: MPOShape) -> bool:
+    return shape.in_factors[1:] == (1,) and shape.out_factors[:1] == (1,)
+
+
+def _start(w, shape, s):
+    if s is not None and _is_low_rank(shape):
+        return weighted.low_rank(w, shape.bond_dims[0], s)
+    plain = decomposition.decompose(w, shape)
+    if s is None or shape.is_full:
+        return plain
+    whitened = weighted.digit_whitened(w, shape, s)
+    candidates = [plain, whitened]
+    squares = [
+        weighted.weighted_square(w - contract.to_matrix(cores, shape), s) for cores in candidates
+    ]
+    return candidates[int(np.argmin(squares))]
+
+
+class _Problem:
+    """The quadratic problems of one matrix; matrices are padded here, padding weighs nothing."""
+
+    def __init__(self, w, shape: MPOShape, s):
+        self.w, self.shape, self.s = w, shape, s
+        self.weighted_w = self._weighted(w)
+        self.norm = math.sqrt(max(float(np.vdot(w, self.weighted_w)), 0.0))
+
+    def error(self, cores) -> float:
+        """Relative weighted error; the plain norm of the chain where W has no output at all."""
+        difference = self.w - contract.to_matrix(tuple(cores), self.shape)
+        square = max(float(np.vdot(difference, self._weighted(difference))), 0.0)
+        return math.sqrt(square) / (self.norm or 1.0)
+
+    def sweep(self, cores, steps: int, backward: bool) -> list[np.ndarray]:
+        """Solves for every core once, from the left, or from the right."""
+        cores, n = _orthonormal_towards(list(cores), len(cores) - 1 if backward else 0), len(cores)
+        for k in reversed(range(n)) if backward else range(n):
+            cores[k] = self._solved(cores, k, steps)
+            follower = k - 1 if backward else k + 1
+            if 0 <= follower < n:
+                _move_scale(cores, k, follower)
+        return cores
+
+    def _solved(self, cores, k: int, steps: int) -> np.ndarray:
+        """Core k after conjugate gradients on its normal equations."""
+        site = _Site(cores, k)
+        x = cores[k]
+        residual = site.adjoint(self._padded(self.weighted_w - self._weighted_chain(site, x)))
+        square = float(np.vdot(residual, residual))
+        scale = np.abs(self.weighted_w).max()
+        direction = residual
+        for _ in range(min(steps, x.size)):
+            if square <= (_EXACT * scale) ** 2:
+                break
+            image = site.adjoint(self._padded(self._weighted_chain(site, direction)))
+            curvature = float(np.vdot(direction, image))
+            if curvature <= 0:  # a direction without any input
+                break
+            x = x + (square / curvature) * direction
+            residual = residual - (square / curvature) * image
+            previous, square = square, float(np.vdot(residual, residual))
+            direction = residual + (square / previous) * direction
+        return x
+
+    def _weighted_chain(self, site, core):
+        matrix = site.matrix(core)
+        return self._weighted(matrix[: self.shape.in_features, : self.shape.out_features])
+
+    def _weighted(self, matrix):
+        return matrix if self.s is None else weighted.times_covariance(self.s, matrix)
+
+    def _padded(self, matrix):
+        rows = self.shape.padded_in_features - matrix.shape[0]
+        columns = self.shape.padded_out_features - matrix.shape[1]
+        return np.pad(matrix, ((0, rows), (0, columns))) if rows or columns else matrix
+
+
+class _Site:
+    """The linear map from one core to the (padded) matrix, and its adjoint."""
+
+    def __init__(self, cores, k: int):
+        one = np.ones((1, 1, 1, 1))
+        self.left = contract.merge_run(cores[:k]) if k else one
+        right = contract.merge_run(cores[k + 1 :], from_right=True) if k + 1 < len(cores) else one
+        _, self.il, self.jl, p = self.left.shape
+        q, self.ir, self.jr, _ = right.shape
+        self.left, self.right = self.left.reshape(-1, p), right.reshape(q, -1)
+        self.core = cores[k].shape
+
+    def matrix(self, core) -> np.ndarray:
+        p, i, j, q = self.core
+        il, jl, ir, jr = self.il, self.jl, self.ir, self.jr
+        if self._left_first():
+            t = (self.left @ core.reshape(p, -1)).reshape(-1, q) @ self.right
+        else:
+            t = self.left @ (core.reshape(-1, q) @ self.right).reshape(p, -1)
+        t = t.reshape(il, jl, i, j, ir, jr).transpose(0, 2, 4, 1, 3, 5)
+        return t.reshape(il * i * ir, jl * j * jr)
+
+    def adjoint(self, matrix) -> np.ndarray:
+        p, i, j, q = self.core
+        il, jl, ir, jr = self.il, self.jl, self.ir, self.jr
+        t = matrix.reshape(il, i, ir, jl, j, jr).transpose(0, 3, 1, 4, 2, 5)
+        if self._left_first():
+            t = (t.reshape(-1, ir * jr) @ self.right.T).reshape(il * jl, -1)
+            return (self.left.T @ t).reshape(p, i, j, q)
+        t = (self.left.T @ t.reshape(il * jl, -1)).reshape(-1, ir * jr)
+        return (t @ self.right.T).reshape(p, i, j, q)
+
+    def _left_first(self) -> bool:
+        (outer, p), (q, last) = self.left.shape, self.right.shape
+        site = self.core[1] * self.core[2]
+        return outer * p * site * q + outer * site * q * last <= (
+            p * site * q * last + outer * p * site * last
+        )
+
+
+def _orthonormal_towards(cores, centre: int):
+    """The same chain with orthonormal cores on both sides of `centre`."""
+    for k in range(centre):
+        _move_scale(cores, k, k + 1)
+    for k in range(len(cores) - 1, centre, -1):
+        _move_scale(cores, k, k - 1)
+    return cores
+
+
+def _move_scale(cores, k: int, neighbour: int):
+    """Makes core k orthonormal towards its neighbour, which takes the triangular factor."""
+    p, i, j, q = cores[k].shape
+    if neighbour > k:
+        basis, r = np.linalg.qr(cores[k].reshape(-1, q))
+        cores[k] = basis.reshape(p, i, j, -1)
+        cores[neighbour] = np.tensordot(r, cores[neighbour], axes=1)
+    else:
+        basis, r = np.linalg.qr(cores[k].reshape(p, -1).T)
+        cores[k] = basis.T.reshape(-1, i, j, q)
+        cores[neighbour] = np.tensordot(cores[neighbour], r.T, axes=1)
