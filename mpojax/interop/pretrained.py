@@ -21,7 +21,9 @@ from mpojax.interop.safe_weights import (
     write_folder,
 )
 
-FORMAT_VERSION = 1
+# 1: BERT-shaped encoders alone. 2: settings of other encoders as well; those of version 1 are read.
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
 _MARK = "mpojax"
@@ -35,8 +37,11 @@ _TOKENIZER_FILES = (
 )
 
 
-def load_pretrained(source: str | os.PathLike) -> models.Encoder | models.SequenceClassifier:
-    """Loads a model from a folder written by `save_pretrained` or a Hugging Face BERT folder.
+def load_pretrained(source: str | os.PathLike) -> models.Model:
+    """Loads a model from a folder written by `save_pretrained` or a Hugging Face folder.
+
+    Of Hugging Face: BERT, ALBERT, DistilBERT and MobileBERT; their encoders, sequence classifiers
+    and question answering models. Pre-training heads are left out.
 
     Args:
       source: folder with config.json and safetensors weights; or, where no such folder exists, a
@@ -54,11 +59,11 @@ def load_pretrained(source: str | os.PathLike) -> models.Encoder | models.Sequen
     check_finite(tensors, str(folder))
     if _MARK in content:
         return _from_own_folder(folder, content[_MARK], tensors)
-    config, arrays = huggingface.import_bert(content, tensors, str(folder))
+    config, arrays = huggingface.import_model(content, tensors, str(folder))
     return models.from_arrays(config, {}, arrays)
 
 
-def save_pretrained(model: models.Encoder | models.SequenceClassifier, folder: str | os.PathLike):
+def save_pretrained(model: models.Model, folder: str | os.PathLike):
     """Writes config.json and model.safetensors (logical names, cores as they are).
 
     Raises:
@@ -81,7 +86,7 @@ def save_pretrained(model: models.Encoder | models.SequenceClassifier, folder: s
 
 
 def export_huggingface(
-    model: models.Encoder | models.SequenceClassifier,
+    model: models.Model,
     folder: str | os.PathLike,
     *,
     tokenizer_from: str | os.PathLike | None = None,
@@ -109,7 +114,7 @@ def export_huggingface(
     _check_ours(folder)
     arrays = models.to_arrays(model)
     check_finite(arrays, "the model")
-    content, tensors = huggingface.export_bert(model.config, arrays)
+    content, tensors = huggingface.export_model(model.config, arrays)
     texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
     if tokenizer_from is not None:
         texts.update(_tokenizer_files(pathlib.Path(tokenizer_from)))
@@ -169,10 +174,11 @@ def _read_config(folder: pathlib.Path) -> dict:
 
 def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in _READ_VERSIONS:
         raise ValueError(
             f"{folder} has format version {version!r}; this version of mpojax reads "
-            f"{FORMAT_VERSION}. Update mpojax, or save the model again with the version you have."
+            f"{' and '.join(map(str, _READ_VERSIONS))}. Update mpojax, or save the model again "
+            "with the version you have."
         )
     if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):
         raise ValueError(

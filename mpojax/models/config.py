@@ -54,8 +54,6 @@ class EncoderConfig:
       bottleneck_attention: queries, keys and values all read the narrow residual stream. False:
         queries and keys read a narrow map of their own, values the layer's whole input.
       num_feed_forwards: feed-forward blocks of a layer with a bottleneck, one after the other.
-      stack_breaks: layers at which a new stack of layers begins, even where the matrices of both
-        stacks have equal shapes: layers of different stacks can be trained or frozen apart.
       remat: recompute each layer in the backward pass instead of keeping its activations.
       stack_breaks: layers at which a new stack begins although its matrices have the shapes of the
         layer before; variables of one stack are trained or frozen together.
@@ -106,11 +104,6 @@ class EncoderConfig:
             raise ValueError(f"norm_eps={self.norm_eps!r} must be above 0.")
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(f"pad_id={self.pad_id} must lie in 0..{self.vocab_size - 1}.")
-        object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))
-        if not all(0 < layer < self.stored_layers for layer in self.stack_breaks):
-            raise ValueError(
-                f"stack_breaks={self.stack_breaks!r} must be layers in 1..{self.stored_layers - 1}."
-            )
         if not isinstance(json.loads(self.source_config), dict):
             raise ValueError("source_config must be the JSON text of an object.")
 

@@ -47,7 +47,7 @@ def arrays(settings=SETTINGS, seed=0) -> dict[str, np.ndarray]:
 
 def tensors(settings=SETTINGS, seed=0) -> dict[str, np.ndarray]:
     """The same parameters by the names of a checkpoint."""
-    return huggingface.export_bert(settings, arrays(settings, seed))[1]
+    return huggingface.export_model(settings, arrays(settings, seed))[1]
 
 
 def write(folder: pathlib.Path, content=None, weights=None) -> pathlib.Path:

@@ -14,7 +14,7 @@ from tests.interop.helpers import CONFIG, SETTINGS
 
 
 def _import(content, tensors):
-    return huggingface.import_bert(content, tensors, "FOLDER")
+    return huggingface.import_model(content, tensors, "FOLDER")
 
 
 def _prefixed(tensors):
@@ -148,7 +148,10 @@ def test_every_name_of_the_map_is_needed():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "model_type 'roberta', which is not supported; supported is"),
+        (
+            {"model_type": "roberta"},
+            "model_type 'roberta', which is not supported; supported are bert",
+        ),
         (
             {"architectures": ["BertLMHeadModel"]},
             "BertLMHeadModel.*supported are BertModel, BertFor",
@@ -182,14 +185,14 @@ def test_incomplete_configurations_name_every_missing_key():
 def test_activations_keep_their_name_on_export(theirs, ours):
     config, arrays = _import({**CONFIG, "hidden_act": theirs}, helpers.tensors())
     assert config.activation == ours
-    content, _ = huggingface.export_bert(config, arrays)
+    content, _ = huggingface.export_model(config, arrays)
     assert content["hidden_act"] == theirs
 
 
 def test_export_keeps_the_source_and_is_brought_up_to_date():
     config, arrays = _import({**CONFIG, "initializer_range": 0.01}, helpers.tensors())
     config = dataclasses.replace(config, dropout=0.25, activation="relu")
-    content, tensors = huggingface.export_bert(config, arrays)
+    content, tensors = huggingface.export_model(config, arrays)
     assert content["initializer_range"] == 0.01
     assert content["hidden_dropout_prob"] == 0.25
     assert content["hidden_act"] == "relu"
@@ -202,4 +205,4 @@ def test_export_keeps_the_source_and_is_brought_up_to_date():
 def test_export_without_a_counterpart_is_refused():
     settings = dataclasses.replace(SETTINGS, num_labels=2, pooling="mean")
     with pytest.raises(ValueError, match="pooling='mean' has no counterpart in transformers"):
-        huggingface.export_bert(settings, helpers.arrays(settings))
+        huggingface.export_model(settings, helpers.arrays(settings))

@@ -1,5 +1,6 @@
 """transformers as the reference; imported only here, with its own warnings silenced."""
 
+import re
 import warnings
 
 import numpy as np
@@ -21,13 +22,13 @@ def quietly(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
-def randomize(model, seed: int):
+def randomize(model, seed: int, scale: float = 0.3):
     """Replaces every parameter, norms and biases included, by random numbers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(0.0, 0.3, generator=generator)
-            if "LayerNorm.weight" in name:
+            parameter.normal_(0.0, scale, generator=generator)
+            if re.search(r"(LayerNorm|layer_norm)\.weight", name):
                 parameter.add_(1.0)
     return model.eval()
 

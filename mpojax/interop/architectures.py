@@ -1,0 +1,80 @@
+"""What a description of a checkpoint format consists of; `name_maps` holds the descriptions.
+
+A row of names is (checkpoint name, logical path, transform). `{i}` stands for the layer, `{j}` for
+a feed-forward block before the last of its layer and `{last}` for the last one, in both. The
+transform is "transpose" for torch linear weights, which are (out_features, in_features), else
+"same". Rows whose path is no array of the model at hand do not count.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Row = tuple[str, str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """All that is particular to one model type of transformers.
+
+    Attributes:
+      model_type: its name in config.json.
+      prefix: of the encoder's names in models with a head.
+      classes: transformers' class by what is on the encoder: "none", "classifier", "span".
+      pretraining: classes whose heads are dropped.
+      dropped: regular expression for the names in those heads.
+      encoder: rows inside the prefix.
+      outside: rows outside of it, by the same kinds as `classes`.
+      fields: {configuration key: field of EncoderConfig}.
+      defaults: values of keys that may be absent.
+      activation: key of the activation.
+      head_dropout: key of the dropout before the head, by kind of head; None where there is none.
+      fixed: fields that have one value in every model of this type.
+      required: values that change the computation: a key that is present must have one of these.
+      derived: {configuration key: (another key, {value of that: value of this})}, settings that
+        follow from others.
+      refused: (what is wrong, predicate of the settings), for settings that do not go together.
+    """
+
+    model_type: str
+    classes: Mapping[str, str]
+    pretraining: tuple[str, ...]
+    dropped: str
+    encoder: tuple[Row, ...]
+    outside: Mapping[str, tuple[Row, ...]]
+    fields: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    head_dropout: Mapping[str, str | None]
+    activation: str = "hidden_act"
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    required: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    derived: Mapping[str, tuple[str, Mapping]] = dataclasses.field(default_factory=dict)
+    refused: tuple[tuple[str, Callable[[Mapping], bool]], ...] = ()
+
+    @property
+    def prefix(self) -> str:
+        """What task models put before the encoder's names."""
+        return f"{self.model_type}."
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every class whose checkpoints are read."""
+        return (*self.classes.values(), *self.pretraining)
+
+
+def linear(theirs: str, ours: str) -> tuple[Row, Row]:
+    """Weight and bias of a linear map."""
+    return (
+        (f"{theirs}.weight", f"{ours}/kernel", "transpose"),
+        (f"{theirs}.bias", f"{ours}/bias", "same"),
+    )
+
+
+def norm(theirs: str, ours: str) -> tuple[Row, Row]:
+    """Weight and bias of a norm."""
+    return (f"{theirs}.weight", f"{ours}/scale", "same"), (f"{theirs}.bias", f"{ours}/bias", "same")
+
+
+def rows(*parts: tuple[Row, ...]) -> tuple[Row, ...]:
+    """All rows of the parts."""
+    return tuple(row for part in parts for row in part)
