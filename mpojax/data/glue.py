@@ -77,6 +77,11 @@ class GlueTask:
     def kind(self) -> str:
         return "classification" if self.label_names else "regression"
 
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the files that tell the folder of a task from others."""
+        sources = [source for split in self.splits.values() for source in split]
+        return tuple(name for source in sources for name in source.files)
+
 
 _COLA = ("source", "label", "star", "sentence")
 _PAIR = ("sentence1", "sentence2")

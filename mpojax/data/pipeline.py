@@ -12,7 +12,10 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
-TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")  # (N, S): what is cropped
+# (N, S): what is cropped
+TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids", "context_mask")
+# What only the host needs, to turn predictions back into text: never part of a batch.
+HOST_ARRAYS = ("offsets", "example_index")
 
 
 class TrainData:
@@ -72,6 +75,11 @@ class EvalData:
         self._crop = _Crop(arrays, lengths)
         self.order = self._crop.by_length() if len(lengths) else np.arange(self.num_examples)
 
+    @property
+    def host_arrays(self) -> dict[str, np.ndarray]:
+        """The `HOST_ARRAYS` among the arrays, in the order of the examples."""
+        return {name: self._arrays[name] for name in HOST_ARRAYS if name in self._arrays}
+
     def __len__(self) -> int:
         return -(-self.num_examples // self.batch_size)
 
@@ -116,12 +124,13 @@ class _Crop:
 
     def __call__(self, examples: np.ndarray, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
         chosen = examples[rows]
+        arrays = {name: a for name, a in self._arrays.items() if name not in HOST_ARRAYS}
         if self._lengths is None:
-            return {name: array[chosen] for name, array in self._arrays.items()}
+            return {name: array[chosen] for name, array in arrays.items()}
         length = self._allowed[np.searchsorted(self._allowed, self._lengths[examples].max())]
         return {
             name: array[chosen, :length] if name in TOKEN_ARRAYS else array[chosen]
-            for name, array in self._arrays.items()
+            for name, array in arrays.items()
         }
 
 

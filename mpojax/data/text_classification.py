@@ -53,6 +53,17 @@ class Split:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
         return self.select(chosen)
 
+    def split_off(self, count: int, seed: int = 0) -> tuple["Split", "Split"]:
+        """(the rest, a fixed random sample of `count` examples).
+
+        Raises:
+          ValueError: nothing would be left.
+        """
+        if not 0 < count < len(self):
+            raise ValueError(f"cannot split {count} examples off {len(self)}; both parts need some")
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.select(np.sort(order[count:])), self.select(np.sort(order[:count]))
+
     def select(self, chosen: np.ndarray) -> "Split":
         """The examples of the given numbers, in that order."""
         return Split(

@@ -74,6 +74,58 @@ class Tokenizer:
           int32 arrays (N, max_length): input_ids, attention_mask (1 = real token), token_type_ids.
           Too long inputs lose tokens at the end, of the longer one in a pair.
         """
+        self._check(texts, pairs, max_length)
+        self._backend.enable_truncation(max_length=max_length, strategy="longest_first")
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return self._arrays(self._padded(inputs, max_length), max_length)
+
+    def encode_windows(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        max_length: int = 384,
+        overlap: int = 128,
+        max_question_length: int = 64,
+    ) -> dict[str, np.ndarray]:
+        """Encodes (question, context) pairs; a long context becomes several overlapping windows.
+
+        Args:
+          max_length: tokens of a window, the question and special tokens included.
+          overlap: context tokens that neighbouring windows share.
+          max_question_length: longer questions lose tokens at the end.
+
+        Returns:
+          Arrays of F >= N windows, in the order of the pairs: input_ids, attention_mask and
+          token_type_ids as `encode` gives them, context_mask (F, max_length) int32 (1 = token of
+          the context), offsets (F, max_length, 2) int32 (first and last-plus-one character of each
+          token in its own text), example_index (F,) int32 (the pair a window comes from).
+
+        Raises:
+          ValueError: max_length leaves no more room for the context than `overlap`.
+        """
+        self._check(questions, contexts, max_length)
+        questions, longest = self._cut(questions, max_question_length)
+        room = max_length - longest - self._backend.num_special_tokens_to_add(True)
+        if not 0 <= overlap < room:
+            raise ValueError(
+                f"overlap={overlap} must be from 0 to below the {room} context tokens that "
+                f"max_length={max_length} leaves beside questions of up to {longest} tokens; raise "
+                "max_length, or lower overlap or max_question_length"
+            )
+        self._backend.enable_truncation(max_length, stride=overlap, strategy="only_second")
+        inputs = list(zip(questions, contexts, strict=True))
+        windows, index = [], []
+        for number, encoding in enumerate(self._padded(inputs, max_length)):
+            windows += [encoding, *encoding.overflowing]
+            index += [number] * (1 + len(encoding.overflowing))
+        context = [[part == 1 for part in w.sequence_ids] for w in windows]
+        return self._arrays(windows, max_length) | {
+            "context_mask": np.array(context, np.int32).reshape(-1, max_length),
+            "offsets": np.array([w.offsets for w in windows], np.int32).reshape(-1, max_length, 2),
+            "example_index": np.array(index, np.int32),
+        }
+
+    def _check(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> None:
         if isinstance(texts, str):
             raise ValueError("texts must be a sequence of strings, not one string: pass [text]")
         special = self._backend.num_special_tokens_to_add(pairs is not None)
@@ -83,12 +135,25 @@ class Tokenizer:
             )
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"{len(texts)} texts but {len(pairs)} pairs; lengths must be equal")
-        self._backend.enable_truncation(max_length=max_length, strategy="longest_first")
+
+    def _cut(self, texts: Sequence[str], max_tokens: int) -> tuple[list[str], int]:
+        """Texts of at most `max_tokens` tokens, and the tokens of the longest one."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        cut = [
+            text[: e.offsets[max_tokens - 1][1]] if len(e) > max_tokens else text
+            for text, e in zip(texts, encodings, strict=True)
+        ]
+        return cut, max((min(len(e), max_tokens) for e in encodings), default=0)
+
+    def _padded(self, inputs: list, max_length: int) -> list[tokenizers.Encoding]:
         self._backend.enable_padding(
             length=max_length, pad_id=self.pad_id, pad_token=self.pad_token
         )
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self._backend.encode_batch(inputs)
+        return self._backend.encode_batch(inputs)
+
+    def _arrays(self, encodings: list, max_length: int) -> dict[str, np.ndarray]:
         fields = {
             "input_ids": "ids",
             "attention_mask": "attention_mask",

@@ -1,7 +1,7 @@
 """Training: config -> state -> step -> hooks, with one loop."""
 
 from mpojax.training.checkpoints import Checkpoints
-from mpojax.training.evaluation import Evaluator, accuracy, classify, evaluator, score
+from mpojax.training.evaluation import Evaluator, accuracy, classify, score
 from mpojax.training.hooks import (
     Call,
     Checkpoint,
@@ -18,6 +18,7 @@ from mpojax.training.optimizer import default_config, make_optimizer
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
 from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
+from mpojax.training.task_evaluation import evaluator
 from mpojax.training.workdir import Workdir
 
 __all__ = [

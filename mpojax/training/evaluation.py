@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mpojax.data import pipeline, text_classification
+from mpojax.data import pipeline
 from mpojax.training import objectives, sharding, task_metrics
 from mpojax.training import state as state_lib
 
@@ -80,36 +80,6 @@ class Evaluator:
             if name in batch:
                 results.setdefault(name, batch[name])
         return results
-
-
-def evaluator(
-    task: text_classification.TextTask, split: str | text_classification.Split | None = None
-) -> Evaluator:
-    """The evaluator of a task: its official metrics over a whole split, {metric: value}.
-
-    Correlations lie in -1..1, all other metrics in 0..1.
-
-    Args:
-      task: its kind says how the model is read, its `metrics` what is computed.
-      split: what will be evaluated, a name or examples; None = the task's development split.
-
-    Raises:
-      ValueError: the task has no such split, or the split has no labels.
-    """
-    if not isinstance(split, text_classification.Split):
-        name = split or task.dev_split
-        split = task[name]
-        if split.labels is None:
-            raise ValueError(f"split {name!r} of task {task.name!r} has no labels; choose another")
-    predict = classify if task.kind == "classification" else score
-    chosen = {name: task_metrics.METRICS[name] for name in task.metrics}
-
-    def metrics(columns: Columns) -> dict[str, float]:
-        if "labels" not in columns:
-            raise ValueError(f"the data of task {task.name!r} has no labels; choose another split")
-        return {n: f(columns["predictions"], columns["labels"]) for n, f in chosen.items()}
-
-    return Evaluator(predict, metrics)
 
 
 def classify(model: Any, batch: dict) -> dict[str, jax.Array]:

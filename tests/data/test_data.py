@@ -252,37 +252,6 @@ class TestTextSets:
             data.load_task("mnil")
 
 
-class TestGlue:
-    def test_sst2(self, data_dir):
-        if not (data_dir / "glue" / "SST-2").is_dir():
-            pytest.skip("no SST-2 there")
-        task = data.load_task("sst2", data_dir)
-        assert {name: len(split) for name, split in task.splits.items()} == {
-            "train": 67349,
-            "dev": 872,
-            "test": 1821,
-        }
-        assert task["test"].labels is None
-        assert task["dev"].texts[0] == "it 's a charming and often affecting journey ."
-        np.testing.assert_array_equal(task["dev"].labels[:5], [1, 0, 1, 1, 0])
-        assert task["dev"].labels.mean() == pytest.approx(444 / 872)
-
-    def test_missing_column(self, tmp_path):
-        (tmp_path / "SST-2").mkdir()
-        (tmp_path / "SST-2" / "train.tsv").write_text("text\tlabel\na\t1\n")
-        with pytest.raises(
-            ValueError, match=r"train.tsv has no column 'sentence'; columns are \['label', 'text'\]"
-        ):
-            data.load_task("sst2", tmp_path)
-
-    def test_missing_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no folder .*SST-2 or .*SST-2; pass data_dir"):
-            data.load_task("sst2", tmp_path)
-        (tmp_path / "SST-2").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"needs train.tsv for"):
-            data.load_task("sst2", tmp_path)
-
-
 def test_only_token_arrays_are_cropped():
     mask = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], np.int32)
     others = {"scores": np.zeros((2, 4), np.float32), "labels": np.zeros(2, np.int32)}
