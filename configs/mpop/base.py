@@ -23,6 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data_dir = ""
     config.train_split, config.dev_split = "train", ""  # "": the task's own
     config.train_examples, config.dev_examples = 0, 0  # 0: all
+    # Examples taken from the training split, by which squeezing decides; 0: the split that is
+    # reported decides, as in the paper.
+    config.held_out_examples = 0
     config.max_length = 128
     config.lengths = (32, 64, 128)  # batches are cropped to one of these
     config.pooling = ""  # "": the model's own, "pooler" where it has none

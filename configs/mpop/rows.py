@@ -139,7 +139,7 @@ def make(model: Model, variant: str, task: str) -> ml_collections.ConfigDict:
     config.architecture, config.model = model.architecture, model.weights
     config.variant, config.task = variant, task
     config.seed = 42
-    config.keep_best = True
+    config.keep_best = variant != "mpop"  # squeezing decides itself what is kept
     _set_hyper_parameters(config, variant, TASKS[task])
     if variant == "dense":
         return config

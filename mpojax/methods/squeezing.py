@@ -147,10 +147,10 @@ class Squeezer:
             self._save()
         if number and not self.pending["cuts"]:
             return state, True
-        model = state.model() if number else self.model
-        tuned, optimizer = (
-            self._cut(state, model) if number else (state, self.make_optimizer(model))
-        )
+        if number:
+            tuned, optimizer = self.cut(state)
+        else:
+            tuned, optimizer = state, self.make_optimizer(self.model)
         description = f"squeezing, phase {number}" if number else "before squeezing"
         target = self.step + self.settings.steps if number else self.first_steps
         result = self.train(tuned, optimizer, target, self._phase_folder(number), description)
@@ -199,9 +199,10 @@ class Squeezer:
             logging.info("cut %s to %d: cost %.3g", cut.group, cut.rung, cut.cost)
         self.pending |= {"cuts": cuts, "shapes": self.shapes | shapes}
 
-    def _cut(self, state: training.TrainState, model: models.Model):
+    def cut(self, state: training.TrainState):
         """State and optimizer with the pending shapes: cores in the central gauge, then sliced."""
-        arrays, shapes = models.to_arrays(model), self.pending["shapes"]
+        model, shapes = state.model(), self.pending["shapes"]
+        arrays = models.to_arrays(model)
         maps = {}
         for path, (old, new, _) in self._canonicalized(state).items():
             maps[path] = mpo.gauge_maps(old, new)

@@ -88,9 +88,7 @@ def test_shared_core_is_counted_once():
 
 
 def test_unknown_name():
-    with pytest.raises(
-        ValueError, match=r"unknown trainable set 'lora'; allowed are all, aux"
-    ):
+    with pytest.raises(ValueError, match=r"unknown trainable set 'lora'; allowed are all, aux"):
         mpop.trainable_filter("lora")
 
 

@@ -1,0 +1,315 @@
+"""Fine-tunes one model on one task with one seed; compressed before, or squeezed on the way.
+
+    python -m experiments.finetune --config=configs/mpop/minilm.py:full_lfa,sst2 --workdir=runs/lfa
+    python -m experiments.finetune --config=configs/mpop/base.py --config.model=FOLDER \
+        --config.task=sst2 --config.data_dir=DATA --workdir=runs/mine
+
+The fields of a config are explained in `configs/mpop/base.py`. The workdir gets `result.json`,
+metrics as JSONL and TensorBoard events, the compression report, and for a squeezed model its
+trajectory as table and plot. Started again on its workdir an interrupted run goes on exactly.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import ml_collections
+from absl import logging
+from flax import nnx
+
+from experiments import launch, sources, trajectory
+from mpojax import data, interop, models, training
+from mpojax.methods import mpop, squeeze_settings, squeezing
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a config asks for, loaded: the model with its head, and encoded examples.
+
+    Attributes:
+      model: compressed where the config says so.
+      report: of the compression, or None.
+      train, dev: encoded examples; `dev` is what is reported.
+      held_out: encoded examples by which squeezing decides, or None where `dev` decides.
+      evaluate: evaluator of `dev`; `decide`: that of `held_out`, or of `dev`.
+      metric: name of the task's main metric.
+    """
+
+    model: models.Model
+    report: interop.CompressionReport | None
+    kind: str
+    metric: str
+    train: dict
+    dev: dict
+    held_out: dict | None
+    evaluate: training.Evaluator
+    decide: training.Evaluator
+
+
+def main(config: ml_collections.ConfigDict, folder: str) -> int:
+    """Runs the job and says how it ended."""
+    if run(config, folder):
+        logging.info("stopped; start the same command again to go on")
+        return 0
+    print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
+    return 0
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without loading weights or data.
+
+    Raises:
+      ValueError: a field that is wrong whatever the model is.
+    """
+    mpop.check_trainable(config.trainable)
+    settings = read_squeeze(config)
+    if settings is not None and config.trainable not in mpop.FILTERS:
+        raise ValueError(
+            f"config.trainable={config.trainable!r} cannot be squeezed; allowed are "
+            f"{sorted(mpop.FILTERS)}."
+        )
+    if settings is not None and not read_rules(config) and not config.start_from:
+        raise ValueError("config.squeeze needs a model in MPO form: give config.matrices or rules.")
+    if settings is not None and config.keep_best:
+        raise ValueError(
+            "config.keep_best has no meaning with config.squeeze, which decides itself."
+        )
+    if config.steps < 1:
+        raise ValueError(f"config.steps={config.steps} must be at least 1.")
+    if config.architecture and config.architecture not in models.PRESETS:
+        raise ValueError(
+            f"config.architecture={config.architecture!r} must be one of {sorted(models.PRESETS)}."
+        )
+
+
+def read_rules(config: ml_collections.ConfigDict) -> list[tuple[str, dict]]:
+    """Compression rules as `interop.compress` takes them; none for a dense model."""
+    if config.rules:
+        return [(pattern, dict(settings)) for pattern, settings in config.rules]
+    return [(pattern, config.settings.to_dict()) for pattern in config.matrices]
+
+
+def read_squeeze(config: ml_collections.ConfigDict) -> squeeze_settings.Settings | None:
+    """Settings of the squeezing, or None.
+
+    Raises:
+      ValueError: an unknown field or a bad value.
+    """
+    fields = config.squeeze.to_dict()
+    if not fields:
+        return None
+    known = {field.name for field in dataclasses.fields(squeeze_settings.Settings)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"config.squeeze has unknown fields {unknown}; known are {sorted(known)}.")
+    return squeeze_settings.Settings(**fields)
+
+
+def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal stopped it."""
+    check(config)
+    workdir = training.Workdir(folder, config)
+    if workdir.finished:
+        return 0
+    start = time.perf_counter()
+    job = prepare(config)
+    if job.report is not None:
+        job.report.to_csv(workdir.path / "compression.csv")
+    settings = read_squeeze(config)
+    if settings is None:
+        outcome = _tune(config, job, workdir.path)
+    else:
+        outcome = _squeeze(config, settings, job, workdir.path)
+    if outcome is None:
+        return 1
+    state, facts = outcome
+    result = _result(config, job, state, facts) | {"seconds": time.perf_counter() - start}
+    if config.save_model:
+        shutil.rmtree(workdir.path / "model", ignore_errors=True)  # of a start killed while saving
+        interop.save_pretrained(state.model(), workdir.path / "model")
+    (workdir.path / "summary.txt").write_text(summary(result), encoding="utf-8")
+    workdir.write_result(result)
+    shutil.rmtree(workdir.path / "checkpoints", ignore_errors=True)  # of use to unfinished runs
+    return 0
+
+
+def prepare(config: ml_collections.ConfigDict) -> Job:
+    """Loads and encodes data, loads the model, gives it a head, compresses it.
+
+    Raises:
+      ValueError: task, split, model or rules that do not fit.
+    """
+    task = data.load_task(config.task, config.data_dir or None)
+    source = sources.model_folder(config.model or config.start_from)
+    words = data.Tokenizer.from_folder(source)
+    train, dev = task[config.train_split], task[config.dev_split or task.dev_split]
+    held_out = None
+    if config.held_out_examples:
+        train, held_out = train.split_off(config.held_out_examples)
+    train = train.take(config.train_examples) if config.train_examples else train
+    dev = dev.take(config.dev_examples) if config.dev_examples else dev
+    model = _with_head(config, task, interop.load_pretrained(config.start_from or source))
+    model, report = _compressed(config, model)
+    encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
+    evaluate = training.evaluator(task, dev)
+    decide = evaluate if held_out is None else training.evaluator(task, held_out)
+    logging.info("%s: %d examples to train on, %d to report", task.name, len(train), len(dev))
+    return Job(model, report, task.kind, task.metrics[0], *encoded, evaluate, decide)
+
+
+def _with_head(config, task: data.TextTask, model: models.Model) -> models.Model:
+    head = "span" if task.kind == "span" else "classifier"
+    outputs = 2 if head == "span" else task.num_labels
+    has = model.config.num_labels is not None
+    pooling = config.pooling or (
+        model.config.pooling if model.config.pooling != "none" else "pooler"
+    )
+    same = has and (model.config.num_labels, model.config.head) == (outputs, head)
+    # A model that was tuned on a task before goes on with its head.
+    if not (config.start_from and same):
+        rngs = nnx.Rngs(config.seed)
+        model = models.with_head(model, outputs, pooling=pooling, head=head, rngs=rngs)
+    if config.dropout >= 0:
+        rates = dict.fromkeys(("dropout", "attention_dropout"), float(config.dropout))
+        model = models.reconfigure(model, **rates, classifier_dropout=None)
+    return model
+
+
+def _compressed(config, model: models.Model):
+    rules = read_rules(config)
+    if not rules:
+        return model, None
+    return interop.compress(model, rules, budget=config.budget, bond=config.bond)
+
+
+def _tune(config, job: Job, folder: pathlib.Path):
+    """Plain fine-tuning; None when it was interrupted."""
+    model, accept = mpop.with_trainable(job.model, config.trainable)
+    optimizer = make_optimizer(config, model, config.steps)
+    state = training.TrainState.create(model, accept, optimizer, seed=config.seed)
+    best = job.metric if config.keep_best else None
+    dev = training.Evaluate(
+        "dev", _eval_data(config, job.dev), job.evaluate, every=config.eval_every, best=best
+    )
+    result = fit(config, job, state, optimizer, config.steps, folder, config.variant, [dev])
+    if result.interrupted or result.stop_requested:
+        return None
+    state = training.restore_best(folder, result.state) if best else result.state
+    facts = {"trainable": accept, "fit": result.summary(), "squeeze": None}
+    if best:
+        facts |= {"best_step": dev.best_step}
+        metrics = job.evaluate(state, _eval_data(config, job.dev))
+    else:
+        metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if "dev/" in k}
+    return state, facts | {"metrics": metrics}
+
+
+def _squeeze(config, settings: squeeze_settings.Settings, job: Job, folder: pathlib.Path):
+    """Fine-tuning, then cuts; None when it was interrupted."""
+    total = config.steps + settings.max_phases * settings.steps
+    deciding = job.dev if job.held_out is None else job.held_out
+
+    def train(state, optimizer, steps, phase_folder, description):
+        decide = training.Evaluate("decide", _eval_data(config, deciding), job.decide)
+        label = f"{config.variant} {description}".strip()
+        return fit(config, job, state, optimizer, steps, phase_folder, label, [decide])
+
+    outcome = squeezing.squeeze(
+        job.model,
+        settings,
+        trainable=config.trainable,
+        make_optimizer=lambda model: make_optimizer(config, model, total),
+        train=train,
+        metric=f"decide/{job.metric}",
+        first_steps=config.steps,
+        folder=folder / "squeezing",
+        seed=config.seed,
+    )
+    if outcome.state is None:
+        return None
+    trajectory.write(folder, outcome.phases, job.metric)
+    facts = {
+        "trainable": mpop.trainable_filter(config.trainable),
+        "fit": None,
+        "squeeze": {"why": outcome.why, "phases": outcome.phases},
+        "metrics": job.evaluate(outcome.state, _eval_data(config, job.dev)),
+    }
+    shutil.rmtree(folder / "squeezing" / "accepted", ignore_errors=True)
+    return outcome.state, facts
+
+
+def make_optimizer(config, model: models.Model, steps: int):
+    """The config's optimizer; rates of roles that the model lacks are left out."""
+    settings = config.optimizer.to_dict()
+    roles = training.roles(model)
+    rates = settings.get("role_learning_rates") or {}
+    settings["role_learning_rates"] = {r: v for r, v in rates.items() if r in roles.values()}
+    return training.make_optimizer(settings, roles, steps)
+
+
+def fit(config, job: Job, state, optimizer, steps, folder, label, hooks) -> training.FitResult:
+    """`training.fit` with the config's data, mesh and bookkeeping."""
+    has_chains = bool(state.model().shapes)
+    return training.fit(
+        state,
+        training.objective(job.kind),
+        data.TrainData(job.train, config.batch_size, seed=config.seed, lengths=config.lengths),
+        optimizer=optimizer,
+        steps=steps,
+        mesh=training.make_mesh(config.mesh.to_dict()),
+        hooks=[
+            training.Progress(label or config.task),
+            *hooks,
+            training.Checkpoint(every=config.checkpoint_every, at_end=False),
+            training.StopOnSignal(),
+        ],
+        folder=folder,
+        log_every=config.log_every,
+        accumulate=config.accumulate,
+        # With several micro-batches every matrix is rebuilt once for all of them.
+        prepare=models.merged if has_chains and config.accumulate > 1 else None,
+    )
+
+
+def _eval_data(config, arrays: dict) -> data.EvalData:
+    return data.EvalData(arrays, config.eval_batch_size, lengths=config.lengths)
+
+
+def _result(config, job: Job, state: training.TrainState, facts: dict[str, Any]) -> dict:
+    counts = mpop.parameter_counts(state.model(), facts.pop("trainable"))
+    return {
+        "task": config.task,
+        "variant": config.variant,
+        "architecture": config.architecture,
+        "seed": config.seed,
+        "metric_name": job.metric,
+        "metric": facts["metrics"][job.metric],
+        "total": counts["total"],
+        "trained": counts["trainable"],
+        "counts": counts,
+        "relative_error": job.report.relative_error if job.report else 0.0,
+        "train_examples": len(job.train["input_ids"]),
+        "dev_examples": len(job.dev["input_ids"]),
+        "steps": int(state.step),
+        **facts,
+    }
+
+
+def summary(result: dict) -> str:
+    """The result for people."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    lines = [
+        f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
+        f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",
+        f"  {result['trained']:,} of {result['total']:,} parameters trained",
+        f"  relative weight error {result['relative_error']:.4f} before training",
+    ]
+    if result["squeeze"]:
+        cuts = sum(len(p["cuts"]) for p in result["squeeze"]["phases"] if p["accepted"])
+        lines.append(f"  {cuts} cuts accepted; ended because {result['squeeze']['why']}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    launch.run(main)
