@@ -1,6 +1,7 @@
 """Data: tasks, tokenizers and batches that are a pure function of (seed, step)."""
 
 from mpojax.data.pipeline import EvalData, TrainData
+from mpojax.data.squad import SpanSplit
 from mpojax.data.tasks import TASKS, load_task
 from mpojax.data.text_classification import Split, TextTask, from_arrays, from_files
 from mpojax.data.tokenizer import Tokenizer
@@ -8,6 +9,7 @@ from mpojax.data.tokenizer import Tokenizer
 __all__ = [
     "TASKS",
     "EvalData",
+    "SpanSplit",
     "Split",
     "TextTask",
     "Tokenizer",

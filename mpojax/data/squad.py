@@ -115,7 +115,7 @@ def read(path: pathlib.Path) -> SpanSplit:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise ValueError(
