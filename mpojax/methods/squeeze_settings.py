@@ -24,7 +24,8 @@ class Settings:
       matrices: regular expression over matrix paths in MPO form that may be cut.
       group_by: "role" cuts a matrix in all layers alike (layers stay in one stack), "matrix" each
         by itself.
-      cuts_per_phase: cheapest cuts taken together before the model is tuned and compiled again.
+      cuts_per_phase: cheapest cuts taken together before the model is tuned and compiled again; 0
+        takes equal shares of the way to the budget, which is then met in phase `max_phases`.
       multiple, factor, minimum, per_bond: the ladder, see `mpo.Ladder`.
       measure: what the cheapest cut is, see `mpo.cheapest_cut`.
       on_drop: after a drop of more than the gap the phase is taken back; then "stop", or "ban" the
@@ -48,10 +49,14 @@ class Settings:
     optimizer_state: str = "map"
 
     def __post_init__(self):
-        for name in ("steps", "max_phases", "cuts_per_phase"):
+        for name, least in (("steps", 1), ("max_phases", 1), ("cuts_per_phase", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"squeeze.{name}={value!r} must be an integer of at least 1.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"squeeze.{name}={value!r} must be an integer of at least {least}."
+                )
+        if self.cuts_per_phase == 0 and self.budget is None:
+            raise ValueError("squeeze.cuts_per_phase=0 takes shares of a budget: give one.")
         if not self.gap >= 0:
             raise ValueError(f"squeeze.gap={self.gap!r} must not be negative.")
         if self.budget is not None and not self.budget > 0:

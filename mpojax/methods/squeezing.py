@@ -12,6 +12,7 @@ folder, a run goes on where it was and takes the same way.
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -178,10 +179,8 @@ class Squeezer:
         spectra = {path: spectra for path, (_, _, spectra) in canonical.items()}
         shapes = {path: self.shapes[path] for path in paths}
         parameters = sum(models.count_parameters(state.model()).values())
-        cuts = []
-        for _ in range(self.settings.cuts_per_phase):
-            if self.limit is not None and parameters <= self.limit:
-                break
+        cuts, target, most = [], *self._aim()
+        while len(cuts) < most and (target is None or parameters > target):
             cut = mpo.cheapest_cut(
                 _groups(self.settings, paths),
                 shapes,
@@ -198,6 +197,14 @@ class Squeezer:
             cuts.append({**facts, "saved": cut.saved})
             logging.info("cut %s to %d: cost %.3g", cut.group, cut.rung, cut.cost)
         self.pending |= {"cuts": cuts, "shapes": self.shapes | shapes}
+
+    def _aim(self) -> tuple[int | None, float]:
+        """Number of parameters at which the next phase ends, and its largest number of cuts."""
+        if self.settings.cuts_per_phase:
+            return self.limit, self.settings.cuts_per_phase
+        start, number = self.phases[0]["parameters"], len(self.phases)
+        way = (start - self.limit) * number // self.settings.max_phases
+        return max(self.limit, start - way), math.inf
 
     def cut(self, state: training.TrainState):
         """State and optimizer with the pending shapes: cores in the central gauge, then sliced."""

@@ -207,6 +207,23 @@ def test_squeezes_to_a_budget_in_few_phases(tmp_path):
     assert result.phases[-1]["parameters"] <= limit < result.phases[0]["parameters"]
 
 
+def test_goes_to_a_budget_in_equal_shares(tmp_path):
+    train = scripted(itertools.repeat(0.5))
+    result = squeezing_run.run(
+        tmp_path,
+        train=train,
+        budget=0.95,
+        cuts_per_phase=0,
+        max_phases=3,
+        factor=1.0,
+        per_bond=True,
+    )
+    sizes = [phase["parameters"] for phase in result.phases]
+    assert (len(sizes), result.why) == (4, "the budget is met")
+    drops = -np.diff(sizes)
+    assert max(drops) - min(drops) < 0.5 * np.mean(drops)
+
+
 def test_ends_where_nothing_is_left_to_cut(tmp_path):
     train = scripted(itertools.repeat(0.5))
     result = squeezing_run.run(tmp_path, train=train, multiple=64, cuts_per_phase=100, max_phases=9)
@@ -265,6 +282,7 @@ def test_killed_in_the_middle_it_takes_the_same_way(tmp_path, kill):
         ({"measure": "best"}, "squeeze.measure='best'"),
         ({"on_drop": "cry"}, "squeeze.on_drop"),
         ({"multiple": 0}, "multiple=0"),
+        ({"cuts_per_phase": 0}, "give one"),
     ],
 )
 def test_bad_settings_are_refused(fields, message):
