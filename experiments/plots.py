@@ -27,6 +27,7 @@ _LABELS = {
     "bond": "bond dimension (cap)",
     "relative_error": "relative weight error",
 }
+_COUNTS = ("total", "trained")
 _MARKERS = "osD^v<>P*X"
 
 
@@ -126,7 +127,12 @@ def draw(plot: Plot, rows: Sequence[Mapping], axes: Sequence[str]):
         if plot.panels:
             panel_axes.set_title(f"{plot.panels}: {panel}")
         if plot.log_x:
-            panel_axes.set_xscale("log", base=2 if plot.x == "bond" else 10)
+            panel_axes.set_xscale("log")
+            ticks = sorted({row[plot.x] for row in inside if _number(row.get(plot.x))})
+            panel_axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            panel_axes.minorticks_off()
+        elif plot.x in _COUNTS:
+            panel_axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
         if plot.log_y:
             panel_axes.set_yscale("log")
         if plot.lines and panel_axes.get_legend_handles_labels()[0]:

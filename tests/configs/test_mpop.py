@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from configs.mpop import albert, base, bert, distilbert, mobilebert, rows
+from experiments import finetune
 from mpojax import interop, models, training
 from mpojax.methods import mpop, squeeze_settings
 
@@ -27,7 +28,7 @@ def test_every_config_loads_and_fits_its_model(name, variant):
         assert set(config) == known
         assert (config.architecture, config.variant, config.task) == (name, variant, task)
         assert config.steps > 0
-        assert mpop.check_trainable(config.trainable) is None
+        finetune.check(config)
         squeeze = config.squeeze.to_dict()
         assert bool(squeeze) == (variant == "mpop")
         assert squeeze_settings.Settings(**squeeze).budget == squeeze.get("budget")

@@ -1,0 +1,263 @@
+"""Tables of the MPOP paper: published values, counts from shapes, scores from runs on disk."""
+
+import csv
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from configs.mpop import albert, bert, rows
+from experiments import table
+from experiments.tables import analyses, listing, page, published, results, scores
+from mpojax import interop, models, mpo
+from mpojax.training import workdir
+
+ROWS = {row.label: row for t in published.SCORES.values() for row in t.rows}
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def put(folder, config, metrics, **changes):
+    """A finished run, as `experiments.finetune` leaves it."""
+    for name, value in changes.items():
+        config[name] = value
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(workdir.plain(config)), encoding="utf-8")
+    result = {
+        "task": config.task,
+        "variant": config.variant,
+        "seed": config.seed,
+        "metric_name": "accuracy",
+        "metric": metrics["accuracy"],
+        "metrics": metrics,
+        "total": 9_000_000,
+        "trained": 1_000_000,
+        "dev_examples": 277,
+    }
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def our_counts(label):
+    row = ROWS[label]
+    counts, _ = scores.planned_counts(scores.load_config(row, next(iter(row.scores))))
+    return scores.millions(counts["trainable"], row.trained), scores.millions(
+        counts["total"], row.total
+    )
+
+
+@pytest.mark.parametrize("label", ["MPOP_full", "MPOP_full+LFA"])
+def test_counts_of_table_3_as_printed(label):
+    row = ROWS[label]
+    assert our_counts(label) == (row.trained, row.total)
+
+
+def test_dense_counts_of_table_3_are_cut_off_instead_of_rounded():
+    config = albert.get_config("dense,sst2")
+    counts, _ = scores.planned_counts(config)
+    without_classifier = counts["total"] - (768 * 2 + 2)
+    assert without_classifier == 11_683_584
+    assert math.floor(without_classifier / 1e5) / 10 == 11.6 == float(ROWS["ALBERT_rep"].total)
+    assert our_counts("ALBERT_rep") == ("11.7", "11.7")
+    assert "cut off instead of rounded" in ROWS["ALBERT_rep"].note
+
+
+@pytest.mark.parametrize("layers", ["10-12", "11-12", "12"])
+def test_counts_of_table_5_as_printed(layers):
+    label = f"BERT layer{'s' if '-' in layers else ''} {layers}"
+    assert our_counts(label)[0] == ROWS[label].trained
+
+
+def test_notes_hold_the_numbers_they_state():
+    found = [albert.squeezed_counts(task) for task in albert.SQUEEZED_CAPS]
+    assert f"{statistics.fmean(c['trainable'] for c in found) / 1e6:.2f} M" in ROWS["MPOP"].note
+    assert f"{statistics.fmean(c['total'] for c in found) / 1e6:.2f} M" in ROWS["MPOP"].note
+    released, _ = scores.planned_counts(albert.get_config("released,sst2"))
+    assert f"{released['trainable'] / 1e6:.1f} M trained" in ROWS["MPOP"].note
+    assert f"of {released['total'] / 1e6:.1f} M" in ROWS["MPOP"].note
+    direct, _ = scores.planned_counts(albert.get_config("dir,sst2"))
+    assert f"{direct['total'] / 1e6:.1f} M in all" in ROWS["MPOP_dir"].note
+    lightweight, _ = scores.planned_counts(bert.get_config("full_lfa,rte"))
+    assert f"{lightweight['trainable'] / 1e6:.2f} M" in ROWS["MPOP_B"].note
+    for label in ("BERT", "DistilBERT", "MobileBERT"):
+        counts, _ = scores.planned_counts(scores.load_config(ROWS[label], "rte"))
+        assert f"{counts['total']:,}" in ROWS[label].note
+
+
+def test_published_averages():
+    for row in published.TABLE3.rows:
+        if row.average:
+            mean = statistics.fmean(map(float, row.scores.values()))
+            # One printed average is a misprint, as the note of its row says.
+            expected = 0.25 if "misprint" in row.note else 0.1
+            assert abs(mean - float(row.average)) < expected
+
+
+def test_budgets_are_met_by_the_largest_cap_that_fits():
+    config = bert.get_config("mpop,rte")
+    counts, cap = scores.planned_counts(config)
+    assert counts["total"] <= 70.4e6 < rows.counts(config, cap + 1)["total"]
+    assert counts == rows.counts(config, cap)
+    config.squeeze.budget = 70.4e6 / 109_483_778
+    share, _ = scores.planned_counts(config)
+    assert share == counts
+
+
+def test_scores_are_means_over_seeds_and_kinds_are_not_mixed(tmp_path):
+    for seed, value in ((42, 0.70), (43, 0.74)):
+        config = albert.get_config("dense,rte")
+        metrics = {"accuracy": value}
+        put(tmp_path / f"deep/er/{seed}", config, metrics, seed=seed, data_dir="elsewhere")
+    for seed in (1, 2, 3):
+        config = albert.get_config("dense,rte")
+        put(tmp_path / f"short{seed}", config, {"accuracy": 0.1}, seed=seed, steps=3)
+    put(tmp_path / "sst2", albert.get_config("dense,sst2"), {"accuracy": 0.9}, steps=3)
+    put(tmp_path / "stsb", albert.get_config("mpop,stsb"), {"accuracy": 0, "spearman": 0.85})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text('{"cells": []}', encoding="utf-8")
+
+    assert table.main(["mpop_table3", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]) == 0
+    found = {(r["row"], r["task"]): r for r in read_csv(tmp_path / "out" / "mpop_table3.csv")}
+    rte = found["ALBERT_rep", "rte"]
+    assert (rte["seeds"], rte["published"], rte["own_config"]) == ("2", "71.1", "True")
+    assert float(rte["ours"]) == pytest.approx(72.0)
+    assert float(rte["ours_std"]) == pytest.approx(4 / 2**0.5)
+    sst2 = found["ALBERT_rep", "sst2"]
+    assert (float(sst2["ours"]), sst2["own_config"]) == (90.0, "False")
+    assert float(found["MPOP", "stsb"]["ours"]) == 85.0
+    assert found["MPOP", "stsb"]["total"] == "9000000"  # squeezed: as the run came out
+    assert found["MPOP_full", "rte"]["ours"] == ""
+    text = (tmp_path / "out" / "mpop_table3.md").read_text(encoding="utf-8")
+    assert "72.0 ± 2.8 |" in text
+    assert "90.0* |" in text
+    assert "ALBERT_rep, sst2: not the row's config: steps: 6315 there, 3 here" in text
+    assert "measured on 277 examples; GLUE's development set has 872" in text
+    assert "rte: measured on" not in text
+
+
+def test_no_results_print_counts_and_say_so(tmp_path, capsys):
+    assert table.main(["mpop_table5", f"--workdir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"No finished runs of this table below {tmp_path}" in printed
+    assert "45.7" in printed
+    assert (tmp_path / "mpop_table5.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mpop_table9"], "unknown table 'mpop_table9'; there are mpop_table1, mpop_table2"),
+        (["mpop_table3", "--workdir=/no/such"], "--workdir=/no/such: there is no such folder"),
+        (["mpop_figure2", "--model=/no/such"], "/no/such"),
+    ],
+)
+def test_mistakes_are_explained(capsys, arguments, message):
+    assert table.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_list_says_what_can_run(tmp_path, capsys, monkeypatch):
+    listing.find_data.cache_clear()
+    data = tmp_path / "data" / "glue" / "RTE"
+    data.mkdir(parents=True)
+    for name in ("train", "dev"):
+        text = "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n"
+        (data / f"{name}.tsv").write_text(text, encoding="utf-8")
+    weights = tmp_path / "models" / "bert-base-uncased"
+    weights.mkdir(parents=True)
+    (weights / "config.json").touch()
+    (weights / "model.safetensors").touch()
+    options = [f"--model_dir={weights.parent}", f"--data_dir={tmp_path / 'data'}", "--list"]
+    assert table.main(["mpop_table4", *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("RTE acc: can run") == 2  # BERT and MPOP_B
+    assert "MRPC acc: needs data of mrpc\n" in printed
+    assert "RTE acc: needs weights of distilbert-base-uncased\n" in printed
+    assert (
+        "python -m experiments.finetune --config=configs/mpop/bert.py:mpop,rte "
+        f"--config.model={weights} --workdir=runs/bert/mpop-rte "
+        f"--config.data_dir={tmp_path / 'data'}"
+    ) in printed
+    assert "Missing here:" in printed
+    for name in ("mpop_table1", "mpop_table2", "mpop_figure2"):
+        assert table.main([name, "--list"]) == 0
+        assert f"python -m experiments.table {name}" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two checkpoints of a toy encoder, the second slightly changed."""
+    settings = models.EncoderConfig(
+        vocab_size=60, hidden_size=24, num_layers=2, num_heads=2, intermediate_size=48
+    )
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float32) * 0.1
+        for name, shape in models.array_shapes(settings).items()
+    }
+    changed = {name: array.copy() for name, array in arrays.items()}
+    changed["embeddings/word/table"][:15] += 5e-4  # a quarter
+    for name in changed:
+        if "/attention/" in name and name.endswith("kernel"):
+            changed[name] += 5e-3
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, content in (("before", arrays), ("after", changed)):
+        interop.save_pretrained(models.from_arrays(settings, {}, content), folder / name)
+    return folder
+
+
+def test_table_1_counts_changes(checkpoints, tmp_path):
+    shares = analyses.change_shares(str(checkpoints / "before"), str(checkpoints / "after"))
+    assert shares["word embedding"] == pytest.approx((0.75, 0.25, 0.0, 0.75))
+    assert shares["feed-forward"] == (1.0, 0.0, 0.0, 1.0)
+    assert shares["self-attention"] == pytest.approx((0.0, 0.0, 1.0, 0.0))
+    arguments = [f"--{name}={checkpoints / name}" for name in ("before", "after")]
+    assert table.main(["mpop_table1", *arguments, f"--out={tmp_path}"]) == 0
+    first = read_csv(tmp_path / "mpop_table1.csv")[0]
+    assert (first["published"], float(first["ours"])) == ("0.66", 0.75)
+
+
+def test_table_1_from_a_run_that_saved_its_model(checkpoints, tmp_path):
+    config = bert.get_config("dense,sst2")
+    put(tmp_path / "run", config, {"accuracy": 0.9}, model=str(checkpoints / "before"))
+    interop.save_pretrained(
+        interop.load_pretrained(checkpoints / "after"), tmp_path / "run" / "model"
+    )
+    made = analyses.table1(results.find(tmp_path), "", "")
+    assert made.rows[1] == ["", "ours", "0.75", "0.25", "0.00", "0.75"]
+    assert analyses.table1([], "", "").rows[1] == ["", "ours", "", "", "", ""]
+
+
+def test_table_2_counts_as_the_planner():
+    shape = mpo.MPOShape((3, 4, 4, 4, 4), (4, 4, 4, 4, 3))
+    _, rebuild = analyses.multiply_adds(shape)
+    assert rebuild == 227_377_152
+    contract, rebuild = analyses.multiply_adds(shape.with_bonds(8))
+    assert contract < 768 * 768 < rebuild
+    made = analyses.table2()
+    assert [row[2] for row in made.rows[:4]] == [stated for _, stated in published.COMPLEXITY]
+
+
+def test_figure_2_of_a_small_table(checkpoints, tmp_path):
+    model = str(checkpoints / "before")
+    assert table.main(["mpop_figure2", f"--model={model}", f"--out={tmp_path}"]) == 0
+    rows = [r for r in read_csv(tmp_path / "mpop_figure2.csv") if r["bond"]]
+    norm = np.linalg.norm(models.to_arrays(interop.load_pretrained(model))["embeddings/word/table"])
+    for cores in ("2", "3", "5", "7"):
+        curve = [r for r in rows if r["cores"] == cores]
+        errors = [float(r["error"]) for r in curve]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < 1e-4 * norm
+        shares = [float(r["share"]) for r in curve]
+        assert shares == sorted(shares)
+        assert sum(share <= 1 for share in shares) > 2
+    assert (tmp_path / "mpop_figure2.png").stat().st_size > 10_000
+
+
+def test_pages_hold_bars(tmp_path):
+    made = page.Page("x", "t", "s", ["a", "b"], [["|x|", "1"]], [{"a": 1}])
+    assert "\\|x\\|" in page.markdown(made)
