@@ -41,7 +41,6 @@ VARIANTS = {
             "multiple": 8,
         },
         "steps": 24,
-        "steps": 32,
     },
     "dir": {
         "matrices": (LAYERS,),
