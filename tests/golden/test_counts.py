@@ -1,10 +1,13 @@
 """Golden counts: bonds, core sizes, totals, shares, caps and break-even points."""
 
+import dataclasses
 import math
+import re
 
 import pytest
+from flax import nnx
 
-from mpojax import mpo
+from mpojax import models, mpo
 from tests.golden.matrices import BALANCED, SAME, UP
 
 EMBEDDING = ((5, 10, 10, 10, 6), (2, 2, 4, 4, 2))
@@ -233,3 +236,60 @@ def test_plain_svd_yardstick():
         assert shape.with_bonds(cap).num_params == total
         one = mpo.MPOShape.low_rank(shape.in_features, shape.out_features, 1).num_params
         assert total / one == pytest.approx(rank, abs=0.05)
+
+
+LISTS = {
+    (30000, 128): EMBEDDING,
+    (30522, 768): TABLE,
+    (768, 768): BALANCED,
+    (768, 3072): UP,
+    (3072, 768): UP[::-1],
+}
+# Word table, layers and pooler are chains; the mapping, small tables and the head stay dense.
+DECOMPOSED = re.compile(r"embeddings/word|layers/.*|pooler")
+
+# (dense, MPO at full bonds, trained in lightweight fine-tuning), each with two labels.
+MODELS = {
+    "albert-base-v2": (11_685_122, 12_695_286, 1_187_574),
+    "bert-base-uncased": (109_483_778, 118_876_706, 9_759_266),
+    "distilbert-base-uncased": (66_955_010, 72_354_914, 5_704_802),
+}
+
+
+def _counts(config, shapes=None):
+    abstract = nnx.eval_shape(lambda: models.build(config, shapes, rngs=nnx.Rngs(0)))
+    counts = models.count_parameters(abstract)
+    return sum(counts.values()), counts
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_published_models(name):
+    dense, total, trained = MODELS[name]
+    config = dataclasses.replace(models.PRESETS[name], num_labels=2)
+    assert _counts(config)[0] == dense
+    # Each further label is one column and one bias.
+    assert _counts(dataclasses.replace(config, num_labels=3))[0] == dense + 769
+    shapes = {
+        path: mpo.MPOShape(*LISTS[size], in_features=size[0], out_features=size[1])
+        for path, size in models.matrix_sizes(config).items()
+        if DECOMPOSED.fullmatch(path)
+    }
+    found, by_role = _counts(config, shapes)
+    assert found == total
+    assert found - by_role["central"] == trained
+    if name == "albert-base-v2":
+        assert by_role["central"] == 11_507_712
+        assert by_role["other"] == 177_410
+
+
+def test_encoders_without_a_head():
+    expected = {
+        "albert-base-v2": 11_683_584,
+        "bert-base-uncased": 109_482_240,
+        "mobilebert-uncased": 24_844_544,
+        "all-MiniLM-L6-v2": 22_713_216,
+    }
+    assert {name: _counts(models.PRESETS[name])[0] for name in expected} == expected
+    # DistilBERT's encoder has no pooler.
+    config = dataclasses.replace(models.PRESETS["distilbert-base-uncased"], pooling="none")
+    assert _counts(config)[0] == 66_362_880

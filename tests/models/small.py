@@ -1,0 +1,56 @@
+"""Small settings of every kind of encoder, with random parameters."""
+
+import numpy as np
+
+from mpojax import models, mpo
+
+_COMMON = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_layers": 3,
+    "num_heads": 2,
+    "max_positions": 12,
+}
+BERT = models.EncoderConfig(**_COMMON, intermediate_size=32)
+ALBERT = models.EncoderConfig(
+    **_COMMON, intermediate_size=32, embedding_size=8, share_layers=True, activation="gelu_tanh"
+)
+DISTILBERT = models.EncoderConfig(
+    **_COMMON, intermediate_size=32, token_types=0, pooler_activation="relu"
+)
+MOBILEBERT = models.EncoderConfig(
+    **_COMMON,
+    intermediate_size=12,
+    embedding_size=6,
+    projection="word",
+    trigram_input=True,
+    bottleneck_size=8,
+    num_feed_forwards=2,
+    norm="no_norm",
+    activation="relu",
+)
+KINDS = {"bert": BERT, "albert": ALBERT, "distilbert": DISTILBERT, "mobilebert": MOBILEBERT}
+
+
+def all_shapes(config: models.EncoderConfig, n: int = 3) -> dict[str, mpo.MPOShape]:
+    """Every matrix as a chain at full bonds."""
+    return {
+        path: mpo.MPOShape.balanced(*size, n=n)
+        for path, size in models.matrix_sizes(config).items()
+    }
+
+
+def random_model(config: models.EncoderConfig, shapes=None, seed: int = 0) -> models.Model:
+    """Random parameters, norms and biases included; cores of the scale of their matrix."""
+    rng = np.random.default_rng(seed)
+    shapes = shapes or {}
+    arrays = {}
+    for name, shape in models.array_shapes(config).items():
+        array = (rng.standard_normal(shape) * (1.0 if "norm" in name else 0.3)).astype(np.float32)
+        path, _, leaf = name.rpartition("/")
+        if path in shapes and leaf in ("kernel", "table"):
+            cores = mpo.decompose(array, shapes[path])
+            arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
+        else:
+            arrays[name] = array
+    return models.from_arrays(config, shapes, arrays)

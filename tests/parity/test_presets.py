@@ -1,0 +1,45 @@
+"""Published settings: as many parameters as transformers counts, and its own defaults."""
+
+import dataclasses
+
+import pytest
+from flax import nnx
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from mpojax import models
+from mpojax.interop import checkpoint_config, name_maps
+from tests.parity import reference
+
+# Settings that the published checkpoints have beside the defaults of transformers.
+PUBLISHED = {
+    "bert-base-uncased": ("Bert", {}),
+    "albert-base-v2": (
+        "Albert",
+        {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    ),
+    "distilbert-base-uncased": ("DistilBert", {}),
+    "mobilebert-uncased": ("MobileBert", {}),
+    "all-MiniLM-L6-v2": (
+        "Bert",
+        {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", models.PRESETS)
+def test_counts_and_settings(name):
+    prefix, changes = PUBLISHED[name]
+    theirs = getattr(reference.transformers, f"{prefix}Config")(**changes)
+    with reference.torch.device("meta"):
+        kind = getattr(reference.transformers, f"{prefix}ForSequenceClassification")
+        expected = sum(p.numel() for p in reference.quietly(kind, theirs).parameters())
+    config = dataclasses.replace(models.PRESETS[name], num_labels=2)
+    abstract = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
+    assert sum(models.count_parameters(abstract).values()) == expected
+    architecture = next(a for a in name_maps.ARCHITECTURES if a.model_type == theirs.model_type)
+    imported = checkpoint_config.to_encoder_config(
+        architecture, theirs.to_dict(), "classifier", True, "defaults"
+    )
+    assert dataclasses.replace(imported, source_config="{}") == config
