@@ -43,7 +43,7 @@ class SpanSplit(text_classification.Split):
         self,
         tokenizer: tokenizer_lib.Tokenizer,
         max_length: int = 384,
-        overlap: int = 128,
+        overlap: int | None = None,
         max_question_length: int = 64,
     ) -> dict[str, np.ndarray]:
         """Arrays of F >= N overlapping windows: see `Tokenizer.encode_windows`.

@@ -27,10 +27,12 @@ def find(root: pathlib.Path, dataset: str, config: str) -> pathlib.Path | None:
     the last part, the version.
 
     Raises:
-      ValueError: `root` itself is the folder of another data set, or has no name that says which.
+      ValueError: `root` itself is the folder of another data set.
     """
     for base in (root / dataset / config, root / config, root):
-        versions = [p for p in (base, *sorted(base.glob("*/"))) if (p / _INFO).is_file()]
+        described = [p for p in (base, *sorted(base.glob("*/"))) if (p / _INFO).is_file()]
+        # Other libraries write files of this name too.
+        versions = [path for path in described if "name" in _read_info(path)]
         if not versions:
             continue
         newest = max(versions, key=lambda path: _version(path.name))

@@ -84,14 +84,15 @@ class Tokenizer:
         questions: Sequence[str],
         contexts: Sequence[str],
         max_length: int = 384,
-        overlap: int = 128,
+        overlap: int | None = None,
         max_question_length: int = 64,
     ) -> dict[str, np.ndarray]:
         """Encodes (question, context) pairs; a long context becomes several overlapping windows.
 
         Args:
           max_length: tokens of a window, the question and special tokens included.
-          overlap: context tokens that neighbouring windows share.
+          overlap: context tokens that neighbouring windows share; None = 128, or half of what a
+            window can hold of the context where that is less.
           max_question_length: longer questions lose tokens at the end.
 
         Returns:
@@ -101,11 +102,12 @@ class Tokenizer:
           token in its own text), example_index (F,) int32 (the pair a window comes from).
 
         Raises:
-          ValueError: max_length leaves no more room for the context than `overlap`.
+          ValueError: max_length leaves no more room for the context than `overlap`, or none.
         """
         self._check(questions, contexts, max_length)
         questions, longest = self._cut(questions, max_question_length)
         room = max_length - longest - self._backend.num_special_tokens_to_add(True)
+        overlap = min(128, room // 2) if overlap is None else overlap
         if not 0 <= overlap < room:
             raise ValueError(
                 f"overlap={overlap} must be from 0 to below the {room} context tokens that "

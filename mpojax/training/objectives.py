@@ -29,9 +29,9 @@ def classification_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Ar
       batch: input_ids, attention_mask, token_type_ids (B, S) and labels (B,).
       key: random key of the step.
     """
-    logits = outputs(model, batch, key)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    hits = (jnp.argmax(logits, axis=-1) == batch["labels"]).astype(jnp.float32)
+    logits, labels = outputs(model, batch, key), _labels(batch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     return jnp.mean(losses), {"accuracy": jnp.mean(hits)}
 
 
@@ -43,7 +43,7 @@ def regression_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array,
       batch: token arrays (B, S) and labels (B,) float32.
       key: random key of the step.
     """
-    errors = scores(outputs(model, batch, key)) - batch["labels"]
+    errors = scores(outputs(model, batch, key)) - _labels(batch)
     return jnp.mean(errors**2), {"mean_absolute_error": jnp.mean(jnp.abs(errors))}
 
 
@@ -59,9 +59,9 @@ def span_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]
     Returns:
       The loss, and the share of windows in which both places are the most likely ones.
     """
-    logits = span_logits(outputs(model, batch, key), batch)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    hits = jnp.all(jnp.argmax(logits, axis=-1) == batch["labels"], axis=-1)
+    logits, labels = span_logits(outputs(model, batch, key), batch), _labels(batch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hits = jnp.all(jnp.argmax(logits, axis=-1) == labels, axis=-1)
     return jnp.mean(losses), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
 
 
@@ -102,6 +102,12 @@ def span_logits(logits: jax.Array, batch: dict) -> jax.Array:
         return logits
     real = batch["attention_mask"][:, None, :] != 0
     return jnp.where(real, logits, jnp.finfo(logits.dtype).min)
+
+
+def _labels(batch: dict) -> jax.Array:
+    if "labels" not in batch:
+        raise ValueError(f"the batch has no labels, only {sorted(batch)}; train on another split")
+    return batch["labels"]
 
 
 _OBJECTIVES = {

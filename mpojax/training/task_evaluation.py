@@ -18,11 +18,12 @@ def evaluator(
     Raises:
       ValueError: the task has no such split, or the split has no labels.
     """
+    name = "given"
     if not isinstance(split, text_classification.Split):
         name = split or task.dev_split
         split = task[name]
-        if split.labels is None:
-            raise ValueError(f"split {name!r} of task {task.name!r} has no labels; choose another")
+    if split.labels is None:
+        raise ValueError(f"split {name!r} of task {task.name!r} has no labels; choose another")
     if task.kind == "span":
         return span_evaluation.SpanEvaluator(split, task.metrics)
     predict = evaluation.classify if task.kind == "classification" else evaluation.score
@@ -30,7 +31,7 @@ def evaluator(
 
     def metrics(columns: evaluation.Columns) -> dict[str, float]:
         if "labels" not in columns:
-            raise ValueError(f"the data of task {task.name!r} has no labels; choose another split")
+            raise ValueError(f"the data has no labels; encode a split of task {task.name!r}")
         return {n: f(columns["predictions"], columns["labels"]) for n, f in chosen.items()}
 
     return evaluation.Evaluator(predict, metrics)

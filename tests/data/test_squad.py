@@ -53,6 +53,14 @@ def test_take(task):
     np.testing.assert_array_equal(sample.labels, task["train"].labels[places])
 
 
+def test_split_off(task):
+    rest, sample = task["train"].split_off(1)
+    assert sorted(rest.ids + sample.ids) == ["q1", "q2", "q3"]
+    assert (len(rest), len(sample)) == (2, 1)
+    with pytest.raises(ValueError, match="cannot split 3 examples off 3"):
+        task["train"].split_off(3)
+
+
 @pytest.mark.parametrize(("max_length", "overlap"), [(40, 5), (14, 2), (12, 0), (12, 2)])
 def test_windows(task, tokenizer, max_length, overlap):
     """Every window's tokens, offsets and labels against the whole text."""
@@ -103,6 +111,14 @@ def test_neighbouring_windows_share_tokens(task, tokenizer):
     assert len(contexts) > 2
     for left, right in itertools.pairwise(contexts):
         assert left[-2:] == right[:2]
+
+
+def test_overlap_by_default_is_half_of_the_room(task, tokenizer):
+    ours = task["train"].encode(tokenizer, 20)  # the longest question has 6 tokens
+    np.testing.assert_array_equal(
+        ours["offsets"], task["train"].encode(tokenizer, 20, overlap=(20 - 6 - 3) // 2)["offsets"]
+    )
+    assert len(ours["labels"]) > 3
 
 
 def test_long_questions_lose_their_end(task, tokenizer):
@@ -157,7 +173,9 @@ def test_batches_hold_what_the_model_needs_only(task, tokenizer):
 
 def test_no_room_for_the_context(task, tokenizer):
     with pytest.raises(ValueError, match=r"overlap=128 must be from 0 to below the 31 context tok"):
-        task["train"].encode(tokenizer, max_length=40)
+        task["train"].encode(tokenizer, max_length=40, overlap=128)
+    with pytest.raises(ValueError, match=r"overlap=0 must be from 0 to below the 0 context tokens"):
+        task["train"].encode(tokenizer, max_length=9, overlap=None)
     with pytest.raises(ValueError, match=r"overlap=-1 must be from 0"):
         task["train"].encode(tokenizer, overlap=-1)
 

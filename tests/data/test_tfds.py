@@ -112,7 +112,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare_tfds.convert_all(str(tmp_path), "rte", str(tmp_path / "out"))
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match=r"no folder"):
         data.load_task("rte", tmp_path / "out")
 
 
@@ -174,6 +174,12 @@ class TestWrongFolders:
         (prepared / "dataset_info.json").write_text("{")
         with pytest.raises(ValueError, match=r"dataset_info.json is not valid JSON"):
             data.load_task("rte", prepared)
+
+    def test_description_by_another_library(self, tmp_path):
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "dataset_info.json").write_text('{"config_name": "rte"}')
+        with pytest.raises(FileNotFoundError, match=r"no folder .*RTE"):
+            data.load_task("rte", tmp_path)
 
     def test_labels_of_no_class(self, tmp_path, monkeypatch):
         glue_files.write(tmp_path, "stsb")

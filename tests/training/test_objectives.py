@@ -103,3 +103,14 @@ def test_evaluator_needs_labels():
         training.evaluator(task("regression"))
     with pytest.raises(ValueError, match=r"no split 'dev'; has \['valid'\]"):
         training.evaluator(task("regression"), "dev")
+    with pytest.raises(ValueError, match=r"split 'given' of task 'mine' has no labels"):
+        training.evaluator(task("regression"), data.Split(["x"], None))
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "span"])
+def test_training_needs_labels(kind):
+    batch = arrays(np.zeros(4, np.int32))
+    del batch["labels"]
+    logits = {"classification": (4, 2), "regression": (4, 1), "span": (4, 6, 2)}[kind]
+    with pytest.raises(ValueError, match=r"the batch has no labels, only \['attention_mask', 'in"):
+        training.objective(kind)(lambda *unused: jnp.zeros(logits), batch, KEY)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import data, training
+from mpojax import data, models, training
 from mpojax.data import squad
 from mpojax.training import span_evaluation, span_metrics
 
@@ -184,3 +184,50 @@ def test_the_best_of_several_answers_counts():
     answers = [("Paris", "in Paris"), ("dog",)]
     assert span_metrics.mean("exact_match", ["in paris", "cat"], answers) == 0.5
     assert span_metrics.mean("f1", ["Paris", "big dog"], answers) == pytest.approx(5 / 6)
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_to_find_answers(tokenizer):
+    """The answer is the letter asked for and the one after it; unseen contexts decide."""
+    rng = np.random.default_rng(0)
+
+    def make(count):
+        rows = []
+        for number in range(count):
+            letters = rng.permutation(LETTERS)[: rng.integers(4, 12)]
+            place = int(rng.integers(0, len(letters) - 1))
+            answer = " ".join(letters[place : place + 2])
+            context = " ".join(letters)
+            rows.append((f"{letters[place]} ?", context, [answer], [2 * place], str(number)))
+        return squad.make_split("test", rows)
+
+    task = squad.make_task({"train": make(400), "dev": make(80)})
+    train, dev = (task[name].encode(tokenizer, LENGTH, 3) for name in ("train", "dev"))
+    config = models.EncoderConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=64,
+        max_positions=LENGTH,
+        num_labels=task.num_labels,
+        head="span",
+        pooling="none",
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+    model = models.build(config, rngs=nnx.Rngs(0))
+    evaluator, dev_data = training.evaluator(task), data.EvalData(dev, 40)
+    assert evaluator(model, dev_data)["exact_match"] < 0.2
+    settings = {"learning_rate": 3e-3, "warmup_steps": 20}
+    optimizer = training.make_optimizer(settings, training.roles(model), 400)
+    result = training.fit(
+        training.TrainState.create(model, nnx.Param, optimizer, seed=0),
+        training.objective(task.kind),
+        data.TrainData(train, 64, seed=0),
+        optimizer=optimizer,
+        steps=400,
+    )
+    metrics = evaluator(result.state, dev_data)
+    assert metrics["exact_match"] > 0.9
+    assert metrics["f1"] >= metrics["exact_match"]
