@@ -43,8 +43,9 @@ def import_model(
     if kind == "none" and not has_pooler:
         logging.info("%s has no pooler; the model is built without one", where)
     config = checkpoint_config.to_encoder_config(architecture, source, kind, has_pooler, where)
-    table = _name_table(architecture, config)
-    _check_coverage(table, tensors, config, where)
+    expected = models.array_shapes(config)
+    table = _name_table(architecture, config, expected)
+    _check_coverage(table, tensors, expected, where)
     return config, {
         path: tensors[name].T if transform == "transpose" else tensors[name]
         for name, (path, transform) in table.items()
@@ -66,9 +67,9 @@ def export_model(
             f"a classifier with pooling={config.pooling!r} has no counterpart in transformers: "
             f"{architecture.classes[kind]} always uses the pooler."
         )
-    table = _name_table(architecture, config)
-    covered = {path for path, _ in table.values()}
-    if surplus := sorted(path for path in models.array_shapes(config) if path not in covered):
+    expected = models.array_shapes(config)
+    table = _name_table(architecture, config, expected)
+    if surplus := sorted(set(expected) - {path for path, _ in table.values()}):
         raise ValueError(
             f"{', '.join(surplus)} have no counterpart in {architecture.classes[kind]} of "
             "transformers."
@@ -109,10 +110,9 @@ def _without(pattern: str, what: str, tensors: dict, where: str) -> dict:
 
 
 def _name_table(
-    architecture: Architecture, config: models.EncoderConfig
+    architecture: Architecture, config: models.EncoderConfig, arrays: Mapping
 ) -> dict[str, tuple[str, str]]:
-    """Checkpoint name -> (logical path, transform) for exactly the tensors of this model."""
-    arrays = models.array_shapes(config)
+    """Checkpoint name -> (logical path, transform) for exactly the arrays of this model."""
     last = config.num_feed_forwards - 1
     ranges = {"{i}": range(config.stored_layers), "{j}": range(last), "{last}": (last,)}
     rows = [*architecture.encoder, *architecture.outside[checkpoint_config.kind_of(config)]]
@@ -125,8 +125,7 @@ def _name_table(
     return {name: (path, transform) for name, path, transform in rows if path in arrays}
 
 
-def _check_coverage(table, tensors, config, where):
-    expected = models.array_shapes(config)
+def _check_coverage(table, tensors, expected, where):
     problems = [f"missing: {name}" for name in table if name not in tensors]
     problems += [f"surplus: {name}" for name in tensors if name not in table]
     for name, (path, transform) in table.items():

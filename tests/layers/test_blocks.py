@@ -98,6 +98,24 @@ def test_any_projection_may_be_a_chain():
     np.testing.assert_allclose(actual, _written_out(module, x, mask), rtol=1e-4, atol=1e-5)
 
 
+def test_values_may_come_from_another_width():
+    module = _attention(value_size=5)
+    x, mask = _inputs()
+    wide = np.random.default_rng(1).standard_normal((2, 5, 5)).astype(np.float32)
+    actual = module(jnp.asarray(x), jnp.asarray(mask), value_input=jnp.asarray(wide))
+    # A value map that reads x gives the same where its output is the same.
+    expected = _written_out(_Values(module, wide), x, mask)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+class _Values:
+    """An attention module whose values are fixed."""
+
+    def __init__(self, module, wide):
+        self.query, self.key, self.out = module.query, module.key, module.out
+        self.value = lambda x: module.value(jnp.asarray(wide))
+
+
 ACTIVATIONS = {
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
     "gelu_tanh": lambda x: (
@@ -140,6 +158,19 @@ def test_layer_norm_in_float32(offset):
     np.testing.assert_allclose(
         y.astype(jnp.float32), normalised * np.arange(8) + 1, rtol=1e-2, atol=2e-2
     )
+
+
+def test_no_norm_scales_and_shifts():
+    norm = layers.NoNorm(8, 1e-5, dtype="bfloat16")
+    x = jax.random.normal(jax.random.key(0), (4, 8))
+    np.testing.assert_array_equal(norm(x), x.astype(jnp.bfloat16))
+    norm.scale[...] = jnp.arange(8.0)
+    norm.bias[...] = jnp.ones(8)
+    y = norm(x)
+    assert y.dtype == jnp.bfloat16
+    expected = np.asarray(x) * np.arange(8) + 1
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2)
+    assert layers.NORMS["no_norm"] is layers.NoNorm
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():

@@ -6,6 +6,7 @@ import pytest
 
 from mpojax import models, mpo
 from mpojax.models import config as config_lib
+from tests.models import small
 
 CONFIG = models.EncoderConfig(
     vocab_size=50, hidden_size=8, num_layers=4, num_heads=2, intermediate_size=16, max_positions=12
@@ -28,6 +29,24 @@ CONFIG = models.EncoderConfig(
         ({"num_labels": 0}, "num_labels=0"),
         ({"num_labels": 2, "pooling": "none"}, "num_labels=2 needs a sentence vector"),
         ({"source_config": "[]"}, "JSON text of an object"),
+        ({"token_types": -1}, "token_types=-1 must be an integer of at least 0"),
+        ({"embedding_size": 0}, "embedding_size=0 must be an integer of at least 1"),
+        ({"norm": "batch"}, "norm='batch' must be one of layer_norm, no_norm"),
+        ({"pooler_activation": "gelu"}, "pooler_activation='gelu' must be one of tanh, relu"),
+        ({"head": "tagger"}, "head='tagger' must be one of classifier, span"),
+        (
+            {"head": "span", "num_labels": 3, "pooling": "none"},
+            "num_labels=3 must be 2 for head='span'",
+        ),
+        ({"head": "span", "num_labels": 2}, "pooling='pooler' must be 'none' for head='span'"),
+        ({"projection": "word"}, "projection='word' needs embedding_size"),
+        ({"trigram_input": True}, "trigram_input=True needs embedding_size and projection='word'"),
+        ({"trigram_input": True, "embedding_size": 4}, "trigram_input=True needs"),
+        ({"bottleneck_size": 5}, "bottleneck_size=5 is not a multiple of num_heads=2"),
+        ({"num_feed_forwards": 2}, "settings of layers with a bottleneck; give bottleneck_size"),
+        ({"bottleneck_attention": True}, "bottleneck_attention=True are settings of layers with"),
+        ({"stack_breaks": (4,)}, r"stack_breaks=\(4,\) must be layers in 1..3"),
+        ({"share_layers": True, "stack_breaks": (1,)}, r"in 1..0 \(the layers are shared\)"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -45,6 +64,41 @@ def test_every_matrix_is_listed_with_its_size():
     assert sizes["pooler"] == (8, 8)
     assert sizes["head"] == (8, 3)
     assert "pooler" not in models.matrix_sizes(dataclasses.replace(CONFIG, pooling="mean"))
+
+
+def test_matrices_of_other_encoders():
+    sizes = models.matrix_sizes(small.ALBERT)
+    assert sizes["embeddings/word"] == (50, 8)
+    assert sizes["embeddings/position"] == (12, 8)
+    assert sizes["embeddings/projection"] == (8, 16)
+    assert [path for path in sizes if path.startswith("layers/")] == [
+        f"layers/0/{name}"
+        for name in (
+            *("attention/query", "attention/key", "attention/value", "attention/out"),
+            *("feed_forward/up", "feed_forward/down"),
+        )
+    ]
+    assert "embeddings/token_type" not in models.matrix_sizes(small.DISTILBERT)
+    sizes = models.matrix_sizes(small.MOBILEBERT)
+    assert sizes["embeddings/word"] == (50, 6)
+    assert sizes["embeddings/token_type"] == (2, 16)
+    assert sizes["embeddings/projection"] == (18, 16)
+    assert {path: size for path, size in sizes.items() if path.startswith("layers/2/")} == {
+        "layers/2/bottleneck/input": (16, 8),
+        "layers/2/bottleneck/attention": (16, 8),
+        "layers/2/attention/query": (8, 8),
+        "layers/2/attention/key": (8, 8),
+        "layers/2/attention/value": (16, 8),
+        "layers/2/attention/out": (8, 8),
+        "layers/2/feed_forwards/0/up": (8, 12),
+        "layers/2/feed_forwards/0/down": (12, 8),
+        "layers/2/feed_forwards/1/up": (8, 12),
+        "layers/2/feed_forwards/1/down": (12, 8),
+        "layers/2/bottleneck/output": (8, 16),
+    }
+    narrow = models.matrix_sizes(dataclasses.replace(small.MOBILEBERT, bottleneck_attention=True))
+    assert narrow["layers/0/attention/value"] == (8, 8)
+    assert "layers/0/bottleneck/attention" not in narrow
 
 
 def test_layers_with_equal_shapes_form_one_stack():
