@@ -6,6 +6,7 @@ interop.save_pretrained(small, "folder")
 interop.export_huggingface(interop.merge(small), "other-folder")
 """
 
+from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
 from mpojax.interop.planned import planned_shapes
 from mpojax.interop.pretrained import (
     export_huggingface,
@@ -19,9 +20,12 @@ from mpojax.interop.safe_weights import read_weights, write_folder
 from mpojax.interop.surgery import check_rules, compress, merge
 
 __all__ = [
+    "Calibration",
     "CompressionReport",
+    "InputStatistics",
     "MatrixRow",
     "Settings",
+    "calibrate",
     "check_rules",
     "compress",
     "export_huggingface",

@@ -3,26 +3,21 @@
 The weights alone do not say what an error costs: an error in a direction that no input has is free.
 For y = x W the squared error over inputs x is tr((W - W_hat)^T S (W - W_hat)) with the covariance
 S = mean x^T x of the inputs; for a table S is diagonal, the frequency of each row.
-
-How it is captured: a tap is put before every dense matrix, whose backward pass returns x^T x as
-the "gradient" of a probe instead of a derivative. So one pass of `jax.grad` collects all matrices
-of any model, through scans, shared layers and rematerialisation, without a word in the layers.
 """
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from mpojax import layers, models
-from mpojax.models import arrays as arrays_lib
+from mpojax import models, mpo
+from mpojax.interop import taps
 
-TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
+# Adds the mean frequency to every row of a table, as add-one smoothing does with counts.
+TABLE_RIDGE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +59,60 @@ class Calibration:
     def covariance(self, path: str) -> np.ndarray:
         """Covariance of the inputs of one matrix, see `InputStatistics`."""
         return self.statistics[path].covariance
+
+    def default_ridge(self, path: str) -> float:
+        """0.001, and 1 for a table, whose unseen rows else would count nothing."""
+        return TABLE_RIDGE if self.covariance(path).ndim == 1 else mpo.DEFAULT_RIDGE
+
+    def metric(self, path: str, ridge: float | None = None) -> np.ndarray:
+        """Covariance with a ridge, as fits use it: see `mpojax.mpo.regularized`.
+
+        Raises:
+          ValueError: no input has entered the matrix, or the covariance is not usable; see there.
+        """
+        covariance = self.covariance(path)
+        ridge = self.default_ridge(path) if ridge is None else ridge
+        if not self.statistics[path].count:
+            raise ValueError(
+                f"{path}: no input has entered this matrix on the calibration set; the model does "
+                "not run it there. Leave it out of data_aware rules."
+            )
+        try:
+            return mpo.regularized(covariance, len(covariance), ridge)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, calibrated with {self.statistics[path].count} inputs: {error}"
+            ) from error
+
+    def check_gradients(self, paths: Iterable[str]):
+        """Raises ValueError unless the loss depends on at least one of these matrices."""
+        if not self.has_gradients:
+            raise ValueError(
+                "allocation='first_order' needs gradients: call interop.calibrate with loss=."
+            )
+        if not any(self.statistics[path].gradient for path in paths):
+            raise ValueError(
+                "allocation='first_order': the loss of the calibration depends on none of the "
+                "matrices that the rules match; its gradients are all zero."
+            )
+
+    def sensitivity(self, path: str, w, data_aware: bool) -> float:
+        """First-order squared change of the loss for a relative squared error of 1 of this matrix.
+
+        With output gradients d of mean square g for each of T inputs and an error spread evenly
+        over its directions, sum_t (d_t . e_t)^2 = T g ||e||^2 / out. A relative output error of 1
+        has ||e||^2 = tr(W^T S W); a relative error of the weights tr(S) ||W||^2 / in.
+
+        The calibration must have gradients.
+        """
+        entry = self.statistics[path]
+        s = entry.covariance
+        if data_aware:
+            square = mpo.weighted_square(w, s)
+        else:
+            trace = s.sum() if s.ndim == 1 else np.trace(s)
+            square = float(trace) / w.shape[0] * mpo.weighted_square(w)
+        return entry.count * entry.gradient * square / w.shape[1]
 
     def check(self, weights: Mapping[str, np.ndarray]):
         """Raises ValueError unless the calibration was made with these weights, by matrix path."""
@@ -108,12 +157,12 @@ def calibrate(
       ValueError: no batches, a batch without input_ids or without any real token, or activations
         that are not finite; names the batch.
     """
-    paths = _dense_modules(model)
+    paths = taps.dense_modules(model)
     totals: dict | None = None
     examples, number = 0, 0
     for number, batch in enumerate(batches, 1):
         arrays, weights = _checked_batch(batch, number)
-        found = jax.device_get(_collect(model, arrays, weights, loss))
+        found = jax.device_get(taps.collect(model, arrays, weights, loss))
         if not all(np.all(np.isfinite(value)) for value in jax.tree.leaves(found)):
             raise ValueError(
                 f"calibration batch {number} gives activations or gradients that are not finite; "
@@ -130,8 +179,8 @@ def calibrate(
     statistics = {}
     for module_path, logical in paths.items():
         for path, index in logical:
-            at = (lambda value, i=index: value if i is None else value[i])
-            covariance, (count, squares) = (at(totals[kind][module_path]) for kind in (0, 1))
+            at = ... if index is None else index
+            covariance, (count, squares) = (totals[kind][module_path][at] for kind in (0, 1))
             statistics[path] = InputStatistics(
                 covariance=covariance / max(count, 1.0),
                 count=round(float(count)),
@@ -165,126 +214,6 @@ def _checked_batch(batch, number: int):
         )
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     return arrays, weights.astype(np.float32)
-
-
-def _dense_modules(model) -> dict[tuple, list[tuple[str, int | None]]]:
-    """{path of a dense matrix' module: [(matrix path, index on the leading axis or None)]}."""
-    found = {}
-    for path, _, layer_range in models.variables(model):
-        if path[-1] in ("kernel", "table") and isinstance(
-            _module_at(model, path[:-1]), layers.Dense | layers.Embed
-        ):
-            names = arrays_lib.logical_names(path[:-1], layer_range)
-            found[path[:-1]] = names
-    return found
-
-
-@functools.partial(jax.jit, static_argnames="loss")
-def _collect(model, batch, weights, loss):
-    """({module path: sum of x^T x}, {module path: (count, sum of squared output gradients)})."""
-    probes, sinks = {}, {}
-    for path in _dense_modules(model):
-        module = _module_at(model, path)
-        matrix = (module.kernel if isinstance(module, layers.Dense) else module.table)[...]
-        stacked, size = matrix.shape[:-2], matrix.shape[-2]
-        is_map = isinstance(module, layers.Dense)
-        probes[path] = jnp.zeros((*stacked, size, size) if is_map else (*stacked, size))
-        sinks[path] = jnp.zeros((*stacked, 2))
-
-    def value(probes, sinks):
-        observed = jax.tree.map(lambda leaf: leaf, model)  # a copy, for its modules are exchanged
-        for path in probes:
-            stacked = sinks[path].shape[:-1]
-            lead = jnp.broadcast_to(weights, (*stacked, *weights.shape))
-            tapped = _Tapped(_module_at(observed, path), probes[path], sinks[path], lead)
-            setattr(_module_at(observed, path[:-1]), path[-1], tapped)
-        if loss is None:
-            tokens = {name: batch[name] for name in TOKEN_ARRAYS if name in batch}
-            return jnp.sum(observed(**tokens).astype(jnp.float32))
-        result = loss(observed, batch, None)
-        mean = result[0] if isinstance(result, tuple) else result
-        # The sum over examples: batches of any size then weigh by their examples.
-        return mean * weights.shape[0]
-
-    with jax.default_matmul_precision("highest"):
-        return jax.grad(value, argnums=(0, 1))(probes, sinks)
-
-
-class _Tapped(nnx.Module):
-    """A dense map or table whose input and output are observed in the backward pass."""
-
-    def __init__(self, inner, probe, sink, weights):
-        self.inner = inner
-        self.probe, self.sink = nnx.Variable(probe), nnx.Variable(sink)
-        self.weights = nnx.Variable(weights)
-
-    def __call__(self, x):
-        probe, sink, weights = self.probe[...], self.sink[...], self.weights[...]
-        if isinstance(self.inner, layers.Embed):
-            # Positions come as (S,), one row for all examples.
-            weights = weights if x.ndim == 2 else weights.sum(axis=0)
-            return _observe_output(_observe_ids(self.inner(x), probe, x, weights), sink, weights)
-        # Behind the pooling there is one vector for each example.
-        weights = weights if x.ndim == 3 else weights.max(axis=1)
-        return _observe_output(self.inner(_observe_input(x, probe, weights)), sink, weights)
-
-    def __getattr__(self, name):
-        # Such as the `attend` of a tied table.
-        return getattr(object.__getattribute__(self, "inner"), name)
-
-
-@jax.custom_vjp
-def _observe_input(x, probe, weights):
-    """`x` itself; the gradient of `probe` (in, in) is x^T diag(weights) x."""
-    return x
-
-
-def _observe_input_backward(saved, gradient):
-    x, weights = saved
-    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    return gradient, (rows * weights.reshape(-1, 1)).T @ rows, jnp.zeros_like(weights)
-
-
-_observe_input.defvjp(lambda x, probe, weights: (x, (x, weights)), _observe_input_backward)
-
-
-@jax.custom_vjp
-def _observe_ids(rows, probe, ids, weights):
-    """`rows` itself; the gradient of `probe` (num,) counts the weights of each id."""
-    return rows
-
-
-def _observe_ids_backward(saved, gradient):
-    probe, ids, weights = saved
-    counts = jnp.zeros_like(probe).at[ids.reshape(-1)].add(weights.reshape(-1))
-    return gradient, counts, None, jnp.zeros_like(weights)
-
-
-_observe_ids.defvjp(
-    lambda rows, probe, ids, weights: (rows, (probe, ids, weights)), _observe_ids_backward
-)
-
-
-@jax.custom_vjp
-def _observe_output(y, sink, weights):
-    """`y` itself; the gradient of `sink` (2,) is (sum of weights, weighted |dL/dy|^2)."""
-    return y
-
-
-def _observe_output_backward(weights, gradient):
-    squares = jnp.sum(gradient.astype(jnp.float32) ** 2, axis=-1)
-    squares = jnp.where(weights > 0, squares, 0.0)
-    sums = jnp.stack([jnp.sum(weights), jnp.sum(squares)])
-    return gradient, sums, jnp.zeros_like(weights)
-
-
-_observe_output.defvjp(lambda y, sink, weights: (y, weights), _observe_output_backward)
-
-
-def _module_at(model, path: tuple):
-    for part in path:
-        model = model[part] if isinstance(part, int) else getattr(model, part)
-    return model
 
 
 def _share_equal(statistics: dict[str, InputStatistics]):

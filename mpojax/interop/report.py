@@ -15,6 +15,7 @@ import rich.console
 import rich.table
 
 from mpojax import files, mpo
+from mpojax.interop.tables import commas, decimals, format_error, matrix_table, spaced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,15 @@ class MatrixRow:
       bonds: inner bond dimensions.
       dense_parameters, mpo_parameters: numbers before and after, biases not counted.
       relative_error: Frobenius error of the stored float32 cores against the weights, measured.
-      error_bound: sqrt(sum_k eps_k^2) / norm from the spectra, for the same bonds.
+      error_bound: sqrt(sum_k eps_k^2) / norm from the spectra: no plain truncation to these bonds
+        is worse. A data-aware chain may be; its measure is `output_error`.
       entropy: entanglement entropy of each bond of the uncut matrix, in nats.
+      svd_error: error of the truncated SVD with at most as many numbers.
+      method: "plain", "data-aware", "searched", or "searched, data-aware".
+      output_error: ||X (W - W_hat)|| / ||X W|| over the inputs of the calibration set; None without
+        a calibration, or where no input has entered the matrix.
+      svd_output_error: the same of the truncated SVD with at most as many numbers.
+      data_svd_output_error: the same of the data-aware one.
     """
 
     path: str
@@ -43,6 +51,11 @@ class MatrixRow:
     relative_error: float
     error_bound: float
     entropy: tuple[float, ...]
+    svd_error: float
+    method: str = "plain"
+    output_error: float | None = None
+    svd_output_error: float | None = None
+    data_svd_output_error: float | None = None
 
     @property
     def shape(self) -> mpo.MPOShape:
@@ -75,12 +88,14 @@ class CompressionReport:
       rows: one for each compressed matrix, in model order.
       spectra: singular values of every bond of the uncut matrices, {path: one array per bond}.
       dense_parameters, parameters: numbers in the whole model before and after.
+      kept_dense: matrices that a budget left dense, because a chain would have saved nothing.
     """
 
     rows: tuple[MatrixRow, ...]
     spectra: Mapping[str, Sequence[np.ndarray]]
     dense_parameters: int
     parameters: int
+    kept_dense: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -99,41 +114,72 @@ class CompressionReport:
 
     @property
     def relative_error(self) -> float:
-        """Frobenius error of all compressed matrices taken together, each at unit norm (rms)."""
-        return math.sqrt(sum(row.relative_error**2 for row in self.rows) / len(self.rows))
+        """Frobenius error of all compressed matrices taken together, each at unit norm (rms).
+
+        0 where every matrix stayed dense.
+        """
+        return _mean_square_root([row.relative_error for row in self.rows])
+
+    @property
+    def output_error(self) -> float | None:
+        """As `relative_error`, of the outputs on the calibration set; None without one."""
+        errors = [row.output_error for row in self.rows if row.output_error is not None]
+        return _mean_square_root(errors) if errors else None
 
     def table(self, width: int = 120) -> str:
-        """The report as plain text of at most `width` columns, factor lists once for each size."""
+        """The report as plain text of at most `width` columns, factor lists once for each size.
+
+        With a calibration the output errors take the place of bound and entropy.
+        """
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("matrix", no_wrap=True)
         table.add_column("size", justify="right", no_wrap=True)
-        for name in ("bonds", "parameters", "ratio", "error", "bound", "entropy"):
+        names, cells = self._error_columns()
+        table.add_column("bonds", justify="right")
+        table.add_column("parameters", justify="right")
+        for name in ("ratio", *names):
             table.add_column(name, justify="right", no_wrap=name in ("ratio", "error", "bound"))
         for row in self.rows:
             table.add_row(
                 row.path,
                 f"{row.in_features}x{row.out_features}",
-                _commas(row.bonds),
+                commas(row.bonds),
                 f"{row.dense_parameters:,} → {row.mpo_parameters:,}",
                 f"{row.ratio:.3f}",
-                format_error(row.relative_error),
-                format_error(row.error_bound),
-                _decimals(row.entropy),
+                *cells(row),
             )
         buffer = io.StringIO()
         console = rich.console.Console(file=buffer, width=width, color_system=None, emoji=False)
         console.print(table)
-        for line in [*self._factor_lines(), self.summary()]:
+        for line in [*self._factor_lines(), *self._kept_lines(), self.summary()]:
             console.print(line, markup=False, highlight=False)
         return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
+    def _error_columns(self):
+        """Names of the columns of errors, and the function that makes their cells of a row."""
+        if self.output_error is None:
+            return ("error", "svd", "bound", "entropy"), lambda row: (
+                format_error(row.relative_error),
+                format_error(row.svd_error),
+                format_error(row.error_bound),
+                decimals(row.entropy),
+            )
+        return ("error", "svd", "output", "svd output", "aware svd"), lambda row: (
+            format_error(row.relative_error),
+            format_error(row.svd_error),
+            format_error(row.output_error),
+            format_error(row.svd_output_error),
+            format_error(row.data_svd_output_error),
+        )
+
     def summary(self) -> str:
         """One line with the totals."""
+        output = "" if self.output_error is None else f", of the outputs {self.output_error:.4f}"
         return (
             f"{len(self.rows)} matrices; parameters of the model {self.dense_parameters:,} → "
             f"{self.parameters:,} ({100 * self.ratio:.1f} %); stored "
             f"{self.dense_stored_bytes / 1e6:.1f} → {self.stored_bytes / 1e6:.1f} MB; "
-            f"relative error {self.relative_error:.4f} (root mean square over matrices)"
+            f"relative error {self.relative_error:.4f}{output} (root mean square over matrices)"
         )
 
     def to_dict(self) -> dict:
@@ -145,6 +191,8 @@ class CompressionReport:
             "dense_stored_bytes": self.dense_stored_bytes,
             "stored_bytes": self.stored_bytes,
             "relative_error": self.relative_error,
+            "output_error": self.output_error,
+            "kept_dense": list(self.kept_dense),
             "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in self.rows],
         }
 
@@ -156,15 +204,17 @@ class CompressionReport:
         """
         rows = self.to_dict()["rows"]
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+        names = [*(field.name for field in dataclasses.fields(MatrixRow)), "ratio"]
+        writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: _spaced(v) if isinstance(v, tuple) else v for k, v in row.items()})
+            writer.writerow({k: spaced(v) if isinstance(v, tuple) else v for k, v in row.items()})
         files.write_atomic(path, buffer.getvalue())
 
     def to_markdown(self) -> str:
         """The rows as a Markdown table, followed by the totals."""
-        return f"{matrix_table(self.to_dict()['rows'])}\n\n{self.summary()}.\n"
+        lines = [*self._kept_lines(), f"{self.summary()}."]
+        return f"{matrix_table(self.to_dict()['rows'])}\n\n" + "\n\n".join(lines) + "\n"
 
     def plot(self, path: str | os.PathLike):
         """Draws the error bound against bond cap and against parameters, a line for each role.
@@ -222,59 +272,26 @@ class CompressionReport:
             roles.setdefault(row.role, []).append(row)
         return roles
 
+    def _kept_lines(self) -> list[str]:
+        roles = dict.fromkeys(map(role_of_path, self.kept_dense))
+        return [f"kept dense, as a chain saves nothing there: {', '.join(roles)}"] if roles else []
+
     def _factor_lines(self) -> list[str]:
         lines = {}
         for row in self.rows:
             size = f"{row.in_features}x{row.out_features}"
-            factors = f"{_commas(row.in_factors)} x {_commas(row.out_factors)}"
+            factors = f"{commas(row.in_factors)} x {commas(row.out_factors)}"
             padded = row.shape.padded_in_features, row.shape.padded_out_features
             note = "" if not row.shape.is_padded else f" (padded to {padded[0]}x{padded[1]})"
             lines[f"factors of {size}: {factors}{note}"] = None
         return list(lines)
 
 
-def matrix_table(rows: Sequence[Mapping]) -> str:
-    """Markdown table of the rows of `CompressionReport.to_dict`, also when read back from JSON."""
-    lines = [
-        "| matrix | size | in factors | out factors | bonds | parameters | ratio | error | bound "
-        "| entropy |",
-        "| --- |" + " ---: |" * 9,
-    ]
-    for row in rows:
-        cells = (
-            f"`{row['path']}`",
-            f"{row['in_features']}×{row['out_features']}",
-            _commas(row["in_factors"]),
-            _commas(row["out_factors"]),
-            _commas(row["bonds"]),
-            f"{row['dense_parameters']:,} → {row['mpo_parameters']:,}",
-            f"{row['ratio']:.3f}",
-            format_error(row["relative_error"]),
-            format_error(row["error_bound"]),
-            _decimals(row["entropy"]),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def format_error(value: float) -> str:
-    """Four decimals, or two digits where those would be zeros."""
-    return f"{value:.4f}" if value == 0 or value >= 1e-3 else f"{value:.1e}"
+def _mean_square_root(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value**2 for value in values) / max(len(values), 1))
 
 
 def relative_bound(spectra: Sequence[np.ndarray], bonds: tuple[int, ...]) -> float:
     """sqrt(sum_k eps_k^2) over the norm of the matrix; 0 for a zero matrix."""
     norm = float(np.linalg.norm(spectra[0]))
     return float(mpo.truncation_error_bound(spectra, bonds)) / norm if norm > 0 else 0.0
-
-
-def _commas(values) -> str:
-    return ",".join(map(str, values))
-
-
-def _decimals(values) -> str:
-    return " ".join(f"{value:.2f}" for value in values)
-
-
-def _spaced(values) -> str:
-    return " ".join(map(str, values))

@@ -24,6 +24,11 @@ class Settings:
         the published ones of this size, else automatic ones.
       gauge: one of `mpojax.mpo.GAUGES`; "identity" needs full bonds.
       form: "mpo", or "low_rank" for the two-core chain with its rank from a cap or the budget.
+      search: choose the factor lists too: the chain of least error, low rank among them, that has
+        at most as many numbers as low rank would get from the budget, or from `rank` or `bond`.
+      data_aware: least error of the outputs on a calibration set instead of the weights.
+      ridge: see `mpojax.mpo.regularized`; default 0.001, and 1 for the row frequencies of a table
+        (add-one smoothing). Only with `data_aware`.
     """
 
     bond: int | None = None
@@ -35,6 +40,9 @@ class Settings:
     out_factors: tuple[int, ...] | None = None
     gauge: str = "central"
     form: str = "mpo"
+    search: bool = False
+    data_aware: bool = False
+    ridge: float | None = None
 
     def __post_init__(self):
         sized = [n for n in ("bond", "bonds", "rank", "tolerance") if getattr(self, n) is not None]
@@ -67,13 +75,34 @@ class Settings:
             raise ValueError(
                 "low rank is always the two-core chain: leave out cores and factor lists."
             )
+        self._check_search_and_data_aware()
         if self.gauge == "identity" and sized:
             raise ValueError(f"gauge='identity' is exact only at full bonds; leave out {sized[0]}.")
 
+    def _check_search_and_data_aware(self):
+        for name in ("search", "data_aware"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name}={value!r} must be True or False.")
+            if value and self.tolerance is not None:
+                raise ValueError(
+                    f"tolerance bounds the plain error; leave it out with {name}=True."
+                )
+            if value and self.gauge == "identity":
+                raise ValueError(f"gauge='identity' is exact already; leave out {name}=True.")
+        given = [n for n in ("cores", "in_factors", "bonds") if getattr(self, n) is not None]
+        if self.search and given:
+            raise ValueError(f"search=True chooses the factor lists; leave out {given[0]}.")
+        if self.ridge is not None:
+            number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
+            if not (number and 0 <= self.ridge < float("inf")):
+                raise ValueError(f"ridge={self.ridge!r} must be a finite number of at least 0.")
+            if not self.data_aware:
+                raise ValueError("ridge belongs to data_aware=True; leave it out or set both.")
+
     @property
     def is_low_rank(self) -> bool:
-        """Whether the chain is the two-core one."""
-        return self.rank is not None or self.form == "low_rank"
+        """Whether the chain is the two-core one; before a search, which starts from its size."""
+        return self.rank is not None or self.form == "low_rank" or self.search
 
     @property
     def leaves_bonds_open(self) -> bool:

@@ -6,7 +6,8 @@ The central core, index (n - 1) // 2, holds most numbers; the others are auxilia
 functions.
 """
 
-from mpojax.mpo.allocation import allocate
+from mpojax.mpo.allocation import allocate, allocate_or_keep
+from mpojax.mpo.alternating import Fit, fit
 from mpojax.mpo.application import Prepared, apply, apply_prepared, prepare
 from mpojax.mpo.canonical import (
     canonicalize,
@@ -23,6 +24,7 @@ from mpojax.mpo.decomposition import (
 )
 from mpojax.mpo.embedding import embed
 from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
+from mpojax.mpo.search import Searched, search_factors
 from mpojax.mpo.shape import MPOShape, shape_from_cores
 from mpojax.mpo.spectra import (
     bond_spectra,
@@ -41,18 +43,31 @@ from mpojax.mpo.squeezing import (
     gauge_maps,
     transform_gradients,
 )
+from mpojax.mpo.weighted import (
+    DEFAULT_RIDGE,
+    low_rank,
+    low_rank_errors,
+    regularized,
+    weighted_relative_error,
+    weighted_square,
+    whitened,
+)
 
 __all__ = [
+    "DEFAULT_RIDGE",
     "GAUGES",
     "MEASURES",
     "STRATEGIES",
     "Cut",
+    "Fit",
     "Ladder",
     "MPOShape",
     "Machine",
     "Plan",
     "Prepared",
+    "Searched",
     "allocate",
+    "allocate_or_keep",
     "apply",
     "apply_prepared",
     "bond_spectra",
@@ -64,17 +79,25 @@ __all__ = [
     "decompose_with_spectra",
     "embed",
     "entanglement_entropy",
+    "fit",
     "gauge_maps",
     "identity_cores",
     "local_errors",
+    "low_rank",
+    "low_rank_errors",
     "plan",
     "pool_spectra",
     "prepare",
+    "regularized",
     "relative_error",
+    "search_factors",
     "shape_from_cores",
     "slice_bonds",
     "to_matrix",
     "transform_gradients",
     "truncate",
     "truncation_error_bound",
+    "weighted_relative_error",
+    "weighted_square",
+    "whitened",
 ]

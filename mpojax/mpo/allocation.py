@@ -14,6 +14,7 @@ def allocate(
     budget: int,
     counts: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
+    loss: str = "squared",
 ) -> list[MPOShape]:
     """Cuts bonds one by one, always where the error grows least for each parameter saved.
 
@@ -28,6 +29,7 @@ def allocate(
       counts: how many matrices each entry stands for (layers that share their bonds, with spectra
         from `pool_spectra`); default 1 each.
       weights: importance of each entry's relative squared error; default its count.
+      loss: "squared" or "log", see `losses`.
 
     Returns:
       The shapes with reduced bonds; their parameters sum to at most `budget`.
@@ -44,7 +46,8 @@ def allocate(
         raise ValueError(
             f"budget of {budget} parameters is below the {smallest} that all bonds at 1 need."
         )
-    chains = [_Chain(*fields) for fields in zip(shapes, spectra, counts, weights, strict=True)]
+    entries = zip(shapes, spectra, counts, weights, strict=True)
+    chains = [_Chain(*entry, loss) for entry in entries]
     total = sum(chain.size for chain in chains)
     heap = [(chain.price(k), c, k) for c, chain in enumerate(chains) for k in chain.cuttable()]
     heapq.heapify(heap)
@@ -64,15 +67,103 @@ def allocate(
     return [chain.shape.with_bonds(tuple(chain.bonds[1:-1])) for chain in chains]
 
 
+# Up to this many matrices are tried one by one for staying dense.
+_MAX_TRIALS = 16
+
+
+def allocate_or_keep(
+    shapes: Sequence[MPOShape],
+    spectra: Sequence[Sequence[np.ndarray]],
+    budget: int,
+    counts: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    loss: str = "squared",
+) -> list[MPOShape | None]:
+    """As `allocate`, but a matrix stays dense where a chain saves nothing; None stands for it.
+
+    A chain at full bonds has more numbers than the matrix, so a matrix that is to keep nearly all
+    of its numbers is better left alone: exact, and what the chain would have cost goes to others.
+    First every matrix whose chain would have at least as many numbers is kept, and the rest is
+    allocated again; then others are kept one by one, as long as the total loss falls.
+
+    Args:
+      shapes, spectra, budget, counts, weights, loss: as for `allocate`; a matrix that stays dense
+        takes `num_dense_params` of the budget.
+
+    Raises:
+      ValueError: as `allocate`.
+    """
+    counts = list(counts) if counts is not None else [1] * len(shapes)
+    weights = list(weights) if weights is not None else counts
+    entries = list(zip(shapes, spectra, counts, weights, strict=True))
+
+    def attempt(kept):
+        """(total loss, choice) with these entries dense; None if they leave too little."""
+        rest = [index for index in range(len(entries)) if index not in kept]
+        room = budget - sum(counts[index] * shapes[index].num_dense_params for index in kept)
+        if kept and room < sum(counts[i] * shapes[i].with_bonds(1).num_params for i in rest):
+            return None
+        choice: list[MPOShape | None] = [None] * len(entries)
+        columns = [[entries[i][field] for i in rest] for field in range(4)]
+        chosen = allocate(*columns[:2], room, *columns[2:], loss)
+        for i, shape in zip(rest, chosen, strict=True):
+            choice[i] = shape
+        return sum(_total(entries[i], choice[i], loss) for i in rest), choice
+
+    def settled(kept):
+        """As `attempt`, after keeping every matrix whose chain saves nothing; and what is kept."""
+        while True:
+            total, choice = attempt(kept)
+            useless = {
+                index
+                for index, shape in enumerate(choice)
+                if shape is not None and shape.num_params >= shape.num_dense_params
+            }
+            if not useless:
+                return total, choice, kept
+            kept = kept | useless
+
+    total, choice, kept = settled(set())
+    while total > 0 and len(entries) <= _MAX_TRIALS:
+        trials = [kept | {index} for index in range(len(entries)) if index not in kept]
+        found = [(result[0], more) for more in trials if (result := attempt(more)) is not None]
+        least, more = min(found, key=lambda trial: trial[0], default=(total, kept))
+        if least >= total:
+            break
+        total, choice, kept = settled(more)
+    return choice
+
+
+def _total(entry, shape: MPOShape, loss: str) -> float:
+    """Weighted loss of one entry at the bonds of `shape`."""
+    _, spectra, _, weight = entry
+    pairs = zip(spectra, shape.bond_dims, strict=True)
+    return float(weight * sum(losses(s, loss)[bond:].sum() for s, bond in pairs))
+
+
+def losses(spectrum, loss: str = "squared") -> np.ndarray:
+    """What cutting a bond from r + 1 to r adds to the loss, for r = 0, 1, ...; zeros for no matrix.
+
+    "squared": the squared singular value over the squared norm. "log": the growth of -log of the
+    share of squared norm that is kept. About equal while errors are small; but in the second no
+    gain elsewhere makes up for a matrix of which nothing is left.
+    """
+    squares = np.asarray(spectrum, np.float64) ** 2
+    total = squares.sum()
+    shares = squares / total if total > 0 else squares
+    if loss == "squared" or total == 0:
+        return shares
+    kept = np.maximum(np.append(0.0, np.cumsum(shares)), 1e-12)
+    return np.diff(np.log(kept))
+
+
 class _Chain:
     """Current bonds of one matrix and what cutting each by one costs; bonds are 1-based."""
 
-    def __init__(self, shape, spectra, count, weight):
+    def __init__(self, shape, spectra, count, weight, loss):
         self.shape, self.count = shape, count
         self.bonds, self.sites = [1, *shape.bond_dims, 1], shape.site_sizes
-        squares = [np.asarray(s, np.float64) ** 2 for s in spectra]
-        norm = max((s.sum() for s in squares), default=0.0)
-        self.losses = [weight * s / norm if norm > 0 else s for s in squares]
+        self.losses = [weight * losses(spectrum, loss) for spectrum in spectra]
         self.size = count * shape.num_params
 
     def cuttable(self):

@@ -18,7 +18,9 @@ def bond_spectra(cores) -> list:
     return canonical.canonicalize_with_spectra(cores)[1]
 
 
-def pool_spectra(stack: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+def pool_spectra(
+    stack: Sequence[Sequence[np.ndarray]], weights: Sequence[float] | None = None
+) -> list[np.ndarray]:
     """One set of spectra for several matrices of one shape that are to share their bonds.
 
     Each matrix is first scaled to unit norm; pooled squared values are the sums over the matrices,
@@ -26,12 +28,14 @@ def pool_spectra(stack: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
 
     Args:
       stack: for each matrix the list of its spectra, one array per bond.
+      weights: factor of each matrix' squared relative error; default 1.
     """
-    pooled = []
+    pooled, factors = [], np.asarray([1.0] * len(stack) if weights is None else weights)
     for bond in zip(*stack, strict=True):
         squares = np.stack([np.asarray(s, np.float64) ** 2 for s in bond])
         totals = squares.sum(axis=1, keepdims=True)
-        pooled.append(np.sqrt((squares / np.where(totals > 0, totals, 1)).sum(axis=0)))
+        shares = squares / np.where(totals > 0, totals, 1)
+        pooled.append(np.sqrt((factors[:, None] * shares).sum(axis=0)))
     return pooled
 
 

@@ -39,7 +39,7 @@ def test_the_table_is_plain_text_that_fits(report, width):
 def test_markdown_has_a_line_for_each_row(report):
     lines = report.to_markdown().splitlines()
     columns = lines[0].count("|")
-    assert columns == 11
+    assert columns == 12
     assert all(line.count("|") == columns for line in lines[: 2 + len(report.rows)])
     for row, line in zip(report.rows, lines[2:], strict=False):
         assert line.startswith(f"| `{row.path}` |")

@@ -96,8 +96,9 @@ def test_a_budget_is_met_and_used(dense, budget, share_bonds):
     by_role = {}
     for row in report.rows:
         by_role.setdefault(row.role, set()).add(row.bonds)
+    assert (budget == 1.0) == (not report.rows)  # nothing to save: all stay dense
     if share_bonds:
-        assert {len(bonds) for bonds in by_role.values()} == {1}
+        assert {len(bonds) for bonds in by_role.values()} <= {1}
         assert len(model.stacks) == 1
     assert run(model).shape == (2, 4, 12)
 

@@ -1,0 +1,154 @@
+"""What a budget leaves for each matrix of a model: bonds for the chains, or dense after all."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mpojax import mpo
+from mpojax.interop.report import role_of_path
+from mpojax.interop.rules import Target
+
+ALLOCATIONS = ("error", "first_order")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Matrices that get the same shape: those of one role where layers share their bonds."""
+
+    targets: tuple[Target, ...]
+
+    @property
+    def first(self) -> Target:
+        """Their common settings and full shape."""
+        return self.targets[0]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Matrix paths."""
+        return tuple(target.path for target in self.targets)
+
+
+def grouped(targets: Sequence[Target], share_bonds: bool) -> list[Group]:
+    """Targets by role, size and settings, or each alone."""
+    groups: dict[tuple, list[Target]] = {}
+    for target in targets:
+        name = role_of_path(target.path) if share_bonds else target.path
+        groups.setdefault((name, target.full, target.settings), []).append(target)
+    return [Group(tuple(group)) for group in groups.values()]
+
+
+def chosen_shapes(
+    groups: Sequence[Group],
+    spectra: Mapping[str, Sequence[np.ndarray]],
+    weights: Mapping[str, float] | None,
+    room: int | None,
+) -> list[mpo.MPOShape | None]:
+    """For each group its shape with final bonds; None where a budget leaves it dense.
+
+    Args:
+      groups: what to choose for.
+      spectra: of every matrix whose bonds are open, in the norm that counts for it.
+      weights: importance of each matrix' relative squared error; None for the default.
+      room: numbers of all matrices with open bonds together; None without a budget.
+    """
+    shapes: list[mpo.MPOShape | None] = []
+    for group in groups:
+        shape, tolerance = group.first.cut, group.first.settings.tolerance
+        if tolerance is not None:
+            needed = [mpo.bonds_for_tolerance(spectra[path], tolerance) for path in group.paths]
+            shape = shape.with_bonds(tuple(map(max, *needed)) if len(needed) > 1 else needed[0])
+        shapes.append(shape)
+    if room is None:
+        return shapes
+    is_open = [group.first.settings.leaves_bonds_open for group in groups]
+    chosen = _allocated(
+        [g for g, o in zip(groups, is_open, strict=True) if o], spectra, weights, room
+    )
+    remaining = iter(chosen)
+    return [next(remaining) if o else s for s, o in zip(shapes, is_open, strict=True)]
+
+
+def _allocated(groups, spectra, weights, room: int) -> list[mpo.MPOShape | None]:
+    """Shapes with the bonds that meet the budget at the least error, one for each group.
+
+    Without weights a matrix weighs the square root of its number of entries. With equal weights a
+    large table counts no more than one small matrix and pays for all the others; weighed by entries
+    it is the others that pay. The root lies between and served sentence vectors best where they
+    differ; so did the logarithmic loss, which leaves something of every matrix.
+    """
+    pooled, totals = [], []
+    for group in groups:
+        if weights is None:
+            own = [math.sqrt(group.first.full.num_dense_params)] * len(group.paths)
+        else:
+            own = [weights[path] for path in group.paths]
+        pooled.append(mpo.pool_spectra([spectra[path] for path in group.paths], own))
+        totals.append(sum(own))
+    return mpo.allocate_or_keep(
+        [group.first.full for group in groups],
+        pooled,
+        room,
+        counts=[len(group.paths) for group in groups],
+        weights=totals,
+        loss="log",
+    )
+
+
+def room_for_open(targets, now: int, budget, bond, dense_total: int) -> int:
+    """Numbers that the matrices whose bonds a budget may choose can have together.
+
+    Args:
+      targets: all matrices that rules match.
+      now: numbers in the model as it is.
+      budget, bond: as given to `compress`.
+      dense_total: numbers in the model with every matrix dense.
+
+    Raises:
+      ValueError: a budget that is no budget, clashes with other settings, or cannot be met.
+    """
+    if bond is not None:
+        raise ValueError("budget and bond exclude each other: a cap leaves nothing to choose.")
+    limit = _limit(budget, dense_total)
+    for target in targets:
+        for name, clash in (
+            ("a tolerance", target.settings.tolerance is not None),
+            ("gauge='identity'", target.settings.gauge == "identity"),
+        ):
+            if clash:
+                raise ValueError(f"{target.path}: {name} and a budget exclude each other.")
+    open_targets = [target for target in targets if target.settings.leaves_bonds_open]
+    if not open_targets:
+        raise ValueError(
+            f"budget={budget!r} has nothing to choose: every rule fixes its bonds. Leave bond, "
+            "bonds and rank out of a rule, or leave out the budget."
+        )
+    fixed = now + sum(
+        (0 if target.settings.leaves_bonds_open else target.cut.num_params)
+        - target.full.num_dense_params
+        for target in targets
+    )
+    smallest = fixed + sum(target.full.with_bonds(1).num_params for target in open_targets)
+    if smallest > limit:
+        raise ValueError(
+            f"budget={budget!r} allows {limit:,} numbers, but with every open bond at 1 the model "
+            f"still has {smallest:,}: the smallest feasible budget for these rules is "
+            f"{math.ceil(1e4 * smallest / dense_total) / 1e4} ({smallest} numbers). Let the rules "
+            "match more matrices, or raise the budget."
+        )
+    return limit - fixed
+
+
+def _limit(budget, dense_total: int) -> int:
+    """Numbers that the whole model may have."""
+    if isinstance(budget, float) and 0.0 < budget <= 1.0:
+        return math.floor(budget * dense_total)
+    # Whole floats are counts too: command lines and configs know no other numbers.
+    number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if number and budget > 1 and float(budget).is_integer():
+        return int(budget)
+    raise ValueError(
+        f"budget={budget!r} must be a fraction in (0, 1] of the dense parameters, given as a float "
+        "(use 1.0 for all parameters), or an integer above 1: the number of parameters."
+    )

@@ -1,0 +1,150 @@
+"""Observing what enters and leaves the matrices of a model, through gradients that are none.
+
+A tap is put before and behind every dense matrix; its backward pass returns x^T x as the "gradient"
+of a probe instead of a derivative. So one pass of `jax.grad` collects the statistics of all
+matrices of any model, through scans, shared layers and rematerialisation, without a word in the
+layers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mpojax import layers, models
+from mpojax.models import arrays as arrays_lib
+
+TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def dense_modules(model) -> dict[tuple, list[tuple[str, int | None]]]:
+    """{path of a dense matrix' module: [(matrix path, index on the leading axis or None)]}."""
+    found = {}
+    for path, _, layer_range in models.variables(model):
+        if path[-1] in ("kernel", "table") and isinstance(
+            _module_at(model, path[:-1]), layers.Dense | layers.Embed
+        ):
+            names = arrays_lib.logical_names(path[:-1], layer_range)
+            found[path[:-1]] = names
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def collect(model, batch, weights, loss):
+    """Sums over one batch for every dense matrix, by path of its module.
+
+    Args:
+      model: any model, dense in part at least.
+      batch: token arrays (B, S), and what `loss` reads.
+      weights: (B, S) float32, 1 at tokens that count, else 0.
+      loss: (model, batch, None) -> mean loss or a pair that begins with it; None for no gradients.
+
+    Returns:
+      {path: x^T x (in, in), of a table the counts of its rows}, and {path: (2,): inputs that count,
+      squared norm of the gradients of the summed loss at their outputs}; of stacked modules with a
+      leading axis.
+    """
+    probes, sinks = {}, {}
+    for path in dense_modules(model):
+        module = _module_at(model, path)
+        matrix = (module.kernel if isinstance(module, layers.Dense) else module.table)[...]
+        stacked, size = matrix.shape[:-2], matrix.shape[-2]
+        is_map = isinstance(module, layers.Dense)
+        probes[path] = jnp.zeros((*stacked, size, size) if is_map else (*stacked, size))
+        sinks[path] = jnp.zeros((*stacked, 2))
+
+    def value(probes, sinks):
+        observed = jax.tree.map(lambda leaf: leaf, model)  # a copy, for its modules are exchanged
+        for path in probes:
+            stacked = sinks[path].shape[:-1]
+            lead = jnp.broadcast_to(weights, (*stacked, *weights.shape))
+            tapped = _Tapped(_module_at(observed, path), probes[path], sinks[path], lead)
+            setattr(_module_at(observed, path[:-1]), path[-1], tapped)
+        if loss is None:
+            tokens = {name: batch[name] for name in TOKEN_ARRAYS if name in batch}
+            return jnp.sum(observed(**tokens).astype(jnp.float32))
+        result = loss(observed, batch, None)
+        mean = result[0] if isinstance(result, tuple) else result
+        # The sum over examples: batches of any size then weigh by their examples.
+        return mean * weights.shape[0]
+
+    with jax.default_matmul_precision("highest"):
+        return jax.grad(value, argnums=(0, 1))(probes, sinks)
+
+
+class _Tapped(nnx.Module):
+    """A dense map or table whose input and output are observed in the backward pass."""
+
+    def __init__(self, inner, probe, sink, weights):
+        self.inner = inner
+        self.probe, self.sink = nnx.Variable(probe), nnx.Variable(sink)
+        self.weights = nnx.Variable(weights)
+
+    def __call__(self, x):
+        probe, sink, weights = self.probe[...], self.sink[...], self.weights[...]
+        if isinstance(self.inner, layers.Embed):
+            # Positions come as (S,), one row for all examples.
+            weights = weights if x.ndim == 2 else weights.sum(axis=0)
+            return _observe_output(_observe_ids(self.inner(x), probe, x, weights), sink, weights)
+        # Behind the pooling there is one vector for each example.
+        weights = weights if x.ndim == 3 else weights.max(axis=1)
+        return _observe_output(self.inner(_observe_input(x, probe, weights)), sink, weights)
+
+    def __getattr__(self, name):
+        # Such as the `attend` of a tied table.
+        return getattr(object.__getattribute__(self, "inner"), name)
+
+
+@jax.custom_vjp
+def _observe_input(x, probe, weights):
+    """`x` itself; the gradient of `probe` (in, in) is x^T diag(weights) x."""
+    return x
+
+
+def _observe_input_backward(saved, gradient):
+    x, weights = saved
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return gradient, (rows * weights.reshape(-1, 1)).T @ rows, jnp.zeros_like(weights)
+
+
+_observe_input.defvjp(lambda x, probe, weights: (x, (x, weights)), _observe_input_backward)
+
+
+@jax.custom_vjp
+def _observe_ids(rows, probe, ids, weights):
+    """`rows` itself; the gradient of `probe` (num,) counts the weights of each id."""
+    return rows
+
+
+def _observe_ids_backward(saved, gradient):
+    probe, ids, weights = saved
+    counts = jnp.zeros_like(probe).at[ids.reshape(-1)].add(weights.reshape(-1))
+    return gradient, counts, None, jnp.zeros_like(weights)
+
+
+_observe_ids.defvjp(
+    lambda rows, probe, ids, weights: (rows, (probe, ids, weights)), _observe_ids_backward
+)
+
+
+@jax.custom_vjp
+def _observe_output(y, sink, weights):
+    """`y` itself; the gradient of `sink` (2,) is (sum of weights, weighted |dL/dy|^2)."""
+    return y
+
+
+def _observe_output_backward(weights, gradient):
+    squares = jnp.sum(gradient.astype(jnp.float32) ** 2, axis=-1)
+    squares = jnp.where(weights > 0, squares, 0.0)
+    sums = jnp.stack([jnp.sum(weights), jnp.sum(squares)])
+    return gradient, sums, jnp.zeros_like(weights)
+
+
+_observe_output.defvjp(lambda y, sink, weights: (y, weights), _observe_output_backward)
+
+
+def _module_at(model, path: tuple):
+    for part in path:
+        model = model[part] if isinstance(part, int) else getattr(model, part)
+    return model

@@ -1,0 +1,177 @@
+"""Search for factor lists: which digits a chain should have at a given number of parameters.
+
+A bond of a chain splits the rows into the first a and the rest (a divides the rows), the columns
+likewise into b; its spectrum depends on (a, b) alone. So the spectra of a lattice of cuts, each
+computed once, price every list of factors: a list is a path of nested cuts, its estimated error
+sqrt(sum of the tails), in the weighted norm those of S^(1/2) W. Two and three cores are priced
+exhaustively, longer lists grow from the best shorter ones (beam). The best of each length are then
+fitted by alternating least squares and compared by their true error. Low rank, the path with the
+one cut (rows, 1), is always compared too: the result is never worse than truncated SVD, plain or
+data-aware, with as many numbers.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from mpojax.mpo import alternating, contract, weighted
+from mpojax.mpo import lattice as lattice_lib
+from mpojax.mpo.shape import MPOShape
+
+# Matrices whose spectra are computed (evenly spaced ones, where many share their lists).
+_SCREENED = 2
+_BEAM = 4
+# Screened lists must be priced within this factor of the best to be fitted.
+_WORTH_FITTING = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """What a search found.
+
+    Attributes:
+      shape: the chain; at most the budget of numbers.
+      cores: for each matrix its cores, float64.
+      errors: for each matrix the relative weighted error (of the covariance without ridge).
+      low_rank_errors: for each matrix that of the best truncated SVD with at most as many numbers
+        as the budget, plain or data-aware; 1 where not even rank 1 fits.
+      tried: (shape, estimated error) of every list that was fitted.
+    """
+
+    shape: MPOShape
+    cores: tuple[tuple[np.ndarray, ...], ...]
+    errors: tuple[float, ...]
+    low_rank_errors: tuple[float, ...]
+    tried: tuple[tuple[MPOShape, float], ...]
+
+
+def search_factors(
+    w,
+    budget: int,
+    covariance=None,
+    *,
+    max_cores: int = 5,
+    ridge: float = weighted.DEFAULT_RIDGE,
+    sweeps: int = 4,
+    steps: int = 6,
+) -> Searched:
+    """The chain of least weighted error with at most `budget` numbers; deterministic, float64.
+
+    Args:
+      w: matrix (in, out), or a sequence of matrices of one size that are to share one shape.
+      budget: numbers of one chain.
+      covariance: of the inputs, (in, in) or (in,), or a sequence of them; None for the plain norm.
+      max_cores: 2 to 5, longest list.
+      ridge: see `weighted.regularized`; fits use it, errors are measured without.
+      sweeps, steps: of the final fit, see `alternating.fit`.
+
+    Raises:
+      ValueError: matrices that do not fit each other or their covariances, non-finite entries, or
+        a budget below the smallest chain.
+    """
+    ws = [np.asarray(m, np.float64) for m in ([w] if np.ndim(w) == 2 else w)]
+    problem = _Problem(ws, _as_list(covariance, len(ws)), budget, ridge)
+    if not 2 <= max_cores <= 5:
+        raise ValueError(f"max_cores={max_cores!r} must lie in 2..5.")
+    base, low_rank_errors = problem.low_rank()
+    candidates = _screened(problem, max_cores)
+    if base is None and not candidates:
+        raise ValueError(
+            f"budget of {budget} numbers is too small: no chain for {ws[0].shape} has so few."
+        )
+    best, tried = _raced(problem, candidates), [(shape, error) for error, shape in candidates]
+    if best is not None:
+        fits = [alternating.fit(m, best, s, sweeps=sweeps, steps=steps) for m, s in problem.pairs]
+        errors = problem.errors([fit.cores for fit in fits], best)
+        better = all(a <= b for a, b in zip(errors, low_rank_errors, strict=True))
+        if base is None or (better and errors != low_rank_errors):
+            cores = tuple(fit.cores for fit in fits)
+            return Searched(best, cores, errors, low_rank_errors, tuple(tried))
+    shape, cores = base
+    return Searched(shape, cores, low_rank_errors, low_rank_errors, tuple(tried))
+
+
+class _Problem:
+    """The matrices, their metrics, and the errors of chains for them."""
+
+    def __init__(self, ws, covariances, budget: int, ridge: float):
+        if any(m.shape != ws[0].shape or m.ndim != 2 for m in ws) or not ws:
+            raise ValueError(f"w must be matrices of one size, got {[m.shape for m in ws]}.")
+        if not all(np.all(np.isfinite(m)) for m in ws):
+            raise ValueError("w holds NaN or infinite entries.")
+        self.ws, self.raw, self.budget = ws, covariances, budget
+        self.size = ws[0].shape
+        self.metrics = [
+            None if s is None else weighted.regularized(s, self.size[0], ridge) for s in covariances
+        ]
+        self.pairs = list(zip(ws, self.metrics, strict=True))
+        picked = np.unique(np.linspace(0, len(ws) - 1, min(_SCREENED, len(ws))).astype(int))
+        self.screened = [self.pairs[index] for index in picked]
+
+    def errors(self, all_cores, shape) -> tuple[float, ...]:
+        """True relative errors, without ridge."""
+        return tuple(
+            weighted.weighted_relative_error(w, contract.to_matrix(cores, shape), s)
+            for w, s, cores in zip(self.ws, self.raw, all_cores, strict=True)
+        )
+
+    def low_rank(self):
+        """((shape, cores for each matrix) or None, errors): the better SVD, plain or weighted."""
+        rank = min(self.budget // sum(self.size), min(self.size))
+        if rank == 0:
+            return None, (1.0,) * len(self.ws)
+        shape = MPOShape.low_rank(*self.size, rank)
+        chosen, errors = [], []
+        for (w, metric), raw in zip(self.pairs, self.raw, strict=True):
+            metrics = [None] if metric is None else [metric, None]
+            options = [weighted.low_rank(w, rank, s) for s in metrics]
+            found = [
+                weighted.weighted_relative_error(w, contract.to_matrix(cores, shape), raw)
+                for cores in options
+            ]
+            chosen.append(options[int(np.argmin(found))])
+            errors.append(min(found))
+        return (shape, tuple(chosen)), tuple(errors)
+
+
+def _as_list(covariance, count: int) -> list:
+    if covariance is None:
+        return [None] * count
+    covariances = [covariance] if isinstance(covariance, np.ndarray) else list(covariance)
+    if len(covariances) != count:
+        raise ValueError(f"{len(covariances)} covariances for {count} matrices; give one for each.")
+    return covariances
+
+
+def _screened(problem: _Problem, max_cores: int) -> list[tuple[float, MPOShape]]:
+    """(estimated error, shape with bonds) of the best lists of each length, best first."""
+    lattice = lattice_lib.Lattice(problem.screened, problem.budget, max_cores)
+    found, beam = [], []
+    for n in range(2, max_cores + 1):
+        if n <= 3:
+            paths = [(cut,) for cut in lattice.cuts] if n == 2 else lattice.pairs()
+        else:
+            paths = sorted({p for _, path, _ in beam for p in lattice.insertions(path)})
+        priced = sorted(
+            (e for e in map(lattice.price, paths) if e is not None and lattice.is_proper(*e[1:])),
+            key=lambda entry: entry[:2],
+        )
+        beam = priced[:_BEAM]
+        # Of two cores the cuts that part all rows from all columns are low rank itself.
+        alike = [((lattice.rows, 1),), ((1, lattice.columns),)]
+        found += [entry for entry in priced if entry[1] not in alike][:1]
+    if not found:
+        return []
+    least = min(entry[0] for entry in found)
+    found = [entry for entry in found if entry[0] <= _WORTH_FITTING * max(least, 1e-12)]
+    shapes = [(error, lattice.allocated(path, bonds)) for error, path, bonds in sorted(found)]
+    return [(error, shape) for error, shape in shapes if shape is not None]
+
+
+def _raced(problem: _Problem, candidates) -> MPOShape | None:
+    """The list with the least squared error on the screened matrices after one sweep."""
+    scores = []
+    for _, shape in candidates:
+        fits = [alternating.fit(w, shape, s, sweeps=1, steps=4) for w, s in problem.screened]
+        scores.append(sum(fit.error**2 for fit in fits))
+    return candidates[int(np.argmin(scores))][1] if candidates else None
