@@ -4,7 +4,7 @@
         --config.cell.data_dir=DATA
     python -m experiments.sweep --config=configs/sweeps/mpop_minilm.py:smoke --workdir=runs/smoke
 
-Seeds are the slowest axis: a stopped sweep has whole seeds first. 60 cells of 96 steps of 16
+Seeds are the slowest axis: a stopped sweep has whole seeds first. 60 cells of 64 steps of 16
 sentences, about a minute each on two cores; `smoke` runs every variant on SST-2 for a few steps.
 Variants and sizes: `configs/mpop/minilm.py`.
 """
