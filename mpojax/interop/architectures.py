@@ -28,6 +28,8 @@ class Architecture:
       fields: {configuration key: field of EncoderConfig}.
       defaults: values of keys that may be absent.
       activation: key of the activation.
+      pooler_flag: key that says whether the pooler has weights (else it is the first token as it
+        is); None where a pooler always has.
       head_dropout: key of the dropout before the head, by kind of head; None where there is none.
       fixed: fields that have one value in every model of this type.
       required: values that change the computation: a key that is present must have one of these.
@@ -46,6 +48,7 @@ class Architecture:
     defaults: Mapping[str, Any]
     head_dropout: Mapping[str, str | None]
     activation: str = "hidden_act"
+    pooler_flag: str | None = None
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     required: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     derived: Mapping[str, tuple[str, Mapping]] = dataclasses.field(default_factory=dict)

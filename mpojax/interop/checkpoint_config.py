@@ -72,6 +72,12 @@ def check_settings(architecture: Architecture, source: Mapping, where: str):
         )
 
 
+def pooler_has_weights(architecture: Architecture, source: Mapping) -> bool:
+    """Whether a pooler of this configuration, if there is one, is more than the first token."""
+    flag = architecture.pooler_flag
+    return flag is None or bool(_with_defaults(architecture, source)[flag])
+
+
 def to_encoder_config(
     architecture: Architecture, source: Mapping, kind: str, has_pooler: bool, where: str
 ) -> models.EncoderConfig:
@@ -85,6 +91,12 @@ def to_encoder_config(
     if kind != "none":
         labels = source.get("id2label")
         num_labels = len(labels) if labels else int(source.get("num_labels", 2))
+    if kind == "span":
+        pooling = "none"
+    elif not pooler_has_weights(architecture, source):
+        pooling = "first"
+    else:
+        pooling = "pooler" if has_pooler else "none"
     dropout_key = architecture.head_dropout[kind]
     try:
         return models.EncoderConfig(
@@ -92,7 +104,7 @@ def to_encoder_config(
             **architecture.fixed,
             activation=name_maps.ACTIVATIONS[values.get(architecture.activation, "gelu")],
             classifier_dropout=None if dropout_key is None else values.get(dropout_key),
-            pooling="pooler" if has_pooler else "none",
+            pooling=pooling,
             num_labels=num_labels,
             head="classifier" if kind == "none" else kind,
             source_config=json.dumps(dict(source), sort_keys=True),
@@ -133,6 +145,8 @@ def from_encoder_config(architecture: Architecture, config: models.EncoderConfig
     if problems := _refusals(architecture, content):
         raise ValueError(f"the model has no counterpart in transformers: {'; '.join(problems)}.")
     _write_head_dropout(architecture, config, content)
+    if architecture.pooler_flag is not None:
+        content[architecture.pooler_flag] = config.pooling == "pooler"
     if name_maps.ACTIVATIONS.get(content.get(architecture.activation)) != config.activation:
         names = (n for n, ours in name_maps.ACTIVATIONS.items() if ours == config.activation)
         content[architecture.activation] = next(names)

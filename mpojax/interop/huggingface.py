@@ -35,14 +35,14 @@ def import_model(
     if name in architecture.pretraining:
         tensors = _without(architecture.dropped, "the pre-training head", tensors, where)
     kind = checkpoint_config.head_kind(architecture, name)
-    if kind == "span":
+    if kind == "span" or not checkpoint_config.pooler_has_weights(architecture, source):
         tensors = _without(
-            r"pooler\..+", "the pooler, which a span head does not read", tensors, where
+            r"pooler\..+", "the pooler, which the model does not use", tensors, where
         )
     has_pooler = kind == "classifier" or any(name.startswith("pooler.") for name in tensors)
-    if kind == "none" and not has_pooler:
-        logging.info("%s has no pooler; the model is built without one", where)
     config = checkpoint_config.to_encoder_config(architecture, source, kind, has_pooler, where)
+    if kind == "none" and config.pooling == "none":
+        logging.info("%s has no pooler; the model is built without one", where)
     expected = models.array_shapes(config)
     table = _name_table(architecture, config, expected)
     _check_coverage(table, tensors, expected, where)
@@ -62,10 +62,11 @@ def export_model(
     """
     architecture = checkpoint_config.architecture_for(config)
     kind = checkpoint_config.kind_of(config)
-    if kind == "classifier" and config.pooling != "pooler":
+    poolings = ("pooler",) if architecture.pooler_flag is None else ("pooler", "first")
+    if kind == "classifier" and config.pooling not in poolings:
         raise ValueError(
             f"a classifier with pooling={config.pooling!r} has no counterpart in transformers: "
-            f"{architecture.classes[kind]} always uses the pooler."
+            f"{architecture.classes[kind]} always has pooling={' or '.join(map(repr, poolings))}."
         )
     expected = models.array_shapes(config)
     table = _name_table(architecture, config, expected)

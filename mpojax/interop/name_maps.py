@@ -219,10 +219,12 @@ MOBILEBERT = Architecture(
         "use_bottleneck_attention": False,
         "num_feedforward_networks": 4,
         "key_query_shared_bottleneck": True,
+        "classifier_activation": True,
     },
+    pooler_flag="classifier_activation",
     head_dropout={"none": "classifier_dropout", "classifier": "classifier_dropout", "span": None},
     fixed={"projection": "word"},
-    required={**_REQUIRED, "use_bottleneck": (True, None), "classifier_activation": (True, None)},
+    required={**_REQUIRED, "use_bottleneck": (True, None)},
     derived={
         "key_query_shared_bottleneck": ("use_bottleneck_attention", {False: True, True: False}),
     },

@@ -129,7 +129,8 @@ class Encoder(Transformer):
           input_ids: (batch, length) integers; an id outside the vocabulary gives NaN.
           attention_mask: (batch, length), nonzero or True at real tokens; None for all real.
             Rows of padding alone come back finite.
-          token_type_ids: (batch, length) integers; None for all zero.
+          token_type_ids: (batch, length) integers; None for all zero. A model without token types
+            (DistilBERT) does not read them, so that one batch serves every model.
           dropout_key: turns dropout on; every layer gets a key of its own.
 
         Raises:
@@ -201,8 +202,3 @@ def _check_inputs(config, input_ids, attention_mask, token_type_ids):
                 f"{name} has shape {value.shape}; it must equal that of input_ids, "
                 f"{input_ids.shape}."
             )
-    if token_type_ids is not None and not config.token_types:
-        raise ValueError(
-            "token_type_ids were given to a model without token types (token_types=0, such as "
-            "DistilBERT); leave them out."
-        )

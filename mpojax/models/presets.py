@@ -51,6 +51,7 @@ PRESETS: dict[str, EncoderConfig] = {
         activation="relu",
         norm="no_norm",
         dropout=0.0,
+        pooling="first",
     ),
     "all-MiniLM-L6-v2": EncoderConfig(
         vocab_size=30522, hidden_size=384, num_layers=6, num_heads=12, intermediate_size=1536

@@ -84,7 +84,6 @@ def test_export_and_import_are_inverse(architecture, kind):
         (ALBERT, {"architectures": ["BertModel"]}, "BertModel.*supported are AlbertModel, "),
         (ALBERT, {"embedding_size": 0}, "embedding_size=0 must be an integer of at least 1"),
         (MOBILEBERT, {"use_bottleneck": False}, r"use_bottleneck=False \(supported: True\)"),
-        (MOBILEBERT, {"classifier_activation": False}, "classifier_activation=False"),
         (MOBILEBERT, {"key_query_shared_bottleneck": False}, "must differ"),
         (MOBILEBERT, {"use_bottleneck_attention": True}, "must differ"),
         (
@@ -115,6 +114,21 @@ def test_absent_keys_have_the_defaults_of_their_architecture():
     assert (config.activation, config.norm, config.trigram_input) == ("relu", "no_norm", True)
 
 
+@pytest.mark.parametrize("num_labels", [None, 3])
+def test_a_pooler_without_weights_is_the_first_token(num_labels, caplog):
+    """MobileBERT as published."""
+    config = dataclasses.replace(small.MOBILEBERT, pooling="first", num_labels=num_labels)
+    content, tensors = huggingface.export_model(config, helpers.arrays(config))
+    assert content["classifier_activation"] is False
+    unused = {"mobilebert.pooler.dense.bias": np.zeros(16, np.float32)}
+    with caplog.at_level(logging.INFO, logger="absl"):
+        again, _ = huggingface.import_model(content, {**tensors, **unused}, "FOLDER")
+    assert dataclasses.replace(again, source_config="{}") == config
+    assert "left out the pooler" in caplog.text
+    content, _ = huggingface.export_model(small.MOBILEBERT, helpers.arrays(small.MOBILEBERT))
+    assert content["classifier_activation"] is True
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -130,7 +144,7 @@ def test_absent_keys_have_the_defaults_of_their_architecture():
         (small.DISTILBERT, "pooler/bias, pooler/kernel have no counterpart in DistilBertModel"),
         (
             dataclasses.replace(small.DISTILBERT, num_labels=2, pooling="mean"),
-            "pooling='mean' has no counterpart.*DistilBertForSequenceClassification always",
+            "pooling='mean' has no counterpart.*DistilBertFor.*always has pooling='pooler'",
         ),
         (
             dataclasses.replace(small.MOBILEBERT, norm="layer_norm"),

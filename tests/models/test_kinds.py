@@ -173,11 +173,12 @@ def test_dropout_before_a_span_head_is_the_classifiers():
     assert np.abs(run(wet, IDS, MASK, dropout_key=key) - plain).max() > 1e-2
 
 
-def test_token_types_of_a_model_without_are_refused():
+def test_token_types_of_a_model_without_are_not_read():
     model = pair("distilbert")[0]
     assert "embeddings/token_type/table" not in models.to_arrays(model)
-    with pytest.raises(ValueError, match="model without token types"):
-        model(IDS, MASK, jnp.zeros_like(IDS))
+    np.testing.assert_array_equal(run(model, IDS, MASK, jnp.ones_like(IDS)), logits("distilbert"))
+    with pytest.raises(ValueError, match="token_type_ids has shape"):
+        model(IDS, MASK, IDS[:1])
 
 
 def test_layers_of_a_bottleneck_stay_in_one_scan():

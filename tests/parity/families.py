@@ -88,6 +88,7 @@ FAMILIES = {
             "key_query_shared_bottleneck": False,
             "trigram_input": False,
             "num_feedforward_networks": 1,
+            "classifier_activation": False,
         },
         scale=0.15,
     ),

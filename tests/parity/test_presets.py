@@ -20,7 +20,7 @@ PUBLISHED = {
         {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     ),
     "distilbert-base-uncased": ("DistilBert", {}),
-    "mobilebert-uncased": ("MobileBert", {}),
+    "mobilebert-uncased": ("MobileBert", {"classifier_activation": False}),
     "all-MiniLM-L6-v2": (
         "Bert",
         {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
