@@ -61,6 +61,8 @@ def expand(config: ml_collections.ConfigDict) -> list[Cell]:
     Raises:
       ValueError: a mistake in the axes; every message says which axis and what is allowed.
     """
+    if not isinstance(config.get("cell"), ml_collections.ConfigDict):
+        raise ValueError("config.cell must be the whole config of one run.")
     axes = read_axes(config)
     skip = _read_skip(config.get("skip") or (), axes)
     cells: list[Cell] = []

@@ -11,6 +11,8 @@ value), `log_x`, `log_y`, `name` (of the PNG file), `title`, `x_label`, `y_label
 """
 
 import dataclasses
+import itertools
+import math
 import pathlib
 import re
 import statistics
@@ -28,6 +30,7 @@ _LABELS = {
     "relative_error": "relative weight error",
 }
 _COUNTS = ("total", "trained")
+_PANELS_PER_ROW = 3
 _MARKERS = "osD^v<>P*X"
 
 
@@ -114,35 +117,46 @@ def draw_all(
 def draw(plot: Plot, rows: Sequence[Mapping], axes: Sequence[str]):
     """The figure of one plot from the rows of finished cells; `axes` are those of the sweep."""
     panels = _values(rows, plot.panels)
-    figure = _figure_class()(figsize=(1.5 + 5.0 * len(panels), 4.5), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    columns = min(len(panels), _PANELS_PER_ROW)
+    height = math.ceil(len(panels) / columns)
+    figure = _figure_class()(figsize=(1.5 + 5.0 * columns, 4.5 * height), layout="constrained")
+    grid = figure.subplots(height, columns, squeeze=False).flat
     lines = _values(rows, plot.lines)
-    for panel_axes, panel in zip(grid, panels, strict=True):
+    for panel_axes, panel in itertools.zip_longest(grid, panels):
+        if panel is None and plot.panels:  # the rest of the last row
+            panel_axes.remove()
+            continue
         inside = [row for row in rows if not plot.panels or row[plot.panels] == panel]
         for index, line in enumerate(lines):
             chosen = [row for row in inside if not plot.lines or row[plot.lines] == line]
             _draw_line(panel_axes, points(chosen, plot, axes), index, str(line))
-        panel_axes.set(xlabel=plot.x_label or _LABELS.get(plot.x, plot.x.replace("_", " ")))
-        panel_axes.grid(alpha=0.3)
+        _dress(panel_axes, plot, inside)
         if plot.panels:
             panel_axes.set_title(f"{plot.panels}: {panel}")
-        if plot.log_x:
-            panel_axes.set_xscale("log")
-            ticks = sorted({row[plot.x] for row in inside if _number(row.get(plot.x))})
-            panel_axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            panel_axes.minorticks_off()
-        elif plot.x in _COUNTS:
-            panel_axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
-        if plot.log_y:
-            panel_axes.set_yscale("log")
-        if plot.lines and panel_axes.get_legend_handles_labels()[0]:
-            panel_axes.legend(title=plot.lines, fontsize="small")
-    names = sorted({row["metric_name"] for row in rows if row.get("metric_name")})
-    label = ", ".join(names) if plot.y == "metric" and names else plot.y.replace("_", " ")
-    grid[0].set_ylabel(plot.y_label or _LABELS.get(plot.y, label))
     if plot.title:
         figure.suptitle(plot.title)
     return figure
+
+
+def _dress(axes, plot: Plot, rows: Sequence[Mapping]) -> None:
+    """Labels, scales and legend of one panel."""
+    names = sorted({row["metric_name"] for row in rows if row.get("metric_name")})
+    label = ", ".join(names) if plot.y == "metric" and names else plot.y.replace("_", " ")
+    axes.set_ylabel(plot.y_label or _LABELS.get(plot.y, label))
+    axes.set_xlabel(plot.x_label or _LABELS.get(plot.x, plot.x.replace("_", " ")))
+    axes.grid(alpha=0.3)
+    if plot.log_x:
+        axes.set_xscale("log")
+        ticks = sorted({row[plot.x] for row in rows if _number(row.get(plot.x))})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    elif plot.x in _COUNTS:
+        axes.locator_params(axis="x", nbins=6)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    if plot.log_y:
+        axes.set_yscale("log")
+    if plot.lines and axes.get_legend_handles_labels()[0]:
+        axes.legend(title=plot.lines, fontsize="small")
 
 
 def points(

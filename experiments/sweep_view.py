@@ -31,6 +31,7 @@ class View:
         self.metrics = {name: _metric(results[name]) for name in names}
         self.seconds: dict[str, float] = {}
         self._running: tuple[str, float] | None = None
+        self._latest = 0  # index of the cell that was started last
         self._live: rich.live.Live | None = None
 
     @contextlib.contextmanager
@@ -62,7 +63,8 @@ class View:
         """A cell begins."""
         self.states[name] = "running"
         self._running = (name, time.perf_counter())
-        self._log(f"cell {self.names.index(name) + 1} of {len(self.names)}: {name}")
+        self._latest = self.names.index(name)
+        self._log(f"cell {self._latest + 1} of {len(self.names)}: {name}")
 
     def ended(self, name: str, result: Mapping | None, seconds: float, stopped: bool) -> None:
         """A cell has ended, with or without a result."""
@@ -101,8 +103,7 @@ class View:
         table.add_column("metric", justify="right")
         table.add_column("time", justify="right")
         room = max(5, _terminal_lines() - 8)
-        current = self.names.index(self._running[0]) if self._running else 0
-        first = max(0, min(current - room // 2, len(self.names) - room))
+        first = max(0, min(self._latest - room // 2, len(self.names) - room))
         for name in self.names[first : first + room]:
             state = self.states[name]
             seconds = self.seconds.get(name)

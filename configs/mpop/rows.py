@@ -159,7 +159,7 @@ def squeeze(budget: float) -> dict:
         "budget": float(budget),
         "gap": 0.01,  # one point of the development metric
         "steps": 200,
-        "max_phases": 60,
+        "max_phases": 40,
         "multiple": 16,
         "cuts_per_phase": 2,
     }
@@ -200,8 +200,10 @@ def _set_hyper_parameters(config, variant: str, task: Task) -> None:
     task = dataclasses.replace(task, **changes)
     config.steps, config.batch_size = task.total_steps, task.batch_size
     config.optimizer.learning_rate = task.learning_rate
-    # As a share, so that a shorter run has a shorter warm-up.
-    config.optimizer.warmup_steps = task.warmup / task.total_steps
+    # As a share, so that a shorter run has a shorter warm-up; a squeezed run counts the steps of
+    # all its phases, and warms up in the first.
+    share = task.warmup / task.total_steps
+    config.optimizer.warmup_steps = float(task.warmup) if variant == "mpop" else share
     if variant != "dense" and task.auxiliary_rate is not None:
         config.optimizer.role_learning_rates = {"auxiliary": task.auxiliary_rate}
     config.eval_every = 500 if task.total_steps > 5000 else 100

@@ -23,7 +23,7 @@ class Page:
       columns, rows: texts, all rows as long as `columns`.
       records: the same with numbers, for the CSV file.
       notes: sentences below the table.
-      curves: {label: ([x], [y])} for a plot, with labels of its axes.
+      curves: {label: ([x], [y])} for a plot; labels that end in ", published" are points.
       axes: (x label, y label) of the plot.
     """
 
@@ -99,8 +99,11 @@ def _draw(page: Page, path: pathlib.Path) -> None:
         raise ImportError("plots need matplotlib: pip install 'mpojax[plot]'.") from error
     figure = figure_lib.Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
+    colors: dict[str, str] = {}
     for label, (x, y) in page.curves.items():
-        axes.plot(x, y, "x" if "published" in label else "o-", label=label)
+        # Published points have the color of our curve of the same name.
+        color = colors.setdefault(label.removesuffix(", published"), f"C{len(colors)}")
+        axes.plot(x, y, "x" if label.endswith(", published") else "o-", label=label, color=color)
     axes.set(xlabel=page.axes[0], ylabel=page.axes[1], title=page.title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -1,5 +1,6 @@
 """Configs of the paper's rows: all load, fit their models, and count as the paper prints."""
 
+import dataclasses
 import math
 
 import pytest
@@ -34,9 +35,7 @@ def test_every_config_loads_and_fits_its_model(name, variant):
         assert squeeze_settings.Settings(**squeeze).budget == squeeze.get("budget")
     config = module.get_config(f"{variant},cola")
     shapes = interop.planned_shapes(models.PRESETS[name], config.rules) if config.rules else {}
-    labelled = models.PRESETS[name].__class__(
-        **{**vars(models.PRESETS[name]), "num_labels": 2, "pooling": "pooler"}
-    )
+    labelled = dataclasses.replace(models.PRESETS[name], num_labels=2)
     model = mpop.abstract(labelled, shapes)
     optimizer = training.make_optimizer(
         config.optimizer.to_dict(), training.roles(model), config.steps
@@ -118,6 +117,7 @@ def test_hyper_parameters():
     assert albert.get_config("dense,stsb").steps == 3598
     assert albert.get_config("dir,qqp").optimizer.learning_rate == 5e-6
     wnli = albert.get_config("mpop,wnli")
+    assert wnli.optimizer.warmup_steps == 200.0
     assert wnli.optimizer.role_learning_rates.to_dict() == {}
     assert albert.get_config("dir,wnli").rules[1] == (rows.FEED_FORWARD, {"bond": 72})
     assert albert.get_config("dense,sst2").optimizer.role_learning_rates.to_dict() == {}
