@@ -11,8 +11,9 @@ cola stsb qqp mrpc rte wnli. FOLDER holds config.json, safetensors weights and t
 out, `google-bert/bert-base-uncased` of the hub. Hyper-parameters: those of ALBERT, none are
 published for BERT.
 
-Cost: 800 steps of 32 x 128 tokens take minutes on one GPU, most of a day on two CPU cores.
-Expected: RTE 70.8, MRPC 84.3, WNLI 56.3 (the majority class) for mpop; one run each in the paper.
+Cost (estimated): 800 steps of 32 x 128 tokens take minutes on one GPU, most of a day on two CPU
+cores. Expected, as published, one run each: RTE 70.8, MRPC 84.3, WNLI 56.3 (the majority class) for
+mpop.
 """
 
 import ml_collections

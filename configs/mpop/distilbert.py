@@ -10,8 +10,8 @@ mnli qnli cola stsb qqp mrpc rte wnli. FOLDER holds config.json, safetensors wei
 tokenizer; left out, `distilbert/distilbert-base-uncased` of the hub. Factor lists: those of BERT,
 none are published for DistilBERT. Hyper-parameters: those of ALBERT, for the same reason.
 
-Cost: half of BERT. Expected: RTE 61.7, MRPC 84.3, WNLI 56.3 (the majority class) for mpop; one run
-each in the paper.
+Cost: half of BERT. Expected, as published, one run each: RTE 61.7, MRPC 84.3, WNLI 56.3 (the
+majority class) for mpop.
 """
 
 import ml_collections

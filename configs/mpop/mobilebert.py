@@ -11,8 +11,8 @@ tokenizer; left out, `google/mobilebert-uncased` of the hub. Neither factor list
 matrices are published for MobileBERT: here the word embedding, attention, all feed-forwards and
 bottlenecks, with the library's lists. Hyper-parameters: those of ALBERT.
 
-Cost: a quarter of BERT. Expected: RTE 65.7, MRPC 85.3, WNLI 56.2 (the majority class) for mpop; one
-run each in the paper.
+Cost: a quarter of BERT. Expected, as published, one run each: RTE 65.7, MRPC 85.3, WNLI 56.2 (the
+majority class) for mpop.
 """
 
 import ml_collections
