@@ -44,6 +44,7 @@ def chosen_shapes(
     spectra: Mapping[str, Sequence[np.ndarray]],
     weights: Mapping[str, float] | None,
     room: int | None,
+    keep_dense: bool = True,
 ) -> list[mpo.MPOShape | None]:
     """For each group its shape with final bonds; None where a budget leaves it dense.
 
@@ -52,6 +53,7 @@ def chosen_shapes(
       spectra: of every matrix whose bonds are open, in the norm that counts for it.
       weights: importance of each matrix' relative squared error; None for the default.
       room: numbers of all matrices with open bonds together; None without a budget.
+      keep_dense: whether a budget may leave matrices dense.
     """
     shapes: list[mpo.MPOShape | None] = []
     for group in groups:
@@ -63,14 +65,13 @@ def chosen_shapes(
     if room is None:
         return shapes
     is_open = [group.first.settings.leaves_bonds_open for group in groups]
-    chosen = _allocated(
-        [g for g, o in zip(groups, is_open, strict=True) if o], spectra, weights, room
-    )
+    open_groups = [group for group, yes in zip(groups, is_open, strict=True) if yes]
+    chosen = _allocated(open_groups, spectra, weights, room, keep_dense)
     remaining = iter(chosen)
     return [next(remaining) if o else s for s, o in zip(shapes, is_open, strict=True)]
 
 
-def _allocated(groups, spectra, weights, room: int) -> list[mpo.MPOShape | None]:
+def _allocated(groups, spectra, weights, room: int, keep_dense: bool) -> list[mpo.MPOShape | None]:
     """Shapes with the bonds that meet the budget at the least error, one for each group.
 
     Without weights a matrix weighs the square root of its number of entries. With equal weights a
@@ -86,7 +87,8 @@ def _allocated(groups, spectra, weights, room: int) -> list[mpo.MPOShape | None]
             own = [weights[path] for path in group.paths]
         pooled.append(mpo.pool_spectra([spectra[path] for path in group.paths], own))
         totals.append(sum(own))
-    return mpo.allocate_or_keep(
+    allocate = mpo.allocate_or_keep if keep_dense else mpo.allocate
+    return allocate(
         [group.first.full for group in groups],
         pooled,
         room,

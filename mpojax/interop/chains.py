@@ -43,8 +43,8 @@ class Decomposer:
         self.kept: list[str] = []
         self._done = self._total = 0
 
-    def run(self, room: int | None, allocation: str):
-        """Chooses the shapes and makes the chains; `room` as in `allocation.chosen_shapes`."""
+    def run(self, room: int | None, allocation: str, keep_dense: bool):
+        """Chooses the shapes and makes the chains; arguments as in `allocation.chosen_shapes`."""
         settled = {target.path for target in self.targets if _is_settled(target, room)}
         self._total = 2 * len(self.targets) - len(settled)
         deciding = {}
@@ -65,7 +65,7 @@ class Decomposer:
                         weights[path] = self.calibration.sensitivity(path, w, aware)
             self._advance(path)
         spectra = self.spectra | deciding
-        chosen = allocation_lib.chosen_shapes(self.groups, spectra, weights, room)
+        chosen = allocation_lib.chosen_shapes(self.groups, spectra, weights, room, keep_dense)
         for group, shape in zip(self.groups, chosen, strict=True):
             self._run_group([t for t in group.targets if t.path not in settled], shape)
 

@@ -26,6 +26,7 @@ def compress(
     share_bonds: bool = True,
     calibration: Calibration | None = None,
     allocation: str = "error",
+    keep_dense: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Model, CompressionReport]:
     """Writes the matrices that the rules match in MPO form.
@@ -49,6 +50,8 @@ def compress(
       allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
         the root of its number of entries. "first_order": by how much it changes the loss to first
         order, from a calibration with a loss.
+      keep_dense: whether a budget may leave matrices dense whose chains would save nothing; False
+        makes a chain of every matrix that a rule matches, whatever it costs the others.
       progress: called as progress(done, total, path) after each step.
 
     Returns:
@@ -66,7 +69,7 @@ def compress(
     check_finite(kernels, "the model")
     groups = allocation_lib.grouped(targets, share_bonds)
     decomposer = Decomposer(arrays, groups, calibration, progress)
-    decomposer.run(room, allocation)
+    decomposer.run(room, allocation, keep_dense)
     compressed = models.from_arrays(model.config, {**model.shapes, **decomposer.shapes}, arrays)
     total = sum(models.count_parameters(compressed).values())
     order = [target.path for target in targets]

@@ -21,8 +21,9 @@ from mpojax.mpo.shape import MPOShape
 # Matrices whose spectra are computed (evenly spaced ones, where many share their lists).
 _SCREENED = 2
 _BEAM = 4
-# Screened lists must be priced within this factor of the best to be fitted.
-_WORTH_FITTING = 3.0
+# A list is fitted when its estimate is within this factor of the error of low rank: fits have
+# lowered estimates by up to a quarter.
+_WORTH_FITTING = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +70,12 @@ def search_factors(
       ValueError: matrices that do not fit each other or their covariances, non-finite entries, or
         a budget below the smallest chain.
     """
-    ws = [np.asarray(m, np.float64) for m in ([w] if np.ndim(w) == 2 else w)]
+    ws = [np.asarray(m, np.float64) for m in ([w] if hasattr(w, "ndim") else w)]
     problem = _Problem(ws, _as_list(covariance, len(ws)), budget, ridge)
     if not 2 <= max_cores <= 5:
         raise ValueError(f"max_cores={max_cores!r} must lie in 2..5.")
     base, low_rank_errors = problem.low_rank()
-    candidates = _screened(problem, max_cores)
+    candidates = _screened(problem, max_cores, low_rank_errors)
     if base is None and not candidates:
         raise ValueError(
             f"budget of {budget} numbers is too small: no chain for {ws[0].shape} has so few."
@@ -143,7 +144,7 @@ def _as_list(covariance, count: int) -> list:
     return covariances
 
 
-def _screened(problem: _Problem, max_cores: int) -> list[tuple[float, MPOShape]]:
+def _screened(problem: _Problem, max_cores: int, low_rank) -> list[tuple[float, MPOShape]]:
     """(estimated error, shape with bonds) of the best lists of each length, best first."""
     lattice = lattice_lib.Lattice(problem.screened, problem.budget, max_cores)
     found, beam = [], []
@@ -160,10 +161,8 @@ def _screened(problem: _Problem, max_cores: int) -> list[tuple[float, MPOShape]]
         # Of two cores the cuts that part all rows from all columns are low rank itself.
         alike = [((lattice.rows, 1),), ((1, lattice.columns),)]
         found += [entry for entry in priced if entry[1] not in alike][:1]
-    if not found:
-        return []
-    least = min(entry[0] for entry in found)
-    found = [entry for entry in found if entry[0] <= _WORTH_FITTING * max(least, 1e-12)]
+    limit = _WORTH_FITTING * max(low_rank)
+    found = [entry for entry in found if entry[0] <= limit]
     shapes = [(error, lattice.allocated(path, bonds)) for error, path, bonds in sorted(found)]
     return [(error, shape) for error, shape in shapes if shape is not None]
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpojax import mpo
+from mpojax.mpo import allocation
 from tests.mpo import helpers
 
 
@@ -170,3 +171,70 @@ def test_bad_requests(change, message):
     request = {"shapes": [shape], "spectra": [[np.ones(6), np.ones(4)]], "budget": 50}
     with pytest.raises(ValueError, match=message):
         mpo.allocate(**(request | change))
+
+
+def test_a_chain_that_saves_nothing_is_kept_dense_and_its_saving_goes_to_others():
+    square = mpo.MPOShape((2, 3, 2), (3, 2, 2))  # 144 dense, more as a chain
+    important, other = spectra_of(square, 1), spectra_of(square, 2)
+    budget = square.num_params + 60
+    arguments = ([square] * 2, [important, other], budget)
+    plain = mpo.allocate(*arguments, weights=[1e6, 1])
+    kept = mpo.allocate_or_keep(*arguments, weights=[1e6, 1])
+    assert plain[0].num_params > square.num_dense_params
+    assert kept[0] is None
+    assert plain[1].num_params < kept[1].num_params <= budget - square.num_dense_params
+
+
+@given(helpers.seeds(), st.floats(0, 1))
+def test_keeping_meets_the_budget_and_never_keeps_a_useless_chain(seed, share):
+    shapes = [
+        mpo.MPOShape((2, 3, 2), (3, 2, 2)),
+        mpo.MPOShape((2, 2), (3, 4)),
+        mpo.MPOShape.low_rank(9, 8),
+    ]
+    spectra = [spectra_of(shape, seed + k) for k, shape in enumerate(shapes)]
+    counts, weights = [2, 1, 3], [1.0, 2.0, 5.0]
+    least = total([shape.with_bonds(1) for shape in shapes], counts)
+    budget = least + int(share * (total(shapes, counts) - least))
+    chosen = mpo.allocate_or_keep(shapes, spectra, budget, counts, weights, loss="log")
+    used = sum(
+        count * (full.num_dense_params if shape is None else shape.num_params)
+        for count, full, shape in zip(counts, shapes, chosen, strict=True)
+    )
+    assert used <= budget
+    assert all(s is None or s.num_params < s.num_dense_params for s in chosen)
+    dense = sum(c * s.num_dense_params for c, s in zip(counts, shapes, strict=True))
+    if budget >= dense:
+        assert chosen == [None] * 3
+
+
+def test_the_logarithmic_loss_leaves_something_of_every_matrix():
+    shape = mpo.MPOShape.low_rank(12, 12)
+    spectra = [[np.ones(12)], [np.ones(12)]]
+    budget = 10 * 24
+    squared = mpo.allocate([shape] * 2, spectra, budget, weights=[1.0, 3.0])
+    log = mpo.allocate([shape] * 2, spectra, budget, weights=[1.0, 3.0], loss="log")
+    assert [s.bond_dims[0] for s in squared] == [1, 9]
+    assert 1 < log[0].bond_dims[0] < log[1].bond_dims[0]
+
+
+@pytest.mark.parametrize("loss", ["squared", "log"])
+def test_losses_sum_to_the_loss_of_what_is_cut(loss):
+    spectrum = np.array([3.0, 2, 1, 0])
+    growth = allocation.losses(spectrum, loss)
+    shares = spectrum**2 / 14
+    for bond in range(1, 5):
+        kept = shares[:bond].sum()
+        expected = 1 - kept if loss == "squared" else -np.log(kept)
+        assert growth[bond:].sum() == pytest.approx(expected)
+    assert not allocation.losses(np.zeros(3), loss).any()
+
+
+def test_weighted_pools_sum_weighted_errors():
+    shape = mpo.MPOShape((2, 3, 2), (3, 2, 2))
+    stack, weights = [spectra_of(shape, seed) for seed in range(3)], [1.0, 5.0, 0.5]
+    pooled = mpo.pool_spectra(stack, weights)
+    expected = sum(
+        w * relative_squared_bound(s, (3, 2)) for w, s in zip(weights, stack, strict=True)
+    )
+    assert mpo.truncation_error_bound(pooled, (3, 2)) ** 2 == pytest.approx(expected)
