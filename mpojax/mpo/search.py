@@ -11,6 +11,7 @@ data-aware, with as many numbers.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -21,9 +22,11 @@ from mpojax.mpo.shape import MPOShape
 # Matrices whose spectra are computed (evenly spaced ones, where many share their lists).
 _SCREENED = 2
 _BEAM = 4
-# A list is fitted when its estimate is within this factor of the error of low rank: fits have
-# lowered estimates by up to a quarter.
-_WORTH_FITTING = 1.5
+# A list is tried when its estimate is within this factor of the error of low rank (fits have
+# lowered estimates by up to a quarter), at most so many; and fitted to the end when it is within
+# the second factor after one sweep (later ones have lowered it by up to a tenth).
+_WORTH_TRYING, _MAX_TRIED = 1.5, 2
+_WORTH_FITTING = 1.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,8 @@ def search_factors(
         raise ValueError(
             f"budget of {budget} numbers is too small: no chain for {ws[0].shape} has so few."
         )
-    best, tried = _raced(problem, candidates), [(shape, error) for error, shape in candidates]
+    tried = [(shape, error) for error, shape in candidates]
+    best = _raced(problem, candidates, low_rank_errors)
     if best is not None:
         fits = [alternating.fit(m, best, s, sweeps=sweeps, steps=steps) for m, s in problem.pairs]
         errors = problem.errors([fit.cores for fit in fits], best)
@@ -106,8 +110,9 @@ class _Problem:
             None if s is None else weighted.regularized(s, self.size[0], ridge) for s in covariances
         ]
         self.pairs = list(zip(ws, self.metrics, strict=True))
-        picked = np.unique(np.linspace(0, len(ws) - 1, min(_SCREENED, len(ws))).astype(int))
-        self.screened = [self.pairs[index] for index in picked]
+        picked = np.linspace(0, len(ws) - 1, min(_SCREENED, len(ws))).astype(int)
+        self.picked = sorted(set(picked.tolist()))
+        self.screened = [self.pairs[index] for index in self.picked]
 
     def errors(self, all_cores, shape) -> tuple[float, ...]:
         """True relative errors, without ridge."""
@@ -161,16 +166,22 @@ def _screened(problem: _Problem, max_cores: int, low_rank) -> list[tuple[float, 
         # Of two cores the cuts that part all rows from all columns are low rank itself.
         alike = [((lattice.rows, 1),), ((1, lattice.columns),)]
         found += [entry for entry in priced if entry[1] not in alike][:1]
-    limit = _WORTH_FITTING * max(low_rank)
-    found = [entry for entry in found if entry[0] <= limit]
-    shapes = [(error, lattice.allocated(path, bonds)) for error, path, bonds in sorted(found)]
+    limit = _WORTH_TRYING * max(low_rank)
+    found = sorted(entry for entry in found if entry[0] <= limit)[:_MAX_TRIED]
+    shapes = [(error, lattice.allocated(path, bonds)) for error, path, bonds in found]
     return [(error, shape) for error, shape in shapes if shape is not None]
 
 
-def _raced(problem: _Problem, candidates) -> MPOShape | None:
-    """The list with the least squared error on the screened matrices after one sweep."""
+def _raced(problem: _Problem, candidates, low_rank_errors) -> MPOShape | None:
+    """The list with the least squared error on the screened matrices after one sweep.
+
+    None where it is too far above low rank to be fitted any further.
+    """
+    bar = math.fsum(low_rank_errors[index] ** 2 for index in problem.picked)
     scores = []
     for _, shape in candidates:
         fits = [alternating.fit(w, shape, s, sweeps=1, steps=4) for w, s in problem.screened]
-        scores.append(sum(fit.error**2 for fit in fits))
-    return candidates[int(np.argmin(scores))][1] if candidates else None
+        scores.append(math.fsum(fit.error**2 for fit in fits))
+    if not scores or min(scores) > _WORTH_FITTING**2 * bar:
+        return None
+    return candidates[int(np.argmin(scores))][1]
