@@ -200,10 +200,13 @@ def _set_hyper_parameters(config, variant: str, task: Task) -> None:
     task = dataclasses.replace(task, **changes)
     config.steps, config.batch_size = task.total_steps, task.batch_size
     config.optimizer.learning_rate = task.learning_rate
-    # As a share, so that a shorter run has a shorter warm-up; a squeezed run counts the steps of
-    # all its phases, and warms up in the first.
-    share = task.warmup / task.total_steps
-    config.optimizer.warmup_steps = float(task.warmup) if variant == "mpop" else share
+    # As a share, so that a shorter run has a shorter warm-up. The schedule of a squeezed run counts
+    # the steps of all its phases; it warms up in the first.
+    steps = task.total_steps
+    if variant == "mpop":
+        phases = squeeze(1.0)
+        steps += phases["max_phases"] * phases["steps"]
+    config.optimizer.warmup_steps = task.warmup / steps
     if variant != "dense" and task.auxiliary_rate is not None:
         config.optimizer.role_learning_rates = {"auxiliary": task.auxiliary_rate}
     config.eval_every = 500 if task.total_steps > 5000 else 100

@@ -116,8 +116,13 @@ def score(runs: Sequence[Run], config: ml_collections.ConfigDict, metric: str) -
         statistics.fmean(run.result.get("trained", math.nan) for run in chosen),
         statistics.fmean(run.result.get("total", math.nan) for run in chosen),
         chosen[0].result.get("dev_examples"),
-        tuple(differences[kind]),
+        tuple(map(_reworded, differences[kind])),
     )
+
+
+def _reworded(difference: str) -> str:
+    """`steps: 800 there, 2 here` -> `steps: 800 in the row, 2 in the run`."""
+    return difference.replace(" there, ", " in the row, ", 1).removesuffix(" here") + " in the run"
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_scores_are_means_over_seeds_and_kinds_are_not_mixed(tmp_path):
     text = (tmp_path / "out" / "mpop_table3.md").read_text(encoding="utf-8")
     assert "72.0 ± 2.8 |" in text
     assert "90.0* |" in text
-    assert "ALBERT_rep, sst2: not the row's config: steps: 6315 there, 3 here" in text
+    assert "ALBERT_rep, sst2: not the row's config: steps: 6315 in the row, 3 in the run" in text
     assert "measured on 277 examples; GLUE's development set has 872" in text
     assert "rte: measured on" not in text
 
