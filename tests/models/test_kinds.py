@@ -31,8 +31,9 @@ def logits(kind: str) -> np.ndarray:
     return np.asarray(run(pair(kind)[0], IDS, MASK))
 
 
-every_kind = pytest.mark.parametrize("kind", small.KINDS)
-# Those that differ from the encoder of `test_encoder` by more than what they lack.
+# BERT is what `test_encoder`, `test_arrays`, `test_rebuild` and the tests of surgery are about.
+every_kind = pytest.mark.parametrize("kind", [kind for kind in small.KINDS if kind != "bert"])
+# Those that differ from it by more than what they lack.
 own_layers = pytest.mark.parametrize("kind", ["albert", "mobilebert"])
 
 
@@ -81,7 +82,7 @@ def test_merging_gives_the_dense_arrays(kind):
         assert set(arrays) == set(expected)
         for name, array in arrays.items():
             np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-5, err_msg=name)
-    kept = models.merged(chains, keep="embeddings/.*")
+    kept = jax.eval_shape(functools.partial(models.merged, keep="embeddings/.*"), chains)
     assert set(kept.shapes) == {p for p in chains.shapes if p.startswith("embeddings/")}
 
 
@@ -195,11 +196,8 @@ def test_layers_of_a_bottleneck_stay_in_one_scan():
 
 
 def test_stacks_can_be_broken_on_purpose():
-    dense, chains = pair("bert")
-    for model in (dense, chains):
-        broken = models.reconfigure(model, stack_breaks=(1, 2))
-        assert len(broken.encoder.stacks) == 3
-        np.testing.assert_allclose(run(broken, IDS, MASK), run(model, IDS, MASK), atol=1e-4)
-        assert models.array_shapes(broken.config, broken.shapes) == models.array_shapes(
-            model.config, model.shapes
-        )
+    model = pair("bert")[0]
+    broken = models.reconfigure(model, stack_breaks=(1, 2))
+    assert len(broken.encoder.stacks) == 3
+    np.testing.assert_allclose(run(broken, IDS, MASK), run(model, IDS, MASK), atol=1e-4)
+    assert models.array_shapes(broken.config) == models.array_shapes(model.config)

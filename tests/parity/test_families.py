@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -137,8 +138,6 @@ def test_pretraining_models_leave_their_heads_behind(tmp_path, name, kind):
 @pytest.mark.parametrize("head", ["classifier", "span"])
 def test_fresh_heads_export(tmp_path, name, head):
     """Pre-trained encoder, new head, all in MPO form and merged again: transformers agrees."""
-    from flax import nnx
-
     family = FAMILIES[name]
     base = interop.load_pretrained(_saved(family.model("Model", seed=5), tmp_path / "theirs"))
     ours = models.with_head(base, 2, pooling="pooler", head=head, rngs=nnx.Rngs(0))
