@@ -3,6 +3,9 @@
 model = interop.load_pretrained("path/or/hub-id")
 small, report = interop.compress(model, [(".*/(query|key|value|out|up|down)", dict(bond=64))])
 interop.save_pretrained(small, "folder")
+calibration = interop.calibrate(model, batches)  # by the outputs on real texts
+rules = [(".*/(query|key|value|out|up|down)", dict(search=True, data_aware=True))]
+small, report = interop.compress(model, rules, budget=0.6, calibration=calibration)
 interop.export_huggingface(interop.merge(small), "other-folder")
 """
 

@@ -115,7 +115,7 @@ class Lattice:
         lengths = np.array([len(t) - 1 for t in tails])
         bonds = np.maximum(1, lengths // 4)
         losses = [np.maximum(t[:-1] - t[1:], 0.0) for t in tails]
-        if sum(sites[0:1] + sites[-1:]) + sum(sites[1:-1]) > self.budget:
+        if sum(sites) > self.budget:  # with all bonds at 1
             return None
         low, high = -40.0, 5.0
         for _ in range(18):

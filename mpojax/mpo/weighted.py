@@ -133,10 +133,11 @@ def low_rank(w, rank: int, covariance=None) -> tuple[np.ndarray, np.ndarray]:
     w = np.asarray(w, np.float64)
     if not 1 <= rank <= min(w.shape):
         raise ValueError(f"rank={rank} must lie in 1..{min(w.shape)} for a matrix {w.shape}.")
-    white = w if covariance is None else whitened(w, covariance)
     if w.shape[1] <= w.shape[0]:
-        vectors = np.linalg.eigh(white.T @ white)[1][:, ::-1][:, :rank]
+        weighted = w if covariance is None else times_covariance(covariance, w)
+        vectors = np.linalg.eigh(w.T @ weighted)[1][:, ::-1][:, :rank]
     else:
+        white = w if covariance is None else whitened(w, covariance)
         u = np.linalg.eigh(white @ white.T)[1][:, ::-1][:, :rank]
         vectors = np.linalg.qr(white.T @ u)[0]
     return (w @ vectors)[None, :, None, :], vectors.T[:, None, :, None]
