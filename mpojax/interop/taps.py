@@ -59,7 +59,8 @@ def collect(model, batch, weights, loss):
         for path in probes:
             stacked = sinks[path].shape[:-1]
             lead = jnp.broadcast_to(weights, (*stacked, *weights.shape))
-            tapped = _Tapped(_module_at(observed, path), probes[path], sinks[path], lead)
+            inner, passing = _module_at(observed, path), loss is not None
+            tapped = _Tapped(inner, probes[path], sinks[path], lead, passing)
             setattr(_module_at(observed, path[:-1]), path[-1], tapped)
         if loss is None:
             tokens = {name: batch[name] for name in TOKEN_ARRAYS if name in batch}
@@ -76,8 +77,8 @@ def collect(model, batch, weights, loss):
 class _Tapped(nnx.Module):
     """A dense map or table whose input and output are observed in the backward pass."""
 
-    def __init__(self, inner, probe, sink, weights):
-        self.inner = inner
+    def __init__(self, inner, probe, sink, weights, passing: bool):
+        self.inner, self.passing = inner, passing
         self.probe, self.sink = nnx.Variable(probe), nnx.Variable(sink)
         self.weights = nnx.Variable(weights)
 
@@ -86,29 +87,35 @@ class _Tapped(nnx.Module):
         if isinstance(self.inner, layers.Embed):
             # Positions come as (S,), one row for all examples.
             weights = weights if x.ndim == 2 else weights.sum(axis=0)
-            return _observe_output(_observe_ids(self.inner(x), probe, x, weights), sink, weights)
+            rows = _observe_ids(self.inner(x), probe, x, weights)
+            return _observe_output(rows, sink, weights, self.passing)
         # Behind the pooling there is one vector for each example.
         weights = weights if x.ndim == 3 else weights.max(axis=1)
-        return _observe_output(self.inner(_observe_input(x, probe, weights)), sink, weights)
+        y = self.inner(_observe_input(x, probe, weights, self.passing))
+        return _observe_output(y, sink, weights, self.passing)
 
     def __getattr__(self, name):
         # Such as the `attend` of a tied table.
         return getattr(object.__getattribute__(self, "inner"), name)
 
 
-@jax.custom_vjp
-def _observe_input(x, probe, weights):
-    """`x` itself; the gradient of `probe` (in, in) is x^T diag(weights) x."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _observe_input(x, probe, weights, passing):
+    """`x` itself; the gradient of `probe` (in, in) is x^T diag(weights) x.
+
+    Without `passing` the gradient of `x` is zero: then nothing else is computed backwards.
+    """
     return x
 
 
-def _observe_input_backward(saved, gradient):
+def _observe_input_backward(passing, saved, gradient):
     x, weights = saved
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    gradient = gradient if passing else jnp.zeros_like(gradient)
     return gradient, (rows * weights.reshape(-1, 1)).T @ rows, jnp.zeros_like(weights)
 
 
-_observe_input.defvjp(lambda x, probe, weights: (x, (x, weights)), _observe_input_backward)
+_observe_input.defvjp(lambda x, probe, weights, passing: (x, (x, weights)), _observe_input_backward)
 
 
 @jax.custom_vjp
@@ -128,20 +135,25 @@ _observe_ids.defvjp(
 )
 
 
-@jax.custom_vjp
-def _observe_output(y, sink, weights):
-    """`y` itself; the gradient of `sink` (2,) is (sum of weights, weighted |dL/dy|^2)."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _observe_output(y, sink, weights, passing):
+    """`y` itself; the gradient of `sink` (2,) is (sum of weights, weighted |dL/dy|^2).
+
+    Without `passing` the second number and the gradient of `y` are zero.
+    """
     return y
 
 
-def _observe_output_backward(weights, gradient):
+def _observe_output_backward(passing, weights, gradient):
+    count = jnp.sum(weights)
+    if not passing:
+        return jnp.zeros_like(gradient), jnp.stack([count, 0.0]), jnp.zeros_like(weights)
     squares = jnp.sum(gradient.astype(jnp.float32) ** 2, axis=-1)
     squares = jnp.where(weights > 0, squares, 0.0)
-    sums = jnp.stack([jnp.sum(weights), jnp.sum(squares)])
-    return gradient, sums, jnp.zeros_like(weights)
+    return gradient, jnp.stack([count, jnp.sum(squares)]), jnp.zeros_like(weights)
 
 
-_observe_output.defvjp(lambda y, sink, weights: (y, weights), _observe_output_backward)
+_observe_output.defvjp(lambda y, sink, weights, passing: (y, weights), _observe_output_backward)
 
 
 def _module_at(model, path: tuple):

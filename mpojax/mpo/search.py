@@ -78,13 +78,15 @@ def search_factors(
     if not 2 <= max_cores <= 5:
         raise ValueError(f"max_cores={max_cores!r} must lie in 2..5.")
     base, low_rank_errors = problem.low_rank()
-    candidates = _screened(problem, max_cores, low_rank_errors)
+    # Where not even rank 1 fits, any chain is welcome.
+    bar = math.inf if base is None else max(low_rank_errors)
+    candidates = _screened(problem, max_cores, _WORTH_TRYING * bar)
     if base is None and not candidates:
         raise ValueError(
             f"budget of {budget} numbers is too small: no chain for {ws[0].shape} has so few."
         )
     tried = [(shape, error) for error, shape in candidates]
-    best = _raced(problem, candidates, low_rank_errors)
+    best = _raced(problem, candidates, _WORTH_FITTING * bar)
     if best is not None:
         fits = [alternating.fit(m, best, s, sweeps=sweeps, steps=steps) for m, s in problem.pairs]
         errors = problem.errors([fit.cores for fit in fits], best)
@@ -111,8 +113,7 @@ class _Problem:
         ]
         self.pairs = list(zip(ws, self.metrics, strict=True))
         picked = np.linspace(0, len(ws) - 1, min(_SCREENED, len(ws))).astype(int)
-        self.picked = sorted(set(picked.tolist()))
-        self.screened = [self.pairs[index] for index in self.picked]
+        self.screened = [self.pairs[index] for index in sorted(set(picked.tolist()))]
 
     def errors(self, all_cores, shape) -> tuple[float, ...]:
         """True relative errors, without ridge."""
@@ -149,8 +150,8 @@ def _as_list(covariance, count: int) -> list:
     return covariances
 
 
-def _screened(problem: _Problem, max_cores: int, low_rank) -> list[tuple[float, MPOShape]]:
-    """(estimated error, shape with bonds) of the best lists of each length, best first."""
+def _screened(problem: _Problem, max_cores: int, limit) -> list[tuple[float, MPOShape]]:
+    """(estimated error up to `limit`, shape with bonds) of the best list of each length."""
     lattice = lattice_lib.Lattice(problem.screened, problem.budget, max_cores)
     found, beam = [], []
     for n in range(2, max_cores + 1):
@@ -166,22 +167,20 @@ def _screened(problem: _Problem, max_cores: int, low_rank) -> list[tuple[float, 
         # Of two cores the cuts that part all rows from all columns are low rank itself.
         alike = [((lattice.rows, 1),), ((1, lattice.columns),)]
         found += [entry for entry in priced if entry[1] not in alike][:1]
-    limit = _WORTH_TRYING * max(low_rank)
     found = sorted(entry for entry in found if entry[0] <= limit)[:_MAX_TRIED]
     shapes = [(error, lattice.allocated(path, bonds)) for error, path, bonds in found]
     return [(error, shape) for error, shape in shapes if shape is not None]
 
 
-def _raced(problem: _Problem, candidates, low_rank_errors) -> MPOShape | None:
-    """The list with the least squared error on the screened matrices after one sweep.
+def _raced(problem: _Problem, candidates, limit: float) -> MPOShape | None:
+    """The list with the least root mean square error of the screened matrices after one sweep.
 
-    None where it is too far above low rank to be fitted any further.
+    None where that is above `limit`.
     """
-    bar = math.fsum(low_rank_errors[index] ** 2 for index in problem.picked)
     scores = []
     for _, shape in candidates:
         fits = [alternating.fit(w, shape, s, sweeps=1, steps=4) for w, s in problem.screened]
-        scores.append(math.fsum(fit.error**2 for fit in fits))
-    if not scores or min(scores) > _WORTH_FITTING**2 * bar:
+        scores.append(math.sqrt(sum(fit.error**2 for fit in fits) / len(fits)))
+    if not scores or min(scores) > limit:
         return None
     return candidates[int(np.argmin(scores))][1]

@@ -71,6 +71,13 @@ def test_matrices_can_share_a_shape():
     assert all(error <= low_rank for error, low_rank in pairs)
 
 
+def test_budgets_below_rank_one_still_give_a_chain():
+    found = mpo.search_factors(noise(16, 16), 30, covariance(16))
+    assert found.shape.num_params <= 30
+    assert found.low_rank_errors == (1.0,)
+    assert found.errors[0] < 1.0
+
+
 def test_sizes_without_divisors_are_padded():
     found = mpo.search_factors(noise(31, 29), 400)
     assert (found.shape.in_features, found.shape.out_features) == (31, 29)
