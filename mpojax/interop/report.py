@@ -243,7 +243,8 @@ class CompressionReport:
         by_size.set(xlabel="parameters / dense parameters", xlim=(0, None))
         by_bond.set_title("error vs bond dimension")
         by_size.set_title("error vs parameters")
-        by_bond.legend(fontsize="small")
+        if self.rows:
+            by_bond.legend(fontsize="small")
         suffix = pathlib.Path(path).suffix.lstrip(".") or "png"
         files.write_atomic(path, lambda file: figure.savefig(file, format=suffix, dpi=120))
 

@@ -165,6 +165,8 @@ def test_a_budget_for_everything_changes_nothing(dense, tmp_path):
     report.to_csv(tmp_path / "rows.csv")
     assert (tmp_path / "rows.csv").read_text(encoding="utf-8").startswith("path,in_features")
     assert "0 matrices" in report.table()
+    report.plot(tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").stat().st_size > 1000
 
 
 def test_reports_show_errors_of_outputs(dense, calibration, tmp_path):
