@@ -8,10 +8,10 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
+from experiments import fitting
 from mpojax import interop, models, training
-from mpojax.data import pipeline, tasks, tokenizer
+from mpojax.data import tasks, tokenizer
 from mpojax.methods import mpop
-from mpojax.training import objectives
 
 
 def run(
@@ -65,30 +65,19 @@ def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, work
     model = models.reconfigure(model, dropout=config.dropout, attention_dropout=config.dropout)
     trainable = mpop.trainable_filter(variant.trainable)
     counts = mpop.parameter_counts(model, trainable)
-    settings = config.optimizer.to_dict()
-    if not counts["auxiliary"]:
-        settings.pop("role_learning_rates", None)
-    optimizer = training.make_optimizer(settings, training.roles(model), config.steps)
-    test_data = pipeline.EvalData(test, config.eval_batch_size, lengths=config.lengths)
+    optimizer = fitting.make_optimizer(config, model, config.steps)
     evaluator = training.Evaluator(training.classify, training.accuracy)
-    result = training.fit(
+    result = fitting.fit(
+        config,
+        train,
         training.TrainState.create(model, trainable, optimizer, seed=seed),
-        objectives.classification_loss,
-        pipeline.TrainData(train, config.batch_size, seed=seed, lengths=config.lengths),
-        optimizer=optimizer,
+        optimizer,
+        kind="classification",
         steps=config.steps,
-        mesh=training.make_mesh(config.mesh.to_dict()),
-        hooks=[
-            training.Progress(f"{variant.label}, seed {seed}"),
-            training.Evaluate("test", test_data, evaluator),
-            training.Checkpoint(every=config.checkpoint_every, at_end=False),
-            training.StopOnSignal(),
-        ],
         folder=folder,
-        log_every=config.log_every,
-        accumulate=config.accumulate,
-        # With several micro-batches every matrix is rebuilt once for all of them.
-        prepare=models.merged if model.shapes and config.accumulate > 1 else None,
+        label=f"{variant.label}, seed {seed}",
+        hooks=[training.Evaluate("test", fitting.eval_data(config, test), evaluator)],
+        seed=seed,
     )
     if result.interrupted:
         return False

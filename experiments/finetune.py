@@ -19,8 +19,8 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
-from experiments import launch, sources, trajectory
-from mpojax import data, interop, models, training
+from experiments import fitting, launch, sources, trajectory
+from mpojax import data, files, interop, models, training
 from mpojax.methods import mpop, squeeze_settings, squeezing
 
 
@@ -128,7 +128,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     if config.save_model:
         shutil.rmtree(workdir.path / "model", ignore_errors=True)  # of a start killed while saving
         interop.save_pretrained(state.model(), workdir.path / "model")
-    (workdir.path / "summary.txt").write_text(summary(result), encoding="utf-8")
+    files.write_atomic(workdir.path / "summary.txt", summary(result))
     workdir.write_result(result)
     shutil.rmtree(workdir.path / "checkpoints", ignore_errors=True)  # of use to unfinished runs
     return 0
@@ -150,8 +150,8 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     train = train.take(config.train_examples) if config.train_examples else train
     dev = dev.take(config.dev_examples) if config.dev_examples else dev
     model = _with_head(config, task, interop.load_pretrained(config.start_from or source))
-    model, report = _compressed(config, model)
     encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
+    model, report = _compressed(config, model, encoded[0], task.kind)
     evaluate = training.evaluator(task, dev)
     decide = evaluate if held_out is None else training.evaluator(task, held_out)
     logging.info("%s: %d examples to train on, %d to report", task.name, len(train), len(dev))
@@ -176,30 +176,54 @@ def _with_head(config, task: data.TextTask, model: models.Model) -> models.Model
     return model
 
 
-def _compressed(config, model: models.Model):
+def _compressed(config, model: models.Model, examples: dict, kind: str):
     rules = read_rules(config)
     if not rules:
         return model, None
-    return interop.compress(model, rules, budget=config.budget, bond=config.bond)
+    calibration = None
+    if config.calibration_examples:
+        few = {n: a[: config.calibration_examples] for n, a in examples.items()}
+        batches = fitting.eval_data(config, few)
+        loss = training.objective(kind) if config.allocation == "first_order" else None
+        calibration = interop.calibrate(model, (batches[i] for i in range(len(batches))), loss=loss)
+    return interop.compress(
+        model,
+        rules,
+        budget=config.budget,
+        bond=config.bond,
+        calibration=calibration,
+        allocation=config.allocation,
+    )
 
 
 def _tune(config, job: Job, folder: pathlib.Path):
     """Plain fine-tuning; None when it was interrupted."""
     model, accept = mpop.with_trainable(job.model, config.trainable)
-    optimizer = make_optimizer(config, model, config.steps)
+    optimizer = fitting.make_optimizer(config, model, config.steps)
     state = training.TrainState.create(model, accept, optimizer, seed=config.seed)
     best = job.metric if config.keep_best else None
     dev = training.Evaluate(
-        "dev", _eval_data(config, job.dev), job.evaluate, every=config.eval_every, best=best
+        "dev", fitting.eval_data(config, job.dev), job.evaluate, every=config.eval_every, best=best
     )
-    result = fit(config, job, state, optimizer, config.steps, folder, config.variant, [dev])
+    result = fitting.fit(
+        config,
+        job.train,
+        state,
+        optimizer,
+        kind=job.kind,
+        steps=config.steps,
+        folder=folder,
+        label=config.variant or config.task,
+        hooks=[dev],
+        seed=config.seed,
+    )
     if result.interrupted or result.stop_requested:
         return None
     state = training.restore_best(folder, result.state) if best else result.state
     facts = {"trainable": accept, "fit": result.summary(), "squeeze": None}
     if best:
         facts |= {"best_step": dev.best_step}
-        metrics = job.evaluate(state, _eval_data(config, job.dev))
+        metrics = job.evaluate(state, fitting.eval_data(config, job.dev))
     else:
         metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if "dev/" in k}
     return state, facts | {"metrics": metrics}
@@ -211,15 +235,26 @@ def _squeeze(config, settings: squeeze_settings.Settings, job: Job, folder: path
     deciding = job.dev if job.held_out is None else job.held_out
 
     def train(state, optimizer, steps, phase_folder, description):
-        decide = training.Evaluate("decide", _eval_data(config, deciding), job.decide)
+        decide = training.Evaluate("decide", fitting.eval_data(config, deciding), job.decide)
         label = f"{config.variant} {description}".strip()
-        return fit(config, job, state, optimizer, steps, phase_folder, label, [decide])
+        return fitting.fit(
+            config,
+            job.train,
+            state,
+            optimizer,
+            kind=job.kind,
+            steps=steps,
+            folder=phase_folder,
+            label=label,
+            hooks=[decide],
+            seed=config.seed,
+        )
 
     outcome = squeezing.squeeze(
         job.model,
         settings,
         trainable=config.trainable,
-        make_optimizer=lambda model: make_optimizer(config, model, total),
+        make_optimizer=lambda model: fitting.make_optimizer(config, model, total),
         train=train,
         metric=f"decide/{job.metric}",
         first_steps=config.steps,
@@ -233,47 +268,10 @@ def _squeeze(config, settings: squeeze_settings.Settings, job: Job, folder: path
         "trainable": mpop.trainable_filter(config.trainable),
         "fit": None,
         "squeeze": {"why": outcome.why, "phases": outcome.phases},
-        "metrics": job.evaluate(outcome.state, _eval_data(config, job.dev)),
+        "metrics": job.evaluate(outcome.state, fitting.eval_data(config, job.dev)),
     }
     shutil.rmtree(folder / "squeezing" / "accepted", ignore_errors=True)
     return outcome.state, facts
-
-
-def make_optimizer(config, model: models.Model, steps: int):
-    """The config's optimizer; rates of roles that the model lacks are left out."""
-    settings = config.optimizer.to_dict()
-    roles = training.roles(model)
-    rates = settings.get("role_learning_rates") or {}
-    settings["role_learning_rates"] = {r: v for r, v in rates.items() if r in roles.values()}
-    return training.make_optimizer(settings, roles, steps)
-
-
-def fit(config, job: Job, state, optimizer, steps, folder, label, hooks) -> training.FitResult:
-    """`training.fit` with the config's data, mesh and bookkeeping."""
-    has_chains = bool(state.model().shapes)
-    return training.fit(
-        state,
-        training.objective(job.kind),
-        data.TrainData(job.train, config.batch_size, seed=config.seed, lengths=config.lengths),
-        optimizer=optimizer,
-        steps=steps,
-        mesh=training.make_mesh(config.mesh.to_dict()),
-        hooks=[
-            training.Progress(label or config.task),
-            *hooks,
-            training.Checkpoint(every=config.checkpoint_every, at_end=False),
-            training.StopOnSignal(),
-        ],
-        folder=folder,
-        log_every=config.log_every,
-        accumulate=config.accumulate,
-        # With several micro-batches every matrix is rebuilt once for all of them.
-        prepare=models.merged if has_chains and config.accumulate > 1 else None,
-    )
-
-
-def _eval_data(config, arrays: dict) -> data.EvalData:
-    return data.EvalData(arrays, config.eval_batch_size, lengths=config.lengths)
 
 
 def _result(config, job: Job, state: training.TrainState, facts: dict[str, Any]) -> dict:

@@ -37,6 +37,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.rules = ()  # (pattern, settings) pairs; replace matrices and settings
     config.budget = config_dict.placeholder(float)  # share of the dense parameters, or a number
     config.bond = config_dict.placeholder(int)  # cap for every bond
+    # Training examples whose activations data-aware settings, and their gradients the allocation
+    # "first_order", look at; 0: no calibration.
+    config.calibration_examples = 0
+    config.allocation = "error"  # or "first_order"
 
     config.trainable = "all"  # a name in mpojax.methods.mpop.FILTERS
     config.squeeze = {}  # fields of mpojax.methods.squeezing.Settings; none: no squeezing

@@ -1,0 +1,181 @@
+"""Fine-tuning runs from end to end, on a checkpoint of toy size."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs.mpop import base
+from experiments import finetune, trajectory
+from mpojax import interop, models, training
+from tests.experiments.test_compress import SETTINGS, WORDS
+
+MATRICES = (".*/(query|up|down)", "embeddings/word")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    interop.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A task of a user's own: two TSV files."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name, count in (("train", 48), ("dev", 12)):
+        lines = [("good fine film\tgood", "bad poor plot\tbad")[i % 2] for i in range(count)]
+        (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def config(checkpoint, texts):
+    config = base.get_config()
+    config.model, config.data_dir = str(checkpoint), str(texts)
+    config.task = "file:train=train.tsv,dev=dev.tsv"
+    config.max_length, config.lengths = 8, (8,)
+    config.batch_size = config.eval_batch_size = 8
+    config.pooling, config.dropout = "mean", 0.0
+    config.steps = 4
+    config.checkpoint_every = 3
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.role_learning_rates = {"auxiliary": 1e-2}
+    return config
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def test_a_dense_run(config, tmp_path, capsys):
+    config.variant, config.steps, config.checkpoint_every = "dense", 40, 0
+    assert finetune.main(config, str(tmp_path)) == 0
+    result = result_of(tmp_path)
+    assert result["metric_name"] == "accuracy"
+    assert result["metric"] == result["metrics"]["accuracy"] == 1.0
+    assert result["trained"] == result["total"]
+    assert (result["steps"], result["train_examples"], result["dev_examples"]) == (40, 48, 12)
+    assert "accuracy 1.0000 on 12 examples" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoints").exists()
+    assert finetune.run(config, tmp_path) == 0  # finished: nothing is done again
+
+
+def test_a_lightweight_run_at_a_budget(config, tmp_path):
+    config.matrices, config.budget, config.trainable = MATRICES, 0.8, "lightweight"
+    config.save_model = True
+    assert finetune.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    assert result["trained"] < result["total"] <= 0.8 * dense_total()
+    assert 0 < result["relative_error"] < 1
+    saved = interop.load_pretrained(tmp_path / "model")
+    assert sum(models.count_parameters(saved).values()) == result["total"]
+    with open(tmp_path / "compression.csv", encoding="utf-8") as file:
+        assert {row["path"] for row in csv.DictReader(file)} >= {"layers/0/feed_forward/up"}
+
+
+def dense_total():
+    return sum(int(np.prod(s)) for s in models.array_shapes(SETTINGS).values()) + 16 * 2 + 2
+
+
+def test_a_squeezed_run(config, tmp_path):
+    config.matrices, config.trainable, config.variant = MATRICES, "lightweight", "mpop"
+    config.held_out_examples = 16
+    config.steps = 2
+    config.squeeze = {"steps": 1, "max_phases": 1, "gap": 1.0, "multiple": 2, "factor": 0.5}
+    assert finetune.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    phases = result["squeeze"]["phases"]
+    assert len(phases) == 2
+    assert result["total"] == phases[-1]["parameters"] < phases[0]["parameters"]
+    assert result["train_examples"] == 32
+    assert result["steps"] == 3
+    with open(tmp_path / "trajectory.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["parameters"]) for row in rows] == [p["parameters"] for p in phases]
+    assert "feed_forward" in (tmp_path / "trajectory.md").read_text(encoding="utf-8")
+    assert (tmp_path / "trajectory.png").stat().st_size > 10_000
+
+
+def test_a_data_aware_run_with_searched_factors(config, tmp_path):
+    config.matrices, config.budget, config.trainable = MATRICES[:1], 0.85, "lightweight"
+    config.settings = {"data_aware": True, "search": True}
+    config.calibration_examples, config.allocation = 16, "first_order"
+    config.steps = 1
+    assert finetune.run(config, tmp_path) == 0
+    assert result_of(tmp_path)["total"] <= 0.85 * dense_total()
+
+
+def test_the_best_development_state_is_reported(config, tmp_path):
+    config.keep_best, config.eval_every = True, 1
+    assert finetune.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    seen = [m["dev/accuracy"] for m in map(json.loads, lines) if "dev/accuracy" in m]
+    assert result["metric"] == max(seen)
+    assert 1 <= result["best_step"] <= 4
+
+
+def test_last_layers_train_from_a_model_tuned_before(config, tmp_path):
+    config.save_model = True
+    assert finetune.run(config, tmp_path / "first") == 0
+    config.start_from, config.trainable = str(tmp_path / "first" / "model"), "last_1"
+    assert finetune.run(config, tmp_path / "second") == 0
+    first = models.to_arrays(interop.load_pretrained(tmp_path / "first" / "model"))
+    second = models.to_arrays(interop.load_pretrained(tmp_path / "second" / "model"))
+    changed = {path for path in first if not np.array_equal(first[path], second[path])}
+    assert not any(path.startswith("layers/0/") for path in changed)
+    assert any(path.startswith("layers/1/") for path in changed)
+    assert "head/kernel" in changed
+
+
+def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
+    class StopAtTwo(training.Hook):
+        def after_step(self, loop):
+            if loop.step == 2:
+                loop.request_stop("test")
+
+    assert finetune.run(config, tmp_path / "straight") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "StopOnSignal", StopAtTwo)
+        assert finetune.main(config, str(tmp_path / "stopped")) == 0
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    assert finetune.run(config, tmp_path / "stopped") == 0
+    straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
+    assert straight["metrics"] == resumed["metrics"]
+    assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable": "some"}, "unknown trainable set"),
+        ({"squeeze": {"stepz": 3}}, "unknown fields .'stepz'"),
+        ({"squeeze": {"steps": 3}}, "needs a model in MPO form"),
+        ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "keep_best": True}, "keep_best"),
+        ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "trainable": "last_1"}, "squeezed"),
+        ({"steps": 0}, "config.steps=0"),
+        ({"architecture": "gpt-5"}, "config.architecture"),
+    ],
+)
+def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
+    for name, value in changes.items():
+        config[name] = value
+    with pytest.raises(ValueError, match=message):
+        finetune.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trajectory_with_a_phase_taken_back_can_be_drawn(tmp_path):
+    cut = {"group": "a", "bond": None, "rung": 4, "cost": 0.1, "saved": 10}
+    phase = {"cuts": [cut], "bonds": {"a": [4, 4]}, "trained": 1, "compilations": 1, "drop": 0.0}
+    phases = [
+        phase | {"phase": i, "parameters": 100 - i, "metric": 0.9 - i, "accepted": not i, "step": i}
+        for i in range(2)
+    ]
+    trajectory.write(tmp_path, phases, "accuracy")
+    assert "| no |" in (tmp_path / "trajectory.md").read_text(encoding="utf-8")
