@@ -7,6 +7,12 @@ FOLDER is a BERT-family checkpoint with config.json and safetensors weights, or 
 `--config.budget` is the share of the model's parameters to keep (or a number of parameters);
 `--config.bond=64` caps every bond instead; with neither the chains are exact. A plain low rank of
 the same size stands beside the result. Seconds for a small encoder, about a minute for BERT-base.
+
+Far better where texts of the model's use are at hand (minutes, not seconds):
+
+    python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
+        --config.budget=0.5 --config.compare=mpo,svd,svd_aware,searched \
+        --config.calibration.task="file:train=texts.tsv;text=sentence" --workdir=runs/aware
 """
 
 import ml_collections
@@ -22,6 +28,14 @@ def get_config() -> ml_collections.ConfigDict:
     # Regular expressions over matrix paths such as layers/0/attention/query.
     config.matrices = (".*/(query|key|value|out|up|down)", "embeddings/word")
     config.task = ""  # none: nothing is trained
+    # Texts for variants that look at activations: a task, or `file:...` (`mpojax.data.load_task`).
+    config.calibration = {
+        "task": "",
+        "data_dir": "",
+        "split": "train",
+        "examples": 1024,
+        "max_length": 128,
+    }
     config.variants = {
         "mpo": {
             "label": "MPO",
@@ -33,6 +47,18 @@ def get_config() -> ml_collections.ConfigDict:
             "label": "low rank (SVD), same size",
             "matrices": config.get_ref("matrices"),
             "settings": {"form": "low_rank"},
+            "same_size_as": "mpo",
+        },
+        "svd_aware": {
+            "label": "low rank for the outputs, same size",
+            "matrices": config.get_ref("matrices"),
+            "settings": {"form": "low_rank", "data_aware": True},
+            "same_size_as": "mpo",
+        },
+        "searched": {
+            "label": "searched chain for the outputs, same size",
+            "matrices": config.get_ref("matrices"),
+            "settings": {"search": True, "data_aware": True},
             "same_size_as": "mpo",
         },
     }

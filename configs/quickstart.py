@@ -34,6 +34,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
             "label": "MPO at the budget, lightweight",
             "matrices": config.get_ref("matrices"),
             "budget": config.get_ref("budget"),
+            "keep_dense": False,  # dense matrices would be trained: not lightweight
             "trainable": "lightweight",
         },
         "svd_budget": {

@@ -20,7 +20,7 @@ import ml_collections
 from absl import logging
 
 from experiments import comparison, launch, sources, study_files
-from mpojax import interop
+from mpojax import data, interop, training
 from mpojax.methods import mpop
 from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
@@ -37,6 +37,7 @@ class Variant:
       budget: parameters of the whole model, a share of the dense count or a number.
       bond: cap for every bond.
       same_size_as: name of an earlier variant whose parameter count is the budget.
+      allocation, keep_dense: how a budget is met, see `mpojax.interop.compress`.
       trainable: a name in `mpojax.methods.mpop.FILTERS`.
     """
 
@@ -47,7 +48,14 @@ class Variant:
     budget: float | None = None
     bond: int | None = None
     same_size_as: str | None = None
+    allocation: str = "error"
+    keep_dense: bool = True
     trainable: str = "all"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations (or gradients) of texts decide something."""
+        return bool(self.settings.get("data_aware")) or self.allocation != "error"
 
     @property
     def rules(self) -> list[tuple[str, dict]]:
@@ -68,14 +76,17 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         return 0
     source = sources.model_folder(config.model)
     dense = interop.load_pretrained(source)
-    check_variants(dense, variants)
+    calibration = calibrate(config, dense, variants, source)
+    check_variants(dense, variants, calibration)
     arrays = comparison.load_arrays(config, source) if config.task else None
     workdir = workdir or workdir_lib.Workdir(folder, config)
     print(f"model: {config.model}, {sources.describe(dense)}")
 
     compressed = {}
     for variant in variants:
-        compressed[variant.name] = compress_variant(workdir.path, dense, variant, compressed)
+        compressed[variant.name] = compress_variant(
+            workdir.path, dense, variant, compressed, calibration
+        )
     curves = study_files.error_curves(workdir.path, dense, variants)
 
     results = {}
@@ -121,7 +132,38 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
     return variants
 
 
-def check_variants(dense, variants: list[Variant]) -> None:
+def calibrate(config, dense, variants: list[Variant], source: str) -> interop.Calibration | None:
+    """Runs the calibration texts through the model, where a variant needs them.
+
+    Raises:
+      ValueError: a variant needs them and the config names none; or texts that do not fit.
+    """
+    needing = [variant.name for variant in variants if variant.needs_calibration]
+    if not needing:
+        return None
+    settings = config.calibration
+    if not settings.task:
+        raise ValueError(
+            f"variant {needing[0]!r} looks at activations: name texts, such as "
+            "--config.calibration.task=sst2 --config.calibration.data_dir=DATA, or your own file "
+            "(see mpojax.data.load_task)."
+        )
+    task = data.load_task(settings.task, settings.data_dir or None)
+    split = task[settings.split].take(settings.examples)
+    tokens = split.encode(data.Tokenizer.from_folder(source), settings.max_length)
+    batches = data.EvalData(tokens, 32, lengths=(16, 32, 64, settings.max_length))
+    first_order = any(v.allocation == "first_order" for v in variants)
+    loss = training.objective(task.kind) if first_order else None
+    with progress_lib.progress(f"calibrating on {len(split)} examples of {task.name}") as advance:
+        return interop.calibrate(
+            dense,
+            (batches[index] for index in range(len(batches))),
+            loss=loss,
+            progress=lambda done: advance(done, len(batches), ""),
+        )
+
+
+def check_variants(dense, variants: list[Variant], calibration=None) -> None:
     """Checks rules, budgets and trainable sets against the model before anything is written.
 
     Raises:
@@ -130,10 +172,19 @@ def check_variants(dense, variants: list[Variant]) -> None:
     for variant in variants:
         mpop.trainable_filter(variant.trainable)
         if variant.rules:
-            interop.check_rules(dense, variant.rules, budget=variant.budget, bond=variant.bond)
+            interop.check_rules(
+                dense,
+                variant.rules,
+                budget=variant.budget,
+                bond=variant.bond,
+                calibration=calibration if variant.needs_calibration else None,
+                allocation=variant.allocation,
+            )
 
 
-def compress_variant(folder: pathlib.Path, dense, variant: Variant, earlier: dict):
+def compress_variant(
+    folder: pathlib.Path, dense, variant: Variant, earlier: dict, calibration=None
+):
     """Compresses, saves to `models/<name>` and returns (model, report fields).
 
     A variant that an earlier start has finished is loaded instead.
@@ -152,7 +203,15 @@ def compress_variant(folder: pathlib.Path, dense, variant: Variant, earlier: dic
         budget = earlier[variant.same_size_as][1]["parameters"]
     with progress_lib.progress(f"compressing: {variant.label}") as advance:
         model, report = interop.compress(
-            dense, variant.rules, budget=budget, bond=variant.bond, progress=advance
+            dense,
+            variant.rules,
+            budget=budget,
+            bond=variant.bond,
+            # For all variants: the report then has the errors of outputs beside those of weights.
+            calibration=calibration,
+            allocation=variant.allocation,
+            keep_dense=variant.keep_dense,
+            progress=advance,
         )
     interop.save_pretrained(model, target)
     print(f"\n{variant.label}\n{report.table()}\n", flush=True)

@@ -193,6 +193,7 @@ def _compressed(config, model: models.Model, examples: dict, kind: str):
         bond=config.bond,
         calibration=calibration,
         allocation=config.allocation,
+        keep_dense=config.keep_dense,
     )
 
 

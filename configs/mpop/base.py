@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rules = ()  # (pattern, settings) pairs; replace matrices and settings
     config.budget = config_dict.placeholder(float)  # share of the dense parameters, or a number
     config.bond = config_dict.placeholder(int)  # cap for every bond
+    config.keep_dense = True  # whether a budget may leave matrices dense (which are then trained)
     # Training examples whose activations data-aware settings, and their gradients the allocation
     # "first_order", look at; 0: no calibration.
     config.calibration_examples = 0

@@ -45,6 +45,7 @@ VARIANTS = {
     "dir": {
         "matrices": (LAYERS,),
         "budget": BUDGET,
+        "keep_dense": False,  # as in the paper: all chains, central cores frozen
         "trainable": "lightweight",
     },
     "svd": {

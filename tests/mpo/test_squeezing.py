@@ -14,7 +14,7 @@ ONE_BY_ONE = mpo.Ladder(multiple=1, per_bond=True)
 
 
 def golden_picks(measure, count=12):
-    """(matrix, bond, rung, cost, numbers saved) of successive cheapest cuts, candidate bonds 2 and 3."""
+    """(matrix, bond, rung, cost, numbers saved) of successive cuts; candidates: bonds 2 and 3."""
     names = ("H", "R")
     shapes = {name: fixture(name)[1] for name in names}
     spectra = {name: decomposed(name)[1] for name in names}

@@ -1,6 +1,6 @@
 """A step of lightweight over one of dense full fine-tuning, and what the optimizer keeps.
 
-    python -m tools.benchmarks.finetuning                                # MiniLM's size, 32 x 64 tokens
+    python -m tools.benchmarks.finetuning                  # MiniLM, 32 x 64 tokens
     python -m tools.benchmarks.finetuning --architecture=bert-base-uncased --rounds=3
 
 Whole training steps (forward, backward, AdamW) on random weights, batch and length static. The
@@ -55,8 +55,8 @@ def main(argv):
     dense_bytes = held["dense, all"].optimizer_bytes
     for name, each in held.items():
         print(
-            f"{name:<28}{each.trained:>12,}{1e3 * times[name]:>9.1f}{times[name] / dense_time:>9.2f}"
-            f"{each.optimizer_bytes / dense_bytes:>19.3f}"
+            f"{name:<28}{each.trained:>12,}{1e3 * times[name]:>9.1f}"
+            f"{times[name] / dense_time:>9.2f}{each.optimizer_bytes / dense_bytes:>19.3f}"
         )
 
 
