@@ -130,7 +130,8 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
         interop.save_pretrained(state.model(), workdir.path / "model")
     files.write_atomic(workdir.path / "summary.txt", summary(result))
     workdir.write_result(result)
-    shutil.rmtree(workdir.path / "checkpoints", ignore_errors=True)  # of use to unfinished runs
+    for name in ("checkpoints", "best-dev", "squeezing/accepted"):  # of use to unfinished runs
+        shutil.rmtree(workdir.path / name, ignore_errors=True)
     return 0
 
 
@@ -271,7 +272,6 @@ def _squeeze(config, settings: squeeze_settings.Settings, job: Job, folder: path
         "squeeze": {"why": outcome.why, "phases": outcome.phases},
         "metrics": job.evaluate(outcome.state, fitting.eval_data(config, job.dev)),
     }
-    shutil.rmtree(folder / "squeezing" / "accepted", ignore_errors=True)
     return outcome.state, facts
 
 

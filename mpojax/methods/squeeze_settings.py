@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 from mpojax import models, mpo
 
@@ -124,3 +125,16 @@ def matrices(settings: Settings, model: models.Model) -> list[str]:
 def group(settings: Settings, path: str) -> str:
     """Name of the group that a matrix is cut with: its path, or its role in all layers."""
     return re.sub(r"(^|/)\d+(/|$)", r"\1*\2", path) if settings.group_by == "role" else path
+
+
+def groups(settings: Settings, paths: Sequence[str]) -> dict[str, list[str]]:
+    """{group: its matrices}."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        found.setdefault(group(settings, path), []).append(path)
+    return found
+
+
+def bonds_by_group(settings: Settings, shapes: Mapping[str, mpo.MPOShape]) -> dict[str, list[int]]:
+    """{group: bond dimensions}, for records."""
+    return {group(settings, path): list(shape.bond_dims) for path, shape in shapes.items()}

@@ -182,7 +182,7 @@ class Squeezer:
         cuts, target, most = [], *self._aim()
         while len(cuts) < most and (target is None or parameters > target):
             cut = mpo.cheapest_cut(
-                _groups(self.settings, paths),
+                squeeze_settings.groups(self.settings, paths),
                 shapes,
                 spectra,
                 self.settings.ladder,
@@ -241,7 +241,7 @@ class Squeezer:
         return {
             "phase": len(self.phases),
             "cuts": self.pending["cuts"],
-            "bonds": _bonds(self.settings, self.pending["shapes"]),
+            "bonds": squeeze_settings.bonds_by_group(self.settings, self.pending["shapes"]),
             "parameters": counts["total"],
             "trained": counts["trainable"],
             "metric": value,
@@ -295,20 +295,6 @@ class Squeezer:
         if content["pending"] is not None:
             shapes = _from_json(content["pending"]["shapes"])
             self.pending = content["pending"] | {"shapes": shapes}
-
-
-def _groups(settings: Settings, paths: list[str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for path in paths:
-        groups.setdefault(squeeze_settings.group(settings, path), []).append(path)
-    return groups
-
-
-def _bonds(settings: Settings, shapes: Mapping[str, mpo.MPOShape]) -> dict[str, list[int]]:
-    return {
-        squeeze_settings.group(settings, path): list(shape.bond_dims)
-        for path, shape in shapes.items()
-    }
 
 
 def _cores(arrays: Mapping, path: str, shapes: Mapping[str, mpo.MPOShape]) -> tuple:

@@ -1,0 +1,50 @@
+"""The compression job with variants that look at activations."""
+
+import json
+
+import pytest
+from flax import nnx
+
+from configs import compress as compress_config
+from experiments import compress
+from mpojax import interop, models
+from tests.experiments.test_compress import SETTINGS, WORDS
+
+
+@pytest.fixture
+def config(tmp_path):
+    folder = tmp_path / "checkpoint"
+    interop.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    lines = ["text\tlabel", *["good fine film\tgood", "bad poor plot\tbad"] * 40]
+    (tmp_path / "texts.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = compress_config.get_config()
+    config.model, config.budget = str(folder), 0.8
+    config.matrices = (".*/(query|up)",)
+    config.compare = ("mpo", "svd", "svd_aware", "searched")
+    config.calibration.task = f"file:train={tmp_path / 'texts.tsv'}"
+    config.calibration.max_length = 8
+    return config
+
+
+def test_variants_by_outputs_stand_beside_the_plain_ones(config, tmp_path):
+    assert compress.main(config, str(tmp_path / "run")) == 0
+    found = {
+        name: json.loads((tmp_path / "run" / "compression" / f"{name}.json").read_text())
+        for name in config.compare
+    }
+    sizes = [facts["parameters"] for facts in found.values()]
+    assert max(sizes) == sizes[0] <= 0.8 * found["mpo"]["dense_parameters"]
+    for facts in found.values():
+        for row in facts["rows"]:
+            assert row["output_error"] is not None
+            assert row["data_svd_output_error"] <= row["svd_output_error"] + 1e-6
+    for row in found["searched"]["rows"]:
+        assert row["output_error"] <= row["data_svd_output_error"] + 1e-5
+
+
+def test_texts_are_asked_for_before_anything_is_written(config, tmp_path):
+    config.calibration.task = ""
+    with pytest.raises(ValueError, match=r"config.calibration.task"):
+        compress.main(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
