@@ -12,7 +12,8 @@ Far better where texts of the model's use are at hand (minutes, not seconds):
 
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
         --config.budget=0.5 --config.compare=mpo,svd,svd_aware,searched \
-        --config.calibration.task="file:train=texts.tsv;text=sentence" --workdir=runs/aware
+        --config.calibration.task="file:train=texts.tsv;dev=train;text=sentence;label=label" \
+        --workdir=runs/aware
 """
 
 import ml_collections

@@ -76,6 +76,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         return 0
     source = sources.model_folder(config.model)
     dense = interop.load_pretrained(source)
+    check_variants(dense, [variant for variant in variants if not variant.needs_calibration])
     calibration = calibrate(config, dense, variants, source)
     check_variants(dense, variants, calibration)
     arrays = comparison.load_arrays(config, source) if config.task else None
@@ -169,13 +170,19 @@ def check_variants(dense, variants: list[Variant], calibration=None) -> None:
     Raises:
       ValueError: rules or a budget that do not fit the model, or an unknown trainable set.
     """
+    budgets = {variant.name: variant.budget for variant in variants}
     for variant in variants:
-        mpop.trainable_filter(variant.trainable)
+        mpop.check_trainable(variant.trainable)
         if variant.rules:
+            # The size of another variant is known only later; a variant without a budget of its own
+            # is no smaller than all matrices dense.
+            budget = variant.budget
+            if variant.same_size_as is not None:
+                budget = budgets.get(variant.same_size_as) or 1.0
             interop.check_rules(
                 dense,
                 variant.rules,
-                budget=variant.budget,
+                budget=budget,
                 bond=variant.bond,
                 calibration=calibration if variant.needs_calibration else None,
                 allocation=variant.allocation,

@@ -17,35 +17,10 @@ from typing import Any
 
 import ml_collections
 from absl import logging
-from flax import nnx
 
-from experiments import fitting, launch, sources, trajectory
-from mpojax import data, files, interop, models, training
+from experiments import fitting, jobs, launch, trajectory
+from mpojax import files, interop, models, training
 from mpojax.methods import mpop, squeeze_settings, squeezing
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a config asks for, loaded: the model with its head, and encoded examples.
-
-    Attributes:
-      model: compressed where the config says so.
-      report: of the compression, or None.
-      train, dev: encoded examples; `dev` is what is reported.
-      held_out: encoded examples by which squeezing decides, or None where `dev` decides.
-      evaluate: evaluator of `dev`; `decide`: that of `held_out`, or of `dev`.
-      metric: name of the task's main metric.
-    """
-
-    model: models.Model
-    report: interop.CompressionReport | None
-    kind: str
-    metric: str
-    train: dict
-    dev: dict
-    held_out: dict | None
-    evaluate: training.Evaluator
-    decide: training.Evaluator
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -64,13 +39,14 @@ def check(config: ml_collections.ConfigDict) -> None:
       ValueError: a field that is wrong whatever the model is.
     """
     mpop.check_trainable(config.trainable)
+    jobs.check_compression(config)
     settings = read_squeeze(config)
     if settings is not None and config.trainable not in mpop.FILTERS:
         raise ValueError(
             f"config.trainable={config.trainable!r} cannot be squeezed; allowed are "
             f"{sorted(mpop.FILTERS)}."
         )
-    if settings is not None and not read_rules(config) and not config.start_from:
+    if settings is not None and not jobs.read_rules(config) and not config.start_from:
         raise ValueError("config.squeeze needs a model in MPO form: give config.matrices or rules.")
     if settings is not None and config.keep_best:
         raise ValueError(
@@ -82,13 +58,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"config.architecture={config.architecture!r} must be one of {sorted(models.PRESETS)}."
         )
-
-
-def read_rules(config: ml_collections.ConfigDict) -> list[tuple[str, dict]]:
-    """Compression rules as `interop.compress` takes them; none for a dense model."""
-    if config.rules:
-        return [(pattern, dict(settings)) for pattern, settings in config.rules]
-    return [(pattern, config.settings.to_dict()) for pattern in config.matrices]
 
 
 def read_squeeze(config: ml_collections.ConfigDict) -> squeeze_settings.Settings | None:
@@ -107,13 +76,16 @@ def read_squeeze(config: ml_collections.ConfigDict) -> squeeze_settings.Settings
 
 
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
-    """One run in `folder`; 0 when `result.json` is written, 1 when a signal stopped it."""
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop.
+
+    A signal in the last step finds the run finished, all the same nothing should follow it.
+    """
     check(config)
     workdir = training.Workdir(folder, config)
     if workdir.finished:
         return 0
     start = time.perf_counter()
-    job = prepare(config)
+    job = jobs.prepare(config)
     if job.report is not None:
         job.report.to_csv(workdir.path / "compression.csv")
     settings = read_squeeze(config)
@@ -124,6 +96,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     if outcome is None:
         return 1
     state, facts = outcome
+    stop_requested = facts.pop("stop_requested")
     result = _result(config, job, state, facts) | {"seconds": time.perf_counter() - start}
     if config.save_model:
         shutil.rmtree(workdir.path / "model", ignore_errors=True)  # of a start killed while saving
@@ -132,73 +105,10 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     workdir.write_result(result)
     for name in ("checkpoints", "best-dev", "squeezing/accepted"):  # of use to unfinished runs
         shutil.rmtree(workdir.path / name, ignore_errors=True)
-    return 0
+    return int(stop_requested)
 
 
-def prepare(config: ml_collections.ConfigDict) -> Job:
-    """Loads and encodes data, loads the model, gives it a head, compresses it.
-
-    Raises:
-      ValueError: task, split, model or rules that do not fit.
-    """
-    task = data.load_task(config.task, config.data_dir or None)
-    source = sources.model_folder(config.model or config.start_from)
-    words = data.Tokenizer.from_folder(source)
-    train, dev = task[config.train_split], task[config.dev_split or task.dev_split]
-    held_out = None
-    if config.held_out_examples:
-        train, held_out = train.split_off(config.held_out_examples)
-    train = train.take(config.train_examples) if config.train_examples else train
-    dev = dev.take(config.dev_examples) if config.dev_examples else dev
-    model = _with_head(config, task, interop.load_pretrained(config.start_from or source))
-    encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
-    model, report = _compressed(config, model, encoded[0], task.kind)
-    evaluate = training.evaluator(task, dev)
-    decide = evaluate if held_out is None else training.evaluator(task, held_out)
-    logging.info("%s: %d examples to train on, %d to report", task.name, len(train), len(dev))
-    return Job(model, report, task.kind, task.metrics[0], *encoded, evaluate, decide)
-
-
-def _with_head(config, task: data.TextTask, model: models.Model) -> models.Model:
-    head = "span" if task.kind == "span" else "classifier"
-    outputs = 2 if head == "span" else task.num_labels
-    has = model.config.num_labels is not None
-    pooling = config.pooling or (
-        model.config.pooling if model.config.pooling != "none" else "pooler"
-    )
-    same = has and (model.config.num_labels, model.config.head) == (outputs, head)
-    # A model that was tuned on a task before goes on with its head.
-    if not (config.start_from and same):
-        rngs = nnx.Rngs(config.seed)
-        model = models.with_head(model, outputs, pooling=pooling, head=head, rngs=rngs)
-    if config.dropout >= 0:
-        rates = dict.fromkeys(("dropout", "attention_dropout"), float(config.dropout))
-        model = models.reconfigure(model, **rates, classifier_dropout=None)
-    return model
-
-
-def _compressed(config, model: models.Model, examples: dict, kind: str):
-    rules = read_rules(config)
-    if not rules:
-        return model, None
-    calibration = None
-    if config.calibration_examples:
-        few = {n: a[: config.calibration_examples] for n, a in examples.items()}
-        batches = fitting.eval_data(config, few)
-        loss = training.objective(kind) if config.allocation == "first_order" else None
-        calibration = interop.calibrate(model, (batches[i] for i in range(len(batches))), loss=loss)
-    return interop.compress(
-        model,
-        rules,
-        budget=config.budget,
-        bond=config.bond,
-        calibration=calibration,
-        allocation=config.allocation,
-        keep_dense=config.keep_dense,
-    )
-
-
-def _tune(config, job: Job, folder: pathlib.Path):
+def _tune(config, job: jobs.Job, folder: pathlib.Path):
     """Plain fine-tuning; None when it was interrupted."""
     model, accept = mpop.with_trainable(job.model, config.trainable)
     optimizer = fitting.make_optimizer(config, model, config.steps)
@@ -219,10 +129,15 @@ def _tune(config, job: Job, folder: pathlib.Path):
         hooks=[dev],
         seed=config.seed,
     )
-    if result.interrupted or result.stop_requested:
+    if result.interrupted:
         return None
     state = training.restore_best(folder, result.state) if best else result.state
-    facts = {"trainable": accept, "fit": result.summary(), "squeeze": None}
+    facts = {
+        "trainable": accept,
+        "fit": result.summary(),
+        "squeeze": None,
+        "stop_requested": result.stop_requested is not None,
+    }
     if best:
         facts |= {"best_step": dev.best_step}
         metrics = job.evaluate(state, fitting.eval_data(config, job.dev))
@@ -231,7 +146,7 @@ def _tune(config, job: Job, folder: pathlib.Path):
     return state, facts | {"metrics": metrics}
 
 
-def _squeeze(config, settings: squeeze_settings.Settings, job: Job, folder: pathlib.Path):
+def _squeeze(config, settings: squeeze_settings.Settings, job: jobs.Job, folder: pathlib.Path):
     """Fine-tuning, then cuts; None when it was interrupted."""
     total = config.steps + settings.max_phases * settings.steps
     deciding = job.dev if job.held_out is None else job.held_out
@@ -269,13 +184,14 @@ def _squeeze(config, settings: squeeze_settings.Settings, job: Job, folder: path
     facts = {
         "trainable": mpop.trainable_filter(config.trainable),
         "fit": None,
+        "stop_requested": False,
         "squeeze": {"why": outcome.why, "phases": outcome.phases},
         "metrics": job.evaluate(outcome.state, fitting.eval_data(config, job.dev)),
     }
     return outcome.state, facts
 
 
-def _result(config, job: Job, state: training.TrainState, facts: dict[str, Any]) -> dict:
+def _result(config, job: jobs.Job, state: training.TrainState, facts: dict[str, Any]) -> dict:
     counts = mpop.parameter_counts(state.model(), facts.pop("trainable"))
     return {
         "task": config.task,
@@ -288,6 +204,7 @@ def _result(config, job: Job, state: training.TrainState, facts: dict[str, Any])
         "trained": counts["trainable"],
         "counts": counts,
         "relative_error": job.report.relative_error if job.report else 0.0,
+        "kept_dense": len(job.report.kept_dense) if job.report else 0,
         "train_examples": len(job.train["input_ids"]),
         "dev_examples": len(job.dev["input_ids"]),
         "steps": int(state.step),

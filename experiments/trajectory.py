@@ -18,7 +18,7 @@ def write(folder: pathlib.Path, phases: list[dict], metric: str) -> None:
 
 
 def table(phases: list[dict], metric: str) -> list[dict]:
-    """One row for each phase; a bond column for each group, showing its largest bond."""
+    """One row for each phase; a column for each group with its bonds, joined by dashes."""
     rows = []
     for phase in phases:
         cuts = ", ".join(f"{cut['group']} to {cut['rung']}" for cut in phase["cuts"])

@@ -16,7 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.model = ""  # folder, hub id, or package:NAME/SUBFOLDER
     config.architecture = ""  # of mpojax.models.PRESETS: counts the parameters without weights
-    config.start_from = ""  # folder of a model saved by this library, used in place of `model`
+    # Folder of a model saved by this library, whose weights (and head, where it fits the task) are
+    # used in place of those of `model`; `model` gives the tokenizer.
+    config.start_from = ""
     config.variant = ""  # name of the row in tables and plots
 
     config.task = "sst2"

@@ -16,7 +16,8 @@ LAYERS = ".*/(query|key|value|out|up|down)"
 # numbers, stays dense and frozen: the layers' matrices go down to 68 % of their dense size.
 BUDGET = 0.85
 
-# Two lengths in all, and two classes everywhere: tasks share their compiled programs.
+# Two lengths in all, and two classes everywhere: with JAX_COMPILATION_CACHE_DIR set to a folder,
+# tasks and seeds share their compiled programs.
 TASKS = {
     "sst2": {"max_length": 32, "lengths": (32,), "dev_examples": 500},
     "cola": {"max_length": 32, "lengths": (32,), "dev_examples": 500},
@@ -48,6 +49,7 @@ VARIANTS = {
         "keep_dense": False,  # as in the paper: all chains, central cores frozen
         "trainable": "lightweight",
     },
+    # The stronger baseline: matrices whose low rank would save nothing stay dense, and are trained.
     "svd": {
         "matrices": (LAYERS,),
         "settings": {"form": "low_rank"},

@@ -126,7 +126,9 @@ def _reworded(difference: str) -> str:
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _FREE}
+    kept = {key: value for key, value in config.items() if key not in _FREE}
+    # Where a run started decides much; under which path that lay, nothing.
+    return kept | {"start_from": "a tuned model" if config.get("start_from") else ""}
 
 
 def _value(run: Run, metric: str) -> float | None:

@@ -266,6 +266,10 @@ def _read_file(task: GlueTask, folder: pathlib.Path, name: str, source: Source, 
         for place, pair in enumerate(zip(table[ids[0]], table[ids[1]], strict=True))
         if (pair in listed) == source.inside
     ]
+    if not kept:
+        raise ValueError(
+            f"{path} holds no examples of this split: no row fits the ids in {folder / source.ids}"
+        )
     return [texts[i] for i in kept], [pairs[i] for i in kept], labels[kept]
 
 

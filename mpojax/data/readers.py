@@ -45,6 +45,14 @@ class Table:
             )
         return self.columns[name]
 
+    def labels(self, name: str) -> list[str]:
+        """A column of labels as text, none of them empty."""
+        found = [("" if value is None else str(value)).strip() for value in self[name]]
+        for line, value in zip(self.lines, found, strict=True):
+            if not value:
+                raise ValueError(f"{self.path}, line {line}: {name} is empty; every row needs one")
+        return found
+
     def classes(self, name: str, values: Sequence[str]) -> np.ndarray:
         """Class numbers (N,) int32 of a column of labels: the place of each one in `values`."""
         index = {value: place for place, value in enumerate(values)}

@@ -171,8 +171,8 @@ def from_files(
       text, pair, label: columns of the text, of a second text, and of the label. Only a split
         whose name begins with "test" may lack the labels.
       kind: "classification" or "regression" (labels are numbers).
-      labels: names of the classes in the order of their numbers; by default all labels that
-        occur, sorted, whole numbers by value.
+      labels: names of the classes in the order of their numbers; by default all labels of the
+        training split (of all splits where there is none), sorted, whole numbers by value.
       metrics, dev_split: see `TextTask`.
 
     Raises:
@@ -194,8 +194,7 @@ def from_files(
     }
     names = ()
     if kind == "classification":
-        found = [str(value).strip() for table in labelled.values() for value in table[label]]
-        names = tuple(labels) or label_names(found)
+        names = tuple(labels) or _names_of_classes(labelled, label)
     splits = {}
     for split, table in tables.items():
         values = None
@@ -203,6 +202,13 @@ def from_files(
             values = table.classes(label, names) if names else table.scores(label)
         splits[split] = Split(table.texts(text), values, table.texts(pair) if pair else None)
     return TextTask(name, splits, names, kind, tuple(metrics), dev_split)
+
+
+def _names_of_classes(tables: Mapping[str, readers.Table], label: str) -> tuple[str, ...]:
+    """Of the training split alone where there is one: a misspelt label elsewhere is an error."""
+    found = {split: table.labels(label) for split, table in tables.items()}
+    of_training = [found["train"]] if "train" in found else found.values()
+    return label_names([value for values in of_training for value in values])
 
 
 def label_names(labels: Sequence[int | str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from mpojax.interop.pretrained import (
 )
 from mpojax.interop.report import CompressionReport, MatrixRow
 from mpojax.interop.rules import Settings
+from mpojax.interop.rules import parse as parse_rule
 from mpojax.interop.safe_weights import read_weights, write_folder
 from mpojax.interop.surgery import check_rules, compress, merge
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_pretrained",
     "local_folder",
     "merge",
+    "parse_rule",
     "planned_shapes",
     "read_weights",
     "save_pretrained",

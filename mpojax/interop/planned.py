@@ -23,7 +23,7 @@ def planned_shapes(
     targets = rules_lib.resolve(rules, models.matrix_sizes(config), {}, bond)
     for target in targets:
         for name in ("tolerance", "search"):
-            if getattr(target.settings, name, None):
+            if getattr(target.settings, name):
                 raise ValueError(
                     f"{target.path}: {name}={getattr(target.settings, name)!r} chooses the chain "
                     "by the weights; it has no shape without them."

@@ -170,7 +170,7 @@ def resolve(
         raise ValueError(f"rules={rules!r} must be a non-empty list of (pattern, settings) pairs.")
     owner: dict[str, tuple[str, Settings]] = {}
     for rule in rules:
-        pattern, settings = _parse(rule)
+        pattern, settings = parse(rule)
         if default_bond is not None and settings.leaves_bonds_open and settings.tolerance is None:
             settings = dataclasses.replace(settings, bond=default_bond)
         matched = [path for path in sizes if re.fullmatch(pattern, path)]
@@ -194,7 +194,12 @@ def resolve(
     return [_target(path, *owner[path], sizes[path]) for path in sizes if path in owner]
 
 
-def _parse(rule) -> tuple[str, Settings]:
+def parse(rule) -> tuple[str, Settings]:
+    """A rule whose settings are checked in themselves, without a model.
+
+    Raises:
+      ValueError: no pair, no regular expression, unknown settings, or settings that clash.
+    """
     if isinstance(rule, str) or len(rule) != 2:
         raise ValueError(f"rule {rule!r} must be a pair (pattern, settings).")
     pattern, settings = rule

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mpojax import models, mpo
+from mpojax.interop.report import role_of_path
 
 GROUPINGS = ("role", "matrix")
 ON_DROP = ("stop", "ban")
@@ -58,10 +59,22 @@ class Settings:
                 )
         if self.cuts_per_phase == 0 and self.budget is None:
             raise ValueError("squeeze.cuts_per_phase=0 takes shares of a budget: give one.")
-        if not self.gap >= 0:
-            raise ValueError(f"squeeze.gap={self.gap!r} must not be negative.")
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"squeeze.budget={self.budget!r} must be above 0.")
+        if not _is_number(self.gap) or not self.gap >= 0:
+            raise ValueError(f"squeeze.gap={self.gap!r} must be a number of at least 0.")
+        if self.budget is not None and not (
+            _is_number(self.budget)
+            and (0 < self.budget <= 1 or (self.budget > 1 and float(self.budget).is_integer()))
+        ):
+            raise ValueError(
+                f"squeeze.budget={self.budget!r} must be a share in (0, 1] of the dense numbers, "
+                "or a whole number above 1."
+            )
+        try:
+            re.compile(self.matrices)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"squeeze.matrices={self.matrices!r} is not a regular expression: {error}."
+            ) from error
         for name, allowed in (
             ("group_by", GROUPINGS),
             ("on_drop", ON_DROP),
@@ -86,6 +99,12 @@ def check(settings: Settings, model: models.Model) -> None:
       ValueError: nothing to cut, or a budget below the smallest model that cuts can reach.
     """
     paths = matrices(settings, model)
+    for name, members in groups(settings, paths).items():
+        if settings.per_bond and len({model.shapes[path].num_cores for path in members}) > 1:
+            raise ValueError(
+                f"squeeze.per_bond=True: the chains of {name} have different lengths; cut them by "
+                "one cap, or with group_by='matrix'."
+            )
     total = sum(models.count_parameters(model).values())
     limit = parameter_limit(settings, model)
     smallest = total
@@ -124,7 +143,7 @@ def matrices(settings: Settings, model: models.Model) -> list[str]:
 
 def group(settings: Settings, path: str) -> str:
     """Name of the group that a matrix is cut with: its path, or its role in all layers."""
-    return re.sub(r"(^|/)\d+(/|$)", r"\1*\2", path) if settings.group_by == "role" else path
+    return role_of_path(path) if settings.group_by == "role" else path
 
 
 def groups(settings: Settings, paths: Sequence[str]) -> dict[str, list[str]]:
@@ -138,3 +157,7 @@ def groups(settings: Settings, paths: Sequence[str]) -> dict[str, list[str]]:
 def bonds_by_group(settings: Settings, shapes: Mapping[str, mpo.MPOShape]) -> dict[str, list[int]]:
     """{group: bond dimensions}, for records."""
     return {group(settings, path): list(shape.bond_dims) for path, shape in shapes.items()}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

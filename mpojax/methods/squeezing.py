@@ -134,8 +134,8 @@ class Squeezer:
             return "the budget is met"
         if len(self.phases) > self.settings.max_phases:
             return f"{self.settings.max_phases} phases are done"
-        if self.pending is not None and not self.pending["cuts"] and self.phases:
-            return "nothing is left to cut"
+        if self.pending is not None and not self.pending["cuts"]:
+            return "nothing is left to cut" + (" beside what is banned" if self.banned else "")
         return None
 
     def _phase(self, state: training.TrainState, saved) -> tuple[training.TrainState, bool]:
@@ -169,7 +169,7 @@ class Squeezer:
         self.pending = None
         self._save()
         shutil.rmtree(self._phase_folder(number) / "checkpoints", ignore_errors=True)
-        # A rejected phase donated nothing of the accepted state but its copy: read it again.
+        # Step and key of the accepted state were donated to the rejected phase: read it again.
         return (result.state if accepted else self._restored(saved)), result.stop_requested is None
 
     def _choose(self, state: training.TrainState) -> None:
@@ -180,7 +180,8 @@ class Squeezer:
         shapes = {path: self.shapes[path] for path in paths}
         parameters = sum(models.count_parameters(state.model()).values())
         cuts, target, most = [], *self._aim()
-        while len(cuts) < most and (target is None or parameters > target):
+        # At least one: a large cut may have gone beyond the aim of the next phase.
+        while not cuts or (len(cuts) < most and (target is None or parameters > target)):
             cut = mpo.cheapest_cut(
                 squeeze_settings.groups(self.settings, paths),
                 shapes,
@@ -213,8 +214,7 @@ class Squeezer:
         maps = {}
         for path, (old, new, _) in self._canonicalized(state).items():
             maps[path] = mpo.gauge_maps(old, new)
-            for k, core in enumerate(mpo.slice_bonds(new, shapes[path].bond_dims)):
-                arrays[f"{path}/cores/{k}"] = core.astype(np.float32)
+            _put_sliced(arrays, path, new, shapes[path])
         self._canonical = {}
         cut = models.from_arrays(model.config, shapes, arrays)
         optimizer = self.make_optimizer(cut)
@@ -236,6 +236,11 @@ class Squeezer:
 
     def _record(self, result: training.FitResult) -> dict:
         value = float(result.metrics[self.metric])
+        if not self.phases and not math.isfinite(value):
+            raise ValueError(
+                f"{self.metric} is {value} before the first cut: there is nothing to compare with. "
+                "Look at the training metrics; a lower learning rate may help."
+            )
         counts = mpop.parameter_counts(result.state.model(), self.filter)
         start = self.phases[0]["metric"] if self.phases else value
         return {
@@ -261,9 +266,7 @@ class Squeezer:
         """The last accepted state; the start model, sliced to its shapes, says what is in it."""
         arrays = models.to_arrays(self.model)
         for path, shape in self.shapes.items():
-            cores = [arrays[f"{path}/cores/{k}"] for k in range(shape.num_cores)]
-            for k, core in enumerate(mpo.slice_bonds(cores, shape.bond_dims)):
-                arrays[f"{path}/cores/{k}"] = core
+            _put_sliced(arrays, path, _cores(arrays, path, self.model.shapes), shape)
         model = models.from_arrays(self.model.config, self.shapes, arrays)
         state = training.TrainState.create(model, self.filter, self.make_optimizer(model))
         return saved.restore(state, step=self.step)
@@ -300,6 +303,11 @@ class Squeezer:
 def _cores(arrays: Mapping, path: str, shapes: Mapping[str, mpo.MPOShape]) -> tuple:
     names = (f"{path}/cores/{k}" for k in range(shapes[path].num_cores))
     return tuple(np.asarray(arrays[name], np.float64) for name in names)
+
+
+def _put_sliced(arrays: dict, path: str, cores, shape: mpo.MPOShape) -> None:
+    for k, core in enumerate(mpo.slice_bonds(cores, shape.bond_dims)):
+        arrays[f"{path}/cores/{k}"] = core.astype(np.float32)
 
 
 def _to_json(shapes: Mapping[str, mpo.MPOShape]) -> dict[str, dict]:

@@ -18,7 +18,7 @@ def evaluator(
     Raises:
       ValueError: the task has no such split, or the split has no labels.
     """
-    name = "given"
+    name = "given as examples"
     if not isinstance(split, text_classification.Split):
         name = split or task.dev_split
         split = task[name]

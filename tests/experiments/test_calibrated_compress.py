@@ -22,7 +22,7 @@ def config(tmp_path):
     config.model, config.budget = str(folder), 0.8
     config.matrices = (".*/(query|up)",)
     config.compare = ("mpo", "svd", "svd_aware", "searched")
-    config.calibration.task = f"file:train={tmp_path / 'texts.tsv'}"
+    config.calibration.task = f"file:train={tmp_path / 'texts.tsv'};dev=train"
     config.calibration.max_length = 8
     return config
 

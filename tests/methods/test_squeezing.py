@@ -153,8 +153,16 @@ def products_with_momentum(state, path):
 
 def test_a_drop_is_taken_back(tmp_path):
     """Phase 2 is made to fail: the state of phase 1 comes back."""
-    metrics = iter([0.8, 0.8, 0.5])
-    result = squeezing_run.run(tmp_path, train=scripted(metrics), gap=0.1)
+    inner, seen = scripted(iter([0.8, 0.8, 0.5])), []
+
+    def train(*arguments):
+        result = inner(*arguments)
+        seen.append(models.to_arrays(result.state.model()))
+        return result
+
+    result = squeezing_run.run(tmp_path, train=train, gap=0.1)
+    back = models.to_arrays(result.state.model())
+    assert all(np.array_equal(back[name], array) for name, array in seen[1].items())
     assert [phase["accepted"] for phase in result.phases] == [True, True, False]
     assert "fell by more than 0.1" in result.why
     total = sum(models.count_parameters(result.state.model()).values())
@@ -224,6 +232,20 @@ def test_goes_to_a_budget_in_equal_shares(tmp_path):
     assert max(drops) - min(drops) < 0.5 * np.mean(drops)
 
 
+def test_a_coarse_ladder_still_reaches_the_budget(tmp_path):
+    """One cut may overshoot the share of the next phase, which then cuts all the same."""
+    train = scripted(itertools.repeat(0.5))
+    result = squeezing_run.run(
+        tmp_path, train=train, budget=0.8, cuts_per_phase=0, max_phases=12, multiple=8, factor=0.5
+    )
+    assert result.why == "the budget is met"
+
+
+def test_a_metric_that_is_not_finite_before_the_first_cut_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="before the first cut"):
+        squeezing_run.run(tmp_path, train=scripted(iter([float("nan")])))
+
+
 def test_ends_where_nothing_is_left_to_cut(tmp_path):
     train = scripted(itertools.repeat(0.5))
     result = squeezing_run.run(tmp_path, train=train, multiple=64, cuts_per_phase=100, max_phases=9)
@@ -279,6 +301,9 @@ def test_killed_in_the_middle_it_takes_the_same_way(tmp_path, kill):
         ({"steps": 0}, "squeeze.steps=0"),
         ({"gap": -0.1}, "squeeze.gap"),
         ({"budget": 0.0}, "squeeze.budget"),
+        ({"budget": 1.5}, "squeeze.budget=1.5"),
+        ({"gap": "0.1"}, "squeeze.gap='0.1'"),
+        ({"matrices": "("}, "not a regular expression"),
         ({"measure": "best"}, "squeeze.measure='best'"),
         ({"on_drop": "cry"}, "squeeze.on_drop"),
         ({"multiple": 0}, "multiple=0"),
