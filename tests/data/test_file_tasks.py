@@ -51,7 +51,7 @@ def test_scores_and_absolute_paths(folder):
 
 def test_relative_paths_start_at_the_current_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert len(data.load_task("file:train=s.csv,dev=s.jsonl;kind=regression;metric=accuracy")["train"]) == 2
+    assert len(data.load_task("file:train=s.csv,dev=s.jsonl;kind=regression")["train"]) == 2
 
 
 def test_classes_in_a_given_order(folder):
