@@ -68,9 +68,16 @@ class Calibration:
         """Covariance with a ridge, as fits use it: see `mpojax.mpo.regularized`.
 
         Raises:
-          ValueError: no input has entered the matrix, or the covariance is not usable; see there.
+          ValueError: no input has entered the matrix; fewer inputs than features, unless a ridge is
+          given; or the covariance is not usable, see there.
         """
-        covariance = self.covariance(path)
+        covariance, count = self.covariance(path), self.statistics[path].count
+        if ridge is None and covariance.ndim == 2 and 0 < count < len(covariance):
+            raise ValueError(
+                f"{path}: {count} calibration inputs are too few for a covariance of "
+                f"{len(covariance)} features. Calibrate on more text, or accept it by giving the "
+                f"rule a ridge of its own, such as ridge={mpo.DEFAULT_RIDGE}."
+            )
         ridge = self.default_ridge(path) if ridge is None else ridge
         if not self.statistics[path].count:
             raise ValueError(

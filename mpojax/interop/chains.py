@@ -154,7 +154,10 @@ class Decomposer:
         if self.calibration is None or not self.calibration.statistics[target.path].count:
             return {}
         covariance = self.calibration.covariance(target.path)
-        metric = self.calibration.metric(target.path, target.settings.ridge)
+        # Only measured here: few inputs are no reason to refuse a report.
+        ridge = target.settings.ridge
+        ridge = self.calibration.default_ridge(target.path) if ridge is None else ridge
+        metric = self.calibration.metric(target.path, ridge)
 
         def error(approximation) -> float:
             return mpo.weighted_relative_error(w, approximation, covariance)
