@@ -185,3 +185,39 @@ def test_a_trajectory_with_a_phase_taken_back_can_be_drawn(tmp_path):
     ]
     trajectory.write(tmp_path, phases, "accuracy")
     assert "| no |" in (tmp_path / "trajectory.md").read_text(encoding="utf-8")
+
+
+def test_a_regression_run(config, texts, tmp_path):
+    lines = ["text\tlabel", *["good fine film\t1.5", "bad poor plot\t-0.5"] * 8]
+    (texts / "scores.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config.task = "file:train=scores.tsv;dev=train;kind=regression"
+    config.steps = 2
+    assert finetune.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    assert result["metric_name"] == "spearman"
+    assert set(result["metrics"]) == {"spearman", "pearson"}
+
+
+def test_a_run_that_answers_questions(config, tmp_path):
+    context = "good film fine plot"
+    paragraph = {
+        "context": context,
+        "qas": [
+            {
+                "id": f"q{i}",
+                "question": "bad film",
+                "answers": [{"text": "fine", "answer_start": 10}],
+            }
+            for i in range(8)
+        ],
+    }
+    content = {"version": "1.1", "data": [{"title": "t", "paragraphs": [paragraph]}]}
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}-v1.1.json").write_text(json.dumps(content), encoding="utf-8")
+    config.task, config.data_dir = "squad", str(tmp_path)
+    config.max_length, config.lengths, config.pooling, config.steps = 12, (12,), "", 40
+    config.checkpoint_every = 0
+    assert finetune.run(config, tmp_path / "run") == 0
+    result = result_of(tmp_path / "run")
+    assert result["metrics"] == {"f1": 1.0, "exact_match": 1.0}
+    assert result["metric_name"] == "f1"
