@@ -81,11 +81,15 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     A signal in the last step finds the run finished, all the same nothing should follow it.
     """
     check(config)
-    workdir = training.Workdir(folder, config)
-    if workdir.finished:
-        return 0
     start = time.perf_counter()
+    # A folder with a run is compared first; a new one is claimed once data, model and rules fit, so
+    # that a mistyped command leaves nothing behind.
+    known = (pathlib.Path(folder) / "config.json").is_file()
+    workdir = training.Workdir(folder, config) if known else None
+    if workdir is not None and workdir.finished:
+        return 0
     job = jobs.prepare(config)
+    workdir = workdir or training.Workdir(folder, config)
     if job.report is not None:
         job.report.to_csv(workdir.path / "compression.csv")
     settings = read_squeeze(config)

@@ -159,6 +159,8 @@ def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
         ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "keep_best": True}, "keep_best"),
         ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "trainable": "last_1"}, "squeezed"),
         ({"steps": 0}, "config.steps=0"),
+        ({"task": "imdb"}, "unknown task 'imdb'"),
+        ({"matrices": ("no_such",)}, "matches no matrix"),
         ({"budget": 0.5}, "config.budget=0.5 has no matrices"),
         ({"matrices": ("pooler",), "budget": 0.5, "bond": 4}, "exclude each other"),
         ({"matrices": ("pooler",), "settings": {"data_aware": True}}, "calibration_examples"),
