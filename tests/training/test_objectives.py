@@ -103,7 +103,7 @@ def test_evaluator_needs_labels():
         training.evaluator(task("regression"))
     with pytest.raises(ValueError, match=r"no split 'dev'; has \['valid'\]"):
         training.evaluator(task("regression"), "dev")
-    with pytest.raises(ValueError, match=r"split 'given' of task 'mine' has no labels"):
+    with pytest.raises(ValueError, match=r"split 'given as examples' of task 'mine'"):
         training.evaluator(task("regression"), data.Split(["x"], None))
 
 
