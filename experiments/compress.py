@@ -111,7 +111,8 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
     """
     known = {field.name for field in dataclasses.fields(Variant)} - {"name"}
     variants: list[Variant] = []
-    for name in config.compare:
+    # A command line gives several names as one text.
+    for name in [name for entry in config.compare for name in str(entry).split(",")]:
         if name not in config.variants:
             raise ValueError(
                 f"config.compare names {name!r}; config.variants has {sorted(config.variants)}."

@@ -16,6 +16,7 @@ _HEADERS = {
     "trained_parameters": "trained",
     "stored_bytes": "stored",
     "relative_weight_error": "weight error",
+    "relative_output_error": "output error",
     "accuracy": "accuracy",
     "steps_per_second": "steps/s",
 }
@@ -29,6 +30,8 @@ def cells(row: dict) -> dict[str, str]:
         "stored_bytes": f"{row['stored_bytes'] / 1e6:.1f} MB",
         "relative_weight_error": format_error(row["relative_weight_error"]),
     }
+    if "relative_output_error" in row:
+        shown["relative_output_error"] = format_error(row["relative_output_error"])
     if "accuracy" in row:
         spread = row["accuracy_spread"]
         shown["trained_parameters"] = f"{row['trained_parameters']:,}"

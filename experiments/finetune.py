@@ -52,6 +52,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "config.keep_best has no meaning with config.squeeze, which decides itself."
         )
+    if not config.task.startswith("file:") and config.task not in data.TASKS:
+        raise ValueError(
+            f"unknown task {config.task!r}; allowed are {', '.join(data.TASKS)}, or your own files "
+            "as 'file:train=a.tsv,dev=b.tsv'."
+        )
     if config.steps < 1:
         raise ValueError(f"config.steps={config.steps} must be at least 1.")
     if config.architecture and config.architecture not in models.PRESETS:
@@ -184,7 +189,8 @@ def _squeeze(config, settings: squeeze_settings.Settings, job: jobs.Job, folder:
     )
     if outcome.state is None:
         return None
-    trajectory.write(folder, outcome.phases, job.metric)
+    label = job.metric if job.held_out is None else f"held-out {job.metric}"
+    trajectory.write(folder, outcome.phases, label)
     facts = {
         "trainable": mpop.trainable_filter(config.trainable),
         "fit": None,
@@ -223,8 +229,9 @@ def summary(result: dict) -> str:
         f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
         f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",
         f"  {result['trained']:,} of {result['total']:,} parameters trained",
-        f"  relative weight error {result['relative_error']:.4f} before training",
     ]
+    if result["relative_error"]:
+        lines.append(f"  relative weight error {result['relative_error']:.4f} before training")
     if result["squeeze"]:
         cuts = sum(len(p["cuts"]) for p in result["squeeze"]["phases"] if p["accepted"])
         lines.append(f"  {cuts} cuts accepted; ended because {result['squeeze']['why']}")

@@ -24,6 +24,7 @@ def write_record(record: pathlib.Path, target: pathlib.Path, model, report) -> d
     facts |= {
         "parameters": total,
         "relative_error": report.relative_error if report else 0.0,
+        "relative_output_error": report.output_error if report else None,
         "stored_bytes": (target / "model.safetensors").stat().st_size,
     }
     files.write_atomic(record, json.dumps(facts, indent=1) + "\n")
@@ -114,6 +115,8 @@ def comparison_rows(variants, compressed, results) -> list[dict]:
             "stored_bytes": facts["stored_bytes"],
             "relative_weight_error": facts["relative_error"],
         }
+        if facts.get("relative_output_error") is not None:
+            row["relative_output_error"] = facts["relative_output_error"]
         if cells := results.get(variant.name):
             accuracies = [cell["accuracy"] for cell in cells]
             speeds = [c["steps_per_second"] for c in cells if c["steps_per_second"]]

@@ -58,12 +58,14 @@ def plot(path: pathlib.Path, phases: list[dict], metric: str) -> None:
         size = [phase["parameters"] / 1e6 for phase in lost]
         by_size.plot(size, [phase["metric"] for phase in lost], "x", label="taken back")
     by_size.invert_xaxis()
-    by_size.set(xlabel="parameters of the model (millions)", ylabel=metric)
+    by_size.set(xlabel="parameters of the model (millions), falling", ylabel=metric)
     by_size.legend()
-    for group in kept[0]["bonds"]:
+    for group, marker in zip(kept[0]["bonds"], "osD^v<>PX*" * len(phases), strict=False):
         bonds = [max(phase["bonds"].get(group, [0]), default=0) for phase in kept]
-        by_phase.plot([phase["phase"] for phase in kept], bonds, "o-", label=group)
-    by_phase.set(xlabel="phase", ylabel="largest bond dimension", yscale="log")
+        numbers = [phase["phase"] for phase in kept]
+        by_phase.plot(numbers, bonds, f"{marker}-", label=group, alpha=0.8)
+    by_phase.set(xlabel="phase", ylabel="largest bond dimension", ylim=(0, None))
+    by_phase.set_xticks([phase["phase"] for phase in kept])
     by_phase.legend(fontsize="small")
     for axes in (by_size, by_phase):
         axes.grid(alpha=0.3)

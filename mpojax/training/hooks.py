@@ -225,6 +225,10 @@ class StopOnSignal(Hook):
 
     def _receive(self, number: int, frame: Any) -> None:
         self._received = signal.Signals(number).name
+        logging.warning(
+            "%s: stopping after this step, saved; a second one ends the run at once, unsaved",
+            self._received,
+        )
         self.close()
 
 

@@ -21,7 +21,7 @@ def config(tmp_path):
     config = compress_config.get_config()
     config.model, config.budget = str(folder), 0.8
     config.matrices = (".*/(query|up)",)
-    config.compare = ("mpo", "svd", "svd_aware", "searched")
+    config.compare = ("mpo,svd,svd_aware,searched",)  # as a command line gives it
     config.calibration.task = f"file:train={tmp_path / 'texts.tsv'};dev=train"
     config.calibration.max_length = 8
     return config
@@ -31,8 +31,9 @@ def test_variants_by_outputs_stand_beside_the_plain_ones(config, tmp_path):
     assert compress.main(config, str(tmp_path / "run")) == 0
     found = {
         name: json.loads((tmp_path / "run" / "compression" / f"{name}.json").read_text())
-        for name in config.compare
+        for name in ("mpo", "svd", "svd_aware", "searched")
     }
+    assert "output error" in (tmp_path / "run" / "summary.txt").read_text(encoding="utf-8")
     sizes = [facts["parameters"] for facts in found.values()]
     assert max(sizes) == sizes[0] <= 0.8 * found["mpo"]["dense_parameters"]
     for facts in found.values():
