@@ -17,12 +17,18 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
 from mpojax import data, files
 from mpojax.data import glue, squad, tfds_folders
 from mpojax.training import progress
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise SystemExit(
+        "this tool needs tensorflow-datasets (no TensorFlow): pip install -e '.[tfds]'"
+    ) from error
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the original files.")
 _TASK = flags.DEFINE_string("task", None, "Task, tasks with commas, or all.")
