@@ -19,7 +19,7 @@ import ml_collections
 from absl import logging
 
 from experiments import fitting, jobs, launch, trajectory
-from mpojax import files, interop, models, training
+from mpojax import data, files, interop, models, training
 from mpojax.methods import mpop, squeeze_settings, squeezing
 
 
