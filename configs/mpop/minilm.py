@@ -76,7 +76,7 @@ def get_config(argument: str = "dense,sst2") -> ml_collections.ConfigDict:
     config.batch_size, config.steps = 16, STEPS
     config.optimizer.learning_rate = 1e-4
     config.optimizer.role_learning_rates = {"auxiliary": 5e-4}
-    config.checkpoint_every = 0
+    config.checkpoint_every = 32
     config.task, config.variant = task, variant
     for fields in (TASKS[task], VARIANTS[variant]):
         config.update(fields)
