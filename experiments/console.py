@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+from collections.abc import Sequence
 
 import rich.box
 import rich.console
@@ -60,10 +61,17 @@ def text_table(rows: list[dict], width: int = 130) -> str:
 def markdown_table(rows: list[dict]) -> str:
     """The comparison as a Markdown table."""
     shown = [cells(row) for row in rows]
-    lines = ["| " + " | ".join(_HEADERS[key] for key in shown[0]) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(shown[0]) - 1))
-    lines += ["| " + " | ".join(row.values()) + " |" for row in shown]
-    return "\n".join(lines)
+    headers = [_HEADERS[key] for key in shown[0]]
+    is_right = [False, *[True] * (len(headers) - 1)]
+    return "\n".join(markdown_lines(headers, is_right, [list(row.values()) for row in shown]))
+
+
+def markdown_lines(
+    headers: Sequence[str], is_right: Sequence[bool], rows: Sequence[Sequence[str]]
+) -> list[str]:
+    """Lines of a Markdown table; `is_right` says which columns are aligned to the right."""
+    rules = ["---:" if right else "---" for right in is_right]
+    return ["| " + " | ".join(row) + " |" for row in (headers, rules, *rows)]
 
 
 def where(folder: pathlib.Path, config, variants, trained: bool) -> str:

@@ -52,11 +52,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "config.keep_best has no meaning with config.squeeze, which decides itself."
         )
-    if not config.task.startswith("file:") and config.task not in data.TASKS:
-        raise ValueError(
-            f"unknown task {config.task!r}; allowed are {', '.join(data.TASKS)}, or your own files "
-            "as 'file:train=a.tsv,dev=b.tsv'."
-        )
+    data.check_task(config.task)
     if config.steps < 1:
         raise ValueError(f"config.steps={config.steps} must be at least 1.")
     if config.architecture and config.architecture not in models.PRESETS:

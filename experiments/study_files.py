@@ -53,7 +53,7 @@ def error_curves(folder: pathlib.Path, dense, variants) -> list[dict]:
     with progress_lib.progress("error against bond dimension") as advance:
         for done, target in enumerate(targets, 1):
             w = np.asarray(arrays[surgery.dense_key(arrays, target.path)], np.float64)
-            tails = _relative_tails(w)
+            tails = mpo.low_rank_errors(w) ** 2
             for cap in caps:
                 shape = target.full.with_bonds(cap)
                 squares[cap] += _squared_errors(w, shape, tails)
@@ -82,16 +82,6 @@ def _curve_targets(dense, variants):
             if targets:
                 return targets
     return []
-
-
-def _relative_tails(w) -> np.ndarray:
-    """Squared relative error of the best approximation of each rank, from rank 0 on.
-
-    Zeros for a zero matrix, which every rank approximates exactly.
-    """
-    gram = w.T @ w if w.shape[1] <= w.shape[0] else w @ w.T
-    squares = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
-    return np.append(np.cumsum(squares[::-1])[::-1], 0.0) / (squares.sum() or 1.0)
 
 
 def _squared_errors(w, shape, tails) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import logging
 
-from experiments import study_files
+from experiments import console, study_files
 from mpojax import files
 
 SEED = "seed"  # the axis that means and deviations are taken over
@@ -101,14 +101,9 @@ def markdown(rows: Sequence[Mapping], means: Sequence[Mapping], axes: Sequence[s
     if means:
         keys = [axis for axis in axes if axis != SEED]
         keys += [key for key in _SHOWN if any(key in entry for entry in means)]
-        lines.append("| " + " | ".join(keys) + " |")
-        lines.append(
-            "| "
-            + " | ".join("---:" if _is_number(means[0].get(key)) else "---" for key in keys)
-            + " |"
-        )
-        for entry in means:
-            lines.append("| " + " | ".join(_shown(entry, key) for key in keys) + " |")
+        is_right = [_is_number(means[0].get(key)) for key in keys]
+        cells = [[_shown(entry, key) for key in keys] for entry in means]
+        lines += console.markdown_lines(keys, is_right, cells)
         lines += ["", "Means over seeds ± sample standard deviation."]
     for state in ("failed", "open"):
         names = [row["cell"] for row in rows if row["state"] == state]

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from experiments import study_files
+from experiments import console, study_files
 from mpojax import files
 
 
@@ -11,8 +11,8 @@ def write(folder: pathlib.Path, phases: list[dict], metric: str) -> None:
     rows = table(phases, metric)
     study_files.write_csv(folder / "trajectory.csv", rows)
     columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
-    lines += ["| " + " | ".join(str(row[name]) for name in columns) + " |" for row in rows]
+    cells = [[str(row[name]) for name in columns] for row in rows]
+    lines = console.markdown_lines(columns, [False] * len(columns), cells)
     files.write_atomic(folder / "trajectory.md", "\n".join(lines) + "\n")
     plot(folder / "trajectory.png", phases, metric)
 

@@ -9,6 +9,7 @@ import rich.box
 import rich.console
 import rich.table
 
+from experiments import console as console_lib
 from experiments import study_files
 from mpojax import files
 
@@ -82,10 +83,8 @@ def markdown(page: Page) -> str:
     """The page as Markdown."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in page.rows]
     lines = [f"# {page.title}", "", f"Source: {page.source}", ""]
-    lines.append("| " + " | ".join(page.columns) + " |")
-    lines.append("| " + " | ".join("---" if i < 2 else "---:" for i in range(len(page.columns))))
-    lines[-1] += " |"
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    is_right = [index >= 2 for index in range(len(page.columns))]
+    lines += console_lib.markdown_lines(page.columns, is_right, rows)
     lines += ["", *(f"- {note}" for note in page.notes)]
     if page.curves:
         lines += ["", f"![{page.title}]({page.name}.png)"]

@@ -2,7 +2,7 @@
 
 from mpojax.data.pipeline import EvalData, TrainData
 from mpojax.data.squad import SpanSplit
-from mpojax.data.tasks import TASKS, load_task
+from mpojax.data.tasks import TASKS, check_task, load_task
 from mpojax.data.text_classification import Split, TextTask, from_arrays, from_files
 from mpojax.data.tokenizer import Tokenizer
 
@@ -14,6 +14,7 @@ __all__ = [
     "TextTask",
     "Tokenizer",
     "TrainData",
+    "check_task",
     "from_arrays",
     "from_files",
     "load_task",

@@ -10,6 +10,15 @@ from mpojax.data import file_tasks, glue, squad, text_classification, tfds_folde
 TASKS = (*glue.TASKS, "squad", "vader_movie")
 
 
+def check_task(name: str) -> None:
+    """Raises ValueError for a name that `load_task` does not know; files are not looked at."""
+    if name not in TASKS and not name.startswith(file_tasks.PREFIX):
+        raise ValueError(
+            f"unknown task {name!r}; allowed are {sorted(TASKS)}, or your own files as "
+            f"'{file_tasks.PREFIX}train=a.tsv,dev=b.tsv'"
+        )
+
+
 def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_classification.TextTask:
     """Loads a task by name, or one of your own files from a line of text.
 
@@ -50,11 +59,7 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
     """
     if name.startswith(file_tasks.PREFIX):
         return file_tasks.load(name, data_dir)
-    if name not in TASKS:
-        raise ValueError(
-            f"unknown task {name!r}; allowed are {sorted(TASKS)}, or your own files as "
-            f"'{file_tasks.PREFIX}train=a.tsv,dev=b.tsv'"
-        )
+    check_task(name)
     if name == "vader_movie":
         return vader.load()
     if name == "squad":
