@@ -63,12 +63,23 @@ def load_pretrained(source: str | os.PathLike) -> models.Model:
     return models.from_arrays(config, {}, arrays)
 
 
-def save_pretrained(model: models.Model, folder: str | os.PathLike):
+def save_pretrained(
+    model: models.Model,
+    folder: str | os.PathLike,
+    *,
+    tokenizer_from: str | os.PathLike | None = None,
+):
     """Writes config.json and model.safetensors (logical names, cores as they are).
+
+    Args:
+      model: any model.
+      folder: new, empty, or written by this library before.
+      tokenizer_from: folder whose tokenizer files are copied along.
 
     Raises:
       FileExistsError: the folder holds something that this library did not write.
       ValueError: weights that are NaN or infinite.
+      FileNotFoundError: `tokenizer_from` holds no tokenizer files.
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
     folder = pathlib.Path(folder)
@@ -82,7 +93,10 @@ def save_pretrained(model: models.Model, folder: str | os.PathLike):
     }
     fingerprint = _fingerprint(arrays, description)
     content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
-    write_folder(folder, arrays, {_MARK: fingerprint}, {CONFIG_NAME: _json(content)})
+    texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
+    if tokenizer_from is not None:
+        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from)))
+    write_folder(folder, arrays, {_MARK: fingerprint}, texts)
 
 
 def export_huggingface(
