@@ -9,6 +9,7 @@ from mpojax.training.hooks import (
     Hook,
     Progress,
     StopOnSignal,
+    TimeBudget,
     restore_best,
 )
 from mpojax.training.loop import FitResult, Loop, fit
@@ -35,6 +36,7 @@ __all__ = [
     "Progress",
     "Rules",
     "StopOnSignal",
+    "TimeBudget",
     "TrainState",
     "TrainStep",
     "Workdir",

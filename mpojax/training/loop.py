@@ -72,7 +72,9 @@ class Loop:
 
     Attributes:
       state: after `step` steps; its buffers are donated to the next step, so keep no reference.
-      step, steps: finished steps and their planned number.
+      step, steps: finished steps and their planned number. A hook that runs before the others may
+        set `steps = step`: the step was the last one.
+      share: the spent share of the time budget where the schedule follows one, else None.
       step_function: the compiled step.
       mesh, rules: where arrays live.
       folder: the run's folder, or None.
@@ -100,6 +102,7 @@ class Loop:
         self.hooks = sorted(hooks, key=lambda hook: hook.order)
         self.last_metrics: dict[str, float] = {}
         self.stopped: str | None = None
+        self.share: float | None = None
         self._pending: tuple[int, dict] | None = None
         self._writer: metrics_lib.MetricsWriter | None = None
         self._untimed_seconds = 0.0
@@ -142,7 +145,9 @@ class Loop:
             return
         step, metrics = self._pending
         self._pending = None
-        loss, gradient_norm = jax.device_get((metrics["loss"], metrics["gradient_norm"]))
+        known = {name: metrics[name] for name in _ALWAYS_FETCHED if name in metrics}
+        known = {name: float(value) for name, value in jax.device_get(known).items()}
+        loss, gradient_norm = known["loss"], known["gradient_norm"]
         for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
             if not math.isfinite(value):
                 raise step_lib.NonFiniteLossError(
@@ -155,7 +160,7 @@ class Loop:
             if self._writer is not None:
                 self._writer.write(step, values)
         else:
-            self.last_metrics["loss"] = float(loss)
+            self.last_metrics |= {name: x for name, x in known.items() if name != "gradient_norm"}
 
     def request_stop(self, reason: str) -> None:
         """Ends the run after the current step's hooks."""
@@ -229,7 +234,7 @@ class Loop:
         while self.step < self.steps and self.stopped is None:
             function = self.step_function
             traces_before, seconds_before = function.traces, function.compile_seconds
-            self.state, metrics = function(self.state, batch)
+            self.state, metrics = function(self.state, batch, self._clock())
             self.step += 1
             if function.traces == traces_before:
                 timed_steps += 1
@@ -243,11 +248,24 @@ class Loop:
                 hook.after_step(self)
         return timed_steps, compile_seconds, traces
 
+    def _clock(self) -> jax.Array | None:
+        if not self.step_function.by_time:
+            return None
+        if self.share is None:
+            raise ValueError(
+                "a schedule over seconds needs the hook TimeBudget, which has the clock"
+            )
+        return sharding_lib.shared_clock(self.share, self.mesh)
+
     def _batch(self) -> dict:
         if self.step >= self.steps:
             return {}
         rows = self.data.rows(self.step, self._rows)
         return sharding_lib.place_batch(rows, self.data.batch_size, self.mesh)
+
+
+# Of every step, by all processes: what decides whether the run goes on.
+_ALWAYS_FETCHED = ("loss", "gradient_norm", "budget_share")
 
 
 def _check(steps: int, log_every: int, hooks: Sequence[hooks_lib.Hook]) -> None:
@@ -283,8 +301,9 @@ def fit(
       state: initial state; see `TrainState.create`. Its buffers are donated.
       loss_fn: (model, batch, key) -> (mean loss, {metric: scalar}).
       data: batches by step.
-      optimizer: the one that made the state's optimizer state.
-      steps: total number, earlier processes of the run included.
+      optimizer: the one that made the state's optimizer state. One whose schedule follows seconds
+        gets the hook `TimeBudget` if `hooks` has none.
+      steps: total number, earlier processes of the run included; with a time budget the most.
       mesh: default: all devices on `data`.
       rules: how parameters are split over the mesh.
       hooks: see `mpojax.training.hooks`; without a `Checkpoint` nothing is saved or resumed.
@@ -297,6 +316,9 @@ def fit(
       NonFiniteLossError: loss or gradient of a step is NaN or infinite; names the step.
       ValueError: batch and mesh, checkpoint and model, or rules and model do not fit.
     """
+    budget = getattr(optimizer, "budget_seconds", 0)
+    if budget and not any(isinstance(hook, hooks_lib.TimeBudget) for hook in hooks):
+        hooks = [*hooks, hooks_lib.TimeBudget(budget)]
     loop = Loop(
         state,
         step_lib.TrainStep(loss_fn, optimizer, accumulate=accumulate, prepare=prepare),

@@ -208,6 +208,17 @@ def local_rows(batch_size: int, mesh: Mesh) -> slice:
     return slice(start, stop)
 
 
+def shared_clock(value: float, mesh: Mesh) -> jax.Array:
+    """(devices,) float32 array of what each device's process says, e.g. of its clock.
+
+    A compiled program that reads element 0 gives all processes the same number without a message
+    of its own.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    mine = np.full(len(sharding.addressable_devices), value, np.float32)
+    return jax.make_array_from_process_local_data(sharding, mine, (mesh.size,))
+
+
 def place_batch(batch: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> dict:
     """A global batch from this process's rows, split over data and fsdp."""
     sharding = NamedSharding(mesh, BATCH)

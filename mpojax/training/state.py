@@ -4,7 +4,8 @@ The position in the data is the step itself, because batches are a pure function
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -166,6 +167,14 @@ def roles(model: nnx.Module) -> dict[str, str]:
     return {join(path): role_lib.role_of(leaf) for path, leaf in flat}
 
 
+def stack_axes(path: str) -> int:
+    """Number of leading axes of a parameter that count layers, or blocks of layers: 0 or 1.
+
+    An encoder keeps its layers in `stacks/<k>/...`, each parameter with such an axis in front.
+    """
+    return 1 if re.fullmatch(r"(.*/)?stacks/\d+/.+", path) else 0
+
+
 def join(path: Iterable) -> str:
     """A path tuple as text: ('layers', 0, 'kernel') -> 'layers/0/kernel'."""
     return "/".join(str(part) for part in path)
@@ -175,6 +184,16 @@ def flatten(tree: Any) -> dict[str, Any]:
     """{path joined by `/`: leaf} of any pytree, in the order of its leaves."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def map_with_path(function: Callable, tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` whose function gets the path, joined by `/`, before the leaves."""
+    others = [jax.tree.structure(tree).flatten_up_to(other) for other in rest]
+    leaves = [
+        function(path, *group)
+        for (path, *group) in zip(flatten(tree), jax.tree.leaves(tree), *others, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def nest(flat: Mapping[str, Any]) -> dict:

@@ -52,13 +52,28 @@ class TrainStep:
         self.compile_seconds = 0.0  # time of calls that traced, first execution included
         self._compiled = None
 
-    def __call__(self, state: state_lib.TrainState, batch: dict) -> tuple:
+    @property
+    def by_time(self) -> bool:
+        """Whether the learning rate follows a budget of seconds: each call then needs `share`."""
+        return bool(getattr(self.optimizer, "budget_seconds", 0))
+
+    def __call__(
+        self, state: state_lib.TrainState, batch: dict, share: jax.Array | None = None
+    ) -> tuple:
+        """One step.
+
+        Args:
+          state, batch: see above.
+          share: the spent share of the time budget as every process sees it, see
+            `sharding.shared_clock`; that of the first device counts. The metric `budget_share`
+            gives it back.
+        """
         if self._compiled is None:
             # Output shardings equal the input's, else the second step would compile again.
             shardings = jax.tree.map(lambda x: x.sharding, state)
             self._compiled = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
         before, start = self.traces, time.perf_counter()
-        result = self._compiled(state, batch)
+        result = self._compiled(state, batch, share)
         if self.traces != before:
             jax.block_until_ready(result)
             self.compile_seconds += time.perf_counter() - start
@@ -68,17 +83,20 @@ class TrainStep:
         """Forgets the compiled program: needed when the state's shapes or shardings change."""
         self._compiled = None
 
-    def _step(self, state: state_lib.TrainState, batch: dict) -> tuple:
+    def _step(self, state: state_lib.TrainState, batch: dict, share: jax.Array | None) -> tuple:
         self.traces += 1
         gradients, loss, metrics = self._gradients(state, batch)
+        timing = {"share": share[0]} if self.by_time else {}
         updates, optimizer_state = self.optimizer.update(
-            gradients, state.optimizer, state.trainable
+            gradients, state.optimizer, state.trainable, **timing
         )
         metrics = dict(metrics) | {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         if hasattr(self.optimizer, "learning_rate"):
             metrics["learning_rate"] = jnp.asarray(
-                self.optimizer.learning_rate(state.optimizer), jnp.float32
+                self.optimizer.learning_rate(state.optimizer, **timing), jnp.float32
             )
+        if self.by_time:
+            metrics["budget_share"] = timing["share"]
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,

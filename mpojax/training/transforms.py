@@ -1,0 +1,131 @@
+"""Gradient transformations that know how layers are stored.
+
+Parameters of stacked layers are one array with a leading layer axis. To LAMB and Muon each layer's
+slice is a parameter of its own: a stacked model is updated exactly as separate layers would be.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mpojax.training import state as state_lib
+
+
+def scale_by_adam(beta1: float, beta2: float, epsilon: float, bias_correction: bool = True):
+    """`optax.scale_by_adam`, also without the bias correction of the first steps.
+
+    The state is `optax.ScaleByAdamState` in both cases.
+    """
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+    if bias_correction:
+        return adam
+
+    def update(updates, state, params=None):
+        mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, beta2, 2)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        count = optax.safe_increment(state.count)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def scale_by_trust_ratio(
+    bounds: tuple[float, float] | None = None, excluded: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """LAMB's ratio |parameter| / |update| (You et al., ICLR 2020), one for each layer of a stack.
+
+    Where either norm is zero, the ratio is 1.
+
+    Args:
+      bounds: least and largest ratio.
+      excluded: patterns of paths (re.fullmatch) that keep a ratio of 1.
+    """
+
+    def scale(path, update, parameter):
+        if any(re.fullmatch(pattern, path) for pattern in excluded):
+            return update
+        own, change = slice_norm(path, parameter), slice_norm(path, update)
+        is_zero = (own == 0.0) | (change == 0.0)
+        ratio = own / jnp.where(is_zero, jnp.ones_like(change), change)
+        if bounds is not None:
+            ratio = jnp.clip(ratio, *bounds)
+        return update * jnp.where(is_zero, jnp.ones_like(ratio), ratio)
+
+    return optax.stateless(lambda updates, params: state_lib.map_with_path(scale, updates, params))
+
+
+def slice_norm(path: str, leaf: jax.Array) -> jax.Array:
+    """Euclidean norm of each layer's slice; the other axes are kept with size 1."""
+    axes = tuple(range(state_lib.stack_axes(path), leaf.ndim))
+    return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=axes, keepdims=True))
+
+
+def scale_by_muon(
+    roles: Mapping[str, str],
+    *,
+    muon_roles: Sequence[str],
+    excluded: Sequence[str],
+    momentum: float,
+    rms: float,
+    adam: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Muon (Jordan, 2024) on matrices, layer by layer; `adam` on everything else.
+
+    The momentum of a matrix (in, out) is orthogonalised. A core (d, i, j, d'), where its role is
+    chosen, counts as the matrix (d i, j d').
+
+    Args:
+      roles: {parameter path: role}.
+      muon_roles: roles whose matrices are orthogonalised.
+      excluded: patterns of paths (re.fullmatch) that are left to Adam.
+      momentum: of the gradients, Nesterov's.
+      rms: root mean square of the update's entries, as if all singular values were 1; 0.2 is that
+        of Adam (Liu et al., 2025), so that both share one learning rate.
+    """
+
+    def is_matrix(path, leaf) -> bool:
+        return (
+            roles.get(path) in muon_roles
+            and leaf.ndim - state_lib.stack_axes(path) in (2, 4)
+            and not any(re.fullmatch(pattern, path) for pattern in excluded)
+        )
+
+    def labels(params):
+        made = state_lib.map_with_path(
+            lambda path, leaf: "muon" if is_matrix(path, leaf) else "adam", params
+        )
+        if "muon" not in jax.tree.leaves(made):
+            raise ValueError(
+                f"muon finds no matrix to orthogonalise among the trained parameters: muon_roles="
+                f"{tuple(muon_roles)}, muon_excluded={tuple(excluded)}; change them, or use adamw"
+            )
+        return made
+
+    def by_shape(path, update):
+        reduction, output = _matrix_axes(path, update)
+        largest = max(math.prod(update.shape[a] for a in axes) for axes in (reduction, output))
+        return update * jnp.asarray(rms * math.sqrt(largest), update.dtype)
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=momentum,
+            weight_dimension_numbers=lambda updates: state_lib.map_with_path(
+                lambda path, u: optax.contrib.MuonDimensionNumbers(*_matrix_axes(path, u)), updates
+            ),
+        ),
+        optax.stateless(lambda updates, params: state_lib.map_with_path(by_shape, updates)),
+    )
+    return optax.partition({"muon": muon, "adam": adam}, labels)
+
+
+def _matrix_axes(path: str, leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Axes that are rows, and axes that are columns, of a stacked matrix or core."""
+    axes = tuple(range(state_lib.stack_axes(path), leaf.ndim))
+    half = len(axes) // 2
+    return axes[:half], axes[half:]
