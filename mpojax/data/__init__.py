@@ -1,5 +1,7 @@
 """Data: tasks, tokenizers and batches that are a pure function of (seed, step)."""
 
+from mpojax.data.few_shot import few_shot
+from mpojax.data.mixture import Mixture
 from mpojax.data.pipeline import EvalData, TrainData
 from mpojax.data.squad import SpanSplit
 from mpojax.data.tasks import TASKS, check_task, load_task
@@ -9,12 +11,14 @@ from mpojax.data.tokenizer import Tokenizer
 __all__ = [
     "TASKS",
     "EvalData",
+    "Mixture",
     "SpanSplit",
     "Split",
     "TextTask",
     "Tokenizer",
     "TrainData",
     "check_task",
+    "few_shot",
     "from_arrays",
     "from_files",
     "load_task",

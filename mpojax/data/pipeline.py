@@ -38,8 +38,12 @@ class TrainData:
         self.batch_size = batch_size
         self._arrays = arrays
         self._crop = _Crop(arrays, lengths)
+        self._order = self._examples(seed).batch(batch_size)
+
+    def _examples(self, seed: int) -> grain.MapDataset:
+        """Endless numbers of examples."""
         order = grain.MapDataset.source(np.arange(self.num_examples)).seed(seed).shuffle()
-        self._order = order.repeat(None).batch(batch_size)
+        return order.repeat(None)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         return self.rows(step, slice(None))

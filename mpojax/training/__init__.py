@@ -20,6 +20,7 @@ from mpojax.training.sharding import Rules, make_mesh, state_shardings
 from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
 from mpojax.training.task_evaluation import evaluator
+from mpojax.training.task_heads import TaskHead, TasksEvaluator, make_heads, mixture_loss
 from mpojax.training.workdir import Workdir
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "Progress",
     "Rules",
     "StopOnSignal",
+    "TaskHead",
+    "TasksEvaluator",
     "TimeBudget",
     "TrainState",
     "TrainStep",
@@ -45,8 +48,10 @@ __all__ = [
     "default_config",
     "evaluator",
     "fit",
+    "make_heads",
     "make_mesh",
     "make_optimizer",
+    "mixture_loss",
     "objective",
     "restore_best",
     "roles",

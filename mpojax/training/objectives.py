@@ -29,7 +29,7 @@ def classification_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Ar
       batch: input_ids, attention_mask, token_type_ids (B, S) and labels (B,).
       key: random key of the step.
     """
-    logits, labels = outputs(model, batch, key), _labels(batch)
+    logits, labels = outputs(model, batch, key), labels_of(batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     return jnp.mean(losses), {"accuracy": jnp.mean(hits)}
@@ -43,7 +43,7 @@ def regression_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array,
       batch: token arrays (B, S) and labels (B,) float32.
       key: random key of the step.
     """
-    errors = scores(outputs(model, batch, key)) - _labels(batch)
+    errors = scores(outputs(model, batch, key)) - labels_of(batch)
     return jnp.mean(errors**2), {"mean_absolute_error": jnp.mean(jnp.abs(errors))}
 
 
@@ -59,7 +59,7 @@ def span_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]
     Returns:
       The loss, and the share of windows in which both places are the most likely ones.
     """
-    logits, labels = span_logits(outputs(model, batch, key), batch), _labels(batch)
+    logits, labels = span_logits(outputs(model, batch, key), batch), labels_of(batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     hits = jnp.all(jnp.argmax(logits, axis=-1) == labels, axis=-1)
     return jnp.mean(losses), {"accuracy": jnp.mean(hits.astype(jnp.float32))}
@@ -104,7 +104,12 @@ def span_logits(logits: jax.Array, batch: dict) -> jax.Array:
     return jnp.where(real, logits, jnp.finfo(logits.dtype).min)
 
 
-def _labels(batch: dict) -> jax.Array:
+def labels_of(batch: dict) -> jax.Array:
+    """The labels of a batch.
+
+    Raises:
+      ValueError: it has none.
+    """
     if "labels" not in batch:
         raise ValueError(f"the batch has no labels, only {sorted(batch)}; train on another split")
     return batch["labels"]
