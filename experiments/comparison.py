@@ -69,15 +69,14 @@ def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, work
     evaluator = training.Evaluator(training.classify, training.accuracy)
     result = fitting.fit(
         config,
-        train,
+        fitting.train_data(config, train, seed),
         training.TrainState.create(model, trainable, optimizer, seed=seed),
         optimizer,
-        kind="classification",
+        loss=training.objective("classification"),
         steps=config.steps,
         folder=folder,
         label=f"{variant.label}, seed {seed}",
         hooks=[training.Evaluate("test", fitting.eval_data(config, test), evaluator)],
-        seed=seed,
     )
     if result.interrupted:
         return False

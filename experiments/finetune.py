@@ -11,25 +11,17 @@ trajectory as table and plot. Started again on its workdir an interrupted run go
 
 import dataclasses
 import pathlib
-import shutil
-import time
-from typing import Any
 
 import ml_collections
-from absl import logging
 
-from experiments import fitting, jobs, launch, trajectory
-from mpojax import data, files, interop, models, training
+from experiments import fitting, jobs, launch, trajectory, tuning
+from mpojax import data, training
 from mpojax.methods import mpop, squeeze_settings, squeezing
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """Runs the job and says how it ended."""
-    if run(config, folder):
-        logging.info("stopped; start the same command again to go on")
-        return 0
-    print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
-    return 0
+    return tuning.main(run, config, folder)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -38,8 +30,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: a field that is wrong whatever the model is.
     """
-    mpop.check_trainable(config.trainable)
-    jobs.check_compression(config)
+    jobs.check(config)
     settings = read_squeeze(config)
     if settings is not None and config.trainable not in mpop.FILTERS:
         raise ValueError(
@@ -53,12 +44,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             "config.keep_best has no meaning with config.squeeze, which decides itself."
         )
     data.check_task(config.task)
-    if config.steps < 1:
-        raise ValueError(f"config.steps={config.steps} must be at least 1.")
-    if config.architecture and config.architecture not in models.PRESETS:
-        raise ValueError(
-            f"config.architecture={config.architecture!r} must be one of {sorted(models.PRESETS)}."
-        )
 
 
 def read_squeeze(config: ml_collections.ConfigDict) -> squeeze_settings.Settings | None:
@@ -77,99 +62,44 @@ def read_squeeze(config: ml_collections.ConfigDict) -> squeeze_settings.Settings
 
 
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
-    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop.
-
-    A signal in the last step finds the run finished, all the same nothing should follow it.
-    """
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop."""
     check(config)
-    start = time.perf_counter()
-    # A folder with a run is compared first; a new one is claimed once data, model and rules fit, so
-    # that a mistyped command leaves nothing behind.
-    known = (pathlib.Path(folder) / "config.json").is_file()
-    workdir = training.Workdir(folder, config) if known else None
-    if workdir is not None and workdir.finished:
-        return 0
-    job = jobs.prepare(config)
-    workdir = workdir or training.Workdir(folder, config)
-    if job.report is not None:
-        job.report.to_csv(workdir.path / "compression.csv")
     settings = read_squeeze(config)
-    if settings is None:
-        outcome = _tune(config, job, workdir.path)
-    else:
-        outcome = _squeeze(config, settings, job, workdir.path)
-    if outcome is None:
-        return 1
-    state, facts = outcome
-    stop_requested = facts.pop("stop_requested")
-    result = _result(config, job, state, facts) | {"seconds": time.perf_counter() - start}
-    if config.save_model:
-        shutil.rmtree(workdir.path / "model", ignore_errors=True)  # of a start killed while saving
-        interop.save_pretrained(state.model(), workdir.path / "model")
-    files.write_atomic(workdir.path / "summary.txt", summary(result))
-    workdir.write_result(result)
-    for name in ("checkpoints", "best-dev", "squeezing/accepted"):  # of use to unfinished runs
-        shutil.rmtree(workdir.path / name, ignore_errors=True)
-    return int(stop_requested)
 
+    def train(config, job, path):
+        return (
+            tuning.tune(config, job, path)
+            if settings is None
+            else _squeeze(config, settings, job, path)
+        )
 
-def _tune(config, job: jobs.Job, folder: pathlib.Path):
-    """Plain fine-tuning; None when it was interrupted."""
-    model, accept = mpop.with_trainable(job.model, config.trainable)
-    optimizer = fitting.make_optimizer(config, model, config.steps)
-    state = training.TrainState.create(model, accept, optimizer, seed=config.seed)
-    best = job.metric if config.keep_best else None
-    dev = training.Evaluate(
-        "dev", fitting.eval_data(config, job.dev), job.evaluate, every=config.eval_every, best=best
+    def describe(config, job, outcome):
+        drawn = {"shots": config.shots, "draw": config.draw}
+        return {"fit": None, "squeeze": None} | drawn | outcome.facts
+
+    return tuning.run(
+        config, folder, prepare=jobs.prepare, train=train, describe=describe, summary=summary
     )
-    result = fitting.fit(
-        config,
-        job.train,
-        state,
-        optimizer,
-        kind=job.kind,
-        steps=config.steps,
-        folder=folder,
-        label=config.variant or config.task,
-        hooks=[dev],
-        seed=config.seed,
-    )
-    if result.interrupted:
-        return None
-    state = training.restore_best(folder, result.state) if best else result.state
-    facts = {
-        "trainable": accept,
-        "fit": result.summary(),
-        "squeeze": None,
-        "stop_requested": result.stop_requested is not None,
-    }
-    if best:
-        facts |= {"best_step": dev.best_step}
-        metrics = job.evaluate(state, fitting.eval_data(config, job.dev))
-    else:
-        metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if "dev/" in k}
-    return state, facts | {"metrics": metrics}
 
 
-def _squeeze(config, settings: squeeze_settings.Settings, job: jobs.Job, folder: pathlib.Path):
+def _squeeze(
+    config, settings: squeeze_settings.Settings, job: jobs.Job, folder: pathlib.Path
+) -> tuning.Outcome | None:
     """Fine-tuning, then cuts; None when it was interrupted."""
     total = config.steps + settings.max_phases * settings.steps
     deciding = job.dev if job.held_out is None else job.held_out
 
     def train(state, optimizer, steps, phase_folder, description):
-        decide = training.Evaluate("decide", fitting.eval_data(config, deciding), job.decide)
-        label = f"{config.variant} {description}".strip()
         return fitting.fit(
             config,
             job.train,
             state,
             optimizer,
-            kind=job.kind,
+            loss=job.loss,
             steps=steps,
             folder=phase_folder,
-            label=label,
-            hooks=[decide],
-            seed=config.seed,
+            label=f"{config.variant} {description}".strip(),
+            hooks=[training.Evaluate("decide", deciding, job.decide)],
         )
 
     outcome = squeezing.squeeze(
@@ -187,42 +117,20 @@ def _squeeze(config, settings: squeeze_settings.Settings, job: jobs.Job, folder:
         return None
     label = job.metric if job.held_out is None else f"held-out {job.metric}"
     trajectory.write(folder, outcome.phases, label)
-    facts = {
-        "trainable": mpop.trainable_filter(config.trainable),
-        "fit": None,
-        "stop_requested": False,
-        "squeeze": {"why": outcome.why, "phases": outcome.phases},
-        "metrics": job.evaluate(outcome.state, fitting.eval_data(config, job.dev)),
-    }
-    return outcome.state, facts
-
-
-def _result(config, job: jobs.Job, state: training.TrainState, facts: dict[str, Any]) -> dict:
-    counts = mpop.parameter_counts(state.model(), facts.pop("trainable"))
-    return {
-        "task": config.task,
-        "variant": config.variant,
-        "architecture": config.architecture,
-        "seed": config.seed,
-        "metric_name": job.metric,
-        "metric": facts["metrics"][job.metric],
-        "total": counts["total"],
-        "trained": counts["trainable"],
-        "counts": counts,
-        "relative_error": job.report.relative_error if job.report else 0.0,
-        "kept_dense": len(job.report.kept_dense) if job.report else 0,
-        "train_examples": len(job.train["input_ids"]),
-        "dev_examples": len(job.dev["input_ids"]),
-        "steps": int(state.step),
-        **facts,
-    }
+    return tuning.Outcome(
+        outcome.state,
+        job.evaluate(outcome.state, job.dev),
+        mpop.trainable_filter(config.trainable),
+        {"squeeze": {"why": outcome.why, "phases": outcome.phases}},
+    )
 
 
 def summary(result: dict) -> str:
     """The result for people."""
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    shots = f", {result['shots']} shots, draw {result['draw']}" if result["shots"] else ""
     lines = [
-        f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
+        f"{result['task']}, {result['variant'] or 'no variant name'}{shots}, seed {result['seed']}",
         f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",
         f"  {result['trained']:,} of {result['total']:,} parameters trained",
     ]

@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from mpojax import data, models, training
+from mpojax.training import objectives
 
 
 def make_optimizer(config: ml_collections.ConfigDict, model: models.Model, steps: int):
@@ -20,33 +21,31 @@ def make_optimizer(config: ml_collections.ConfigDict, model: models.Model, steps
 
 def fit(
     config: ml_collections.ConfigDict,
-    examples: Mapping[str, np.ndarray],
+    train: data.TrainData,
     state: training.TrainState,
     optimizer,
     *,
-    kind: str,
+    loss: objectives.LossFunction,
     steps: int,
     folder: pathlib.Path,
     label: str,
     hooks: Sequence[training.Hook],
-    seed: int,
 ) -> training.FitResult:
-    """`training.fit` with the config's data, mesh and bookkeeping.
+    """`training.fit` with the config's mesh and bookkeeping.
 
     Args:
-      examples: encoded training examples.
+      train: batches of training examples, such as `train_data` makes them.
       state, optimizer: see `training.fit`.
-      kind: of the task, see `training.objective`.
+      loss: such as `training.objective` gives it.
       steps: at which the run ends, those of earlier starts included.
       label: of the progress bar.
       hooks: beside progress, checkpoints and signals.
-      seed: of the order of the examples.
     """
     has_chains = bool(state.model().shapes)
     return training.fit(
         state,
-        training.objective(kind),
-        data.TrainData(examples, config.batch_size, seed=seed, lengths=config.lengths),
+        loss,
+        train,
         optimizer=optimizer,
         steps=steps,
         mesh=training.make_mesh(config.mesh.to_dict()),
@@ -62,6 +61,13 @@ def fit(
         # With several micro-batches every matrix is rebuilt once for all of them.
         prepare=models.merged if has_chains and config.accumulate > 1 else None,
     )
+
+
+def train_data(
+    config: ml_collections.ConfigDict, examples: Mapping[str, np.ndarray], seed: int
+) -> data.TrainData:
+    """Batches of encoded training examples by the config; `seed` is that of their order."""
+    return data.TrainData(examples, config.batch_size, seed=seed, lengths=config.lengths)
 
 
 def eval_data(config: ml_collections.ConfigDict, examples: Mapping) -> data.EvalData:

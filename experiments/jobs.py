@@ -1,37 +1,84 @@
 """What a fine-tuning config asks for, loaded: examples, and the model, maybe compressed."""
 
 import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 from absl import logging
 from flax import nnx
 
 from experiments import fitting, sources
-from mpojax import data, interop, models, training
+from mpojax import data, files, interop, models, training
+from mpojax.methods import mpop
+from mpojax.training import objectives
+
+_HEADS_FILE = "tasks.json"  # beside the weights of a model of several tasks
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a config asks for, loaded: the model with its head, and encoded examples.
+    """What a config asks for, loaded: the model with its head, and batches of examples.
 
     Attributes:
+      name: of the task as the config gives it, or of all tasks.
       model: compressed where the config says so.
+      source: folder of its tokenizer.
       report: of the compression, or None.
-      train, dev: encoded examples; `dev` is what is reported.
-      held_out: encoded examples by which squeezing decides, or None where `dev` decides.
-      evaluate: evaluator of `dev`; `decide`: that of `held_out`, or of `dev`.
-      metric: name of the task's main metric.
+      metric: name of the main metric.
+      loss: what training minimises.
+      train: batches to train on.
+      dev: what is reported, as `evaluate` takes it.
+      dev_examples: how many these are.
+      evaluate: evaluator of `dev`.
+      held_out: by which squeezing decides, through `decide`; None where `dev` decides.
+      decide: evaluator of `held_out`, or of `dev`.
+      heads: of a model of several tasks, the columns of each.
     """
 
+    name: str
     model: models.Model
+    source: str
     report: interop.CompressionReport | None
-    kind: str
     metric: str
-    train: dict
-    dev: dict
-    held_out: dict | None
-    evaluate: training.Evaluator
-    decide: training.Evaluator
+    loss: objectives.LossFunction
+    train: data.TrainData
+    dev: data.EvalData | Mapping[str, data.EvalData]
+    dev_examples: int
+    evaluate: training.Evaluator | training.TasksEvaluator
+    held_out: data.EvalData | None = None
+    decide: training.Evaluator | None = None
+    heads: tuple[training.TaskHead, ...] = ()
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what every fine-tuning config says, without weights or data.
+
+    Raises:
+      ValueError: a field that is wrong whatever model and task are.
+    """
+    mpop.check_trainable(config.trainable)
+    check_compression(config)
+    if config.steps < 1:
+        raise ValueError(f"config.steps={config.steps} must be at least 1.")
+    if config.architecture and config.architecture not in models.PRESETS:
+        raise ValueError(
+            f"config.architecture={config.architecture!r} must be one of {sorted(models.PRESETS)}."
+        )
+    if config.shots < 0 or config.draw < 0:
+        raise ValueError(
+            f"config.shots={config.shots} (examples of each class; 0 for all) and config.draw="
+            f"{config.draw} must not be negative."
+        )
+    if config.draw and not config.shots:
+        raise ValueError(f"config.draw={config.draw} has nothing to draw: give config.shots.")
+    if config.shots and config.train_examples:
+        raise ValueError(
+            f"config.shots={config.shots} and config.train_examples={config.train_examples} both "
+            "say how many examples are trained on: give one."
+        )
 
 
 def check_compression(config: ml_collections.ConfigDict) -> None:
@@ -77,46 +124,132 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       ValueError: task, split, model or rules that do not fit.
     """
     task = data.load_task(config.task, config.data_dir or None)
-    source = sources.model_folder(config.model)
-    words = data.Tokenizer.from_folder(source)
-    train, dev = task[config.train_split], task[config.dev_split or task.dev_split]
-    held_out = None
-    if config.held_out_examples:
-        train, held_out = train.split_off(config.held_out_examples)
-    train = train.take(config.train_examples) if config.train_examples else train
-    dev = dev.take(config.dev_examples) if config.dev_examples else dev
-    model = _with_head(config, task, interop.load_pretrained(config.start_from or source))
-    if train.labels is None:
-        raise ValueError(f"config.train_split={config.train_split!r} of {task.name} has no labels.")
+    metric = main_metric(task, config.metric)
+    source, words = tokenizer(config)
+    train, dev, held_out = splits(config, task)
+    head = "span" if task.kind == "span" else "classifier"
+    model = with_head(config, load_model(config, source, words), task.num_labels, head, config.task)
     encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
-    evaluate = training.evaluator(task, dev)
-    decide = evaluate if held_out is None else training.evaluator(task, held_out)
+    evaluate, loss = training.evaluator(task, dev), training.objective(task.kind)
     calibration = None
     if config.calibration_examples:
         few = train.take(config.calibration_examples).encode(words, config.max_length)
-        calibration = _calibrated(config, model, few, task.kind)
-    model, report = _compressed(config, model, calibration)
+        calibration = _calibrated(config, model, few, loss)
+    model, report = compressed(config, model, calibration)
     logging.info("%s: %d examples to train on, %d to report", task.name, len(train), len(dev))
-    return Job(model, report, task.kind, task.metrics[0], *encoded, evaluate, decide)
-
-
-def _with_head(config, task: data.TextTask, model: models.Model) -> models.Model:
-    head = "span" if task.kind == "span" else "classifier"
-    outputs = 2 if head == "span" else task.num_labels
-    has = model.config.num_labels is not None
-    pooling = config.pooling or (
-        model.config.pooling if model.config.pooling != "none" else "pooler"
+    return Job(
+        name=config.task,
+        model=model,
+        source=source,
+        report=report,
+        metric=metric,
+        loss=loss,
+        train=fitting.train_data(config, encoded[0], config.seed),
+        dev=fitting.eval_data(config, encoded[1]),
+        dev_examples=len(encoded[1]["input_ids"]),
+        evaluate=evaluate,
+        held_out=held_out and fitting.eval_data(config, encoded[2]),
+        decide=training.evaluator(task, held_out) if held_out else evaluate,
     )
-    same = has and (model.config.num_labels, model.config.head) == (outputs, head)
-    # A model that was tuned on a task before goes on with its head.
-    if config.start_from and same:
+
+
+def main_metric(task: data.TextTask, name: str = "") -> str:
+    """The metric of a task that decides: its first one, or the one that the config names.
+
+    Raises:
+      ValueError: the task has no such metric.
+    """
+    if name and name not in task.metrics:
+        raise ValueError(f"task {task.name!r} has no metric {name!r}; has {list(task.metrics)}.")
+    return name or task.metrics[0]
+
+
+def splits(config: ml_collections.ConfigDict, task: data.TextTask):
+    """(what is trained on, what is reported, what is held out or None) of a task.
+
+    Raises:
+      ValueError: no such split or one without labels, or too few examples for the config.
+    """
+    train, dev, held_out = task[config.train_split], task[config.dev_split or task.dev_split], None
+    if train.labels is None:
+        raise ValueError(f"config.train_split={config.train_split!r} of {task.name} has no labels.")
+    if config.held_out_examples:
+        train, held_out = train.split_off(config.held_out_examples)
+    if config.shots:
+        train = data.few_shot(task, train, config.shots, config.draw)
+    train = train.take(config.train_examples) if config.train_examples else train
+    dev = dev.take(config.dev_examples) if config.dev_examples else dev
+    return train, dev, held_out
+
+
+def tokenizer(config: ml_collections.ConfigDict) -> tuple[str, data.Tokenizer]:
+    """The folder of `config.model`, and the tokenizer in it.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    source = sources.model_folder(config.model)
+    try:
+        return source, data.Tokenizer.from_folder(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"config.model={config.model!r}: {error}. Copy the tokenizer of the model there; or "
+            "give the folder that has it as config.model, and this one as config.start_from."
+        ) from error
+
+
+def load_model(
+    config: ml_collections.ConfigDict, source: str, words: data.Tokenizer
+) -> models.Model:
+    """The model of `config.start_from`, or else of the folder `source`.
+
+    Raises:
+      ValueError: its word table has fewer rows than the tokenizer has tokens.
+    """
+    folder = config.start_from or source
+    model = interop.load_pretrained(folder)
+    if words.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {source} has {words.vocab_size} tokens, the word table of {folder} "
+            f"{model.config.vocab_size} rows: they do not belong together."
+        )
+    return model
+
+
+def with_head(
+    config: ml_collections.ConfigDict,
+    model: models.Model,
+    outputs: int,
+    head: str,
+    task: str,
+    *,
+    goes_on: bool = False,
+) -> models.Model:
+    """The model with a head for the task: its own where it was tuned before, else a fresh one.
+
+    Args:
+      config: as it stands for `model`.
+      model: of `config.start_from`, or without a tuned head.
+      outputs, head: of the task.
+      task: its name; of a model of several tasks the head of this one goes on.
+      goes_on: the head fits as it is.
+    """
+    if config.start_from and not goes_on:
+        heads = read_heads(config.start_from)
+        own = [known for known in heads if known.task == task]
+        model = own[0].cut(model) if own else model
+        tuned = bool(own) if heads else not model.config.masked_lm
+        same = (model.config.num_labels, model.config.head) == (outputs, head)
+        goes_on = tuned and same
+    if goes_on:
         if config.pooling not in ("", model.config.pooling):
             raise ValueError(
                 f"config.pooling={config.pooling!r}, but the head of {config.start_from} was tuned "
                 f"with {model.config.pooling!r}; leave it empty."
             )
     else:
-        rngs = nnx.Rngs(config.seed)
+        known = model.config.pooling if model.config.pooling != "none" else "pooler"
+        pooling, rngs = config.pooling or known, nnx.Rngs(config.seed)
         model = models.with_head(model, outputs, pooling=pooling, head=head, rngs=rngs)
     if config.dropout >= 0:
         rates = dict.fromkeys(("dropout", "attention_dropout"), float(config.dropout))
@@ -124,18 +257,32 @@ def _with_head(config, task: data.TextTask, model: models.Model) -> models.Model
     return model
 
 
-def _calibrated(config, model: models.Model, examples: dict, kind: str) -> interop.Calibration:
-    if config.allocation == "first_order" and not config.start_from:
-        logging.warning(
-            "allocation='first_order': gradients go through a head that is not trained yet; "
-            "config.start_from with a model tuned on the task says more about it"
-        )
-    batches = fitting.eval_data(config, examples)
-    loss = training.objective(kind) if config.allocation == "first_order" else None
-    return interop.calibrate(model, (batches[i] for i in range(len(batches))), loss=loss)
+def read_heads(folder: str | os.PathLike) -> tuple[training.TaskHead, ...]:
+    """The columns of the tasks of a saved model; none for a model of one task."""
+    path = pathlib.Path(folder) / _HEADS_FILE
+    if not path.is_file():
+        return ()
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(training.TaskHead(**entry) for entry in entries)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no list of tasks as this library writes it: {error}"
+        ) from error
 
 
-def _compressed(config, model: models.Model, calibration: interop.Calibration | None):
+def write_heads(folder: pathlib.Path, heads: Sequence[training.TaskHead]) -> None:
+    """Puts the columns of the tasks beside the weights of a saved model."""
+    entries = [dataclasses.asdict(head) for head in heads]
+    files.write_atomic(folder / _HEADS_FILE, json.dumps(entries, indent=1) + "\n")
+
+
+def compressed(
+    config: ml_collections.ConfigDict,
+    model: models.Model,
+    calibration: interop.Calibration | None = None,
+) -> tuple[models.Model, interop.CompressionReport | None]:
+    """The model by the config's rules, and the report; the model as it is without rules."""
     rules = read_rules(config)
     if not rules:
         return model, None
@@ -147,4 +294,22 @@ def _compressed(config, model: models.Model, calibration: interop.Calibration | 
         calibration=calibration,
         allocation=config.allocation,
         keep_dense=config.keep_dense,
+    )
+
+
+def _calibrated(
+    config: ml_collections.ConfigDict,
+    model: models.Model,
+    examples: Mapping,
+    loss: objectives.LossFunction,
+) -> interop.Calibration:
+    first_order = config.allocation == "first_order"
+    if first_order and not config.start_from:
+        logging.warning(
+            "allocation='first_order': gradients go through a head that is not trained yet; "
+            "config.start_from with a model tuned on the task says more about it"
+        )
+    batches = fitting.eval_data(config, examples)
+    return interop.calibrate(
+        model, (batches[i] for i in range(len(batches))), loss=loss if first_order else None
     )

@@ -25,6 +25,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.data_dir = ""
     config.train_split, config.dev_split = "train", ""  # "": the task's own
     config.train_examples, config.dev_examples = 0, 0  # 0: all
+    # Few-shot: examples of every class (of a task without classes, in all; 0: all there are), and
+    # which draw of them.
+    config.shots, config.draw = 0, 0
+    config.metric = ""  # the one that counts; "": the task's first
     # Examples taken from the training split, by which squeezing decides; 0: the split that is
     # reported decides, as in the paper.
     config.held_out_examples = 0

@@ -1,0 +1,150 @@
+"""What fine-tuning on one task and on several have in common: a run in its folder, and its fit."""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+from absl import logging
+
+from experiments import fitting, jobs
+from mpojax import files, interop, training
+from mpojax.methods import mpop
+
+_LEFTOVERS = ("checkpoints", "best-dev", "squeezing/accepted")  # of use to unfinished runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How the training of a run ended.
+
+    Attributes:
+      state: what is reported.
+      metrics: of it, on the development data.
+      trainable: filter of what was trained.
+      facts: more entries of the result.
+      stop_requested: nothing should follow the run, although it is finished.
+    """
+
+    state: training.TrainState
+    metrics: dict[str, float]
+    trainable: Any
+    facts: dict[str, Any]
+    stop_requested: bool = False
+
+
+def main(
+    run_: Callable[[ml_collections.ConfigDict, str], int],
+    config: ml_collections.ConfigDict,
+    folder: str,
+) -> int:
+    """Runs a job in a folder and says how it ended; the exit status."""
+    if run_(config, folder):
+        logging.info("stopped; start the same command again to go on")
+        return 0
+    print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
+    return 0
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    folder: str | pathlib.Path,
+    *,
+    prepare: Callable[[ml_collections.ConfigDict], jobs.Job],
+    train: Callable[[ml_collections.ConfigDict, jobs.Job, pathlib.Path], Outcome | None],
+    describe: Callable[[ml_collections.ConfigDict, jobs.Job, Outcome], dict[str, Any]],
+    summary: Callable[[dict], str],
+) -> int:
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop.
+
+    A signal in the last step finds the run finished, all the same nothing should follow it.
+
+    Args:
+      config: checked.
+      folder: new, or that of the same run.
+      prepare: loads what the config asks for.
+      train: does the work; None when it was interrupted.
+      describe: entries of the result beside those that all runs have.
+      summary: the result for people.
+    """
+    start = time.perf_counter()
+    # A folder with a run is compared first; a new one is claimed once data, model and rules fit, so
+    # that a mistyped command leaves nothing behind.
+    known = (pathlib.Path(folder) / "config.json").is_file()
+    workdir = training.Workdir(folder, config) if known else None
+    if workdir is not None and workdir.finished:
+        return 0
+    job = prepare(config)
+    workdir = workdir or training.Workdir(folder, config)
+    if job.report is not None:
+        job.report.to_csv(workdir.path / "compression.csv")
+    outcome = train(config, job, workdir.path)
+    if outcome is None:
+        return 1
+    result = _result(config, job, outcome) | describe(config, job, outcome)
+    result["seconds"] = time.perf_counter() - start
+    if config.save_model:
+        target = workdir.path / "model"
+        shutil.rmtree(target, ignore_errors=True)  # of a start killed while saving
+        interop.save_pretrained(outcome.state.model(), target, tokenizer_from=job.source)
+        if job.heads:
+            jobs.write_heads(target, job.heads)
+    files.write_atomic(workdir.path / "summary.txt", summary(result))
+    workdir.write_result(result)
+    for name in _LEFTOVERS:
+        shutil.rmtree(workdir.path / name, ignore_errors=True)
+    return int(outcome.stop_requested)
+
+
+def tune(config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path) -> Outcome | None:
+    """Plain fine-tuning; None when it was interrupted."""
+    model, accept = mpop.with_trainable(job.model, config.trainable)
+    optimizer = fitting.make_optimizer(config, model, config.steps)
+    state = training.TrainState.create(model, accept, optimizer, seed=config.seed)
+    best = job.metric if config.keep_best else None
+    dev = training.Evaluate("dev", job.dev, job.evaluate, every=config.eval_every, best=best)
+    result = fitting.fit(
+        config,
+        job.train,
+        state,
+        optimizer,
+        loss=job.loss,
+        steps=config.steps,
+        folder=folder,
+        label=config.variant or job.name,
+        hooks=[dev],
+    )
+    if result.interrupted:
+        return None
+    state, facts = result.state, {"fit": result.summary()}
+    metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if "dev/" in k}
+    if best:
+        state = training.restore_best(folder, state)
+        metrics = job.evaluate(state, job.dev)
+        facts |= {"best_step": dev.best_step}
+    return Outcome(state, metrics, accept, facts, result.stop_requested is not None)
+
+
+def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) -> dict[str, Any]:
+    counts = mpop.parameter_counts(outcome.state.model(), outcome.trainable)
+    return {
+        "task": job.name,
+        "variant": config.variant,
+        "architecture": config.architecture,
+        "seed": config.seed,
+        "metric_name": job.metric,
+        "metric": outcome.metrics[job.metric],
+        "total": counts["total"],
+        "trained": counts["trainable"],
+        "counts": counts,
+        "relative_error": job.report.relative_error if job.report else 0.0,
+        "kept_dense": len(job.report.kept_dense) if job.report else 0,
+        "train_examples": job.train.num_examples,
+        "dev_examples": job.dev_examples,
+        "steps": int(outcome.state.step),
+        "metrics": outcome.metrics,
+        **outcome.facts,
+    }
