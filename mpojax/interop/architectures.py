@@ -2,6 +2,7 @@
 
 A row of names is (checkpoint name, logical path, transform). `{i}` stands for the layer, `{j}` for
 a feed-forward block before the last of its layer and `{last}` for the last one, in both. The
+`{group}` is the number of a group of layers in a checkpoint's name, in a path its first layer. The
 transform is "transpose" for torch linear weights, which are (out_features, in_features), else
 "same". Rows whose path is no array of the model at hand do not count.
 """
@@ -20,8 +21,9 @@ class Architecture:
     Attributes:
       model_type: its name in config.json.
       prefix: of the encoder's names in models with a head.
-      classes: transformers' class by what is on the encoder: "none", "classifier", "span".
-      pretraining: classes whose heads are dropped.
+      classes: transformers' class by what is on the encoder: "none", "classifier", "span",
+        "pretraining" (masked words and the order or succession of sentences), "masked_lm".
+      pretraining: classes whose heads are dropped unless they are asked for.
       dropped: regular expression for the names in those heads.
       encoder: rows inside the prefix.
       outside: rows outside of it, by the same kinds as `classes`.
@@ -62,7 +64,7 @@ class Architecture:
     @property
     def names(self) -> tuple[str, ...]:
         """Every class whose checkpoints are read."""
-        return (*self.classes.values(), *self.pretraining)
+        return tuple(dict.fromkeys((*self.classes.values(), *self.pretraining)))
 
 
 def linear(theirs: str, ours: str) -> tuple[Row, Row]:

@@ -11,8 +11,9 @@ from mpojax.interop.architectures import Architecture
 # Fields that no checkpoint configuration knows, or that are treated by themselves.
 _OWN_FIELDS = (
     *("activation", "classifier_dropout", "pooling", "pooler_activation", "num_labels", "head"),
-    *("remat", "stack_breaks", "dtype", "source_config"),
+    *("remat", "stack_breaks", "dtype", "source_config", "masked_lm", "adapter_scale"),
 )
+PRETRAINING_KINDS = ("pretraining", "masked_lm")
 
 
 def read_architecture(source: Mapping, where: str) -> tuple[Architecture, str]:
@@ -39,13 +40,19 @@ def read_architecture(source: Mapping, where: str) -> tuple[Architecture, str]:
     return architecture, names[0]
 
 
-def head_kind(architecture: Architecture, name: str) -> str:
-    """ "none", "classifier" or "span": what the class keeps on its encoder."""
-    return {theirs: kind for kind, theirs in architecture.classes.items()}.get(name, "none")
+def head_kind(architecture: Architecture, name: str, pretraining_head: bool = False) -> str:
+    """What the class keeps on its encoder: a key of `Architecture.classes`.
+
+    Of pre-training models "none", unless their heads are asked for.
+    """
+    kind = {theirs: kind for kind, theirs in architecture.classes.items()}.get(name, "none")
+    return "none" if kind in PRETRAINING_KINDS and not pretraining_head else kind
 
 
 def kind_of(config: models.EncoderConfig) -> str:
-    """ "none", "classifier" or "span", for settings of ours."""
+    """The same for settings of ours: "none", "classifier", "span", "pretraining", "masked_lm"."""
+    if config.masked_lm:
+        return "masked_lm" if config.num_labels is None else "pretraining"
     return "none" if config.num_labels is None else config.head
 
 
@@ -87,8 +94,8 @@ def to_encoder_config(
       ValueError: an impossible setting.
     """
     values = _with_defaults(architecture, source)
-    num_labels = None
-    if kind != "none":
+    num_labels = 2 if kind == "pretraining" else None
+    if kind in ("classifier", "span"):
         labels = source.get("id2label")
         num_labels = len(labels) if labels else int(source.get("num_labels", 2))
     if kind == "span":
@@ -106,7 +113,8 @@ def to_encoder_config(
             classifier_dropout=None if dropout_key is None else values.get(dropout_key),
             pooling=pooling,
             num_labels=num_labels,
-            head="classifier" if kind == "none" else kind,
+            head="span" if kind == "span" else "classifier",
+            masked_lm=kind in PRETRAINING_KINDS,
             source_config=json.dumps(dict(source), sort_keys=True),
         )
     except ValueError as error:
@@ -127,6 +135,11 @@ def architecture_for(config: models.EncoderConfig) -> Architecture:
             return architecture
     lines = "; ".join(f"not {name}: {', '.join(wrong)}" for name, wrong in misfits.items())
     raise ValueError(f"the model has no counterpart in transformers: {lines}.")
+
+
+def has_architecture(config: models.EncoderConfig) -> bool:
+    """Whether some description fits the model."""
+    return any(not _misfits(architecture, config) for architecture in name_maps.ARCHITECTURES)
 
 
 def from_encoder_config(architecture: Architecture, config: models.EncoderConfig) -> dict:
@@ -155,7 +168,7 @@ def from_encoder_config(architecture: Architecture, config: models.EncoderConfig
     for key in ("torch_dtype", "dtype"):
         content.pop(key, None)
     content["dtype"] = "float32"
-    if kind != "none" and len(content.get("id2label") or ()) != config.num_labels:
+    if kind in ("classifier", "span") and len(content.get("id2label") or ()) != config.num_labels:
         content["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
         content["label2id"] = {f"LABEL_{i}": i for i in range(config.num_labels)}
     return content
@@ -166,7 +179,7 @@ def _write_head_dropout(architecture, config, content: dict):
     rate = config.classifier_dropout
     if key in architecture.defaults and rate is None:
         # There null does not stand for the general rate.
-        rate = 0.0 if kind_of(config) == "span" else config.dropout
+        rate = config.dropout if kind_of(config) in ("none", "classifier") else 0.0
     if key is not None and (rate is not None or key in content):
         content[key] = rate
 

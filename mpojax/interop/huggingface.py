@@ -3,6 +3,7 @@
 Which model types there are, and all that is particular to one, is data: see `name_maps`.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -16,7 +17,10 @@ from mpojax.interop.safe_weights import is_floating
 
 
 def import_model(
-    source: Mapping, tensors: Mapping[str, np.ndarray], where: str
+    source: Mapping,
+    tensors: Mapping[str, np.ndarray],
+    where: str,
+    pretraining_head: bool = False,
 ) -> tuple[models.EncoderConfig, dict[str, np.ndarray]]:
     """Settings and arrays by logical path from a checkpoint's configuration and tensors.
 
@@ -24,6 +28,7 @@ def import_model(
       source: content of config.json.
       tensors: content of the weight files.
       where: named in errors, such as the folder.
+      pretraining_head: keep the heads of pre-training, where there are some.
 
     Raises:
       ValueError: an unsupported architecture or setting; or tensors that are missing, surplus or
@@ -32,14 +37,18 @@ def import_model(
     architecture, name = checkpoint_config.read_architecture(source, where)
     checkpoint_config.check_settings(architecture, source, where)
     tensors = _unprefixed(architecture, tensors, where)
-    if name in architecture.pretraining:
+    kind = checkpoint_config.head_kind(architecture, name, pretraining_head)
+    if kind in checkpoint_config.PRETRAINING_KINDS:
+        tensors = _without_tied_output(tensors, where)
+    elif name in architecture.pretraining:
         tensors = _without(architecture.dropped, "the pre-training head", tensors, where)
-    kind = checkpoint_config.head_kind(architecture, name)
     if kind == "span" or not checkpoint_config.pooler_has_weights(architecture, source):
         tensors = _without(
             r"pooler\..+", "the pooler, which the model does not use", tensors, where
         )
-    has_pooler = kind == "classifier" or any(name.startswith("pooler.") for name in tensors)
+    has_pooler = kind in ("classifier", "pretraining") or any(
+        name.startswith("pooler.") for name in tensors
+    )
     config = checkpoint_config.to_encoder_config(architecture, source, kind, has_pooler, where)
     if kind == "none" and config.pooling == "none":
         logging.info("%s has no pooler; the model is built without one", where)
@@ -60,8 +69,17 @@ def export_model(
     Raises:
       ValueError: the model has no counterpart in transformers.
     """
+    if config.layer_groups is None and config.embedding_size is not None:
+        # ALBERT writes layers of their own as groups of one layer; the arrays are the same.
+        grouped = dataclasses.replace(config, layer_groups=config.num_layers)
+        config = config if checkpoint_config.has_architecture(config) else grouped
     architecture = checkpoint_config.architecture_for(config)
     kind = checkpoint_config.kind_of(config)
+    if kind not in architecture.classes:
+        raise ValueError(
+            f"{architecture.model_type} of transformers has no class for kind={kind!r}; its kinds "
+            f"are {', '.join(architecture.classes)}."
+        )
     poolings = ("pooler",) if architecture.pooler_flag is None else ("pooler", "first")
     if kind == "classifier" and config.pooling not in poolings:
         raise ValueError(
@@ -110,18 +128,38 @@ def _without(pattern: str, what: str, tensors: dict, where: str) -> dict:
     return {name: tensor for name, tensor in tensors.items() if name not in dropped}
 
 
+def _without_tied_output(tensors: dict, where: str) -> dict:
+    """Drops the second copy of the word table and of the output's bias that some files hold."""
+    table = tensors.get("embeddings.word_embeddings.weight")
+    for name, tensor in tensors.items():
+        is_output = name.endswith("predictions.decoder.weight")
+        if is_output and not np.array_equal(tensor, table):
+            raise ValueError(
+                f"{where}: {name} differs from the word embeddings; only tied output maps are "
+                "supported."
+            )
+    decoder = re.compile(r".*predictions\.decoder\.(weight|bias)")
+    return {name: tensor for name, tensor in tensors.items() if not decoder.fullmatch(name)}
+
+
 def _name_table(
     architecture: Architecture, config: models.EncoderConfig, arrays: Mapping
 ) -> dict[str, tuple[str, str]]:
     """Checkpoint name -> (logical path, transform) for exactly the arrays of this model."""
     last = config.num_feed_forwards - 1
-    ranges = {"{i}": range(config.stored_layers), "{j}": range(last), "{last}": (last,)}
+    # What a mark stands for: (number in the checkpoint's name, number in our path).
+    marks = {
+        "{i}": [(layer, layer) for layer in config.matrix_layers],
+        "{group}": list(enumerate(config.matrix_layers)),
+        "{j}": [(j, j) for j in range(last)],
+        "{last}": [(last, last)],
+    }
     rows = [*architecture.encoder, *architecture.outside[checkpoint_config.kind_of(config)]]
-    for mark, numbers in ranges.items():
+    for mark, numbers in marks.items():
         rows = [
-            (name.replace(mark, str(n)), path.replace(mark, str(n)), transform)
+            (name.replace(mark, str(theirs)), path.replace(mark, str(ours)), transform)
             for name, path, transform in rows
-            for n in (numbers if mark in name or mark in path else (0,))
+            for theirs, ours in (numbers if mark in name or mark in path else [(0, 0)])
         ]
     return {name: (path, transform) for name, path, transform in rows if path in arrays}
 

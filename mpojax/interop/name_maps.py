@@ -50,12 +50,20 @@ _REQUIRED = {
     "quantization_config": (None,),
 }
 
+_BERT_MASKED_LM = rows(
+    linear("cls.predictions.transform.dense", "masked_lm/transform"),
+    norm("cls.predictions.transform.LayerNorm", "masked_lm/norm"),
+    (("cls.predictions.bias", "masked_lm/bias", "same"),),
+)
+
 BERT = Architecture(
     model_type="bert",
     classes={
         "none": "BertModel",
         "classifier": "BertForSequenceClassification",
         "span": "BertForQuestionAnswering",
+        "pretraining": "BertForPreTraining",
+        "masked_lm": "BertForMaskedLM",
     },
     pretraining=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
     dropped=r"cls\.(predictions|seq_relationship)\..+",
@@ -67,41 +75,67 @@ BERT = Architecture(
         norm("encoder.layer.{i}.output.LayerNorm", "layers/{i}/feed_forward_norm"),
         linear("pooler.dense", "pooler"),
     ),
-    outside=HEADS,
+    outside={
+        **HEADS,
+        "pretraining": rows(_BERT_MASKED_LM, linear("cls.seq_relationship", "head")),
+        "masked_lm": _BERT_MASKED_LM,
+    },
     fields=_FIELDS,
     defaults={**_DEFAULTS, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
-    head_dropout={"none": "classifier_dropout", "classifier": "classifier_dropout", "span": None},
+    head_dropout={
+        "none": "classifier_dropout",
+        "classifier": "classifier_dropout",
+        "span": None,
+        "pretraining": None,
+        "masked_lm": None,
+    },
     required=_REQUIRED,
 )
 
-_ALBERT_LAYER = "encoder.albert_layer_groups.0.albert_layers.0"
+_ALBERT_LAYER = "encoder.albert_layer_groups.{group}.albert_layers.0"
+_ALBERT_MASKED_LM = rows(
+    linear("predictions.dense", "masked_lm/transform"),
+    norm("predictions.LayerNorm", "masked_lm/norm"),
+    (("predictions.bias", "masked_lm/bias", "same"),),
+)
 ALBERT = Architecture(
     model_type="albert",
     classes={
         "none": "AlbertModel",
         "classifier": "AlbertForSequenceClassification",
         "span": "AlbertForQuestionAnswering",
+        "pretraining": "AlbertForPreTraining",
+        "masked_lm": "AlbertForMaskedLM",
     },
     pretraining=("AlbertForMaskedLM", "AlbertForPreTraining"),
     dropped=r"(predictions|sop_classifier)\..+",
     encoder=rows(
         EMBEDDINGS,
         linear("encoder.embedding_hidden_mapping_in", "embeddings/projection"),
-        linear(f"{_ALBERT_LAYER}.attention.query", "layers/0/attention/query"),
-        linear(f"{_ALBERT_LAYER}.attention.key", "layers/0/attention/key"),
-        linear(f"{_ALBERT_LAYER}.attention.value", "layers/0/attention/value"),
-        linear(f"{_ALBERT_LAYER}.attention.dense", "layers/0/attention/out"),
-        norm(f"{_ALBERT_LAYER}.attention.LayerNorm", "layers/0/attention_norm"),
-        linear(f"{_ALBERT_LAYER}.ffn", "layers/0/feed_forward/up"),
-        linear(f"{_ALBERT_LAYER}.ffn_output", "layers/0/feed_forward/down"),
-        norm(f"{_ALBERT_LAYER}.full_layer_layer_norm", "layers/0/feed_forward_norm"),
+        linear(f"{_ALBERT_LAYER}.attention.query", "layers/{group}/attention/query"),
+        linear(f"{_ALBERT_LAYER}.attention.key", "layers/{group}/attention/key"),
+        linear(f"{_ALBERT_LAYER}.attention.value", "layers/{group}/attention/value"),
+        linear(f"{_ALBERT_LAYER}.attention.dense", "layers/{group}/attention/out"),
+        norm(f"{_ALBERT_LAYER}.attention.LayerNorm", "layers/{group}/attention_norm"),
+        linear(f"{_ALBERT_LAYER}.ffn", "layers/{group}/feed_forward/up"),
+        linear(f"{_ALBERT_LAYER}.ffn_output", "layers/{group}/feed_forward/down"),
+        norm(f"{_ALBERT_LAYER}.full_layer_layer_norm", "layers/{group}/feed_forward_norm"),
         linear("pooler", "pooler"),
     ),
-    outside=HEADS,
-    fields={**_FIELDS, "embedding_size": "embedding_size"},
+    outside={
+        **HEADS,
+        "pretraining": rows(_ALBERT_MASKED_LM, linear("sop_classifier.classifier", "head")),
+        "masked_lm": _ALBERT_MASKED_LM,
+    },
+    fields={
+        **_FIELDS,
+        "embedding_size": "embedding_size",
+        "num_hidden_groups": "layer_groups",
+    },
     defaults={
         **_DEFAULTS,
         "embedding_size": 128,
+        "num_hidden_groups": 1,
         "hidden_act": "gelu_new",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -111,9 +145,10 @@ ALBERT = Architecture(
         "none": "classifier_dropout_prob",
         "classifier": "classifier_dropout_prob",
         "span": None,
+        "pretraining": "classifier_dropout_prob",
+        "masked_lm": None,
     },
-    fixed={"share_layers": True},
-    required={**_REQUIRED, "num_hidden_groups": (1,), "inner_group_num": (1,)},
+    required={**_REQUIRED, "inner_group_num": (1,)},
 )
 
 DISTILBERT = Architecture(

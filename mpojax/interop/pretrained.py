@@ -22,8 +22,9 @@ from mpojax.interop.safe_weights import (
 )
 
 # 1: BERT-shaped encoders alone. 2: settings of other encoders as well; those of version 1 are read.
-FORMAT_VERSION = 2
-_READ_VERSIONS = (1, 2)
+# 3: layers that share parts of their parameters, adapters, pre-training heads.
+FORMAT_VERSION = 3
+_READ_VERSIONS = (1, 2, 3)
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
 _MARK = "mpojax"
@@ -37,15 +38,17 @@ _TOKENIZER_FILES = (
 )
 
 
-def load_pretrained(source: str | os.PathLike) -> models.Model:
+def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False) -> models.Model:
     """Loads a model from a folder written by `save_pretrained` or a Hugging Face folder.
 
     Of Hugging Face: BERT, ALBERT, DistilBERT and MobileBERT; their encoders, sequence classifiers
-    and question answering models. Pre-training heads are left out.
+    and question answering models. Pre-training heads are left out, unless they are asked for.
 
     Args:
       source: folder with config.json and safetensors weights; or, where no such folder exists, a
         hub id `owner/name`, which needs the optional package huggingface_hub and a network.
+      pretraining_head: of Hugging Face's BERT and ALBERT, keep the heads for masked words and for
+        the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
 
     Raises:
       FileNotFoundError: no such folder, no config.json, no weights.
@@ -59,7 +62,7 @@ def load_pretrained(source: str | os.PathLike) -> models.Model:
     check_finite(tensors, str(folder))
     if _MARK in content:
         return _from_own_folder(folder, content[_MARK], tensors)
-    config, arrays = huggingface.import_model(content, tensors, str(folder))
+    config, arrays = huggingface.import_model(content, tensors, str(folder), pretraining_head)
     return models.from_arrays(config, {}, arrays)
 
 
@@ -200,7 +203,10 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
             "files of one save."
         )
     try:
-        config = models.EncoderConfig(**content["encoder"])
+        settings = dict(content["encoder"])
+        if settings.pop("share_layers", False):  # versions 1 and 2
+            settings["layer_groups"] = 1
+        config = models.EncoderConfig(**settings)
         shapes = {path: mpo.MPOShape.from_dict(s) for path, s in content["shapes"].items()}
         return models.from_arrays(config, shapes, tensors)
     except (TypeError, KeyError, ValueError) as error:

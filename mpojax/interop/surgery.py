@@ -1,5 +1,6 @@
 """Dense model -> MPO model by rules, and back; transforms of the flat dict of arrays."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -62,6 +63,7 @@ def compress(
         cannot be met (the smallest one is named); non-finite weights; a calibration that is
         missing, of another model, or not usable.
     """
+    _check_not_shared(model)
     arrays = models.to_arrays(model)
     dense_total = _dense_total(arrays, model.shapes)
     targets, room = _checked(model, arrays, rules, budget, bond, calibration, allocation)
@@ -138,14 +140,32 @@ def _check_calibration(targets, arrays, calibration, allocation, room):
 def merge(model: Model) -> Model:
     """The dense model: every MPO matrix rebuilt (float64 on the host, stored as float32).
 
-    For a rebuild inside jit, with gradients, there is `mpojax.models.merged`.
+    Adapters are added to their matrices. Layers that share a part of their parameters get matrices
+    of their own; where they share everything, they still do. For a rebuild inside jit, with
+    gradients, there is `mpojax.models.merged`.
     """
+    if model.config.shares_parts:
+        model = models.unshared(model)
     arrays = models.to_arrays(model)
     for path, shape in model.shapes.items():
         cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_cores)]
         cores = tuple(np.asarray(core, np.float64) for core in cores)
-        arrays[models.dense_name(path)] = mpo.to_matrix(cores, shape).astype(np.float32)
-    return models.from_arrays(model.config, {}, arrays)
+        arrays[models.dense_name(path)] = mpo.to_matrix(cores, shape)
+    for path in models.adapter_ranks(model.config):
+        down, up = (arrays.pop(f"{path}/adapter/{name}") for name in ("down", "up"))
+        update = np.asarray(down, np.float64) @ np.asarray(up, np.float64)
+        name = models.dense_name(path)
+        arrays[name] = arrays[name] + model.config.adapter_scale * update
+    config = dataclasses.replace(model.config, adapters=())
+    return models.from_arrays(config, {}, {k: np.float32(a) for k, a in arrays.items()})
+
+
+def _check_not_shared(model: Model):
+    if model.config.shares_parts:
+        raise ValueError(
+            "the layers share a part of their parameters, which no chain of a single matrix can "
+            "keep; compress models.unshared(model), or merge(model) for a dense one."
+        )
 
 
 def dense_key(arrays: Mapping, path: str) -> str:

@@ -1,5 +1,6 @@
 """Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
 
+from mpojax.layers.adapter import LowRankAdapter, attach_adapters
 from mpojax.layers.attention import SelfAttention
 from mpojax.layers.dropout import dropout
 from mpojax.layers.embed import Embed, MPOEmbed, embedding
@@ -28,10 +29,12 @@ __all__ = [
     "Embed",
     "FeedForward",
     "LayerNorm",
+    "LowRankAdapter",
     "MPOEmbed",
     "MPOLinear",
     "NoNorm",
     "SelfAttention",
+    "attach_adapters",
     "dropout",
     "embedding",
     "linear",

@@ -55,8 +55,9 @@ class SelfAttention(nnx.Module):
 
         Args:
           x: hidden states.
-          mask: booleans (batch, length), True where a position may be attended to. A row without
-            any True attends evenly to all positions: finite, and meant to be thrown away.
+          mask: booleans, True where a position may be attended to: (batch, length), or (batch,
+            length, length) with a row for each attending position. A row without any True attends
+            evenly to all positions: finite, and meant to be thrown away.
           dropout_key: turns dropout on.
           value_input: (batch, length, value_size), what the values are made of; None for `x`.
         """
@@ -64,7 +65,7 @@ class SelfAttention(nnx.Module):
         query, key = (project(x).reshape(heads) for project in (self.query, self.key))
         value = self.value(x if value_input is None else value_input).reshape(heads)
         if mask is not None:
-            mask = mask[:, None, None, :]
+            mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         if dropout_key is None or self.dropout_rate == 0.0:
             # Inside, jax promotes bfloat16 scores to float32 implicitly, which strict mode refuses.
             with jax.numpy_dtype_promotion("standard"):

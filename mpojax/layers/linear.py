@@ -34,6 +34,7 @@ class Dense(nnx.Module):
             kernel = initializers.normal(rngs.params(), shape, 1.0 / in_features)
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+        self.adapter = nnx.data(None)  # see `attach_adapters`
 
     def __call__(self, x: jax.Array, central: jax.Array | None = None) -> jax.Array:
         """Maps (..., in_features) to (..., out_features) in the compute dtype.
@@ -47,7 +48,7 @@ class Dense(nnx.Module):
             )
         _check_last_axis(x, self.in_features)
         y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return _add_bias(y, self.bias)
+        return _add_bias(_add_adapter(y, self.adapter, x), self.bias)
 
 
 class MPOLinear(nnx.Module):
@@ -73,6 +74,15 @@ class MPOLinear(nnx.Module):
         cores = initializers.random_cores(rngs.params(), shape, 1.0 / shape.in_features)
         self.cores = as_core_list(cores, shape, shared_central)
         self.bias = nnx.Param(jnp.zeros((shape.out_features,), jnp.float32)) if use_bias else None
+        self.adapter = nnx.data(None)  # see `attach_adapters`
+
+    @property
+    def in_features(self) -> int:
+        return self.shape.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.shape.out_features
 
     def all_cores(self, central: jax.Array | None = None) -> tuple[jax.Array, ...]:
         """The n cores in order, with the given central core where the layer holds none.
@@ -106,7 +116,7 @@ class MPOLinear(nnx.Module):
         """
         _check_last_axis(x, self.shape.in_features)
         y = mpo.apply(self.all_cores(central), x.astype(self.dtype), self.shape)
-        return _add_bias(y, self.bias)
+        return _add_bias(_add_adapter(y, self.adapter, x), self.bias)
 
     def rebuilt(self) -> Dense:
         """The dense layer of the same function; differentiates down to the cores."""
@@ -121,6 +131,7 @@ class MPOLinear(nnx.Module):
         )
         if self.bias is not None:
             dense.bias = self.bias
+        dense.adapter = self.adapter
         return dense
 
 
@@ -175,6 +186,10 @@ def linear(
 def _check_last_axis(x: jax.Array, in_features: int):
     if x.shape[-1] != in_features:
         raise ValueError(f"x has shape {x.shape}; its last axis must be in_features={in_features}.")
+
+
+def _add_adapter(y: jax.Array, adapter: nnx.Module | None, x: jax.Array) -> jax.Array:
+    return y if adapter is None else y + adapter(x)
 
 
 def _add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:

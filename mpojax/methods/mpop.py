@@ -153,6 +153,8 @@ def _last_layers(name: str) -> int:
 
 
 def _first_trained_layer(config: models.EncoderConfig, name: str, count: int) -> int:
-    if count > config.stored_layers:
-        raise ValueError(f"trainable={name!r}: the model stores {config.stored_layers} layers.")
-    return config.stored_layers - count
+    stored = len(config.matrix_layers)
+    if count > stored or config.shares_parts:
+        what = "shares parts between layers" if config.shares_parts else f"stores {stored} layers"
+        raise ValueError(f"trainable={name!r}: the model {what}.")
+    return config.matrix_layers[stored - count]

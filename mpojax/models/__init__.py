@@ -8,13 +8,29 @@ from mpojax.models.arrays import (
     logical_names,
     reconfigure,
     to_arrays,
+    unshared,
     variables,
     with_head,
 )
-from mpojax.models.config import HEADS, POOLINGS, EncoderConfig, dense_name, matrix_sizes
+from mpojax.models.columns import head_columns
+from mpojax.models.config import (
+    HEADS,
+    POOLINGS,
+    EncoderConfig,
+    adapter_ranks,
+    dense_name,
+    matrix_sizes,
+)
 from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
-from mpojax.models.heads import ModelWithHead, SequenceClassifier, SpanExtractor, build, pool
+from mpojax.models.heads import (
+    ModelWithHead,
+    PretrainingModel,
+    SequenceClassifier,
+    SpanExtractor,
+    build,
+    pool,
+)
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
 
@@ -28,19 +44,23 @@ __all__ = [
     "EncoderLayer",
     "Model",
     "ModelWithHead",
+    "PretrainingModel",
     "SequenceClassifier",
     "SpanExtractor",
+    "adapter_ranks",
     "array_shapes",
     "build",
     "count_parameters",
     "dense_name",
     "from_arrays",
+    "head_columns",
     "logical_names",
     "matrix_sizes",
     "merged",
     "pool",
     "reconfigure",
     "to_arrays",
+    "unshared",
     "variables",
     "with_head",
 ]

@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 
 from mpojax import layers, mpo
-from mpojax.models import heads
+from mpojax.models import heads, stacking
 from mpojax.models.config import EncoderConfig, matrix_sizes
 
-Model = heads.Encoder | heads.SequenceClassifier | heads.SpanExtractor
+Model = heads.Encoder | heads.SequenceClassifier | heads.SpanExtractor | heads.PretrainingModel
 
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
@@ -85,6 +85,33 @@ def reconfigure(model: Model, **changes) -> Model:
     return from_arrays(config, model.shapes, to_arrays(model))
 
 
+def unshared(model: Model) -> Model:
+    """The same function with parameters of its own for every layer (copies, on the host)."""
+    config = dataclasses.replace(model.config, layer_groups=None)
+    if not model.config.shares_everything:
+        shapes = model.shapes
+    else:
+        shapes = dict(_for_each_layer(model.config, model.shapes))
+    own = to_arrays(model)
+    arrays = {name: own.get(name) for name in array_shapes(config, shapes)}
+    for name, array in _for_each_layer(model.config, own):
+        if arrays.get(name) is None:
+            arrays[name] = array
+    return from_arrays(config, shapes, arrays)
+
+
+def _for_each_layer(config: EncoderConfig, entries: Mapping) -> Iterator[tuple[str, object]]:
+    """Entries by path; those of the first layer of a block once for every layer of it."""
+    for path, entry in entries.items():
+        head, _, rest = path.partition("/")
+        layer, _, inner = rest.partition("/")
+        if head != "layers" or int(layer) % config.block_size:
+            yield path, entry
+        else:
+            for copy in range(int(layer), int(layer) + config.block_size):
+                yield f"layers/{copy}/{inner}", entry
+
+
 def with_head(
     model: Model,
     num_labels: int,
@@ -96,7 +123,7 @@ def with_head(
     """A model on the encoder of `model`, with a fresh head (and pooler, where there was none).
 
     Args:
-      model: an encoder, or a model whose head is thrown away.
+      model: an encoder, or a model whose heads are thrown away.
       num_labels: outputs; 1 for a regression, 2 for a span.
       pooling: "pooler", "mean" or "first"; None keeps that of `model`. Pooler parameters that the
         new pooling does not use are dropped. A span head reads no sentence vector: it drops them
@@ -106,11 +133,12 @@ def with_head(
     """
     pooling = model.config.pooling if pooling is None else pooling
     pooling = "none" if head == "span" else pooling
-    changes = {"num_labels": num_labels, "pooling": pooling, "head": head}
+    changes = {"num_labels": num_labels, "pooling": pooling, "head": head, "masked_lm": False}
     config = dataclasses.replace(model.config, **changes)
     sizes = matrix_sizes(config)
     shapes = {path: s for path, s in model.shapes.items() if path in sizes and path != "head"}
-    arrays = {p: a for p, a in to_arrays(model).items() if not p.startswith("head/")}
+    dropped = ("head/", "masked_lm/")
+    arrays = {p: a for p, a in to_arrays(model).items() if not p.startswith(dropped)}
     if pooling != "pooler":
         arrays = {p: a for p, a in arrays.items() if not p.startswith("pooler/")}
     for path in ("head", "pooler"):
@@ -124,22 +152,17 @@ def with_head(
 def variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
     """(path in the module, variable, layers it stacks or None) of every parameter.
 
-    `name_in_layer` makes its logical path. Works on abstract models too.
+    What a block of layers shares is named under the first layer of each block. `name_in_layer`
+    makes the logical path. Works on abstract models too.
     """
-    ranges = _stack_layers(model)
+    encoder = model.encoder if isinstance(model, heads.ModelWithHead) else model
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         inner = path[1:] if path[0] == "encoder" else path
-        yield path, variable, ranges[inner[1]] if inner[0] == "stacks" else None
-
-
-def _stack_layers(model) -> list[range]:
-    encoder = model.encoder if isinstance(model, heads.ModelWithHead) else model
-    ranges, first = [], 0
-    for stack in encoder.stacks:
-        depth = stack.attention_norm.scale.shape[0]
-        ranges.append(range(first, first + depth))
-        first += depth
-    return ranges
+        if inner[0] == "stacks":
+            whole = encoder.stack_ranges[inner[1]]
+            yield path, variable, stacking.parameter_layers(model.config, variable, whole)
+        else:
+            yield path, variable, None
 
 
 def logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from mpojax import mpo
-from mpojax.layers import ACTIVATIONS, NORMS
+from mpojax.layers import ACTIVATIONS, NORMS, ROLES
 
 POOLINGS = ("none", "pooler", "mean", "first")
 POOLER_ACTIVATIONS = ("tanh", "relu")
@@ -35,7 +37,7 @@ class EncoderConfig:
       dropout: rate on embeddings and on the output of every block, when a dropout key is given.
       attention_dropout: rate on attention probabilities, when a dropout key is given.
       classifier_dropout: rate before the head; None means `dropout` for a classifier and no dropout
-        for a span head.
+        for a span head and in pre-training.
       pooling: how a sentence vector is made: "pooler" (a dense map of the first token and an
         activation, the only kind with parameters), "first" token, "mean" over the mask, or "none".
       pooler_activation: "tanh" (BERT), or "relu" (what DistilBERT calls pre_classifier).
@@ -48,7 +50,16 @@ class EncoderConfig:
         rows alone, before those of position and type, of width `hidden_size`, are added
         (MobileBERT).
       trigram_input: the projection sees each word row between its neighbours (MobileBERT).
-      share_layers: one stored layer, `layers/0`, runs `num_layers` times (ALBERT).
+      layer_groups: None: every layer has parameters of its own. G: the layers form G blocks of
+        num_layers / G neighbours, and what `shared_roles` names is stored once for each block,
+        under its first layer (ALBERT: 1; MPOBERT: 1, or more in the "+" variant).
+      shared_roles: roles (`mpojax.layers.ROLES`) of the parameters that a block shares: all for
+        ALBERT, ("central", "other") for MPOBERT, whose auxiliary cores and adapters are per layer.
+      adapters: (regular expression over whole matrix paths, rank) pairs; a matrix that one matches
+        has a low-rank adapter beside it, of the first that does.
+      adapter_scale: what the output of an adapter is multiplied with.
+      masked_lm: a masked language model head, tied to the word table, for pre-training; a
+        classifier of two labels beside it is the head for the order of sentences.
       bottleneck_size: width inside a layer, between a map from `hidden_size` and one back to it
         (MobileBERT); None for layers without.
       bottleneck_attention: queries, keys and values all read the narrow residual stream. False:
@@ -82,7 +93,11 @@ class EncoderConfig:
     embedding_size: int | None = None
     projection: str = "sum"
     trigram_input: bool = False
-    share_layers: bool = False
+    layer_groups: int | None = None
+    shared_roles: tuple[str, ...] = ROLES
+    adapters: tuple[tuple[str, int], ...] = ()
+    adapter_scale: float = 1.0
+    masked_lm: bool = False
     bottleneck_size: int | None = None
     bottleneck_attention: bool = False
     num_feed_forwards: int = 1
@@ -92,10 +107,16 @@ class EncoderConfig:
     source_config: str = "{}"
 
     def __post_init__(self):
+        # JSON has lists alone.
+        for name in ("stack_breaks", "shared_roles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "adapters", tuple((str(p), r) for p, r in self.adapters))
         self._check_sizes()
         self._check_choices()
         self._check_head()
+        self._check_groups()
         self._check_layers()
+        self._check_adapters()
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0.0 <= rate < 1.0:
@@ -113,12 +134,27 @@ class EncoderConfig:
         return self.hidden_size if self.bottleneck_size is None else self.bottleneck_size
 
     @property
-    def stored_layers(self) -> int:
-        """Layers that have parameters of their own."""
-        return 1 if self.share_layers else self.num_layers
+    def block_size(self) -> int:
+        """Neighbouring layers that share parameters; 1 where nothing is shared."""
+        return 1 if self.layer_groups is None else self.num_layers // self.layer_groups
+
+    @property
+    def shares_everything(self) -> bool:
+        """Whether the layers of a block are one layer, run several times."""
+        return self.layer_groups is not None and set(self.shared_roles) == set(ROLES)
+
+    @property
+    def shares_parts(self) -> bool:
+        """Whether the layers of a block share some of their parameters and own the others."""
+        return self.layer_groups is not None and not self.shares_everything
+
+    @property
+    def matrix_layers(self) -> range:
+        """Layers that have matrices of their own: the first of each block where all is shared."""
+        return range(0, self.num_layers, self.block_size if self.shares_everything else 1)
 
     def _check_sizes(self):
-        optional = ("num_labels", "embedding_size", "bottleneck_size")
+        optional = ("num_labels", "embedding_size", "bottleneck_size", "layer_groups")
         for name in (
             *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
             *("max_positions", "token_types", "num_feed_forwards", *optional),
@@ -150,6 +186,8 @@ class EncoderConfig:
                 )
 
     def _check_head(self):
+        if self.masked_lm and self.head == "span":
+            raise ValueError("masked_lm=True goes with head='classifier', not with 'span'.")
         if self.num_labels is None:
             return
         if self.head == "span" and self.num_labels != 2:
@@ -166,12 +204,38 @@ class EncoderConfig:
                 "pooler, mean, first."
             )
 
-    def _check_layers(self):
-        object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))  # JSON has lists alone.
-        if not all(layer in range(1, self.stored_layers) for layer in self.stack_breaks):
+    def _check_groups(self):
+        unknown = sorted(set(self.shared_roles) - set(ROLES))
+        if unknown or not self.shared_roles:
             raise ValueError(
-                f"stack_breaks={self.stack_breaks} must be layers in 1..{self.stored_layers - 1}"
-                f"{' (the layers are shared)' if self.share_layers else ''}."
+                f"shared_roles={self.shared_roles} must be one or more of {', '.join(ROLES)}."
+            )
+        if self.layer_groups is not None and self.num_layers % self.layer_groups:
+            raise ValueError(
+                f"num_layers={self.num_layers} cannot be divided into layer_groups="
+                f"{self.layer_groups} equal blocks; choose a divisor of the depth."
+            )
+
+    def _check_adapters(self):
+        for pattern, rank in self.adapters:
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                raise ValueError(
+                    f"adapters has {(pattern, rank)!r}; a rank must be an integer of at least 1."
+                )
+        matrices = [path for path in matrix_sizes(self) if path not in TABLES]
+        for pattern, _ in self.adapters:
+            if not any(re.fullmatch(pattern, path) for path in matrices):
+                raise ValueError(
+                    f"adapters: {pattern!r} matches no matrix; it must match a whole path such as "
+                    f"{matrices[0]} (tables have no adapters)."
+                )
+
+    def _check_layers(self):
+        allowed = range(self.block_size, self.num_layers, self.block_size)
+        if not all(layer in allowed for layer in self.stack_breaks):
+            shared = "" if self.layer_groups is None else " (first layers of blocks that share)"
+            raise ValueError(
+                f"stack_breaks={self.stack_breaks} must be layers among {list(allowed)}{shared}."
             )
         if self.trigram_input and (self.embedding_size is None or self.projection != "word"):
             raise ValueError(
@@ -207,12 +271,14 @@ def matrix_sizes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
     if config.embedding_size is not None:
         sizes["embeddings/projection"] = (word_width * (3 if config.trigram_input else 1), hidden)
     in_layer = _layer_matrix_sizes(config)
-    for layer in range(config.stored_layers):
+    for layer in config.matrix_layers:
         sizes.update({f"layers/{layer}/{name}": size for name, size in in_layer.items()})
     if config.pooling == "pooler":
         sizes["pooler"] = (hidden, hidden)
     if config.num_labels is not None:
         sizes["head"] = (hidden, config.num_labels)
+    if config.masked_lm:
+        sizes["masked_lm/transform"] = (hidden, word_width)
     return sizes
 
 
@@ -241,6 +307,21 @@ def dense_name(path: str) -> str:
     return f"{path}/table" if path in TABLES else f"{path}/kernel"
 
 
+def adapter_ranks(config: EncoderConfig) -> dict[str, int]:
+    """{matrix path: rank} of the matrices that have an adapter."""
+    ranks = {}
+    for path in matrix_sizes(config):
+        found = [rank for pattern, rank in config.adapters if re.fullmatch(pattern, path)]
+        if found and path not in TABLES:
+            ranks[path] = found[0]
+    return ranks
+
+
+def under(entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Entries whose path starts with `prefix`, with the prefix taken off."""
+    return {path[len(prefix) :]: e for path, e in entries.items() if path.startswith(prefix)}
+
+
 def checked_shapes(
     config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None
 ) -> dict[str, mpo.MPOShape]:
@@ -265,25 +346,3 @@ def checked_shapes(
             "embeddings/word, layers/0/attention/query, layers/0/feed_forward/up, pooler, head."
         )
     return dict(shapes or {})
-
-
-def stack_ranges(config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> list[range]:
-    """Layers grouped into stacks: contiguous layers whose matrices have equal shapes."""
-    ranges: list[range] = []
-    for layer in range(config.stored_layers):
-        begins = not ranges or layer in config.stack_breaks
-        if not begins and layer_shapes(shapes, layer) == layer_shapes(shapes, ranges[-1].start):
-            ranges[-1] = range(ranges[-1].start, layer + 1)
-        else:
-            ranges.append(range(layer, layer + 1))
-    return ranges
-
-
-def layer_shapes(shapes: Mapping[str, mpo.MPOShape], layer: int) -> dict[str, mpo.MPOShape]:
-    """Shapes of one layer, by path inside the layer (such as attention/query)."""
-    return under(shapes, f"layers/{layer}/")
-
-
-def under(shapes: Mapping[str, mpo.MPOShape], prefix: str) -> dict[str, mpo.MPOShape]:
-    """Entries whose path starts with `prefix`, with the prefix taken off."""
-    return {path[len(prefix) :]: s for path, s in shapes.items() if path.startswith(prefix)}

@@ -9,8 +9,9 @@ from flax import nnx
 from mpojax import layers, mpo
 from mpojax.layers.dropout import dropout, split_or_none
 from mpojax.models import config as config_lib
+from mpojax.models import stacking
 from mpojax.models.config import EncoderConfig
-from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer, norm
+from mpojax.models.encoder_layers import norm
 
 
 class Embeddings(nnx.Module):
@@ -41,7 +42,11 @@ class Embeddings(nnx.Module):
         )
 
     def __call__(
-        self, input_ids: jax.Array, token_type_ids: jax.Array | None, key: jax.Array | None
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array | None,
+        key: jax.Array | None,
+        segments: jax.Array | None = None,
     ) -> jax.Array:
         """Maps ids (batch, length) to (batch, length, hidden)."""
         config = self.config
@@ -53,9 +58,21 @@ class Embeddings(nnx.Module):
         if self.token_type is not None:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             x = x + self.token_type(types)
-        positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
-        x = dropout(self.norm(x + self.position(positions)[None]), config.dropout, key)
+        if segments is None:
+            rows = self.position(jnp.arange(input_ids.shape[1], dtype=jnp.int32))[None]
+        else:
+            rows = self.position(_positions(segments))
+        x = dropout(self.norm(x + rows), config.dropout, key)
         return x if config.projection == "word" or self.projection is None else self.projection(x)
+
+
+def _positions(segments: jax.Array) -> jax.Array:
+    """Places (batch, length) within each run of equal segment numbers."""
+    places = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    begins = jnp.concatenate(
+        [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
+    )
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
 
 
 def _with_neighbours(x: jax.Array) -> jax.Array:
@@ -89,9 +106,10 @@ class Encoder(Transformer):
     Attributes:
       config: the settings.
       embeddings: tables and their norm.
-      stacks: list of stacked layers, leading axis = layer; contiguous layers whose matrices have
-        equal shapes are one stack (usually there is one), run by one `jax.lax.scan`. A shared layer
-        is a stack of one, run `num_layers` times.
+      stacks: list of stacked layers, leading axis = layer (= block for what a block shares);
+        contiguous layers whose matrices have equal shapes are one stack (usually there is one), run
+        by one `jax.lax.scan`; see `mpojax.models.stacking`.
+      stack_ranges: the layers of each stack.
       pooler: the map of the first token, or None.
     """
 
@@ -107,14 +125,22 @@ class Encoder(Transformer):
         Raises:
           ValueError: a shape for a path that does not exist, or of the wrong size.
         """
-        super().__init__(config, {p: s for p, s in (shapes or {}).items() if p != "head"})
+        outside = ("head", "masked_lm/transform")
+        super().__init__(config, {p: s for p, s in (shapes or {}).items() if p not in outside})
         shapes = self.shapes
         self.embeddings = Embeddings(config, config_lib.under(shapes, "embeddings/"), rngs=rngs)
         key = rngs.params()
+        self.stack_ranges = tuple(stacking.stack_ranges(config, shapes))
         self.stacks = nnx.List(
-            [_stack(config, shapes, key, r) for r in config_lib.stack_ranges(config, shapes)]
+            [stacking.random_stack(config, shapes, key, r) for r in self.stack_ranges]
         )
         self.pooler = _pooler(config, shapes, rngs) if config.pooling == "pooler" else None
+        outside = {
+            path: rank
+            for path, rank in config_lib.adapter_ranks(config).items()
+            if path in ("embeddings/projection", "pooler")
+        }
+        layers.attach_adapters(self, outside, config.adapter_scale, rngs=rngs)
 
     def __call__(
         self,
@@ -122,6 +148,7 @@ class Encoder(Transformer):
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        segments: jax.Array | None = None,
     ) -> jax.Array:
         """Last hidden states (batch, length, hidden) in the compute dtype.
 
@@ -132,22 +159,31 @@ class Encoder(Transformer):
           token_type_ids: (batch, length) integers; None for all zero. A model without token types
             (DistilBERT) does not read them, so that one batch serves every model.
           dropout_key: turns dropout on; every layer gets a key of its own.
+          segments: (batch, length) integers, for texts packed one after the other into a row:
+            attention stays inside equal numbers, and positions start anew with each.
 
         Raises:
           ValueError: shapes that do not fit, or a sequence longer than the position table.
         """
-        _check_inputs(self.config, input_ids, attention_mask, token_type_ids)
-        return _forward(self, input_ids, attention_mask, token_type_ids, dropout_key)
+        others = {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "segments": segments,
+        }
+        _check_inputs(self.config, input_ids, others)
+        return _forward(self, input_ids, attention_mask, token_type_ids, dropout_key, segments)
 
 
 @jax.jit  # So that a call outside of any jit compiles once, not at every call.
-def _forward(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key):
+def _forward(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key, segments):
     mask = None if attention_mask is None else attention_mask.astype(bool)
+    if segments is not None:
+        same = segments[:, :, None] == segments[:, None, :]
+        mask = same if mask is None else jnp.logical_and(same, mask[:, None, :])
     embed_key, layers_key = split_or_none(dropout_key, 2)
-    x = encoder.embeddings(input_ids, token_type_ids, embed_key)
-    first = 0
-    for stack in encoder.stacks:
-        x, first = _run_stack(stack, x, mask, layers_key, first, encoder.config)
+    x = encoder.embeddings(input_ids, token_type_ids, embed_key, segments)
+    for stack, layer_range in zip(encoder.stacks, encoder.stack_ranges, strict=True):
+        x = stacking.run_stack(encoder.config, stack, layer_range, x, mask, layers_key)
     return x
 
 
@@ -156,39 +192,7 @@ def _pooler(config, shapes, rngs) -> nnx.Module:
     return layers.linear(hidden, hidden, shapes.get("pooler"), dtype=config.dtype, rngs=rngs)
 
 
-def _stack(config, shapes, key, layer_range: range) -> EncoderLayer | BottleneckLayer:
-    """Layers of one range as one module; layer i depends on (key, i) alone, not on the stacks."""
-    relative = config_lib.layer_shapes(shapes, layer_range.start)
-    indices = jnp.arange(layer_range.start, layer_range.stop)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    # Jitted: one compiled program for all draws of a layer instead of one for each operation.
-    kind = EncoderLayer if config.bottleneck_size is None else BottleneckLayer
-    return jax.jit(nnx.vmap(lambda k: kind(config, relative, rngs=nnx.Rngs(k))))(keys)
-
-
-def _run_stack(stack, x, mask, key, first: int, config: EncoderConfig):
-    """Scans `x` through the layers of one stack; returns it and the index of the next layer."""
-    depth = config.num_layers if config.share_layers else stack.attention_norm.scale.shape[0]
-    indices = jnp.arange(first, first + depth)
-    if config.share_layers:
-        # Before the loop, so that no matrix is rebuilt more than once in a pass.
-        only = jax.tree.map(lambda parameter: parameter[0], stack)
-        shared = layers.rebuilt_once(only, tokens=x.shape[0] * x.shape[1] * depth)
-
-    def body(x, layer_and_index):
-        layer, index = layer_and_index
-        layer = shared if config.share_layers else layer
-        layer_key = None if key is None else jax.random.fold_in(key, index)
-        return layer(x, mask, layer_key), None
-
-    if config.remat:
-        # Inside a scan nothing can be merged across iterations: the barrier would only cost time.
-        body = jax.checkpoint(body, prevent_cse=False)
-    x, _ = jax.lax.scan(body, x, (None if config.share_layers else stack, indices))
-    return x, first + depth
-
-
-def _check_inputs(config, input_ids, attention_mask, token_type_ids):
+def _check_inputs(config, input_ids, others):
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids has shape {input_ids.shape}; it must be (batch, length).")
     if input_ids.shape[1] > config.max_positions:
@@ -196,7 +200,7 @@ def _check_inputs(config, input_ids, attention_mask, token_type_ids):
             f"input_ids has length {input_ids.shape[1]}, more than max_positions="
             f"{config.max_positions}; cut the text or split it."
         )
-    for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+    for name, value in others.items():
         if value is not None and value.shape != input_ids.shape:
             raise ValueError(
                 f"{name} has shape {value.shape}; it must equal that of input_ids, "

@@ -10,6 +10,7 @@ from mpojax import layers, mpo
 from mpojax.layers.dropout import dropout, split_or_none
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder import Encoder, Transformer
+from mpojax.models.encoder_layers import norm
 
 
 def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -39,6 +40,8 @@ def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) 
 class ModelWithHead(Transformer):
     """An encoder and a linear head; what the head reads is up to the kinds below."""
 
+    needs_labels = True
+
     def __init__(
         self,
         config: EncoderConfig,
@@ -51,14 +54,16 @@ class ModelWithHead(Transformer):
         Raises:
           ValueError: `config.num_labels` is None, or shapes that do not fit.
         """
-        if config.num_labels is None:
+        if config.num_labels is None and self.needs_labels:
             raise ValueError(f"a {type(self).__name__} needs config.num_labels.")
         super().__init__(config, shapes)
         shapes = self.shapes
         self.encoder = Encoder(config, shapes, rngs=rngs)
-        self.head = layers.linear(
-            config.hidden_size, config.num_labels, shapes.get("head"), dtype=config.dtype, rngs=rngs
-        )
+        if config.num_labels is None:
+            self.head = None
+        else:
+            size = (config.hidden_size, config.num_labels)
+            self.head = layers.linear(*size, shapes.get("head"), dtype=config.dtype, rngs=rngs)
 
 
 class SequenceClassifier(ModelWithHead):
@@ -100,13 +105,101 @@ class SpanExtractor(ModelWithHead):
         return self.head(hidden).astype(jnp.float32)
 
 
+class MaskedLanguageModel(nnx.Module):
+    """Hidden states -> logits over the vocabulary: a map, a norm, and the transposed word table."""
+
+    def __init__(self, config: EncoderConfig, shape: mpo.MPOShape | None, *, rngs: nnx.Rngs):
+        """`shape` is the MPO form of the map, or None for a dense one."""
+        self.activation = config.activation
+        width = config.embedding_size or config.hidden_size
+        self.transform = layers.linear(
+            config.hidden_size, width, shape, dtype=config.dtype, rngs=rngs
+        )
+        self.norm = norm(config, width)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
+
+    def __call__(self, hidden: jax.Array, word: nnx.Module) -> jax.Array:
+        """Maps (..., hidden) to logits (..., vocabulary), float32."""
+        x = self.norm(layers.ACTIVATIONS[self.activation](self.transform(hidden)))
+        logits = word.attend(x).astype(jnp.float32)
+        return logits + self.bias[...].reshape((1,) * (logits.ndim - 1) + (-1,))
+
+
+class PretrainingModel(ModelWithHead):
+    """Encoder, masked language model head and, with two labels, the head for sentence order.
+
+    Lan et al., "ALBERT" (ICLR 2020), section 3.1.
+    """
+
+    needs_labels = False
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        shapes: Mapping[str, mpo.MPOShape] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Random parameters; `shapes` as in `Encoder`, and `head` and `masked_lm/transform`.
+
+        Raises:
+          ValueError: shapes that do not fit.
+        """
+        super().__init__(config, shapes, rngs=rngs)
+        self.masked_lm = MaskedLanguageModel(
+            config, self.shapes.get("masked_lm/transform"), rngs=rngs
+        )
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        *,
+        segments: jax.Array | None = None,
+        mlm_positions: jax.Array | None = None,
+        sop_positions: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Logits of the masked language model and of the sentence order, both float32.
+
+        Args:
+          input_ids, attention_mask, token_type_ids, dropout_key, segments: as in `Encoder`.
+          mlm_positions: (batch, P), the places whose tokens are predicted; None for all. Only there
+            the logits are computed.
+          sop_positions: (batch, K), the first places of the packed texts; None for the first one.
+
+        Returns:
+          (batch, P, vocabulary), and (batch, K, 2) or None for a model without that head.
+        """
+        encoder_key, head_key = split_or_none(dropout_key, 2)
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key, segments)
+        chosen = hidden if mlm_positions is None else _rows_at(hidden, mlm_positions)
+        logits = self.masked_lm(chosen, self.encoder.embeddings.word)
+        if self.head is None:
+            return logits, None
+        firsts = hidden[:, :1] if sop_positions is None else _rows_at(hidden, sop_positions)
+        # Each first token is a sentence of its own to the pooler, which reads place 0.
+        vectors = pool(self.encoder, firsts.reshape(-1, 1, firsts.shape[-1]), None)
+        vectors = dropout(vectors, self.config.classifier_dropout or 0.0, head_key)
+        vectors = vectors.reshape(firsts.shape)
+        return logits, self.head(vectors).astype(jnp.float32)
+
+
+def _rows_at(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """(batch, length, hidden) at (batch, P) places -> (batch, P, hidden)."""
+    return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+
+
 def build(
     config: EncoderConfig,
     shapes: Mapping[str, mpo.MPOShape] | None = None,
     *,
     rngs: nnx.Rngs,
-) -> Encoder | SequenceClassifier | SpanExtractor:
-    """A random model: an `Encoder` without `config.num_labels`, else one with its kind of head."""
+) -> Encoder | SequenceClassifier | SpanExtractor | PretrainingModel:
+    """A random model: one with the heads that the settings name, or a bare `Encoder`."""
+    if config.masked_lm:
+        return PretrainingModel(config, shapes, rngs=rngs)
     if config.num_labels is None:
         return Encoder(config, shapes, rngs=rngs)
     kind = {"classifier": SequenceClassifier, "span": SpanExtractor}[config.head]

@@ -1,5 +1,6 @@
 """Dense kernels rebuilt from cores inside a jax program, with gradients."""
 
+import dataclasses
 import re
 
 import jax
@@ -17,6 +18,7 @@ def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model
 
     Works under jit and differentiates down to the cores. Where a step runs several micro-batches,
     each matrix is then rebuilt once for all of them; the layers of a stack are rebuilt together.
+    Adapters go into their matrices; layers that shared parts have parameters of their own.
 
     Args:
       model: may be dense in part, or wholly.
@@ -25,18 +27,13 @@ def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model
         `functools.partial(merged, keep=...)`.
 
     Raises:
-      ValueError: `keep` matches no matrix of the model.
+      ValueError: `keep` matches no matrix of the model, or one with an adapter.
     """
-    sizes = config_lib.matrix_sizes(model.config)
-    if keep is not None and not any(re.fullmatch(keep, path) for path in sizes):
-        raise ValueError(
-            f"keep={keep!r} matches no matrix; it must match a whole path such as embeddings/word "
-            "or layers/0/attention/query."
-        )
-    kept = {p: s for p, s in model.shapes.items() if keep is not None and re.fullmatch(keep, p)}
-    parts = _rebuilt_parts(model, kept)
-    abstract = nnx.eval_shape(lambda: heads.build(model.config, kept, rngs=nnx.Rngs(0)))
+    config = _unshared_config(model.config)
+    kept = _kept(model, keep)
+    abstract = nnx.eval_shape(lambda: heads.build(config, kept, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
+    parts = _rebuilt_parts(model, kept)
     filled = []
     for path, variable, layers in arrays_lib.variables(abstract):
         name = arrays_lib.name_in_layer(path, layers)
@@ -50,28 +47,88 @@ def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
+def _unshared_config(config: config_lib.EncoderConfig) -> config_lib.EncoderConfig:
+    """Settings of the dense model: rebuilt matrices are each layer's own, adapters are in them."""
+    groups = config.layer_groups if config.shares_everything else None
+    return dataclasses.replace(config, layer_groups=groups, adapters=())
+
+
+def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:
+    if keep is None:
+        return {}
+    sizes = config_lib.matrix_sizes(model.config)
+    if not any(re.fullmatch(keep, path) for path in sizes):
+        raise ValueError(
+            f"keep={keep!r} matches no matrix; it must match a whole path such as embeddings/word "
+            "or layers/0/attention/query."
+        )
+    adapted = [p for p in config_lib.adapter_ranks(model.config) if re.fullmatch(keep, p)]
+    if adapted:
+        raise ValueError(f"keep={keep!r} matches {adapted[0]}, whose adapter would be lost.")
+    return {p: s for p, s in model.shapes.items() if re.fullmatch(keep, p)}
+
+
+@dataclasses.dataclass
+class _Matrix:
+    """The arrays of one matrix, or of one matrix in all layers of a stack.
+
+    `cores` and `adapter` hold (array, whether blocks share it); `kernel` is the dense one.
+    """
+
+    cores: list = dataclasses.field(default_factory=list)
+    kernel: jax.Array | None = None
+    adapter: dict = dataclasses.field(default_factory=dict)
+
+
 def _rebuilt_parts(model, kept) -> dict[tuple[str, int | None], jax.Array]:
     """{(name, first layer of the stack or None): value}; stacked values keep their layer axis."""
-    parts, chains = {}, {}
+    config = model.config
+    repeats = config.block_size if config.shares_parts else 1
+    parts, matrices = {}, {}
     for path, variable, layers in arrays_lib.variables(model):
         name = arrays_lib.name_in_layer(path, layers)
         first = None if layers is None else layers.start
-        matrix, is_core, _ = name.partition("/cores/")
+        is_shared = repeats > 1 and layers is not None and layers.step > 1
+        value = variable[...]
+        matrix, _, leaf = name.rpartition("/")
+        matrix = matrix.removesuffix("/cores").removesuffix("/adapter")
         whole_path = matrix if first is None else f"layers/{first}/{matrix}"
-        if is_core and whole_path not in kept:
-            shape = model.shapes[whole_path]
-            chains.setdefault((matrix, first, shape), []).append(variable[...])
+        entry = matrices.setdefault((matrix, first), _Matrix())
+        if "/cores/" in name and whole_path not in kept:
+            entry.cores.append((value, is_shared))
+        elif "/adapter/" in name:
+            entry.adapter[leaf] = jnp.repeat(value, repeats, 0) if is_shared else value
         else:
-            parts[name, first] = variable[...]
-    for (matrix, first, shape), cores in chains.items():
-        parts[config_lib.dense_name(matrix), first] = _to_matrix(
-            tuple(cores), shape, first is not None
-        )
+            parts[name, first] = jnp.repeat(value, repeats, 0) if is_shared else value
+    for (matrix, first), entry in matrices.items():
+        key = config_lib.dense_name(matrix), first
+        if entry.cores:
+            whole_path = matrix if first is None else f"layers/{first}/{matrix}"
+            shape = model.shapes[whole_path]
+            parts[key] = _to_matrix(entry.cores, shape, first is not None, repeats)
+        if entry.adapter:
+            update = jnp.matmul(entry.adapter["down"], entry.adapter["up"])
+            parts[key] = parts[key] + config.adapter_scale * update
     return parts
 
 
-def _to_matrix(cores, shape: mpo.MPOShape, is_stacked: bool) -> jax.Array:
-    def rebuild(cores):
+def _to_matrix(cores, shape: mpo.MPOShape, is_stacked: bool, block_size: int) -> jax.Array:
+    """The matrix, or (layers, in, out) of stacked cores, of which blocks may share some."""
+
+    def rebuild(*cores):
         return mpo.to_matrix(cores, shape)
 
-    return jax.vmap(rebuild)(cores) if is_stacked else rebuild(cores)
+    arrays = [core for core, _ in cores]
+    if not is_stacked:
+        return rebuild(*arrays)
+    if not any(is_shared for _, is_shared in cores):
+        return jax.vmap(rebuild)(*arrays)
+    in_axes = [None if is_shared else 0 for _, is_shared in cores]
+    if all(is_shared for _, is_shared in cores):
+        return jnp.repeat(jax.vmap(rebuild)(*arrays), block_size, axis=0)
+    arrays = [
+        core if is_shared else core.reshape(-1, block_size, *core.shape[1:])
+        for core, is_shared in cores
+    ]
+    blocks = jax.vmap(jax.vmap(rebuild, in_axes))(*arrays)
+    return blocks.reshape(-1, *blocks.shape[2:])

@@ -126,7 +126,7 @@ def test_gradients_are_those_of_the_summed_loss():
 
 
 ARCHITECTURES = {
-    "shared layers": {"share_layers": True, "num_layers": 3, "embedding_size": 6},
+    "shared layers": {"layer_groups": 1, "num_layers": 3, "embedding_size": 6},
     "remat": {"remat": True},
     "no token types": {"token_types": 0},
 }

@@ -133,8 +133,8 @@ def test_a_pooler_without_weights_is_the_first_token(num_labels, caplog):
     ("config", "message"),
     [
         (
-            dataclasses.replace(small.BERT, share_layers=True),
-            "not bert: share_layers=True; not albert: embedding_size=None",
+            dataclasses.replace(small.BERT, layer_groups=1),
+            "not bert: layer_groups=1; not albert: embedding_size=None",
         ),
         (
             dataclasses.replace(small.DISTILBERT, embedding_size=8),

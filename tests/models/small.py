@@ -13,7 +13,7 @@ _COMMON = {
 }
 BERT = models.EncoderConfig(**_COMMON, intermediate_size=32)
 ALBERT = models.EncoderConfig(
-    **_COMMON, intermediate_size=32, embedding_size=8, share_layers=True, activation="gelu_tanh"
+    **_COMMON, intermediate_size=32, embedding_size=8, layer_groups=1, activation="gelu_tanh"
 )
 DISTILBERT = models.EncoderConfig(
     **_COMMON, intermediate_size=32, token_types=0, pooler_activation="relu"

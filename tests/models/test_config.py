@@ -45,8 +45,8 @@ CONFIG = models.EncoderConfig(
         ({"bottleneck_size": 5}, "bottleneck_size=5 is not a multiple of num_heads=2"),
         ({"num_feed_forwards": 2}, "settings of layers with a bottleneck; give bottleneck_size"),
         ({"bottleneck_attention": True}, "bottleneck_attention=True are settings of layers with"),
-        ({"stack_breaks": (4,)}, r"stack_breaks=\(4,\) must be layers in 1..3"),
-        ({"share_layers": True, "stack_breaks": (1,)}, r"in 1..0 \(the layers are shared\)"),
+        ({"stack_breaks": (4,)}, r"stack_breaks=\(4,\) must be layers among \[1, 2, 3\]"),
+        ({"layer_groups": 1, "stack_breaks": (1,)}, r"among \[\] \(first layers of blocks"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

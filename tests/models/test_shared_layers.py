@@ -26,7 +26,7 @@ def shared():
 
 def _unrolled(model):
     """The same function with a copy of the layer for every depth."""
-    config = dataclasses.replace(model.config, share_layers=False)
+    config = dataclasses.replace(model.config, layer_groups=None)
     arrays, shapes = {}, {}
     for source, target in ((models.to_arrays(model), arrays), (model.shapes, shapes)):
         for name, value in source.items():
