@@ -128,7 +128,8 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     source, words = tokenizer(config)
     train, dev, held_out = splits(config, task)
     head = "span" if task.kind == "span" else "classifier"
-    model = with_head(config, load_model(config, source, words), task.num_labels, head, config.task)
+    model, goes_on = tuned_head(config, load_model(config, source, words), task, head)
+    model = with_head(config, model, task.num_labels, head, goes_on=goes_on)
     encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
     evaluate, loss = training.evaluator(task, dev), training.objective(task.kind)
     calibration = None
@@ -216,31 +217,32 @@ def load_model(
     return model
 
 
+def tuned_head(
+    config: ml_collections.ConfigDict, model: models.Model, task: data.TextTask, head: str
+) -> tuple[models.Model, bool]:
+    """The model, and whether its head was tuned on the task (or one like it) and goes on.
+
+    Of a model of several tasks the head of this one is cut out.
+    """
+    if not config.start_from:
+        return model, False
+    heads = read_heads(config.start_from)
+    own = [known for known in heads if known.task == task.name]
+    model = own[0].cut(model) if own else model
+    tuned = bool(own) if heads else not model.config.masked_lm
+    same = (model.config.num_labels, model.config.head) == (task.num_labels, head)
+    return model, tuned and same
+
+
 def with_head(
     config: ml_collections.ConfigDict,
     model: models.Model,
     outputs: int,
-    head: str,
-    task: str,
+    head: str = "classifier",
     *,
     goes_on: bool = False,
 ) -> models.Model:
-    """The model with a head for the task: its own where it was tuned before, else a fresh one.
-
-    Args:
-      config: as it stands for `model`.
-      model: of `config.start_from`, or without a tuned head.
-      outputs, head: of the task.
-      task: its name; of a model of several tasks the head of this one goes on.
-      goes_on: the head fits as it is.
-    """
-    if config.start_from and not goes_on:
-        heads = read_heads(config.start_from)
-        own = [known for known in heads if known.task == task]
-        model = own[0].cut(model) if own else model
-        tuned = bool(own) if heads else not model.config.masked_lm
-        same = (model.config.num_labels, model.config.head) == (outputs, head)
-        goes_on = tuned and same
+    """The model with a fresh head, or with its own where `goes_on`; dropout by the config."""
     if goes_on:
         if config.pooling not in ("", model.config.pooling):
             raise ValueError(

@@ -1,13 +1,14 @@
-"""Plots of a sweep: one result field against another, seeds as bands.
+"""Plots of a sweep: one result field against another, repetitions as bands.
 
 `config.plots` is a tuple of dicts:
 
     {"x": "total", "y": "metric", "lines": "form", "panels": "task"}
 
 `x` and `y` are axes or fields of the results (`metrics.f1` reaches into the metrics). Points that
-agree in every axis but the seed are one point of the plot: their mean, with a band of one sample
-standard deviation in y. Optional: `lines` and `panels` (axes; one line and one panel for each
-value), `log_x`, `log_y`, `name` (of the PNG file), `title`, `x_label`, `y_label`.
+agree in every axis but those that repeat (the seed, if `config.repeats` does not say otherwise) are
+one point of the plot: their mean, with a band of one sample standard deviation in y. Optional:
+`lines` and `panels` (axes; one line and one panel for each value), `log_x`, `log_y`, `name` (of the
+PNG file), `title`, `x_label`, `y_label`.
 """
 
 import dataclasses
@@ -55,7 +56,9 @@ class Plot:
         return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name or f"{self.y}_vs_{self.x}") + ".png"
 
 
-def read_plots(entries: Sequence[Mapping], cells: Sequence) -> list[Plot]:
+def read_plots(
+    entries: Sequence[Mapping], cells: Sequence, repeats: Sequence[str] = sweep_files.REPEATS
+) -> list[Plot]:
     """`config.plots`, checked.
 
     Raises:
@@ -75,10 +78,10 @@ def read_plots(entries: Sequence[Mapping], cells: Sequence) -> list[Plot]:
         plot = Plot(**entry)
         for role in ("lines", "panels"):
             axis = getattr(plot, role)
-            if axis and (axis not in axes or axis == sweep_files.SEED):
+            if axis and (axis not in axes or axis in repeats):
                 raise ValueError(
                     f"config.plots: {role}={axis!r} must be one of the axes "
-                    f"{[a for a in axes if a != sweep_files.SEED]}."
+                    f"{[a for a in axes if a not in repeats]}."
                 )
         if plot.file_name in (other.file_name for other in plots):
             raise ValueError(f"config.plots: two plots are called {plot.file_name}; set name=.")
@@ -89,14 +92,19 @@ def read_plots(entries: Sequence[Mapping], cells: Sequence) -> list[Plot]:
 
 
 def draw_all(
-    folder: pathlib.Path, rows: Sequence[Mapping], axes: Sequence[str], plots: Sequence[Plot]
+    folder: pathlib.Path,
+    rows: Sequence[Mapping],
+    axes: Sequence[str],
+    plots: Sequence[Plot],
+    repeats: Sequence[str] = sweep_files.REPEATS,
 ) -> None:
     """Draws every plot for which there are results into `<name>.png`.
 
     A plot of a field that the results lack is left out with an error in the log: the cells are
     worth more than the plot.
     """
-    done = [row for row in rows if row["state"] == "done"]
+    done = sweep_files.averaged(rows, axes, repeats[1:])
+    axes = [axis for axis in axes if axis not in repeats]
     for plot in plots if done else ():
         missing = [key for key in (plot.x, plot.y) if not any(_number(r.get(key)) for r in done)]
         if missing:
@@ -115,7 +123,7 @@ def draw_all(
 
 
 def draw(plot: Plot, rows: Sequence[Mapping], axes: Sequence[str]):
-    """The figure of one plot from the rows of finished cells; `axes` are those of the sweep."""
+    """The figure of one plot from the rows of finished cells; `axes` tell points apart."""
     panels = _values(rows, plot.panels)
     columns = min(len(panels), _PANELS_PER_ROW)
     height = math.ceil(len(panels) / columns)
@@ -162,7 +170,7 @@ def _dress(axes, plot: Plot, rows: Sequence[Mapping]) -> None:
 def points(
     rows: Sequence[Mapping], plot: Plot, axes: Sequence[str]
 ) -> list[tuple[float, float, float | None]]:
-    """One point for the cells that agree in every axis but the seed, by ascending x.
+    """One point for the cells that agree in every axis, by ascending x.
 
     Returns:
       (mean x, mean y, sample standard deviation of y or None); cells without both numbers are left
@@ -171,7 +179,7 @@ def points(
     groups: dict[tuple, list[tuple[float, float]]] = {}
     for row in rows:
         if _number(row.get(plot.x)) and _number(row.get(plot.y)):
-            key = tuple(str(row[axis]) for axis in axes if axis != sweep_files.SEED)
+            key = tuple(str(row[axis]) for axis in axes)
             groups.setdefault(key, []).append((float(row[plot.x]), float(row[plot.y])))
     made = []
     for group in groups.values():

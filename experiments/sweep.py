@@ -5,7 +5,9 @@
         --config.cell.steps=200 --config.seeds=0,1,2
 
 A sweep's config has `runner` (a name in `RUNNERS`), `cell` (the whole config of one run), `axes`
-and optionally `skip` (see `experiments.cells.expand`) and `plots` (see `experiments.plots`).
+and optionally `skip` (see `experiments.cells.expand`), `plots` (see `experiments.plots`) and
+`repeats`: the axes over which means and deviations are taken, default ("seed",); see
+`experiments.sweep_files.summary`.
 All cells are checked before the first one runs. Finished cells are kept, an interrupted one goes
 on, a failing one is recorded in its `failed.json`, passed over, and tried again at the next start.
 Axes may grow in the same folder (more seeds, more values); the config of the cells may not change.
@@ -40,7 +42,7 @@ from mpojax.training import workdir as workdir_lib
 # Name -> module:function(config, folder) -> int, 0 when it has written the folder's `result.json`,
 # anything else when it was asked to stop. A function `check(config)` beside it is called for every
 # cell before anything runs.
-RUNNERS = {"finetune": "experiments.finetune:run"}
+RUNNERS = {"finetune": "experiments.finetune:run", "multitask": "experiments.multitask:run"}
 
 Runner = Callable[[ml_collections.ConfigDict, str], int]
 
@@ -53,13 +55,31 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole sweep; returns the exit status: 0 finished or stopped, 1 when a cell failed."""
     runner, check = find_runner(config.get("runner"))
     cells = cells_lib.expand(config)
-    plots = plots_lib.read_plots(config.get("plots") or (), cells)
+    repeats = read_repeats(config, cells)
+    plots = plots_lib.read_plots(config.get("plots") or (), cells, repeats)
     check_cells(cells, pathlib.Path(folder), check)
     # Axes, which may grow, are not part of what the folder is recognised by.
     workdir = workdir_lib.Workdir(folder, {"runner": config.runner, "cell": config.cell})
     with locked(workdir.path):
         workdir.write_json("sweep.json", config)
-        return Sweep(cells, runner, workdir, plots).run()
+        return Sweep(cells, runner, workdir, plots, repeats).run()
+
+
+def read_repeats(config: ml_collections.ConfigDict, cells) -> tuple[str, ...]:
+    """`config.repeats`, checked.
+
+    Raises:
+      ValueError: a name that is no axis, or one twice.
+    """
+    repeats = config.get("repeats")
+    if repeats is None:
+        return sweep_files.REPEATS
+    axes = list(cells[0].labels)
+    if isinstance(repeats, str) or not repeats or len({*repeats}) < len(repeats):
+        raise ValueError(f"config.repeats={repeats!r} must be a tuple of axes, each named once.")
+    if unknown := [axis for axis in repeats if axis not in axes]:
+        raise ValueError(f"config.repeats has {unknown}; the axes are {axes}.")
+    return tuple(repeats)
 
 
 def find_runner(name: str | None) -> tuple[Runner, Callable | None]:
@@ -152,8 +172,16 @@ class Signals:
 class Sweep:
     """The loop over cells, and the state that is shown."""
 
-    def __init__(self, cells, runner: Runner, workdir: workdir_lib.Workdir, plots):
-        self.cells, self.runner, self.workdir, self.plots = cells, runner, workdir, plots
+    def __init__(
+        self,
+        cells,
+        runner: Runner,
+        workdir: workdir_lib.Workdir,
+        plots,
+        repeats: tuple[str, ...] = sweep_files.REPEATS,
+    ):
+        self.cells, self.runner, self.workdir = cells, runner, workdir
+        self.plots, self.repeats = plots, repeats
         self.view = sweep_view.View(
             [cell.name for cell in cells],
             {cell.name: sweep_files.read_result(self.folder(cell)) for cell in cells},
@@ -220,8 +248,8 @@ class Sweep:
     def _write(self) -> list[dict]:
         rows = sweep_files.rows(self.cells, self.workdir.path / "cells")
         axes = list(self.cells[0].labels)
-        sweep_files.write_tables(self.workdir.path, rows, axes)
-        plots_lib.draw_all(self.workdir.path / "plots", rows, axes, self.plots)
+        sweep_files.write_tables(self.workdir.path, rows, axes, self.repeats)
+        plots_lib.draw_all(self.workdir.path / "plots", rows, axes, self.plots, self.repeats)
         return rows
 
 

@@ -10,7 +10,9 @@ from absl import logging
 from experiments import console, study_files
 from mpojax import files
 
-SEED = "seed"  # the axis that means and deviations are taken over
+# Axes that repeat a measurement, where a sweep's config does not name others in `repeats`: means
+# and deviations are taken over the first, after means over the rest.
+REPEATS = ("seed",)
 # Columns of `summary.md`, where there are such; the CSV files have all.
 _SHOWN = ("metric_name", "n", "metric", "total", "trained", "relative_error")
 
@@ -55,30 +57,53 @@ def scalars(result: Mapping) -> dict:
     return flat
 
 
-def summary(rows: Sequence[Mapping], axes: Sequence[str]) -> list[dict]:
-    """Mean, sample standard deviation and number of finished cells over the axis "seed".
+def averaged(rows: Sequence[Mapping], axes: Sequence[str], over: Sequence[str]) -> list[dict]:
+    """Finished cells that agree in all other axes as one row: the means of their numbers.
 
     Args:
       rows: of `rows`.
       axes: names of all axes.
+      over: those that are averaged; with none the finished cells come back as they are.
+    """
+    done = [dict(row) for row in rows if row["state"] == "done"]
+    if not over:
+        return done
+    made = []
+    for group in _groups(done, [axis for axis in axes if axis not in over]):
+        entry = dict(group[0])
+        for field in entry:
+            values = [row[field] for row in group if _is_number(row[field])]
+            if field not in axes and len(values) == len(group):
+                entry[field] = statistics.fmean(values)
+        made.append(entry)
+    return made
+
+
+def summary(
+    rows: Sequence[Mapping], axes: Sequence[str], repeats: Sequence[str] = REPEATS
+) -> list[dict]:
+    """Mean, sample standard deviation and number of finished repetitions.
+
+    Args:
+      rows: of `rows`.
+      axes: names of all axes.
+      repeats: those that repeat a measurement. Deviations are over the first of them, of means over
+        the rest.
 
     Returns:
       One row for each combination of the other axes that has a finished cell: axes, `n`,
-      `metric_name`, and for every numeric field its mean and `<field>_std` (None for one seed).
+      `metric_name`, and for every numeric field its mean and `<field>_std` (None for one
+      repetition).
     """
-    others = [axis for axis in axes if axis != SEED]
-    groups: dict[tuple, list[Mapping]] = {}
-    for row in rows:
-        if row["state"] == "done":
-            groups.setdefault(tuple(str(row[axis]) for axis in others), []).append(row)
+    others = [axis for axis in axes if axis not in repeats]
     made = []
-    for group in groups.values():
+    for group in _groups(averaged(rows, axes, repeats[1:]), others):
         entry = {axis: group[0][axis] for axis in others} | {"n": len(group)}
         if "metric_name" in group[0]:
             entry["metric_name"] = group[0]["metric_name"]
         for field in group[0]:
             values = [row[field] for row in group if _is_number(row[field])]
-            if field in axes or field == SEED or len(values) < len(group):
+            if field in (*axes, *repeats) or len(values) < len(group):
                 continue
             entry[field] = statistics.fmean(values)
             entry[f"{field}_std"] = statistics.stdev(values) if len(values) > 1 else None
@@ -86,25 +111,44 @@ def summary(rows: Sequence[Mapping], axes: Sequence[str]) -> list[dict]:
     return made
 
 
-def write_tables(folder: pathlib.Path, rows: Sequence[Mapping], axes: Sequence[str]) -> None:
+def _groups(rows: Sequence[Mapping], axes: Sequence[str]) -> list[list[Mapping]]:
+    groups: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row[axis]) for axis in axes), []).append(row)
+    return list(groups.values())
+
+
+def write_tables(
+    folder: pathlib.Path,
+    rows: Sequence[Mapping],
+    axes: Sequence[str],
+    repeats: Sequence[str] = REPEATS,
+) -> None:
     """Writes `results.csv`, `summary.csv` and `summary.md`."""
     study_files.write_csv(folder / "results.csv", rows)
-    means = summary(rows, axes)
+    means = summary(rows, axes, repeats)
     study_files.write_csv(folder / "summary.csv", means)
-    files.write_atomic(folder / "summary.md", markdown(rows, means, axes))
+    files.write_atomic(folder / "summary.md", markdown(rows, means, axes, repeats))
 
 
-def markdown(rows: Sequence[Mapping], means: Sequence[Mapping], axes: Sequence[str]) -> str:
+def markdown(
+    rows: Sequence[Mapping],
+    means: Sequence[Mapping],
+    axes: Sequence[str],
+    repeats: Sequence[str] = REPEATS,
+) -> str:
     """The summary as a Markdown page: a table, and what is not finished."""
     done = sum(row["state"] == "done" for row in rows)
     lines = [f"# Sweep: {done} of {len(rows)} cells finished", ""]
     if means:
-        keys = [axis for axis in axes if axis != SEED]
+        keys = [axis for axis in axes if axis not in repeats]
         keys += [key for key in _SHOWN if any(key in entry for entry in means)]
         is_right = [_is_number(means[0].get(key)) for key in keys]
         cells = [[_shown(entry, key) for key in keys] for entry in means]
         lines += console.markdown_lines(keys, is_right, cells)
-        lines += ["", "Means over seeds ± sample standard deviation."]
+        first, *rest = (f"{axis}s" for axis in repeats)
+        inner = f" (each the mean over its {' and '.join(rest)})" if rest else ""
+        lines += ["", f"Means over {first}{inner} ± sample standard deviation."]
     for state in ("failed", "open"):
         names = [row["cell"] for row in rows if row["state"] == state]
         if names:

@@ -24,7 +24,7 @@ class Mixture(pipeline.TrainData):
       lengths: see `TrainData`.
 
     Attributes:
-      names: of the tasks.
+      sizes: {name: examples}.
       shares: {name: share of the rows}, of sum 1.
 
     Raises:
@@ -44,16 +44,15 @@ class Mixture(pipeline.TrainData):
         if not 0.0 <= exponent <= 1.0:
             raise ValueError(f"exponent={exponent} must lie in 0 (equal shares) .. 1 (by size)")
         arrays = _joined(tasks)
-        self.names = tuple(tasks)
-        self._sizes = [len(tasks[name]["labels"]) for name in self.names]
-        weights = np.float64(self._sizes) ** exponent
-        self.shares = dict(zip(self.names, (weights / weights.sum()).tolist(), strict=True))
+        self.sizes = {name: len(own["labels"]) for name, own in tasks.items()}
+        weights = {name: float(size) ** exponent for name, size in self.sizes.items()}
+        self.shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         super().__init__(arrays, batch_size, seed=seed, lengths=lengths)
 
     def _examples(self, seed: int) -> grain.MapDataset:
-        first = np.cumsum([0, *self._sizes])
+        first = np.cumsum([0, *self.sizes.values()])
         # Seeds that do not follow each other: epochs count on from the seed of the first one.
-        seeds = np.random.SeedSequence(seed).generate_state(len(self._sizes)) >> 1
+        seeds = np.random.SeedSequence(seed).generate_state(len(self.sizes)) >> 1
         orders = [
             grain.MapDataset.source(np.arange(start, stop)).seed(int(own)).shuffle().repeat(None)
             for start, stop, own in zip(first[:-1], first[1:], seeds, strict=True)

@@ -18,7 +18,6 @@ from mpojax import models
 from mpojax.data import pipeline, text_classification
 from mpojax.training import evaluation, objectives
 
-AVERAGE = "average"
 _KINDS = ("classification", "regression")
 
 
@@ -132,6 +131,8 @@ class TasksEvaluator:
       main: {task: the metric that counts in the average}.
     """
 
+    AVERAGE = "average"
+
     def __init__(
         self,
         heads: Sequence[TaskHead],
@@ -161,7 +162,7 @@ class TasksEvaluator:
             metrics = single.metric_fn(columns)
             found |= {f"{head.task}/{name}": value for name, value in metrics.items()}
         main = [found[f"{task}/{metric}"] for task, metric in self.main.items()]
-        return found | {AVERAGE: statistics.fmean(main)}
+        return found | {self.AVERAGE: statistics.fmean(main)}
 
 
 def _checked(logits: jax.Array, outputs: int) -> jax.Array:

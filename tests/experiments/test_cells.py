@@ -76,7 +76,10 @@ def test_skip_leaves_combinations_out():
         ({"skip": ({"varaint": "dense"},)}, r"skip names varaint.* the axes are variant: dense"),
         ({"skip": ({"variant": "no"},)}, r"skip names variant=\['no'\]"),
         ({"skip": ({"seed": (0, 1)},)}, r"no cells"),
-        ({"runner": "finetnue"}, r"config.runner='finetnue' must be one of finetune, toy"),
+        (
+            {"runner": "finetnue"},
+            r"config.runner='finetnue' must be one of finetune, multitask, toy",
+        ),
         ({"plots": ({"x": "a", "z": "b"},)}, r"unknown fields \['z'\]"),
         ({"plots": ({"x": "a"},)}, r"needs x and y"),
         ({"plots": ({"x": "a", "y": "b", "lines": "seed"},)}, r"lines='seed' must be one of"),

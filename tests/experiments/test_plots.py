@@ -11,9 +11,9 @@ def test_points_are_means_over_seeds_with_deviations():
         for seed in (0, 2)
     ]
     plot = plots.Plot(x="bond", y="y", lines="form")
-    found = plots.points([r for r in rows if r["form"] == "a"], plot, ["form", "bond", "seed"])
+    found = plots.points([r for r in rows if r["form"] == "a"], plot, ["form", "bond"])
     assert found == [(2, 3, 2**0.5), (4, 5, 2**0.5)]
-    figure = plots.draw(plot, rows, ["form", "bond", "seed"])
+    figure = plots.draw(plot, rows, ["form", "bond"])
     (axes,) = figure.axes
     assert len(axes.lines) == len(axes.collections) == 2  # a line and a band for each form
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
@@ -25,7 +25,7 @@ def test_one_panel_for_each_value_in_rows_of_three():
         for task in "abcd"
         for seed in (0, 1)
     ]
-    figure = plots.draw(plots.Plot(x="x", y="y", panels="task"), rows, ["task", "seed"])
+    figure = plots.draw(plots.Plot(x="x", y="y", panels="task"), rows, ["task"])
     assert [axes.get_title() for axes in figure.axes] == [f"task: {task}" for task in "abcd"]
     assert all(len(axes.containers) == 1 for axes in figure.axes)  # a bar: bands need two points
 
