@@ -142,5 +142,3 @@ def _adapters(rank: int, targets: Sequence[str], outside: bool) -> tuple[tuple[s
         raise ValueError(f"adapter_rank={rank} has nothing to adapt: name adapter_targets.")
     # One pattern, so that a model without its pooler keeps the rest.
     return (("|".join(patterns), rank),)
-
-

@@ -1,0 +1,308 @@
+"""How an MPOBERT starts: from an encoder with shared layers, from any other, or from scratch.
+
+Paper: section 3.3 and Algorithm 2. The released code copies the teacher's auxiliary cores into all
+layers (here `scaling="none"`); the paper scales them in layers beyond the teacher's, and says in
+three places three different things about what is scaled. Everything runs on the host in float64.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from absl import logging
+
+from mpojax import models, mpo
+from mpojax.methods import mpobert_fit
+
+# (depth, auxiliary cores of a chain) -> factor of each auxiliary core in layers without a teacher.
+_FACTORS: dict[str, Callable[[int, int], float]] = {
+    "none": lambda depth, cores: 1.0,
+    # Section 3.3: random Xavier cores, scaled.
+    "paper_text": lambda depth, cores: (2 * depth) ** -0.25,
+    # Algorithm 2: the teacher's cores, scaled.
+    "paper_algorithm": lambda depth, cores: (2 * depth) ** -0.25,
+    # Corollary A.2 for the two sides of the chain: all cores together scale W by (2L)^(-1/2).
+    "theory": lambda depth, cores: (2 * depth) ** (-0.5 / cores),
+    # The corollary redone for every auxiliary core by itself: m a^(3m - 2) = 1 / L.
+    "theory_each_core": lambda depth, cores: (cores * depth) ** (-1 / (3 * cores - 2)),
+}
+SCALINGS = tuple(_FACTORS)
+DRAWS = ("normal", "xavier", "identity")
+# Standard deviation of fresh tables and matrices, as in BERT and ALBERT.
+_DEVIATION = 0.02
+# What a teacher must have in common with the model.
+_TEACHER_FIELDS = (
+    *("vocab_size", "hidden_size", "embedding_size", "num_heads", "intermediate_size"),
+    *("max_positions", "token_types", "activation", "norm", "norm_eps", "projection"),
+    *("trigram_input", "bottleneck_size"),
+)
+
+Shapes = Mapping[str, mpo.MPOShape]
+
+
+def factor(scaling: str, num_layers: int, num_cores: int = 5) -> float:
+    """What each auxiliary core of a layer without a teacher is multiplied with.
+
+    Raises:
+      ValueError: an unknown scaling.
+    """
+    if scaling not in _FACTORS:
+        raise ValueError(f"scaling={scaling!r} must be one of {', '.join(SCALINGS)}.")
+    return _FACTORS[scaling](num_layers, num_cores - 1)
+
+
+def from_scratch(
+    config: models.EncoderConfig,
+    shapes: Shapes,
+    *,
+    draw: str = "normal",
+    scaling: str = "none",
+    gauge: str = "central",
+    seed: int = 0,
+) -> models.Model:
+    """A random model: tables and matrices normal with deviation 0.02, biases 0, norms 1.
+
+    Args:
+      config, shapes: of `mpobert.settings`, or of any other encoder (also without chains).
+      draw: how chains start. "normal": one matrix is drawn for each role and decomposed once; all
+        layers begin with it (section 4.3 of the paper, figure 3a). "identity": the same without a
+        decomposition: identity auxiliary cores, the matrix itself in the central one. "xavier":
+        every core drawn by itself, by Xavier's rule on its two sides.
+      scaling: of the auxiliary cores of all layers; see `SCALINGS`.
+      gauge: of the decomposition; see `mpo.decompose`.
+      seed: of all draws.
+
+    Raises:
+      ValueError: an unknown draw, scaling or gauge.
+    """
+    if draw not in DRAWS:
+        raise ValueError(f"draw={draw!r} must be one of {', '.join(DRAWS)}.")
+    rng = np.random.default_rng(seed)
+    factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
+    chains = {}
+    for role, shape in _roles(shapes).items():
+        w = rng.normal(0.0, _DEVIATION, (shape.in_features, shape.out_features))
+        chains[role] = mpo.decompose(w, shape, "identity" if draw == "identity" else gauge)
+    arrays = _fresh(config, shapes, rng)
+    for path, shape in shapes.items():
+        role = _role(path)
+        cores = _xavier(rng, shape) if draw == "xavier" or scaling == "paper_text" else chains[role]
+        if draw != "xavier":
+            cores = (
+                *cores[: shape.central],
+                chains[role][shape.central],
+                *cores[shape.central + 1 :],
+            )
+        _put(arrays, path, _scaled(cores, shape, factor_))
+    return models.from_arrays(config, shapes, arrays)
+
+
+def from_teacher(
+    teacher: models.Model,
+    config: models.EncoderConfig,
+    shapes: Shapes,
+    *,
+    scaling: str = "none",
+    taught_layers: int | None = None,
+    central: str | int = "mean",
+    gauge: str = "central",
+    seed: int = 0,
+) -> models.Model:
+    """A model that continues a trained one.
+
+    A teacher whose layers are one shared layer (ALBERT) is decomposed once; the cores go into every
+    layer. With `scaling="none"` and full bonds the model then computes what the teacher would with
+    as many repeats. Of any other teacher, layer l takes the matrices of the teacher's layer
+    l * depth / L: central cores come from their mean over a block, or from one chosen layer, and
+    each layer's auxiliary cores are fitted to its own matrix by least squares (our extension).
+
+    Args:
+      teacher: an encoder with dense matrices, or a model with heads: those for pre-training are
+        taken over where both have them; others start fresh.
+      config, shapes: of `mpobert.settings`.
+      scaling: of the auxiliary cores in layers from `taught_layers` on; see `SCALINGS`.
+      taught_layers: how many layers start with the teacher's cores as they are; None for all as
+        deep as the teacher (the paper: 24).
+      central: "mean", or the number of the teacher's layer whose central cores are used.
+      gauge: of the decomposition; see `mpo.decompose`.
+      seed: of what the teacher does not have.
+
+    Raises:
+      ValueError: a teacher whose sizes do not fit (all are named), or that has chains itself; an
+        unknown scaling; auxiliary cores that are shared, so that no layer can be scaled.
+    """
+    _check_teacher(teacher, config, shapes)
+    taught = teacher.config.num_layers if taught_layers is None else taught_layers
+    factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
+    if scaling != "none" and "auxiliary" in config.shared_roles and taught < config.num_layers:
+        raise ValueError(
+            f"scaling={scaling!r} treats layers from {taught} on by themselves, but the layers "
+            "share their auxiliary cores; use scaling='none'."
+        )
+    rng = np.random.default_rng(seed)
+    arrays = _fresh(config, shapes, rng)
+    theirs = models.to_arrays(models.unshared(teacher))
+    _take_over(arrays, theirs, teacher.config, config)
+    copies = _copies_one_layer(teacher.config, config)
+    chains = _copied_chains if copies else _fitted_chains
+    for path, cores in chains(theirs, teacher.config, config, shapes, central, gauge):
+        shape = shapes[path]
+        if _layer(path) >= taught:
+            if scaling == "paper_text":
+                fresh = _xavier(rng, shape)
+                cores = (*fresh[: shape.central], cores[shape.central], *fresh[shape.central + 1 :])
+            cores = _scaled(cores, shape, factor_)
+        _put(arrays, path, cores)
+    return models.from_arrays(config, shapes, arrays)
+
+
+def _copies_one_layer(teacher, config) -> bool:
+    """Whether all layers of each block begin as one and the same layer of the teacher."""
+    if not teacher.shares_everything:
+        return False
+    sources = {}
+    for layer in range(config.num_layers):
+        block = layer // config.block_size
+        sources.setdefault(block, set()).add(_map(layer, teacher, config) // teacher.block_size)
+    return all(len(found) == 1 for found in sources.values())
+
+
+def _copied_chains(theirs, teacher, config, shapes, central, gauge):
+    """(path, cores) of every matrix; each of the teacher's is decomposed once."""
+    known = {}
+    for path, shape in shapes.items():
+        source = _map(_layer(path), teacher, config)
+        key = _role(path), source - source % teacher.block_size, shape
+        if key not in known:
+            w = np.asarray(theirs[f"layers/{key[1]}/{key[0]}/kernel"], np.float64)
+            known[key] = mpo.decompose(w, shape, gauge)
+        yield path, known[key]
+
+
+def _fitted_chains(theirs, teacher, config, shapes, central, gauge):
+    """(path, cores): central cores of a mean or one layer, auxiliary cores by least squares."""
+    errors: dict[str, list[float]] = {}
+    for first in range(0, config.num_layers, config.block_size):
+        block = range(first, first + config.block_size)
+        for role, shape in _roles(shapes).items():
+            own = {
+                layer: np.asarray(theirs[f"layers/{_map(layer, teacher, config)}/{role}/kernel"])
+                for layer in block
+            }
+            if central == "mean":
+                middle = np.mean(np.stack(list(own.values())), axis=0, dtype=np.float64)
+            else:
+                middle = np.asarray(theirs[f"layers/{int(central)}/{role}/kernel"], np.float64)
+            start = mpo.decompose(middle, shape, gauge)
+            for layer, w in own.items():
+                cores, error = mpobert_fit.fit_auxiliary(np.asarray(w, np.float64), start, shape)
+                errors.setdefault(role, []).append(error)
+                yield f"layers/{layer}/{role}", cores
+    for role, values in errors.items():
+        logging.info(
+            "%s: relative error of the fitted layers %.3f on average, %.3f at most",
+            *(role, np.mean(values), np.max(values)),
+        )
+
+
+def _check_teacher(teacher, config, shapes):
+    if teacher.shapes:
+        raise ValueError(
+            f"the teacher has {len(teacher.shapes)} matrices in MPO form; merge it before: "
+            "interop.merge(teacher)."
+        )
+    if teacher.config.shares_parts:
+        raise ValueError("the teacher's layers share a part of their parameters; merge it before.")
+    problems = [
+        f"{name}: {getattr(teacher.config, name)!r} in the teacher, {getattr(config, name)!r} here"
+        for name in _TEACHER_FIELDS
+        if getattr(teacher.config, name) != getattr(config, name)
+    ]
+    if not shapes:
+        problems.append("the model has no chains")
+    if config.shares_everything is False and config.layer_groups is None:
+        problems.append("the model shares nothing between layers (layer_groups=None)")
+    if problems:
+        raise ValueError("the teacher does not fit the model:\n  " + "\n  ".join(problems))
+
+
+def _take_over(arrays, theirs, teacher, config):
+    """Everything that is no chain: tables, map, pooler, heads, biases and norms of layers."""
+    for name in arrays:
+        source = name
+        if name.startswith("layers/"):
+            _, layer, rest = name.split("/", 2)
+            source = f"layers/{_map(int(layer), teacher, config)}/{rest}"
+        is_own = "/adapter/" in name or (
+            name.startswith("head/") and not _same_head(teacher, config)
+        )
+        if source in theirs and not is_own:
+            if theirs[source].shape != arrays[name].shape:
+                raise ValueError(
+                    f"the teacher does not fit the model: {source} is {theirs[source].shape}, must "
+                    f"be {arrays[name].shape}."
+                )
+            arrays[name] = theirs[source]
+
+
+def _same_head(teacher, config) -> bool:
+    names = ("num_labels", "head", "masked_lm")
+    return all(getattr(teacher, name) == getattr(config, name) for name in names)
+
+
+def _map(layer: int, teacher, config) -> int:
+    """The teacher's layer that a layer begins as."""
+    return layer * teacher.num_layers // config.num_layers
+
+
+def _fresh(config, shapes, rng) -> dict[str, np.ndarray]:
+    """Fresh arrays of everything; those of chains as zeros, to be filled."""
+    arrays = {}
+    for name, size in models.array_shapes(config, shapes).items():
+        leaf = name.rpartition("/")[2]
+        if leaf in ("kernel", "table", "down"):
+            arrays[name] = rng.normal(0.0, _DEVIATION, size).astype(np.float32)
+        else:
+            arrays[name] = np.full(size, 1.0 if leaf == "scale" else 0.0, np.float32)
+    return arrays
+
+
+def _put(arrays, path: str, cores):
+    """Cores under their names, where this layer holds them (a block's first the shared ones)."""
+    for k, core in enumerate(cores):
+        name = f"{path}/cores/{k}"
+        if name in arrays:
+            arrays[name] = np.asarray(core, np.float32)
+
+
+def _scaled(cores, shape: mpo.MPOShape, factor_: float):
+    return tuple(c if k == shape.central else factor_ * c for k, c in enumerate(cores))
+
+
+def _xavier(rng, shape: mpo.MPOShape):
+    """Cores of variance 2 / (rows + columns), seen as matrices (d i, j d')."""
+    cores = []
+    for before, i, j, after in shape.core_shapes:
+        deviation = math.sqrt(2.0 / (before * i + j * after))
+        cores.append(rng.normal(0.0, deviation, (before, i, j, after)))
+    return tuple(cores)
+
+
+def _roles(shapes: Shapes) -> dict[str, mpo.MPOShape]:
+    """{role: shape}; a role is the path of a matrix in its layer."""
+    return {_role(path): shape for path, shape in shapes.items()}
+
+
+def _role(path: str) -> str:
+    return path.split("/", 2)[2]
+
+
+def _layer(path: str) -> int:
+    return int(path.split("/", 2)[1])
+
+
+def _num_cores(shapes: Shapes) -> int:
+    counts = {shape.num_cores for shape in shapes.values()} or {5}
+    if len(counts) > 1:
+        raise ValueError(f"all chains must have equally many cores; got {sorted(counts)}.")
+    return counts.pop()
