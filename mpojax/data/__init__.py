@@ -1,6 +1,9 @@
 """Data: tasks, tokenizers and batches that are a pure function of (seed, step)."""
 
+from mpojax.data.corpus import Corpus
 from mpojax.data.few_shot import few_shot
+from mpojax.data.masked_lm import PretrainData, PretrainEvalData
+from mpojax.data.masking import Masking
 from mpojax.data.mixture import Mixture
 from mpojax.data.pipeline import EvalData, TrainData
 from mpojax.data.squad import SpanSplit
@@ -10,8 +13,12 @@ from mpojax.data.tokenizer import Tokenizer
 
 __all__ = [
     "TASKS",
+    "Corpus",
     "EvalData",
+    "Masking",
     "Mixture",
+    "PretrainData",
+    "PretrainEvalData",
     "SpanSplit",
     "Split",
     "TextTask",

@@ -44,7 +44,8 @@ class Tokenizer:
             except Exception as error:  # the library raises bare Exception
                 raise ValueError(f"{path} is not a readable tokenizer file: {error}") from error
         elif (folder / "vocab.txt").is_file():
-            backend = _word_piece(folder / "vocab.txt", settings.get("do_lower_case", True))
+            vocabulary = _read_vocabulary(folder / "vocab.txt")
+            backend = word_piece(vocabulary, settings.get("do_lower_case", True))
         else:
             raise FileNotFoundError(
                 f"no tokenizer.json and no vocab.txt in {folder}; a tokenizer folder needs one of "
@@ -62,6 +63,10 @@ class Tokenizer:
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
+    def vocabulary(self) -> dict[str, int]:
+        """{token: id}, special tokens included."""
+        return self._backend.get_vocab()
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode([int(i) for i in ids])
 
@@ -78,6 +83,20 @@ class Tokenizer:
         self._backend.enable_truncation(max_length=max_length, strategy="longest_first")
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return self._arrays(self._padded(inputs, max_length), max_length)
+
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, neither padded nor cut, without special tokens.
+
+        What looks like a special token in a text (`[MASK]`) is text.
+        """
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        finally:
+            self._backend.encode_special_tokens = False
+        return [encoding.ids for encoding in encodings]
 
     def encode_windows(
         self,
@@ -176,7 +195,18 @@ def _read_settings(path: pathlib.Path) -> dict:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def _word_piece(path: pathlib.Path, lower_case: bool) -> tokenizers.Tokenizer:
+def word_piece(vocabulary: dict[str, int], lower_case: bool) -> tokenizers.Tokenizer:
+    """BERT's tokenizer with the given {token: id}, which holds BERT's special tokens."""
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    return backend
+
+
+def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
     # Not str.splitlines, which also breaks at rare Unicode separators and would shift all ids.
     words = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
     if not words[-1]:
@@ -188,10 +218,4 @@ def _word_piece(path: pathlib.Path, lower_case: bool) -> tokenizers.Tokenizer:
     missing = [t for t in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if t not in vocabulary]
     if missing:
         raise ValueError(f"{path} lacks the special tokens {missing}; it is not a BERT vocabulary")
-    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(
-        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-    )
-    return backend
+    return vocabulary

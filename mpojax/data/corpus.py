@@ -1,0 +1,218 @@
+"""Tokenised text on disk: a folder with a tokenizer and array_record files of documents.
+
+    corpus.json                               format, sizes, splits, settings (written last)
+    tokenizer.json or vocab.txt               the tokenizer (tokenizer_config.json beside it)
+    train-00003-of-00016.array_record         one record per document
+    train-00003-of-00016.lengths.npy          (documents,) int32, their tokens
+
+A record is a document without special tokens, in little-endian integers: the number of sentences
+(uint32), the token at which each starts (uint32), the tokens (uint16 or uint32, as corpus.json
+says). `tools/prepare_corpus.py` writes such folders.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from array_record.python import array_record_data_source
+
+from mpojax.data import vocabulary as vocabulary_lib
+from mpojax.data.tokenizer import Tokenizer
+
+FORMAT = 1
+DESCRIPTION = "corpus.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One array_record file: its name and what is in it."""
+
+    file: str
+    documents: int
+    tokens: int
+    sentences: int
+    bytes: int
+
+    @property
+    def lengths_file(self) -> str:
+        return self.file.removesuffix(".array_record") + ".lengths.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Documents one after another.
+
+    Attributes:
+      tokens: (T,) int32.
+      starts: (N + 1,) int64, the place in `tokens` where each document starts; the last is T.
+      sentences: (M,) int64, ascending places in `tokens` where sentences start.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    sentences: np.ndarray
+
+
+def encode_record(tokens: Sequence[int], sentences: Sequence[int], vocab_size: int) -> bytes:
+    """The record of a document; see the top of this file."""
+    head = np.array([len(sentences), *sentences], "<u4").tobytes()
+    return head + np.array(tokens, token_dtype(vocab_size)).tobytes()
+
+
+def decode_record(record: bytes, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, sentence starts) of a record."""
+    count = int(np.frombuffer(record, "<u4", 1)[0])
+    sentences = np.frombuffer(record, "<u4", count, offset=4)
+    return np.frombuffer(record, token_dtype(vocab_size), offset=4 * (count + 1)), sentences
+
+
+def token_dtype(vocab_size: int) -> str:
+    return "<u2" if vocab_size <= 2**16 else "<u4"
+
+
+class Corpus:
+    """A corpus folder, opened and checked; documents are read when they are asked for.
+
+    Attributes:
+      folder: absolute path.
+      vocab_size: largest token id + 1.
+      special: ids of the special tokens, `SpecialTokens`.
+      splits: {name: shards}, e.g. "train" and "valid".
+      settings: how it was made.
+
+    Raises:
+      FileNotFoundError: no such folder, or it holds no finished corpus.
+      ValueError: files are missing, cut off, or of another format.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = pathlib.Path(folder).expanduser().absolute()
+        description = _read_description(self.folder)
+        self.vocab_size = int(description["vocab_size"])
+        self.special = vocabulary_lib.SpecialTokens(**description["special_tokens"])
+        self.settings = description["settings"]
+        self.splits = {
+            name: tuple(Shard(**shard) for shard in split["shards"])
+            for name, split in description["splits"].items()
+        }
+        self._check_files()
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self.folder)
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """(V,) bool: whether a token starts a word."""
+        return vocabulary_lib.word_starts(self.tokenizer().vocabulary())
+
+    def count(self, split: str, what: str = "tokens") -> int:
+        """Documents, tokens or sentences of a split."""
+        return sum(getattr(shard, what) for shard in self.shards(split))
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """Raises ValueError for a split that is not there."""
+        if split not in self.splits:
+            raise ValueError(f"{self.folder} has no split {split!r}; it has {list(self.splits)}")
+        return self.splits[split]
+
+    def lengths(self, split: str) -> np.ndarray:
+        """(N,) int32: tokens of every document."""
+        parts = [np.load(self.folder / s.lengths_file) for s in self.shards(split)]
+        return np.concatenate(parts)
+
+    def check_vocab_size(self, vocab_size: int) -> None:
+        """Raises ValueError for a model whose vocabulary has another size than that of the text."""
+        if vocab_size != self.vocab_size:
+            raise ValueError(
+                f"the model has vocab_size={vocab_size}, the corpus {self.folder} is tokenised "
+                f"with {self.vocab_size} tokens; set the model's vocab_size to that, or prepare "
+                "the corpus with the model's own tokenizer (tools/prepare_corpus.py --tokenizer)"
+            )
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises ValueError for a tokenizer with other tokens or numbers than that of the text."""
+        own, other = self.tokenizer().vocabulary(), tokenizer.vocabulary()
+        if own == other:
+            return
+        differing = sorted(t for t in own.keys() | other.keys() if own.get(t) != other.get(t))
+        raise ValueError(
+            f"the corpus {self.folder} is tokenised with another vocabulary: {len(differing)} "
+            f"tokens differ, e.g. {differing[0]!r} (corpus: {own.get(differing[0])}, model: "
+            f"{other.get(differing[0])}); prepare it with the model's own tokenizer "
+            "(tools/prepare_corpus.py --tokenizer)"
+        )
+
+    def reader(self, split: str, memory: int = 2**30) -> "Reader":
+        """Documents of a split; held in memory where they need at most `memory` bytes."""
+        shards = self.shards(split)
+        paths = [str(self.folder / shard.file) for shard in shards]
+        size = 4 * self.count(split) + 8 * self.count(split, "sentences")
+        return Reader(paths, self.vocab_size, in_memory=size <= memory)
+
+    def _check_files(self) -> None:
+        for split, shards in self.splits.items():
+            for shard in shards:
+                path = self.folder / shard.file
+                size = path.stat().st_size if path.is_file() else None
+                if size != shard.bytes or not (self.folder / shard.lengths_file).is_file():
+                    found = "missing" if size is None else f"{size} bytes long"
+                    raise ValueError(
+                        f"{path} or its lengths: {found}, expected {shard.bytes} bytes; the split "
+                        f"{split} is damaged: copy the folder again, or prepare it again"
+                    )
+
+
+class Reader:
+    """Random access to the documents of a split."""
+
+    def __init__(self, paths: list[str], vocab_size: int, *, in_memory: bool):
+        self._vocab_size = vocab_size
+        self._source = array_record_data_source.ArrayRecordDataSource(paths)
+        self._all = self._read(range(len(self._source))) if in_memory else None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def gather(self, documents: np.ndarray) -> tuple[Documents, np.ndarray]:
+        """Documents that hold those asked for, and (len(documents),) their places among them."""
+        if self._all is not None:
+            return self._all, documents
+        wanted, places = np.unique(documents, return_inverse=True)
+        return self._read(wanted.tolist()), places
+
+    def _read(self, numbers: Iterable[int]) -> Documents:
+        records = self._source.__getitems__(list(numbers)) if len(numbers) else []
+        decoded = [decode_record(record, self._vocab_size) for record in records]
+        starts = np.cumsum([0] + [len(tokens) for tokens, _ in decoded], dtype=np.int64)
+        sentences = [
+            start + places.astype(np.int64)
+            for start, (_, places) in zip(starts, decoded, strict=False)
+        ]
+        return Documents(
+            np.concatenate([tokens for tokens, _ in decoded]).astype(np.int32),
+            starts,
+            np.concatenate(sentences),
+        )
+
+
+def _read_description(folder: pathlib.Path) -> dict:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no corpus in {folder}: it lacks {DESCRIPTION}, which is written last; start or "
+            "finish it with tools/prepare_corpus.py"
+        )
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {description.get('format')!r}; this version reads {FORMAT}: "
+            "prepare the corpus again"
+        )
+    return description

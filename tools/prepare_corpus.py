@@ -1,0 +1,100 @@
+"""Makes a corpus for pre-training from a folder of text, in worker processes.
+
+    python -m tools.prepare_corpus --text=FOLDER --out=CORPUS --vocab_size=8000
+    python -m tools.prepare_corpus --text=FOLDER --out=CORPUS --tokenizer=MODEL_FOLDER
+
+FOLDER holds, at any depth, UTF-8 `.txt` files and `.jsonl` files with a field "text" per line. The
+first form trains a lower-case WordPiece vocabulary on the text, the second takes the tokenizer of
+a model (tokenizer.json or vocab.txt). `data.Corpus(CORPUS)` reads what is written;
+`mpojax/data/corpus.py` describes it.
+
+Nothing depends on the number of workers, not a byte. A run that was stopped, in whatever way, goes
+on when the same command is started again; a corpus that is complete is left as it is.
+"""
+
+import contextlib
+import os
+import sys
+
+from absl import app, flags, logging
+
+from mpojax.data import corpus, corpus_building, text_documents
+from mpojax.training import progress
+
+_TEXT = flags.DEFINE_string("text", None, "Folder of .txt and .jsonl files.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the corpus, new or to be finished.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of a model's tokenizer.")
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Size of a vocabulary to train on the text.")
+_VALID = flags.DEFINE_float("valid", 0.02, "Share of the documents to hold out.")
+_DOCUMENTS = flags.DEFINE_enum(
+    "documents", "file", text_documents.DOCUMENTS, "What is one document in a .txt file."
+)
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 8192, "Longer documents are cut, where a sentence starts."
+)
+_SHARDS = flags.DEFINE_integer(
+    "shards", None, "Number of shards; default: by the size of the text. A worker holds one."
+)
+_WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one per core.")
+
+
+def prepare(
+    text: str, out: str, settings: corpus_building.Settings, workers: int | None = None
+) -> corpus.Corpus:
+    """`corpus_building.build` with a progress bar per stage; `workers` default: one per core."""
+    with contextlib.ExitStack() as stack:
+        bars = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                stack.close()  # the bar of the stage before
+                bars[what] = stack.enter_context(progress.progress(what))
+            bars[what](done, total, "kB of text")
+
+        return corpus_building.build(
+            text, out, settings, workers=workers or _cores(), advance=advance
+        )
+
+
+def summary(made: corpus.Corpus) -> str:
+    """A line per split."""
+    lines = [f"{made.folder}: vocabulary of {made.vocab_size} tokens"]
+    for split, shards in made.splits.items():
+        counts = [made.count(split, what) for what in ("documents", "sentences", "tokens")]
+        lines.append(
+            "{}: {:,} documents, {:,} sentences, {:,} tokens".format(split, *counts)
+            + f" in {len(shards)} shards"
+        )
+    return "\n".join(lines)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def main(argv: list[str]) -> None:
+    """Entry point; failures that are explained end with their message and status 2."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    try:
+        settings = corpus_building.Settings(
+            vocab_size=_VOCAB_SIZE.value,
+            tokenizer=_TOKENIZER.value,
+            valid=_VALID.value,
+            documents=_DOCUMENTS.value,
+            max_tokens=_MAX_TOKENS.value,
+            shards=_SHARDS.value,
+        )
+        print(summary(prepare(_TEXT.value, _OUT.value, settings, _WORKERS.value)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["text", "out"])
+    app.run(main)
