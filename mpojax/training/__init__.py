@@ -1,6 +1,7 @@
 """Training: config -> state -> step -> hooks, with one loop."""
 
 from mpojax.training.checkpoints import Checkpoints
+from mpojax.training.dry_run import Report, abstract_state, dry_run
 from mpojax.training.evaluation import Evaluator, accuracy, classify, score
 from mpojax.training.hooks import (
     Call,
@@ -17,6 +18,7 @@ from mpojax.training.metrics import MetricsWriter
 from mpojax.training.objectives import objective
 from mpojax.training.optimizer import default_config, make_optimizer
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
+from mpojax.training.sharding_rules import encoder_rules, sharding_table
 from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
 from mpojax.training.task_evaluation import evaluator
@@ -35,6 +37,7 @@ __all__ = [
     "MetricsWriter",
     "NonFiniteLossError",
     "Progress",
+    "Report",
     "Rules",
     "StopOnSignal",
     "TaskHead",
@@ -43,9 +46,12 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "Workdir",
+    "abstract_state",
     "accuracy",
     "classify",
     "default_config",
+    "dry_run",
+    "encoder_rules",
     "evaluator",
     "fit",
     "make_heads",
@@ -56,5 +62,6 @@ __all__ = [
     "restore_best",
     "roles",
     "score",
+    "sharding_table",
     "state_shardings",
 ]

@@ -61,9 +61,11 @@ class Rules:
     Attributes:
       table: (pattern, axes) pairs; the first pattern that fully matches a parameter path decides.
         `axes` has an entry per dimension: an axis name, a tuple of names, or None.
-      strict: every pattern must match a parameter, and every size must be divisible.
+      strict: every pattern must match a parameter, and every size must be divisible. Otherwise a
+        dimension is split over as many of its axes, from the first on, as divide it.
       fsdp_min_size: parameters that no rule matches and that have at least so many numbers are
-        split over `fsdp` along their largest divisible dimension; smaller ones are replicated.
+        split over `fsdp` along their largest divisible dimension, but never along the axis that
+        counts layers; smaller ones are replicated.
     """
 
     table: tuple[tuple[str, tuple], ...] = ()
@@ -85,7 +87,7 @@ class Rules:
                     result[path] = self._from_rule(path, leaf.shape, axes, mesh)
                     break
             else:
-                result[path] = self._automatic(leaf.shape, mesh)
+                result[path] = self._automatic(path, leaf.shape, mesh)
         idle = [pattern for pattern, _ in self.table if pattern not in used]
         if idle and self.strict:
             raise ValueError(
@@ -94,36 +96,45 @@ class Rules:
             )
         return result
 
+    def axes_of(self, path: str) -> tuple | None:
+        """What the table says about a path, or None."""
+        return next((axes for pattern, axes in self.table if re.fullmatch(pattern, path)), None)
+
     def _from_rule(self, path: str, shape: tuple, axes: tuple, mesh: Mesh) -> PartitionSpec:
         if len(axes) > len(shape):
             raise ValueError(f"rule {axes} has more dimensions than {path} with shape {shape}")
         kept = []
         for dimension, names in enumerate(axes):
-            names = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+            names = axis_names(names)
             unknown = sorted(set(names) - set(AXES))
             if unknown:
                 raise ValueError(
                     f"rule for {path}: unknown mesh axes {unknown}; allowed are {AXES}"
                 )
-            parts = math.prod(mesh.shape[name] for name in names)
-            if shape[dimension] % parts:
+            while shape[dimension] % (parts := math.prod(mesh.shape[name] for name in names)):
                 if self.strict:
                     raise ValueError(
                         f"{path}: dimension {dimension} of size {shape[dimension]} cannot be split "
                         f"over the mesh axes {names} of size {parts}; change the rule or the mesh"
                     )
-                names = ()
+                names = names[:-1]
             kept.append(names[0] if len(names) == 1 else names or None)
         return PartitionSpec(*kept)
 
-    def _automatic(self, shape: tuple, mesh: Mesh) -> PartitionSpec:
-        parts = mesh.shape["fsdp"]
+    def _automatic(self, path: str, shape: tuple, mesh: Mesh) -> PartitionSpec:
+        parts, first = mesh.shape["fsdp"], state_lib.stack_axes(path)
         if parts == 1 or math.prod(shape) < self.fsdp_min_size:
             return PartitionSpec()
-        for size, dimension in sorted(((n, d) for d, n in enumerate(shape)), reverse=True):
+        sizes = [(size, dimension) for dimension, size in enumerate(shape) if dimension >= first]
+        for size, dimension in sorted(sizes, reverse=True):
             if size % parts == 0:
                 return PartitionSpec(*(None,) * dimension, "fsdp")
         return PartitionSpec()
+
+
+def axis_names(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes of one dimension's entry, in a rule or a partition."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 REPLICATED = Rules()  # no table: what `fsdp` does not split is replicated
@@ -188,18 +199,23 @@ def abstract(tree: Any, shardings: Any) -> Any:
     )
 
 
-def local_rows(batch_size: int, mesh: Mesh) -> slice:
-    """The rows of a global batch that this process loads.
-
-    Raises:
-      ValueError: the batch cannot be split evenly over data and fsdp.
-    """
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises a ValueError where the rows cannot be split evenly over data and fsdp."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise ValueError(
             f"batch_size={batch_size} cannot be split over the mesh axes data x fsdp = "
             f"{mesh.shape['data']} x {mesh.shape['fsdp']}; make it a multiple of {parts}"
         )
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> slice:
+    """The rows of a global batch that this process loads.
+
+    Raises:
+      ValueError: the batch cannot be split evenly over data and fsdp.
+    """
+    check_batch(batch_size, mesh)
     indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
     bounds = [index[0].indices(batch_size)[:2] for index in indices.values()]
     start, stop = min(b[0] for b in bounds), max(b[1] for b in bounds)

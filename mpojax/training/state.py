@@ -167,6 +167,12 @@ def roles(model: nnx.Module) -> dict[str, str]:
     return {join(path): role_lib.role_of(leaf) for path, leaf in flat}
 
 
+def flatten_variables(model: nnx.Module) -> dict[str, Any]:
+    """{parameter path: array} of a model, arrays or abstract; shared ones once."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {join(path): jax.tree.leaves(variable)[0] for path, variable in flat}
+
+
 def stack_axes(path: str) -> int:
     """Number of leading axes of a parameter that count layers, or blocks of layers: 0 or 1.
 

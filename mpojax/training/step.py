@@ -69,15 +69,24 @@ class TrainStep:
             gives it back.
         """
         if self._compiled is None:
-            # Output shardings equal the input's, else the second step would compile again.
-            shardings = jax.tree.map(lambda x: x.sharding, state)
-            self._compiled = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
+            self._compiled = self._jitted(state)
         before, start = self.traces, time.perf_counter()
         result = self._compiled(state, batch, share)
         if self.traces != before:
             jax.block_until_ready(result)
             self.compile_seconds += time.perf_counter() - start
         return result
+
+    def trace(
+        self, state: state_lib.TrainState, batch: dict, share: jax.Array | None = None
+    ) -> jax.stages.Traced:
+        """The step for abstract arguments with shardings; `.lower().compile()` compiles it."""
+        return self._jitted(state).trace(state, batch, share)
+
+    def _jitted(self, state: state_lib.TrainState) -> Callable:
+        # Output shardings equal the input's, else the second step would compile again.
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        return jax.jit(self._step, donate_argnums=0, out_shardings=(shardings, None))
 
     def reset(self) -> None:
         """Forgets the compiled program: needed when the state's shapes or shardings change."""

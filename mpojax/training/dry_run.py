@@ -1,0 +1,196 @@
+"""What a run would cost, without running it: nothing is allocated, the step is only compiled."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from mpojax.training import flops, sharding_rules
+from mpojax.training import sharding as sharding_lib
+from mpojax.training import state as state_lib
+from mpojax.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one step costs.
+
+    Attributes:
+      mesh: {axis: devices}.
+      batch: {name: shape} of the global batch.
+      parameters: {role: numbers}; shared ones count once.
+      trained: numbers that are trained.
+      bytes_per_device: "parameters", "optimizer", "batch", "temporaries" (gradients and
+        activations, by the compiler's plan; None where the backend does not tell), and "peak",
+        their sum.
+      program_flops: matrix products of the step for the whole batch, with recomputation and the
+        rebuilding of matrices (once, though each part of the batch repeats it).
+      model_flops: those of the dense model, without either; None where not given.
+      compiled_flops: XLA's own count for one device; loops over layers count once.
+      compile_seconds: tracing and compilation.
+      table: a row for each parameter.
+    """
+
+    mesh: dict[str, int]
+    batch: dict[str, tuple[int, ...]]
+    parameters: dict[str, int]
+    trained: int
+    bytes_per_device: dict[str, int | None]
+    program_flops: int
+    model_flops: int | None
+    compiled_flops: float | None
+    compile_seconds: float
+    table: list[sharding_rules.Placement]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the table, JSON-able."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "table"]
+        return {"total": self.total} | {name: getattr(self, name) for name in names}
+
+    def text(self) -> str:
+        """The report for people."""
+        axes = " x ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1)
+        rows = [("parameters", f"{self.total:,}", f"{self.trained:,} trained")]
+        rows += [(f"  {role}", f"{n:,}", "") for role, n in self.parameters.items()]
+        rows += [("memory of one device", "", "")]
+        rows += [(f"  {name}", _mebibytes(n), "") for name, n in self.bytes_per_device.items()]
+        rows += [("FLOPs of one step, whole batch", "", "")]
+        rows += [("  program", _teraflops(self.program_flops), "matrix products, all that are run")]
+        if self.model_flops is not None:
+            share = self.model_flops / max(1, self.program_flops)
+            note = f"dense model, forward and backward once: {share:.0%} of the program's"
+            rows += [("  model", _teraflops(self.model_flops), note)]
+        if self.compiled_flops is not None:
+            note = "one device, by the compiler, loops over layers counted once"
+            rows += [("  compiler", _teraflops(self.compiled_flops), note)]
+        rows += [("compilation", f"{self.compile_seconds:.1f} s", "")]
+        batch = ", ".join(f"{name} {'x'.join(map(str, s))}" for name, s in self.batch.items())
+        return "\n".join(
+            [
+                f"mesh: {axes or 'one device'}",
+                f"batch: {batch}",
+                "",
+                sharding_rules.aligned(rows, right=(1,)),
+                "",
+                sharding_rules.table_text(self.table),
+                "",
+            ]
+        )
+
+
+def abstract_state(
+    model: nnx.Module, trainable: state_lib.Filter, optimizer: Any, *, seed: int = 0
+) -> state_lib.TrainState:
+    """`TrainState.create` with shapes in the place of arrays; `model` may be abstract itself."""
+    return jax.eval_shape(
+        lambda m: state_lib.TrainState.create(m, trainable, optimizer, seed=seed), model
+    )
+
+
+def dry_run(
+    state: state_lib.TrainState,
+    loss_fn: step_lib.LossFunction,
+    batch: Mapping[str, Any],
+    *,
+    optimizer: Any,
+    mesh: Mesh | None = None,
+    rules: sharding_lib.Rules = sharding_lib.REPLICATED,
+    accumulate: int = 1,
+    prepare: Callable[[nnx.Module], Any] | None = None,
+    model_flops: int | None = None,
+) -> Report:
+    """Compiles the step that `fit` with the same arguments would run, and reports on it.
+
+    Args:
+      state: see `abstract_state`; a state with arrays will do, too.
+      loss_fn, optimizer, mesh, rules, accumulate, prepare: see `fit`.
+      batch: {name: array or shape struct} of the global batch.
+      model_flops: see `flops.model_flops`.
+
+    Raises:
+      ValueError: batch and mesh, or rules and model, do not fit.
+    """
+    mesh = mesh or sharding_lib.make_mesh()
+    start = time.perf_counter()
+    shardings = sharding_lib.state_shardings(state, mesh, rules)
+    placed = sharding_lib.abstract(state, shardings)
+    rows = {leaf.shape[0] for leaf in batch.values()}
+    if len(rows) != 1:
+        raise ValueError(f"the arrays of a batch need equally many rows; got {sorted(rows)}")
+    sharding_lib.check_batch(rows.pop(), mesh)
+    split = NamedSharding(mesh, sharding_lib.BATCH)
+    batch = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
+        for name, leaf in batch.items()
+    }
+    step = step_lib.TrainStep(loss_fn, optimizer, accumulate=accumulate, prepare=prepare)
+    with jax.set_mesh(mesh):
+        traced = step.trace(placed, batch, _abstract_clock(mesh) if step.by_time else None)
+        compiled = traced.lower().compile()
+    parameters = state_lib.flatten(state.trainable) | state_lib.flatten(state.frozen)
+    return Report(
+        mesh=dict(mesh.shape),
+        batch={name: tuple(leaf.shape) for name, leaf in batch.items()},
+        parameters=_sizes_by_role(state_lib.roles(state.model()), parameters),
+        trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.trainable)),
+        bytes_per_device=_memory(placed, batch, compiled),
+        program_flops=flops.program_flops(traced.jaxpr),
+        model_flops=model_flops,
+        compiled_flops=_compiled_flops(compiled),
+        compile_seconds=time.perf_counter() - start,
+        table=sharding_rules.sharding_table(state, mesh, rules),
+    )
+
+
+def _abstract_clock(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    sharding = NamedSharding(mesh, jax.sharding.PartitionSpec(sharding_lib.AXES))
+    return jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding)
+
+
+def _sizes_by_role(roles: Mapping[str, str], parameters: Mapping[str, Any]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for path, leaf in parameters.items():
+        sizes[roles[path]] = sizes.get(roles[path], 0) + math.prod(leaf.shape)
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _memory(state: state_lib.TrainState, batch: Mapping, compiled) -> dict[str, int | None]:
+    def size(tree) -> int:
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+
+    parts: dict[str, int | None] = {
+        "parameters": size((state.trainable, state.frozen)),
+        "optimizer": size(state.optimizer),
+        "batch": size(batch),
+    }
+    analysis = compiled.memory_analysis()
+    parts["temporaries"] = None if analysis is None else int(analysis.temp_size_in_bytes)
+    known = parts.values()
+    return parts | {"peak": None if None in known else sum(known)}
+
+
+def _compiled_flops(compiled) -> float | None:
+    analysis = compiled.cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) and analysis else analysis
+    return float(analysis["flops"]) if analysis and "flops" in analysis else None
+
+
+def _mebibytes(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**20:,.1f} MiB"
+
+
+def _teraflops(count: float) -> str:
+    return f"{count / 1e12:,.4g} T"
