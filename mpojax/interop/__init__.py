@@ -7,8 +7,10 @@ calibration = interop.calibrate(model, batches)  # by the outputs on real texts
 rules = [(".*/(query|key|value|out|up|down)", dict(search=True, data_aware=True))]
 small, report = interop.compress(model, rules, budget=0.6, calibration=calibration)
 interop.export_huggingface(interop.merge(small), "other-folder")
+wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))], rngs=nnx.Rngs(0))
 """
 
+from mpojax.interop.adapters import AdapterSettings, adapter_ranks, add_adapters
 from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
 from mpojax.interop.planned import planned_shapes
 from mpojax.interop.pretrained import (
@@ -24,11 +26,14 @@ from mpojax.interop.safe_weights import read_weights, write_folder
 from mpojax.interop.surgery import check_rules, compress, merge
 
 __all__ = [
+    "AdapterSettings",
     "Calibration",
     "CompressionReport",
     "InputStatistics",
     "MatrixRow",
     "Settings",
+    "adapter_ranks",
+    "add_adapters",
     "calibrate",
     "check_rules",
     "compress",

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mpojax import mpo
 
@@ -166,18 +167,37 @@ def resolve(
     Raises:
       ValueError: anything wrong with the rules; see the message.
     """
+    owner = match(rules, sizes)
+    for path, (pattern, settings) in owner.items():
+        if path in already_mpo:
+            raise ValueError(
+                f"{path}, matched by rule {pattern!r}, is in MPO form already; merge(model) "
+                "makes it dense again."
+            )
+        if default_bond is not None and settings.leaves_bonds_open and settings.tolerance is None:
+            owner[path] = (pattern, dataclasses.replace(settings, bond=default_bond))
+    return [_target(path, *owner[path], sizes[path]) for path in sizes if path in owner]
+
+
+def match(
+    rules: Sequence[tuple[str, Mapping]], paths: Iterable[str], kind: type = Settings
+) -> dict[str, tuple[str, Any]]:
+    """{path: (pattern, settings)} of the paths that a rule matches; `kind` as for `parse`.
+
+    Raises:
+      ValueError: malformed rules, one that matches nothing, two that match the same path.
+    """
     if isinstance(rules, str | bytes | Mapping) or not len(rules):
         raise ValueError(f"rules={rules!r} must be a non-empty list of (pattern, settings) pairs.")
-    owner: dict[str, tuple[str, Settings]] = {}
+    paths = list(paths)
+    owner: dict[str, tuple[str, Any]] = {}
     for rule in rules:
-        pattern, settings = parse(rule)
-        if default_bond is not None and settings.leaves_bonds_open and settings.tolerance is None:
-            settings = dataclasses.replace(settings, bond=default_bond)
-        matched = [path for path in sizes if re.fullmatch(pattern, path)]
+        pattern, settings = parse(rule, kind)
+        matched = [path for path in paths if re.fullmatch(pattern, path)]
         if not matched:
             raise ValueError(
                 f"rule {pattern!r} matches no matrix. It must match a whole path; this model has "
-                f"{_examples(sizes)}."
+                f"{_examples(paths)}."
             )
         for path in matched:
             if path in owner:
@@ -185,17 +205,16 @@ def resolve(
                     f"rules {owner[path][0]!r} and {pattern!r} both match {path}; make them "
                     "exclude each other."
                 )
-            if path in already_mpo:
-                raise ValueError(
-                    f"{path}, matched by rule {pattern!r}, is in MPO form already; merge(model) "
-                    "makes it dense again."
-                )
             owner[path] = (pattern, settings)
-    return [_target(path, *owner[path], sizes[path]) for path in sizes if path in owner]
+    return owner
 
 
-def parse(rule) -> tuple[str, Settings]:
+def parse(rule, kind: type = Settings) -> tuple[str, Any]:
     """A rule whose settings are checked in themselves, without a model.
+
+    Args:
+      rule: (pattern, dict of settings).
+      kind: the dataclass of its settings, which checks them when it is made.
 
     Raises:
       ValueError: no pair, no regular expression, unknown settings, or settings that clash.
@@ -209,14 +228,14 @@ def parse(rule) -> tuple[str, Settings]:
         raise ValueError(f"rule {pattern!r} is not a regular expression: {error}.") from error
     if not isinstance(settings, Mapping):
         raise ValueError(f"rule {pattern!r}: settings {settings!r} must be a dict.")
-    known = {field.name for field in dataclasses.fields(Settings)}
+    known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(settings) - known):
         raise ValueError(
             f"rule {pattern!r} has unknown settings {', '.join(map(str, unknown))}; known are "
             f"{', '.join(sorted(known))}."
         )
     try:
-        return pattern, Settings(**settings)
+        return pattern, kind(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"rule {pattern!r}: {error}") from error
 
@@ -231,8 +250,8 @@ def _target(path: str, pattern: str, settings: Settings, size: tuple[int, int]) 
         ) from error
 
 
-def _examples(sizes: Mapping[str, tuple[int, int]]) -> str:
-    seen = dict.fromkeys(re.sub(r"layers/\d+/", "layers/<i>/", path) for path in sizes)
+def _examples(paths: Iterable[str]) -> str:
+    seen = dict.fromkeys(re.sub(r"layers/\d+/", "layers/<i>/", path) for path in paths)
     return ", ".join(seen)
 
 

@@ -222,12 +222,12 @@ class EncoderConfig:
                 raise ValueError(
                     f"adapters has {(pattern, rank)!r}; a rank must be an integer of at least 1."
                 )
-        matrices = [path for path in matrix_sizes(self) if path not in TABLES]
+        matrices = adaptable(self)
         for pattern, _ in self.adapters:
             if not any(re.fullmatch(pattern, path) for path in matrices):
                 raise ValueError(
                     f"adapters: {pattern!r} matches no matrix; it must match a whole path such as "
-                    f"{matrices[0]} (tables have no adapters)."
+                    f"{matrices[0]} (tables and heads have no adapters)."
                 )
 
     def _check_layers(self):
@@ -307,12 +307,18 @@ def dense_name(path: str) -> str:
     return f"{path}/table" if path in TABLES else f"{path}/kernel"
 
 
+def adaptable(config: EncoderConfig) -> list[str]:
+    """Paths of the matrices that may have an adapter: all but tables and heads."""
+    without = (*TABLES, "head", "masked_lm/transform")
+    return [path for path in matrix_sizes(config) if path not in without]
+
+
 def adapter_ranks(config: EncoderConfig) -> dict[str, int]:
     """{matrix path: rank} of the matrices that have an adapter."""
     ranks = {}
-    for path in matrix_sizes(config):
+    for path in adaptable(config):
         found = [rank for pattern, rank in config.adapters if re.fullmatch(pattern, path)]
-        if found and path not in TABLES:
+        if found:
             ranks[path] = found[0]
     return ranks
 
