@@ -3,7 +3,8 @@
     corpus.json                               format, sizes, splits, settings (written last)
     tokenizer.json or vocab.txt               the tokenizer (tokenizer_config.json beside it)
     train-00003-of-00016.array_record         one record per document
-    train-00003-of-00016.lengths.npy          (documents,) int32, their tokens
+    train-00003-of-00016.lengths.npy          (documents,) tokens of each
+    train-00003-of-00016.sentences.npy        (sentences,) their starts, from 0 in each document
 
 A record is a document without special tokens, in little-endian integers: the number of sentences
 (uint32), the token at which each starts (uint32), the tokens (uint16 or uint32, as corpus.json
@@ -37,9 +38,9 @@ class Shard:
     sentences: int
     bytes: int
 
-    @property
-    def lengths_file(self) -> str:
-        return self.file.removesuffix(".array_record") + ".lengths.npy"
+    def array_file(self, what: str) -> str:
+        """Name of the file of "lengths" or "sentences"."""
+        return self.file.removesuffix(".array_record") + f".{what}.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,14 @@ class Corpus:
 
     def lengths(self, split: str) -> np.ndarray:
         """(N,) int32: tokens of every document."""
-        parts = [np.load(self.folder / s.lengths_file) for s in self.shards(split)]
+        return self._array(split, "lengths")
+
+    def sentences(self, split: str) -> np.ndarray:
+        """(M,) int32: where sentences start, one document after another, from 0 in each."""
+        return self._array(split, "sentences")
+
+    def _array(self, split: str, what: str) -> np.ndarray:
+        parts = [np.load(self.folder / s.array_file(what)) for s in self.shards(split)]
         return np.concatenate(parts)
 
     def check_vocab_size(self, vocab_size: int) -> None:
@@ -158,12 +166,16 @@ class Corpus:
             for shard in shards:
                 path = self.folder / shard.file
                 size = path.stat().st_size if path.is_file() else None
-                if size != shard.bytes or not (self.folder / shard.lengths_file).is_file():
-                    found = "missing" if size is None else f"{size} bytes long"
-                    raise ValueError(
-                        f"{path} or its lengths: {found}, expected {shard.bytes} bytes; the split "
-                        f"{split} is damaged: copy the folder again, or prepare it again"
-                    )
+                arrays = [self.folder / shard.array_file(n) for n in ("lengths", "sentences")]
+                if size == shard.bytes and all(array.is_file() for array in arrays):
+                    continue
+                found = "or an array beside it is missing"
+                if size is not None and size != shard.bytes:
+                    found = f"is {size} bytes long, expected {shard.bytes}"
+                raise ValueError(
+                    f"{path} {found}; the split {split} is damaged: copy the folder again, or "
+                    "prepare it again"
+                )
 
 
 class Reader:

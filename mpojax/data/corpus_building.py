@@ -5,7 +5,6 @@ is there, which is written last; a run that is killed loses at most the shards i
 `plan.json` holds the settings, so that nothing is mixed with the rest of another run.
 """
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -323,7 +322,7 @@ def _write_shard(
     encoder = _Encoder.of(out)
     records = {split: [] for split in SPLITS}
     lengths = {split: [] for split in SPLITS}
-    sentences = collections.Counter()
+    sentences = {split: [] for split in SPLITS}
     for piece in pieces:
         content, done = text_documents.read_piece(piece), 0
         for text in text_documents.documents_of(piece, content, documents):
@@ -331,7 +330,7 @@ def _write_shard(
             for tokens, starts in encoder.encode(text, max_tokens):
                 records[split].append(corpus_lib.encode_record(tokens, starts, encoder.vocab_size))
                 lengths[split].append(len(tokens))
-                sentences[split] += len(starts)
+                sentences[split] += starts
             workers_lib.add(len(text))
             done += len(text)
         workers_lib.add(len(content) - done)  # characters of more than one byte, white space
@@ -343,10 +342,11 @@ def _write_shard(
         fill = functools.partial(_write_records, records[split])
         files.write_atomic(out / file, fill)
         size = (out / file).stat().st_size
-        counts = (len(records[split]), sum(lengths[split]), sentences[split])
+        counts = (len(records[split]), sum(lengths[split]), len(sentences[split]))
         shard = corpus_lib.Shard(file, *counts, size)
-        fill = functools.partial(np.save, arr=np.array(lengths[split], np.int32))
-        files.write_atomic(out / shard.lengths_file, fill)
+        for what, values in (("lengths", lengths), ("sentences", sentences)):
+            fill = functools.partial(np.save, arr=np.array(values[split], np.int32))
+            files.write_atomic(out / shard.array_file(what), fill)
         marker[split] = dataclasses.asdict(shard)
     files.write_atomic(_marker(out, name), json.dumps(marker))
 

@@ -32,14 +32,17 @@ class _Rows:
         sop: bool,
         pack: bool,
         max_segments: int,
+        whole_sentences: bool | None,
         memory: int,
     ):
         self.length, self.masking, self.sop, self.pack = length, masking, sop, pack
         self.max_segments = max_segments if pack else 1
         self._corpus, self._split, self._seed, self._memory = corpus, split, seed, memory
+        whole_sentences = sop if whole_sentences is None else whole_sentences
         self.index = packing.build_index(
             corpus.lengths(split),
             length,
+            sentences=corpus.sentences(split) if whole_sentences else None,
             overhead=3 if sop else 2,
             pack=pack,
             max_segments=max_segments,
@@ -63,7 +66,7 @@ class _Rows:
         documents, places = self._reader.gather(self.index.document[piece])
         start = documents.starts[places] + self.index.start[piece]
         size = self.index.size[piece]
-        cut, swapped = self._cut(documents.sentences, start, size, row, slot, random)
+        cut, swapped = self._cut(documents, start, size, row, slot, random)
         arrays, starts = self._lay_out(documents.tokens, start, size, row, slot, cut, swapped)
         ids = arrays["input_ids"]
         arrays |= mask_tokens(
@@ -77,17 +80,31 @@ class _Rows:
         )
         return arrays
 
-    def _cut(self, sentences, start, size, row, slot, random) -> tuple[np.ndarray, np.ndarray]:
-        """Of each piece, the tokens of A, and whether B comes first; all are A without SOP."""
+    def _cut(self, documents, start, size, row, slot, random) -> tuple[np.ndarray, np.ndarray]:
+        """Of each piece, the tokens of A, and whether B comes first; all are A without SOP.
+
+        B starts with a sentence, in a piece of one sentence with a word, else with any token.
+        """
         if not self.sop:
             return size, np.zeros(len(size), bool)
+        drawn = random.uniform(_BOUNDARY, slot, row)
+        cut = 1 + (drawn * (size - 1)).astype(np.int64)
         # Sentences that start within the piece, but not with it.
+        sentences = documents.sentences
         low = np.searchsorted(sentences, start, "right")
         choices = np.searchsorted(sentences, start + size, "left") - low
-        drawn = random.uniform(_BOUNDARY, slot, row)
-        sentence = np.minimum(low + (drawn * choices).astype(np.int64), len(sentences) - 1)
-        anywhere = 1 + (drawn * (size - 1)).astype(np.int64)
-        cut = np.where(choices > 0, sentences[sentence] - start, anywhere)
+        several = np.flatnonzero(choices)
+        chosen = low[several] + (drawn * choices)[several].astype(np.int64)
+        cut[several] = sentences[chosen] - start[several]
+        # Words likewise.
+        single = np.flatnonzero(choices == 0)
+        n, piece = _count_within(size[single]), np.repeat(np.arange(len(single)), size[single])
+        tokens = documents.tokens[start[single][piece] + n]
+        words = np.flatnonzero(self._corpus.word_starts[tokens] & (n > 0))
+        choices = np.bincount(piece[words], minlength=len(single))
+        chosen = np.cumsum(choices) - choices + (drawn[single] * choices).astype(np.int64)
+        several = choices > 0
+        cut[single[several]] = n[words[chosen[several]]]
         swapped = random.uniform(_ORDER, slot, row) < 0.5
         # A single token has no order.
         return np.where(size > 1, cut, size), swapped & (size > 1)
@@ -168,6 +185,7 @@ class _PretrainRows:
         sop: bool = True,
         pack: bool = True,
         max_segments: int = 8,
+        whole_sentences: bool | None = None,
         memory: int = 2**30,
     ):
         if batch_size < 1:
@@ -182,6 +200,7 @@ class _PretrainRows:
             sop=sop,
             pack=pack,
             max_segments=max_segments,
+            whole_sentences=whole_sentences,
             memory=memory,
         )
         self.num_examples = len(self._rows.index)
@@ -216,8 +235,11 @@ class PretrainData(_PretrainRows):
       split: of the corpus.
       masking: how tokens are masked; None: `Masking()`.
       sop: pairs with sentence-order labels; else a piece is `[CLS] A [SEP]`.
-      pack: short remains of documents share rows. Off: one piece per row.
+      pack: short pieces share rows. Off: one piece per row.
       max_segments: most pieces of a row.
+      whole_sentences: pieces end where a sentence ends. Off: where the row ends, which leaves
+        hardly any padding, but with sop the place of the broken sentences gives the order away.
+        None: as `sop`.
       memory: bytes up to which the whole split is held in memory; else it is read as needed.
 
     Attributes:
@@ -249,15 +271,20 @@ class PretrainEvalData(_PretrainRows):
     """Every row of a split exactly once, always with the same masks, cuts and swaps.
 
     The arrays are those of `PretrainData` and example_mask (B,) bool, False where the last batch is
-    filled up with copies.
+    filled up with copies. With `num_rows` only so many rows, spread over the split.
 
     Attributes:
       order: (N,) the row that stands at each place of the batches.
     """
 
-    def __init__(self, corpus, batch_size, length=128, *, seed=0, split="valid", **settings):
+    def __init__(
+        self, corpus, batch_size, length=128, *, seed=0, split="valid", num_rows=None, **settings
+    ):
         super().__init__(corpus, batch_size, length, seed=seed, split=split, **settings)
-        self.order = np.arange(self.num_examples)
+        whole = self.num_examples
+        self.num_examples = min(num_rows or whole, whole)
+        # Evenly over the split, so that a part of it has all kinds of documents.
+        self.order = np.arange(self.num_examples) * whole // self.num_examples
 
     def __len__(self) -> int:
         return -(-self.num_examples // self.batch_size)
@@ -268,5 +295,5 @@ class PretrainEvalData(_PretrainRows):
             raise IndexError(f"batch {index} of {len(self)}")
         numbers = index * self.batch_size + np.arange(self.batch_size)[rows]
         mask = numbers < self.num_examples
-        numbers = np.minimum(numbers, self.num_examples - 1)
+        numbers = self.order[np.minimum(numbers, self.num_examples - 1)]
         return self._rows(numbers, numbers) | {"example_mask": mask}

@@ -1,8 +1,9 @@
 """Which tokens of which documents make up each row of pre-training data.
 
-A document is cut into consecutive pieces that fill a row; what remains of it at the end is packed
-with the remains of other documents, several to a row. All of it follows from the documents'
-lengths: numpy, no randomness, no text is read.
+A document is cut into consecutive pieces of at most a row, and pieces are packed several to a row.
+Pieces either fill their row to the last token, or end where a sentence ends; then none starts in
+the middle of a sentence, which would give away the order of its halves. All of it follows from the
+lengths of documents and sentences: numpy, no randomness, no text is read.
 """
 
 import bisect
@@ -41,19 +42,28 @@ class RowIndex:
 
 
 def build_index(
-    lengths: np.ndarray, length: int, *, overhead: int = 3, pack: bool = True, max_segments: int = 8
+    lengths: np.ndarray,
+    length: int,
+    *,
+    sentences: np.ndarray | None = None,
+    overhead: int = 3,
+    pack: bool = True,
+    max_segments: int = 8,
 ) -> RowIndex:
     """The rows of one epoch: every token of every document once.
 
     Args:
-      lengths: (N,) tokens of each document.
+      lengths: (N,) tokens of each document, none of them 0.
       length: tokens of a row.
+      sentences: (M,) where the sentences of each document start, one document after another, from 0
+        in each: pieces then end where a sentence ends, or inside of one that is longer than a row.
+        None: they fill their rows.
       overhead: special tokens of a piece: 3 for `[CLS] A [SEP] B [SEP]`.
-      pack: several remains to a row; else each has a row of its own.
+      pack: several pieces to a row where they fit; else each has a row of its own.
       max_segments: most pieces of a row.
 
     Raises:
-      ValueError: there is no document with a token, or a row has no room for text.
+      ValueError: there is no document, or a row has no room for text.
     """
     room = length - overhead
     if room < 1 or max_segments < 1:
@@ -62,26 +72,55 @@ def build_index(
             f"max_segments={max_segments} at least 1"
         )
     lengths = np.asarray(lengths, np.int64)
-    if not lengths.size or not lengths.any():
-        raise ValueError("no document has a token; there is nothing to make rows of")
-    full, rest = lengths // room, lengths % room
-    document = np.repeat(np.arange(len(lengths)), full)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(full) - full, full)
-    remains = np.flatnonzero(rest)
-    if pack:
-        order, counts = _pack(rest[remains] + overhead, length, max_segments)
-        remains = remains[order]
+    if not lengths.size or lengths.min() < 1:
+        raise ValueError("there is no document, or one without a token")
+    if sentences is None:
+        document, start = _full_pieces(lengths, room)
     else:
-        counts = np.ones(len(remains), np.int64)
-    counts = np.concatenate([np.ones(len(document), np.int64), counts])
-    return RowIndex(
-        length,
-        overhead,
-        np.concatenate([[0], np.cumsum(counts)]),
-        np.concatenate([document, remains]),
-        np.concatenate([number, full[remains]]) * room,
-        np.concatenate([np.full(len(document), room), rest[remains]]),
+        document, start = _sentence_pieces(lengths, np.asarray(sentences, np.int64), room)
+    # The next piece starts where this one ends, or is that of another document.
+    last = np.append(document[1:] != document[:-1], True)
+    size = np.where(last, lengths[document], np.append(start[1:], 0)) - start
+    order, counts = np.arange(len(size)), np.ones(len(size), np.int64)
+    if pack:
+        order, counts = _pack(size + overhead, length, max_segments)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return RowIndex(length, overhead, offsets, document[order], start[order], size[order])
+
+
+def _full_pieces(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """(document, start) of pieces of `room` tokens, the last of each document perhaps of less."""
+    count = -(-lengths // room)
+    document = np.repeat(np.arange(len(lengths)), count)
+    return document, (np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)) * room
+
+
+def _sentence_pieces(
+    lengths: np.ndarray, sentences: np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(document, start) of pieces of as many whole sentences as `room` tokens hold."""
+    ends = np.cumsum(lengths)
+    begins = ends - lengths
+    # Places in all documents, one after another. Sentences that are too long become several.
+    places = sentences + begins[np.cumsum(sentences == 0) - 1]
+    sizes = np.diff(places, append=ends[-1])
+    parts = -(-sizes // room)
+    places = np.repeat(places, parts) + room * (
+        np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
     )
+    document = np.searchsorted(ends, places, "right")
+    first = np.searchsorted(places, begins)
+    stop = np.append(first[1:], len(places))[document]
+    # The sentence with which the next piece starts, for a piece that starts with each.
+    bounds = np.append(places, ends[-1])
+    following = np.minimum(np.searchsorted(bounds, places + room, "right") - 1, stop)
+    chosen, current = [], first  # one step in all documents at once
+    while current.size:
+        chosen.append(current)
+        ahead = following[current]
+        current = ahead[ahead < stop[current]]
+    chosen = np.sort(np.concatenate(chosen))
+    return document[chosen], places[chosen] - begins[document[chosen]]
 
 
 def _pack(sizes: np.ndarray, capacity: int, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +128,8 @@ def _pack(sizes: np.ndarray, capacity: int, most: int) -> tuple[np.ndarray, np.n
 
     Equal sizes are placed together, so the time goes with the number of different sizes.
     """
-    order = np.argsort(sizes, kind="stable")
+    small = sizes.astype(np.uint16) if capacity < 2**16 else sizes  # numpy sorts these faster
+    order = np.argsort(small, kind="stable")
     counts = np.bincount(sizes, minlength=capacity + 1)
     position = np.cumsum(counts) - counts  # next item of each size
     items, per_row = [], []
