@@ -10,7 +10,7 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
-from experiments import fitting, sources
+from experiments import adapters, fitting, sources
 from mpojax import data, files, interop, models, training
 from mpojax.methods import mpop
 from mpojax.training import objectives
@@ -61,6 +61,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     mpop.check_trainable(config.trainable)
     check_compression(config)
+    adapters.check(config)
     if config.steps < 1:
         raise ValueError(f"config.steps={config.steps} must be at least 1.")
     if config.architecture and config.architecture not in models.PRESETS:
@@ -242,7 +243,7 @@ def with_head(
     *,
     goes_on: bool = False,
 ) -> models.Model:
-    """The model with a fresh head, or with its own where `goes_on`; dropout by the config."""
+    """The model with a fresh head, or its own where `goes_on`; adapters, dropout by the config."""
     if goes_on:
         if config.pooling not in ("", model.config.pooling):
             raise ValueError(
@@ -253,6 +254,7 @@ def with_head(
         known = model.config.pooling if model.config.pooling != "none" else "pooler"
         pooling, rngs = config.pooling or known, nnx.Rngs(config.seed)
         model = models.with_head(model, outputs, pooling=pooling, head=head, rngs=rngs)
+    model = adapters.adapted(config, model)
     if config.dropout >= 0:
         rates = dict.fromkeys(("dropout", "attention_dropout"), float(config.dropout))
         model = models.reconfigure(model, **rates, classifier_dropout=None)

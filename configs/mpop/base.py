@@ -49,6 +49,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.calibration_examples = 0
     config.allocation = "error"  # or "first_order"
 
+    # Low-rank adapters: (regular expression over matrix paths, {"rank": 8}) pairs.
+    config.adapters = ()
+    # "fine_tuning": added to the loaded model; "pre_training": the model must have just these.
+    config.adapter_phase = "fine_tuning"
+
     config.trainable = "all"  # a name in mpojax.methods.mpop.FILTERS
     config.squeeze = {}  # fields of mpojax.methods.squeezing.Settings; none: no squeezing
 

@@ -4,27 +4,34 @@ No weights: for counting, and for tests of the real shapes. Each has the pooling
 classifiers use; `dataclasses.replace(PRESETS[name], num_labels=2)` is such a classifier.
 """
 
+import dataclasses
+
 from mpojax.models.config import EncoderConfig
+
+_ALBERT = EncoderConfig(
+    vocab_size=30000,
+    embedding_size=128,
+    hidden_size=768,
+    num_layers=12,
+    layer_groups=1,
+    num_heads=12,
+    intermediate_size=3072,
+    activation="gelu_tanh",
+    dropout=0.0,
+    attention_dropout=0.0,
+    classifier_dropout=0.1,
+)
+_LARGE = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096}
 
 PRESETS: dict[str, EncoderConfig] = {
     # Lan et al., "ALBERT: A Lite BERT" (ICLR 2020).
-    "albert-base-v2": EncoderConfig(
-        vocab_size=30000,
-        embedding_size=128,
-        hidden_size=768,
-        num_layers=12,
-        layer_groups=1,
-        num_heads=12,
-        intermediate_size=3072,
-        activation="gelu_tanh",
-        dropout=0.0,
-        attention_dropout=0.0,
-        classifier_dropout=0.1,
-    ),
+    "albert-base-v2": _ALBERT,
+    "albert-large-v2": dataclasses.replace(_ALBERT, **_LARGE),
     # Devlin et al., "BERT" (NAACL 2019).
     "bert-base-uncased": EncoderConfig(
         vocab_size=30522, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
     ),
+    "bert-large-uncased": EncoderConfig(vocab_size=30522, **_LARGE),
     # Sanh et al., "DistilBERT" (2019). Its encoder has no pooler, its classifier has.
     "distilbert-base-uncased": EncoderConfig(
         vocab_size=30522,

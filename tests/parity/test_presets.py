@@ -13,7 +13,15 @@ from mpojax.interop import checkpoint_config, name_maps
 from tests.parity import reference
 
 # Settings that the published checkpoints have beside the defaults of transformers.
+_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
 PUBLISHED = {
+    "bert-large-uncased": ("Bert", _LARGE),
+    "albert-large-v2": ("Albert", _LARGE),
     "bert-base-uncased": ("Bert", {}),
     "albert-base-v2": (
         "Albert",
