@@ -6,24 +6,18 @@ is there, which is written last; a run that is killed loses at most the shards i
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
-import numpy as np
-from array_record.python import array_record_module
 
 from mpojax import files
 from mpojax.data import corpus as corpus_lib
-from mpojax.data import text_documents, vocabulary
+from mpojax.data import corpus_shards, text_documents, vocabulary
 from mpojax.data import workers as workers_lib
 from mpojax.data.tokenizer import Tokenizer
 
-SPLITS = ("train", "valid")
 _PLAN = "plan.json"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 # A vocabulary is trained on a sample of about so much text.
@@ -71,16 +65,6 @@ class Settings:
             raise ValueError(f"shards={self.shards} must be at least 1")
 
 
-class _Scan(NamedTuple):
-    """What a first look at a piece of text found."""
-
-    sha256: str
-    documents: int
-    held_out: int
-    lowest: int  # hash of a document, 2**64 if there is none
-    highest: int  # -1 if there is none
-
-
 def build(
     text: str | os.PathLike,
     out: str | os.PathLike,
@@ -105,32 +89,33 @@ def build(
     """
     out = pathlib.Path(out).expanduser().absolute()
     tokenizer_from = _find_tokenizer(settings)
-    paths = text_documents.find_files(pathlib.Path(text).expanduser())
+    root = pathlib.Path(text).expanduser()
+    paths = text_documents.find_files(root)
     _check_folder(out)
     pieces = text_documents.cut_files(paths, settings.documents)
     if not pieces:
-        raise FileNotFoundError(f"no text in {text}: its {len(paths)} files are empty")
+        raise FileNotFoundError(f"no text in {root}: its {len(paths)} files are empty")
     with workers_lib.Workers(workers) as pool:
-        threshold, source = _scan(pool, pieces, paths, pathlib.Path(text), settings, advance)
-        count = settings.shards or _shard_count(pieces)
+        threshold, source = _scan(pool, pieces, paths, root, settings, advance)
+        count = min(settings.shards or _shard_count(pieces), len(pieces))
         plan = _plan(settings, tokenizer_from, source, count)
-        try:
-            if not _begin(out, plan):
-                _put_tokenizer(out, settings, tokenizer_from, pieces, threshold, advance)
-                groups = text_documents.group_pieces(pieces, count)
-                shards = _write_shards(pool, out, settings, groups, threshold, advance)
-                _finish(out, plan, shards)
-            _tidy(out)
-        except OSError as error:
-            raise files.explain(error, error.filename or out) from error
+        if not _begin(out, plan):
+            _put_tokenizer(out, settings, tokenizer_from, pieces, threshold, advance)
+            groups = text_documents.group_pieces(pieces, count)
+            shards = _write_shards(pool, out, settings, groups, threshold, advance)
+            _finish(out, plan, shards)
+        _tidy(out)
     return corpus_lib.Corpus(out)
 
 
 def _scan(pool, pieces, paths, root, settings, advance) -> tuple[int, dict]:
     """Reads all text once: (hash below which documents are held out, what the text is)."""
     threshold = int(settings.valid * 2**64)
-    jobs = [(piece, settings.documents, threshold) for piece in pieces]
-    scans = list(pool.map(_scan_piece, jobs, _total(pieces), _told(advance, "reading")))
+    # Jobs of a fair size: there may be millions of small files, or a few large ones.
+    groups = text_documents.group_pieces(pieces, min(len(pieces), 16 + _total(pieces) // 2**26))
+    jobs = [(group, settings.documents, threshold) for group in groups if group]
+    results = pool.map(corpus_shards.scan_pieces, jobs, _total(pieces), _told(advance, "reading"))
+    scans = [scan for result in results for scan in result]
     documents = sum(scan.documents for scan in scans)
     lowest, highest = min(s.lowest for s in scans), max(s.highest for s in scans)
     if not documents:
@@ -152,24 +137,6 @@ def _scan(pool, pieces, paths, root, settings, advance) -> tuple[int, dict]:
     return threshold, source
 
 
-def _scan_piece(piece: text_documents.Piece, documents: str, threshold: int) -> _Scan:
-    content = text_documents.read_piece(piece)
-    hashes = [document_hash(t) for t in text_documents.documents_of(piece, content, documents)]
-    workers_lib.add(len(content))
-    return _Scan(
-        hashlib.sha256(content).hexdigest(),
-        len(hashes),
-        sum(h < threshold for h in hashes),
-        min(hashes, default=2**64),
-        max(hashes, default=-1),
-    )
-
-
-def document_hash(text: str) -> int:
-    """64 bits of the SHA-256 of a document's text."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
-
-
 def _shard_count(pieces: list[text_documents.Piece]) -> int:
     # Enough for some parallel work on little text, files of a convenient size for much.
     total = _total(pieces)
@@ -177,7 +144,16 @@ def _shard_count(pieces: list[text_documents.Piece]) -> int:
 
 
 def _told(advance: Advance, what: str) -> workers_lib.Advance:
-    return lambda done, total: advance(what, done // 1000, total // 1000)
+    """Kilobytes of one stage, each number once."""
+    last = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if (kilobytes := done // 1000) != last:
+            last = kilobytes
+            advance(what, kilobytes, total // 1000)
+
+    return tell
 
 
 def _total(pieces: list[text_documents.Piece]) -> int:
@@ -272,21 +248,21 @@ class _VocabularyTexts:
     """The documents that a vocabulary is trained on: not held out, and of the rest a sample."""
 
     def __init__(self, pieces, documents: str, threshold: int, advance: Advance):
-        self._pieces, self._documents, self._advance = pieces, documents, advance
+        self._pieces, self._documents = pieces, documents
+        self._tell = _told(advance, "vocabulary")
         share = min(1.0, _VOCABULARY_BYTES / _total(pieces))
         self._threshold = threshold
         self._below = threshold + int(share * (2**64 - threshold))
-        self._done = 0  # of two passes
+        self._done, self._total = 0, 2 * _total(pieces)  # bytes of two passes
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._pieces:
             content = text_documents.read_piece(piece)
             for text in text_documents.documents_of(piece, content, self._documents):
-                if self._threshold <= document_hash(text) < self._below:
+                if self._threshold <= corpus_shards.document_hash(text) < self._below:
                     yield text
             self._done += len(content)
-            total = 2 * _total(self._pieces)
-            self._advance("vocabulary", self._done // 1000, total // 1000)
+            self._tell(self._done, self._total)
 
 
 # Shards.
@@ -298,112 +274,27 @@ def _write_shards(pool, out, settings, groups, threshold, advance) -> list[dict]
     jobs = [
         (out, name, group, settings.documents, settings.max_tokens, threshold)
         for name, group in zip(names, groups, strict=True)
-        if not _marker(out, name).is_file()
+        if not corpus_shards.marker_file(out, name).is_file()
     ]
     total = sum(_total(job[2]) for job in jobs)
-    for _ in pool.map(_write_shard, jobs, total, _told(advance, "tokenising")):
+    for _ in pool.map(corpus_shards.write_shard, jobs, total, _told(advance, "tokenising")):
         pass
-    return [json.loads(_marker(out, name).read_text(encoding="utf-8")) for name in names]
-
-
-def _marker(out: pathlib.Path, name: str) -> pathlib.Path:
-    return out / f"shard-{name}.json"
-
-
-def _write_shard(
-    out: pathlib.Path,
-    name: str,
-    pieces: list[text_documents.Piece],
-    documents: str,
-    max_tokens: int,
-    threshold: int,
-) -> None:
-    """Writes the files of one shard, its marker last. Its records are held in memory."""
-    encoder = _Encoder.of(out)
-    records = {split: [] for split in SPLITS}
-    lengths = {split: [] for split in SPLITS}
-    sentences = {split: [] for split in SPLITS}
-    for piece in pieces:
-        content, done = text_documents.read_piece(piece), 0
-        for text in text_documents.documents_of(piece, content, documents):
-            split = SPLITS[document_hash(text) < threshold]
-            for tokens, starts in encoder.encode(text, max_tokens):
-                records[split].append(corpus_lib.encode_record(tokens, starts, encoder.vocab_size))
-                lengths[split].append(len(tokens))
-                sentences[split] += starts
-            workers_lib.add(len(text))
-            done += len(text)
-        workers_lib.add(len(content) - done)  # characters of more than one byte, white space
-    marker = {}
-    for split in SPLITS:
-        if not records[split]:
-            continue
-        file = f"{split}-{name}.array_record"
-        fill = functools.partial(_write_records, records[split])
-        files.write_atomic(out / file, fill)
-        size = (out / file).stat().st_size
-        counts = (len(records[split]), sum(lengths[split]), len(sentences[split]))
-        shard = corpus_lib.Shard(file, *counts, size)
-        for what, values in (("lengths", lengths), ("sentences", sentences)):
-            fill = functools.partial(np.save, arr=np.array(values[split], np.int32))
-            files.write_atomic(out / shard.array_file(what), fill)
-        marker[split] = dataclasses.asdict(shard)
-    files.write_atomic(_marker(out, name), json.dumps(marker))
-
-
-def _write_records(records: list[bytes], path: pathlib.Path) -> None:
-    # Groups of one record: any document can be read without its neighbours.
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
-    reader = array_record_module.ArrayRecordReader(str(path))
-    if reader.num_records() != len(records):
-        raise OSError(f"{path} holds {reader.num_records()} records of {len(records)}")
-    reader.close()
-
-
-class _Encoder:
-    """Texts to the documents of records."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        tokens = tokenizer.vocabulary()
-        self.vocab_size = max(tokens.values()) + 1
-        # Byte-level vocabularies mark a word's start by its blank, which a sentence begins without.
-        self._before = " " if vocabulary.word_mark(tokens) == "Ġ" else ""
-
-    @classmethod
-    @functools.lru_cache(maxsize=1)
-    def of(cls, folder: pathlib.Path) -> "_Encoder":
-        return cls(Tokenizer.from_folder(folder))
-
-    def encode(self, text: str, max_tokens: int) -> Iterator[tuple[list[int], list[int]]]:
-        """(tokens, sentence starts), each of 1 to `max_tokens` tokens."""
-        sentences = [self._before + s for s in text_documents.split_sentences(text)]
-        tokens, starts = [], []
-        for sentence in self._tokenizer.encode_plain(sentences):
-            if tokens and len(tokens) + len(sentence) > max_tokens:
-                yield tokens, starts
-                tokens, starts = [], []
-            while len(sentence) > max_tokens:  # the document is empty here
-                yield sentence[:max_tokens], [0]
-                sentence = sentence[max_tokens:]
-            if sentence:
-                starts.append(len(tokens))
-                tokens += sentence
-        if tokens:
-            yield tokens, starts
+    return [
+        json.loads(corpus_shards.marker_file(out, name).read_text(encoding="utf-8"))
+        for name in names
+    ]
 
 
 def _finish(out: pathlib.Path, plan: dict, shards: list[dict]) -> None:
     tokens = Tokenizer.from_folder(out).vocabulary()
     splits = {}
-    for split in SPLITS:
+    for split in corpus_shards.SPLITS:
         own = [shard[split] for shard in shards if split in shard]
         if own:
             totals = {k: sum(s[k] for s in own) for k in ("documents", "tokens", "sentences")}
             splits[split] = totals | {"shards": own}
+    if "train" not in splits:
+        raise ValueError(f"no document outside of the held-out ones has a token; see {out}")
     description = {
         "format": corpus_lib.FORMAT,
         "vocab_size": max(tokens.values()) + 1,

@@ -160,6 +160,10 @@ def _json_texts(piece: Piece, text: str) -> Iterator[str]:
             raise ValueError(f"{place} is not valid JSON: {error}") from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise ValueError(f'{place} has no text: expected an object like {{"text": "..."}}')
+        try:
+            record["text"].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place} has half of a surrogate pair in its text") from error
         yield record["text"]
 
 

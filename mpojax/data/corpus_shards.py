@@ -1,0 +1,139 @@
+"""What worker processes do for a corpus: a first look at the text, then one shard after another."""
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python import array_record_module
+
+from mpojax import files
+from mpojax.data import corpus as corpus_lib
+from mpojax.data import text_documents, vocabulary, workers
+from mpojax.data.tokenizer import Tokenizer
+
+SPLITS = ("train", "valid")
+
+
+def document_hash(text: str) -> int:
+    """64 bits of the SHA-256 of a document's text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
+
+
+class Scan(NamedTuple):
+    """What a first look at a piece of text found."""
+
+    sha256: str
+    documents: int
+    held_out: int
+    lowest: int  # hash of a document, 2**64 if there is none
+    highest: int  # -1 if there is none
+
+
+def scan_pieces(pieces: list[text_documents.Piece], documents: str, threshold: int) -> list[Scan]:
+    """Looks at text once; documents whose hash is below `threshold` are held out."""
+    return [_scan_piece(piece, documents, threshold) for piece in pieces]
+
+
+def _scan_piece(piece: text_documents.Piece, documents: str, threshold: int) -> Scan:
+    content = text_documents.read_piece(piece)
+    texts = text_documents.documents_of(piece, content, documents)
+    hashes = [document_hash(text) for text in texts]
+    workers.add(len(content))
+    return Scan(
+        hashlib.sha256(content).hexdigest(),
+        len(hashes),
+        sum(h < threshold for h in hashes),
+        min(hashes, default=2**64),
+        max(hashes, default=-1),
+    )
+
+
+def marker_file(out: pathlib.Path, name: str) -> pathlib.Path:
+    return out / f"shard-{name}.json"
+
+
+def write_shard(
+    out: pathlib.Path,
+    name: str,
+    pieces: list[text_documents.Piece],
+    documents: str,
+    max_tokens: int,
+    threshold: int,
+) -> None:
+    """Writes the files of one shard, its marker last. Its records are held in memory."""
+    encoder = _Encoder(Tokenizer.from_folder(out))
+    records = {split: [] for split in SPLITS}
+    lengths = {split: [] for split in SPLITS}
+    sentences = {split: [] for split in SPLITS}
+    for piece in pieces:
+        content, done = text_documents.read_piece(piece), 0
+        for text in text_documents.documents_of(piece, content, documents):
+            split = SPLITS[document_hash(text) < threshold]
+            for tokens, starts in encoder.encode(text, max_tokens):
+                records[split].append(corpus_lib.encode_record(tokens, starts, encoder.vocab_size))
+                lengths[split].append(len(tokens))
+                sentences[split] += starts
+            workers.add(len(text))
+            done += len(text)
+        workers.add(len(content) - done)  # characters of more than one byte, white space
+    marker = {}
+    for split in SPLITS:
+        if not records[split]:
+            continue
+        file = f"{split}-{name}.array_record"
+        fill = functools.partial(_write_records, records[split])
+        files.write_atomic(out / file, fill)
+        size = (out / file).stat().st_size
+        counts = (len(records[split]), sum(lengths[split]), len(sentences[split]))
+        shard = corpus_lib.Shard(file, *counts, size)
+        for what, values in (("lengths", lengths), ("sentences", sentences)):
+            fill = functools.partial(np.save, arr=np.array(values[split], np.int32))
+            files.write_atomic(out / shard.array_file(what), fill)
+        marker[split] = dataclasses.asdict(shard)
+    files.write_atomic(marker_file(out, name), json.dumps(marker))
+
+
+def _write_records(records: list[bytes], path: pathlib.Path) -> None:
+    try:
+        # Groups of one record: any document can be read without its neighbours.
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    except RuntimeError as error:  # the library's only kind
+        full = "No space left" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+class _Encoder:
+    """Texts to the documents of records."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        tokens = tokenizer.vocabulary()
+        self.vocab_size = max(tokens.values()) + 1
+        # Byte-level vocabularies mark a word's start by its blank, which a sentence begins without.
+        self._before = " " if vocabulary.word_mark(tokens) == "Ġ" else ""
+
+    def encode(self, text: str, max_tokens: int) -> Iterator[tuple[list[int], list[int]]]:
+        """(tokens, sentence starts), each of 1 to `max_tokens` tokens."""
+        sentences = [self._before + s for s in text_documents.split_sentences(text)]
+        tokens, starts = [], []
+        for sentence in self._tokenizer.encode_plain(sentences):
+            if tokens and len(tokens) + len(sentence) > max_tokens:
+                yield tokens, starts
+                tokens, starts = [], []
+            while len(sentence) > max_tokens:  # the document is empty here
+                yield sentence[:max_tokens], [0]
+                sentence = sentence[max_tokens:]
+            if sentence:
+                starts.append(len(tokens))
+                tokens += sentence
+        if tokens:
+            yield tokens, starts
