@@ -30,6 +30,7 @@ def fit(
     folder: pathlib.Path,
     label: str,
     hooks: Sequence[training.Hook],
+    rules: training.Rules | None = None,
 ) -> training.FitResult:
     """`training.fit` with the config's mesh and bookkeeping.
 
@@ -39,9 +40,12 @@ def fit(
       loss: such as `training.objective` gives it.
       steps: at which the run ends, those of earlier starts included.
       label: of the progress bar.
-      hooks: beside progress, checkpoints and signals.
+      hooks: beside progress, checkpoints, signals and the clock of a schedule over seconds.
+      rules: how parameters are split over the mesh; default: by the encoder's roles and paths.
     """
-    has_chains = bool(state.model().shapes)
+    model = state.model()
+    if optimizer.budget_seconds:
+        hooks = [training.TimeBudget(optimizer.budget_seconds), *hooks]
     return training.fit(
         state,
         loss,
@@ -49,6 +53,7 @@ def fit(
         optimizer=optimizer,
         steps=steps,
         mesh=training.make_mesh(config.mesh.to_dict()),
+        rules=rules or training.encoder_rules(model),
         hooks=[
             training.Progress(label),
             *hooks,
@@ -58,9 +63,13 @@ def fit(
         folder=folder,
         log_every=config.log_every,
         accumulate=config.accumulate,
-        # With several micro-batches every matrix is rebuilt once for all of them.
-        prepare=models.merged if has_chains and config.accumulate > 1 else None,
+        prepare=prepare(config, bool(model.shapes)),
     )
+
+
+def prepare(config: ml_collections.ConfigDict, has_chains: bool):
+    """What is done once for all micro-batches of a step: matrices are rebuilt from their cores."""
+    return models.merged if has_chains and config.accumulate > 1 else None
 
 
 def train_data(

@@ -192,6 +192,15 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
+def replicated(tree: Any, mesh: Mesh) -> Any:
+    """The tree with every array whole on every device: what one process can write to a file.
+
+    All processes must call it.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda t: t, out_shardings=everywhere)(tree)
+
+
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings without arrays."""
     return jax.tree.map(

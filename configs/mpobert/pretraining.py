@@ -1,0 +1,88 @@
+"""Defaults of every pre-training run: one model, one corpus, one seed.
+
+    python -m tools.prepare_corpus --text=TEXTS --out=CORPUS --vocab_size=8000
+    python -m experiments.pretrain --config=configs/mpobert/pretraining.py \
+        --config.corpus=CORPUS --config.model.num_layers=12 --config.model.hidden_size=256 \
+        --workdir=runs/mine
+
+As it stands: an MPOBERT of 12 layers, from scratch, with rates for training from scratch. The
+configs of the paper's variants start from here.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+# What layers share: central cores (and biases, norms), everything (ALBERT), nothing (BERT).
+ARCHITECTURES = ("mpobert", "shared", "unshared")
+STARTS = ("scratch", "teacher")
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Default config."""
+    config = ml_collections.ConfigDict()
+    config.variant = ""  # name of the row in tables and plots
+    config.corpus = ""  # folder made by tools/prepare_corpus.py
+    config.architecture = "mpobert"  # or "shared", "unshared": dense matrices of the same sizes
+    # Arguments of mpojax.methods.mpobert.settings; 0 stands for their defaults.
+    config.model = {
+        "num_layers": 12,
+        "hidden_size": 768,
+        "num_heads": 0,  # hidden size / 64
+        "intermediate_size": 0,  # 4 x hidden size
+        "embedding_size": 128,
+        "vocab_size": 0,  # that of the corpus
+        "max_positions": 512,
+        "groups": 1,  # blocks of layers with central cores of their own
+        "num_cores": 5,
+        "bond": config_dict.placeholder(int),
+        "adapter_rank": 0,
+        "adapter_targets": ("query", "key", "value", "out"),
+        "adapt_outside": False,
+        "share_auxiliary": False,
+        "bias_and_norm": "shared",  # or "per_layer"
+        "dropout": 0.0,
+    }
+    config.start = {
+        "kind": "scratch",  # or "teacher"
+        "draw": "normal",  # of chains from scratch; or "xavier", "identity"
+        # Folder or hub id of a trained ALBERT, BERT or pre-training run; gives all sizes but depth.
+        "teacher": "",
+        "central": "mean",  # of an unshared teacher's layers; or the number of one of them
+        "scaling": "none",  # or "paper_text", "paper_algorithm", "theory", "theory_each_core"
+        "taught_layers": config_dict.placeholder(int),  # None: as many as the teacher has
+        "gauge": "central",
+    }
+
+    config.length = 128  # tokens of a row
+    config.batch_size, config.accumulate = 64, 1  # rows of a step, in so many micro-batches
+    config.steps = 10_000
+    config.masking = {"rate": 0.15, "whole_words": True}  # fields of mpojax.data.Masking
+    config.sop = True  # sentence order
+    config.pack = True  # short texts share rows
+    config.max_segments = 8
+
+    config.seed = 0
+    config.optimizer = {  # keys of mpojax.training.default_config()
+        "name": "adamw",
+        "learning_rate": 1e-3,
+        "role_learning_rates": {},  # such as {"central": 5e-4}
+        "schedule": "linear",
+        "schedule_unit": "steps",  # "seconds": the rate follows, and the run ends with, a budget
+        "budget_seconds": 0.0,
+        "warmup_steps": 0.06,  # below 1: a share
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+    }
+    config.dtype = "float32"  # of the computation; "bfloat16" where the hardware has it
+    config.remat = True  # recompute layers in the backward pass
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1}  # -1: all remaining devices
+
+    config.eval_batch_size = 64
+    config.eval_rows = 0  # rows of the development split that are evaluated; 0: all
+    config.eval_every = 500
+    config.samples_every = 500  # filled masks in the log; 0: never
+    config.statistics_every = 0  # update sizes and norms by layer; 0: never
+    config.checkpoint_every = 500
+    config.log_every = 10
+    config.save_model = True
+    return config

@@ -1,0 +1,161 @@
+"""What a pre-training config asks for: settings of the model, how it starts, its data."""
+
+import dataclasses
+
+import ml_collections
+
+from configs.mpobert import pretraining as defaults
+from experiments import sources
+from mpojax import data, interop, layers, models, mpo
+from mpojax.methods import mpobert, mpobert_start
+
+# Fields of a model that a teacher decides.
+_TEACHER_FIELDS = (
+    *("hidden_size", "num_heads", "intermediate_size", "embedding_size", "vocab_size"),
+    *("max_positions", "token_types", "activation", "norm_eps", "pad_id"),
+)
+# Defaults of the config: what a user did not set, a teacher may.
+_UNSET = defaults.get_config().model.to_dict()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A model that is not built yet.
+
+    Attributes:
+      config, shapes: as `models.build` takes them.
+      teacher: the model it starts from, or None.
+    """
+
+    config: models.EncoderConfig
+    shapes: dict[str, mpo.MPOShape]
+    teacher: models.Model | None
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without corpus or teacher.
+
+    Raises:
+      ValueError: a field that is wrong whatever they are.
+    """
+    for name, value, allowed in (
+        ("architecture", config.architecture, defaults.ARCHITECTURES),
+        ("start.kind", config.start.kind, defaults.STARTS),
+        ("start.scaling", config.start.scaling, mpobert_start.SCALINGS),
+        ("start.draw", config.start.draw, mpobert_start.DRAWS),
+        ("start.gauge", config.start.gauge, mpo.GAUGES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"config.{name}={value!r} must be one of {', '.join(allowed)}.")
+    for name in ("steps", "batch_size", "accumulate", "length", "eval_batch_size", "log_every"):
+        if config[name] < 1:
+            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+    if not config.corpus:
+        raise ValueError(
+            "config.corpus is empty: pass --config.corpus=FOLDER, made by python -m "
+            "tools.prepare_corpus --text=TEXTS --out=FOLDER --vocab_size=8000."
+        )
+    if config.start.kind == "teacher" and not config.start.teacher:
+        raise ValueError("config.start.kind='teacher' needs config.start.teacher, a model folder.")
+    if config.start.kind == "teacher" and config.architecture != "mpobert":
+        raise ValueError(
+            f"config.start.kind='teacher' starts an MPOBERT; architecture={config.architecture!r} "
+            "starts from scratch."
+        )
+    if config.length > config.model.max_positions:
+        raise ValueError(
+            f"config.length={config.length} is more than model.max_positions="
+            f"{config.model.max_positions}."
+        )
+
+
+def plan(config: ml_collections.ConfigDict, corpus: data.Corpus) -> Plan:
+    """The model of a config, for this corpus.
+
+    Raises:
+      ValueError: settings, corpus and teacher do not fit.
+    """
+    fields = config.model.to_dict()
+    teacher = None
+    if config.start.kind == "teacher":
+        folder = sources.model_folder(config.start.teacher)
+        teacher = interop.load_pretrained(folder, pretraining_head=True)
+        corpus.check_tokenizer(data.Tokenizer.from_folder(folder))
+        if teacher.shapes:
+            teacher = interop.merge(teacher)
+        fields = _with_teacher(fields, teacher.config)
+    fields = {name: value for name, value in fields.items() if value != 0 or name in _ZERO_ALLOWED}
+    fields.setdefault("vocab_size", corpus.vocab_size)
+    corpus.check_vocab_size(fields["vocab_size"])
+    fields |= {"pad_id": corpus.special.pad, "dtype": config.dtype, "remat": config.remat}
+    fields |= {"attention_dropout": fields["dropout"]}
+    if not config.sop:
+        fields |= {"num_labels": None, "pooling": "none"}
+    model, shapes = mpobert.settings(**fields)
+    if config.architecture != "mpobert":
+        groups = None if config.architecture == "unshared" else model.layer_groups
+        model = dataclasses.replace(model, layer_groups=groups, shared_roles=layers.ROLES)
+        shapes = {}
+    return Plan(model, shapes, teacher)
+
+
+_ZERO_ALLOWED = ("adapter_rank", "dropout")
+
+
+def _with_teacher(fields: dict, teacher: models.EncoderConfig) -> dict:
+    """The teacher's sizes where the config leaves its own defaults."""
+    for name in _TEACHER_FIELDS:
+        if fields.get(name) == _UNSET.get(name):
+            fields[name] = getattr(teacher, name)
+    return fields
+
+
+def build(config: ml_collections.ConfigDict, planned: Plan) -> models.Model:
+    """The model with its parameters at step 0."""
+    start = config.start
+    common = {"scaling": start.scaling, "gauge": start.gauge, "seed": config.seed}
+    if planned.teacher is None:
+        if not planned.shapes:
+            common = {"seed": config.seed}
+        return mpobert_start.from_scratch(planned.config, planned.shapes, draw=start.draw, **common)
+    central = start.central if start.central == "mean" else int(start.central)
+    return mpobert_start.from_teacher(
+        planned.teacher,
+        planned.config,
+        planned.shapes,
+        central=central,
+        taught_layers=start.taught_layers,
+        **common,
+    )
+
+
+def train_data(config: ml_collections.ConfigDict, corpus: data.Corpus) -> data.PretrainData:
+    """Training rows by the config."""
+    return data.PretrainData(
+        corpus, config.batch_size, config.length, seed=config.seed, **_rows(config)
+    )
+
+
+def eval_data(config: ml_collections.ConfigDict, corpus: data.Corpus) -> data.PretrainEvalData:
+    """Development rows by the config; the same for every seed of training."""
+    return data.PretrainEvalData(
+        corpus,
+        config.eval_batch_size,
+        config.length,
+        seed=0,
+        num_rows=config.eval_rows or None,
+        **_rows(config),
+    )
+
+
+def _rows(config) -> dict:
+    try:
+        masking = data.Masking(**config.masking.to_dict())
+    except TypeError as error:
+        raise ValueError(f"config.masking has an unknown field: {error}.") from error
+    return {
+        "masking": masking,
+        "sop": config.sop,
+        "pack": config.pack,
+        "max_segments": config.max_segments,
+    }
