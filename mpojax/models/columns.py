@@ -33,9 +33,8 @@ def head_columns(
     if shape is not None:
         cores = [arrays.pop(f"head/cores/{i}") for i in range(len(shape.core_shapes))]
         arrays["head/kernel"] = np.asarray(mpo.to_matrix(cores, shape))
-    for name in ("head/kernel", "head/bias", "head/adapter/up"):
-        if name in arrays:
-            arrays[name] = arrays[name][..., start:stop] * np.float32(scale)
+    for name in ("head/kernel", "head/bias"):
+        arrays[name] = arrays[name][..., start:stop] * np.float32(scale)
     arrays["head/bias"] = arrays["head/bias"] + np.float32(shift)
     config = dataclasses.replace(model.config, num_labels=stop - start)
     shapes = {path: shape for path, shape in model.shapes.items() if path != "head"}

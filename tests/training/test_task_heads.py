@@ -194,13 +194,9 @@ def test_a_cut_out_model_is_saved_and_goes_on():
     assert loss[0] == loss[1]
 
 
-@pytest.mark.parametrize("form", ["chain", "adapter"])
-def test_columns_of_a_head_in_another_form(form):
+def test_columns_of_a_head_in_mpo_form():
     config = dataclasses.replace(small.BERT, num_labels=8, pooling="first", dropout=0.0)
-    if form == "chain":
-        model = small.random_model(config, {"head": mpo.MPOShape.balanced(16, 8, n=3)})
-    else:
-        model = small.random_model(dataclasses.replace(config, adapters=(("head", 2),)))
+    model = small.random_model(config, {"head": mpo.MPOShape.balanced(16, 8, n=3)})
     batch = tokens()
     wanted = np.asarray(objectives.outputs(model, batch))[:, 3:6] * 2.0 - 1.0
     cut = models.head_columns(model, 3, 6, scale=2.0, shift=-1.0)
