@@ -16,7 +16,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from array_record.python import array_record_data_source
@@ -58,10 +58,10 @@ class Documents:
     sentences: np.ndarray
 
 
-def encode_record(tokens: Sequence[int], sentences: Sequence[int], vocab_size: int) -> bytes:
+def encode_record(tokens: np.ndarray, sentences: np.ndarray, vocab_size: int) -> bytes:
     """The record of a document; see the top of this file."""
     head = np.array([len(sentences), *sentences], "<u4").tobytes()
-    return head + np.array(tokens, token_dtype(vocab_size)).tobytes()
+    return head + tokens.astype(token_dtype(vocab_size)).tobytes()
 
 
 def decode_record(record: bytes, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

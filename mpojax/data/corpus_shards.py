@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from mpojax.data import text_documents, vocabulary, workers
 from mpojax.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "valid")
+Document = tuple[np.ndarray, np.ndarray]  # tokens, sentence starts; int32
 
 
 def document_hash(text: str) -> int:
@@ -68,38 +69,42 @@ def write_shard(
 ) -> None:
     """Writes the files of one shard, its marker last. Its records are held in memory."""
     encoder = _Encoder(Tokenizer.from_folder(out))
-    records = {split: [] for split in SPLITS}
-    lengths = {split: [] for split in SPLITS}
-    sentences = {split: [] for split in SPLITS}
+    found = {split: [] for split in SPLITS}
     for piece in pieces:
         content, done = text_documents.read_piece(piece), 0
         for text in text_documents.documents_of(piece, content, documents):
             split = SPLITS[document_hash(text) < threshold]
-            for tokens, starts in encoder.encode(text, max_tokens):
-                records[split].append(corpus_lib.encode_record(tokens, starts, encoder.vocab_size))
-                lengths[split].append(len(tokens))
-                sentences[split] += starts
+            found[split] += encoder.encode(text, max_tokens)
             workers.add(len(text))
             done += len(text)
         workers.add(len(content) - done)  # characters of more than one byte, white space
-    marker = {}
-    for split in SPLITS:
-        if not records[split]:
-            continue
-        file = f"{split}-{name}.array_record"
-        fill = functools.partial(_write_records, records[split])
-        files.write_atomic(out / file, fill)
-        size = (out / file).stat().st_size
-        counts = (len(records[split]), sum(lengths[split]), len(sentences[split]))
-        shard = corpus_lib.Shard(file, *counts, size)
-        for what, values in (("lengths", lengths), ("sentences", sentences)):
-            fill = functools.partial(np.save, arr=np.array(values[split], np.int32))
-            files.write_atomic(out / shard.array_file(what), fill)
-        marker[split] = dataclasses.asdict(shard)
-    files.write_atomic(marker_file(out, name), json.dumps(marker))
+    shards = {
+        split: dataclasses.asdict(write_split(out, f"{split}-{name}", own, encoder.vocab_size))
+        for split, own in found.items()
+        if own
+    }
+    files.write_atomic(marker_file(out, name), json.dumps(shards))
 
 
-def _write_records(records: list[bytes], path: pathlib.Path) -> None:
+def write_split(
+    out: pathlib.Path, name: str, documents: list[Document], vocab_size: int
+) -> corpus_lib.Shard:
+    """Writes the files of documents, (tokens, sentence starts) each."""
+    file = f"{name}.array_record"
+    records = (corpus_lib.encode_record(*document, vocab_size) for document in documents)
+    files.write_atomic(out / file, functools.partial(_write_records, records))
+    arrays = {
+        "lengths": np.array([len(tokens) for tokens, _ in documents], np.int32),
+        "sentences": np.concatenate([starts for _, starts in documents]),
+    }
+    counts = (len(documents), int(arrays["lengths"].sum()), len(arrays["sentences"]))
+    shard = corpus_lib.Shard(file, *counts, (out / file).stat().st_size)
+    for what, array in arrays.items():
+        files.write_atomic(out / shard.array_file(what), functools.partial(np.save, arr=array))
+    return shard
+
+
+def _write_records(records: Iterable[bytes], path: pathlib.Path) -> None:
     try:
         # Groups of one record: any document can be read without its neighbours.
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
@@ -121,19 +126,23 @@ class _Encoder:
         # Byte-level vocabularies mark a word's start by its blank, which a sentence begins without.
         self._before = " " if vocabulary.word_mark(tokens) == "Ġ" else ""
 
-    def encode(self, text: str, max_tokens: int) -> Iterator[tuple[list[int], list[int]]]:
-        """(tokens, sentence starts), each of 1 to `max_tokens` tokens."""
+    def encode(self, text: str, max_tokens: int) -> Iterator[Document]:
+        """Documents of 1 to `max_tokens` tokens."""
         sentences = [self._before + s for s in text_documents.split_sentences(text)]
         tokens, starts = [], []
         for sentence in self._tokenizer.encode_plain(sentences):
             if tokens and len(tokens) + len(sentence) > max_tokens:
-                yield tokens, starts
+                yield _document(tokens, starts)
                 tokens, starts = [], []
             while len(sentence) > max_tokens:  # the document is empty here
-                yield sentence[:max_tokens], [0]
+                yield _document(sentence[:max_tokens], [0])
                 sentence = sentence[max_tokens:]
             if sentence:
                 starts.append(len(tokens))
                 tokens += sentence
         if tokens:
-            yield tokens, starts
+            yield _document(tokens, starts)
+
+
+def _document(tokens: list[int], starts: list[int]) -> Document:
+    return np.array(tokens, np.int32), np.array(starts, np.int32)
