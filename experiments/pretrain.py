@@ -205,4 +205,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, needs_workdir=lambda: not _DRY_RUN.value)

@@ -1,0 +1,43 @@
+"""The pre-training recipe of the paper and its released code, for the configs base12 .. base48plus.
+
+BookCorpus and English Wikipedia, masked words and sentence order, 10,000 steps of 4096 rows, from
+the weights of a shared-layer ALBERT. Rate and bounds of LAMB are those of the code: with them a
+matrix moves by 1.5 % of its norm at most, a light continuation of ALBERT. From scratch
+(`--config.start.kind=scratch`) take a normal rate, such as 1e-3 with AdamW.
+"""
+
+import ml_collections
+
+from configs.mpobert import pretraining
+from mpojax.methods import mpobert
+
+# The hub's ALBERT of the same width; the paper starts its deep models from the large one.
+TEACHERS = {768: "albert/albert-base-v2", 1024: "albert/albert-large-v2"}
+
+
+def get_config(name: str) -> ml_collections.ConfigDict:
+    """The config of a name in `mpobert.VARIANTS`."""
+    config = pretraining.get_config()
+    config.variant = name
+    config.model.update(mpobert.VARIANTS[name])
+    config.start.kind, config.start.teacher = "teacher", TEACHERS[config.model.hidden_size]
+    config.start.gauge = "symmetric"  # that of the code
+    config.batch_size, config.steps = 4096, 10_000
+    config.length = 128  # the paper names none
+    config.optimizer = {
+        "name": "lamb",
+        "learning_rate": 1.76e-6,
+        "role_learning_rates": {},
+        # The code plans 125,000 steps and stops after 10,000: 94.4 % of the rate is left then.
+        "schedule": "linear",
+        "schedule_unit": "steps",
+        "budget_seconds": 0.0,
+        "warmup_steps": 3125,
+        "end_factor": 0.944,
+        "bias_correction": False,
+        "trust_bounds": (0.01, 0.3),
+        "weight_decay": 0.01,
+        "clip_norm": 0.0,
+    }
+    config.dtype = "bfloat16"
+    return config
