@@ -12,6 +12,7 @@ trajectory as table and plot. Started again on its workdir an interrupted run go
 import dataclasses
 import pathlib
 
+import jax
 import ml_collections
 
 from experiments import fitting, jobs, launch, trajectory, tuning
@@ -115,8 +116,9 @@ def _squeeze(
     )
     if outcome.state is None:
         return None
-    label = job.metric if job.held_out is None else f"held-out {job.metric}"
-    trajectory.write(folder, outcome.phases, label)
+    if jax.process_index() == 0:
+        label = job.metric if job.held_out is None else f"held-out {job.metric}"
+        trajectory.write(folder, outcome.phases, label)
     return tuning.Outcome(
         outcome.state,
         job.evaluate(outcome.state, job.dev),

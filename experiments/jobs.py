@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiments import adapters, fitting, sources
 from mpojax import data, files, interop, models, training
-from mpojax.methods import mpop
+from mpojax.methods import mpop, multitask
 from mpojax.training import objectives
 
 _HEADS_FILE = "tasks.json"  # beside the weights of a model of several tasks
@@ -229,7 +229,7 @@ def tuned_head(
         return model, False
     heads = read_heads(config.start_from)
     own = [known for known in heads if known.task == task.name]
-    model = own[0].cut(model) if own else model
+    model = multitask.single_task(model, own[0]) if own else model
     tuned = bool(own) if heads else not model.config.masked_lm
     same = (model.config.num_labels, model.config.head) == (task.num_labels, head)
     return model, tuned and same

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import ml_collections
 from absl import logging
 
@@ -45,7 +46,8 @@ def main(
     if run_(config, folder):
         logging.info("stopped; start the same command again to go on")
         return 0
-    print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
+    if jax.process_index() == 0:
+        print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
     return 0
 
 
@@ -79,7 +81,7 @@ def run(
         return 0
     job = prepare(config)
     workdir = workdir or training.Workdir(folder, config)
-    if job.report is not None:
+    if job.report is not None and jax.process_index() == 0:
         job.report.to_csv(workdir.path / "compression.csv")
     outcome = train(config, job, workdir.path)
     if outcome is None:
@@ -87,15 +89,13 @@ def run(
     result = _result(config, job, outcome) | describe(config, job, outcome)
     result["seconds"] = time.perf_counter() - start
     if config.save_model:
-        target = workdir.path / "model"
-        shutil.rmtree(target, ignore_errors=True)  # of a start killed while saving
-        interop.save_pretrained(outcome.state.model(), target, tokenizer_from=job.source)
-        if job.heads:
-            jobs.write_heads(target, job.heads)
-    files.write_atomic(workdir.path / "summary.txt", summary(result))
+        _save(config, job, outcome.state, workdir.path / "model")
+    if jax.process_index() == 0:
+        files.write_atomic(workdir.path / "summary.txt", summary(result))
     workdir.write_result(result)
-    for name in _LEFTOVERS:
-        shutil.rmtree(workdir.path / name, ignore_errors=True)
+    if jax.process_index() == 0:
+        for name in _LEFTOVERS:
+            shutil.rmtree(workdir.path / name, ignore_errors=True)
     return int(outcome.stop_requested)
 
 
@@ -126,6 +126,23 @@ def tune(config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path)
         metrics = job.evaluate(state, job.dev)
         facts |= {"best_step": dev.best_step}
     return Outcome(state, metrics, accept, facts, result.stop_requested is not None)
+
+
+def _save(
+    config: ml_collections.ConfigDict,
+    job: jobs.Job,
+    state: training.TrainState,
+    folder: pathlib.Path,
+) -> None:
+    """The model with its tokenizer; process 0 gathers and writes it."""
+    if jax.process_count() > 1:
+        state = training.sharding.replicated(state, training.make_mesh(config.mesh.to_dict()))
+    if jax.process_index() != 0:
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # of a start killed while saving
+    interop.save_pretrained(state.model(), folder, tokenizer_from=job.source)
+    if job.heads:
+        jobs.write_heads(folder, job.heads)
 
 
 def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) -> dict[str, Any]:

@@ -6,8 +6,8 @@
 Table 3 of the paper, whose protocol is not published. Ours: `shots` examples of every class, drawn
 anew by `draw` (10 shots of one draw are among its 20 shots); no development set decides anything,
 the last state is reported. All variants have one learning rate. Variants: those of
-`configs/mpobert/systems.py`; tasks: those of `configs/mpobert/recipes.py`. FOLDER as in
-`configs/mpobert/multitask.py`. All shots, draws and seeds at once: `configs/sweeps/fewshot.py`.
+`configs/mpobert/finetune.py`, which says where each model comes from, and minilm; tasks: the eight
+of `configs/mpobert/recipes.py`. All shots, draws and seeds at once: `configs/sweeps/fewshot.py`.
 
 Cost: 100 steps of 16 examples, and the evaluation. Expected, as published, one number each, draws
 unknown (10 / 20 / 30 shots): SST-2 58.9 / 65.4 / 64.6 for mpobert12, 56.7 / 59.3 / 60.0 for

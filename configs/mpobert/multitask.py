@@ -6,11 +6,11 @@
         --config.data_dir=DATA --config.batch_size=32 --config.accumulate=1 --config.steps=500 \
         --workdir=runs/multitask/minilm
 
-Table 2 of the paper. Variants: mpobert12, mpobert24, mpobert48, mpobert48plus, albert12, bert12,
-minilm (`configs/mpobert/systems.py`). Tasks: the eight of the table. FOLDER is the `model` folder
-of a pre-training run, or any other that this library loads, with its tokenizer; left out, albert12
-and bert12 come from the hub. The paper says nothing of how it trained on several tasks: batch,
-length and schedule are those of its single tasks, the number of epochs is ours.
+Table 2 of the paper. Variants: those of `configs/mpobert/finetune.py`, which says where each model
+comes from, and minilm. Tasks: the eight of the table. FOLDER is the `model` folder of a
+pre-training run, or any other that this library loads, with its tokenizer; it may be left out as
+for single tasks. The paper does not say how it trained on several tasks: batch, length and schedule
+are those of its single tasks, rates and number of epochs are ours.
 
 Cost (estimated): 22,245 steps of 128 x 128 tokens, a few hours on one GPU for 12 layers. Expected:
 the averages of table 2, one run each: 83.0 (bert12), 84.4 (mpobert48), 82.0 (mpobert12), 80.5
@@ -57,6 +57,6 @@ def get_config(argument: str = "mpobert12") -> ml_collections.ConfigDict:
     examples = sum(recipes.EXAMPLES[task] for task in tasks)
     config.steps = EPOCHS * math.ceil(examples / config.batch_size)
     config.keep_best, config.eval_every = True, max(1, config.steps // 10)
-    system = systems.put(config, variant)
-    config.optimizer = recipes.optimizer(system.learning_rate, system.core_rate)
+    systems.put(config, variant)
+    config.optimizer = systems.optimizer(variant)
     return config

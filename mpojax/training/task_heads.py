@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mpojax import models
 from mpojax.data import pipeline, text_classification
 from mpojax.training import evaluation, objectives
 
@@ -50,10 +49,6 @@ class TaskHead:
     def view(self, model: Any) -> Callable[..., jax.Array]:
         """The model as objectives and evaluators of the single task call it."""
         return lambda *inputs: self.own(model(*inputs))
-
-    def cut(self, model: models.SequenceClassifier) -> models.SequenceClassifier:
-        """The model of the single task."""
-        return models.head_columns(model, self.start, self.stop, scale=self.scale, shift=self.shift)
 
 
 def make_heads(

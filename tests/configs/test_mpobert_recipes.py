@@ -3,6 +3,7 @@
 import pytest
 
 from configs.mpobert import fewshot, multitask, recipes, systems
+from configs.mpobert import finetune as single_task
 from configs.mpop import base
 from configs.sweeps import fewshot as fewshot_sweep
 from experiments import cells, finetune
@@ -57,6 +58,9 @@ def test_every_variant_gives_valid_configs(variant):
     assert not {"task", "metric", "squeeze"} & set(config)
     few = fewshot.get_config(f"{variant},mnli")
     finetune.check(few)
+    single = single_task.get_config(f"{variant},rte") if variant != systems.MINILM else few
+    for name in ("model", "architecture", "adapters", "variant"):
+        assert config[name] == few[name] == single[name]
     assert (few.variant, few.task, few.shots, few.keep_best) == (variant, "mnli", 10, False)
 
 

@@ -11,6 +11,7 @@ from configs.mpobert import multitask as multitask_config
 from configs.mpop import base
 from experiments import finetune, jobs, multitask
 from mpojax import interop, models, training
+from mpojax.methods.multitask import single_task
 from tests.experiments.test_compress import SETTINGS, WORDS
 
 GOOD, BAD = "good fine film", "bad poor plot"
@@ -112,7 +113,7 @@ def test_a_task_goes_on_alone_with_its_head(finished, texts, tmp_path, name):
     for metric, value in after["metrics"].items():
         assert value == pytest.approx(before["metrics"][f"{name}/{metric}"], abs=1e-5)
     (head,) = [h for h in jobs.read_heads(folder / "model") if h.task == name]
-    cut = head.cut(interop.load_pretrained(folder / "model"))
+    cut = single_task(interop.load_pretrained(folder / "model"), head)
     saved = models.to_arrays(interop.load_pretrained(tmp_path / "run" / "model"))
     for path, array in models.to_arrays(cut).items():
         np.testing.assert_array_equal(saved[path], array)

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from mpojax import data, interop, models, mpo, training
+from mpojax.methods import multitask
 from mpojax.training import objectives
 from tests.models import small
 
@@ -162,7 +163,7 @@ def test_evaluation_is_that_of_the_single_tasks():
     model = shared_model()
     found, main = evaluate(model, lengths=(5,))
     for number, (name, head) in enumerate(zip(TASKS, HEADS, strict=True)):
-        single = head.cut(model)
+        single = multitask.single_task(model, head)
         assert single.config.num_labels == head.stop - head.start
         alone = training.evaluator(TASKS[name], "dev")(
             single, data.EvalData(examples(name, number), 8)
@@ -179,13 +180,13 @@ def test_the_cut_out_head_gives_scores_in_the_units_of_the_labels():
     batch = tokens()
     whole = np.asarray(objectives.outputs(model, batch))
     wanted = whole[:, 2:3] * head.scale + head.shift
-    found = objectives.outputs(head.cut(model), batch)
+    found = objectives.outputs(multitask.single_task(model, head), batch)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(objectives.outputs(head.view(model), batch), wanted, rtol=1e-6)
 
 
 def test_a_cut_out_model_is_saved_and_goes_on():
-    single = HEADS[2].cut(shared_model())
+    single = multitask.single_task(shared_model(), HEADS[2])
     with tempfile.TemporaryDirectory() as folder:
         interop.save_pretrained(single, pathlib.Path(folder) / "model")
         again = interop.load_pretrained(pathlib.Path(folder) / "model")

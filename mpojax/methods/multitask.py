@@ -1,0 +1,13 @@
+"""Several tasks in one model (table 2 of the MPOBERT paper): a single task taken out of it."""
+
+from mpojax import models, training
+
+
+def single_task(
+    model: models.SequenceClassifier, head: training.TaskHead
+) -> models.SequenceClassifier:
+    """The model of one task, with its head cut out of the shared one; it can be trained on alone.
+
+    A regression's scale goes into the head, so that its output is a label.
+    """
+    return models.head_columns(model, head.start, head.stop, scale=head.scale, shift=head.shift)
