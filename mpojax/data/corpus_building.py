@@ -103,7 +103,7 @@ def build(
             _put_tokenizer(out, settings, tokenizer_from, pieces, threshold, advance)
             groups = text_documents.group_pieces(pieces, count)
             shards = _write_shards(pool, out, settings, groups, threshold, advance)
-            _finish(out, plan, shards)
+            finish(out, plan, shards)
         _tidy(out)
     return corpus_lib.Corpus(out)
 
@@ -265,9 +265,6 @@ class _VocabularyTexts:
             self._tell(self._done, self._total)
 
 
-# Shards.
-
-
 def _write_shards(pool, out, settings, groups, threshold, advance) -> list[dict]:
     """{split: shard} of all shards, in order; those that are there are kept."""
     names = [f"{number:05d}-of-{len(groups):05d}" for number in range(len(groups))]
@@ -285,7 +282,8 @@ def _write_shards(pool, out, settings, groups, threshold, advance) -> list[dict]
     ]
 
 
-def _finish(out: pathlib.Path, plan: dict, shards: list[dict]) -> None:
+def finish(out: pathlib.Path, plan: dict, shards: list[dict]) -> None:
+    """Describes the shards, [{split: fields of a Shard}], which makes the folder a corpus."""
     tokens = Tokenizer.from_folder(out).vocabulary()
     splits = {}
     for split in corpus_shards.SPLITS:
