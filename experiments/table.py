@@ -4,10 +4,11 @@
     python -m experiments.table mpop_table3 --list --model_dir=CHECKPOINTS --data_dir=DATA
     python -m experiments.table mpop_table1 --before=FOLDER --after=FOLDER
     python -m experiments.table mpop_figure2 --model=FOLDER
+    python -m experiments.table mpobert_table1 --workdir=runs
 
-Names: mpop_table1 .. mpop_table5, mpop_figure2. Ours comes from the `result.json` of finished runs
-at or below --workdir, matched by architecture, variant and task (see
-`experiments.tables.results.score`); parameter counts come from shapes and need no weights.
+Names: mpop_table1 .. mpop_table5, mpop_figure2, mpobert_table1 .. mpobert_table7. Ours comes from
+the `result.json` of finished runs at or below --workdir, matched by architecture, variant and task
+(see `experiments.tables.results.score`); parameter counts come from shapes and need no weights.
 --list prints the command of every row, and whether data and weights for it are at hand. Printed,
 and written as Markdown and CSV to --out (default: the workdir, if one is given).
 """
@@ -17,17 +18,29 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from experiments.tables import analyses, listing, page, published, results, scores
+from experiments.tables import (
+    analyses,
+    costs,
+    listing,
+    page,
+    published,
+    published_mpobert,
+    results,
+    scores,
+)
 
+SCORES = {**published.SCORES, **published_mpobert.SCORES}
 # Name -> function of (runs, command-line options).
 TABLES: dict[str, Callable[[Sequence[results.Run], argparse.Namespace], page.Page]] = {
     "mpop_table1": lambda runs, options: analyses.table1(runs, options.before, options.after),
     "mpop_table2": lambda runs, options: analyses.table2(),
     **{
         name: lambda runs, options, table=table: scores.build(table, runs)
-        for name, table in published.SCORES.items()
+        for name, table in SCORES.items()
     },
     "mpop_figure2": lambda runs, options: analyses.figure2(options.model),
+    "mpobert_table6": lambda runs, options: costs.table6(runs),
+    "mpobert_table7": lambda runs, options: costs.table7(),
 }
 
 
@@ -39,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"unknown table {options.name!r}; there are {', '.join(TABLES)}.")
         if options.list:
             found = listing.lines(
-                options.name, options.model_dir, options.data_dir, options.workdir
+                options.name, SCORES, options.model_dir, options.data_dir, options.workdir
             )
             print("\n".join(found))
             return 0
         runs = results.find(options.workdir) if options.workdir else []
         made = TABLES[options.name](runs, options)
         page.show(made)
-        if options.name in published.SCORES and not any(r["seeds"] for r in made.records):
+        if options.name in SCORES and not any(r["seeds"] for r in made.records):
             where = f"below {options.workdir}" if options.workdir else "(no --workdir was given)"
             print(
                 f"No finished runs of this table {where}: counts are from shapes. "

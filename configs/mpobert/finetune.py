@@ -86,7 +86,8 @@ def _with_rank(rank: int, *patterns: str) -> tuple[tuple[str, dict], ...]:
     return tuple((pattern, {"rank": rank}) for pattern in patterns)
 
 
-_BASE12, _SHARED = "base12.py", "base12.py --config.model.share_auxiliary=True"
+_BASE12 = "base12.py"
+_SHARED = "base12.py --config.variant=all_shared12 --config.model.share_auxiliary=True"
 VARIANTS = {
     "mpobert12": _pretrained("mpobert12", _BASE12),
     # Placed so that all four printed counts of tables 4 and 5 follow.

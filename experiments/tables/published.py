@@ -1,67 +1,26 @@
-"""What the papers print, as data. Nothing here is measured by this library.
+"""What the MPOP paper prints, as data. Nothing here is measured by this library.
 
 Source of everything: "Enabling Lightweight Fine-tuning for Pre-trained Language Model Compression
 based on Matrix Product Operators", ACL 2021, pp. 5388-5398, GLUE development sets, one run each.
 Numbers are text, so that the digits are those of the paper; None where it prints nothing.
 """
 
-import dataclasses
-from collections.abc import Mapping
+from experiments.tables.layout import Column, Row, Table
+from experiments.tables.layout import read_scores as _scores
 
 MPOP = "MPOP, ACL 2021, pp. 5388-5398"
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row of a table of scores.
-
-    Attributes:
-      label: as printed.
-      config, variant: the config file and the first half of its argument that run it.
-      scores: {task: percent}.
-      trained, total: #Pr and #To in millions.
-      average: over all tasks.
-      note: where a published value does not follow from shapes or scores, and why.
-    """
-
-    label: str
-    config: str
-    variant: str
-    scores: Mapping[str, str]
-    trained: str | None = None
-    total: str | None = None
-    average: str | None = None
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """One table of scores; `tasks` are (task, column header, metric)."""
-
-    name: str
-    title: str
-    tasks: tuple[tuple[str, str, str], ...]
-    rows: tuple[Row, ...]
-    has_average: bool = False
-    notes: tuple[str, ...] = ()
-
-
 _GLUE = (
-    ("sst2", "SST-2 acc", "accuracy"),
-    ("mnli", "MNLI m", "accuracy"),
-    ("qnli", "QNLI acc", "accuracy"),
-    ("cola", "CoLA mcc", "matthews"),
-    ("stsb", "STS-B ρ", "spearman"),
-    ("qqp", "QQP acc", "accuracy"),
-    ("mrpc", "MRPC acc", "accuracy"),
-    ("rte", "RTE acc", "accuracy"),
-    ("wnli", "WNLI acc", "accuracy"),
+    Column("sst2", "SST-2 acc", "accuracy"),
+    Column("mnli", "MNLI m", "accuracy"),
+    Column("qnli", "QNLI acc", "accuracy"),
+    Column("cola", "CoLA mcc", "matthews"),
+    Column("stsb", "STS-B ρ", "spearman"),
+    Column("qqp", "QQP acc", "accuracy"),
+    Column("mrpc", "MRPC acc", "accuracy"),
+    Column("rte", "RTE acc", "accuracy"),
+    Column("wnli", "WNLI acc", "accuracy"),
 )
-
-
-def _scores(tasks, text: str) -> dict[str, str]:
-    values = text.split()
-    return {task[0]: value for task, value in zip(tasks, values, strict=True) if value != "-"}
 
 
 _ALBERT = "configs/mpop/albert.py"
@@ -72,6 +31,7 @@ _DENSE_ALBERT = (
 TABLE3 = Table(
     "mpop_table3",
     "MPOP table 3: GLUE development sets, ALBERT-base-v2",
+    MPOP,
     _GLUE,
     (
         Row(
@@ -140,9 +100,9 @@ TABLE3 = Table(
 )
 
 _FEW = (
-    ("wnli", "WNLI acc", "accuracy"),
-    ("mrpc", "MRPC acc", "accuracy"),
-    ("rte", "RTE acc", "accuracy"),
+    Column("wnli", "WNLI acc", "accuracy"),
+    Column("mrpc", "MRPC acc", "accuracy"),
+    Column("rte", "RTE acc", "accuracy"),
 )
 _BERT, _DISTILBERT, _MOBILEBERT = (
     f"configs/mpop/{name}.py" for name in ("bert", "distilbert", "mobilebert")
@@ -150,6 +110,7 @@ _BERT, _DISTILBERT, _MOBILEBERT = (
 TABLE4 = Table(
     "mpop_table4",
     "MPOP table 4: other models, GLUE development sets",
+    MPOP,
     _FEW,
     (
         Row(
@@ -212,13 +173,14 @@ TABLE4 = Table(
 )
 
 _PARTIAL = (
-    ("sst2", "SST-2 acc", "accuracy"),
-    ("mrpc", "MRPC acc", "accuracy"),
-    ("rte", "RTE acc", "accuracy"),
+    Column("sst2", "SST-2 acc", "accuracy"),
+    Column("mrpc", "MRPC acc", "accuracy"),
+    Column("rte", "RTE acc", "accuracy"),
 )
 TABLE5 = Table(
     "mpop_table5",
     "MPOP table 5: fine-tuning the last layers of BERT",
+    MPOP,
     _PARTIAL,
     (
         Row("BERT layers 10-12", _BERT, "last_3", _scores(_PARTIAL, "91.9 76.5 67.2"), "45.7"),
@@ -237,19 +199,6 @@ TABLE5 = Table(
     notes=("The printed counts follow when embeddings, pooler and head are trained as well.",),
 )
 SCORES = {table.name: table for table in (TABLE3, TABLE4, TABLE5)}
-
-# Sizes of GLUE's development sets (matched, for MNLI).
-GLUE_DEVELOPMENT_EXAMPLES = {
-    "sst2": 872,
-    "mnli": 9815,
-    "qnli": 5463,
-    "cola": 1043,
-    "stsb": 1500,
-    "qqp": 40_430,
-    "mrpc": 408,
-    "rte": 277,
-    "wnli": 71,
-}
 
 # Table 1: share of weights by |change|, BERT fine-tuned on SST-2.
 CHANGE_BINS = ("(0, 1e-4]", "(1e-4, 1e-3]", "(1e-3, ∞)")

@@ -12,11 +12,13 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+from configs.mpop import base
 from mpojax.training import workdir as workdir_lib
 
 # Fields in which a run may differ from the row without being another experiment.
 _FREE = (
     "seed",
+    "draw",
     "model",
     "start_from",
     "data_dir",
@@ -44,12 +46,15 @@ class Score:
     """Ours for one cell of a table.
 
     Attributes:
-      mean, spread: of the metric over seeds; the sample standard deviation, None for one seed.
-      seeds: how many.
+      mean, spread: of the metric over seeds (of few-shot runs over draws, each the mean over its
+        seeds); the sample standard deviation, None for one.
+      seeds: how many; of few-shot runs with several draws, how many draws.
       trained, total: mean counts.
       examples: that they were measured on; None where the runs do not say.
       differs: fields in which the runs differ from the row's config, as text; empty for the row as
         it is.
+      settings: how many settings of the fields that the row leaves open were tried; these are the
+        best.
     """
 
     mean: float
@@ -59,6 +64,7 @@ class Score:
     total: float
     examples: int | None
     differs: tuple[str, ...]
+    settings: int = 1
 
 
 def find(folder: str | os.PathLike) -> list[Run]:
@@ -81,42 +87,85 @@ def find(folder: str | os.PathLike) -> list[Run]:
         except (OSError, json.JSONDecodeError) as error:
             logging.info("%s: passed over (%s)", path, error)
             continue
-        needed = ("task", "variant", "architecture")
+        needed = ("variant", "architecture")
         if isinstance(config, dict) and all(key in config for key in needed) and "task" in result:
             runs.append(Run(path.parent, config, result))
     return runs
 
 
-def score(runs: Sequence[Run], config: ml_collections.ConfigDict, metric: str) -> Score | None:
+def score(
+    runs: Sequence[Run],
+    config: ml_collections.ConfigDict,
+    metric: str,
+    task: str = "",
+    tuned: Sequence[str] = (),
+) -> Score | None:
     """Mean over the seeds of the runs of one row and task; None where there are none.
 
-    Runs are those of the same architecture, variant and task. Where several kinds of them are
-    there (another number of steps, say), those with the row's own config count, else the kind
+    Runs are those of the same architecture, variant, task and shots. Where several kinds of them
+    are there (another number of steps, say), those with the row's own config count, else the kind
     that differs least; kinds are never mixed. Of two runs with one seed the later path counts.
+
+    Args:
+      runs: of any kind.
+      config: of the row.
+      metric: of the task.
+      task: of a row with several tasks; else the config names it.
+      tuned: fields of the config that the row leaves open: the best of all settings counts.
     """
     row = workdir_lib.plain(config)
+    task = task or row["task"]
     kinds: dict[str, list[Run]] = {}
     for run in runs:
-        same = all(run.config[key] == row[key] for key in ("architecture", "variant", "task"))
-        if same and _value(run, metric) is not None:
-            kinds.setdefault(workdir_lib.fingerprint(_fixed(run.config)), []).append(run)
+        if _is_same(run, row, task) and _value(run, task, metric) is not None:
+            kind = workdir_lib.fingerprint(_fixed(run.config, tuned))
+            kinds.setdefault(kind, []).append(run)
     if not kinds:
         return None
     differences = {
-        kind: workdir_lib.differences(_fixed(row), _fixed(same[0].config))
+        kind: workdir_lib.differences(_fixed(row, tuned), _fixed(same[0].config, tuned))
         for kind, same in kinds.items()
     }
     kind = min(kinds, key=lambda kind: (len(differences[kind]), -len(kinds[kind])))
-    chosen = list({run.config.get("seed"): run for run in kinds[kind]}.values())
-    values = [_value(run, metric) for run in chosen]
+    settings: dict[str, list[Run]] = {}
+    for run in kinds[kind]:
+        open_fields = {name: run.config.get(name) for name in tuned}
+        settings.setdefault(workdir_lib.fingerprint(open_fields), []).append(run)
+    found = [_summarised(same, task, metric) for same in settings.values()]
+    best = max(found, key=lambda score: score.mean)
+    differs = tuple(map(_reworded, differences[kind]))
+    return dataclasses.replace(best, differs=differs, settings=len(found))
+
+
+def _is_same(run: Run, row: Mapping[str, Any], task: str) -> bool:
+    """Whether a run is one of a row and task, maybe with other hyper-parameters."""
+    if any(run.config[key] != row[key] for key in ("architecture", "variant")):
+        return False
+    if run.config.get("shots", 0) != row["shots"]:
+        return False
+    if "tasks" in row:
+        return task in run.config.get("tasks", ())
+    return run.config.get("task") == task
+
+
+def _summarised(runs: Sequence[Run], task: str, metric: str) -> Score:
+    """Of runs that differ in seed and draw alone."""
+    chosen = {(run.config.get("draw", 0), run.config.get("seed")): run for run in runs}
+    draws: dict[int, list[float]] = {}
+    for (draw, _), run in chosen.items():
+        draws.setdefault(draw, []).append(_value(run, task, metric))
+    means = [statistics.fmean(values) for values in draws.values()]
+    values = means if len(means) > 1 else next(iter(draws.values()))
+    results = [run.result for run in chosen.values()]
+    of_task = results[0].get("tasks", {}).get(task, results[0])
     return Score(
         statistics.fmean(values),
         statistics.stdev(values) if len(values) > 1 else None,
         len(values),
-        statistics.fmean(run.result.get("trained", math.nan) for run in chosen),
-        statistics.fmean(run.result.get("total", math.nan) for run in chosen),
-        chosen[0].result.get("dev_examples"),
-        tuple(map(_reworded, differences[kind])),
+        statistics.fmean(result.get("trained", math.nan) for result in results),
+        statistics.fmean(result.get("total", math.nan) for result in results),
+        of_task.get("dev_examples"),
+        (),
     )
 
 
@@ -125,16 +174,19 @@ def _reworded(difference: str) -> str:
     return difference.replace(" there, ", " in the row, ", 1).removesuffix(" here") + " in the run"
 
 
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _FREE}
+def _fixed(config: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, Any]:
+    # Fields that came later than a run had their defaults in it.
+    config = {**workdir_lib.plain(base.get_config()), **config}
+    kept = {key: value for key, value in config.items() if key not in (*_FREE, *tuned)}
     # Where a run started decides much; under which path that lay, nothing.
-    return kept | {"start_from": "a tuned model" if config.get("start_from") else ""}
+    return kept | {"start_from": "a tuned model" if config["start_from"] else ""}
 
 
-def _value(run: Run, metric: str) -> float | None:
-    metrics = run.result.get("metrics")
+def _value(run: Run, task: str, metric: str) -> float | None:
+    result = run.result.get("tasks", {}).get(task, run.result)
+    metrics = result.get("metrics")
     if isinstance(metrics, Mapping) and isinstance(metrics.get(metric), int | float):
         return float(metrics[metric])
-    if run.result.get("metric_name") == metric:
-        return float(run.result["metric"])
+    if result.get("metric_name") == metric:
+        return float(result["metric"])
     return None

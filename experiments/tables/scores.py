@@ -9,54 +9,77 @@ from collections.abc import Sequence
 import ml_collections
 
 from configs.mpop import rows as rows_lib
-from experiments.tables import published, results
+from experiments.tables import layout, results
 from experiments.tables.page import Page
 from mpojax import interop, models
 
+_NOT_HERE = "published only"
 
-def build(table: published.Table, runs: Sequence[results.Run]) -> Page:
+
+def build(table: layout.Table, runs: Sequence[results.Run]) -> Page:
     """The page of one table: scores from runs, counts from shapes (or runs, where squeezed)."""
     columns = ["row", ""] + (["avg"] if table.has_average else [])
-    columns += [header for _, header, _ in table.tasks] + ["#Pr (M)", "#To (M)"]
+    columns += [column.header for column in table.columns]
+    columns += ["#Pr (M)", "#To (M)"] if table.has_trained else ["#To"]
     shown, records, notes = [], [], list(table.notes)
     for row in table.rows:
-        configs = {task: load_config(row, task) for task, _, _ in table.tasks}
-        ours = {t: results.score(runs, configs[t], metric) for t, _, metric in table.tasks}
-        trained, total, note = _counts(configs, ours)
         shown.append(_published_line(table, row))
-        shown.append(_our_line(table, row, ours, trained, total))
-        for task, _, metric in table.tasks:
-            records.append(_record(row, task, metric, ours[task], trained, total))
-            if ours[task] is not None and ours[task].differs:
-                notes.append(
-                    f"* {row.label}, {task}: not the row's config: {'; '.join(ours[task].differs)}."
-                )
-            notes += _examples_note(row, task, ours[task])
         if row.note:
             notes.append(f"{row.label}: {row.note}")
+        if not row.config:
+            records += [_record(row, column, None, None, None) for column in table.columns]
+            continue
+        configs = {column.key: load_config(row, column) for column in table.columns}
+        ours = {
+            column.key: _score(row, column, runs, configs[column.key]) for column in table.columns
+        }
+        trained, total, note = _counts(table, row, configs, ours)
+        shown.append(_our_line(table, row, ours, trained, total))
+        for column in table.columns:
+            score = ours[column.key]
+            records.append(_record(row, column, score, trained, total))
+            notes += _notes_on(row, column, score)
         if note:
             notes.append(f"{row.label}: {note}")
+    if any(not row.config for row in table.rows):
+        notes.append(f"{_NOT_HERE}: this library has no such model.")
+    what = "#Pr: numbers that are trained; #To: all." if table.has_trained else "#To: all numbers."
     notes.append(
-        "#Pr: numbers that are trained; #To: all. Ours: from shapes, for two labels. Scores in "
-        "percent, mean ± sample standard deviation over seeds; empty: not run."
+        f"{what} Ours: from shapes, for two labels. Scores in percent, mean ± sample standard "
+        "deviation over seeds; empty: not run."
     )
-    return Page(table.name, table.title, published.MPOP, columns, shown, records, notes)
+    return Page(table.name, table.title, table.source, columns, shown, records, notes)
 
 
-def load_config(row: published.Row, task: str) -> ml_collections.ConfigDict:
-    """The config that runs one row on one task."""
+def load_config(row: layout.Row, column: layout.Column) -> ml_collections.ConfigDict:
+    """The config that runs one row on the task of one column."""
     module = row.config.removesuffix(".py").replace("/", ".")
-    return importlib.import_module(module).get_config(f"{row.variant},{task}")
+    config = importlib.import_module(module).get_config(row.argument(column.task))
+    config.update(column.fields)
+    return config
 
 
-def command(row: published.Row, task: str, model: str = "", workdir: str = "runs") -> str:
-    """The command line of one row and task."""
-    name = f"{pathlib.PurePath(row.config).stem}/{row.variant}-{task}"
+def command(row: layout.Row, column: layout.Column, model: str = "", workdir: str = "runs") -> str:
+    """The command line of one row and column."""
+    name = row.variant if row.runner == "multitask" else f"{row.variant}-{column.key}"
+    fields = "".join(f" --config.{field}={value}" for field, value in column.fields.items())
     return (
-        f"python -m experiments.finetune --config={row.config}:{row.variant},{task}"
+        f"python -m experiments.{row.runner} --config={row.config}:{row.argument(column.task)}"
         + (f" --config.model={model}" if model else "")
-        + f" --workdir={workdir}/{name}"
+        + f"{fields} --workdir={workdir}/{pathlib.PurePath(row.config).stem}/{name}"
     )
+
+
+def average(row: layout.Row, columns: Sequence[layout.Column], runs) -> float | None:
+    """Mean of ours over all columns, in percent; None where a run is missing."""
+    found = [_score(row, column, runs, load_config(row, column)) for column in columns]
+    return None if None in found else 100 * statistics.fmean(score.mean for score in found)
+
+
+def _score(row, column, runs, config) -> results.Score | None:
+    if row.split != "dev":
+        return None
+    return results.score(runs, config, column.metric, column.task, row.tuned)
 
 
 def planned_counts(config: ml_collections.ConfigDict) -> tuple[dict[str, int], int | None]:
@@ -92,8 +115,11 @@ def millions(count: float, like: str | None) -> str:
     return f"{count / 1e6:.{digits}f}"
 
 
-def _counts(configs, ours) -> tuple[float, float, str]:
+def _counts(table, row, configs, ours) -> tuple[float, float, str]:
     """Trained and total numbers, mean over tasks where they depend on the task; a note."""
+    if table.counts is not None:
+        counts = table.counts(row.variant)
+        return counts["trainable"], counts["total"], ""
     squeezed = any(c.squeeze.get("budget") or c.budget is not None for c in configs.values())
     if squeezed and (done := [score for score in ours.values() if score is not None]):
         trained = statistics.fmean(score.trained for score in done)
@@ -116,14 +142,22 @@ def _counts(configs, ours) -> tuple[float, float, str]:
     return typical["trainable"], typical["total"], note
 
 
-def _examples_note(row, task: str, score: results.Score | None) -> list[str]:
-    size = published.GLUE_DEVELOPMENT_EXAMPLES[task]
-    if score is None or score.examples in (None, size):
+def _notes_on(row, column, score: results.Score | None) -> list[str]:
+    if score is None:
         return []
-    return [
-        f"{row.label}, {task}: measured on {score.examples:,} examples; GLUE's development set has "
-        f"{size:,}."
-    ]
+    where, found = f"{row.label}, {column.key}", []
+    if score.differs:
+        found.append(f"* {where}: not the row's config: {'; '.join(score.differs)}.")
+    size = layout.DEVELOPMENT_EXAMPLES[column.task]
+    if score.examples not in (None, size):
+        whose = "SQuAD's" if column.task == "squad" else "GLUE's"
+        found.append(
+            f"{where}: measured on {score.examples:,} examples; {whose} development set has "
+            f"{size:,}."
+        )
+    if row.tuned and score.settings > 1:
+        found.append(f"{where}: the best of {score.settings} settings on the data of the score.")
+    return found
 
 
 def _count_key(config) -> str:
@@ -132,8 +166,13 @@ def _count_key(config) -> str:
 
 def _published_line(table, row) -> list[str]:
     average = [row.average or ""] if table.has_average else []
-    scores = [row.scores.get(task, "") for task, _, _ in table.tasks]
-    return [row.label, "published", *average, *scores, row.trained or "", row.total or ""]
+    scores = [row.scores.get(column.key, "") for column in table.columns]
+    if table.has_trained:
+        counts = [row.trained or "", row.total or ""]
+    else:
+        counts = [f"{row.total} M" if row.total else ""]
+    what = "published" if row.config else _NOT_HERE
+    return [row.label, what, *average, *scores, *counts]
 
 
 def _our_line(table, row, ours, trained: float, total: float) -> list[str]:
@@ -141,8 +180,11 @@ def _our_line(table, row, ours, trained: float, total: float) -> list[str]:
     if table.has_average:
         done = [score.mean for score in ours.values() if score is not None]
         average = [f"{100 * statistics.fmean(done):.1f}" if len(done) == len(ours) else ""]
-    scores = [_score_text(ours[task]) for task, _, _ in table.tasks]
-    counts = [millions(trained, row.trained), millions(total, row.total)]
+    scores = [_score_text(ours[column.key]) for column in table.columns]
+    if table.has_trained:
+        counts = [millions(trained, row.trained), millions(total, row.total)]
+    else:
+        counts = [f"{total:,}"]
     return ["", "ours", *average, *scores, *counts]
 
 
@@ -154,20 +196,21 @@ def _score_text(score: results.Score | None) -> str:
     return text + ("*" if score.differs else "")
 
 
-def _record(row, task, metric, score, trained, total) -> dict:
+def _record(row, column, score, trained: float | None, total: float | None) -> dict:
     return {
         "row": row.label,
-        "config": f"{row.config}:{row.variant},{task}",
-        "task": task,
-        "metric": metric,
-        "published": row.scores.get(task),
+        "config": f"{row.config}:{row.argument(column.task)}" if row.config else "",
+        "task": column.key,
+        "split": row.split,
+        "metric": column.metric,
+        "published": row.scores.get(column.key),
         "ours": score and 100 * score.mean,
         "ours_std": None if score is None or score.spread is None else 100 * score.spread,
         "seeds": score.seeds if score else 0,
         "examples": score and score.examples,
         "own_config": score and not score.differs,
         "published_trained_millions": row.trained,
-        "trained": round(trained),
+        "trained": trained and round(trained),
         "published_total_millions": row.total,
-        "total": round(total),
+        "total": total and round(total),
     }

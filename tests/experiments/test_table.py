@@ -10,11 +10,12 @@ import pytest
 
 from configs.mpop import albert, bert, rows
 from experiments import table
-from experiments.tables import analyses, listing, page, published, results, scores
+from experiments.tables import analyses, layout, listing, page, published, results, scores
 from mpojax import interop, models, mpo
 from mpojax.training import workdir
 
 ROWS = {row.label: row for t in published.SCORES.values() for row in t.rows}
+RTE = layout.Column("rte", "", "accuracy")
 
 
 def read_csv(path):
@@ -44,7 +45,8 @@ def put(folder, config, metrics, **changes):
 
 def our_counts(label):
     row = ROWS[label]
-    counts, _ = scores.planned_counts(scores.load_config(row, next(iter(row.scores))))
+    column = layout.Column(next(iter(row.scores)), "", "")
+    counts, _ = scores.planned_counts(scores.load_config(row, column))
     return scores.millions(counts["trainable"], row.trained), scores.millions(
         counts["total"], row.total
     )
@@ -84,7 +86,7 @@ def test_notes_hold_the_numbers_they_state():
     lightweight, _ = scores.planned_counts(bert.get_config("full_lfa,rte"))
     assert f"{lightweight['trainable'] / 1e6:.2f} M" in ROWS["MPOP_B"].note
     for label in ("BERT", "DistilBERT", "MobileBERT"):
-        counts, _ = scores.planned_counts(scores.load_config(ROWS[label], "rte"))
+        counts, _ = scores.planned_counts(scores.load_config(ROWS[label], RTE))
         assert f"{counts['total']:,}" in ROWS[label].note
 
 
