@@ -1,11 +1,17 @@
-"""What every entry point shares: flags, logging, one clear line for a user's mistake."""
+"""What every entry point shares: flags, logging, one clear line for a user's mistake.
+
+Several processes: see `experiments.processes`.
+"""
 
 import sys
+import traceback
 from collections.abc import Callable
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from experiments import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/quickstart.py or configs/quickstart.py:smoke."
@@ -28,25 +34,38 @@ def _quiet_libraries() -> None:
     )
 
 
-def run(main: Callable[[ml_collections.ConfigDict, str], int | None]) -> None:
+def run(
+    main: Callable[[ml_collections.ConfigDict, str], int | None],
+    needs_workdir: Callable[[], bool] = lambda: True,
+) -> None:
     """Parses the flags and calls main(config, workdir); its result is the exit status.
 
     Failures that the library explains (ValueError, OSError, a missing extra, a loss that is not
     finite) end with their message and status 2 instead of a traceback; `-v=1` shows that too.
     """
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
 
     def wrapped(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+        if _WORKDIR.value is None and needs_workdir():
+            raise app.UsageError("--workdir=FOLDER is missing: the folder of this run")
         _quiet_libraries()
         try:
+            processes.start()
             status = main(_CONFIG.value, _WORKDIR.value)
-        except (ValueError, OSError, ImportError, FloatingPointError) as error:
-            if logging.get_verbosity() >= logging.DEBUG:
+        except Exception as error:
+            is_explained = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError))
+            is_explained &= logging.get_verbosity() < logging.DEBUG
+            if not is_explained and not processes.is_started():
                 raise
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
+            if is_explained:
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+            status = 2 if is_explained else 1
+            if processes.is_started():
+                processes.leave(status)
         sys.exit(status or 0)
 
     app.run(wrapped)

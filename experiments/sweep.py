@@ -14,20 +14,16 @@ Axes may grow in the same folder (more seeds, more values); the config of the ce
 Tables and plots are written after every cell: `results.csv`, `summary.csv`, `summary.md`, `plots/`.
 """
 
-import contextlib
 import datetime
-import fcntl
 import gc
 import importlib
 import json
-import os
 import pathlib
-import platform
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -60,9 +56,8 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     check_cells(cells, pathlib.Path(folder), check)
     # Axes, which may grow, are not part of what the folder is recognised by.
     workdir = workdir_lib.Workdir(folder, {"runner": config.runner, "cell": config.cell})
-    with locked(workdir.path):
-        workdir.write_json("sweep.json", config)
-        return Sweep(cells, runner, workdir, plots, repeats).run()
+    workdir.write_json("sweep.json", config)
+    return Sweep(cells, runner, workdir, plots, repeats).run()
 
 
 def read_repeats(config: ml_collections.ConfigDict, cells) -> tuple[str, ...]:
@@ -116,30 +111,6 @@ def check_cells(cells, folder: pathlib.Path, check: Callable | None) -> None:
                 check(cell.config)
             except ValueError as error:
                 raise ValueError(f"cell {cell.name}: {error}") from error
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with the process, however it ends.
-
-    Raises:
-      ValueError: another process holds it.
-    """
-    path = folder / ".sweep.lock"
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ValueError(
-                f"another sweep is running in {folder} ({file.read().strip() or 'unknown'}); wait "
-                "for it, stop it, or use another --workdir."
-            ) from error
-        file.truncate(0)
-        now = datetime.datetime.now().isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {platform.node()}, since {now}")
-        file.flush()
-        yield
 
 
 class Signals:

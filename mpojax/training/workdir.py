@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mpojax import files
+from mpojax import files, locks
 
 _PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
 
@@ -28,13 +28,16 @@ class Workdir:
 
     Holds `config.json`, `versions.json` (an entry per start), `metrics.jsonl`, TensorBoard events,
     `checkpoints/` and, once finished, `result.json`. The same config on the same folder resumes.
+    The folder is locked until the result is written or the process ends, so that no second run can
+    work in it meanwhile; the processes of one distributed run are one run.
 
     Args:
       path: absent, empty, or the folder of the same run.
       config: the run's whole config; its fingerprint tells experiments apart.
 
     Raises:
-      ValueError: the folder holds another experiment; says what differs and how to mend it.
+      ValueError: the folder holds another experiment; says what differs and how to mend it. Or
+        another process is at work in it.
       OSError: it cannot be written.
     """
 
@@ -59,6 +62,7 @@ class Workdir:
         """Writes `result.json`, by which a run counts as finished (process 0 only)."""
         if jax.process_index() == 0:
             self.write_json("result.json", result)
+            locks.release(self.path)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one JSON file of the run, whole or not at all."""
@@ -68,9 +72,11 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             present = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if "config.json" in present or not present:  # never in a folder that is not a run's
+                locks.hold(self.path)
         except OSError as error:
             raise files.explain(error, self.path) from error
-        if "config.json" in present:
+        if (self.path / "config.json").is_file():  # maybe written before the lock was free
             self._compare()
             self.resuming = True
         elif present:
@@ -96,6 +102,7 @@ class Workdir:
         if fingerprint(there) == fingerprint(self.config):
             return
         changes = differences(there, self.config)
+        locks.release(self.path)
         raise ValueError(
             f"workdir {self.path} holds another experiment; it differs in:\n  "
             + "\n  ".join(changes[:10])

@@ -208,7 +208,7 @@ def test_locked_while_it_runs_and_killed_at_any_time(tmp_path):
     second = start(tmp_path, "go")
     _, message = second.communicate(timeout=60)
     assert second.returncode == 1
-    assert "another sweep is running in" in message
+    assert "another run is at work in" in message
     assert f"process {first.pid}" in message
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=60)

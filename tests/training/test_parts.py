@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpojax import training
+from mpojax import files, training
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import workdir as workdir_lib
 from tests.training import helpers
@@ -179,7 +179,7 @@ class TestWorkdir:
         assert "result.json" in str(error.value)
         monkeypatch.undo()
         assert json.loads((tmp_path / "result.json").read_text()) == {"accuracy": 1}
-        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+        assert not [p for p in tmp_path.iterdir() if files.is_leftover(p)]
 
     def test_what_json_cannot_hold(self, tmp_path):
         with pytest.raises(ValueError, match="as JSON"):

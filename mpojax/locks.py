@@ -1,0 +1,67 @@
+"""Locks on folders: of two processes that work in one by mistake, the second is told so."""
+
+import datetime
+import errno
+import fcntl
+import os
+import pathlib
+import platform
+
+from absl import logging
+
+NAME = ".lock"
+
+# Files that this process holds locked: {folder: file descriptor}. A record lock is lost when any
+# descriptor of its file is closed, so there is only one, and whoever asks again shares it.
+_held: dict[pathlib.Path, int] = {}
+
+
+def hold(folder: str | os.PathLike) -> None:
+    """Locks a folder for this process until `release`, or until the process ends, however it does.
+
+    The system frees the locks of a dead process; the file `.lock` that it leaves means nothing.
+    Asking again in the same process changes nothing.
+
+    Raises:
+      ValueError: another process holds it; says which.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if _is_held(folder):
+        return
+    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+        os.close(descriptor)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            logging.warning("%s: this file system has no locks (%s)", folder, error.strerror)
+            return
+        raise ValueError(
+            f"another run is at work in {folder} ({owner or 'unknown'}); wait for it, stop it, or "
+            "use another --workdir"
+        ) from error
+    now = datetime.datetime.now().isoformat(timespec="seconds")
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}, since {now}\n".encode())
+    _held[folder] = descriptor
+
+
+def release(folder: str | os.PathLike) -> None:
+    """Frees a folder that this process holds; does nothing for others."""
+    descriptor = _held.pop(pathlib.Path(folder).absolute(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _is_held(folder: pathlib.Path) -> bool:
+    if folder not in _held:
+        return False
+    try:
+        there, mine = os.stat(folder / NAME), os.fstat(_held[folder])
+    except OSError:
+        there = mine = None
+    if there is not None and (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev):
+        return True
+    release(folder)  # the folder was removed and made again
+    return False

@@ -1,0 +1,87 @@
+"""Two processes in one folder."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mpojax import locks, training
+
+ROOT = pathlib.Path(__file__).parents[1]
+HOLD = """
+import sys, time
+from mpojax import training
+
+training.Workdir(sys.argv[1], {"a": 1})
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that works in the folder."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, holder):
+    before = (tmp_path / "versions.json").read_text()
+    for config in ({"a": 1}, {"a": 2}):
+        with pytest.raises(ValueError, match="another run is at work in") as error:
+            training.Workdir(tmp_path, config)
+        assert f"process {holder.pid} on " in str(error.value)
+        assert "use another --workdir" in str(error.value)
+    assert (tmp_path / "versions.json").read_text() == before
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / locks.NAME).exists()  # left by the dead one
+    assert training.Workdir(tmp_path, {"a": 1}).resuming
+
+
+def can_lock(folder):
+    code = "import sys; from mpojax import locks; locks.hold(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_free_again_with_the_result_and_shared_within_a_process(tmp_path):
+    run = training.Workdir(tmp_path, {"a": 1})
+    training.Workdir(tmp_path, {"a": 1})
+    assert not can_lock(tmp_path)
+    run.write_result({})
+    assert can_lock(tmp_path)
+    locks.release(tmp_path)  # of what is not held: nothing
+
+
+def test_folder_made_again_is_locked_again(tmp_path):
+    folder = tmp_path / "run"
+    training.Workdir(folder, {"a": 1})
+    shutil.rmtree(folder)
+    training.Workdir(folder, {"a": 1})
+    assert not can_lock(folder)
+    locks.release(folder)
+
+
+def test_refused_folders_stay_free(tmp_path):
+    training.Workdir(tmp_path, {"a": 1}).write_result({})
+    with pytest.raises(ValueError, match="another experiment"):
+        training.Workdir(tmp_path, {"a": 2})
+    assert can_lock(tmp_path)
+
+
+def test_without_locks_of_the_file_system(tmp_path, monkeypatch, caplog):
+    def unsupported(*unused):
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(locks.fcntl, "lockf", unsupported)
+    locks.hold(tmp_path)
+    assert "this file system has no locks" in caplog.text
