@@ -23,6 +23,7 @@ from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
 from mpojax.training.task_evaluation import evaluator
 from mpojax.training.task_heads import TaskHead, TasksEvaluator, make_heads, mixture_loss
+from mpojax.training.update_statistics import UpdateStatistics
 from mpojax.training.workdir import Workdir
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "TimeBudget",
     "TrainState",
     "TrainStep",
+    "UpdateStatistics",
     "Workdir",
     "abstract_state",
     "accuracy",

@@ -128,10 +128,13 @@ class Loop:
             self.step_function.reset()
         self.step = int(self.state.step)
 
-    def log(self, values: Mapping[str, float]) -> None:
-        """Writes metrics of the current step."""
+    def log(self, values: Mapping[str, float], *, keep: bool = True) -> None:
+        """Writes metrics of the current step; with `keep=False` not into `last_metrics`, which
+        checkpoints and results hold.
+        """
         self.flush()
-        self.last_metrics |= {name: float(value) for name, value in values.items()}
+        if keep:
+            self.last_metrics |= {name: float(value) for name, value in values.items()}
         if self._writer is not None:
             self._writer.write(self.step, values)
 

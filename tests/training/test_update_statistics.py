@@ -1,0 +1,110 @@
+"""Sizes of updates, layer by layer."""
+
+import jax
+import numpy as np
+import pytest
+
+from mpojax import training
+from mpojax.training import metrics as metrics_lib
+from mpojax.training import state as state_lib
+from mpojax.training import update_statistics
+from tests.training import helpers, small_encoder
+
+
+class Keep(training.Hook):
+    """All parameters after every step, on the host."""
+
+    order = 60
+
+    def __init__(self):
+        self.states = {}
+
+    def begin(self, loop):
+        self.after_step(loop)
+
+    def after_step(self, loop):
+        self.states[loop.step] = {
+            path: np.asarray(x, np.float64)
+            for path, x in state_lib.flatten(loop.state.trainable).items()
+        }
+
+
+def run(folder=None, *, every=2, steps=5, hooks=(), **more):
+    roles = training.roles(small_encoder.model("shared"))
+    hook = training.UpdateStatistics(roles, every)
+    return small_encoder.run("shared", folder, steps=steps, hooks=[hook, *hooks], **more)
+
+
+def norms(states, step, select):
+    """(ratio, norm) of the selected slices at one step."""
+    old, new = states[step - 1], states[step]
+    change = np.sqrt(sum(np.sum((select(p, new[p]) - select(p, old[p])) ** 2) for p in old))
+    size = np.sqrt(sum(np.sum(select(p, old[p]) ** 2) for p in old))
+    return change / size, size
+
+
+def test_against_the_states_themselves(tmp_path):
+    keep = Keep()
+    result = run(tmp_path, hooks=[keep])
+    assert not [name for name in result.metrics if "layer" in name]
+    lines = metrics_lib.read(tmp_path / "metrics.jsonl")
+    lines = {x["step"]: x for x in lines if "update_ratio/layer_00" in x}
+    assert sorted(lines) == [2, 4]
+    roles = training.roles(small_encoder.model("shared"))
+    stack = "encoder/stacks/0/"
+
+    def owned(layer):
+        return lambda p, x: x[layer] if p.startswith(stack) and len(x) == 4 else np.zeros(1)
+
+    def shared(block):
+        return lambda p, x: x[block] if p.startswith(stack) and len(x) == 2 else np.zeros(1)
+
+    def of_role(role):
+        return lambda p, x: x if roles[p] == role else np.zeros(1)
+
+    groups = {f"layer_{i:02d}": owned(i) for i in range(4)}
+    groups |= {f"block_{i:02d}": shared(i) for i in range(2)}
+    groups |= {f"role_{r}": of_role(r) for r in roles.values()}
+    for step, line in lines.items():
+        ratios = {x.partition("/")[2] for x in line if x.startswith("update_ratio/")}
+        assert ratios == set(groups)
+        for name, select in groups.items():
+            ratio, norm = norms(keep.states, step, select)
+            assert line[f"update_ratio/{name}"] == pytest.approx(ratio, rel=1e-4), name
+            assert line[f"parameter_norm/{name}"] == pytest.approx(norm, rel=1e-5), name
+
+
+def test_file_for_plots_and_resume(tmp_path):
+    whole = run(tmp_path / "whole", every=1, hooks=[training.Checkpoint(every=2)])
+    read = update_statistics.read(tmp_path / "whole")
+    assert read["step"].tolist() == [1, 2, 3, 4, 5]
+    assert read["layer_03/auxiliary"].shape == (5, 2)
+    assert {"block_01/central", "block_00/other", "outside/other"} <= set(read)
+    assert np.isfinite(read["block_01/central"]).all()
+    stop = [helpers.Stop(at=4), training.Checkpoint(every=3)]
+    run(tmp_path / "resumed", every=1, hooks=stop)
+    again = run(tmp_path / "resumed", every=1, hooks=[training.Checkpoint(every=3)])
+    resumed = update_statistics.read(tmp_path / "resumed")
+    for name, values in read.items():
+        np.testing.assert_array_equal(values, resumed[name], err_msg=name)
+    helpers.assert_same_bits(whole.state, again.state)
+
+
+def test_training_is_not_touched():
+    plain = small_encoder.run("shared", steps=4)
+    measured = run(every=2, steps=4)
+    assert measured.traces == 1
+    helpers.assert_same_bits(plain.state, measured.state)
+
+
+def test_zero_norm_is_not_a_number():
+    state, _ = helpers.start(steps=3)
+    hook = training.UpdateStatistics(training.roles(state.model()), 1)
+    zero = jax.tree.map(np.zeros_like, state.trainable)
+    squares = jax.device_get(hook._measure(zero, state.trainable))
+    cells = update_statistics._by_layer_and_role(squares, hook.roles)
+    ratio, norm = update_statistics._ratio_and_norm(cells["outside", "auxiliary"])
+    assert np.isnan(ratio)
+    assert norm == 0.0
+    with pytest.raises(ValueError, match="every=0 must be at least 1"):
+        training.UpdateStatistics({}, 0)
