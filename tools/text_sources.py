@@ -8,6 +8,7 @@ import bz2
 import collections
 import contextlib
 import io
+import itertools
 import re
 import tarfile
 import zipfile
@@ -133,13 +134,27 @@ def wikipedia(members: Members) -> dict[str, str]:
         if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:
             title = page.findtext("{*}title")
             markup = page.findtext("{*}revision/{*}text") or ""
-            text = _plain_article(mwparserfromhell.parse(markup))
+            text = _plain_article(mwparserfromhell.parse(_without_back_matter(markup)))
             documents[re.sub(r"[^\w.-]+", "_", title)] = f"{title}\n{text}\n"
         page.clear()
     return documents
 
 
-_BACK_MATTER = r"\n(References|Notes|See also|External links|Further reading|Bibliography)\s*\n.*"
+_HEADING = re.compile(r"^==([^=\n]+)==[^\S\n]*(?:<!--.*?-->)?[^\S\n]*$", re.MULTILINE)
+_BACK_MATTER = re.compile(
+    r"\s*(References|Notes|Footnotes|Citations|Sources|See also|External links|Further reading"
+    r"|Bibliography|Works cited|Notes and references|References and notes)\s*",
+    re.IGNORECASE,
+)
+
+
+def _without_back_matter(markup: str) -> str:
+    """Leaves out whole sections of lists; a section goes to the next heading of its level."""
+    headings = list(_HEADING.finditer(markup))
+    bounds = [0, *(heading.start() for heading in headings), len(markup)]
+    sections = [markup[a:b] for a, b in itertools.pairwise(bounds)]
+    kept = [not _BACK_MATTER.fullmatch(heading[1]) for heading in headings]
+    return "".join(itertools.compress(sections, [True, *kept]))
 
 
 def _plain_article(code) -> str:
@@ -147,8 +162,8 @@ def _plain_article(code) -> str:
         _remove(code, tag)
     for link in code.filter_wikilinks(matches=r"^\[\[\s*:?\s*(File|Image|Category|[a-z-]{2,12}):"):
         _remove(code, link)
-    text = re.sub(_BACK_MATTER, "\n", code.strip_code(), flags=re.DOTALL)
-    text = re.sub(r"\(\s*[;,]?\s*\)", "", text)  # what removed templates leave
+    text = code.strip_code()
+    text = re.sub(r"\(\s*[;,]?\s*\)|'{2,}", "", text)  # what templates and unpaired marks leave
     text = re.sub(r"[^\S\n]+([,.;:)\s])", r"\1", text)
     lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if re.search(r"[^\W\d_]", line))

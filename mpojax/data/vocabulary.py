@@ -91,7 +91,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     special = [names[0] for names in _NAMES.values()]
     vocabulary = dict(zip(special, range(len(special)), strict=True))
     backend = tokenizer_lib.word_piece(vocabulary, lower_case=True)
-    alphabet = _alphabet(texts, backend.normalizer, vocab_size // 8)
+    alphabet = _alphabet(texts, backend.normalizer, max(100, vocab_size // 8))
     numbered = [*alphabet, *(_CONTINUATION + c for c in alphabet if _inside_words(c))]
     if vocab_size <= len(special) + len(numbered):
         raise ValueError(

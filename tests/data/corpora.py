@@ -21,7 +21,7 @@ def write_text(folder: pathlib.Path, files_of_text: int = 12, seed: int = 0) -> 
         lines = [sentence(draw) for _ in range(draw.randint(1, 30))]
         path = folder / f"part{number % 3}" / f"{number:03d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{number} " + " ".join(lines) + "\n", encoding="utf-8")
+        path.write_text(" ".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
