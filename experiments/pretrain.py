@@ -26,7 +26,6 @@ from flax import nnx
 from experiments import fitting, launch, pretraining
 from mpojax import data, files, interop, models, training
 from mpojax.methods import mpop
-from mpojax.training import flops
 from mpojax.training import pretraining as objective
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what a step would cost; train nothing.")
@@ -180,7 +179,7 @@ def _finish(config, workdir, corpus, train, fitted: training.FitResult, seconds:
 
 def _model_flops(config, model: models.EncoderConfig, train: data.PretrainData) -> int:
     batch = {name: np.shape(array) for name, array in train.rows(0, slice(0, 1)).items()}
-    return flops.model_flops(
+    return models.model_flops(
         model,
         config.batch_size,
         config.length,

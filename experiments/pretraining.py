@@ -117,7 +117,8 @@ def build(config: ml_collections.ConfigDict, planned: Plan) -> models.Model:
     if planned.teacher is None:
         if not planned.shapes:
             common = {"seed": config.seed}
-        return mpobert_start.from_scratch(planned.config, planned.shapes, draw=start.draw, **common)
+        common |= {"draw": start.draw, "deviation": start.deviation}
+        return mpobert_start.from_scratch(planned.config, planned.shapes, **common)
     central = start.central if start.central == "mean" else int(start.central)
     return mpobert_start.from_teacher(
         planned.teacher,

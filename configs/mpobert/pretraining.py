@@ -45,6 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.start = {
         "kind": "scratch",  # or "teacher"
         "draw": "normal",  # of chains from scratch; or "xavier", "identity"
+        "deviation": 0.02,  # of matrices from scratch
         # Folder or hub id of a trained ALBERT, BERT or pre-training run; gives all sizes but depth.
         "teacher": "",
         "central": "mean",  # of an unshared teacher's layers; or the number of one of them

@@ -194,7 +194,7 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
     if version not in _READ_VERSIONS:
         raise ValueError(
             f"{folder} has format version {version!r}; this version of mpojax reads "
-            f"{' and '.join(map(str, _READ_VERSIONS))}. Update mpojax, or save the model again "
+            f"{', '.join(map(str, _READ_VERSIONS))}. Update mpojax, or save the model again "
             "with the version you have."
         )
     if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):

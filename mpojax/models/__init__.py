@@ -22,6 +22,7 @@ from mpojax.models.config import (
     dense_name,
     matrix_sizes,
 )
+from mpojax.models.costs import model_flops
 from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
 from mpojax.models.heads import (
@@ -59,6 +60,7 @@ __all__ = [
     "logical_names",
     "matrix_sizes",
     "merged",
+    "model_flops",
     "pool",
     "reconfigure",
     "to_arrays",

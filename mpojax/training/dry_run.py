@@ -115,7 +115,7 @@ def dry_run(
       state: see `abstract_state`; a state with arrays will do, too.
       loss_fn, optimizer, mesh, rules, accumulate, prepare: see `fit`.
       batch: {name: array or shape struct} of the global batch.
-      model_flops: see `flops.model_flops`.
+      model_flops: see `mpojax.models.model_flops`.
 
     Raises:
       ValueError: batch and mesh, or rules and model, do not fit.

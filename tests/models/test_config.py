@@ -6,6 +6,7 @@ import pytest
 
 from mpojax import models, mpo
 from mpojax.models import config as config_lib
+from mpojax.models import stacking
 from tests.models import small
 
 CONFIG = models.EncoderConfig(
@@ -107,7 +108,7 @@ def test_layers_with_equal_shapes_form_one_stack():
     path = "layers/{}/attention/query".format
 
     def ranges(shapes):
-        return config_lib.stack_ranges(CONFIG, shapes)
+        return stacking.stack_ranges(CONFIG, shapes)
 
     assert ranges({}) == [range(4)]
     assert ranges({path(i): full for i in range(4)}) == [range(4)]

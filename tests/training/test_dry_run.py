@@ -144,8 +144,8 @@ def test_model_flops_of_bert():
         intermediate_size=3072,
         pooling="none",
     )
-    assert flops.model_flops(config, 1, 512) / 3 == pytest.approx(96.6368e9, rel=1e-6)
-    assert flops.model_flops(config, 8, 512) == 8 * flops.model_flops(config, 1, 512)
+    assert models.model_flops(config, 1, 512) / 3 == pytest.approx(96.6368e9, rel=1e-6)
+    assert models.model_flops(config, 8, 512) == 8 * models.model_flops(config, 1, 512)
 
 
 def test_model_flops_equal_those_of_the_dense_program():
@@ -166,7 +166,7 @@ def test_model_flops_equal_those_of_the_dense_program():
 
     ids, positions = (jax.ShapeDtypeStruct((4, n), jnp.int32) for n in (10, 3))
     counted = flops.program_flops(jax.make_jaxpr(forward)(model, ids, positions))
-    expected = flops.model_flops(config, 4, 10, predictions=3) / 3
+    expected = models.model_flops(config, 4, 10, predictions=3) / 3
     # Beside them jax's attention makes small products of its own, e.g. for masks.
     assert counted == pytest.approx(expected, rel=0.02)
 
