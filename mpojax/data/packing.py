@@ -101,9 +101,13 @@ def _sentence_pieces(
     """(document, start) of pieces of as many whole sentences as `room` tokens hold."""
     ends = np.cumsum(lengths)
     begins = ends - lengths
+    if np.count_nonzero(sentences == 0) != len(lengths):
+        raise ValueError(f"sentences must hold one 0 for each of the {len(lengths)} documents")
     # Places in all documents, one after another. Sentences that are too long become several.
     places = sentences + begins[np.cumsum(sentences == 0) - 1]
     sizes = np.diff(places, append=ends[-1])
+    if sentences[0] or sizes.min() < 1:
+        raise ValueError("sentences must ascend within each document, from 0, below its length")
     parts = -(-sizes // room)
     places = np.repeat(places, parts) + room * (
         np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)

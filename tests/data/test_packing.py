@@ -123,3 +123,17 @@ def test_a_million_documents_take_seconds():
 def test_settings_that_make_no_rows(lengths, settings, message):
     with pytest.raises(ValueError, match=message):
         packing.build_index(np.array(lengths, int), **settings)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "message"),
+    [
+        ([0, 2], "one 0 for each of the 2 documents"),
+        ([0, 2, 2, 0], "must ascend"),
+        ([0, 5, 0], "must ascend"),
+        ([1, 0, 0], "must ascend"),
+    ],
+)
+def test_sentences_that_do_not_fit_the_documents(sentences, message):
+    with pytest.raises(ValueError, match=message):
+        packing.build_index(np.array([4, 3]), 8, sentences=np.array(sentences))
