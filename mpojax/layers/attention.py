@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
+from mpojax.layers import partition
 from mpojax.layers.dropout import dropout
 from mpojax.layers.linear import linear
 
@@ -64,6 +65,10 @@ class SelfAttention(nnx.Module):
         heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
         query, key = (project(x).reshape(heads) for project in (self.query, self.key))
         value = self.value(x if value_input is None else value_input).reshape(heads)
+        query, key, value = (
+            partition.place(y, partition.BATCH, None, partition.TENSOR, None)
+            for y in (query, key, value)
+        )
         if mask is not None:
             mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         if dropout_key is None or self.dropout_rate == 0.0:

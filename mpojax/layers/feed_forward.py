@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from mpojax import mpo
+from mpojax.layers import partition
 from mpojax.layers.linear import linear
 
 ACTIVATIONS = {
@@ -42,4 +43,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., hidden) to (..., hidden)."""
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        inner = self.up(x)
+        middle = (None,) * (inner.ndim - 2)
+        inner = partition.place(inner, partition.BATCH, *middle, partition.TENSOR)
+        return self.down(ACTIVATIONS[self.activation](inner))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import layers, mpo
+from mpojax.layers import partition
 from mpojax.models import config as config_lib
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
@@ -117,6 +118,7 @@ def _scan_layers(config, build, x, own, indices, mask, key):
     def body(x, own_and_index):
         own, index = own_and_index
         layer_key = None if key is None else jax.random.fold_in(key, index)
+        x = partition.place(x, partition.BATCH, None, None)
         return build(own)(x, mask, layer_key), None
 
     if config.remat:

@@ -24,7 +24,7 @@ _SHARED = {"layer_groups": 2, "shared_roles": ("central", "other")}
 KINDS = {
     "dense": {},
     "mpo": {},
-    "shared": _SHARED | {"adapters": ((".*/(query|value)", 2),)},
+    "shared": _SHARED | {"adapters": ((".*/query", 2),)},
 }
 
 
@@ -34,12 +34,13 @@ def config(kind: str, **changes) -> models.EncoderConfig:
 
 @functools.cache
 def model(kind: str) -> models.Model:
-    """dense: own layers; mpo: the same of cores; shared: MPOBERT with two groups and adapters."""
+    """dense: own layers; mpo: queries and up maps are chains; shared: the same in two groups, with
+    adapters, as MPOBERT.
+    """
     settings, shapes = config(kind), {}
     if kind != "dense":
         narrow, wide = (2, 4, 2), (2, 8, 2)
-        lists = {f"attention/{n}": (narrow, narrow) for n in ("query", "key", "value", "out")}
-        lists |= {"feed_forward/up": (narrow, wide), "feed_forward/down": (wide, narrow)}
+        lists = {"attention/query": (narrow, narrow), "feed_forward/up": (narrow, wide)}
         shapes = {
             f"layers/{layer}/{name}": mpo.MPOShape(*pair)
             for layer in settings.matrix_layers
