@@ -28,6 +28,8 @@ from mpojax import data, files, interop, models, training
 from mpojax.methods import mpop
 from mpojax.training import pretraining as objective
 
+check = pretraining.check  # what sweeps call before the first cell
+
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what a step would cost; train nothing.")
 
 
@@ -105,7 +107,8 @@ def _fit(config, folder, model, train, dev, corpus) -> training.FitResult:
         batch = dev.rows(0, slice(0, config.eval_batch_size))
         hooks.append(objective.FilledMasks(batch, corpus.tokenizer(), every=config.samples_every))
     if config.statistics_every:
-        hooks.append(training.LayerStatistics(every=config.statistics_every))
+        roles = training.roles(model)
+        hooks.append(training.UpdateStatistics(roles, every=config.statistics_every))
     return fitting.fit(
         config,
         train,

@@ -57,11 +57,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if config.start.kind == "teacher" and not config.start.teacher:
         raise ValueError("config.start.kind='teacher' needs config.start.teacher, a model folder.")
-    if config.start.kind == "teacher" and config.architecture != "mpobert":
-        raise ValueError(
-            f"config.start.kind='teacher' starts an MPOBERT; architecture={config.architecture!r} "
-            "starts from scratch."
-        )
     if config.length > config.model.max_positions:
         raise ValueError(
             f"config.length={config.length} is more than model.max_positions="

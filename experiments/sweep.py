@@ -38,7 +38,11 @@ from mpojax.training import workdir as workdir_lib
 # Name -> module:function(config, folder) -> int, 0 when it has written the folder's `result.json`,
 # anything else when it was asked to stop. A function `check(config)` beside it is called for every
 # cell before anything runs.
-RUNNERS = {"finetune": "experiments.finetune:run", "multitask": "experiments.multitask:run"}
+RUNNERS = {
+    "finetune": "experiments.finetune:run",
+    "multitask": "experiments.multitask:run",
+    "pretrain": "experiments.pretrain:run",
+}
 
 Runner = Callable[[ml_collections.ConfigDict, str], int]
 

@@ -24,20 +24,15 @@ def get_config(name: str) -> ml_collections.ConfigDict:
     config.start.gauge = "symmetric"  # that of the code
     config.batch_size, config.steps = 4096, 10_000
     config.length = 128  # the paper names none
-    config.optimizer = {
-        "name": "lamb",
-        "learning_rate": 1.76e-6,
-        "role_learning_rates": {},
+    config.optimizer.update(
+        name="lamb",
+        learning_rate=1.76e-6,
         # The code plans 125,000 steps and stops after 10,000: 94.4 % of the rate is left then.
-        "schedule": "linear",
-        "schedule_unit": "steps",
-        "budget_seconds": 0.0,
-        "warmup_steps": 3125,
-        "end_factor": 0.944,
-        "bias_correction": False,
-        "trust_bounds": (0.01, 0.3),
-        "weight_decay": 0.01,
-        "clip_norm": 0.0,
-    }
+        warmup_steps=3125,
+        end_factor=0.944,
+        bias_correction=False,
+        trust_bounds=(0.01, 0.3),
+        clip_norm=0.0,
+    )
     config.dtype = "bfloat16"
     return config

@@ -12,6 +12,8 @@ configs of the paper's variants start from here.
 import ml_collections
 from ml_collections import config_dict
 
+from mpojax import training
+
 # What layers share: central cores (and biases, norms), everything (ALBERT), nothing (BERT).
 ARCHITECTURES = ("mpobert", "shared", "unshared")
 STARTS = ("scratch", "teacher")
@@ -63,17 +65,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_segments = 8
 
     config.seed = 0
-    config.optimizer = {  # keys of mpojax.training.default_config()
-        "name": "adamw",
-        "learning_rate": 1e-3,
-        "role_learning_rates": {},  # such as {"central": 5e-4}
-        "schedule": "linear",
-        "schedule_unit": "steps",  # "seconds": the rate follows, and the run ends with, a budget
-        "budget_seconds": 0.0,
-        "warmup_steps": 0.06,  # below 1: a share
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-    }
+    # All keys: adamw, lamb or muon, rates by role, schedules over steps or seconds.
+    config.optimizer = training.default_config()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 0.06
+    config.optimizer.weight_decay = 0.01
     config.dtype = "float32"  # of the computation; "bfloat16" where the hardware has it
     config.remat = True  # recompute layers in the backward pass
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1}  # -1: all remaining devices

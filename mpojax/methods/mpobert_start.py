@@ -111,18 +111,19 @@ def from_teacher(
     gauge: str = "central",
     seed: int = 0,
 ) -> models.Model:
-    """A model that continues a trained one.
+    """A model that continues a trained one, with another sharing of parameters, or deeper.
 
     A teacher whose layers are one shared layer (ALBERT) is decomposed once; the cores go into every
     layer. With `scaling="none"` and full bonds the model then computes what the teacher would with
     as many repeats. Of any other teacher, layer l takes the matrices of the teacher's layer
     l * depth / L: central cores come from their mean over a block, or from one chosen layer, and
     each layer's auxiliary cores are fitted to its own matrix by least squares (our extension).
+    Dense matrices, for comparisons, are copied.
 
     Args:
       teacher: an encoder with dense matrices, or a model with heads: those for pre-training are
         taken over where both have them; others start fresh.
-      config, shapes: of `mpobert.settings`.
+      config, shapes: of `mpobert.settings`, or of a dense encoder of the same sizes.
       scaling: of the auxiliary cores in layers from `taught_layers` on; see `SCALINGS`.
       taught_layers: how many layers start with the teacher's cores as they are; None for all as
         deep as the teacher (the paper: 24).
@@ -131,16 +132,23 @@ def from_teacher(
       seed: of what the teacher does not have.
 
     Raises:
-      ValueError: a teacher whose sizes do not fit (all are named), or that has chains itself; an
-        unknown scaling; auxiliary cores that are shared, so that no layer can be scaled.
+      ValueError: a teacher whose sizes do not fit (all are named), or that has chains itself; a
+        dense model of layers that share what differs between layers of the teacher; an unknown
+        scaling; auxiliary cores that are shared, or absent, so that no layer can be scaled.
     """
     _check_teacher(teacher, config, shapes)
     taught = teacher.config.num_layers if taught_layers is None else taught_layers
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
-    if scaling != "none" and "auxiliary" in config.shared_roles and taught < config.num_layers:
+    has_own = bool(shapes) and "auxiliary" not in config.shared_roles
+    if scaling != "none" and not has_own and taught < config.num_layers:
         raise ValueError(
             f"scaling={scaling!r} treats layers from {taught} on by themselves, but the layers "
-            "share their auxiliary cores; use scaling='none'."
+            "have no auxiliary cores of their own; use scaling='none'."
+        )
+    if not shapes and config.shares_everything and not _copies_one_layer(teacher.config, config):
+        raise ValueError(
+            "the model's layers share dense matrices that differ between layers of the teacher; "
+            "take an MPOBERT, more layer_groups, or a teacher with shared layers."
         )
     rng = np.random.default_rng(seed)
     arrays = _fresh(config, shapes, rng)
@@ -221,10 +229,6 @@ def _check_teacher(teacher, config, shapes):
         for name in _TEACHER_FIELDS
         if getattr(teacher.config, name) != getattr(config, name)
     ]
-    if not shapes:
-        problems.append("the model has no chains")
-    if config.shares_everything is False and config.layer_groups is None:
-        problems.append("the model shares nothing between layers (layer_groups=None)")
     if problems:
         raise ValueError("the teacher does not fit the model:\n  " + "\n  ".join(problems))
 
