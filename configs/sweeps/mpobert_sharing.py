@@ -15,8 +15,8 @@ Real text (Brown, Wikipedia articles, Austen, WordNet), all models from scratch 
 in the same order; hidden size 64, sized for two cores. The vocabulary is small so that the layers,
 not the tables, hold most numbers, as in the paper's models. `main`: 12 layers, three seeds, with
 two models of as many parameters as the MPOBERT. `depths`: 6, 24 and 48 layers, one seed. `starts`:
-24 and 48 layers from a trained shared-layer encoder of 12 (`model/` of a cell of `main`), by how the
-auxiliary cores of the layers beyond it are scaled. `smoke` runs every kind for two steps.
+24 and 48 layers from a trained encoder of 12 shared layers (`model/` of a cell of `main`), by how
+the auxiliary cores of layers beyond it are scaled. `smoke` runs every kind for two steps.
 """
 
 import ml_collections

@@ -38,7 +38,7 @@ def default_config() -> ml_collections.ConfigDict:
             "learning_rate": 1e-4,  # peak
             "role_learning_rates": {},  # {role: peak}, e.g. {"auxiliary": 1e-3}
             "schedule": "linear",  # after the warm-up: constant, or falling to end_factor * peak
-            "warmup_steps": 0,  # below 1: a share of all steps, or of the budget
+            "warmup_steps": 0.0,  # below 1: a share of all steps, or of the budget
             "end_factor": 0.0,
             # "seconds": the schedule follows the spent share of budget_seconds, all time of the
             # training loop included; the run ends with the budget, or with its steps.
