@@ -1,5 +1,6 @@
 """Two processes over loopback give the numbers of one."""
 
+import json
 import os
 import pathlib
 import signal
@@ -13,20 +14,33 @@ import pytest
 
 from mpojax import training
 from mpojax.training import metrics as metrics_lib
-from tests.training import helpers
+from mpojax.training import update_statistics
+from tests.training import helpers, small_encoder
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPT = ROOT / "tests" / "multi_device" / "process.py"
+SCRIPTS = ROOT / "tests" / "multi_device"
 
 
 def start(folder, steps, devices=2, pause=""):
+    return start_two(
+        "process.py", lambda index: ("2", index, folder, steps), devices=devices, pause=pause
+    )
+
+
+def start_encoder(folder, what="train", pause=""):
+    return start_two(
+        "encoder_process.py", lambda index: (index, folder, what), devices=4, pause=pause
+    )
+
+
+def start_two(script, arguments, *, devices, pause):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "MPOJAX_TEST_PAUSE": pause}
     return [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(port), "2", str(index), str(folder), str(steps)],
+            [sys.executable, str(SCRIPTS / script), str(port), *map(str, arguments(index))],
             cwd=ROOT,
             env=environment,
             text=True,
@@ -37,11 +51,11 @@ def start(folder, steps, devices=2, pause=""):
     ]
 
 
-def finish(processes):
+def finish(processes, timeout=60):
     outputs = []
     try:
         for process in processes:
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=timeout)
             assert process.returncode == 0, errors[-3000:]
             outputs.append(output)
     finally:
@@ -101,3 +115,60 @@ def test_sigterm_to_one_process_stops_both_after_saving(tmp_path, alone):
     result = run_alone(tmp_path)
     assert result.steps_run == 10 - int(at[0].split()[-1])
     assert result.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def encoder_alone():
+    losses = small_encoder.Losses()
+    mesh = training.make_mesh({"data": 1}, jax.devices()[:1])
+    small_encoder.run("shared", steps=20, mesh=mesh, hooks=[losses])
+    return losses.values
+
+
+def last_lines(outputs):
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+@pytest.mark.slow
+def test_shared_cores_on_two_processes_of_four_devices(tmp_path, encoder_alone):
+    first, second = last_lines(finish(start_encoder(tmp_path), timeout=180))
+    assert first == second
+    assert len(first["losses"]) == 20
+    np.testing.assert_allclose(first["losses"], encoder_alone, rtol=0, atol=1e-5)
+    measured = update_statistics.read(tmp_path)
+    assert measured["step"].tolist() == [5, 10, 15, 20]
+    assert np.isfinite(measured["layer_03/auxiliary"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_one_of_two_processes_is_stopped_or_killed(tmp_path, encoder_alone, number):
+    """SIGTERM: both save and end with 0. SIGKILL: the other one ends, too; the last save holds."""
+    processes = start_encoder(tmp_path, pause="0.3")
+    for line in processes[1].stdout:
+        if line.strip() == "step 6":
+            break
+    processes[1].send_signal(number)
+    if number == signal.SIGTERM:
+        first, second = last_lines(finish(processes, timeout=180))
+        assert first["stopped"] == "preempted"
+        assert first["step"] == second["step"] < 20
+        at = first["step"]
+    else:
+        processes[1].communicate()
+        with pytest.raises(AssertionError):
+            finish(processes[:1], timeout=180)
+        with training.Checkpoints(tmp_path / "checkpoints") as saved:
+            at = saved.latest_step()
+        assert at == 4
+    first, second = last_lines(finish(start_encoder(tmp_path), timeout=180))
+    assert (first, first["step"]) == (second, 20)
+    np.testing.assert_allclose(first["losses"], encoder_alone[at:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_clock_decides_for_all(tmp_path):
+    first, second = last_lines(finish(start_encoder(tmp_path, "budget"), timeout=180))
+    assert first == second
+    assert 2 < first["steps"] < 100
+    assert first["shares"][-1] >= 1.0

@@ -1,6 +1,11 @@
-"""One run of the small classifier in a process of its own: `script.py FOLDER STEPS [SLEEP]`."""
+"""One run of the small classifier in a process of its own: `script.py FOLDER STEPS [SLEEP]`.
+
+With MPOJAX_TEST_KILL_AT=NAME it kills itself where the file or folder NAME, written as a whole,
+would get its final name.
+"""
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -14,7 +19,20 @@ from mpojax import training  # noqa: E402
 from tests.training import helpers  # noqa: E402
 
 
+def kill_at(name: str) -> None:
+    rename = os.rename
+
+    def renaming(source, target, *more, **options):
+        if os.fspath(target).endswith(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(source, target, *more, **options)
+
+    os.rename = renaming
+
+
 def main() -> None:
+    if "MPOJAX_TEST_KILL_AT" in os.environ:
+        kill_at(os.environ["MPOJAX_TEST_KILL_AT"])
     folder, steps = sys.argv[1], int(sys.argv[2])
     pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
 

@@ -67,13 +67,16 @@ def loss_fn(model, batch, key):
 
 
 class Losses(training.Hook):
-    """The loss of every step, as it is known: one step late."""
+    """The loss of every step of this process, as it is known: one step late."""
 
     def __init__(self):
         self.values: list[float] = []
 
+    def begin(self, loop):
+        self.first = loop.step
+
     def after_step(self, loop):
-        if loop.step > 1 and "loss" in loop.last_metrics:
+        if loop.step > self.first + 1:
             self.values.append(loop.last_metrics["loss"])
 
     def end(self, loop):

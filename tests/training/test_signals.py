@@ -18,9 +18,9 @@ SCRIPT = ROOT / "tests" / "training" / "script.py"
 STEPS = 30
 
 
-def start(folder, pause=0.0):
+def start(folder, pause=0.0, **environment):
     command = [sys.executable, str(SCRIPT), str(folder), str(STEPS), str(pause)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | environment
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -69,6 +69,28 @@ def test_stopped_run_resumes_to_the_same_bits(tmp_path, whole, number):
     assert process.returncode == 0, errors
     assert f"stopped None at {STEPS}" in output
     assert output.splitlines()[0] == f"step {at + 1}"
+    folder, result = whole
+    with training.Checkpoints(tmp_path / "checkpoints") as saved:
+        helpers.assert_same_bits(saved.restore(result.state), result.state)
+    lines = [metrics_lib.read(f / "metrics.jsonl") for f in (folder, tmp_path)]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoints/10", pytest.param("10.orbax-checkpoint-tmp/state", marks=pytest.mark.slow)],
+)
+def test_killed_in_the_middle_of_a_save(tmp_path, whole, name):
+    """All bytes of step 10 are written, nothing is committed; the run goes on from step 5."""
+    process = start(tmp_path, MPOJAX_TEST_KILL_AT=name)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(left) == ["10.orbax-checkpoint-tmp", "5"]
+    process = start(tmp_path)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert output.splitlines()[0] == "step 6"
     folder, result = whole
     with training.Checkpoints(tmp_path / "checkpoints") as saved:
         helpers.assert_same_bits(saved.restore(result.state), result.state)
