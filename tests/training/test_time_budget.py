@@ -72,7 +72,7 @@ class TestSchedule:
             ({"schedule_unit": "hours"}, r"unknown schedule_unit 'hours'; allowed are"),
             ({"schedule_unit": "seconds"}, "needs budget_seconds"),
             ({"budget_seconds": 5.0}, "budget_seconds=5.0 has no meaning"),
-            (BY_TIME | {"warmup_steps": 3}, r"warmup_steps=3 must be below 1"),
+            (BY_TIME | {"warmup_steps": 3}, r"warmup_steps=3.0 must be below 1"),
         ],
     )
     def test_bad_config(self, config, message):
