@@ -103,8 +103,8 @@ def start() -> None:
     if settings.get("process_id"):
         _wait_for(settings["coordinator_address"], _TIMEOUT.value)
     elif "process_id" in settings:
-        others = settings["num_processes"] - 1
-        logging.info("waiting for %d other processes, %d s at most", others, _TIMEOUT.value)
+        count = settings["num_processes"]
+        logging.info("waiting for all %d processes, %d s at most", count, _TIMEOUT.value)
     try:
         jax.distributed.initialize(**settings)
     except ValueError as error:

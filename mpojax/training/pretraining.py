@@ -4,7 +4,7 @@ Batches are those of `mpojax.data.PretrainData`. Devlin et al. (NAACL 2019), sec
 (ICLR 2020), section 3.1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -119,7 +119,7 @@ class FilledMasks(hooks.Hook):
         self.batch = {name: np.asarray(array) for name, array in batch.items()}
         self._tokens = {number: token for token, number in tokenizer.vocabulary().items()}
         self.every, self.rows, self.tokens = every, rows, tokens
-        self._guess = jax.jit(_guesses, static_argnums=0)
+        self._guess: Callable | None = None
 
     def after_step(self, loop: Any) -> None:
         if loop.step % self.every and loop.step != loop.steps:
@@ -128,6 +128,8 @@ class FilledMasks(hooks.Hook):
             # All processes compute, for the state is spread over all of them; one writes.
             everywhere = NamedSharding(loop.mesh, PartitionSpec())
             placed = sharding.place(self.batch, dict.fromkeys(self.batch, everywhere))
+            if self._guess is None:
+                self._guess = jax.jit(_guesses, static_argnums=0, out_shardings=everywhere)
             state = loop.state
             guesses = self._guess(state.definition, state.trainable, state.frozen, placed)
             if jax.process_index() == 0:
