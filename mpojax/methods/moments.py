@@ -22,6 +22,11 @@ _MOMENTS = {
     optax.TraceState: {"trace": False},
 }
 
+_CANNOT_FOLLOW = (
+    "this optimizer keeps state of the parameters' shape that cannot follow a cut; use adam, "
+    "adamw, lamb or sgd, or optimizer_state='reset'."
+)
+
 
 def transfer(
     state: Any,
@@ -53,6 +58,8 @@ def transfer(
 
     old_nodes, structure = jax.tree.flatten(state, is_leaf=is_moments)
     new_nodes = jax.tree.leaves(fresh, is_leaf=is_moments)
+    if _has_muon(state):
+        raise ValueError(_CANNOT_FOLLOW)
     moved = []
     for before, after in zip(old_nodes, new_nodes, strict=True):
         if is_moments(before):
@@ -64,16 +71,13 @@ def transfer(
         elif before.shape == after.shape:
             moved.append(jnp.array(before, copy=True))
         else:
-            raise ValueError(
-                "this optimizer keeps state of the parameters' shape that cannot follow a cut; use "
-                "adam, adamw, lamb or sgd, or optimizer_state='reset'."
-            )
+            raise ValueError(_CANNOT_FOLLOW)
     return jax.tree.unflatten(structure, moved)
 
 
 def reset(state: Any, fresh: Any) -> Any:
     """Moments and their counts from `fresh`; the rest, such as the schedule's, from `state`."""
-    kinds = tuple(_MOMENTS)
+    kinds = (*_MOMENTS, optax.contrib.MuonState)
 
     def is_moments(node):
         return isinstance(node, kinds)
@@ -85,6 +89,12 @@ def reset(state: Any, fresh: Any) -> Any:
         structure,
         [new if is_moments(new) else jnp.array(old, copy=True) for old, new in pairs],
     )
+
+
+def _has_muon(state: Any) -> bool:
+    """Muon's matrices and Adam's other parameters are two trees, neither of them whole."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, optax.contrib.MuonState))
+    return any(isinstance(node, optax.contrib.MuonState) for node in nodes)
 
 
 def _moved(tree: Mapping, squared: bool, maps, old, new, trainable) -> dict:

@@ -10,19 +10,20 @@ from mpojax.training.hooks import (
     Hook,
     Progress,
     StopOnSignal,
-    TimeBudget,
     restore_best,
 )
-from mpojax.training.loop import FitResult, Loop, fit
+from mpojax.training.loop import Loop, fit
 from mpojax.training.metrics import MetricsWriter
 from mpojax.training.objectives import objective
 from mpojax.training.optimizer import default_config, make_optimizer
+from mpojax.training.result import FitResult
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
 from mpojax.training.sharding_rules import encoder_rules, sharding_table
 from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
 from mpojax.training.task_evaluation import evaluator
 from mpojax.training.task_heads import TaskHead, TasksEvaluator, make_heads, mixture_loss
+from mpojax.training.time_budget import TimeBudget
 from mpojax.training.update_statistics import UpdateStatistics
 from mpojax.training.workdir import Workdir
 

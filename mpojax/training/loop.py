@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import contextlib
-import dataclasses
 import math
 import pathlib
 import time
@@ -18,6 +17,8 @@ from mpojax.training import metrics as metrics_lib
 from mpojax.training import sharding as sharding_lib
 from mpojax.training import state as state_lib
 from mpojax.training import step as step_lib
+from mpojax.training import time_budget
+from mpojax.training.result import FitResult
 
 
 class Data(Protocol):
@@ -27,44 +28,6 @@ class Data(Protocol):
 
     def rows(self, step: int, rows: slice) -> Mapping[str, np.ndarray]:
         """The named rows of batch `step`, counted from 0."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """What a run ended with.
-
-    Attributes:
-      state: the final state, on the mesh.
-      stopped: why it ended before its last step (e.g. "SIGTERM"), or None.
-      stop_requested: the same, also where the request came with the last step: what would follow
-        the run should not start.
-      metrics: latest value of every metric.
-      steps_run: steps of this process; less than all after a resume.
-      steps_per_second: without compilation, evaluation and saving; None when no step could be
-        timed.
-      compile_seconds: tracing, compilation and first execution.
-      train_seconds: of the timed steps.
-      traces: how often the step was traced.
-    """
-
-    state: state_lib.TrainState
-    stopped: str | None
-    stop_requested: str | None
-    metrics: dict[str, float]
-    steps_run: int
-    steps_per_second: float | None
-    compile_seconds: float
-    train_seconds: float
-    traces: int
-
-    @property
-    def interrupted(self) -> bool:
-        return self.stopped is not None
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the state, JSON-able."""
-        names = [f.name for f in dataclasses.fields(self) if f.name != "state"]
-        return {name: getattr(self, name) for name in names} | {"step": int(self.state.step)}
 
 
 class Loop:
@@ -320,8 +283,8 @@ def fit(
       ValueError: batch and mesh, checkpoint and model, or rules and model do not fit.
     """
     budget = getattr(optimizer, "budget_seconds", 0)
-    if budget and not any(isinstance(hook, hooks_lib.TimeBudget) for hook in hooks):
-        hooks = [*hooks, hooks_lib.TimeBudget(budget)]
+    if budget and not any(isinstance(hook, time_budget.TimeBudget) for hook in hooks):
+        hooks = [*hooks, time_budget.TimeBudget(budget)]
     loop = Loop(
         state,
         step_lib.TrainStep(loss_fn, optimizer, accumulate=accumulate, prepare=prepare),

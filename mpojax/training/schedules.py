@@ -1,7 +1,7 @@
 """The course of the learning rate, with peak 1: over steps, or over a budget of seconds.
 
 Over seconds, the place in the course is the spent share of the budget (0 at the start, 1 at the
-end). It comes from a clock outside of the compiled step, see `hooks.TimeBudget`.
+end). It comes from a clock outside of the compiled step, see `training.TimeBudget`.
 """
 
 from collections.abc import Callable

@@ -253,6 +253,15 @@ def test_ends_where_nothing_is_left_to_cut(tmp_path):
     assert set(map(max, result.phases[-1]["bonds"].values())) == {1}
 
 
+def test_muon_needs_a_reset(tmp_path):
+    with pytest.raises(ValueError, match="cannot follow a cut; use adam, adamw"):
+        squeezing_run.run(tmp_path / "kept", optimizer="muon", max_phases=1)
+    result = squeezing_run.run(
+        tmp_path / "reset", optimizer="muon", optimizer_state="reset", max_phases=1
+    )
+    assert result.phases[-1]["cuts"]
+
+
 def test_reset_starts_moments_anew_and_keeps_the_schedule(tmp_path):
     result = squeezing_run.run(tmp_path, optimizer_state="reset", max_phases=1)
     adam = next(s for s in result.state.optimizer if isinstance(s, optax.ScaleByAdamState))

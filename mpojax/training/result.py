@@ -1,0 +1,44 @@
+"""What a training run ended with."""
+
+import dataclasses
+from typing import Any
+
+from mpojax.training import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a run ended with.
+
+    Attributes:
+      state: the final state, on the mesh.
+      stopped: why it ended before its last step (e.g. "SIGTERM"), or None.
+      stop_requested: the same, also where the request came with the last step: what would follow
+        the run should not start.
+      metrics: latest value of every metric.
+      steps_run: steps of this process; less than all after a resume.
+      steps_per_second: without compilation, evaluation and saving; None when no step could be
+        timed.
+      compile_seconds: tracing, compilation and first execution.
+      train_seconds: of the timed steps.
+      traces: how often the step was traced.
+    """
+
+    state: state_lib.TrainState
+    stopped: str | None
+    stop_requested: str | None
+    metrics: dict[str, float]
+    steps_run: int
+    steps_per_second: float | None
+    compile_seconds: float
+    train_seconds: float
+    traces: int
+
+    @property
+    def interrupted(self) -> bool:
+        return self.stopped is not None
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the state, JSON-able."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "state"]
+        return {name: getattr(self, name) for name in names} | {"step": int(self.state.step)}
