@@ -57,7 +57,9 @@ def finish(processes, timeout=60):
         for process in processes:
             output, errors = process.communicate(timeout=timeout)
             assert process.returncode == 0, errors[-3000:]
-            outputs.append(output)
+            # The transport's own lines may come at any time.
+            lines = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+            outputs.append("\n".join(lines))
     finally:
         for process in processes:
             if process.poll() is None:
