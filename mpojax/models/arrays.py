@@ -87,7 +87,7 @@ def reconfigure(model: Model, **changes) -> Model:
 
 def unshared(model: Model) -> Model:
     """The same function with parameters of its own for every layer (copies, on the host)."""
-    config = dataclasses.replace(model.config, layer_groups=None)
+    config = dataclasses.replace(model.config, layer_groups=None, shared_roles=layers.ROLES)
     if not model.config.shares_everything:
         shapes = model.shapes
     else:

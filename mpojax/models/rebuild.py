@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
+from mpojax.layers import ROLES
 from mpojax.models import arrays as arrays_lib
 from mpojax.models import config as config_lib
 from mpojax.models import heads
@@ -50,7 +51,8 @@ def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model
 def _unshared_config(config: config_lib.EncoderConfig) -> config_lib.EncoderConfig:
     """Settings of the dense model: rebuilt matrices are each layer's own, adapters are in them."""
     groups = config.layer_groups if config.shares_everything else None
-    return dataclasses.replace(config, layer_groups=groups, adapters=())
+    everything = {"layer_groups": groups, "shared_roles": ROLES}
+    return dataclasses.replace(config, **everything, adapters=())
 
 
 def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:

@@ -73,6 +73,10 @@ FAMILIES = {
     "albert wide embedding": Family(
         "Albert", {**_BERT, "embedding_size": 24, "hidden_act": "relu", "type_vocab_size": 3}
     ),
+    "albert groups": Family(
+        "Albert",
+        {**_BERT, "embedding_size": 10, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    ),
     "distilbert": Family("DistilBert", _DISTIL, token_types=False),
     "distilbert sinusoidal": Family(
         "DistilBert",
