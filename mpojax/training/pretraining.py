@@ -26,7 +26,8 @@ def pretraining_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array
     Args:
       model: a `models.PretrainingModel`.
       batch: token arrays and `segments` (B, S); `mlm_positions`, `mlm_labels`, `mlm_weights`
-        (B, P); `sop_positions`, `sop_labels`, `sop_weights` (B, K), which may be absent.
+        (B, P); `sop_positions`, `sop_labels`, `sop_weights` (B, K), which may be absent. Of a
+        micro-batch also `mlm_weights_total` and `sop_weights_total`, see `TrainStep`.
       key: random key of the step.
 
     Returns:
@@ -34,6 +35,9 @@ def pretraining_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array
     """
     sums = _sums(model, batch, key)
     totals = {name: jnp.sum(value) for name, value in sums.items()}
+    for name in ("mlm", "sop"):
+        if f"{name}_weights_total" in batch:
+            totals[f"{name}_weight"] = batch[f"{name}_weights_total"]
     metrics = _means(totals, jnp.maximum)
     loss = metrics["mlm_loss"] + metrics.get("sop_loss", jnp.float32(0.0))
     return loss, metrics
@@ -86,7 +90,7 @@ def _means(totals: Mapping, maximum) -> dict:
     means = {}
     for name in ("mlm", "sop"):
         if f"{name}_weight" in totals:
-            weight = maximum(totals[f"{name}_weight"], 1.0)
+            weight = maximum(totals[f"{name}_weight"], 1e-6)  # without any place the loss is 0
             for what in ("loss", "accuracy"):
                 means[f"{name}_{what}"] = totals[f"{name}_{what}"] / weight
     return means
@@ -137,7 +141,7 @@ class FilledMasks(hooks.Hook):
 
     def _write(self, loop, guesses: np.ndarray) -> None:
         lines = []
-        for row in range(self.rows):
+        for row in range(min(self.rows, len(guesses))):
             lines.append(self._text(row, guesses[row]))
             logging.info("step %d, filled masks: %s", loop.step, lines[-1])
         if loop.folder is not None:

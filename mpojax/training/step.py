@@ -29,7 +29,10 @@ class TrainStep:
     Args:
       loss_fn: (model, batch, key) -> (loss, metrics): the mean loss over the batch.
       optimizer: optax transformation.
-      accumulate: number of micro-batches whose gradients are averaged in one step.
+      accumulate: number of micro-batches whose gradients are averaged in one step. Where the
+        places of a batch count by arrays `<name>_weights`, micro-batches may differ in how many
+        count: the loss then gets `<name>_weights_total` too, the sum over an average micro-batch.
+        Divided by that, micro-batches add up to the loss of the whole batch.
       prepare: optional differentiable (model) -> prepared, done once per step however many
         micro-batches there are, e.g. the rebuilding of dense weights from cores; `loss_fn` then
         gets its result as `model`. What it returns must be a pytree whose floating leaves may all
@@ -144,12 +147,17 @@ class TrainStep:
                     f"{name}: {array.shape[0]} rows cannot be split into accumulate={count} parts"
                 )
         parts = {n: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1) for n, a in batch.items()}
+        totals = {
+            f"{name}_total": jnp.sum(array) / jnp.asarray(count, array.dtype)
+            for name, array in batch.items()
+            if name.endswith("_weights")
+        }
 
         def loss_of(variables, part, part_key):
             model = variables
             if self.prepare is None:
                 model = state.definition.merge(variables, state.frozen)
-            return self.loss_fn(model, part, part_key)
+            return self.loss_fn(model, part | totals, part_key)
 
         def one(total, inputs):
             index, part = inputs
