@@ -1,0 +1,196 @@
+"""Pre-training runs: from a text folder to a model that fine-tunes; resume, starts, bad input."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs.mpobert import base12, base24, base48, base48plus, pretraining
+from configs.mpop import base as finetuning
+from configs.sweeps import mpobert_sharing
+from experiments import cells, finetune, pretrain
+from experiments import pretraining as plans
+from mpojax import data, interop, models
+from mpojax.data import corpus_building
+from tests.data import corpora
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    text = corpora.write_text(tmp_path_factory.mktemp("text"), 20)
+    folder = tmp_path_factory.mktemp("made") / "corpus"
+    settings = corpus_building.Settings(vocab_size=80, valid=0.2, shards=2)
+    corpus_building.build(text, folder, settings)
+    return folder
+
+
+def _config(corpus, **fields):
+    config = pretraining.get_config()
+    config.corpus = str(corpus)
+    config.model.update(
+        num_layers=2, hidden_size=16, num_heads=2, embedding_size=8, max_positions=32
+    )
+    config.update(length=32, batch_size=8, steps=STEPS, eval_batch_size=8, eval_rows=8)
+    config.update(eval_every=2, samples_every=2, checkpoint_every=2, log_every=1)
+    config.start.deviation = 0.2
+    for name, value in fields.items():
+        cells.set_field(config, name, value, "test")
+    return config
+
+
+def _result(folder):
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "mpobert"
+    assert pretrain.run(_config(corpus, variant="small"), folder) == 0
+    return folder
+
+
+def test_a_run_leaves_numbers_samples_and_a_model(finished, corpus):
+    result = _result(finished)
+    assert result["tokens"] == STEPS * 8 * 32
+    assert set(result["metrics"]) == {"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy"}
+    assert result["counts"]["central"] > 0
+    model = interop.load_pretrained(finished / "model")
+    assert isinstance(model, models.PretrainingModel)
+    assert sum(models.count_parameters(model).values()) == result["total"]
+    assert model.config.vocab_size == data.Corpus(corpus).vocab_size
+    samples = (finished / "samples.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split(":")[0] for line in samples] == ["step 2", "step 2", "step 4", "step 4"]
+    assert "parameters" in (finished / "summary.txt").read_text(encoding="utf-8")
+    assert not (finished / "checkpoints").exists()
+    assert pretrain.run(_config(corpus, variant="small"), finished) == 0  # nothing left to do
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, corpus, tmp_path, monkeypatch):
+    config, fit = _config(corpus, variant="small"), pretrain.fitting.fit
+
+    def stopped(config, *args, hooks, **kwargs):
+        stop = pretrain.training.Call(
+            lambda loop: loop.request_stop("test") if loop.step == 2 else None
+        )
+        return fit(config, *args, hooks=[*hooks, stop], **kwargs)
+
+    monkeypatch.setattr(pretrain.fitting, "fit", stopped)
+    assert pretrain.run(config, tmp_path / "run") == 1
+    monkeypatch.setattr(pretrain.fitting, "fit", fit)
+    assert pretrain.run(config, tmp_path / "run") == 0
+    assert _result(tmp_path / "run")["metrics"] == _result(finished)["metrics"]
+    whole, parts = (
+        models.to_arrays(interop.load_pretrained(folder / "model"))
+        for folder in (finished, tmp_path / "run")
+    )
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+
+
+def test_a_pre_trained_model_is_fine_tuned(finished, tmp_path):
+    lines = "text\tlabel\n" + "".join(f"the river {i}\t{i % 2}\n" for i in range(8))
+    (tmp_path / "a.tsv").write_text(lines, encoding="utf-8")
+    config = finetuning.get_config()
+    config.model, config.task = str(finished / "model"), "file:train=a.tsv,dev=a.tsv"
+    config.data_dir, config.steps, config.batch_size = str(tmp_path), 2, 8
+    config.max_length, config.lengths, config.eval_batch_size = 16, (16,), 8
+    assert finetune.run(config, tmp_path / "tuned") == 0
+    counts = _result(tmp_path / "tuned")["counts"]
+    assert counts["central"] == _result(finished)["counts"]["central"]
+
+
+def test_a_deeper_model_starts_from_a_shared_one(corpus, tmp_path):
+    shared = _config(corpus, architecture="shared", steps=2)
+    assert pretrain.run(shared, tmp_path / "shared") == 0
+    teacher = interop.load_pretrained(tmp_path / "shared" / "model")
+    config = _config(corpus)
+    config.start.kind, config.start.teacher = "teacher", str(tmp_path / "shared" / "model")
+    config.model.num_layers, config.model.hidden_size = 4, 768  # the teacher's width is taken
+    planned = plans.plan(config, data.Corpus(corpus))
+    assert planned.config.hidden_size == 16
+    model = plans.build(config, planned)
+    ids = np.arange(5, 25, dtype=np.int32)[None]
+    repeated = models.reconfigure(teacher, num_layers=4)
+    for found, expected in zip(model(ids), repeated(ids), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_accumulation_and_a_budget_of_seconds(corpus, tmp_path):
+    config = _config(corpus, accumulate=2, sop=False)
+    config.optimizer.schedule_unit, config.optimizer.budget_seconds = "seconds", 0.001
+    assert pretrain.run(config, tmp_path / "run") == 0
+    result = _result(tmp_path / "run")
+    assert result["steps"] < STEPS
+    assert set(result["metrics"]) == {"mlm_loss", "mlm_accuracy"}
+
+
+def test_a_dry_run_tells_sizes_without_a_folder(corpus):
+    config = _config(corpus)
+    config.mesh.fsdp = 4
+    report = pretrain.dry_run(config)
+    assert report.total == sum(report.parameters.values())
+    assert report.mesh["fsdp"] == 4
+    assert report.mesh["data"] == jax.device_count() // 4
+    assert "central" in report.text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"corpus": ""}, "config.corpus is empty"),
+        ({"architecture": "bert"}, "config.architecture='bert' must be one of mpobert, shared"),
+        ({"start.scaling": "half"}, "config.start.scaling='half' must be one of none"),
+        ({"start.kind": "teacher"}, "needs config.start.teacher"),
+        ({"length": 64}, "config.length=64 is more than model.max_positions=32"),
+        ({"model.groups": 3}, "num_layers=2 cannot be divided into layer_groups=3"),
+        ({"model.vocab_size": 99}, "the model has vocab_size=99, the corpus"),
+        ({"mesh.fsdp": 3}, "mesh sizes"),
+        ({"batch_size": 6}, "batch_size=6 cannot be split"),
+        ({"steps": 0}, "config.steps=0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_made(corpus, tmp_path, fields, message):
+    config = _config(corpus)
+    for name, value in fields.items():
+        cells.set_field(config, name, value, "test")
+    with pytest.raises(ValueError, match=message):
+        pretrain.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=message):
+        pretrain.dry_run(config)
+
+
+def test_a_workdir_of_another_architecture_is_refused(finished, corpus):
+    config = _config(corpus, **{"variant": "small", "model.num_layers": 4})
+    with pytest.raises(ValueError, match=r"another experiment; it differs in:\n  .*num_layers"):
+        pretrain.run(config, finished)
+
+
+@pytest.mark.parametrize("module", [base12, base24, base48, base48plus])
+def test_configs_of_the_paper_are_sound(module, corpus):
+    config = module.get_config()
+    config.corpus = str(corpus)
+    plans.check(config)
+    config.start.kind = "scratch"
+    planned = plans.plan(config, data.Corpus(corpus))
+    assert planned.config.num_layers == config.model.num_layers
+    assert planned.config.layer_groups == config.model.groups
+    pretrain.fitting.make_optimizer(
+        config, pretrain.mpop.abstract(planned.config, planned.shapes), config.steps
+    )
+
+
+@pytest.mark.parametrize("size", mpobert_sharing.SIZES)
+def test_cells_of_the_study_are_sound(size, corpus):
+    sweep = mpobert_sharing.get_config(size)
+    for cell in cells.expand(sweep):
+        cell.config.corpus = str(corpus)
+        if cell.config.start.kind == "teacher":
+            cell.config.start.teacher = "somewhere"
+        plans.check(cell.config)
+        cell.config.start.kind = "scratch"
+        plans.plan(cell.config, data.Corpus(corpus))
