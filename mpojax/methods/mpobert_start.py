@@ -34,7 +34,7 @@ DEVIATION = 0.02
 _TEACHER_FIELDS = (
     *("vocab_size", "hidden_size", "embedding_size", "num_heads", "intermediate_size"),
     *("max_positions", "token_types", "activation", "norm", "norm_eps", "projection"),
-    *("trigram_input", "bottleneck_size"),
+    *("trigram_input", "bottleneck_size", "bottleneck_attention", "num_feed_forwards"),
 )
 
 Shapes = Mapping[str, mpo.MPOShape]
@@ -117,8 +117,9 @@ def from_teacher(
     layer. With `scaling="none"` and full bonds the model then computes what the teacher would with
     as many repeats. Of any other teacher, layer l takes the matrices of the teacher's layer
     l * depth / L: central cores come from their mean over a block, or from one chosen layer, and
-    each layer's auxiliary cores are fitted to its own matrix by least squares (our extension).
-    Dense matrices, for comparisons, are copied.
+    each layer's auxiliary cores are fitted to its own matrix by least squares (our extension). What
+    else a block shares comes from there too: its auxiliary cores, or, of biases and norms, from the
+    first layer of the block. Dense matrices, for comparisons, are copied.
 
     Args:
       teacher: an encoder with dense matrices, or a model with heads: those for pre-training are
@@ -132,14 +133,16 @@ def from_teacher(
       seed: of what the teacher does not have.
 
     Raises:
-      ValueError: a teacher whose sizes do not fit (all are named), or that has chains itself; a
-        dense model of layers that share what differs between layers of the teacher; an unknown
-        scaling; auxiliary cores that are shared, or absent, so that no layer can be scaled.
+      ValueError: a teacher whose sizes do not fit (all are named), or that has chains or adapters
+        itself; a dense model of layers that share what differs between layers of the teacher; an
+        unknown scaling; auxiliary cores that are shared, or absent, so that no layer can be scaled;
+        a `central` that is no layer of the teacher.
     """
-    _check_teacher(teacher, config, shapes)
+    _check_teacher(teacher, config)
+    _check_central(central, teacher.config)
     taught = teacher.config.num_layers if taught_layers is None else taught_layers
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
-    has_own = bool(shapes) and "auxiliary" not in config.shared_roles
+    has_own = bool(shapes) and not _shares_auxiliary(config)
     if scaling != "none" and not has_own and taught < config.num_layers:
         raise ValueError(
             f"scaling={scaling!r} treats layers from {taught} on by themselves, but the layers "
@@ -203,8 +206,11 @@ def _fitted_chains(theirs, teacher, config, shapes, central, gauge):
             if central == "mean":
                 middle = np.mean(np.stack(list(own.values())), axis=0, dtype=np.float64)
             else:
-                middle = np.asarray(theirs[f"layers/{int(central)}/{role}/kernel"], np.float64)
+                middle = np.asarray(theirs[f"layers/{central}/{role}/kernel"], np.float64)
             start = mpo.decompose(middle, shape, gauge)
+            if _shares_auxiliary(config):
+                yield f"layers/{first}/{role}", start
+                continue
             for layer, w in own.items():
                 cores, error = mpobert_fit.fit_auxiliary(np.asarray(w, np.float64), start, shape)
                 errors.setdefault(role, []).append(error)
@@ -216,12 +222,25 @@ def _fitted_chains(theirs, teacher, config, shapes, central, gauge):
         )
 
 
-def _check_teacher(teacher, config, shapes):
-    if teacher.shapes:
+def _shares_auxiliary(config) -> bool:
+    """Whether several layers have the same auxiliary cores."""
+    return config.block_size > 1 and "auxiliary" in config.shared_roles
+
+
+def _check_central(central, teacher):
+    layers = range(teacher.num_layers)
+    is_layer = isinstance(central, int) and not isinstance(central, bool) and central in layers
+    if central != "mean" and not is_layer:
         raise ValueError(
-            f"the teacher has {len(teacher.shapes)} matrices in MPO form; merge it before: "
-            "interop.merge(teacher)."
+            f"central={central!r} must be 'mean', or the number of one of the teacher's layers, 0.."
+            f"{layers[-1]}."
         )
+
+
+def _check_teacher(teacher, config):
+    if teacher.shapes or teacher.config.adapters:
+        what = f"{len(teacher.shapes)} matrices in MPO form" if teacher.shapes else "adapters"
+        raise ValueError(f"the teacher has {what}; merge it before: interop.merge(teacher).")
     if teacher.config.shares_parts:
         raise ValueError("the teacher's layers share a part of their parameters; merge it before.")
     problems = [

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mpojax import interop, models, mpo
 from mpojax.methods import mpobert, mpobert_fit, mpobert_start
@@ -134,6 +135,25 @@ def test_layers_fit_their_own_matrices_by_least_squares(unshared_teacher):
         assert (error < 1e-5) == (layer == 2)
 
 
+def test_shared_auxiliary_cores_are_those_of_the_mean(unshared_teacher):
+    config, shapes = mpobert.settings(num_layers=4, groups=2, share_auxiliary=True, **SMALL)
+    model = mpobert_start.from_teacher(unshared_teacher, config, shapes)
+    ours = models.to_arrays(interop.merge(model))
+    theirs = models.to_arrays(unshared_teacher)
+    for first in (0, 2):
+        both = [theirs[f"layers/{first + i}/attention/query/kernel"] for i in (0, 1)]
+        found = ours[f"layers/{first}/attention/query/kernel"]
+        np.testing.assert_allclose(found, np.mean(both, axis=0), rtol=0, atol=1e-5)
+
+
+def test_layers_that_share_nothing_can_be_scaled(teacher):
+    config, shapes = mpobert.settings(num_layers=8, groups=8, share_auxiliary=True, **SMALL)
+    model = mpobert_start.from_teacher(teacher, config, shapes, scaling="theory")
+    arrays = models.to_arrays(interop.merge(model))
+    norms = [np.linalg.norm(arrays[f"layers/{i}/attention/out/kernel"]) for i in (3, 4)]
+    np.testing.assert_allclose(norms[1] / norms[0], (2 * 8) ** -0.5, rtol=1e-4)
+
+
 def test_a_fit_finds_auxiliary_cores_that_exist():
     shape = mpobert.chain(16, 64)
     rng = np.random.default_rng(0)
@@ -215,6 +235,8 @@ def test_the_symmetric_gauge_has_the_norms_of_the_released_code():
             {"scaling": "theory"},
             "have no auxiliary cores of their own; use scaling='none'",
         ),
+        ({}, {"central": 4}, "central=4 must be 'mean', or the number of one .* layers, 0..3"),
+        ({}, {"central": "first"}, "central='first' must be 'mean'"),
     ],
 )
 def test_teachers_that_do_not_fit(teacher, changes, options, message):
@@ -228,6 +250,9 @@ def test_teachers_of_another_kind(teacher, unshared_teacher):
     chains = mpobert_start.from_teacher(teacher, config, shapes)
     with pytest.raises(ValueError, match=r"interop.merge\(teacher\)"):
         mpobert_start.from_teacher(chains, config, shapes)
+    adapted = interop.add_adapters(teacher, [("pooler", {"rank": 2})], rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="the teacher has adapters; merge it before"):
+        mpobert_start.from_teacher(adapted, config, shapes)
     with pytest.raises(ValueError, match="share dense matrices that differ between layers"):
         mpobert_start.from_teacher(unshared_teacher, teacher.config, {})
     with pytest.raises(ValueError, match="draw='ones' must be one of"):
