@@ -50,6 +50,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("steps", "batch_size", "accumulate", "length", "eval_batch_size", "log_every"):
         if config[name] < 1:
             raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+    if config.batch_size % config.accumulate:
+        raise ValueError(
+            f"config.batch_size={config.batch_size} rows cannot be split into config.accumulate="
+            f"{config.accumulate} parts; make it a multiple of that."
+        )
     if not config.corpus:
         raise ValueError(
             "config.corpus is empty: pass --config.corpus=FOLDER, made by python -m "
@@ -57,10 +62,23 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if config.start.kind == "teacher" and not config.start.teacher:
         raise ValueError("config.start.kind='teacher' needs config.start.teacher, a model folder.")
-    if config.length > config.model.max_positions:
+    if config.start.kind == "scratch":
+        _check_length(config, config.model.max_positions)
+    central, taught = config.start.central, config.start.taught_layers
+    if central != "mean" and not str(central).isdigit():
         raise ValueError(
-            f"config.length={config.length} is more than model.max_positions="
-            f"{config.model.max_positions}."
+            f"config.start.central={central!r} must be 'mean', or the number of one of the "
+            "teacher's layers, from 0."
+        )
+    if taught is not None and taught < 0:
+        raise ValueError(f"config.start.taught_layers={taught} must not be negative.")
+
+
+def _check_length(config: ml_collections.ConfigDict, max_positions: int) -> None:
+    if config.length > max_positions:
+        raise ValueError(
+            f"config.length={config.length} is more than model.max_positions={max_positions}; "
+            "shorten the rows, or take a model with more positions."
         )
 
 
@@ -76,12 +94,13 @@ def plan(config: ml_collections.ConfigDict, corpus: data.Corpus) -> Plan:
         folder = sources.model_folder(config.start.teacher)
         teacher = interop.load_pretrained(folder, pretraining_head=True)
         corpus.check_tokenizer(data.Tokenizer.from_folder(folder))
-        if teacher.shapes:
+        if teacher.shapes or teacher.config.adapters:
             teacher = interop.merge(teacher)
         fields = _with_teacher(fields, teacher.config)
     fields = {name: value for name, value in fields.items() if value != 0 or name in _ZERO_ALLOWED}
     fields.setdefault("vocab_size", corpus.vocab_size)
     corpus.check_vocab_size(fields["vocab_size"])
+    _check_length(config, fields["max_positions"])
     fields |= {"pad_id": corpus.special.pad, "dtype": config.dtype, "remat": config.remat}
     fields |= {"attention_dropout": fields["dropout"]}
     if not config.sop:

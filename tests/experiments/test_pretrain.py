@@ -118,6 +118,14 @@ def test_a_deeper_model_starts_from_a_shared_one(corpus, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_rows_longer_than_the_teacher_reads_are_refused(finished, corpus, tmp_path):
+    config = _config(corpus, length=64)
+    config.start.kind, config.start.teacher = "teacher", str(finished / "model")
+    config.model.max_positions = 512  # the default, which leaves it to the teacher
+    with pytest.raises(ValueError, match=r"length=64 is more than model\.max_positions=32"):
+        pretrain.run(config, tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_accumulation_and_a_budget_of_seconds(corpus, tmp_path):
     config = _config(corpus, accumulate=2, sop=False)
@@ -151,6 +159,9 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
         ({"mesh.fsdp": 3}, "mesh sizes"),
         ({"batch_size": 6}, "batch_size=6 cannot be split"),
         ({"steps": 0}, "config.steps=0 must be at least 1"),
+        ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
+        ({"start.central": "last"}, "config.start.central='last' must be 'mean', or the number"),
+        ({"start.taught_layers": -1}, "config.start.taught_layers=-1 must not be negative"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_made(corpus, tmp_path, fields, message):
