@@ -13,15 +13,7 @@ from mpojax.models.arrays import (
     with_head,
 )
 from mpojax.models.columns import head_columns
-from mpojax.models.config import (
-    HEADS,
-    POOLINGS,
-    EncoderConfig,
-    adaptable,
-    adapter_ranks,
-    dense_name,
-    matrix_sizes,
-)
+from mpojax.models.config import HEADS, POOLINGS, EncoderConfig
 from mpojax.models.costs import model_flops
 from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
@@ -33,6 +25,7 @@ from mpojax.models.heads import (
     build,
     pool,
 )
+from mpojax.models.matrices import adaptable, adapter_ranks, dense_name, matrix_sizes
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
 

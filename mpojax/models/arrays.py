@@ -15,7 +15,8 @@ from flax import nnx
 
 from mpojax import layers, mpo
 from mpojax.models import heads, stacking
-from mpojax.models.config import EncoderConfig, matrix_sizes
+from mpojax.models.config import EncoderConfig
+from mpojax.models.matrices import matrix_sizes
 
 Model = heads.Encoder | heads.SequenceClassifier | heads.SpanExtractor | heads.PretrainingModel
 

@@ -1,21 +1,17 @@
-"""Settings of an encoder, checked once, and the table of its matrices."""
+"""Settings of an encoder, checked once."""
 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from mpojax import mpo
 from mpojax.layers import ACTIVATIONS, NORMS, ROLES
+from mpojax.models import matrices as matrices_lib
 
 POOLINGS = ("none", "pooler", "mean", "first")
 POOLER_ACTIVATIONS = ("tanh", "relu")
 HEADS = ("classifier", "span")
 PROJECTIONS = ("sum", "word")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-# Matrices that are looked up by row; all others are multiplied with.
-TABLES = ("embeddings/word", "embeddings/position", "embeddings/token_type")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +218,7 @@ class EncoderConfig:
                 raise ValueError(
                     f"adapters has {(pattern, rank)!r}; a rank must be an integer of at least 1."
                 )
-        matrices = adaptable(self)
+        matrices = matrices_lib.adaptable(self)
         for pattern, _ in self.adapters:
             if not any(re.fullmatch(pattern, path) for path in matrices):
                 raise ValueError(
@@ -252,103 +248,3 @@ class EncoderConfig:
                 f"{self.bottleneck_attention} are settings of layers with a bottleneck; give "
                 "bottleneck_size, or leave them at 1 and False."
             )
-
-
-def matrix_sizes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
-    """Every matrix of the model: {matrix path: (in_features, out_features)}, in model order.
-
-    Each may be dense or MPO. A table counts as (rows, features).
-    """
-    hidden = config.hidden_size
-    word_width = config.embedding_size or hidden
-    other_width = hidden if config.projection == "word" else word_width
-    sizes = {
-        "embeddings/word": (config.vocab_size, word_width),
-        "embeddings/position": (config.max_positions, other_width),
-    }
-    if config.token_types:
-        sizes["embeddings/token_type"] = (config.token_types, other_width)
-    if config.embedding_size is not None:
-        sizes["embeddings/projection"] = (word_width * (3 if config.trigram_input else 1), hidden)
-    in_layer = _layer_matrix_sizes(config)
-    for layer in config.matrix_layers:
-        sizes.update({f"layers/{layer}/{name}": size for name, size in in_layer.items()})
-    if config.pooling == "pooler":
-        sizes["pooler"] = (hidden, hidden)
-    if config.num_labels is not None:
-        sizes["head"] = (hidden, config.num_labels)
-    if config.masked_lm:
-        sizes["masked_lm/transform"] = (hidden, word_width)
-    return sizes
-
-
-def _layer_matrix_sizes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
-    hidden, width, inner = config.hidden_size, config.attention_size, config.intermediate_size
-    has_bottleneck = config.bottleneck_size is not None
-    sizes = {}
-    if has_bottleneck:
-        sizes["bottleneck/input"] = (hidden, width)
-        if not config.bottleneck_attention:
-            sizes["bottleneck/attention"] = (hidden, width)
-    sizes.update({f"attention/{name}": (width, width) for name in ("query", "key", "value", "out")})
-    if not config.bottleneck_attention:
-        sizes["attention/value"] = (hidden, width)
-    for i in range(config.num_feed_forwards):
-        name = f"feed_forwards/{i}" if has_bottleneck else "feed_forward"
-        sizes[f"{name}/up"] = (width, inner)
-        sizes[f"{name}/down"] = (inner, width)
-    if has_bottleneck:
-        sizes["bottleneck/output"] = (width, hidden)
-    return sizes
-
-
-def dense_name(path: str) -> str:
-    """Name of the array of a matrix that is dense: `<path>/table` or `<path>/kernel`."""
-    return f"{path}/table" if path in TABLES else f"{path}/kernel"
-
-
-def adaptable(config: EncoderConfig) -> list[str]:
-    """Paths of the matrices that may have an adapter: all but tables and heads."""
-    without = (*TABLES, "head", "masked_lm/transform")
-    return [path for path in matrix_sizes(config) if path not in without]
-
-
-def adapter_ranks(config: EncoderConfig) -> dict[str, int]:
-    """{matrix path: rank} of the matrices that have an adapter."""
-    ranks = {}
-    for path in adaptable(config):
-        found = [rank for pattern, rank in config.adapters if re.fullmatch(pattern, path)]
-        if found:
-            ranks[path] = found[0]
-    return ranks
-
-
-def under(entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Entries whose path starts with `prefix`, with the prefix taken off."""
-    return {path[len(prefix) :]: e for path, e in entries.items() if path.startswith(prefix)}
-
-
-def checked_shapes(
-    config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None
-) -> dict[str, mpo.MPOShape]:
-    """`shapes` as a dict, after checking each against the matrix it is for.
-
-    Raises:
-      ValueError: a path that is no matrix of the model, or a shape of another size.
-    """
-    sizes = matrix_sizes(config)
-    problems = []
-    for path, shape in (shapes or {}).items():
-        if path not in sizes:
-            problems.append(f"{path} is no matrix of this model")
-        elif (shape.in_features, shape.out_features) != sizes[path]:
-            problems.append(
-                f"{path} is {sizes[path][0]} x {sizes[path][1]}, its shape is for "
-                f"{shape.in_features} x {shape.out_features}"
-            )
-    if problems:
-        raise ValueError(
-            f"shapes do not fit the model: {'; '.join(problems)}. Matrix paths look like "
-            "embeddings/word, layers/0/attention/query, layers/0/feed_forward/up, pooler, head."
-        )
-    return dict(shapes or {})

@@ -2,11 +2,12 @@
 
 import math
 
-from mpojax.models import config as config_lib
+from mpojax.models import matrices
+from mpojax.models.config import EncoderConfig
 
 
 def model_flops(
-    config: config_lib.EncoderConfig,
+    config: EncoderConfig,
     batch_size: int,
     length: int,
     *,
@@ -23,7 +24,7 @@ def model_flops(
       predictions: masked places per row whose logits are computed.
       sentences: sentence vectors per row, where the model has a pooler or a head.
     """
-    sizes = config_lib.matrix_sizes(config)
+    sizes = matrices.matrix_sizes(config)
     first = f"layers/{config.matrix_layers[0]}/"
     in_layer = sum(rows * columns for path, (rows, columns) in sizes.items() if first in path)
     per_token = config.num_layers * (in_layer + 2 * length * config.attention_size)

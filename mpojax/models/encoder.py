@@ -8,8 +8,7 @@ from flax import nnx
 
 from mpojax import layers, mpo
 from mpojax.layers.dropout import dropout, split_or_none
-from mpojax.models import config as config_lib
-from mpojax.models import stacking
+from mpojax.models import matrices, stacking
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder_layers import norm
 
@@ -22,7 +21,7 @@ class Embeddings(nnx.Module):
     ):
         """`shapes` by name: word, position, token_type, projection."""
         self.config = config
-        sizes = config_lib.under(config_lib.matrix_sizes(config), "embeddings/")
+        sizes = matrices.under(matrices.matrix_sizes(config), "embeddings/")
 
         def table(name):
             if name not in sizes:
@@ -92,7 +91,7 @@ class Transformer(nnx.Module):
           ValueError: a shape for a path that does not exist, or of the wrong size.
         """
         self.config = config
-        self.shape_items = tuple(sorted(config_lib.checked_shapes(config, shapes).items()))
+        self.shape_items = tuple(sorted(matrices.checked_shapes(config, shapes).items()))
 
     @property
     def shapes(self) -> dict[str, mpo.MPOShape]:
@@ -128,7 +127,7 @@ class Encoder(Transformer):
         outside = ("head", "masked_lm/transform")
         super().__init__(config, {p: s for p, s in (shapes or {}).items() if p not in outside})
         shapes = self.shapes
-        self.embeddings = Embeddings(config, config_lib.under(shapes, "embeddings/"), rngs=rngs)
+        self.embeddings = Embeddings(config, matrices.under(shapes, "embeddings/"), rngs=rngs)
         key = rngs.params()
         self.stack_ranges = tuple(stacking.stack_ranges(config, shapes))
         self.stacks = nnx.List(
@@ -137,7 +136,7 @@ class Encoder(Transformer):
         self.pooler = _pooler(config, shapes, rngs) if config.pooling == "pooler" else None
         outside = {
             path: rank
-            for path, rank in config_lib.adapter_ranks(config).items()
+            for path, rank in matrices.adapter_ranks(config).items()
             if path in ("embeddings/projection", "pooler")
         }
         layers.attach_adapters(self, outside, config.adapter_scale, rngs=rngs)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from mpojax import layers, mpo
 from mpojax.layers.dropout import dropout, split_or_none
-from mpojax.models import config as config_lib
+from mpojax.models import matrices
 from mpojax.models.config import EncoderConfig
 
 
@@ -27,7 +27,7 @@ class EncoderLayer(nnx.Module):
         self.attention = layers.SelfAttention(
             config.hidden_size,
             config.num_heads,
-            config_lib.under(shapes, "attention/"),
+            matrices.under(shapes, "attention/"),
             dropout_rate=config.attention_dropout,
             dtype=config.dtype,
             rngs=rngs,
@@ -37,7 +37,7 @@ class EncoderLayer(nnx.Module):
             config.hidden_size,
             config.intermediate_size,
             config.activation,
-            config_lib.under(shapes, "feed_forward/"),
+            matrices.under(shapes, "feed_forward/"),
             dtype=config.dtype,
             rngs=rngs,
         )
@@ -89,12 +89,12 @@ class BottleneckLayer(nnx.Module):
         """`shapes` by path inside the layer: bottleneck/input, feed_forwards/0/up, ..."""
         self.config = config
         width = config.attention_size
-        bottleneck_shapes = config_lib.under(shapes, "bottleneck/")
+        bottleneck_shapes = matrices.under(shapes, "bottleneck/")
         self.bottleneck = Bottleneck(config, bottleneck_shapes, rngs=rngs)
         self.attention = layers.SelfAttention(
             width,
             config.num_heads,
-            config_lib.under(shapes, "attention/"),
+            matrices.under(shapes, "attention/"),
             value_size=width if config.bottleneck_attention else config.hidden_size,
             dropout_rate=config.attention_dropout,
             dtype=config.dtype,
@@ -108,7 +108,7 @@ class BottleneckLayer(nnx.Module):
                     width,
                     config.intermediate_size,
                     config.activation,
-                    config_lib.under(shapes, f"feed_forwards/{i}/"),
+                    matrices.under(shapes, f"feed_forwards/{i}/"),
                     dtype=config.dtype,
                     rngs=rngs,
                 )

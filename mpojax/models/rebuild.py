@@ -10,8 +10,8 @@ from flax import nnx
 from mpojax import mpo
 from mpojax.layers import ROLES
 from mpojax.models import arrays as arrays_lib
-from mpojax.models import config as config_lib
-from mpojax.models import heads
+from mpojax.models import heads, matrices
+from mpojax.models.config import EncoderConfig
 
 
 def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model:
@@ -48,7 +48,7 @@ def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _unshared_config(config: config_lib.EncoderConfig) -> config_lib.EncoderConfig:
+def _unshared_config(config: EncoderConfig) -> EncoderConfig:
     """Settings of the dense model: rebuilt matrices are each layer's own, adapters are in them."""
     groups = config.layer_groups if config.shares_everything else None
     everything = {"layer_groups": groups, "shared_roles": ROLES}
@@ -58,13 +58,13 @@ def _unshared_config(config: config_lib.EncoderConfig) -> config_lib.EncoderConf
 def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:
     if keep is None:
         return {}
-    sizes = config_lib.matrix_sizes(model.config)
+    sizes = matrices.matrix_sizes(model.config)
     if not any(re.fullmatch(keep, path) for path in sizes):
         raise ValueError(
             f"keep={keep!r} matches no matrix; it must match a whole path such as embeddings/word "
             "or layers/0/attention/query."
         )
-    adapted = [p for p in config_lib.adapter_ranks(model.config) if re.fullmatch(keep, p)]
+    adapted = [p for p in matrices.adapter_ranks(model.config) if re.fullmatch(keep, p)]
     if adapted:
         raise ValueError(f"keep={keep!r} matches {adapted[0]}, whose adapter would be lost.")
     return {p: s for p, s in model.shapes.items() if re.fullmatch(keep, p)}
@@ -86,7 +86,7 @@ def _rebuilt_parts(model, kept) -> dict[tuple[str, int | None], jax.Array]:
     """{(name, first layer of the stack or None): value}; stacked values keep their layer axis."""
     config = model.config
     repeats = config.block_size if config.shares_parts else 1
-    parts, matrices = {}, {}
+    parts, held = {}, {}
     for path, variable, layers in arrays_lib.variables(model):
         name = arrays_lib.name_in_layer(path, layers)
         first = None if layers is None else layers.start
@@ -95,15 +95,15 @@ def _rebuilt_parts(model, kept) -> dict[tuple[str, int | None], jax.Array]:
         matrix, _, leaf = name.rpartition("/")
         matrix = matrix.removesuffix("/cores").removesuffix("/adapter")
         whole_path = matrix if first is None else f"layers/{first}/{matrix}"
-        entry = matrices.setdefault((matrix, first), _Matrix())
+        entry = held.setdefault((matrix, first), _Matrix())
         if "/cores/" in name and whole_path not in kept:
             entry.cores.append((value, is_shared))
         elif "/adapter/" in name:
             entry.adapter[leaf] = jnp.repeat(value, repeats, 0) if is_shared else value
         else:
             parts[name, first] = jnp.repeat(value, repeats, 0) if is_shared else value
-    for (matrix, first), entry in matrices.items():
-        key = config_lib.dense_name(matrix), first
+    for (matrix, first), entry in held.items():
+        key = matrices.dense_name(matrix), first
         if entry.cores:
             whole_path = matrix if first is None else f"layers/{first}/{matrix}"
             shape = model.shapes[whole_path]

@@ -14,7 +14,7 @@ from flax import nnx
 
 from mpojax import layers, mpo
 from mpojax.layers import partition
-from mpojax.models import config as config_lib
+from mpojax.models import matrices
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
 
@@ -25,7 +25,7 @@ def stack_ranges(config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> l
     Raises:
       ValueError: layers of one block whose shared cores would have different shapes.
     """
-    ranks = config_lib.adapter_ranks(config)
+    ranks = matrices.adapter_ranks(config)
     ranges: list[range] = []
     for first in range(0, config.num_layers, config.block_size):
         block = range(first, first + config.block_size)
@@ -59,8 +59,8 @@ def random_stack(
 ) -> nnx.Module:
     """Layers of one range as one module; layer i depends on (key, i) alone, not on the stacks."""
     kind = EncoderLayer if config.bottleneck_size is None else BottleneckLayer
-    relative = config_lib.under(shapes, f"layers/{layer_range.start}/")
-    ranks = config_lib.under(config_lib.adapter_ranks(config), f"layers/{layer_range.start}/")
+    relative = matrices.under(shapes, f"layers/{layer_range.start}/")
+    ranks = matrices.under(matrices.adapter_ranks(config), f"layers/{layer_range.start}/")
 
     def make(layer_key):
         layer = kind(config, relative, rngs=nnx.Rngs(layer_key))
@@ -129,7 +129,7 @@ def _scan_layers(config, build, x, own, indices, mask, key):
 
 def _same(entries: Mapping, layer: int, other: int) -> bool:
     paths = (f"layers/{layer}/", f"layers/{other}/")
-    first, second = (config_lib.under(entries, path) for path in paths)
+    first, second = (matrices.under(entries, path) for path in paths)
     return first == second
 
 

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from mpojax import models, mpo
-from mpojax.models import config as config_lib
-from mpojax.models import stacking
+from mpojax.models import matrices, stacking
 from tests.models import small
 
 CONFIG = models.EncoderConfig(
@@ -132,5 +131,5 @@ def test_shapes_that_do_not_fit_are_all_named():
         "pooler": mpo.MPOShape.balanced(8, 16),
     }
     with pytest.raises(ValueError, match="layers/9/attention/query is no matrix") as error:
-        config_lib.checked_shapes(CONFIG, shapes)
+        matrices.checked_shapes(CONFIG, shapes)
     assert "pooler is 8 x 8, its shape is for 8 x 16" in str(error.value)
