@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from absl import logging
 
 from mpojax import models, mpo
-from mpojax.methods import mpobert_fit
+from mpojax.methods import mpobert_teacher as teacher_lib
 
 # (depth, auxiliary cores of a chain) -> factor of each auxiliary core in layers without a teacher.
 _FACTORS: dict[str, Callable[[int, int], float]] = {
@@ -30,12 +29,6 @@ SCALINGS = tuple(_FACTORS)
 DRAWS = ("normal", "xavier", "identity")
 # Standard deviation of fresh tables and matrices, as in BERT and ALBERT.
 DEVIATION = 0.02
-# What a teacher must have in common with the model.
-_TEACHER_FIELDS = (
-    *("vocab_size", "hidden_size", "embedding_size", "num_heads", "intermediate_size"),
-    *("max_positions", "token_types", "activation", "norm", "norm_eps", "projection"),
-    *("trigram_input", "bottleneck_size", "bottleneck_attention", "num_feed_forwards"),
-)
 
 Shapes = Mapping[str, mpo.MPOShape]
 
@@ -83,12 +76,12 @@ def from_scratch(
     rng = np.random.default_rng(seed)
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
     chains = {}
-    for role, shape in _roles(shapes).items():
+    for role, shape in teacher_lib.roles(shapes).items():
         w = rng.normal(0.0, deviation, (shape.in_features, shape.out_features))
         chains[role] = mpo.decompose(w, shape, "identity" if draw == "identity" else gauge)
     arrays = _fresh(config, shapes, rng, deviation)
     for path, shape in shapes.items():
-        role = _role(path)
+        role = teacher_lib.role_of(path)
         cores = _xavier(rng, shape) if draw == "xavier" or scaling == "paper_text" else chains[role]
         if draw != "xavier":
             cores = (
@@ -138,17 +131,18 @@ def from_teacher(
         unknown scaling; auxiliary cores that are shared, or absent, so that no layer can be scaled;
         a `central` that is no layer of the teacher.
     """
-    _check_teacher(teacher, config)
-    _check_central(central, teacher.config)
+    teacher_lib.check_teacher(teacher, config)
+    teacher_lib.check_central(central, teacher.config)
     taught = teacher.config.num_layers if taught_layers is None else taught_layers
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
-    has_own = bool(shapes) and not _shares_auxiliary(config)
+    has_own = bool(shapes) and not teacher_lib.shares_auxiliary(config)
     if scaling != "none" and not has_own and taught < config.num_layers:
         raise ValueError(
             f"scaling={scaling!r} treats layers from {taught} on by themselves, but the layers "
             "have no auxiliary cores of their own; use scaling='none'."
         )
-    if not shapes and config.shares_everything and not _copies_one_layer(teacher.config, config):
+    copies = teacher_lib.copies_one_layer(teacher.config, config)
+    if not shapes and config.shares_everything and not copies:
         raise ValueError(
             "the model's layers share dense matrices that differ between layers of the teacher; "
             "take an MPOBERT, more layer_groups, or a teacher with shared layers."
@@ -156,129 +150,17 @@ def from_teacher(
     rng = np.random.default_rng(seed)
     arrays = _fresh(config, shapes, rng)
     theirs = models.to_arrays(models.unshared(teacher))
-    _take_over(arrays, theirs, teacher.config, config)
-    copies = _copies_one_layer(teacher.config, config)
-    chains = _copied_chains if copies else _fitted_chains
+    teacher_lib.take_over(arrays, theirs, teacher.config, config)
+    chains = teacher_lib.copied_chains if copies else teacher_lib.fitted_chains
     for path, cores in chains(theirs, teacher.config, config, shapes, central, gauge):
         shape = shapes[path]
-        if _layer(path) >= taught:
+        if teacher_lib.layer_of(path) >= taught:
             if scaling == "paper_text":
                 fresh = _xavier(rng, shape)
                 cores = (*fresh[: shape.central], cores[shape.central], *fresh[shape.central + 1 :])
             cores = _scaled(cores, shape, factor_)
         _put(arrays, path, cores)
     return models.from_arrays(config, shapes, arrays)
-
-
-def _copies_one_layer(teacher, config) -> bool:
-    """Whether all layers of each block begin as one and the same layer of the teacher."""
-    if not teacher.shares_everything:
-        return False
-    sources = {}
-    for layer in range(config.num_layers):
-        block = layer // config.block_size
-        sources.setdefault(block, set()).add(_map(layer, teacher, config) // teacher.block_size)
-    return all(len(found) == 1 for found in sources.values())
-
-
-def _copied_chains(theirs, teacher, config, shapes, central, gauge):
-    """(path, cores) of every matrix; each of the teacher's is decomposed once."""
-    known = {}
-    for path, shape in shapes.items():
-        source = _map(_layer(path), teacher, config)
-        key = _role(path), source - source % teacher.block_size, shape
-        if key not in known:
-            w = np.asarray(theirs[f"layers/{key[1]}/{key[0]}/kernel"], np.float64)
-            known[key] = mpo.decompose(w, shape, gauge)
-        yield path, known[key]
-
-
-def _fitted_chains(theirs, teacher, config, shapes, central, gauge):
-    """(path, cores): central cores of a mean or one layer, auxiliary cores by least squares."""
-    errors: dict[str, list[float]] = {}
-    for first in range(0, config.num_layers, config.block_size):
-        block = range(first, first + config.block_size)
-        for role, shape in _roles(shapes).items():
-            own = {
-                layer: np.asarray(theirs[f"layers/{_map(layer, teacher, config)}/{role}/kernel"])
-                for layer in block
-            }
-            if central == "mean":
-                middle = np.mean(np.stack(list(own.values())), axis=0, dtype=np.float64)
-            else:
-                middle = np.asarray(theirs[f"layers/{central}/{role}/kernel"], np.float64)
-            start = mpo.decompose(middle, shape, gauge)
-            if _shares_auxiliary(config):
-                yield f"layers/{first}/{role}", start
-                continue
-            for layer, w in own.items():
-                cores, error = mpobert_fit.fit_auxiliary(np.asarray(w, np.float64), start, shape)
-                errors.setdefault(role, []).append(error)
-                yield f"layers/{layer}/{role}", cores
-    for role, values in errors.items():
-        logging.info(
-            "%s: relative error of the fitted layers %.3f on average, %.3f at most",
-            *(role, np.mean(values), np.max(values)),
-        )
-
-
-def _shares_auxiliary(config) -> bool:
-    """Whether several layers have the same auxiliary cores."""
-    return config.block_size > 1 and "auxiliary" in config.shared_roles
-
-
-def _check_central(central, teacher):
-    layers = range(teacher.num_layers)
-    is_layer = isinstance(central, int) and not isinstance(central, bool) and central in layers
-    if central != "mean" and not is_layer:
-        raise ValueError(
-            f"central={central!r} must be 'mean', or the number of one of the teacher's layers, 0.."
-            f"{layers[-1]}."
-        )
-
-
-def _check_teacher(teacher, config):
-    if teacher.shapes or teacher.config.adapters:
-        what = f"{len(teacher.shapes)} matrices in MPO form" if teacher.shapes else "adapters"
-        raise ValueError(f"the teacher has {what}; merge it before: interop.merge(teacher).")
-    if teacher.config.shares_parts:
-        raise ValueError("the teacher's layers share a part of their parameters; merge it before.")
-    problems = [
-        f"{name}: {getattr(teacher.config, name)!r} in the teacher, {getattr(config, name)!r} here"
-        for name in _TEACHER_FIELDS
-        if getattr(teacher.config, name) != getattr(config, name)
-    ]
-    if problems:
-        raise ValueError("the teacher does not fit the model:\n  " + "\n  ".join(problems))
-
-
-def _take_over(arrays, theirs, teacher, config):
-    """Everything that is no chain: tables, map, pooler, heads, biases and norms of layers."""
-    for name in arrays:
-        source = name
-        if name.startswith("layers/"):
-            _, layer, rest = name.split("/", 2)
-            source = f"layers/{_map(int(layer), teacher, config)}/{rest}"
-        is_own = "/adapter/" in name or (
-            name.startswith("head/") and not _same_head(teacher, config)
-        )
-        if source in theirs and not is_own:
-            if theirs[source].shape != arrays[name].shape:
-                raise ValueError(
-                    f"the teacher does not fit the model: {source} is {theirs[source].shape}, must "
-                    f"be {arrays[name].shape}."
-                )
-            arrays[name] = theirs[source]
-
-
-def _same_head(teacher, config) -> bool:
-    names = ("num_labels", "head", "masked_lm")
-    return all(getattr(teacher, name) == getattr(config, name) for name in names)
-
-
-def _map(layer: int, teacher, config) -> int:
-    """The teacher's layer that a layer begins as."""
-    return layer * teacher.num_layers // config.num_layers
 
 
 def _fresh(config, shapes, rng, deviation: float = DEVIATION) -> dict[str, np.ndarray]:
@@ -313,19 +195,6 @@ def _xavier(rng, shape: mpo.MPOShape):
         deviation = math.sqrt(2.0 / (before * i + j * after))
         cores.append(rng.normal(0.0, deviation, (before, i, j, after)))
     return tuple(cores)
-
-
-def _roles(shapes: Shapes) -> dict[str, mpo.MPOShape]:
-    """{role: shape}; a role is the path of a matrix in its layer."""
-    return {_role(path): shape for path, shape in shapes.items()}
-
-
-def _role(path: str) -> str:
-    return path.split("/", 2)[2]
-
-
-def _layer(path: str) -> int:
-    return int(path.split("/", 2)[1])
 
 
 def _num_cores(shapes: Shapes) -> int:

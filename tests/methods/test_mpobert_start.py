@@ -229,6 +229,7 @@ def test_the_symmetric_gauge_has_the_norms_of_the_released_code():
         ({"hidden_size": 32}, {}, "hidden_size: 16 in the teacher, 32 here"),
         ({"vocab_size": 61}, {}, "vocab_size: 60 in the teacher, 61 here"),
         ({"activation": "relu"}, {}, "activation: 'gelu_tanh' in the teacher, 'relu' here"),
+        ({"pooler_activation": "relu"}, {}, "pooler_activation: 'tanh' in the teacher"),
         ({}, {"scaling": "half"}, "scaling='half' must be one of none, paper_text"),
         (
             {"num_layers": 8, "share_auxiliary": True},
