@@ -12,7 +12,7 @@ from mpojax.methods import mpobert, mpobert_start
 # Fields of a model that a teacher decides.
 _TEACHER_FIELDS = (
     *("hidden_size", "num_heads", "intermediate_size", "embedding_size", "vocab_size"),
-    *("max_positions", "token_types", "activation", "norm_eps", "pad_id"),
+    *("max_positions", "token_types", "activation", "norm_eps", "pad_id", "pooler_activation"),
 )
 # Defaults of the config: what a user did not set, a teacher may.
 _UNSET = defaults.get_config().model.to_dict()
@@ -64,6 +64,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError("config.start.kind='teacher' needs config.start.teacher, a model folder.")
     if config.start.kind == "scratch":
         _check_length(config, config.model.max_positions)
+    for name in ("deviation", "adapter_deviation"):
+        if not config.start[name] > 0:
+            raise ValueError(f"config.start.{name}={config.start[name]} must be above 0.")
     central, taught = config.start.central, config.start.taught_layers
     if central != "mean" and not str(central).isdigit():
         raise ValueError(
@@ -127,10 +130,10 @@ def _with_teacher(fields: dict, teacher: models.EncoderConfig) -> dict:
 def build(config: ml_collections.ConfigDict, planned: Plan) -> models.Model:
     """The model with its parameters at step 0."""
     start = config.start
-    common = {"scaling": start.scaling, "gauge": start.gauge, "seed": config.seed}
+    common = {"seed": config.seed, "adapter_deviation": start.adapter_deviation}
+    if planned.shapes or planned.teacher is not None:
+        common |= {"scaling": start.scaling, "gauge": start.gauge}
     if planned.teacher is None:
-        if not planned.shapes:
-            common = {"seed": config.seed}
         common |= {"draw": start.draw, "deviation": start.deviation}
         return mpobert_start.from_scratch(planned.config, planned.shapes, **common)
     central = start.central if start.central == "mean" else int(start.central)

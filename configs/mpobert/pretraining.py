@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         "num_cores": 5,
         "bond": config_dict.placeholder(int),
         "adapter_rank": 0,
+        "adapter_scale": 1.0,
         "adapter_targets": ("query", "key", "value", "out"),
         "adapt_outside": False,
         "share_auxiliary": False,
@@ -48,6 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
         "kind": "scratch",  # or "teacher"
         "draw": "normal",  # of chains from scratch; or "xavier", "identity"
         "deviation": 0.02,  # of matrices from scratch
+        "adapter_deviation": 0.02,  # of the down maps of fresh adapters
         # Folder or hub id of a trained ALBERT, BERT or pre-training run; gives all sizes but depth.
         "teacher": "",
         "central": "mean",  # of an unshared teacher's layers; or the number of one of them

@@ -16,13 +16,17 @@ class AdapterSettings:
 
     Attributes:
       rank: columns of `down` and rows of `up`.
+      deviation: standard deviation of a fresh `down`.
     """
 
     rank: int
+    deviation: float = 0.02
 
     def __post_init__(self):
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank={self.rank!r} must be an integer of at least 1.")
+        if not self.deviation > 0:
+            raise ValueError(f"deviation={self.deviation!r} must be above 0.")
 
 
 def add_adapters(
@@ -41,7 +45,7 @@ def add_adapters(
       rules: (regular expression over whole matrix paths, settings), such as
         `[("layers/.*/(query|key|value|out)", dict(rank=8))]`. Tables and heads have no adapters.
       scale: what the output of every adapter is multiplied with; None for that of the model.
-      rngs: for `down`, of standard deviation 0.02.
+      rngs: for `down`.
 
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing or a matrix that
@@ -49,7 +53,7 @@ def add_adapters(
     """
     config = model.config
     present = models.adapter_ranks(config)
-    added = adapter_ranks(config, rules)
+    added = _matched(config, rules)
     if twice := [path for path in added if path in present]:
         raise ValueError(
             f"{twice[0]} has an adapter of rank {present[twice[0]]} already: a rule may name "
@@ -66,8 +70,10 @@ def add_adapters(
         adapter_scale=config.adapter_scale if scale is None else float(scale),
     )
     arrays, sizes = models.to_arrays(model), models.matrix_sizes(config)
-    for path, rank in added.items():
-        fresh = layers.LowRankAdapter(*sizes[path], rank, rngs=rngs)
+    for path, settings in added.items():
+        fresh = layers.LowRankAdapter(
+            *sizes[path], settings.rank, deviation=settings.deviation, rngs=rngs
+        )
         arrays[f"{path}/adapter/down"] = np.asarray(fresh.down[...])
         arrays[f"{path}/adapter/up"] = np.asarray(fresh.up[...])
     return models.from_arrays(config, model.shapes, arrays)
@@ -81,5 +87,9 @@ def adapter_ranks(
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing.
     """
+    return {path: settings.rank for path, settings in _matched(config, rules).items()}
+
+
+def _matched(config, rules) -> dict[str, AdapterSettings]:
     found = rules_lib.match(rules, models.adaptable(config), AdapterSettings)
-    return {path: settings.rank for path, (_, settings) in found.items()}
+    return {path: settings for path, (_, settings) in found.items()}

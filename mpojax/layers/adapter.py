@@ -9,8 +9,8 @@ from flax import nnx
 from mpojax.layers import initializers
 from mpojax.layers.roles import AdapterParam
 
-# Variance of a fresh down map; the up map starts at zero, so that a fresh adapter changes nothing.
-_DOWN_VARIANCE = 0.02**2
+# Standard deviation of a fresh down map. The up map starts at zero: nothing changes at first.
+DEVIATION = 0.02
 
 
 class LowRankAdapter(nnx.Module):
@@ -23,10 +23,11 @@ class LowRankAdapter(nnx.Module):
         rank: int,
         scale: float = 1.0,
         *,
+        deviation: float = DEVIATION,
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """Draws a float32 down map of standard deviation 0.02 and a zero up map.
+        """Draws a float32 down map of this standard deviation and a zero up map.
 
         `dtype` is the compute dtype.
 
@@ -37,7 +38,7 @@ class LowRankAdapter(nnx.Module):
             raise ValueError(f"rank={rank!r} of an adapter must be at least 1.")
         self.scale = scale
         self.dtype = dtype
-        down = initializers.normal(rngs.params(), (in_features, rank), _DOWN_VARIANCE)
+        down = initializers.normal(rngs.params(), (in_features, rank), deviation**2)
         self.down = AdapterParam(down)
         self.up = AdapterParam(jnp.zeros((rank, out_features), jnp.float32))
 

@@ -52,6 +52,7 @@ def from_scratch(
     scaling: str = "none",
     gauge: str = "central",
     deviation: float = DEVIATION,
+    adapter_deviation: float = DEVIATION,
     seed: int = 0,
 ) -> models.Model:
     """A random model: normal tables and matrices, biases 0, norms 1, adapters without effect.
@@ -66,6 +67,7 @@ def from_scratch(
       gauge: of the decomposition; see `mpo.decompose`.
       deviation: of the entries of matrices; those of tables have 0.02. BERT has 0.02 at a width of
         768; narrow models learn faster with more, such as 0.02 * (768 / hidden size)^(1/2).
+      adapter_deviation: of the entries of adapters' down maps.
       seed: of all draws.
 
     Raises:
@@ -79,7 +81,7 @@ def from_scratch(
     for role, shape in teacher_lib.roles(shapes).items():
         w = rng.normal(0.0, deviation, (shape.in_features, shape.out_features))
         chains[role] = mpo.decompose(w, shape, "identity" if draw == "identity" else gauge)
-    arrays = _fresh(config, shapes, rng, deviation)
+    arrays = _fresh(config, shapes, rng, {"kernel": deviation, "down": adapter_deviation})
     for path, shape in shapes.items():
         role = teacher_lib.role_of(path)
         cores = _xavier(rng, shape) if draw == "xavier" or scaling == "paper_text" else chains[role]
@@ -102,6 +104,7 @@ def from_teacher(
     taught_layers: int | None = None,
     central: str | int = "mean",
     gauge: str = "central",
+    adapter_deviation: float = DEVIATION,
     seed: int = 0,
 ) -> models.Model:
     """A model that continues a trained one, with another sharing of parameters, or deeper.
@@ -123,6 +126,7 @@ def from_teacher(
         deep as the teacher (the paper: 24).
       central: "mean", or the number of the teacher's layer whose central cores are used.
       gauge: of the decomposition; see `mpo.decompose`.
+      adapter_deviation: of the entries of adapters' down maps.
       seed: of what the teacher does not have.
 
     Raises:
@@ -148,7 +152,7 @@ def from_teacher(
             "take an MPOBERT, more layer_groups, or a teacher with shared layers."
         )
     rng = np.random.default_rng(seed)
-    arrays = _fresh(config, shapes, rng)
+    arrays = _fresh(config, shapes, rng, {"down": adapter_deviation})
     theirs = models.to_arrays(models.unshared(teacher))
     teacher_lib.take_over(arrays, theirs, teacher.config, config)
     chains = teacher_lib.copied_chains if copies else teacher_lib.fitted_chains
@@ -163,14 +167,16 @@ def from_teacher(
     return models.from_arrays(config, shapes, arrays)
 
 
-def _fresh(config, shapes, rng, deviation: float = DEVIATION) -> dict[str, np.ndarray]:
-    """Fresh arrays of everything; those of chains as zeros, to be filled."""
+def _fresh(config, shapes, rng, deviations: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Fresh arrays of everything; those of chains as zeros, to be filled.
+
+    `deviations` gives those that differ from the usual one, by the last part of the path.
+    """
     arrays = {}
     for name, size in models.array_shapes(config, shapes).items():
         leaf = name.rpartition("/")[2]
         if leaf in ("kernel", "table", "down"):
-            scale = deviation if leaf == "kernel" else DEVIATION
-            arrays[name] = rng.normal(0.0, scale, size).astype(np.float32)
+            arrays[name] = rng.normal(0.0, deviations.get(leaf, DEVIATION), size).astype(np.float32)
         else:
             arrays[name] = np.full(size, 1.0 if leaf == "scale" else 0.0, np.float32)
     return arrays

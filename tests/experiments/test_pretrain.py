@@ -160,6 +160,7 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
         ({"batch_size": 6}, "batch_size=6 cannot be split"),
         ({"steps": 0}, "config.steps=0 must be at least 1"),
         ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
+        ({"start.adapter_deviation": 0.0}, "start.adapter_deviation=0.0 must be above 0"),
         ({"start.central": "last"}, "config.start.central='last' must be 'mean', or the number"),
         ({"start.taught_layers": -1}, "config.start.taught_layers=-1 must not be negative"),
     ],

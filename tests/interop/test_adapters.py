@@ -80,8 +80,9 @@ def test_merging_after_an_update_and_a_round_trip(model, tmp_path):
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([(ATTENTION, {"rank": 4, "alpha": 2})], "unknown settings alpha; known are rank"),
+        ([(ATTENTION, {"rank": 4, "alpha": 2})], "settings alpha; known are deviation, rank"),
         ([(ATTENTION, {"rank": 0})], "rank=0 must be an integer of at least 1"),
+        ([(ATTENTION, {"rank": 1, "deviation": 0.0})], r"deviation=0\.0 must be above 0"),
         ([(ATTENTION, {})], "rank"),
         ([("layers/./attention/q", {"rank": 1})], "matches no matrix. It must match a whole path"),
         ([("embeddings/word", {"rank": 1})], "matches no matrix"),
@@ -92,6 +93,14 @@ def test_merging_after_an_update_and_a_round_trip(model, tmp_path):
 def test_mistakes_are_explained(model, rules, message):
     with pytest.raises(ValueError, match=message):
         add(model, rules)
+
+
+def test_fresh_down_maps_have_the_deviation_of_their_rule(model):
+    rules = [(".*/query", {"rank": 40}), (".*/key", {"rank": 40, "deviation": 0.5})]
+    arrays = models.to_arrays(add(model, rules))
+    for name, deviation in (("query", 0.02), ("key", 0.5)):
+        down = arrays[f"layers/0/attention/{name}/adapter/down"]
+        np.testing.assert_allclose(np.std(down), deviation, rtol=0.15)
 
 
 def test_a_matrix_has_one_adapter_and_all_have_one_scale(model):

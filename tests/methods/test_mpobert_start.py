@@ -214,6 +214,21 @@ def test_draws_from_scratch(draw):
         np.testing.assert_array_equal(array, models.to_arrays(model)[name])
 
 
+def test_deviations_of_what_is_fresh(teacher):
+    config, shapes = mpobert.settings(num_layers=4, adapter_rank=16, **SMALL)
+    start = {"adapter_deviation": 0.3}
+    scratch = mpobert_start.from_scratch(config, shapes, deviation=0.1, **start)
+    taught = mpobert_start.from_teacher(teacher, config, shapes, **start)
+    for model in (scratch, taught):
+        arrays = models.to_arrays(model)
+        down = [arrays[f"layers/{i}/attention/query/adapter/down"] for i in range(4)]
+        np.testing.assert_allclose(np.std(down), 0.3, rtol=0.1)
+        assert not arrays["layers/0/attention/query/adapter/up"].any()
+    arrays = models.to_arrays(scratch)
+    np.testing.assert_allclose(np.std(arrays["pooler/kernel"]), 0.1, rtol=0.2)
+    np.testing.assert_allclose(np.std(arrays["embeddings/word/table"]), 0.02, rtol=0.2)
+
+
 def test_the_symmetric_gauge_has_the_norms_of_the_released_code():
     """Section 3 of the specification: norms of the central cores of a random start."""
     for size, norm in (((768, 768), 13.73), ((768, 3072), 16.41)):
