@@ -23,8 +23,8 @@ import numpy as np
 from absl import flags, logging
 from flax import nnx
 
-from experiments import fitting, launch, pretraining
-from mpojax import data, files, interop, models, training
+from experiments import fitting, launch, pretraining, tuning
+from mpojax import data, files, models, training
 from mpojax.methods import mpop
 from mpojax.training import pretraining as objective
 
@@ -38,12 +38,7 @@ def main(config: ml_collections.ConfigDict, folder: str | None) -> int:
     if _DRY_RUN.value:
         print(dry_run(config).text())
         return 0
-    if run(config, folder):
-        logging.info("stopped; start the same command again to go on")
-        return 0
-    if jax.process_index() == 0:
-        print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
-    return 0
+    return tuning.main(run, config, folder)
 
 
 def dry_run(config: ml_collections.ConfigDict) -> training.Report:
@@ -166,13 +161,7 @@ def _finish(config, workdir, corpus, train, fitted: training.FitResult, seconds:
         "seconds": seconds,
     }
     if config.save_model:
-        target = workdir.path / "model"
-        if jax.process_index() == 0:
-            shutil.rmtree(target, ignore_errors=True)  # of a start killed while saving
-        mesh = training.make_mesh(config.mesh.to_dict())
-        whole = training.sharding.replicated(fitted.state, mesh)
-        if jax.process_index() == 0:
-            interop.save_pretrained(whole.model(), target, tokenizer_from=corpus.folder)
+        tuning.save(config, fitted.state, workdir.path / "model", corpus.folder)
     if jax.process_index() == 0:
         files.write_atomic(workdir.path / "summary.txt", summary(result))
     workdir.write_result(result)

@@ -1,4 +1,7 @@
-"""What fine-tuning on one task and on several have in common: a run in its folder, and its fit."""
+"""What fine-tuning on one task and on several have in common: a run in its folder, and its fit.
+
+Pre-training ends and saves in the same way.
+"""
 
 import dataclasses
 import pathlib
@@ -89,7 +92,9 @@ def run(
     result = _result(config, job, outcome) | describe(config, job, outcome)
     result["seconds"] = time.perf_counter() - start
     if config.save_model:
-        _save(config, job, outcome.state, workdir.path / "model")
+        save(config, outcome.state, workdir.path / "model", job.source)
+        if job.heads and jax.process_index() == 0:
+            jobs.write_heads(workdir.path / "model", job.heads)
     if jax.process_index() == 0:
         files.write_atomic(workdir.path / "summary.txt", summary(result))
     workdir.write_result(result)
@@ -128,21 +133,18 @@ def tune(config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path)
     return Outcome(state, metrics, accept, facts, result.stop_requested is not None)
 
 
-def _save(
+def save(
     config: ml_collections.ConfigDict,
-    job: jobs.Job,
     state: training.TrainState,
     folder: pathlib.Path,
+    tokenizer_from: str | pathlib.Path,
 ) -> None:
-    """The model with its tokenizer; process 0 gathers and writes it."""
+    """The model with its tokenizer; all processes must call it, process 0 gathers and writes."""
     if jax.process_count() > 1:
         state = training.sharding.replicated(state, training.make_mesh(config.mesh.to_dict()))
-    if jax.process_index() != 0:
-        return
-    shutil.rmtree(folder, ignore_errors=True)  # of a start killed while saving
-    interop.save_pretrained(state.model(), folder, tokenizer_from=job.source)
-    if job.heads:
-        jobs.write_heads(folder, job.heads)
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of a start killed while saving
+        interop.save_pretrained(state.model(), folder, tokenizer_from=tokenizer_from)
 
 
 def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) -> dict[str, Any]:

@@ -31,9 +31,9 @@ def table6(runs: Sequence[results.Run]) -> Page:
             | ours
         )
     notes += [
-        "Samples: rows of a step x steps. Ours of MPOBERT48+: from the latest pre-training run "
-        "below --workdir; GLUE dev: mean of eight tasks over our runs of table 1; test labels are "
-        "not public.",
+        "Samples: rows of a step x steps. Ours of MPOBERT48+: from the last pre-training run (by "
+        "path) below --workdir; GLUE dev: mean of eight tasks over our runs of table 1; test "
+        "labels are not public.",
         "ALBERT-xxlarge has one stored layer, which runs 12 times; its shapes give 223 M.",
         "MPOBERT48+: the GLUE mean of table 1's test row is 81.61, against BERT-large's 81.6; that "
         "of its development row is 85.15, not 85.6. #To without adapters: see table 1.",
