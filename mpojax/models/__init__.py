@@ -3,6 +3,7 @@
 from mpojax.models.arrays import (
     Model,
     array_shapes,
+    central_cores,
     count_parameters,
     from_arrays,
     logical_names,
@@ -46,6 +47,7 @@ __all__ = [
     "adapter_ranks",
     "array_shapes",
     "build",
+    "central_cores",
     "count_parameters",
     "dense_name",
     "from_arrays",

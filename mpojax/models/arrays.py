@@ -166,6 +166,17 @@ def variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
             yield path, variable, None
 
 
+def central_cores(model) -> dict[str, mpo.MPOShape]:
+    """{path of a central core in the module, joined by `/`: shape of its chain}."""
+    found = {}
+    for path, variable, layer_range in variables(model):
+        if isinstance(variable, layers.CentralCore):
+            name, _ = logical_names(path, layer_range)[0]
+            shape = model.shapes[name.partition("/cores/")[0]]
+            found["/".join(map(str, path))] = shape
+    return found
+
+
 def logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:
     """Logical paths of a variable, each with its index on the leading axis (None: not stacked)."""
     name = name_in_layer(path, layer_range)

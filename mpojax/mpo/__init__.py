@@ -18,9 +18,12 @@ from mpojax.mpo.canonical import (
 from mpojax.mpo.contract import to_matrix
 from mpojax.mpo.decomposition import (
     GAUGES,
+    central_to_matrix,
     decompose,
     decompose_with_spectra,
     identity_cores,
+    is_matrix_between_identities,
+    matrix_to_central,
 )
 from mpojax.mpo.embedding import embed
 from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
@@ -74,6 +77,7 @@ __all__ = [
     "bonds_for_tolerance",
     "canonicalize",
     "canonicalize_with_spectra",
+    "central_to_matrix",
     "cheapest_cut",
     "decompose",
     "decompose_with_spectra",
@@ -82,9 +86,11 @@ __all__ = [
     "fit",
     "gauge_maps",
     "identity_cores",
+    "is_matrix_between_identities",
     "local_errors",
     "low_rank",
     "low_rank_errors",
+    "matrix_to_central",
     "plan",
     "pool_spectra",
     "prepare",

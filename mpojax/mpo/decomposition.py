@@ -9,6 +9,7 @@ factorisations; the left, right and symmetric gauges add one QR for each core th
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,49 @@ def identity_cores(w, shape: MPOShape):
     ]
     middle = _interleave(w, shape).reshape(shape.core_shapes[centre])
     return (*before, middle, *after)
+
+
+def central_to_matrix(core, shape: MPOShape):
+    """The matrix (..., in, out) that a central core stands for between identity auxiliary cores.
+
+    The inverse of what `identity_cores` does to a matrix, padding kept; leading axes are batches.
+
+    Raises:
+      ValueError: the central bonds are not the products of the outer site sizes.
+    """
+    _check_central_bonds(shape)
+    n, lead = shape.num_cores, core.ndim - 4
+    factors = [f for pair in zip(shape.in_factors, shape.out_factors, strict=True) for f in pair]
+    axes = [*range(lead), *(lead + 2 * k for k in range(n)), *(lead + 2 * k + 1 for k in range(n))]
+    sites = core.reshape(*core.shape[:lead], *factors)
+    sizes = (shape.padded_in_features, shape.padded_out_features)
+    return sites.transpose(axes).reshape(*core.shape[:lead], *sizes)
+
+
+def matrix_to_central(matrix, shape: MPOShape):
+    """The central core (..., d, i, j, d') of a padded matrix (..., in, out); see above."""
+    _check_central_bonds(shape)
+    n, lead = shape.num_cores, matrix.ndim - 2
+    axes = [*range(lead), *(lead + axis for k in range(n) for axis in (k, n + k))]
+    split = matrix.reshape(*matrix.shape[:lead], *shape.in_factors, *shape.out_factors)
+    return split.transpose(axes).reshape(*matrix.shape[:lead], *shape.core_shapes[shape.central])
+
+
+def is_matrix_between_identities(shape: MPOShape) -> bool:
+    """Whether the central core alone has an entry for each entry of the (padded) matrix."""
+    centre = shape.central
+    left = math.prod(shape.site_sizes[:centre])
+    right = math.prod(shape.site_sizes[centre + 1 :])
+    size = shape.core_shapes[centre]
+    return (size[0], size[3]) == (left, right)
+
+
+def _check_central_bonds(shape: MPOShape):
+    if not is_matrix_between_identities(shape):
+        raise ValueError(
+            f"the central core {shape.core_shapes[shape.central]} of this shape has cut bonds: it "
+            "is no matrix by itself."
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "gauge"))

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from mpojax import mpo
 from mpojax.layers import roles as role_lib
 from mpojax.training import schedules, transforms
 from mpojax.training import state as state_lib
@@ -79,7 +80,10 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(
-    config: Mapping[str, Any], roles: Mapping[str, str], total_steps: int
+    config: Mapping[str, Any],
+    roles: Mapping[str, str],
+    total_steps: int,
+    chains: Mapping[str, mpo.MPOShape] | None = None,
 ) -> Optimizer:
     """Builds the optimizer of a config.
 
@@ -87,6 +91,8 @@ def make_optimizer(
       config: see `default_config`; missing keys take their defaults.
       roles: {parameter path: role}, from `training.roles(model)`.
       total_steps: where the schedule ends.
+      chains: {path of a central core: shape of its chain}, from `models.central_cores(model)`: lets
+        Muon see a central core as a matrix.
 
     Raises:
       ValueError: an unknown key, name, schedule or role, or a value out of range; lists what is
@@ -95,7 +101,7 @@ def make_optimizer(
     config = _complete(config)
     _check(config, roles, total_steps)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts += _directions(config, roles)
+    parts += _directions(config, roles, chains)
     if config.weight_decay:
         parts += [optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config.no_decay))]
     if config.name == "lamb":
@@ -127,7 +133,7 @@ def make_optimizer(
     )
 
 
-def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str]) -> list:
+def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], chains) -> list:
     """What makes directions of gradients."""
     if config.name == "sgd":
         return [optax.trace(config.beta1)] if config.beta1 else []
@@ -144,6 +150,7 @@ def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str]) -> 
             momentum=config.muon_momentum,
             rms=config.muon_rms,
             adam=adam,
+            chains=chains,
         )
     ]
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mpojax import mpo
 from mpojax.training import state as state_lib
 
 
@@ -74,11 +75,13 @@ def scale_by_muon(
     momentum: float,
     rms: float,
     adam: optax.GradientTransformation,
+    chains: Mapping[str, mpo.MPOShape] | None = None,
 ) -> optax.GradientTransformation:
     """Muon (Jordan, 2024) on matrices, layer by layer; `adam` on everything else.
 
     The momentum of a matrix (in, out) is orthogonalised. A core (d, i, j, d'), where its role is
-    chosen, counts as the matrix (d i, j d').
+    chosen, counts as the matrix (d i, j d'); a central core in `chains`, whose momentum then has
+    that shape, as the matrix that it is between identity cores.
 
     Args:
       roles: {parameter path: role}.
@@ -87,7 +90,19 @@ def scale_by_muon(
       momentum: of the gradients, Nesterov's.
       rms: root mean square of the update's entries, as if all singular values were 1; 0.2 is that
         of Adam (Liu et al., 2025), so that both share one learning rate.
+      chains: {path of a central core: shape of its chain}.
     """
+    chains = {p: s for p, s in (chains or {}).items() if mpo.is_matrix_between_identities(s)}
+
+    def as_matrices(tree):
+        return state_lib.map_with_path(
+            lambda p, x: mpo.central_to_matrix(x, chains[p]) if _is_array(x, p, chains) else x, tree
+        )
+
+    def as_cores(tree):
+        return state_lib.map_with_path(
+            lambda p, x: mpo.matrix_to_central(x, chains[p]) if _is_array(x, p, chains) else x, tree
+        )
 
     def is_matrix(path, leaf) -> bool:
         return (
@@ -121,7 +136,20 @@ def scale_by_muon(
         ),
         optax.stateless(lambda updates, params: state_lib.map_with_path(by_shape, updates)),
     )
-    return optax.partition({"muon": muon, "adam": adam}, labels)
+
+    def update(updates, state, params=None):
+        made, state = muon.update(
+            as_matrices(updates), state, None if params is None else as_matrices(params)
+        )
+        return as_cores(made), state
+
+    through = optax.GradientTransformation(lambda params: muon.init(as_matrices(params)), update)
+    return optax.partition({"muon": through, "adam": adam}, labels)
+
+
+def _is_array(leaf: Any, path: str, chains: Mapping) -> bool:
+    """Whether it is a central core to be seen as a matrix; optax masks leaves of other labels."""
+    return path in chains and hasattr(leaf, "ndim")
 
 
 def _matrix_axes(path: str, leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

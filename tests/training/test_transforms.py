@@ -1,10 +1,11 @@
 """LAMB and Muon against plain formulas, and layers that are stacked against separate ones."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpojax import models, training
+from mpojax import models, mpo, training
 from mpojax.training import state as state_lib
 
 LAYERS = 3
@@ -231,3 +232,34 @@ class TestMuon:
 def test_bad_config(config, message):
     with pytest.raises(ValueError, match=message):
         updates({"name": "lamb"} | config)
+
+
+def test_muon_sees_a_central_core_between_identities_as_its_matrix():
+    """The same step as on the dense matrix that the chain stands for, also for stacked blocks."""
+    shape = mpo.MPOShape((2, 2, 4, 2, 2), (2, 2, 8, 2, 2))
+    rng = np.random.default_rng(0)
+    matrices = rng.standard_normal((3, 32, 64)).astype(np.float32)
+    cores = np.stack([mpo.identity_cores(w, shape)[2] for w in matrices])
+    np.testing.assert_array_equal(mpo.central_to_matrix(cores, shape), matrices)
+    np.testing.assert_array_equal(mpo.matrix_to_central(matrices, shape), cores)
+    core_path, dense_path = "stacks/0/attention/query/cores/2", "stacks/0/attention/query/kernel"
+
+    def step(path, array, role, chains):
+        settings = {"name": "muon", "learning_rate": 0.1, "muon_roles": ("other", "central")}
+        optimizer = training.make_optimizer(settings, {path: role}, 10, chains)
+        params = state_lib.nest({path: jnp.asarray(array)})
+        change, _ = optimizer.update(params, optimizer.init(params), params)
+        return np.asarray(state_lib.flatten(change)[path])
+
+    dense = step(dense_path, matrices, "other", None)
+    central = step(core_path, cores, "central", {core_path: shape})
+    np.testing.assert_allclose(mpo.central_to_matrix(central, shape), dense, rtol=1e-4, atol=1e-6)
+    # Without its shape the core counts as another matrix.
+    assert not np.allclose(step(core_path, cores, "central", None), central, atol=1e-4)
+
+
+def test_cut_central_cores_are_no_matrices():
+    shape = mpo.MPOShape.balanced(32, 64, n=5).with_bonds(3)
+    assert not mpo.is_matrix_between_identities(shape)
+    with pytest.raises(ValueError, match="has cut bonds"):
+        mpo.central_to_matrix(np.zeros(shape.core_shapes[2]), shape)
