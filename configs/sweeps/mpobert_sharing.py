@@ -15,8 +15,8 @@ Real text (Brown, Wikipedia articles, Austen, WordNet); hidden size 64, sized fo
 vocabulary is small so that the layers, not the tables, hold most numbers, as in the paper's models.
 All models start from scratch and see equally many tokens, in an order that the seed decides.
 `main`: 12 layers, three seeds, with two models of as many parameters as the MPOBERT. `depths`: 6,
-24 and 48 layers, one seed. `starts`: 24 and 48 layers from a trained encoder whose 12 layers are one
-shared layer (`teacher`), by how the auxiliary cores of layers beyond the teacher's are scaled.
+24 and 48 layers, one seed. `starts`: 24 and 48 layers from a trained encoder of 12 layers that are
+one (`teacher`), by how the auxiliary cores of the layers beyond the teacher's are scaled.
 `smoke`: every kind for two steps.
 """
 

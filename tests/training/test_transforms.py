@@ -238,7 +238,7 @@ def test_muon_sees_a_central_core_between_identities_as_its_matrix():
     """The same step as on the dense matrix that the chain stands for, also for stacked blocks."""
     shape = mpo.MPOShape((2, 2, 4, 2, 2), (2, 2, 8, 2, 2))
     rng = np.random.default_rng(0)
-    matrices = rng.standard_normal((3, 32, 64)).astype(np.float32)
+    matrices = rng.standard_normal((3, 64, 128)).astype(np.float32)
     cores = np.stack([mpo.identity_cores(w, shape)[2] for w in matrices])
     np.testing.assert_array_equal(mpo.central_to_matrix(cores, shape), matrices)
     np.testing.assert_array_equal(mpo.matrix_to_central(matrices, shape), cores)
