@@ -51,8 +51,7 @@ def dry_run(config: ml_collections.ConfigDict) -> training.Report:
     corpus = data.Corpus(config.corpus)
     planned = pretraining.plan(config, corpus)
     train = pretraining.train_data(config, corpus)
-    mesh = training.make_mesh(config.mesh.to_dict())
-    training.sharding.local_rows(config.batch_size, mesh)
+    mesh = pretraining.mesh(config)
     model = mpop.abstract(planned.config, planned.shapes)
     optimizer = fitting.make_optimizer(config, model, config.steps)
     return training.dry_run(
@@ -79,9 +78,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     # All that can be wrong is found before the folder is claimed, and before anything is compiled.
     corpus = data.Corpus(config.corpus)
     planned = pretraining.plan(config, corpus)
-    mesh = training.make_mesh(config.mesh.to_dict())
-    for size in (config.batch_size, config.eval_batch_size):
-        training.sharding.local_rows(size, mesh)
+    pretraining.mesh(config)
     train, dev = pretraining.train_data(config, corpus), pretraining.eval_data(config, corpus)
     model = pretraining.build(config, planned)
     workdir = workdir or training.Workdir(folder, config)

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import jax
 import ml_collections
 
 from configs.mpobert import pretraining as defaults
 from experiments import sources
-from mpojax import data, interop, layers, models, mpo
+from mpojax import data, interop, layers, models, mpo, training
 from mpojax.methods import mpobert, mpobert_start
 
 # Fields of a model that a teacher decides.
@@ -145,6 +146,25 @@ def build(config: ml_collections.ConfigDict, planned: Plan) -> models.Model:
         taught_layers=start.taught_layers,
         **common,
     )
+
+
+def mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of a config, over which its batches can be split.
+
+    Raises:
+      ValueError: axes that do not multiply to the devices, or a batch that they do not divide.
+    """
+    made = training.make_mesh(config.mesh.to_dict())
+    for size in (config.batch_size, config.eval_batch_size):
+        training.sharding.local_rows(size, made)
+    parts = made.shape["data"] * made.shape["fsdp"]
+    if config.batch_size % (parts * config.accumulate):
+        raise ValueError(
+            f"config.batch_size={config.batch_size} rows in config.accumulate={config.accumulate} "
+            f"micro-batches cannot be split over the mesh axes data x fsdp of size {parts}; make "
+            f"it a multiple of {parts * config.accumulate}."
+        )
+    return made
 
 
 def train_data(config: ml_collections.ConfigDict, corpus: data.Corpus) -> data.PretrainData:

@@ -128,7 +128,7 @@ def test_rows_longer_than_the_teacher_reads_are_refused(finished, corpus, tmp_pa
 
 @pytest.mark.slow
 def test_accumulation_and_a_budget_of_seconds(corpus, tmp_path):
-    config = _config(corpus, accumulate=2, sop=False)
+    config = _config(corpus, accumulate=2, batch_size=16, sop=False)
     config.optimizer.schedule_unit, config.optimizer.budget_seconds = "seconds", 0.001
     assert pretrain.run(config, tmp_path / "run") == 0
     result = _result(tmp_path / "run")
@@ -158,6 +158,7 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
         ({"model.vocab_size": 99}, "the model has vocab_size=99, the corpus"),
         ({"mesh.fsdp": 3}, "mesh sizes"),
         ({"batch_size": 6}, "batch_size=6 cannot be split"),
+        ({"accumulate": 2}, "in config.accumulate=2 micro-batches cannot be split"),
         ({"steps": 0}, "config.steps=0 must be at least 1"),
         ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
         ({"start.adapter_deviation": 0.0}, "start.adapter_deviation=0.0 must be above 0"),
