@@ -13,6 +13,7 @@ on when the same command is started again; a corpus that is complete is left as 
 """
 
 import contextlib
+import logging as std_logging
 import os
 import sys
 
@@ -59,13 +60,26 @@ def prepare(
 def summary(made: corpus.Corpus) -> str:
     """A line per split."""
     lines = [f"{made.folder}: vocabulary of {made.vocab_size} tokens"]
+    tokens = sum(made.count(split, "tokens") for split in made.splits)
     for split, shards in made.splits.items():
         counts = [made.count(split, what) for what in ("documents", "sentences", "tokens")]
         lines.append(
             "{}: {:,} documents, {:,} sentences, {:,} tokens".format(split, *counts)
-            + f" in {len(shards)} shards"
+            + f" ({made.count(split, 'tokens') / tokens:.1%}) in {len(shards)} shard(s)"
         )
     return "\n".join(lines)
+
+
+def _warn_of_few_documents(made: corpus.Corpus, valid: float) -> None:
+    """Whole documents are held out: of a few long ones that may be far from what was asked."""
+    held_out = made.count("valid", "tokens") if "valid" in made.splits else 0
+    share = held_out / (held_out + made.count("train", "tokens"))
+    if share > 2 * valid + 0.01:
+        logging.warning(
+            "%.0f %% of the text is held out, not %g %%: whole documents are, and there are few; "
+            "--documents=paragraph (or line) makes more of them, --valid=0 holds nothing out",
+            *(100 * share, 100 * valid),
+        )
 
 
 def _cores() -> int:
@@ -80,6 +94,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
+    std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # which accelerators there are not
     try:
         settings = corpus_building.Settings(
             vocab_size=_VOCAB_SIZE.value,
@@ -89,7 +104,9 @@ def main(argv: list[str]) -> None:
             max_tokens=_MAX_TOKENS.value,
             shards=_SHARDS.value,
         )
-        print(summary(prepare(_TEXT.value, _OUT.value, settings, _WORKERS.value)))
+        made = prepare(_TEXT.value, _OUT.value, settings, _WORKERS.value)
+        print(summary(made))
+        _warn_of_few_documents(made, settings.valid)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

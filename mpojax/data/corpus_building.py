@@ -212,6 +212,10 @@ def _begin(out: pathlib.Path, plan: dict) -> bool:
       ValueError: it was begun with other settings; says which.
     """
     finished = (out / corpus_lib.DESCRIPTION).is_file()
+    if out.is_dir():
+        files.remove_leftovers(out)
+    if [p.name for p in out.glob("*")] == [_PLAN]:
+        (out / _PLAN).unlink()  # of a run that made nothing: it binds nobody
     path = out / (corpus_lib.DESCRIPTION if finished else _PLAN)
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -228,7 +232,6 @@ def _begin(out: pathlib.Path, plan: dict) -> bool:
             )
     else:
         files.write_atomic(path, json.dumps(plan, indent=2) + "\n")
-    files.remove_leftovers(out)
     return finished
 
 

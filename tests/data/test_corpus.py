@@ -151,6 +151,13 @@ def test_corpus_of_other_settings(text, copy, changes, message, complete):
     assert contents(copy) == before
 
 
+def test_settings_of_a_run_that_made_nothing_can_be_mended(text, tmp_path):
+    wrong = dataclasses.replace(SETTINGS, vocab_size=10)
+    with pytest.raises(ValueError, match="vocab_size=10 must be above"):
+        corpus_building.build(text, tmp_path / "out", wrong)
+    corpus_building.build(text, tmp_path / "out", SETTINGS)
+
+
 def test_corpus_of_other_text(text, copy, tmp_path):
     other = shutil.copytree(text, tmp_path / "other")
     next(other.rglob("*.txt")).write_text("Another.")
