@@ -52,6 +52,7 @@ def _lines(description: str, first: int, every_seconds: float) -> Advance:
             return
         last = now
         left = (now - start) / max(1, done - first) * (total - done)
-        logging.info("%s: %d of %d, %s, %.0f s left", description, done, total, text, left)
+        behind = f"{text}, " if text else ""
+        logging.info("%s: %d of %d, %s%.0f s left", description, done, total, behind, left)
 
     return advance

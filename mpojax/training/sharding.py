@@ -43,12 +43,18 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None =
     if wrong or len(free) > 1:
         raise ValueError(f"mesh sizes must be at least 1, and one of them may be -1; got {sizes}")
     known = math.prod(sizes[axis] for axis in AXES if axis not in free)
+    if free and (known > count or count % known):
+        others = {axis: n for axis, n in sizes.items() if axis not in free}
+        raise ValueError(
+            f"mesh sizes {others} multiply to {known}, which does not divide the {count} "
+            f"device(s); choose sizes that do ({free[0]}=-1 takes what remains)"
+        )
     if free:
         sizes[free[0]] = count // known
     if math.prod(sizes.values()) != count:
         raise ValueError(
             f"mesh sizes {sizes} multiply to {math.prod(sizes.values())}, but there are {count} "
-            "devices; choose sizes that multiply to that, or -1 for one of them"
+            "device(s); choose sizes that multiply to that, or -1 for one of them"
         )
     shape = tuple(sizes[axis] for axis in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

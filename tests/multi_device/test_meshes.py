@@ -107,11 +107,11 @@ class TestMesh:
         ("sizes", "message"),
         [
             ({"model": 2}, r"unknown mesh axes \['model'\]; allowed are"),
-            ({"data": 3}, r"multiply to 3, but there are 8 devices"),
-            ({"tensor": 3}, r"multiply to 6, but there are 8"),
+            ({"data": 3}, r"multiply to 3, but there are 8 device"),
+            ({"tensor": 3}, r"multiply to 3, which does not divide the 8 .* \(data=-1 takes"),
             ({"tensor": 0}, r"must be at least 1"),
             ({"data": -1, "fsdp": -1}, r"one of them may be -1"),
-            ({"tensor": 16}, r"multiply to 0, but there are 8"),
+            ({"tensor": 16}, r"multiply to 16, which does not divide the 8"),
         ],
     )
     def test_wrong_sizes(self, sizes, message):
