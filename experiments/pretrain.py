@@ -123,6 +123,8 @@ def _describe(config, model, train, corpus) -> None:
         *(model.config.hidden_size, f"{sum(counts.values()):,}"),
         ", ".join(f"{role} {count:,}" for role, count in counts.items() if count),
     )
+    is_taught = config.start.kind == "teacher"
+    logging.info("starts from %s", config.start.teacher if is_taught else "scratch")
     logging.info(
         "corpus %s: %s tokens, %d rows of %d (%.1f %% padding), an epoch is %d steps",
         *(corpus.folder, f"{corpus.count('train'):,}", train.num_examples, config.length),
