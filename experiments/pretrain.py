@@ -81,17 +81,17 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     pretraining.mesh(config)
     train, dev = pretraining.train_data(config, corpus), pretraining.eval_data(config, corpus)
     model = pretraining.build(config, planned)
+    optimizer = fitting.make_optimizer(config, model, config.steps)
     workdir = workdir or training.Workdir(folder, config)
     _describe(config, model, train, corpus)
-    result = _fit(config, workdir.path, model, train, dev, corpus)
+    result = _fit(config, workdir.path, model, optimizer, train, dev, corpus)
     if result.interrupted:
         return 1
     _finish(config, workdir, corpus, train, result, time.perf_counter() - start)
     return int(result.stop_requested is not None)
 
 
-def _fit(config, folder, model, train, dev, corpus) -> training.FitResult:
-    optimizer = fitting.make_optimizer(config, model, config.steps)
+def _fit(config, folder, model, optimizer, train, dev, corpus) -> training.FitResult:
     rules = training.encoder_rules(model)
     state = training.TrainState.create(model, nnx.Param, optimizer, seed=config.seed)
     hooks = [training.Evaluate("dev", dev, objective.evaluator(), every=config.eval_every)]

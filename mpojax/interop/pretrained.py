@@ -156,7 +156,8 @@ def local_folder(source: str | os.PathLike) -> pathlib.Path:
         raise NotADirectoryError(f"{folder} is a file; give the folder that holds {CONFIG_NAME}.")
     if not _HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(
-            f"there is no folder {folder}, and it does not look like a hub id (owner/name) either."
+            f"there is no folder {folder}, and it does not look like a hub id (owner/name) either; "
+            "give the folder of a checkpoint (a run that has ended leaves one in WORKDIR/model)."
         )
     try:
         import huggingface_hub

@@ -48,7 +48,11 @@ def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
             f"{folder} holds its weights only as {', '.join(found)}, not as {WEIGHTS_NAME}. "
             f"{_HOW_TO_CONVERT}"
         )
-    raise FileNotFoundError(f"{folder} holds no weights: expected {WEIGHTS_NAME} or {INDEX_NAME}.")
+    inside = folder / "model"  # of a run that has ended
+    hint = f" Its folder {inside} does; give that." if (inside / WEIGHTS_NAME).is_file() else ""
+    raise FileNotFoundError(
+        f"{folder} holds no weights: expected {WEIGHTS_NAME} or {INDEX_NAME}.{hint}"
+    )
 
 
 def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:

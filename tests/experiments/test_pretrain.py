@@ -163,6 +163,7 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
         ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
         ({"start.adapter_deviation": 0.0}, "start.adapter_deviation=0.0 must be above 0"),
         ({"start.central": "last"}, "config.start.central='last' must be 'mean', or the number"),
+        ({"optimizer.name": "adam", "optimizer.weight_decay": 0.1}, "weight_decay=0.1 has no"),
         ({"start.taught_layers": -1}, "config.start.taught_layers=-1 must not be negative"),
     ],
 )

@@ -88,6 +88,10 @@ def test_pickles_are_refused_with_a_way_out(tmp_path, name):
 def test_a_folder_or_file_without_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no weights: expected model\.safetensors"):
         safe_weights.read_checkpoint(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()  # the folder of a run
+    with pytest.raises(FileNotFoundError, match=r"Its folder .*model does; give that"):
+        safe_weights.read_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match="no weight file at"):
         safe_weights.read_weights(tmp_path / "model.safetensors")
 
