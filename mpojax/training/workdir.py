@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from mpojax import files, locks
 
 _PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
+# On how many devices a run works does not make it another: checkpoints go on on any mesh.
+_NOT_COMPARED = ("mesh",)
 
 
 class Workdir:
@@ -33,7 +35,7 @@ class Workdir:
 
     Args:
       path: absent, empty, or the folder of the same run.
-      config: the run's whole config; its fingerprint tells experiments apart.
+      config: the run's whole config; its fingerprint, but for `mesh`, tells experiments apart.
 
     Raises:
       ValueError: the folder holds another experiment; says what differs and how to mend it. Or
@@ -99,9 +101,13 @@ class Workdir:
             raise ValueError(
                 f"{self.path / 'config.json'} is not valid JSON ({error}); choose another workdir"
             ) from error
-        if fingerprint(there) == fingerprint(self.config):
+        there, here = (
+            {name: value for name, value in config.items() if name not in _NOT_COMPARED}
+            for config in (there, self.config)
+        )
+        if fingerprint(there) == fingerprint(here):
             return
-        changes = differences(there, self.config)
+        changes = differences(there, here)
         locks.release(self.path)
         raise ValueError(
             f"workdir {self.path} holds another experiment; it differs in:\n  "

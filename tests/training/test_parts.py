@@ -140,6 +140,10 @@ class TestWorkdir:
         assert "another --workdir" in str(error.value)
         assert sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir()) == before
 
+    def test_another_mesh_is_the_same_run(self, tmp_path):
+        training.Workdir(tmp_path, self.CONFIG | {"mesh": {"fsdp": 1}})
+        assert training.Workdir(tmp_path, self.CONFIG | {"mesh": {"fsdp": 4}}).resuming
+
     def test_folder_with_something_else(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(ValueError, match=r"is not empty and holds no run.*thesis.tex"):
