@@ -83,6 +83,7 @@ def run(
     if workdir is not None and workdir.finished:
         return 0
     job = prepare(config)
+    fitting.make_optimizer(config, job.model, config.steps)  # a mistake in it shows before
     workdir = workdir or training.Workdir(folder, config)
     if job.report is not None and jax.process_index() == 0:
         job.report.to_csv(workdir.path / "compression.csv")

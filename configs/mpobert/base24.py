@@ -7,13 +7,12 @@
 
 46,232,754 parameters in pre-training. The teacher, ALBERT-large, comes from the hub; a folder with
 it: `--config.start.teacher=FOLDER`. The corpus must be tokenised with its tokenizer
-(`tools/prepare_corpus.py --tokenizer=FOLDER`). Without any teacher: `--config.start.kind=scratch
---config.optimizer.name=adamw --config.optimizer.learning_rate=1e-3`. Published: no cost.
+(`tools/prepare_corpus.py --tokenizer=FOLDER`). Without any teacher: `base24.py:scratch`.
 """
 
 from configs.mpobert import paper
 
 
-def get_config():
-    """Config of the variant mpobert24."""
-    return paper.get_config("mpobert24")
+def get_config(start: str = "teacher"):
+    """Config of the variant mpobert24; `start` is "teacher" or "scratch"."""
+    return paper.get_config("mpobert24", start)

@@ -7,14 +7,13 @@
 
 99,810,482 parameters in pre-training. The teacher, ALBERT-large, comes from the hub; a folder with
 it: `--config.start.teacher=FOLDER`. The corpus must be tokenised with its tokenizer
-(`tools/prepare_corpus.py --tokenizer=FOLDER`). Without any teacher: `--config.start.kind=scratch
---config.optimizer.name=adamw --config.optimizer.learning_rate=1e-3`. Published: 3.8 days on eight
-V100 of 32 GB.
+(`tools/prepare_corpus.py --tokenizer=FOLDER`). Without any teacher: `base48plus.py:scratch`.
+Published: 3.8 days on eight V100 of 32 GB.
 """
 
 from configs.mpobert import paper
 
 
-def get_config():
-    """Config of the variant mpobert48plus."""
-    return paper.get_config("mpobert48plus")
+def get_config(start: str = "teacher"):
+    """Config of the variant mpobert48plus; `start` is "teacher" or "scratch"."""
+    return paper.get_config("mpobert48plus", start)

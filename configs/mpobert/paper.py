@@ -3,7 +3,7 @@
 BookCorpus and English Wikipedia, masked words and sentence order, 10,000 steps of 4096 rows, from
 the weights of a shared-layer ALBERT. Rate and bounds of LAMB are those of the code: with them a
 matrix moves by 1.5 % of its norm at most, a light continuation of ALBERT. From scratch
-(`--config.start.kind=scratch`) take a normal rate, such as 1e-3 with AdamW.
+(`base48.py:scratch`) AdamW runs at 1e-3 instead, which the paper does not give.
 """
 
 import ml_collections
@@ -15,15 +15,26 @@ from mpojax.methods import mpobert
 TEACHERS = {768: "albert/albert-base-v2", 1024: "albert/albert-large-v2"}
 
 
-def get_config(name: str) -> ml_collections.ConfigDict:
-    """The config of a name in `mpobert.VARIANTS`."""
+def get_config(name: str, start: str = "teacher") -> ml_collections.ConfigDict:
+    """The config of a name in `mpobert.VARIANTS`, from a "teacher" or from "scratch".
+
+    Raises:
+      ValueError: another start.
+    """
+    if start not in pretraining.STARTS:
+        raise ValueError(
+            f"the config's argument is {' or '.join(pretraining.STARTS)}, not {start!r}."
+        )
     config = pretraining.get_config()
     config.variant = name
     config.model.update(mpobert.VARIANTS[name])
-    config.start.kind, config.start.teacher = "teacher", TEACHERS[config.model.hidden_size]
-    config.start.gauge = "symmetric"  # that of the code
     config.batch_size, config.steps = 4096, 10_000
     config.length = 128  # the paper names none
+    config.dtype = "bfloat16"
+    if start == "scratch":
+        return config
+    config.start.kind, config.start.teacher = "teacher", TEACHERS[config.model.hidden_size]
+    config.start.gauge = "symmetric"  # that of the code
     config.optimizer.update(
         name="lamb",
         learning_rate=1.76e-6,
@@ -34,5 +45,4 @@ def get_config(name: str) -> ml_collections.ConfigDict:
         trust_bounds=(0.01, 0.3),
         clip_norm=0.0,
     )
-    config.dtype = "bfloat16"
     return config

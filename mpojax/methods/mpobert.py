@@ -8,6 +8,7 @@ else is ALBERT: a narrow word table with a map to the hidden size, and heads for
 for the order of sentences. How such a model starts: `mpojax.methods.mpobert_start`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,9 @@ def settings(
         "num_labels": 2,
         **encoder_fields,
     }
+    known = {field.name for field in dataclasses.fields(models.EncoderConfig)}
+    if unknown := sorted(set(encoder_fields) - known):
+        raise ValueError(f"unknown arguments {unknown}; fields of an encoder are {sorted(known)}.")
     if bias_and_norm not in BIAS_AND_NORM:
         raise ValueError(
             f"bias_and_norm={bias_and_norm!r} must be one of {', '.join(BIAS_AND_NORM)}."

@@ -209,7 +209,7 @@ class EncoderConfig:
         if self.layer_groups is not None and self.num_layers % self.layer_groups:
             raise ValueError(
                 f"num_layers={self.num_layers} cannot be divided into layer_groups="
-                f"{self.layer_groups} equal blocks; choose a divisor of the depth."
+                f"{self.layer_groups} equal groups; choose a divisor of the depth."
             )
 
     def _check_adapters(self):

@@ -189,7 +189,8 @@ def test_configs_of_the_paper_are_sound(module, corpus):
     config = module.get_config()
     config.corpus = str(corpus)
     plans.check(config)
-    config.start.kind = "scratch"
+    config = module.get_config("scratch")
+    config.corpus = str(corpus)
     planned = plans.plan(config, data.Corpus(corpus))
     assert planned.config.num_layers == config.model.num_layers
     assert planned.config.layer_groups == config.model.groups

@@ -102,6 +102,7 @@ def test_merged_sides_are_the_same_function():
         ({"adapter_rank": 2, "adapter_targets": ("q",)}, r"adapter_targets has \['q'\]"),
         ({"adapter_rank": -1}, "adapter_rank=-1 must be 0"),
         ({"adapter_rank": 2, "adapter_targets": ()}, "has nothing to adapt"),
+        ({"num_head": 2}, r"unknown arguments \['num_head'\]"),
         ({"bond": 0}, "bond cap 0 must be at least 1"),
     ],
 )
