@@ -27,7 +27,9 @@ from absl import app, flags, logging
 from mpojax import files
 from tools import text_sources
 
-_OUT = flags.DEFINE_string("out", None, "Folder to put one folder per source into.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder to put one folder per source into.", allow_override=True
+)
 _SOURCES = flags.DEFINE_list("sources", list(text_sources.SOURCES), "Which sources.")
 
 

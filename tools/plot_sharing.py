@@ -20,7 +20,9 @@ from mpojax import files
 from mpojax.training import metrics, update_statistics
 
 _RUNS = flags.DEFINE_string("runs", "runs/sharing", "Folder with the sweeps' workdirs.")
-_OUT = flags.DEFINE_string("out", None, "Folder for pictures and table.", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for pictures and table.", required=True, allow_override=True
+)
 
 _COLORS = {
     "MPOBERT": "C0",
@@ -96,6 +98,8 @@ def _save(path: pathlib.Path, draw: Callable, size: tuple[float, float]) -> None
 def _by_tokens(figure, runs: list[Run]) -> None:
     depths = sorted({run.layers for run in runs if run.kind in ("MPOBERT", "all shared")})
     panels = figure.subplots(2, (len(depths) + 1) // 2, sharex=True, sharey=True).flat
+    for panel in panels[len(depths) :]:
+        panel.set_axis_off()
     for panel, depth in zip(panels, depths, strict=False):
         here = [r for r in runs if depth in (r.layers, 12 if r.kind.endswith("3 layers") else None)]
         for run in here:

@@ -23,7 +23,9 @@ from mpojax.data import corpus, corpus_building, text_documents
 from mpojax.training import progress
 
 _TEXT = flags.DEFINE_string("text", None, "Folder of .txt and .jsonl files.")
-_OUT = flags.DEFINE_string("out", None, "Folder of the corpus, new or to be finished.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the corpus, new or to be finished.", allow_override=True
+)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of a model's tokenizer.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Size of a vocabulary to train on the text.")
 _VALID = flags.DEFINE_float("valid", 0.02, "Share of the documents to hold out.")

@@ -32,7 +32,9 @@ except ImportError as error:
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the original files.")
 _TASK = flags.DEFINE_string("task", None, "Task, tasks with commas, or all.")
-_OUT = flags.DEFINE_string("out", None, "Root folder of the TensorFlow Datasets folders.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Root folder of the TensorFlow Datasets folders.", allow_override=True
+)
 
 TASKS = (*glue.TASKS, "squad")
 _VERSIONS = {"glue": "2.0.0", "squad": "3.0.0"}

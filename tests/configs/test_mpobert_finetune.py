@@ -161,7 +161,7 @@ def test_bad_adapter_fields():
         job.check(config)
     config = finetune.get_config("mpobert12,rte")
     config.adapters = ((finetune.ATTENTION, {"size": 8}),)
-    with pytest.raises(ValueError, match="unknown settings size; known are rank"):
+    with pytest.raises(ValueError, match="unknown settings size; known are deviation, rank"):
         job.check(config)
 
 
