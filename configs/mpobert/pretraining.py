@@ -53,7 +53,9 @@ def get_config() -> ml_collections.ConfigDict:
         # Folder or hub id of a trained ALBERT, BERT or pre-training run; gives all sizes but depth.
         "teacher": "",
         "central": "mean",  # of an unshared teacher's layers; or the number of one of them
-        "scaling": "none",  # or "paper_text", "paper_algorithm", "theory", "theory_each_core"
+        # Of layers beyond the teacher's (from scratch: of all): or "paper_text", "paper_algorithm",
+        # "theory", "theory_each_core". A deep model wants one of these.
+        "scaling": "none",
         "taught_layers": config_dict.placeholder(int),  # None: as many as the teacher has
         "gauge": "central",
     }

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from absl import logging
 
 from mpojax import models, mpo
 from mpojax.methods import mpobert_teacher as teacher_lib
@@ -150,6 +151,12 @@ def from_teacher(
         raise ValueError(
             "the model's layers share dense matrices that differ between layers of the teacher; "
             "take an MPOBERT, more layer_groups, or a teacher with shared layers."
+        )
+    if scaling == "none" and has_own and taught < config.num_layers:
+        logging.warning(
+            "layers %d..%d repeat the teacher's as they are (scaling='none'); deep repeats undo "
+            "what it has learned, scaling='theory' keeps it",
+            *(taught, config.num_layers - 1),
         )
     rng = np.random.default_rng(seed)
     arrays = _fresh(config, shapes, rng, {"down": adapter_deviation})
