@@ -30,9 +30,8 @@ def fit(
     folder: pathlib.Path,
     label: str,
     hooks: Sequence[training.Hook],
-    rules: training.Rules | None = None,
 ) -> training.FitResult:
-    """`training.fit` with the config's mesh and bookkeeping.
+    """`training.fit` with the config's mesh, the encoder's sharding rules, and bookkeeping.
 
     Args:
       train: batches of training examples, such as `train_data` makes them.
@@ -41,7 +40,6 @@ def fit(
       steps: at which the run ends, those of earlier starts included.
       label: of the progress bar.
       hooks: beside progress, checkpoints, signals and the clock of a schedule over seconds.
-      rules: how parameters are split over the mesh; default: by the encoder's roles and paths.
     """
     model = state.model()
     if optimizer.budget_seconds:
@@ -53,7 +51,7 @@ def fit(
         optimizer=optimizer,
         steps=steps,
         mesh=training.make_mesh(config.mesh.to_dict()),
-        rules=rules or training.encoder_rules(model),
+        rules=training.encoder_rules(model),
         hooks=[
             training.Progress(label),
             *hooks,

@@ -92,7 +92,6 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
 
 
 def _fit(config, folder, model, optimizer, train, dev, corpus) -> training.FitResult:
-    rules = training.encoder_rules(model)
     state = training.TrainState.create(model, nnx.Param, optimizer, seed=config.seed)
     hooks = [training.Evaluate("dev", dev, objective.evaluator(), every=config.eval_every)]
     if config.samples_every:
@@ -111,7 +110,6 @@ def _fit(config, folder, model, optimizer, train, dev, corpus) -> training.FitRe
         folder=folder,
         label=config.variant or config.architecture,
         hooks=hooks,
-        rules=rules,
     )
 
 

@@ -72,13 +72,12 @@ def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:
 
 @dataclasses.dataclass
 class _Matrix:
-    """The arrays of one matrix, or of one matrix in all layers of a stack.
+    """Cores and adapter of one matrix, or of one matrix in all layers of a stack.
 
-    `cores` and `adapter` hold (array, whether blocks share it); `kernel` is the dense one.
+    `cores` holds (array, whether blocks share it), `adapter` arrays by name, one for each layer.
     """
 
     cores: list = dataclasses.field(default_factory=list)
-    kernel: jax.Array | None = None
     adapter: dict = dataclasses.field(default_factory=dict)
 
 

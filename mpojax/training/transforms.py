@@ -4,6 +4,7 @@ Parameters of stacked layers are one array with a leading layer axis. To LAMB an
 slice is a parameter of its own: a stacked model is updated exactly as separate layers would be.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -94,15 +95,13 @@ def scale_by_muon(
     """
     chains = {p: s for p, s in (chains or {}).items() if mpo.is_matrix_between_identities(s)}
 
-    def as_matrices(tree):
+    def seen_through(view, tree):
         return state_lib.map_with_path(
-            lambda p, x: mpo.central_to_matrix(x, chains[p]) if _is_array(x, p, chains) else x, tree
+            lambda path, x: view(x, chains[path]) if _is_array(x, path, chains) else x, tree
         )
 
-    def as_cores(tree):
-        return state_lib.map_with_path(
-            lambda p, x: mpo.matrix_to_central(x, chains[p]) if _is_array(x, p, chains) else x, tree
-        )
+    as_matrices = functools.partial(seen_through, mpo.central_to_matrix)
+    as_cores = functools.partial(seen_through, mpo.matrix_to_central)
 
     def is_matrix(path, leaf) -> bool:
         return (
