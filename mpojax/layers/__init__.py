@@ -4,10 +4,11 @@ from mpojax.layers.adapter import LowRankAdapter, attach_adapters
 from mpojax.layers.attention import SelfAttention
 from mpojax.layers.dropout import dropout
 from mpojax.layers.embed import Embed, MPOEmbed, embedding
+from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.layers.feed_forward import ACTIVATIONS, FeedForward
 from mpojax.layers.initializers import random_cores
 from mpojax.layers.linear import Dense, MPOLinear, linear, rebuilt_once
-from mpojax.layers.norm import NORMS, LayerNorm, NoNorm
+from mpojax.layers.norm import NORMS, LayerNorm, NoNorm, RMSNorm
 from mpojax.layers.roles import (
     ROLE_TYPES,
     ROLES,
@@ -27,12 +28,14 @@ __all__ = [
     "CentralCore",
     "Dense",
     "Embed",
+    "ExpertSettings",
     "FeedForward",
     "LayerNorm",
     "LowRankAdapter",
     "MPOEmbed",
     "MPOLinear",
     "NoNorm",
+    "RMSNorm",
     "SelfAttention",
     "attach_adapters",
     "dropout",

@@ -1,4 +1,4 @@
-"""Layer normalisation and what MobileBERT puts in its place, always computed in float32."""
+"""Layer and RMS norm, and what MobileBERT puts in their place, always computed in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -46,4 +46,21 @@ class NoNorm(nnx.Module):
         return y.astype(self.dtype)
 
 
-NORMS = {"layer_norm": LayerNorm, "no_norm": NoNorm}
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean of squares + eps) * scale over the last axis (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, features: int, eps: float, *, dtype: str = "float32"):
+        """Starts with scale 1. `dtype` is that of the result."""
+        self.eps = eps
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
+        x = x.astype(jnp.float32)
+        row = (1,) * (x.ndim - 1) + (-1,)
+        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].reshape(row)).astype(self.dtype)
+
+
+NORMS = {"layer_norm": LayerNorm, "no_norm": NoNorm, "rms_norm": RMSNorm}

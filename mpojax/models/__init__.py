@@ -16,6 +16,7 @@ from mpojax.models.arrays import (
 from mpojax.models.columns import head_columns
 from mpojax.models.config import HEADS, POOLINGS, EncoderConfig
 from mpojax.models.costs import model_flops
+from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
 from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
 from mpojax.models.heads import (
@@ -35,8 +36,10 @@ __all__ = [
     "POOLINGS",
     "PRESETS",
     "BottleneckLayer",
+    "DecoderConfig",
     "Encoder",
     "EncoderConfig",
+    "EncoderDecoderConfig",
     "EncoderLayer",
     "Model",
     "ModelWithHead",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 from mpojax.layers import ACTIVATIONS, NORMS, ROLES
 from mpojax.models import matrices as matrices_lib
@@ -112,7 +111,7 @@ class EncoderConfig:
         self._check_head()
         self._check_groups()
         self._check_layers()
-        self._check_adapters()
+        matrices_lib.check_adapters(self)
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0.0 <= rate < 1.0:
@@ -211,20 +210,6 @@ class EncoderConfig:
                 f"num_layers={self.num_layers} cannot be divided into layer_groups="
                 f"{self.layer_groups} equal groups; choose a divisor of the depth."
             )
-
-    def _check_adapters(self):
-        for pattern, rank in self.adapters:
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise ValueError(
-                    f"adapters has {(pattern, rank)!r}; a rank must be an integer of at least 1."
-                )
-        matrices = matrices_lib.adaptable(self)
-        for pattern, _ in self.adapters:
-            if not any(re.fullmatch(pattern, path) for path in matrices):
-                raise ValueError(
-                    f"adapters: {pattern!r} matches no matrix; it must match a whole path such as "
-                    f"{matrices[0]} (tables and heads have no adapters)."
-                )
 
     def _check_layers(self):
         allowed = range(self.block_size, self.num_layers, self.block_size)

@@ -1,4 +1,4 @@
-"""The matrices of an encoder by path: their sizes, which may be MPO, which may have adapters."""
+"""The matrices of a model by path: their sizes, which may be MPO, which may have adapters."""
 
 import re
 from collections.abc import Mapping
@@ -8,16 +8,29 @@ from mpojax import mpo
 
 if TYPE_CHECKING:
     from mpojax.models.config import EncoderConfig
+    from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
+
+    Config = EncoderConfig | DecoderConfig | EncoderDecoderConfig
 
 # Matrices that are looked up by row; all others are multiplied with.
 TABLES = ("embeddings/word", "embeddings/position", "embeddings/token_type")
 
 
-def matrix_sizes(config: "EncoderConfig") -> dict[str, tuple[int, int]]:
+def matrix_sizes(config: "Config") -> dict[str, tuple[int, int]]:
     """Every matrix of the model: {matrix path: (in_features, out_features)}, in model order.
 
-    Each may be dense or MPO. A table counts as (rows, features).
+    Each may be dense or MPO. A table counts as (rows, features). The matrices of all experts of a
+    block have one path and one size.
     """
+    kind = type(config).__name__
+    if kind == "EncoderConfig":
+        return _encoder_matrix_sizes(config)
+    if kind == "DecoderConfig":
+        return _decoder_matrix_sizes(config)
+    return _encoder_decoder_matrix_sizes(config)
+
+
+def _encoder_matrix_sizes(config: "EncoderConfig") -> dict[str, tuple[int, int]]:
     hidden = config.hidden_size
     word_width = config.embedding_size or hidden
     other_width = hidden if config.projection == "word" else word_width
@@ -61,18 +74,93 @@ def _layer_matrix_sizes(config: "EncoderConfig") -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def _decoder_matrix_sizes(config: "DecoderConfig") -> dict[str, tuple[int, int]]:
+    hidden = config.hidden_size
+    sizes = {"embeddings/word": (config.vocab_size, hidden)}
+    if config.positions == "learned":
+        sizes["embeddings/position"] = (config.max_positions, hidden)
+    in_layer = _attention_sizes("attention", config, config.num_kv_heads)
+    in_layer |= _feed_forward_sizes(config)
+    for layer in range(config.num_layers):
+        sizes.update({f"layers/{layer}/{name}": size for name, size in in_layer.items()})
+    if not config.tied:
+        sizes["head"] = (hidden, config.vocab_size)
+    return sizes
+
+
+def _encoder_decoder_matrix_sizes(config: "EncoderDecoderConfig") -> dict[str, tuple[int, int]]:
+    sizes = {"embeddings/word": (config.vocab_size, config.hidden_size)}
+    attention = _attention_sizes("attention", config, config.num_heads)
+    cross = _attention_sizes("cross_attention", config, config.num_heads)
+    feed_forward = _feed_forward_sizes(config)
+    for tower, depth, in_layer in (
+        ("encoder", config.num_layers, attention | feed_forward),
+        ("decoder", config.num_decoder_layers, attention | cross | feed_forward),
+    ):
+        for layer in range(depth):
+            start = f"{tower}/layers/{layer}"
+            sizes.update({f"{start}/{name}": size for name, size in in_layer.items()})
+    if not config.tied:
+        sizes["head"] = (config.hidden_size, config.vocab_size)
+    return sizes
+
+
+def _attention_sizes(name: str, config, kv_heads: int) -> dict[str, tuple[int, int]]:
+    hidden, head = config.hidden_size, config.head_size
+    wide, narrow = config.num_heads * head, kv_heads * head
+    return {
+        f"{name}/query": (hidden, wide),
+        f"{name}/key": (hidden, narrow),
+        f"{name}/value": (hidden, narrow),
+        f"{name}/out": (wide, hidden),
+    }
+
+
+def _feed_forward_sizes(config) -> dict[str, tuple[int, int]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    sizes = {"feed_forward/up": (hidden, inner)}
+    if config.gated:
+        sizes["feed_forward/gate"] = (hidden, inner)
+    return sizes | {"feed_forward/down": (inner, hidden)}
+
+
+def feed_forwards(config: "Config") -> list[str]:
+    """Paths of the feed-forward blocks, such as layers/0/feed_forward."""
+    ups = (path for path in matrix_sizes(config) if path.endswith("/up"))
+    return [path.removesuffix("/up") for path in ups]
+
+
 def dense_name(path: str) -> str:
     """Name of the array of a matrix that is dense: `<path>/table` or `<path>/kernel`."""
     return f"{path}/table" if path in TABLES else f"{path}/kernel"
 
 
-def adaptable(config: "EncoderConfig") -> list[str]:
-    """Paths of the matrices that may have an adapter: all but tables and heads."""
+def adaptable(config: "Config") -> list[str]:
+    """Paths of the matrices that may have an adapter: all but tables, heads and experts."""
     without = (*TABLES, "head", "masked_lm/transform")
-    return [path for path in matrix_sizes(config) if path not in without]
+    paths = [path for path in matrix_sizes(config) if path not in without]
+    if not getattr(config, "experts", ()):
+        return paths
+    return [path for path in paths if not config.experts_of(path.rpartition("/")[0])]
 
 
-def adapter_ranks(config: "EncoderConfig") -> dict[str, int]:
+def check_adapters(config: "Config") -> None:
+    """Raises ValueError for adapters of a bad rank, or whose pattern matches no matrix."""
+    for pattern, rank in config.adapters:
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(
+                f"adapters has {(pattern, rank)!r}; a rank must be an integer of at least 1."
+            )
+    matrices = adaptable(config)
+    for pattern, _ in config.adapters:
+        if not any(re.fullmatch(pattern, path) for path in matrices):
+            raise ValueError(
+                f"adapters: {pattern!r} matches no matrix; it must match a whole path such as "
+                f"{matrices[0]} (tables, heads and experts have no adapters)."
+            )
+
+
+def adapter_ranks(config: "Config") -> dict[str, int]:
     """{matrix path: rank} of the matrices that have an adapter."""
     ranks = {}
     for path in adaptable(config):
@@ -88,7 +176,7 @@ def under(entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def checked_shapes(
-    config: "EncoderConfig", shapes: Mapping[str, mpo.MPOShape] | None
+    config: "Config", shapes: Mapping[str, mpo.MPOShape] | None
 ) -> dict[str, mpo.MPOShape]:
     """`shapes` as a dict, after checking each against the matrix it is for.
 

@@ -215,7 +215,10 @@ def test_heads_read_the_places_that_are_named():
         ({"layer_groups": 0}, "layer_groups=0 must be an integer of at least 1"),
         ({"shared_roles": ("middle",)}, "must be one or more of central"),
         ({"adapters": (("layers/0/attention/quary", 2),)}, "matches no matrix"),
-        ({"adapters": (("embeddings/word", 2),)}, r"\(tables and heads have no adapters\)"),
+        (
+            {"adapters": (("embeddings/word", 2),)},
+            r"\(tables, heads and experts have no adapters\)",
+        ),
         ({"adapters": (("pooler", 0),)}, "a rank must be an integer of at least 1"),
         ({"masked_lm": True, "head": "span", "num_labels": None}, "goes with head='classifier'"),
     ],

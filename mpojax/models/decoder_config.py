@@ -1,0 +1,253 @@
+"""Settings of pre-norm language models: decoders (GPT-2, LLaMA) and encoder-decoders (T5)."""
+
+import dataclasses
+import json
+import re
+
+from mpojax.layers import ACTIVATIONS, NORMS
+from mpojax.layers.expert_settings import ExpertSettings
+from mpojax.models import matrices as matrices_lib
+
+POSITIONS = ("learned", "rotary")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+Experts = tuple[tuple[str, ExpertSettings], ...]
+
+
+class LanguageModelConfig:
+    """What both kinds of settings share: checks, experts and adapters by pattern."""
+
+    def _normalise(self):
+        # JSON has lists and dicts alone.
+        object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))
+        object.__setattr__(self, "adapters", tuple((str(p), r) for p, r in self.adapters))
+        experts = tuple(
+            (str(p), s if isinstance(s, ExpertSettings) else ExpertSettings(**s))
+            for p, s in self.experts
+        )
+        object.__setattr__(self, "experts", experts)
+
+    def _check_common(self, sizes: tuple[str, ...], optional: tuple[str, ...], rates):
+        for name in (*sizes, *optional):
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+        for name, allowed in (("activation", sorted(ACTIVATIONS)), ("dtype", COMPUTE_DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
+                )
+        for name in rates:
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1).")
+        if not self.norm_eps > 0.0:
+            raise ValueError(f"norm_eps={self.norm_eps!r} must be above 0.")
+        if not isinstance(json.loads(self.source_config), dict):
+            raise ValueError("source_config must be the JSON text of an object.")
+        for name in ("pad_id", "bos_id", "eos_id", "decoder_start_id"):
+            value = getattr(self, name, None)
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ValueError(
+                    f"{name}={value} must lie in 0..{self.vocab_size - 1}, or be None."
+                )
+        blocks = matrices_lib.feed_forwards(self)
+        for pattern, _ in self.experts:
+            if not any(re.fullmatch(pattern, path) for path in blocks):
+                raise ValueError(
+                    f"experts: {pattern!r} matches no feed-forward block; it must match a whole "
+                    f"path such as {blocks[0]}."
+                )
+        matrices_lib.check_adapters(self)
+
+    def experts_of(self, path: str) -> ExpertSettings | None:
+        """Experts of a feed-forward block, such as layers/3/feed_forward; None for a plain one."""
+        found = (s for pattern, s in self.experts if re.fullmatch(pattern, path))
+        return next(found, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(LanguageModelConfig):
+    """A causal pre-norm decoder; the defaults are GPT-2.
+
+    Attributes:
+      vocab_size: rows of the word table.
+      hidden_size: width of the hidden states.
+      num_layers: layers.
+      num_heads: attention heads of the queries.
+      intermediate_size: width inside the feed-forward block.
+      num_kv_heads: heads of keys and values, which groups of query heads share; divides
+        `num_heads`. None: as many (no groups).
+      head_size: width of a head; None: hidden_size / num_heads.
+      max_positions: longest sequence, generated tokens included.
+      positions: "learned" (a table added to the word rows) or "rotary".
+      rotary_base: of the wave lengths of rotary positions.
+      rotary_scaling: LLaMA 3's change of the wave lengths as (factor, low frequency factor, high
+        frequency factor, positions the model was first trained with); None for none.
+      norm: "layer_norm" or "rms_norm".
+      norm_eps: epsilon of every norm.
+      activation: a key of `mpojax.layers.ACTIVATIONS`.
+      gated: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
+      attention_bias: queries, keys and values have biases.
+      attention_out_bias: the output map of attention has one.
+      feed_forward_bias: the maps of the feed-forward block have some.
+      tied: logits come from the word table; False: from a matrix of their own, `head`.
+      dropout: rate on the outputs of every block, when a dropout key is given.
+      embedding_dropout, attention_dropout: the same on embeddings and attention probabilities.
+      pad_id, bos_id, eos_id: token ids, None where there is none.
+      experts: (regular expression over feed-forward paths such as layers/3/feed_forward, settings)
+        pairs; the first that matches decides, a block that none matches stays plain.
+      adapters, adapter_scale: as in `EncoderConfig`.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+      stack_breaks: layers at which a new stack begins although it need not.
+      dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
+      source_config: JSON text of the checkpoint configuration the model came from, for export.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    num_kv_heads: int | None = None
+    head_size: int | None = None
+    max_positions: int = 1024
+    positions: str = "learned"
+    rotary_base: float = 10_000.0
+    rotary_scaling: tuple[float, ...] | None = None
+    norm: str = "layer_norm"
+    norm_eps: float = 1e-5
+    activation: str = "gelu_tanh"
+    gated: bool = False
+    attention_bias: bool = True
+    attention_out_bias: bool = True
+    feed_forward_bias: bool = True
+    tied: bool = True
+    dropout: float = 0.1
+    embedding_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    pad_id: int | None = None
+    bos_id: int | None = None
+    eos_id: int | None = None
+    experts: Experts = ()
+    adapters: tuple[tuple[str, int], ...] = ()
+    adapter_scale: float = 1.0
+    remat: bool = False
+    stack_breaks: tuple[int, ...] = ()
+    dtype: str = "float32"
+    source_config: str = "{}"
+
+    def __post_init__(self):
+        self._normalise()
+        if self.rotary_scaling is not None:
+            object.__setattr__(self, "rotary_scaling", tuple(self.rotary_scaling))
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.head_size is None and self.num_heads:
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} is not a multiple of num_heads="
+                    f"{self.num_heads}; give head_size."
+                )
+            object.__setattr__(self, "head_size", self.hidden_size // self.num_heads)
+        self._check_common(
+            (
+                *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
+                *("num_kv_heads", "head_size", "max_positions"),
+            ),
+            (),
+            ("dropout", "embedding_dropout", "attention_dropout"),
+        )
+        for name, allowed in (("positions", POSITIONS), ("norm", sorted(NORMS))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
+                f"{self.num_kv_heads}: each key head serves equally many query heads."
+            )
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ValueError(f"head_size={self.head_size} must be even for rotary positions.")
+        if self.rotary_scaling is not None and len(self.rotary_scaling) != 4:
+            raise ValueError(
+                f"rotary_scaling={self.rotary_scaling} must be (factor, low frequency factor, high "
+                "frequency factor, first positions), or None."
+            )
+        if not all(0 < layer < self.num_layers for layer in self.stack_breaks):
+            raise ValueError(
+                f"stack_breaks={self.stack_breaks} must be layers in 1..{self.num_layers - 1}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig(LanguageModelConfig):
+    """An encoder and a decoder with cross-attention; the defaults are T5 (v1.0).
+
+    Norms are RMS norms, maps have no biases, attention scores are not divided by the root of the
+    head size, positions are a learned bias by distance on the scores, one for each tower.
+
+    Attributes:
+      vocab_size, hidden_size, num_heads, intermediate_size, activation, gated, norm_eps, tied,
+        experts, adapters, adapter_scale, remat, stack_breaks, dtype, source_config: as in
+        `DecoderConfig`; paths begin with encoder/layers/ or decoder/layers/, and `stack_breaks`
+        holds for both towers.
+      num_layers, num_decoder_layers: layers of the encoder and the decoder; None: as many.
+      head_size: width of a head; num_heads * head_size may differ from `hidden_size`.
+      scale_logits: with a tied table, hidden states are multiplied with hidden_size^-0.5 before.
+      relative_buckets: rows of each table of distances.
+      relative_distance: from which on all distances are one bucket.
+      dropout: rate on embeddings, attention probabilities, inside and after every block.
+      pad_id, eos_id, decoder_start_id: token ids.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    num_decoder_layers: int | None = None
+    head_size: int = 64
+    relative_buckets: int = 32
+    relative_distance: int = 128
+    norm_eps: float = 1e-6
+    activation: str = "relu"
+    gated: bool = False
+    tied: bool = True
+    scale_logits: bool = True
+    dropout: float = 0.1
+    pad_id: int = 0
+    eos_id: int = 1
+    decoder_start_id: int = 0
+    experts: Experts = ()
+    adapters: tuple[tuple[str, int], ...] = ()
+    adapter_scale: float = 1.0
+    remat: bool = False
+    stack_breaks: tuple[int, ...] = ()
+    dtype: str = "float32"
+    source_config: str = "{}"
+
+    def __post_init__(self):
+        self._normalise()
+        if self.num_decoder_layers is None:
+            object.__setattr__(self, "num_decoder_layers", self.num_layers)
+        self._check_common(
+            (
+                *("vocab_size", "hidden_size", "num_layers", "num_decoder_layers", "num_heads"),
+                *("intermediate_size", "head_size", "relative_buckets", "relative_distance"),
+            ),
+            (),
+            ("dropout",),
+        )
+        if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_buckets={self.relative_buckets} must be a multiple of 4, and "
+                f"relative_distance={self.relative_distance} above half of it."
+            )
+        deepest = max(self.num_layers, self.num_decoder_layers)
+        if not all(0 < layer < deepest for layer in self.stack_breaks):
+            raise ValueError(
+                f"stack_breaks={self.stack_breaks} must be layers in 1..{deepest - 1}."
+            )
