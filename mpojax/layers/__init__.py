@@ -6,9 +6,11 @@ from mpojax.layers.dropout import dropout
 from mpojax.layers.embed import Embed, MPOEmbed, embedding
 from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.layers.feed_forward import ACTIVATIONS, FeedForward
+from mpojax.layers.grouped_attention import GroupedAttention
 from mpojax.layers.initializers import random_cores
 from mpojax.layers.linear import Dense, MPOLinear, linear, rebuilt_once
 from mpojax.layers.norm import NORMS, LayerNorm, NoNorm, RMSNorm
+from mpojax.layers.relative_bias import RelativeBias
 from mpojax.layers.roles import (
     ROLE_TYPES,
     ROLES,
@@ -30,12 +32,14 @@ __all__ = [
     "Embed",
     "ExpertSettings",
     "FeedForward",
+    "GroupedAttention",
     "LayerNorm",
     "LowRankAdapter",
     "MPOEmbed",
     "MPOLinear",
     "NoNorm",
     "RMSNorm",
+    "RelativeBias",
     "SelfAttention",
     "attach_adapters",
     "dropout",

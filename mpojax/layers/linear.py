@@ -173,14 +173,15 @@ def linear(
     in_features: int,
     out_features: int,
     shape: mpo.MPOShape | None,
+    use_bias: bool = True,
     *,
     dtype: str = "float32",
     rngs: nnx.Rngs,
 ) -> Dense | MPOLinear:
-    """A linear map with bias: dense where `shape` is None, else in MPO form."""
+    """A linear map: dense where `shape` is None, else in MPO form."""
     if shape is None:
-        return Dense(in_features, out_features, dtype=dtype, rngs=rngs)
-    return MPOLinear(shape, dtype=dtype, rngs=rngs)
+        return Dense(in_features, out_features, use_bias, dtype=dtype, rngs=rngs)
+    return MPOLinear(shape, use_bias, dtype=dtype, rngs=rngs)
 
 
 def _check_last_axis(x: jax.Array, in_features: int):
