@@ -10,6 +10,7 @@ from mpojax.data.squad import SpanSplit
 from mpojax.data.tasks import TASKS, check_task, load_task
 from mpojax.data.text_classification import Split, TextTask, from_arrays, from_files
 from mpojax.data.tokenizer import Tokenizer
+from mpojax.data.vocabulary import train_bpe
 
 __all__ = [
     "TASKS",
@@ -29,4 +30,5 @@ __all__ = [
     "from_arrays",
     "from_files",
     "load_task",
+    "train_bpe",
 ]

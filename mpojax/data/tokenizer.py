@@ -1,6 +1,5 @@
 """Text to padded token arrays, through the `tokenizers` library."""
 
-import collections
 import json
 import os
 import pathlib
@@ -8,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from mpojax import files
+from mpojax.data import tokenizer_files
 
 
 class Tokenizer:
@@ -16,45 +17,70 @@ class Tokenizer:
 
     Files carry settings of their own (a saved tokenizer.json often truncates at the length of its
     last use); these are always overridden by the `max_length` of the call.
+
+    Attributes:
+      pad_token, pad_id: of padding. A vocabulary without such a token (GPT-2, LLaMA) pads with the
+        end of text: the attention mask tells both apart.
+      bos_token, bos_id, eos_token, eos_id: beginning and end of a text, one token in GPT-2; None
+        where the tokenizer has none. `encode` adds them only where the tokenizer's files say so.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, pad_token: str = "[PAD]"):
-        pad_id = backend.token_to_id(pad_token)
-        if pad_id is None:
-            raise ValueError(
-                f"the tokenizer has no token {pad_token!r}; pass pad_token= with its padding token"
-            )
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        pad_token: str | None = None,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+    ):
         self._backend = backend
-        self.pad_token, self.pad_id = pad_token, pad_id
+        self.bos_token, self.bos_id = bos_token, self._id("bos_token", bos_token)
+        self.eos_token, self.eos_id = eos_token, self._id("eos_token", eos_token)
+        pad_token = pad_token or eos_token or "[PAD]"
+        self.pad_token, self.pad_id = pad_token, self._id("pad_token", pad_token)
+
+    def _id(self, role: str, token: str | None) -> int | None:
+        number = None if token is None else self._backend.token_to_id(token)
+        if token is not None and number is None:
+            raise ValueError(
+                f"the tokenizer has no token {token!r}; pass {role}= with one of its tokens"
+            )
+        return number
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, pad_token: str | None = None) -> "Tokenizer":
-        """Loads `tokenizer.json`, or else `vocab.txt` (WordPiece), of a model folder.
+        """Loads a model folder's tokenizer: see `tokenizer_files` for what it may hold.
+
+        Args:
+          pad_token: None: the one that the folder names, else a usual one that the vocabulary has.
 
         Raises:
-          FileNotFoundError: the folder has neither file; names the folder and both files.
-          ValueError: a file is corrupt, or the padding token is unknown.
+          FileNotFoundError: the folder has no tokenizer; names the folder and the files.
+          ValueError: a file is corrupt, a special token that is named is not in the vocabulary, or
+            there is none to pad with.
         """
         folder = pathlib.Path(folder)
-        settings = _read_settings(folder / "tokenizer_config.json")
-        if (folder / "tokenizer.json").is_file():
-            path = folder / "tokenizer.json"
-            try:
-                backend = tokenizers.Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises bare Exception
-                raise ValueError(f"{path} is not a readable tokenizer file: {error}") from error
-        elif (folder / "vocab.txt").is_file():
-            vocabulary = _read_vocabulary(folder / "vocab.txt")
-            backend = word_piece(vocabulary, settings.get("do_lower_case", True))
-        else:
-            raise FileNotFoundError(
-                f"no tokenizer.json and no vocab.txt in {folder}; a tokenizer folder needs one of "
-                "them"
-            )
-        configured = settings.get("pad_token", "[PAD]")
-        if isinstance(configured, dict):  # written so by older versions of transformers
-            configured = configured["content"]
-        return cls(backend, pad_token or configured)
+        settings = tokenizer_files.read_settings(folder)
+        backend = tokenizer_files.read(folder, settings)
+        roles = {
+            role: tokenizer_files.special_token(backend, settings, role)
+            for role in tokenizer_files.USUAL_NAMES
+        }
+        return cls(backend, **(roles | ({"pad_token": pad_token} if pad_token else {})))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes tokenizer.json and tokenizer_config.json into a folder, made where needed."""
+        folder = pathlib.Path(folder).expanduser()
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        roles = {role: getattr(self, role) for role in tokenizer_files.USUAL_NAMES}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
+            role: token for role, token in roles.items() if token is not None
+        }
+        files.write_atomic(
+            folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False)
+        )
+        files.write_atomic(folder / "tokenizer.json", self._backend.to_str(pretty=True) + "\n")
 
     @property
     def vocab_size(self) -> int:
@@ -68,6 +94,7 @@ class Tokenizer:
         return self._backend.get_vocab()
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
         return self._backend.decode([int(i) for i in ids])
 
     def encode(
@@ -184,38 +211,3 @@ class Tokenizer:
             name: np.array([getattr(e, field) for e in encodings], np.int32).reshape(-1, max_length)
             for name, field in fields.items()
         }
-
-
-def _read_settings(path: pathlib.Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
-def word_piece(vocabulary: dict[str, int], lower_case: bool) -> tokenizers.Tokenizer:
-    """BERT's tokenizer with the given {token: id}, which holds BERT's special tokens."""
-    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(
-        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-    )
-    return backend
-
-
-def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
-    # Not str.splitlines, which also breaks at rare Unicode separators and would shift all ids.
-    words = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
-    if not words[-1]:
-        words.pop()
-    vocabulary = {word: index for index, word in enumerate(words)}
-    if len(vocabulary) < len(words):
-        twice = sorted(word for word, count in collections.Counter(words).items() if count > 1)
-        raise ValueError(f"{path} holds tokens twice: {twice[:5]}; each line must be another token")
-    missing = [t for t in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if t not in vocabulary]
-    if missing:
-        raise ValueError(f"{path} lacks the special tokens {missing}; it is not a BERT vocabulary")
-    return vocabulary

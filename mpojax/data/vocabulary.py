@@ -1,4 +1,4 @@
-"""Vocabularies: training a WordPiece one, special tokens by role, where words start."""
+"""Vocabularies: training WordPiece and byte-level ones, special tokens by role, starts of words."""
 
 import collections
 import unicodedata
@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mpojax.data import tokenizer as tokenizer_lib
+from mpojax.data import tokenizer_files
 
 # Names by role: BERT's, then those of ALBERT and RoBERTa.
 _NAMES = {
@@ -90,7 +91,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     """
     special = [names[0] for names in _NAMES.values()]
     vocabulary = dict(zip(special, range(len(special)), strict=True))
-    backend = tokenizer_lib.word_piece(vocabulary, lower_case=True)
+    backend = tokenizer_files.word_piece(vocabulary, lower_case=True)
     alphabet = _alphabet(texts, backend.normalizer, max(100, vocab_size // 8))
     numbered = [*alphabet, *(_CONTINUATION + c for c in alphabet if _inside_words(c))]
     if vocab_size <= len(special) + len(numbered):
@@ -111,9 +112,47 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     trained = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer, trained.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     trained.train_from_iterator(texts, trainer)
-    result = tokenizer_lib.word_piece(trained.get_vocab(), lower_case=True)
+    result = tokenizer_files.word_piece(trained.get_vocab(), lower_case=True)
     result.add_special_tokens(special)  # so that "[MASK]" in a text can stand for the token
     return result
+
+
+# Special tokens of a trained byte-level vocabulary, with ids 0 to 2.
+_BYTE_LEVEL_SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizer_lib.Tokenizer:
+    """A byte-level BPE tokenizer in GPT-2's manner: any text can be encoded and comes back whole.
+
+    Ids 0 to 2 are `<pad>`, `<bos>` and `<eos>`, then come the 256 bytes, then the merges. `encode`
+    adds no special tokens. The same texts give the same vocabulary.
+
+    Args:
+      texts: gone through once.
+      vocab_size: at most; less where the texts do not have so many pieces that occur twice.
+
+    Raises:
+      ValueError: vocab_size does not hold the special tokens and the bytes.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    least = len(_BYTE_LEVEL_SPECIAL) + len(alphabet)
+    if vocab_size <= least:
+        raise ValueError(
+            f"vocab_size={vocab_size} must be above {least}: {len(_BYTE_LEVEL_SPECIAL)} special "
+            f"tokens and {len(alphabet)} bytes"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(_BYTE_LEVEL_SPECIAL.values()),
+        initial_alphabet=alphabet,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return tokenizer_lib.Tokenizer(backend, **_BYTE_LEVEL_SPECIAL)
 
 
 def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, limit: int) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mpojax import data, files
 from mpojax.data import corpus_building, corpus_shards
-from mpojax.data import tokenizer as tokenizer_lib
+from mpojax.data import tokenizer_files
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("the", "of", "river", "stone", "walked", "singing", "bridges", "under", "unremarkable")
@@ -46,7 +46,7 @@ def from_tokens(
         for n in range(len(SPECIAL), vocab_size)
     ]
     tokens = {name: number for number, name in enumerate((*SPECIAL, *names))}
-    backend = tokenizer_lib.word_piece(tokens, lower_case=True)
+    backend = tokenizer_files.word_piece(tokens, lower_case=True)
     files.write_atomic(folder / "tokenizer.json", backend.to_str())
     arrays = [(np.array(t, np.int32), np.array(s, np.int32)) for t, s in documents]
     half = (len(arrays) + 1) // 2
