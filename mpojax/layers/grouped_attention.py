@@ -1,4 +1,4 @@
-"""Attention of language models: grouped heads, rotary places, score biases, kept keys and values."""
+"""Attention of language models: grouped heads, rotary places, score biases, kept keys."""
 
 import math
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """Transformers built from `mpojax.layers`; no word about compression methods or file formats."""
 
 from mpojax.models.arrays import (
-    Model,
     array_shapes,
     central_cores,
     count_parameters,
@@ -16,31 +15,45 @@ from mpojax.models.arrays import (
 from mpojax.models.columns import head_columns
 from mpojax.models.config import HEADS, POOLINGS, EncoderConfig
 from mpojax.models.costs import model_flops
+from mpojax.models.decoder import LanguageModel, LanguageModelOutput
 from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
 from mpojax.models.encoder import Encoder
+from mpojax.models.encoder_decoder import EncoderDecoder
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
 from mpojax.models.heads import (
     ModelWithHead,
     PretrainingModel,
     SequenceClassifier,
     SpanExtractor,
-    build,
     pool,
 )
-from mpojax.models.matrices import adaptable, adapter_ranks, dense_name, matrix_sizes
+from mpojax.models.kinds import Config, Model, build
+from mpojax.models.matrices import (
+    adaptable,
+    adapter_ranks,
+    dense_name,
+    feed_forwards,
+    matrix_sizes,
+)
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
+from mpojax.models.tower import Cache
 
 __all__ = [
     "HEADS",
     "POOLINGS",
     "PRESETS",
     "BottleneckLayer",
+    "Cache",
+    "Config",
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",
+    "EncoderDecoder",
     "EncoderDecoderConfig",
     "EncoderLayer",
+    "LanguageModel",
+    "LanguageModelOutput",
     "Model",
     "ModelWithHead",
     "PretrainingModel",
@@ -53,6 +66,7 @@ __all__ = [
     "central_cores",
     "count_parameters",
     "dense_name",
+    "feed_forwards",
     "from_arrays",
     "head_columns",
     "logical_names",

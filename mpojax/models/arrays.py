@@ -14,11 +14,10 @@ import numpy as np
 from flax import nnx
 
 from mpojax import layers, mpo
-from mpojax.models import heads, stacking
+from mpojax.models import heads, kinds, stacking
 from mpojax.models.config import EncoderConfig
+from mpojax.models.kinds import Config, Model
 from mpojax.models.matrices import matrix_sizes
-
-Model = heads.Encoder | heads.SequenceClassifier | heads.SpanExtractor | heads.PretrainingModel
 
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
@@ -39,14 +38,14 @@ def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
 
 
 def from_arrays(
-    config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None, arrays: Mapping
+    config: Config, shapes: Mapping[str, mpo.MPOShape] | None, arrays: Mapping
 ) -> Model:
     """The model of these settings with these parameters (float32 copies); inverse of `to_arrays`.
 
     Raises:
       ValueError: arrays missing, surplus, of the wrong shape or not floating point; all are named.
     """
-    abstract = nnx.eval_shape(lambda: heads.build(config, shapes, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: kinds.build(config, shapes, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
     entries = list(variables(abstract))
     _check_coverage(entries, arrays)
@@ -59,10 +58,10 @@ def from_arrays(
 
 
 def array_shapes(
-    config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None = None
+    config: Config, shapes: Mapping[str, mpo.MPOShape] | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Shape of every array that `from_arrays` needs, by logical path; nothing is allocated."""
-    abstract = nnx.eval_shape(lambda: heads.build(config, shapes, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: kinds.build(config, shapes, rngs=nnx.Rngs(0)))
     return dict(_expected(variables(abstract)))
 
 
@@ -153,15 +152,23 @@ def with_head(
 def variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
     """(path in the module, variable, layers it stacks or None) of every parameter.
 
-    What a block of layers shares is named under the first layer of each block. `name_in_layer`
-    makes the logical path. Works on abstract models too.
+    What a block of layers shares is named under the first layer of each block. `logical_names`
+    makes the logical paths. Works on abstract models too.
     """
-    encoder = model.encoder if isinstance(model, heads.ModelWithHead) else model
+    owners = {(): model}
+    if isinstance(model, heads.ModelWithHead):
+        owners = {("encoder",): model.encoder}
+    elif isinstance(model, kinds.LanguageModel):
+        owners = {("tower",): model.tower}
+    elif isinstance(model, kinds.EncoderDecoder):
+        owners = {("towers", name): tower for name, tower in model.towers.items()}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        inner = path[1:] if path[0] == "encoder" else path
-        if inner[0] == "stacks":
-            whole = encoder.stack_ranges[inner[1]]
-            yield path, variable, stacking.parameter_layers(model.config, variable, whole)
+        owner = next((o for start, o in owners.items() if path[: len(start)] == start), None)
+        if owner is not None and "stacks" in path:
+            whole = owner.stack_ranges[path[path.index("stacks") + 1]]
+            if isinstance(model.config, EncoderConfig):
+                whole = stacking.parameter_layers(model.config, variable, whole)
+            yield path, variable, whole
         else:
             yield path, variable, None
 
@@ -179,16 +186,16 @@ def central_cores(model) -> dict[str, mpo.MPOShape]:
 
 def logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:
     """Logical paths of a variable, each with its index on the leading axis (None: not stacked)."""
-    name = name_in_layer(path, layer_range)
+    # The module that holds the layers has no part in the name.
+    inner = path[1:] if path[0] in ("encoder", "tower", "towers") else path
+    # Nor has which variables of experts are stacked over them.
+    inner = tuple(part for part in inner if part not in ("experts", "shared"))
     if layer_range is None:
-        return [(name, None)]
-    return [(f"layers/{layer}/{name}", i) for i, layer in enumerate(layer_range)]
-
-
-def name_in_layer(path: tuple, layer_range: range | None) -> str:
-    """Logical path of a variable, for stacked ones without the `layers/<i>/` before it."""
-    inner = path[1:] if path[0] == "encoder" else path
-    return "/".join(map(str, inner if layer_range is None else inner[2:]))
+        return [("/".join(map(str, inner)), None)]
+    place = inner.index("stacks")
+    start = "/".join([*map(str, inner[:place]), "layers"])
+    end = "/".join(map(str, inner[place + 2 :]))
+    return [(f"{start}/{layer}/{end}", i) for i, layer in enumerate(layer_range)]
 
 
 def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -181,6 +181,10 @@ class DecoderConfig(LanguageModelConfig):
                 f"stack_breaks={self.stack_breaks} must be layers in 1..{self.num_layers - 1}."
             )
 
+    # What T5 has otherwise.
+    attention_scale = None
+    inner_dropout = 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderConfig(LanguageModelConfig):
@@ -251,3 +255,23 @@ class EncoderDecoderConfig(LanguageModelConfig):
             raise ValueError(
                 f"stack_breaks={self.stack_breaks} must be layers in 1..{deepest - 1}."
             )
+
+    # What `DecoderConfig` lets choose and T5 fixes.
+    norm = "rms_norm"
+    attention_scale = 1.0
+    attention_bias = attention_out_bias = feed_forward_bias = False
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values: no groups."""
+        return self.num_heads
+
+    @property
+    def attention_dropout(self) -> float:
+        """Rate on attention probabilities."""
+        return self.dropout
+
+    @property
+    def inner_dropout(self) -> float:
+        """Rate inside a feed-forward block."""
+        return self.dropout

@@ -1,6 +1,7 @@
 """Dense kernels rebuilt from cores inside a jax program, with gradients."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -10,16 +11,18 @@ from flax import nnx
 from mpojax import mpo
 from mpojax.layers import ROLES
 from mpojax.models import arrays as arrays_lib
-from mpojax.models import heads, matrices
+from mpojax.models import kinds, matrices
 from mpojax.models.config import EncoderConfig
+from mpojax.models.kinds import Config, Model
 
 
-def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model:
+def merged(model: Model, keep: str | None = None) -> Model:
     """The dense model of the same function: every matrix `mpo.to_matrix` of its cores, float32.
 
     Works under jit and differentiates down to the cores. Where a step runs several micro-batches,
     each matrix is then rebuilt once for all of them; the layers of a stack are rebuilt together.
-    Adapters go into their matrices; layers that shared parts have parameters of their own.
+    Experts become experts with a dense matrix each, which generation wants, too. Adapters go into
+    their matrices; layers that shared parts have parameters of their own.
 
     Args:
       model: may be dense in part, or wholly.
@@ -32,24 +35,23 @@ def merged(model: arrays_lib.Model, keep: str | None = None) -> arrays_lib.Model
     """
     config = _unshared_config(model.config)
     kept = _kept(model, keep)
-    abstract = nnx.eval_shape(lambda: heads.build(config, kept, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: kinds.build(config, kept, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
     parts = _rebuilt_parts(model, kept)
     filled = []
     for path, variable, layers in arrays_lib.variables(abstract):
-        name = arrays_lib.name_in_layer(path, layers)
-        if layers is None:
-            value = parts[name, None]
-        else:
-            # A stack of the result is a run of whole stacks of `model`.
-            runs = [parts[name, first] for first in layers if (name, first) in parts]
-            value = runs[0] if len(runs) == 1 else jnp.concatenate(runs)
+        names = [name for name, _ in arrays_lib.logical_names(path, layers)]
+        # A stack of the result is a run of whole stacks of `model`.
+        runs = [parts[name] for name in names if name in parts]
+        value = runs[0] if len(runs) == 1 else jnp.concatenate(runs)
         filled.append((path, variable.replace(value)))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _unshared_config(config: EncoderConfig) -> EncoderConfig:
+def _unshared_config(config: Config) -> Config:
     """Settings of the dense model: rebuilt matrices are each layer's own, adapters are in them."""
+    if not isinstance(config, EncoderConfig):
+        return dataclasses.replace(config, adapters=())
     groups = config.layer_groups if config.shares_everything else None
     everything = {"layer_groups": groups, "shared_roles": ROLES}
     return dataclasses.replace(config, **everything, adapters=())
@@ -74,62 +76,68 @@ def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:
 class _Matrix:
     """Cores and adapter of one matrix, or of one matrix in all layers of a stack.
 
-    `cores` holds (array, whether blocks share it), `adapter` arrays by name, one for each layer.
+    `cores` holds {number: (array, leading axes)}, the axes among "blocks" (of layers that share),
+    "layers" and "experts"; `adapter` arrays by name, one for each layer.
     """
 
-    cores: list = dataclasses.field(default_factory=list)
+    cores: dict = dataclasses.field(default_factory=dict)
     adapter: dict = dataclasses.field(default_factory=dict)
 
 
-def _rebuilt_parts(model, kept) -> dict[tuple[str, int | None], jax.Array]:
-    """{(name, first layer of the stack or None): value}; stacked values keep their layer axis."""
+def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
+    """{logical name, of stacked values that of their first layer: value with its layer axis}."""
     config = model.config
-    repeats = config.block_size if config.shares_parts else 1
+    shares_parts = isinstance(config, EncoderConfig) and config.shares_parts
+    repeats = config.block_size if shares_parts else 1
     parts, held = {}, {}
     for path, variable, layers in arrays_lib.variables(model):
-        name = arrays_lib.name_in_layer(path, layers)
-        first = None if layers is None else layers.start
+        name = arrays_lib.logical_names(path, layers)[0][0]
         is_shared = repeats > 1 and layers is not None and layers.step > 1
         value = variable[...]
         matrix, _, leaf = name.rpartition("/")
         matrix = matrix.removesuffix("/cores").removesuffix("/adapter")
-        whole_path = matrix if first is None else f"layers/{first}/{matrix}"
-        entry = held.setdefault((matrix, first), _Matrix())
-        if "/cores/" in name and whole_path not in kept:
-            entry.cores.append((value, is_shared))
+        entry = held.setdefault(matrix, _Matrix())
+        if "/cores/" in name and matrix not in kept:
+            axes = () if layers is None else ("blocks" if is_shared else "layers",)
+            axes += ("experts",) if "experts" in path else ()
+            entry.cores[int(leaf)] = value, axes
         elif "/adapter/" in name:
             entry.adapter[leaf] = jnp.repeat(value, repeats, 0) if is_shared else value
         else:
-            parts[name, first] = jnp.repeat(value, repeats, 0) if is_shared else value
-    for (matrix, first), entry in held.items():
-        key = matrices.dense_name(matrix), first
+            parts[name] = jnp.repeat(value, repeats, 0) if is_shared else value
+    for matrix, entry in held.items():
+        key = matrices.dense_name(matrix)
         if entry.cores:
-            whole_path = matrix if first is None else f"layers/{first}/{matrix}"
-            shape = model.shapes[whole_path]
-            parts[key] = _to_matrix(entry.cores, shape, first is not None, repeats)
+            cores = [entry.cores[k] for k in sorted(entry.cores)]
+            parts[key] = _to_matrix(cores, model.shapes[matrix], repeats)
         if entry.adapter:
             update = jnp.matmul(entry.adapter["down"], entry.adapter["up"])
             parts[key] = parts[key] + config.adapter_scale * update
     return parts
 
 
-def _to_matrix(cores, shape: mpo.MPOShape, is_stacked: bool, block_size: int) -> jax.Array:
-    """The matrix, or (layers, in, out) of stacked cores, of which blocks may share some."""
+def _to_matrix(cores, shape: mpo.MPOShape, block_size: int) -> jax.Array:
+    """The matrix, with the leading axes of its cores before it: layers, then experts."""
 
     def rebuild(*cores):
         return mpo.to_matrix(cores, shape)
 
     arrays = [core for core, _ in cores]
-    if not is_stacked:
-        return rebuild(*arrays)
-    if not any(is_shared for _, is_shared in cores):
-        return jax.vmap(rebuild)(*arrays)
-    in_axes = [None if is_shared else 0 for _, is_shared in cores]
-    if all(is_shared for _, is_shared in cores):
+    has = {name: [name in axes for _, axes in cores] for name in ("blocks", "layers", "experts")}
+    if any(has["experts"]):
+        rebuild = functools.partial(_expert_matrices, shape=shape)
+    if all(has["blocks"]):
         return jnp.repeat(jax.vmap(rebuild)(*arrays), block_size, axis=0)
+    if not any(has["blocks"]):
+        return jax.vmap(rebuild)(*arrays) if any(has["layers"]) else rebuild(*arrays)
+    in_axes = [None if is_shared else 0 for is_shared in has["blocks"]]
     arrays = [
         core if is_shared else core.reshape(-1, block_size, *core.shape[1:])
-        for core, is_shared in cores
+        for core, is_shared in zip(arrays, has["blocks"], strict=True)
     ]
     blocks = jax.vmap(jax.vmap(rebuild, in_axes))(*arrays)
     return blocks.reshape(-1, *blocks.shape[2:])
+
+
+def _expert_matrices(*cores, shape: mpo.MPOShape) -> jax.Array:
+    return mpo.expert_matrices(cores, shape)
