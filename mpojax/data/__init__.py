@@ -2,10 +2,17 @@
 
 from mpojax.data.corpus import Corpus
 from mpojax.data.few_shot import few_shot
+from mpojax.data.language_modeling import (
+    LanguageModelData,
+    LanguageModelEvalData,
+    TokenStream,
+    continuations,
+)
 from mpojax.data.masked_lm import PretrainData, PretrainEvalData
 from mpojax.data.masking import Masking
 from mpojax.data.mixture import Mixture
 from mpojax.data.pipeline import EvalData, TrainData
+from mpojax.data.plain_texts import Texts, load_texts
 from mpojax.data.squad import SpanSplit
 from mpojax.data.tasks import TASKS, check_task, load_task
 from mpojax.data.text_classification import Split, TextTask, from_arrays, from_files
@@ -16,6 +23,8 @@ __all__ = [
     "TASKS",
     "Corpus",
     "EvalData",
+    "LanguageModelData",
+    "LanguageModelEvalData",
     "Masking",
     "Mixture",
     "PretrainData",
@@ -23,12 +32,16 @@ __all__ = [
     "SpanSplit",
     "Split",
     "TextTask",
+    "Texts",
+    "TokenStream",
     "Tokenizer",
     "TrainData",
     "check_task",
+    "continuations",
     "few_shot",
     "from_arrays",
     "from_files",
     "load_task",
+    "load_texts",
     "train_bpe",
 ]

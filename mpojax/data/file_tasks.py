@@ -6,6 +6,7 @@ import pathlib
 from mpojax.data import text_classification
 
 PREFIX = "file:"
+_EXAMPLE = "'file:train=a.tsv,dev=b.tsv;text=COLUMN;label=COLUMN'"
 _OPTIONS = ("text", "pair", "label", "kind", "labels", "metric", "dev", "name")
 
 
@@ -17,8 +18,8 @@ def load(line: str, data_dir: str | os.PathLike | None = None) -> text_classific
         `text_classification.from_files`.
     """
     splits, *rest = line.removeprefix(PREFIX).split(";")
-    files = _pairs(splits.split(","), line)
-    options = _pairs([part for part in rest if part.strip()], line)
+    files = pairs(splits.split(","), line)
+    options = pairs([part for part in rest if part.strip()], line)
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise ValueError(f"{line!r}: unknown options {unknown}; allowed are {list(_OPTIONS)}")
@@ -46,14 +47,19 @@ def _several(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def _pairs(parts: list[str], line: str) -> dict[str, str]:
+def pairs(parts: list[str], line: str, example: str = _EXAMPLE) -> dict[str, str]:
+    """{name: value} of parts of a line that have the form name=value.
+
+    Raises:
+      ValueError: a part has another form, or a name occurs twice; shows the example.
+    """
     result: dict[str, str] = {}
     for part in parts:
         name, equals, value = (text.strip() for text in part.partition("="))
         if not (name and equals and value):
             raise ValueError(
                 f"{line!r}: {part!r} is not of the form name=value; write your own files as "
-                "'file:train=a.tsv,dev=b.tsv;text=COLUMN;label=COLUMN'"
+                f"{example}"
             )
         if name in result:
             raise ValueError(f"{line!r}: {name!r} is given twice")

@@ -7,8 +7,7 @@ import random
 import numpy as np
 
 from mpojax import data, files
-from mpojax.data import corpus_building, corpus_shards
-from mpojax.data import tokenizer_files
+from mpojax.data import corpus_building, corpus_shards, tokenizer_files
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("the", "of", "river", "stone", "walked", "singing", "bridges", "under", "unremarkable")
