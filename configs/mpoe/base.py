@@ -1,0 +1,94 @@
+"""Defaults of every run of a language model: one model, its texts or task, one seed.
+
+    python -m experiments.language_model --config=configs/mpoe/base.py --config.model=FOLDER \
+        --config.texts=wikitext2 --config.data_dir=DATA --workdir=runs/mine
+    python -m experiments.text_to_text --config=configs/mpoe/base.py --config.model=FOLDER \
+        --config.task=rte --config.data_dir=DATA --workdir=runs/rte
+
+`language_model` tunes (or, without a model, trains) a decoder on plain text; `text_to_text` tunes an
+encoder-decoder on one task (`config.task`) or several (`config.tasks`). As it stands: everything
+trained, no experts. The fields that only one of the two reads are marked.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from mpojax import training
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Default config."""
+    config = ml_collections.ConfigDict()
+    config.variant = ""  # name of the row in tables and plots
+    config.architecture = ""  # of mpojax.models.PRESETS: counts the parameters without weights
+    # Folder, hub id, package:NAME/SUBFOLDER or .gguf file; "": fresh, of `fresh` below.
+    config.model = ""
+    config.tokenizer = ""  # its folder, where `model` has none
+    config.keep_layers = 0  # only the first layers of the model; 0: all
+    # Fields of a mpojax.models.DecoderConfig or EncoderDecoderConfig: a model from scratch.
+    config.fresh = {}
+    config.dropout = -1.0  # of all kinds; negative: as the model has it
+    config.dtype = "float32"  # of the computation
+    config.remat = False  # recompute layers in the backward pass
+
+    # Experts: what `blocks` matches (regular expression over paths such as layers/3/feed_forward)
+    # becomes a mixture of `number` experts. The other fields are those of
+    # mpojax.interop.ExpertRule.
+    config.experts = {
+        "form": "dense",  # no experts; or "mpoe", "unshared" (a central core each), "switch"
+        "blocks": r"(.*/)?layers/\d+/feed_forward",
+        "number": 8,
+        "router": "switch",  # or "switch_scale", "top2", "noisy_topk"
+        "k": 2,  # of noisy_topk
+        "capacity_factor": config_dict.placeholder(float),  # None: no token is dropped
+        "dispatch": "auto",
+        "structure": "auto",
+        "remat": True,
+        "router_bias": True,
+        "share_bias": False,
+        "cores": 5,
+        "factorization": "published",  # or "separable"
+        "bond": config_dict.placeholder(int),  # cap of every bond; None: full bonds, exact
+        "gauge": "identity",
+    }
+    config.balance_weight = 1e-2  # of the load-balance loss, summed over layers; authors: 0
+    config.z_weight = 0.0  # of the router's z-loss
+    config.label_smoothing = 0.0
+
+    # Plain text (language_model): a name of mpojax.data.load_texts, several joined by +.
+    config.texts = "wikitext2"
+    config.train_split = "train"
+    config.dev_texts = ""  # "": `texts`
+    config.dev_split, config.test_split = "dev", "test"  # "": no such evaluation
+    config.length = 1024  # tokens of a block
+    config.bleu_prompts = 0  # continuations of the test text that are generated for BLEU; 0: none
+    config.bleu_prompt_length, config.bleu_length = 64, 64  # tokens
+    config.samples = 0  # texts that are generated for BLEU and Self-BLEU; 0: none
+    config.sample_length = 64
+    config.sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # of the samples; 0: off
+
+    # Text to text (text_to_text).
+    config.task = ""  # one task
+    config.tasks = ()  # or several at once
+    config.temperature = 10.0  # of the draw of tasks by size
+    config.max_length, config.target_length = 128, 16
+    config.train_examples, config.dev_examples = 0, 0  # 0: all
+    config.beams = 1
+
+    config.data_dir = ""
+    config.seed = 0
+    config.steps = 1000
+    config.batch_size = 32
+    config.accumulate = 1  # micro-batches per step
+    config.eval_batch_size = 32
+    config.optimizer = training.default_config()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 0.05
+    config.mesh = {}  # sizes of data / fsdp / tensor / expert; all devices on data
+    config.eval_every = 0  # steps between evaluations on the development split; 0: at the end
+    config.keep_best = False  # report the best development state instead of the last
+    config.router_every = 0  # steps between two looks at every expert's load; 0: at the end
+    config.checkpoint_every = 200
+    config.log_every = 10
+    config.save_model = False
+    return config
