@@ -12,6 +12,8 @@ wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))],
 
 from mpojax.interop.adapters import AdapterSettings, adapter_ranks, add_adapters
 from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
+from mpojax.interop.gguf_tokenizers import gguf_tokenizer, write_gguf_tokenizer
+from mpojax.interop.experts import ExpertRule, add_experts, planned_experts
 from mpojax.interop.planned import planned_shapes
 from mpojax.interop.pretrained import (
     export_huggingface,
@@ -28,22 +30,27 @@ from mpojax.interop.surgery import check_rules, compress, merge
 __all__ = [
     "AdapterSettings",
     "Calibration",
+    "ExpertRule",
     "CompressionReport",
     "InputStatistics",
     "MatrixRow",
     "Settings",
     "adapter_ranks",
     "add_adapters",
+    "add_experts",
     "calibrate",
     "check_rules",
     "compress",
     "export_huggingface",
+    "gguf_tokenizer",
     "load_pretrained",
     "local_folder",
     "merge",
     "parse_rule",
+    "planned_experts",
     "planned_shapes",
     "read_weights",
     "save_pretrained",
     "write_folder",
+    "write_gguf_tokenizer",
 ]

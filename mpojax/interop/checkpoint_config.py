@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 
 from mpojax import models
-from mpojax.interop import name_maps
+from mpojax.interop import language_settings, name_maps
 from mpojax.interop.architectures import Architecture
 
 # Fields that no checkpoint configuration knows, or that are treated by themselves.
@@ -25,10 +25,11 @@ def read_architecture(source: Mapping, where: str) -> tuple[Architecture, str]:
     by_type = {a.model_type: a for a in name_maps.ARCHITECTURES}
     model_type = source.get("model_type", "bert")
     if model_type not in by_type:
+        supported = by_type | language_settings.ARCHITECTURES
         raise ValueError(
             f"{where} has model_type {model_type!r}, which is not supported; supported are "
-            f"{', '.join(by_type)}, with the architectures "
-            f"{', '.join(name for a in by_type.values() for name in a.names)}."
+            f"{', '.join(supported)}, with the architectures "
+            f"{', '.join(name for a in supported.values() for name in a.names)}."
         )
     architecture = by_type[model_type]
     names = source.get("architectures") or [architecture.classes["none"]]

@@ -1,6 +1,7 @@
 """Hugging Face checkpoints <-> (settings, flat dict of arrays), with strict name coverage.
 
-Which model types there are, and all that is particular to one, is data: see `name_maps`.
+Which model types there are, and all that is particular to one, is data: see `name_maps` for
+encoders. Language models have settings and data of their own: see `language_models`.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import models
-from mpojax.interop import checkpoint_config, name_maps
+from mpojax.interop import checkpoint_config, language_models, language_settings, name_maps
 from mpojax.interop.architectures import Architecture
 from mpojax.interop.safe_weights import is_floating
 
@@ -21,7 +22,7 @@ def import_model(
     tensors: Mapping[str, np.ndarray],
     where: str,
     pretraining_head: bool = False,
-) -> tuple[models.EncoderConfig, dict[str, np.ndarray]]:
+) -> tuple[models.Config, dict[str, np.ndarray]]:
     """Settings and arrays by logical path from a checkpoint's configuration and tensors.
 
     Args:
@@ -34,6 +35,8 @@ def import_model(
       ValueError: an unsupported architecture or setting; or tensors that are missing, surplus or
         misshapen (all are named).
     """
+    if source.get("model_type") in language_settings.ARCHITECTURES:
+        return language_models.import_model(source, tensors, where)
     architecture, name = checkpoint_config.read_architecture(source, where)
     checkpoint_config.check_settings(architecture, source, where)
     tensors = _unprefixed(architecture, tensors, where)
@@ -62,13 +65,15 @@ def import_model(
 
 
 def export_model(
-    config: models.EncoderConfig, arrays: Mapping[str, np.ndarray]
+    config: models.Config, arrays: Mapping[str, np.ndarray]
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Inverse of `import_model`: content of config.json, and tensors by transformers' names.
 
     Raises:
       ValueError: the model has no counterpart in transformers.
     """
+    if not isinstance(config, models.EncoderConfig):
+        return language_models.export_model(config, arrays)
     if config.layer_groups is None and config.embedding_size is not None:
         # ALBERT writes layers of their own as groups of one layer; the arrays are the same.
         grouped = dataclasses.replace(config, layer_groups=config.num_layers)

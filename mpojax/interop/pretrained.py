@@ -1,6 +1,5 @@
 """Folders with models: load any supported one, save ours, export to Hugging Face."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -10,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpojax import files, models, mpo
-from mpojax.interop import huggingface
+from mpojax import files, models
+from mpojax.interop import gguf_files, gguf_models, huggingface, own_format
 from mpojax.interop.safe_weights import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -21,10 +20,6 @@ from mpojax.interop.safe_weights import (
     write_folder,
 )
 
-# 1: BERT-shaped encoders alone. 2: settings of other encoders as well; those of version 1 are read.
-# 3: layers that share parts of their parameters, adapters, pre-training heads.
-FORMAT_VERSION = 3
-_READ_VERSIONS = (1, 2, 3)
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
 _MARK = "mpojax"
@@ -35,17 +30,28 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
 )
 
 
 def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False) -> models.Model:
-    """Loads a model from a folder written by `save_pretrained` or a Hugging Face folder.
+    """Loads a model from a folder written by `save_pretrained`, of Hugging Face, or a GGUF file.
 
-    Of Hugging Face: BERT, ALBERT, DistilBERT and MobileBERT; their encoders, sequence classifiers
-    and question answering models. Pre-training heads are left out, unless they are asked for.
+    Of Hugging Face:
+      BERT, ALBERT, DistilBERT and MobileBERT: encoders, sequence classifiers and question answering
+        models. Pre-training heads are left out, unless they are asked for.
+      GPT-2 (GPT2LMHeadModel, GPT2Model), LLaMA 1 to 3, Mistral without a sliding window, Qwen2:
+        a `models.LanguageModel`.
+      T5 1.0 and 1.1 (T5ForConditionalGeneration, T5Model): a `models.EncoderDecoder`.
+    GGUF: architecture "llama", any quantisation that the package gguf can undo.
 
     Args:
-      source: folder with config.json and safetensors weights; or, where no such folder exists, a
+      source: folder with config.json and safetensors weights; a file `*.gguf`, or a folder with one
+        and no config.json (needs the optional package gguf); or, where there is no such path, a
         hub id `owner/name`, which needs the optional package huggingface_hub and a network.
       pretraining_head: of Hugging Face's BERT and ALBERT, keep the heads for masked words and for
         the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
@@ -54,8 +60,11 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
       FileNotFoundError: no such folder, no config.json, no weights.
       ValueError: an unsupported architecture or setting, weights that do not fit name by name,
         corrupt or non-finite weights, or weights in a pickle format.
-      ImportError: a hub id without huggingface_hub.
+      ImportError: a hub id without huggingface_hub, a GGUF file without gguf.
     """
+    if (file := gguf_files.find(source)) is not None:
+        config, arrays = gguf_models.import_file(file)
+        return models.from_arrays(config, {}, arrays)
     folder = local_folder(source)
     content = _read_config(folder)
     tensors = read_checkpoint(folder)
@@ -89,11 +98,7 @@ def save_pretrained(
     _check_ours(folder)
     arrays = models.to_arrays(model)
     check_finite(arrays, "the model")
-    description = {
-        "format_version": FORMAT_VERSION,
-        "encoder": dataclasses.asdict(model.config),
-        "shapes": {path: shape.to_dict() for path, shape in model.shapes.items()},
-    }
+    description = own_format.describe(model)
     fingerprint = _fingerprint(arrays, description)
     content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
     texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
@@ -108,10 +113,12 @@ def export_huggingface(
     *,
     tokenizer_from: str | os.PathLike | None = None,
 ):
-    """Writes a folder that `transformers.AutoModel.from_pretrained` loads.
+    """Writes a folder that transformers loads, by `AutoModel.from_pretrained` and its like.
+
+    Language models load by `AutoModelForCausalLM` and `AutoModelForSeq2SeqLM`.
 
     Args:
-      model: a dense model; `merge` one in MPO form first.
+      model: a dense model; `merge` one in MPO form first. One with experts has no counterpart.
       folder: new, empty, or written by this library before.
       tokenizer_from: folder whose tokenizer files are copied along.
 
@@ -121,7 +128,7 @@ def export_huggingface(
       FileNotFoundError: `tokenizer_from` holds no tokenizer files.
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
-    if model.shapes:
+    if model.shapes and not getattr(model.config, "experts", ()):
         raise ValueError(
             f"the model has {len(model.shapes)} matrices in MPO form (such as "
             f"{next(iter(model.shapes))}), which transformers cannot load. Make it dense first: "
@@ -192,11 +199,11 @@ def _read_config(folder: pathlib.Path) -> dict:
 
 def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
     version = content.get("format_version")
-    if version not in _READ_VERSIONS:
+    if version not in own_format.READ_VERSIONS:
         raise ValueError(
             f"{folder} has format version {version!r}; this version of mpojax reads "
-            f"{', '.join(map(str, _READ_VERSIONS))}. Update mpojax, or save the model again "
-            "with the version you have."
+            f"{', '.join(map(str, own_format.READ_VERSIONS))}. Update mpojax, or save the model "
+            "again with the version you have."
         )
     if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):
         raise ValueError(
@@ -204,12 +211,7 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
             "files of one save."
         )
     try:
-        settings = dict(content["encoder"])
-        if settings.pop("share_layers", False):  # versions 1 and 2
-            settings["layer_groups"] = 1
-        config = models.EncoderConfig(**settings)
-        shapes = {path: mpo.MPOShape.from_dict(s) for path, s in content["shapes"].items()}
-        return models.from_arrays(config, shapes, tensors)
+        return own_format.build(content, tensors)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{folder} is not a complete mpojax model: {error}") from error
 

@@ -59,7 +59,7 @@ def test_save_and_load_is_the_same_model(small, tmp_path):
     interop.save_pretrained(small, tmp_path / "model")
     _equal(interop.load_pretrained(str(tmp_path / "model")), small)
     content = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
-    assert content["mpojax"]["format_version"] == 3
+    assert content["mpojax"]["format_version"] == 4
     names = set(safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors"))
     assert names == set(models.to_arrays(small))
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
@@ -205,14 +205,14 @@ def test_folders_that_are_none(tmp_path):
     helpers.write(tmp_path / "list", content=[])
     helpers.write(tmp_path / "broken")
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
-    helpers.write(tmp_path / "unknown", content={"model_type": "t5"})
+    helpers.write(tmp_path / "unknown", content={"model_type": "roberta"})
     cases = [
         ("missing", FileNotFoundError, "there is no folder .*missing, and it does not look like a"),
         ("list/config.json", NotADirectoryError, "is a file; give the folder"),
         ("empty", FileNotFoundError, r"holds no config\.json"),
         ("broken", ValueError, r"config\.json is not valid JSON"),
         ("list", ValueError, "must hold a JSON object, not list"),
-        ("unknown", ValueError, "model_type 't5'.*architectures BertModel, "),
+        ("unknown", ValueError, "model_type 'roberta'.*architectures BertModel, "),
     ]
     for name, error, message in cases:
         with pytest.raises(error, match=message):
@@ -234,7 +234,7 @@ def test_damaged_folders_of_ours(small, tmp_path):
     for edit, message in (
         (
             lambda c: c["mpojax"].update(format_version=9),
-            "format version 9; this version .* reads 1, 2, 3",
+            "format version 9; this version .* reads 1, 2, 3, 4",
         ),
         (lambda c: c["mpojax"].pop("shapes"), "not a complete mpojax model: 'shapes'"),
         (lambda c: c["mpojax"]["encoder"].update(depth=3), "not a complete mpojax model: .*depth"),

@@ -1,0 +1,108 @@
+"""GGUF files, the format of llama.cpp: settings and tensors, through the optional package gguf.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import os
+import pathlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+SUFFIX = ".gguf"
+
+
+def find(source: str | os.PathLike) -> pathlib.Path | None:
+    """The GGUF file that `source` is, or holds as its only model; None where it is neither.
+
+    Raises:
+      ValueError: a folder with several GGUF files and no config.json.
+    """
+    path = pathlib.Path(source)
+    if path.is_file():
+        return path if path.suffix == SUFFIX else None
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    found = sorted(path.glob(f"*{SUFFIX}"))
+    if len(found) > 1:
+        raise ValueError(
+            f"{path} holds {len(found)} GGUF files ({', '.join(f.name for f in found[:5])}); give "
+            "the path of one of them."
+        )
+    return found[0] if found else None
+
+
+class GGUFFile:
+    """An open GGUF file; tensors are read when they are asked for."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Reads the header.
+
+        Raises:
+          ImportError: the package gguf is not installed.
+          FileNotFoundError: no such file.
+          ValueError: a damaged file, or one part of a split model.
+        """
+        self.path = pathlib.Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no GGUF file at {self.path}.")
+        gguf = _package(self.path)
+        try:
+            self._reader = gguf.GGUFReader(self.path)
+        except (ValueError, KeyError, IndexError, OverflowError, MemoryError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} ({self.path.stat().st_size} bytes) is not a complete GGUF file: "
+                f"{error}. It is corrupt or was cut short; copy or download it again."
+            ) from error
+        if (parts := self.get("split.count", 0)) > 1:
+            raise ValueError(
+                f"{self.path} is one of {parts} parts of a model; join them first "
+                "(llama-gguf-split --merge)."
+            )
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata: a number, a string, a bool or a list of them."""
+        field = self._reader.get_field(key)
+        return default if field is None else field.contents()
+
+    def need(self, key: str) -> Any:
+        """The same for a key that must be there.
+
+        Raises:
+          ValueError: it is not.
+        """
+        if (value := self.get(key)) is None:
+            raise ValueError(f"{self.path} lacks {key} in its metadata.")
+        return value
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All tensors by name, as float32, the fastest axis last.
+
+        Raises:
+          ValueError: a quantisation that the package cannot undo; names tensor and type.
+        """
+        return {tensor.name: self._dequantised(tensor) for tensor in self._reader.tensors}
+
+    def _dequantised(self, tensor) -> np.ndarray:
+        gguf = _package(self.path)
+        try:
+            array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self.path}: tensor {tensor.name} has type {tensor.tensor_type.name}, which the "
+                "package gguf cannot turn into float32. Use a file in another quantisation, such "
+                "as Q8_0 or F16."
+            ) from error
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        return np.asarray(array, np.float32).reshape(shape)
+
+
+def _package(path: pathlib.Path) -> ModuleType:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a GGUF file. To read it: pip install 'mpojax[gguf]' (or pip install gguf)."
+        ) from error
+    return gguf
