@@ -12,8 +12,8 @@ wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))],
 
 from mpojax.interop.adapters import AdapterSettings, adapter_ranks, add_adapters
 from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
-from mpojax.interop.gguf_tokenizers import gguf_tokenizer, write_gguf_tokenizer
 from mpojax.interop.experts import ExpertRule, add_experts, planned_experts
+from mpojax.interop.gguf_tokenizers import gguf_tokenizer, write_gguf_tokenizer
 from mpojax.interop.planned import planned_shapes
 from mpojax.interop.pretrained import (
     export_huggingface,
@@ -30,8 +30,8 @@ from mpojax.interop.surgery import check_rules, compress, merge
 __all__ = [
     "AdapterSettings",
     "Calibration",
-    "ExpertRule",
     "CompressionReport",
+    "ExpertRule",
     "InputStatistics",
     "MatrixRow",
     "Settings",

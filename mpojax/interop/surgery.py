@@ -99,6 +99,10 @@ def _checked(
 ) -> tuple[list[Target], int | None]:
     """What the rules match, and what a budget leaves for the matrices with open bonds."""
     sizes = models.matrix_sizes(model.config)
+    if getattr(model.config, "experts", ()):
+        # Those of experts are many matrices under one path: compress before `add_experts`.
+        is_one = {path: not model.config.experts_of(path.rpartition("/")[0]) for path in sizes}
+        sizes = {path: size for path, size in sizes.items() if is_one[path]}
     targets = rules_lib.resolve(rules, sizes, model.shapes, bond)
     room = None
     if budget is not None:
@@ -140,9 +144,10 @@ def _check_calibration(targets, arrays, calibration, allocation, room):
 def merge(model: Model) -> Model:
     """The dense model: every MPO matrix rebuilt (float64 on the host, stored as float32).
 
-    Adapters are added to their matrices. Layers that share a part of their parameters get matrices
-    of their own; where they share everything, they still do. For a rebuild inside jit, with
-    gradients, there is `mpojax.models.merged`.
+    Experts in MPO form become experts with a dense matrix each. Adapters are added to their
+    matrices. Layers that share a part of their parameters get matrices of their own; where they
+    share everything, they still do. For a rebuild inside jit, with gradients, there is
+    `mpojax.models.merged`.
     """
     if model.config.shares_parts:
         model = models.unshared(model)
@@ -150,7 +155,7 @@ def merge(model: Model) -> Model:
     for path, shape in model.shapes.items():
         cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_cores)]
         cores = tuple(np.asarray(core, np.float64) for core in cores)
-        arrays[models.dense_name(path)] = mpo.to_matrix(cores, shape)
+        arrays[models.dense_name(path)] = _dense(cores, shape)
     for path in models.adapter_ranks(model.config):
         down, up = (arrays.pop(f"{path}/adapter/{name}") for name in ("down", "up"))
         update = np.asarray(down, np.float64) @ np.asarray(up, np.float64)
@@ -158,6 +163,15 @@ def merge(model: Model) -> Model:
         arrays[name] = arrays[name] + model.config.adapter_scale * update
     config = dataclasses.replace(model.config, adapters=())
     return models.from_arrays(config, {}, {k: np.float32(a) for k, a in arrays.items()})
+
+
+def _dense(cores: Sequence[np.ndarray], shape: mpo.MPOShape) -> np.ndarray:
+    """The matrix of a chain, or (experts, in, out) where cores have a leading axis of experts."""
+    number = {core.shape[0] for core in cores if core.ndim == 5}
+    if not number:
+        return mpo.to_matrix(cores, shape)
+    experts = ([c[e] if c.ndim == 5 else c for c in cores] for e in range(number.pop()))
+    return np.stack([mpo.to_matrix(tuple(each), shape) for each in experts]).astype(np.float32)
 
 
 def _check_not_shared(model: Model):

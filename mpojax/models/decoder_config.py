@@ -17,6 +17,9 @@ Experts = tuple[tuple[str, ExpertSettings], ...]
 class LanguageModelConfig:
     """What both kinds of settings share: checks, experts and adapters by pattern."""
 
+    # Layers have parameters of their own, see `EncoderConfig`.
+    shares_parts = shares_everything = False
+
     def _normalise(self):
         # JSON has lists and dicts alone.
         object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))
