@@ -22,7 +22,7 @@ import optax
 
 from mpojax import mpo
 from mpojax.layers import roles as role_lib
-from mpojax.training import schedules, transforms
+from mpojax.training import gradient_mask, schedules, transforms
 from mpojax.training import state as state_lib
 
 NO_DECAY = (r"(.*/)?(bias|scale)", r".*norm.*")
@@ -58,6 +58,8 @@ def default_config() -> ml_collections.ConfigDict:
             "weight_decay": 0.0,  # decoupled
             "no_decay": NO_DECAY,  # patterns of paths without decay (re.fullmatch)
             "clip_norm": 1.0,  # of the whole gradient; 0 = off
+            # Of the gradients of central cores, see `gradient_mask`; rate None: no mask.
+            "central_mask": gradient_mask.default_settings(),
         }
     )
 
@@ -70,6 +72,7 @@ class Optimizer(NamedTuple):
       learning_rate: (optimizer state, share=None) -> the same, by the state's own count.
       budget_seconds: what the schedule follows instead of steps; `update` then needs the extra
         argument `share`. 0: it follows steps.
+      metrics: optimizer state -> {name: scalar} of the last update.
     """
 
     init: Callable
@@ -77,6 +80,7 @@ class Optimizer(NamedTuple):
     schedule: Callable[[Any], Any]
     learning_rate: Callable[..., Any]
     budget_seconds: float = 0.0
+    metrics: Callable[[Any], dict] = lambda state: {}
 
 
 def make_optimizer(
@@ -84,6 +88,8 @@ def make_optimizer(
     roles: Mapping[str, str],
     total_steps: int,
     chains: Mapping[str, mpo.MPOShape] | None = None,
+    *,
+    seed: int = 0,
 ) -> Optimizer:
     """Builds the optimizer of a config.
 
@@ -93,6 +99,7 @@ def make_optimizer(
       total_steps: where the schedule ends.
       chains: {path of a central core: shape of its chain}, from `models.central_cores(model)`: lets
         Muon see a central core as a matrix.
+      seed: of what `central_mask` draws.
 
     Raises:
       ValueError: an unknown key, name, schedule or role, or a value out of range; lists what is
@@ -101,7 +108,9 @@ def make_optimizer(
     config = _complete(config)
     _check(config, roles, total_steps)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts += _directions(config, roles, chains)
+    under_muon = config.name == "muon" and "central" in config.muon_roles
+    mask = gradient_mask.read(config.central_mask, roles, seed, under_muon)
+    parts += _directions(config, roles, chains, mask)
     if config.weight_decay:
         parts += [optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config.no_decay))]
     if config.name == "lamb":
@@ -118,10 +127,13 @@ def make_optimizer(
         parts += [optax.scale_by_schedule(lambda step: -shape(step))]
         budget = 0.0
     chain = optax.chain(*parts)
+    if mask is not None:
+        chain = gradient_mask.apply(mask, chain)
     schedule = _standard_promotion(lambda place: config.learning_rate * shape(place))
 
     def learning_rate(held, share=None):
         # The last of the parts is scale_by_schedule, which counts the updates.
+        held = held if mask is None else held.inner
         return schedule(share if budget else held[-1].count)
 
     return Optimizer(
@@ -130,16 +142,18 @@ def make_optimizer(
         schedule,
         learning_rate,
         budget,
+        *(() if mask is None else (gradient_mask.metrics,)),
     )
 
 
-def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], chains) -> list:
+def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], chains, mask) -> list:
     """What makes directions of gradients."""
     if config.name == "sgd":
         return [optax.trace(config.beta1)] if config.beta1 else []
-    adam = transforms.scale_by_adam(
-        config.beta1, config.beta2, config.epsilon, config.bias_correction
-    )
+    numbers = (config.beta1, config.beta2, config.epsilon)
+    adam = transforms.scale_by_adam(*numbers, config.bias_correction)
+    if mask is not None and mask.mode == "skip" and config.bias_correction:
+        adam = transforms.scale_by_counted_adam(*numbers, mask.count_shape)
     if config.name != "muon":
         return [adam]
     return [
@@ -163,6 +177,8 @@ def _complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     for name, value in config.items():
         if name == "role_learning_rates":
             value = dict(value)
+        if name == "central_mask":
+            value = gradient_mask.complete(value, full[name])
         if isinstance(full[name], float):
             value = float(value)
         with full.ignore_type():

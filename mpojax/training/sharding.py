@@ -70,8 +70,8 @@ class Rules:
       strict: every pattern must match a parameter, and every size must be divisible. Otherwise a
         dimension is split over as many of its axes, from the first on, as divide it.
       fsdp_min_size: parameters that no rule matches and that have at least so many numbers are
-        split over `fsdp` along their largest divisible dimension, but never along the axis that
-        counts layers; smaller ones are replicated.
+        split over `fsdp` along their largest divisible dimension, but never along an axis that
+        counts layers or experts; smaller ones are replicated.
     """
 
     table: tuple[tuple[str, tuple], ...] = ()
@@ -162,7 +162,7 @@ def state_shardings(
     trained = {path: leaf.shape for path, leaf in state_lib.flatten(state.trainable).items()}
     optimizer = []
     for path, leaf in state_lib.flatten(state.optimizer).items():
-        owner = _owner(path, trained)
+        owner = state_lib.owner(path, trained)
         same = owner is not None and trained[owner] == leaf.shape
         optimizer.append(NamedSharding(mesh, specs[owner]) if same else replicated)
     return dataclasses.replace(
@@ -173,15 +173,6 @@ def state_shardings(
         frozen=of_parameters(state.frozen),
         optimizer=jax.tree.unflatten(jax.tree.structure(state.optimizer), optimizer),
     )
-
-
-def _owner(path: str, parameters: Mapping[str, Any]) -> str | None:
-    """The parameter whose path ends an optimizer leaf's path; the longest such."""
-    while path not in parameters:
-        if "/" not in path:
-            return None
-        path = path.split("/", 1)[1]
-    return path
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -173,12 +173,30 @@ def flatten_variables(model: nnx.Module) -> dict[str, Any]:
     return {join(path): jax.tree.leaves(variable)[0] for path, variable in flat}
 
 
-def stack_axes(path: str) -> int:
+def layer_axes(path: str) -> int:
     """Number of leading axes of a parameter that count layers, or blocks of layers: 0 or 1.
 
-    An encoder keeps its layers in `stacks/<k>/...`, each parameter with such an axis in front.
+    A model keeps its layers in `stacks/<k>/...`, each parameter with such an axis in front.
     """
     return 1 if re.fullmatch(r"(.*/)?stacks/\d+/.+", path) else 0
+
+
+def stack_axes(path: str) -> int:
+    """Number of leading axes that count layers, blocks of layers, or experts: 0, 1 or 2.
+
+    What each expert of a feed-forward block owns is in `experts/...`, with an axis of experts after
+    that of layers. Each slice along these axes is a parameter of its own.
+    """
+    return layer_axes(path) + (re.fullmatch(r"(.*/)?experts/.+", path) is not None)
+
+
+def owner(path: str, parameters: Mapping[str, Any]) -> str | None:
+    """The parameter whose path ends an optimizer leaf's path; the longest such."""
+    while path not in parameters:
+        if "/" not in path:
+            return None
+        path = path.split("/", 1)[1]
+    return path
 
 
 def join(path: Iterable) -> str:

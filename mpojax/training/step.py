@@ -107,6 +107,8 @@ class TrainStep:
             metrics["learning_rate"] = jnp.asarray(
                 self.optimizer.learning_rate(state.optimizer, **timing), jnp.float32
             )
+        if hasattr(self.optimizer, "metrics"):
+            metrics |= self.optimizer.metrics(optimizer_state)
         if self.by_time:
             metrics["budget_share"] = timing["share"]
         new_state = dataclasses.replace(

@@ -33,6 +33,8 @@ class UpdateStatistics(hooks.Hook):
     * `block_00`: what the layers of a block share (fewer slices);
     * `role_central`, ...: all parameters of a role.
 
+    Where a model has several towers, their names come first: `decoder_layer_03`.
+
     The run's folder gets the same by layer and role as JSON lines, see `read`.
 
     Args:
@@ -122,7 +124,7 @@ def _squares(before: Any, after: Any) -> dict[str, jax.Array]:
     """{path: (2, slices or 1)}: sums of squares of the change, and of the parameter before."""
 
     def sums(path, old, new):
-        axes = tuple(range(state_lib.stack_axes(path), old.ndim))
+        axes = tuple(range(state_lib.layer_axes(path), old.ndim))
         pair = [jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes) for x in (new - old, old)]
         return jnp.stack(pair).reshape(2, -1)
 
@@ -133,20 +135,23 @@ def _by_layer_and_role(squares: dict, roles: dict[str, str]) -> dict[tuple[str, 
     """{(group, role): (2,) sums of squares}; see `UpdateStatistics`."""
     depths: dict[str, int] = {}  # layers of each stack
     for path, sums in squares.items():
-        if state_lib.stack_axes(path):
+        if state_lib.layer_axes(path):
             stack = _stack(path)
             depths[stack] = max(depths.get(stack, 0), sums.shape[1])
-    firsts, blocks = _firsts(depths), _block_counts(squares, depths)
+    firsts, blocks = _firsts(depths), _firsts(_block_counts(squares, depths))
+    towers = {stack: _tower(stack) for stack in depths}
+    several = len(set(towers.values())) > 1
+    names = {stack: f"{tower}_" if several else "" for stack, tower in towers.items()}
     cells: dict[tuple[str, str], np.ndarray] = {}
     for path, sums in squares.items():
-        stack = _stack(path) if state_lib.stack_axes(path) else None
+        stack = _stack(path) if state_lib.layer_axes(path) else None
         for index in range(sums.shape[1]):
             if stack is None:
                 group = "outside"
             elif sums.shape[1] == depths[stack]:
-                group = f"layer_{firsts[stack] + index:02d}"
+                group = f"{names[stack]}layer_{firsts[stack] + index:02d}"
             else:
-                group = f"block_{blocks[stack] + index:02d}"
+                group = f"{names[stack]}block_{blocks[stack] + index:02d}"
             key = group, roles[path]
             cells[key] = cells.get(key, 0.0) + sums[:, index].astype(np.float64)
     return dict(sorted(cells.items()))
@@ -158,21 +163,27 @@ def _stack(path: str) -> str:
     return "/".join(parts[: parts.index("stacks") + 2])
 
 
+def _tower(stack: str) -> str:
+    """`encoder` of `encoder/stacks/0`."""
+    return stack.rpartition("stacks/")[0].rstrip("/").replace("/", "_")
+
+
 def _firsts(sizes: dict[str, int]) -> dict[str, int]:
-    """{stack: number of what lies in the stacks before it}."""
-    firsts, first = {}, 0
+    """{stack: number of what lies in the stacks before it, of the same tower}."""
+    firsts: dict[str, int] = {}
+    first: dict[str, int] = {}
     for stack in sorted(sizes, key=lambda name: int(name.rpartition("/")[2])):
-        firsts[stack] = first
-        first += sizes[stack]
+        firsts[stack] = first.get(_tower(stack), 0)
+        first[_tower(stack)] = firsts[stack] + sizes[stack]
     return firsts
 
 
 def _block_counts(squares: dict, depths: dict[str, int]) -> dict[str, int]:
     counts = dict.fromkeys(depths, 0)
     for path, sums in squares.items():
-        if state_lib.stack_axes(path) and sums.shape[1] < depths[_stack(path)]:
+        if state_lib.layer_axes(path) and sums.shape[1] < depths[_stack(path)]:
             counts[_stack(path)] = sums.shape[1]
-    return _firsts(counts)
+    return counts
 
 
 def _ratio_and_norm(sums: np.ndarray) -> tuple[float, float]:
