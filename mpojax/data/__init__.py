@@ -16,6 +16,8 @@ from mpojax.data.plain_texts import Texts, load_texts
 from mpojax.data.squad import SpanSplit
 from mpojax.data.tasks import TASKS, check_task, load_task
 from mpojax.data.text_classification import Split, TextTask, from_arrays, from_files
+from mpojax.data.text_to_text import TextPairs, TextToTextTask
+from mpojax.data.text_to_text_tasks import load_text_to_text, multi_task
 from mpojax.data.tokenizer import Tokenizer
 from mpojax.data.vocabulary import train_bpe
 
@@ -31,7 +33,9 @@ __all__ = [
     "PretrainEvalData",
     "SpanSplit",
     "Split",
+    "TextPairs",
     "TextTask",
+    "TextToTextTask",
     "Texts",
     "TokenStream",
     "Tokenizer",
@@ -42,6 +46,8 @@ __all__ = [
     "from_arrays",
     "from_files",
     "load_task",
+    "load_text_to_text",
     "load_texts",
+    "multi_task",
     "train_bpe",
 ]

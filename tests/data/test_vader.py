@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from mpojax import data
+from mpojax import data, files
 from mpojax.data import vader
 
 ROWS = [f"{i}\t{(i % 5) - 2}.5\tfilm number {i} é\r" for i in range(200)] + ["999\t0.0\tneutral\r"]
@@ -70,7 +70,7 @@ def test_wrong_hash_from_the_index_is_refused(index, monkeypatch):
     monkeypatch.setattr(vader, "fetch", lambda: b"something else")
     with pytest.raises(ValueError, match=r"expected .*: not used"):
         vader.archive()
-    assert not (vader.files.cache_dir() / vader.ARCHIVE).exists()
+    assert not (files.cache_dir() / vader.ARCHIVE).exists()
 
 
 def test_cache_that_cannot_be_written(index, tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_unexpected_content(tmp_path, content, message):
 
 
 def test_the_real_set(tmp_path, monkeypatch):
-    cached = vader.files.cache_dir() / vader.ARCHIVE
+    cached = files.cache_dir() / vader.ARCHIVE
     if not cached.is_file():  # fetched once per machine, not once per test run
         try:
             vader.archive()

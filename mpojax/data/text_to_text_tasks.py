@@ -1,0 +1,103 @@
+"""Text-to-text tasks by name, and batches of several of them."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from mpojax.data import (
+    bible,
+    file_tasks,
+    glue,
+    glue_splits,
+    mixture,
+    pipeline,
+    readers,
+    tasks,
+    text_to_text,
+)
+
+PAIRS_PREFIX = "pairs:"
+_OPTIONS = ("source", "target", "prefix", "name")
+
+
+def load_text_to_text(
+    name: str, data_dir: str | os.PathLike | None = None, *, paper_splits: bool = True
+) -> text_to_text.TextToTextTask:
+    """Loads a task as text to text.
+
+    `name` is one of
+
+    - a GLUE task, `vader_movie`, or your own labelled files as `file:...`: see `load_task`;
+    - `bible`: King James to World English verses (see `bible`); fetches its own data;
+    - your own pairs of texts in .tsv, .csv or .jsonl files, one per split:
+      `pairs:train=a.tsv,dev=b.tsv;source=old;target=new;prefix=translate`, where `source` and
+      `target` are columns (by default named so), `prefix` comes before every source (default:
+      nothing) and `name` is that of the task in results. Relative paths start at `data_dir`.
+
+    Args:
+      data_dir: see `load_task`.
+      paper_splits: GLUE tasks with labelled splits for selection and test: see
+        `glue_splits`. Off: the splits as published.
+
+    Raises:
+      FileNotFoundError, ImportError, ConnectionError, ValueError: as `load_task`.
+    """
+    if name == "bible":
+        splits = {
+            split: text_to_text.TextPairs([f"bible: {text}" for text in old], new)
+            for split, (old, new) in bible.load().items()
+        }
+        return text_to_text.TextToTextTask(name, splits)
+    if name.startswith(PAIRS_PREFIX):
+        return _load_pairs(name, data_dir)
+    task = tasks.load_task(name, data_dir)
+    if paper_splits and task.name in glue.TASKS:
+        task = glue_splits.paper_splits(task)
+    return text_to_text.from_task(task)
+
+
+def _load_pairs(line: str, data_dir: str | os.PathLike | None) -> text_to_text.TextToTextTask:
+    splits, *rest = line.removeprefix(PAIRS_PREFIX).split(";")
+    example = "'pairs:train=a.tsv,dev=b.tsv;source=COLUMN;target=COLUMN'"
+    files = file_tasks.pairs(splits.split(","), line, example)
+    options = file_tasks.pairs([part for part in rest if part.strip()], line, example)
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise ValueError(f"{line!r}: unknown options {unknown}; allowed are {list(_OPTIONS)}")
+    source, target = options.get("source", "source"), options.get("target", "target")
+    prefix = f"{options['prefix']} " if "prefix" in options else ""
+    root = os.path.expanduser(data_dir or ".")
+    loaded = {}
+    for split, path in files.items():
+        table = readers.read(os.path.join(root, os.path.expanduser(path)), {source, target})
+        if not len(table):
+            raise ValueError(f"{table.path} holds no examples")
+        sources = [prefix + text for text in table.texts(source)]
+        loaded[split] = text_to_text.TextPairs(sources, table.texts(target))
+    return text_to_text.TextToTextTask(options.get("name", "pairs"), loaded)
+
+
+def multi_task(
+    arrays: Mapping[str, pipeline.Arrays],
+    batch_size: int,
+    *,
+    seed: int,
+    temperature: float = 10.0,
+    lengths: Sequence[int] = (),
+) -> mixture.Mixture:
+    """Training batches of several tasks, sampled with a temperature.
+
+    A task of N examples gets a share proportional to N ** (1 / temperature): 1 = by size, 10 =
+    nearly equal (the paper's), infinity = equal.
+
+    Args:
+      arrays: {task: arrays of its training split, as `TextPairs.encode` gives them}, all of one
+        shape, with labels.
+
+    Raises:
+      ValueError: a temperature below 1; further as `Mixture`.
+    """
+    if not temperature >= 1.0:
+        raise ValueError(f"temperature={temperature} must be at least 1 (shares by size)")
+    return mixture.Mixture(
+        arrays, batch_size, seed=seed, exponent=1.0 / temperature, lengths=lengths
+    )
