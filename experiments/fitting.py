@@ -31,7 +31,7 @@ def fit(
     label: str,
     hooks: Sequence[training.Hook],
 ) -> training.FitResult:
-    """`training.fit` with the config's mesh, the encoder's sharding rules, and bookkeeping.
+    """`training.fit` with the config's mesh, the model's sharding rules, and bookkeeping.
 
     Args:
       train: batches of training examples, such as `train_data` makes them.
@@ -51,7 +51,7 @@ def fit(
         optimizer=optimizer,
         steps=steps,
         mesh=training.make_mesh(config.mesh.to_dict()),
-        rules=training.encoder_rules(model),
+        rules=training.model_rules(model),
         hooks=[
             training.Progress(label),
             *hooks,

@@ -60,7 +60,7 @@ def dry_run(config: ml_collections.ConfigDict) -> training.Report:
         train[0],
         optimizer=optimizer,
         mesh=mesh,
-        rules=training.encoder_rules(model),
+        rules=training.model_rules(model),
         accumulate=config.accumulate,
         prepare=fitting.prepare(config, bool(planned.shapes)),
         model_flops=_model_flops(config, planned.config, train),

@@ -18,7 +18,7 @@ from mpojax.training.objectives import objective
 from mpojax.training.optimizer import default_config, make_optimizer
 from mpojax.training.result import FitResult
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
-from mpojax.training.sharding_rules import encoder_rules, sharding_table
+from mpojax.training.sharding_rules import model_rules, sharding_table
 from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
 from mpojax.training.task_evaluation import evaluator
@@ -54,13 +54,13 @@ __all__ = [
     "classify",
     "default_config",
     "dry_run",
-    "encoder_rules",
     "evaluator",
     "fit",
     "make_heads",
     "make_mesh",
     "make_optimizer",
     "mixture_loss",
+    "model_rules",
     "objective",
     "restore_best",
     "roles",

@@ -1,8 +1,8 @@
-"""How an encoder is split over a mesh, by role and path of its parameters; and a table of it.
+"""How a model is split over a mesh, by role and path of its parameters; and a table of it.
 
 Parameters of stacked layers have a leading axis of layers, or of the blocks that share them. It is
 never split, because the scan over layers reads one slice at a time. What a block shares is one
-array, so it is split once.
+array, so it is split once. What each expert owns has an axis of experts after that of layers.
 """
 
 import dataclasses
@@ -22,47 +22,54 @@ from mpojax.training import state as state_lib
 # splits what one map makes and the next one sums over: attention heads, and features inside the
 # feed-forward block.
 KERNELS = (
-    (r"attention/(query|key|value)/kernel", ("fsdp", "tensor")),
-    (r"feed_forward(s/\d+)?/up/kernel", ("fsdp", "tensor")),
-    (r"attention/out/kernel", ("tensor", "fsdp")),
-    (r"feed_forward(s/\d+)?/down/kernel", ("tensor", "fsdp")),
+    (r"(cross_)?attention/(query|key|value)/kernel", ("fsdp", "tensor")),
+    (r"feed_forward(s/\d+)?(/experts|/shared)?/(up|gate)/kernel", ("fsdp", "tensor")),
+    (r"(cross_)?attention/out/kernel", ("tensor", "fsdp")),
+    (r"feed_forward(s/\d+)?(/experts|/shared)?/down/kernel", ("tensor", "fsdp")),
     (r"kernel", ("fsdp", None)),
 )
 WORD_TABLE = r"(.*/)?embeddings/word/table"
+HEAD = r"(.*/)?head/kernel"
+ROUTER = r"(.*/)?router/.+"
 
 
-def encoder_rules(model: nnx.Module, min_size: int = 2**14) -> sharding_lib.Rules:
-    """Rules for an encoder with any matrices dense or MPO, layers stacked, shared, or both.
+def model_rules(model: nnx.Module, min_size: int = 2**14) -> sharding_lib.Rules:
+    """Rules for a model with any matrices dense, MPO or of experts, layers stacked or shared.
 
+    * what each expert owns, whatever its size: its axis of experts over `expert`, each slice by
+      the rules below;
     * central cores (d, i, j, d'): the larger bond over `fsdp`, the smaller over `tensor`; for equal
       bonds the first counts as the larger;
     * auxiliary cores: the larger bond over `fsdp`;
     * dense kernels: `KERNELS`;
-    * the dense word table: its vocabulary over `tensor` and `fsdp`;
+    * the dense word table: its vocabulary over `tensor` and `fsdp`; a head with more outputs than
+      inputs, such as the words: its inputs over `fsdp`, its outputs over `tensor`;
     * adapters, other tables: the largest axis over `fsdp`;
-    * vectors, and what has fewer numbers than `min_size`: replicated.
+    * vectors, routers, and what has fewer numbers than `min_size`: replicated.
 
     An axis whose size the mesh does not divide is not split (`sharding_table` says so).
 
     Args:
       model: arrays may be abstract.
-      min_size: numbers that a parameter must have, all layers together, to be split.
+      min_size: numbers that a parameter must have, all layers and experts together, to be split
+        over more than `expert`.
     """
     flat = state_lib.flatten_variables(model)
     roles = state_lib.roles(model)
     table = []
     for path, leaf in flat.items():
-        axes = (None,) * len(leaf.shape)
+        layers, stacked = state_lib.layer_axes(path), state_lib.stack_axes(path)
+        axes = (None,) * (len(leaf.shape) - stacked)
         if math.prod(leaf.shape) >= min_size:
-            stacked = state_lib.stack_axes(path)
-            axes = (None,) * stacked + _axes(path, leaf.shape[stacked:], roles[path])
+            axes = _axes(path, leaf.shape[stacked:], roles[path])
+        axes = (None,) * layers + ("expert",) * (stacked - layers) + axes
         table.append((re.escape(path), axes))
     return sharding_lib.Rules(tuple(table), strict=False, fsdp_min_size=min_size)
 
 
 def _axes(path: str, shape: tuple[int, ...], role: str) -> tuple:
-    """Mesh axes for the dimensions of one layer's slice."""
-    if len(shape) < 2:
+    """Mesh axes for the dimensions of one layer's, or expert's, slice."""
+    if len(shape) < 2 or re.fullmatch(ROUTER, path):
         return (None,) * len(shape)
     if role in ("central", "auxiliary") and len(shape) == 4:
         larger, smaller = (0, 3) if shape[0] >= shape[3] else (3, 0)
@@ -73,6 +80,8 @@ def _axes(path: str, shape: tuple[int, ...], role: str) -> tuple:
         return tuple(axes)
     if re.fullmatch(WORD_TABLE, path):
         return (("tensor", "fsdp"), None)
+    if re.fullmatch(HEAD, path) and shape[1] > shape[0]:
+        return ("fsdp", "tensor")
     if len(shape) == 2 and role == "other":
         for ending, axes in KERNELS:
             if re.fullmatch(rf"(.*/)?{ending}", path):

@@ -164,8 +164,8 @@ def _stack(path: str) -> str:
 
 
 def _tower(stack: str) -> str:
-    """`encoder` of `encoder/stacks/0`."""
-    return stack.rpartition("stacks/")[0].rstrip("/").replace("/", "_")
+    """`decoder` of `towers/decoder/stacks/0`."""
+    return stack.rpartition("stacks/")[0].rstrip("/").rpartition("/")[2]
 
 
 def _firsts(sizes: dict[str, int]) -> dict[str, int]:

@@ -86,7 +86,7 @@ class Losses(training.Hook):
 def run(
     kind: str, folder=None, *, steps: int, mesh=None, hooks=(), optimizer=None, rules=None, **more
 ) -> training.FitResult:
-    """One run; all parameters are trained, split by `encoder_rules` whatever their size."""
+    """One run; all parameters are trained, split by `model_rules` whatever their size."""
     made = model(kind)
     settings = {"learning_rate": 3e-3, "weight_decay": 0.01} | (optimizer or {})
     transformation = training.make_optimizer(settings, training.roles(made), 20)
@@ -98,7 +98,7 @@ def run(
         optimizer=transformation,
         steps=steps,
         mesh=mesh,
-        rules=rules or training.encoder_rules(made, min_size=1),
+        rules=rules or training.model_rules(made, min_size=1),
         hooks=hooks,
         folder=folder,
         log_every=1,

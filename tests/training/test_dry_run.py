@@ -206,7 +206,7 @@ def test_full_size_without_allocating_it():
         return jnp.mean(mlm**2) + jnp.mean(sop**2), {}
 
     mesh = training.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    rules = training.encoder_rules(model)
+    rules = training.model_rules(model)
     made = training.dry_run(state, loss, batch, optimizer=optimizer, mesh=mesh, rules=rules)
     assert made.total == 74_618_034
     assert made.parameters["central"] == 12_582_912

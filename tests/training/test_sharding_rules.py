@@ -37,7 +37,7 @@ def abstract_state(model):
 
 
 def specs(model, min_size=1, **mesh):
-    rules = training.encoder_rules(model, min_size)
+    rules = training.model_rules(model, min_size)
     mesh = training.make_mesh(mesh)
     return rules.specs(state_lib.flatten_variables(model), mesh)
 
@@ -90,7 +90,7 @@ class TestTable:
     def test_rows(self):
         state = abstract_state(abstract_model())
         mesh = training.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
-        rules = training.encoder_rules(state.model(), 1)
+        rules = training.model_rules(state.model(), 1)
         rows = {row.path: row for row in training.sharding_table(state, mesh, rules)}
         assert set(rows) == set(state_lib.flatten(state.trainable))
         row = rows["encoder/stacks/0/attention/key/kernel"]
@@ -110,7 +110,7 @@ class TestTable:
     def test_what_does_not_divide_is_replicated_and_said(self):
         state = abstract_state(abstract_model(vocab_size=52))
         mesh = training.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
-        rules = training.encoder_rules(state.model(), 1)
+        rules = training.model_rules(state.model(), 1)
         rows = {row.path: row for row in training.sharding_table(state, mesh, rules)}
         word = rows["encoder/embeddings/word/table"]
         assert word.spec == P("tensor", None)  # 52 = 4 x 13
@@ -121,7 +121,7 @@ class TestTable:
 
     def test_axes_of_one_device_are_not_shown(self):
         state = abstract_state(abstract_model())
-        rules = training.encoder_rules(state.model(), 1)
+        rules = training.model_rules(state.model(), 1)
         rows = training.sharding_table(state, training.make_mesh(), rules)
         assert not any(any(row.spec) for row in rows)
         assert "fsdp" not in sharding_rules.table_text(rows)
@@ -133,7 +133,7 @@ def test_optimizer_state_is_split_like_its_parameter():
         optimizer = training.make_optimizer({"name": name}, training.roles(model), 10)
         state = training.abstract_state(model, nnx.Param, optimizer)
         mesh = training.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
-        placed = training.state_shardings(state, mesh, training.encoder_rules(model, 1))
+        placed = training.state_shardings(state, mesh, training.model_rules(model, 1))
         path = "encoder/stacks/0/attention/key/kernel"
         found = [x for p, x in state_lib.flatten(placed.optimizer).items() if p.endswith(path)]
         assert len(found) == (1 if name == "muon" else 2)
