@@ -16,6 +16,15 @@ from absl import logging
 
 from mpojax.data import packages
 
+# What a file of another content or layout raises.
+_UNEXPECTED = (
+    zipfile.BadZipFile,
+    LookupError,
+    SyntaxError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
 _MEMBER = "plain_text_readers_bible.py"
 
 
@@ -89,14 +98,7 @@ def parse(path: str | os.PathLike, member: str) -> dict[int, str]:
             module = ast.parse(archive.read(member).decode("utf-8"))
         text, starts, ends = (ast.literal_eval(part) for part in module.body[-1].value.args[1:4])
         raw = {int(verse): text[start : ends[verse]] for verse, start in starts.items()}
-    except (
-        zipfile.BadZipFile,
-        LookupError,
-        SyntaxError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as e:
+    except _UNEXPECTED as error:
         raise ValueError(f"{path} does not hold {member} with verses: {error}") from error
     return {verse: _cleaned(text) for verse, text in raw.items()}
 
