@@ -5,6 +5,7 @@ from mpojax.layers.attention import SelfAttention
 from mpojax.layers.dropout import dropout
 from mpojax.layers.embed import Embed, MPOEmbed, embedding
 from mpojax.layers.expert_settings import ExpertSettings
+from mpojax.layers.experts import ExpertFeedForward, random_expert_cores
 from mpojax.layers.feed_forward import ACTIVATIONS, FeedForward
 from mpojax.layers.grouped_attention import GroupedAttention
 from mpojax.layers.initializers import random_cores
@@ -19,6 +20,7 @@ from mpojax.layers.roles import (
     CentralCore,
     role_of,
 )
+from mpojax.layers.routing import Router, RouterStatistics
 
 __all__ = [
     "ACTIVATIONS",
@@ -30,6 +32,7 @@ __all__ = [
     "CentralCore",
     "Dense",
     "Embed",
+    "ExpertFeedForward",
     "ExpertSettings",
     "FeedForward",
     "GroupedAttention",
@@ -40,12 +43,15 @@ __all__ = [
     "NoNorm",
     "RMSNorm",
     "RelativeBias",
+    "Router",
+    "RouterStatistics",
     "SelfAttention",
     "attach_adapters",
     "dropout",
     "embedding",
     "linear",
     "random_cores",
+    "random_expert_cores",
     "rebuilt_once",
     "role_of",
 ]

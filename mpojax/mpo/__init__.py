@@ -26,6 +26,7 @@ from mpojax.mpo.decomposition import (
     matrix_to_central,
 )
 from mpojax.mpo.embedding import embed
+from mpojax.mpo.experts import apply_shared_core, expert_matrices
 from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
 from mpojax.mpo.search import Searched, search_factors
 from mpojax.mpo.shape import MPOShape, shape_from_cores
@@ -73,6 +74,7 @@ __all__ = [
     "allocate_or_keep",
     "apply",
     "apply_prepared",
+    "apply_shared_core",
     "bond_spectra",
     "bonds_for_tolerance",
     "canonicalize",
@@ -83,6 +85,7 @@ __all__ = [
     "decompose_with_spectra",
     "embed",
     "entanglement_entropy",
+    "expert_matrices",
     "fit",
     "gauge_maps",
     "identity_cores",

@@ -1,0 +1,301 @@
+"""How the tokens of each expert are laid out, and products of them with the experts' matrices.
+
+A `Layout` is made once for a block from the router's choice; all matrices of the block use it.
+
+| kind     | rows                                                       | product                 |
+| dense    | every token for every expert                               | batched                 |
+| capacity | `capacity` for each expert; tokens beyond it are dropped   | batched                 |
+| block    | one for each assignment, sorted by expert                  | loop over blocks of rows |
+| ragged   | one for each assignment, sorted by expert                  | `jax.lax.ragged_dot`    |
+
+`ragged_dot` is lowered to a product of every token with every expert where a backend has no kernel
+of its own for it (CPU): it is used on request alone.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+KINDS = ("dense", "capacity", "block", "ragged")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["assignment", "slot", "starts", "counts"],
+    meta_fields=["kind", "number", "tokens", "k", "block"],
+)
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Rows of experts; built by `make_layout`.
+
+    Attributes:
+      kind: one of `KINDS`.
+      number: experts.
+      tokens: T.
+      k: assignments of a token.
+      block: rows of a block, with kind "block".
+      assignment: (R,) the assignment j * T + t that each row is for; k * T where a row is empty.
+      slot: (T, k) row of each assignment; R where there is none (padding, or dropped).
+      starts: (number,) first row of each expert.
+      counts: (number,) filled rows of each expert.
+    """
+
+    kind: str
+    number: int
+    tokens: int
+    k: int
+    block: int
+    assignment: jax.Array
+    slot: jax.Array
+    starts: jax.Array
+    counts: jax.Array
+
+    @property
+    def rows(self) -> int:
+        """R, the number of rows."""
+        return self.assignment.shape[0]
+
+    def kept(self) -> jax.Array:
+        """() int32: assignments that have a row."""
+        return jnp.sum(self.slot < self.rows, dtype=jnp.int32)
+
+    def expert_of_row(self) -> jax.Array:
+        """(R, number) booleans: the expert that each row is for; none where a row is empty."""
+        row = jnp.arange(self.rows, dtype=jnp.int32)[:, None]
+        return (row >= self.starts[None]) & (row < (self.starts + self.counts)[None])
+
+
+def capacity_of(assignments: int, number: int, factor: float, multiple: int = 1) -> int:
+    """ceil(factor * assignments / number), rounded up to a multiple."""
+    # Rounded: 1.1 * 10 / 1 is 11.000000000000002 in binary, whose ceiling would be 12.
+    capacity = math.ceil(round(factor * assignments / number, 9))
+    return -(-capacity // multiple) * multiple
+
+
+def make_layout(
+    experts: jax.Array,
+    number: int,
+    kind: str,
+    *,
+    capacity: int | None = None,
+    block: int | None = None,
+) -> Layout:
+    """Sorts assignments by expert.
+
+    First choices of all tokens come before second ones, then tokens in order: with a capacity,
+    later assignments of an expert are dropped.
+
+    Args:
+      experts: (T, k) integers; `number` for padding.
+      number: experts.
+      kind: one of `KINDS`.
+      capacity: rows of each expert, with kind "capacity".
+      block: rows of a block, with kind "block"; default by the mean number of rows.
+    """
+    (tokens, k), total = experts.shape, experts.size
+    flat = experts.T.reshape(-1).astype(jnp.int32)
+    each = jnp.arange(number, dtype=jnp.int32)
+    counts = jnp.sum(flat[:, None] == each[None], 0, dtype=jnp.int32)
+    starts = jnp.cumsum(counts, dtype=jnp.int32) - counts
+    make = functools.partial(Layout, kind, number, tokens, k)
+    if kind == "dense":
+        rows = number * tokens
+        row = experts * tokens + jnp.arange(tokens, dtype=jnp.int32)[:, None]
+        slot = jnp.where(experts < number, row, rows)
+        assignment = jnp.arange(rows, dtype=jnp.int32)  # rows are broadcast, not gathered
+        return make(0, assignment, slot, each * tokens, jnp.full(number, tokens, jnp.int32))
+    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    place = (
+        jnp.zeros(total, jnp.int32)
+        .at[order]
+        .set(jnp.arange(total, dtype=jnp.int32), unique_indices=True)
+    )
+    if kind == "capacity":
+        rank = place - _take(starts, flat)
+        kept = (flat < number) & (rank < capacity)
+        slot = jnp.where(kept, flat * capacity + rank, number * capacity)
+        counts = jnp.minimum(counts, capacity)
+        column = jnp.arange(capacity, dtype=jnp.int32)[None]
+        sorted_at = jnp.where(column < counts[:, None], starts[:, None] + column, total)
+        assignment = order.at[sorted_at.reshape(-1)].get(mode="fill", fill_value=total)
+        return make(0, assignment, slot.reshape(k, tokens).T, each * capacity, counts)
+    block = (block or default_block(total, number)) if kind == "block" else 0
+    # Blocks reach beyond the rows of their expert: the last one needs somewhere to end.
+    slot = jnp.where(flat < number, place, total + block)
+    assignment = jnp.where(jnp.arange(total) < jnp.sum(counts), order, total)
+    assignment = jnp.pad(assignment, (0, block), constant_values=total)
+    return make(block, assignment, slot.reshape(k, tokens).T, starts, counts)
+
+
+def default_block(assignments: int, number: int) -> int:
+    """A power of two, at most 128 and about a quarter of an expert's mean number of rows."""
+    mean = max(1, assignments // number)
+    return min(128, max(8, 1 << max(0, (mean // 4).bit_length())))
+
+
+def gather(layout: Layout, x: jax.Array) -> jax.Array:
+    """Tokens (T, d) -> rows (R, d); empty rows are 0."""
+    if layout.kind == "dense":
+        return jnp.broadcast_to(x[None], (layout.number, *x.shape)).reshape(layout.rows, -1)
+    return _gather(layout, x)
+
+
+def combine(layout: Layout, rows: jax.Array, gates: jax.Array) -> jax.Array:
+    """Rows (R, d) -> tokens (T, d): sum of each token's rows, weighted with gates (T, k)."""
+    if layout.kind == "dense":
+        weights = jnp.zeros((layout.tokens, layout.number), gates.dtype)
+        for j in range(layout.k):
+            row = jnp.arange(layout.tokens)[:, None]
+            here = layout.slot[:, j, None] == row + layout.tokens * jnp.arange(layout.number)[None]
+            weights = weights + jnp.where(here, gates[:, j, None], 0.0)
+        return jnp.einsum("tn,ntd->td", weights, rows.reshape(layout.number, layout.tokens, -1))
+    return _combine(layout, rows, gates)
+
+
+@jax.custom_vjp
+def _gather(layout, x):
+    return _take(x, _source(layout))
+
+
+def _gather_backward(layout, d_rows):
+    return None, sum(_take(d_rows, layout.slot[:, j]) for j in range(layout.k))
+
+
+_gather.defvjp(lambda layout, x: (_gather(layout, x), layout), _gather_backward)
+
+
+@jax.custom_vjp
+def _combine(layout, rows, gates):
+    return sum(_take(rows, layout.slot[:, j]) * gates[:, j, None] for j in range(layout.k))
+
+
+def _combine_backward(saved, dy):
+    layout, rows, gates = saved
+    weights = _take(gates.T.reshape(-1), layout.assignment)
+    d_rows = _take(dy, _source(layout)) * weights[:, None]
+    d_gates = [jnp.sum(_take(rows, layout.slot[:, j]) * dy, -1) for j in range(layout.k)]
+    return None, d_rows, jnp.stack(d_gates, 1)
+
+
+_combine.defvjp(
+    lambda layout, rows, gates: (_combine(layout, rows, gates), (layout, rows, gates)),
+    _combine_backward,
+)
+
+
+def _source(layout):
+    """(R,) token of each row; T where empty."""
+    empty = layout.assignment == layout.k * layout.tokens
+    return jnp.where(empty, layout.tokens, layout.assignment % max(layout.tokens, 1))
+
+
+def _take(x, index):
+    """Rows of `x`; 0 beyond its end."""
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def matmul(layout: Layout, rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """Multiplies each row with the matrix of its expert.
+
+    Args:
+      layout: says which expert.
+      rows: (R, g, inner): each row is g vectors.
+      weights: (experts, inner, outer), of the dtype of `rows`.
+
+    Returns:
+      (R, g, outer). Rows without a token hold finite numbers without a meaning.
+    """
+    total, g, inner = rows.shape
+    n, _, outer = weights.shape
+    if layout.kind in ("dense", "capacity"):
+        y = rows.reshape(n, total // n * g, inner) @ weights
+    elif layout.kind == "ragged":
+        y = jax.lax.ragged_dot(rows.reshape(total * g, inner), weights, layout.counts * g)
+        filled = jnp.arange(total * g) < jnp.sum(layout.counts) * g
+        y = jnp.where(filled[:, None], y, 0)
+    else:
+        y = _block_matmul(layout, rows, weights)
+    return y.reshape(total, g, outer)
+
+
+@jax.custom_vjp
+def _block_matmul(layout, rows, weights):
+    y = jnp.zeros((*rows.shape[:2], weights.shape[2]), rows.dtype)
+
+    def run(block, y, w):
+        product = _flat(_block(layout, rows, block)) @ w
+        return _put(layout, y, block, product)
+
+    return _over_experts(layout, run, y, weights)
+
+
+def _block_backward(saved, dy):
+    layout, rows, weights = saved
+    start = jnp.zeros(weights.shape[1:], weights.dtype)
+
+    def of_expert(dx, e_and_w):
+        e, w = e_and_w
+        w = w.T
+        end = layout.starts[e] + layout.counts[e]
+
+        def body(b, carry):
+            dx, dw = carry
+            at = layout.starts[e] + b * layout.block
+            d = _flat(_block(layout, dy, at))
+            dx = _put(layout, dx, at, d @ w)
+            x = _block(layout, rows, at)
+            mine = at + jnp.arange(layout.block, dtype=jnp.int32) < end
+            x = jnp.where(mine[:, None, None], x, 0)
+            return dx, dw + _flat(x).T @ d
+
+        return jax.lax.fori_loop(0, _blocks(layout, e), body, (dx, start))
+
+    each = jnp.arange(layout.number, dtype=jnp.int32)
+    dx, dw = jax.lax.scan(of_expert, jnp.zeros_like(rows), (each, weights))
+    return None, dx, dw
+
+
+def _over_experts(layout, run, y, weights):
+    def of_expert(y, e_and_w):
+        e, w = e_and_w
+        body = lambda b, y: run(layout.starts[e] + b * layout.block, y, w)  # noqa: E731
+        return jax.lax.fori_loop(0, _blocks(layout, e), body, y), None
+
+    each = jnp.arange(layout.number, dtype=jnp.int32)
+    return jax.lax.scan(of_expert, y, (each, weights))[0]
+
+
+def _blocks(layout, e):
+    return (layout.counts[e] + layout.block - 1) // layout.block
+
+
+def _block(layout, x, at):
+    return jax.lax.dynamic_slice_in_dim(x, at, layout.block)
+
+
+def _put(layout, y, at, values):
+    values = values.reshape(layout.block, *y.shape[1:])
+    return jax.lax.dynamic_update_slice_in_dim(y, values, at, 0)
+
+
+def _flat(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+_block_matmul.defvjp(
+    lambda layout, rows, weights: (_block_matmul(layout, rows, weights), (layout, rows, weights)),
+    _block_backward,
+)
+
+
+def add_bias(layout: Layout, rows: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds the bias of its expert to each row: (R, d) + (experts, d)."""
+    if layout.kind in ("dense", "capacity"):
+        n = layout.number
+        return (rows.reshape(n, -1, rows.shape[1]) + bias[:, None]).reshape(rows.shape)
+    # Both the value and its derivative are products with a 0/1 matrix: no scatter-add.
+    one_hot = layout.expert_of_row().astype(rows.dtype)
+    return rows + jnp.matmul(one_hot, bias, precision="highest")

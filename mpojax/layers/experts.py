@@ -1,0 +1,233 @@
+"""A feed-forward block of experts: dense copies, or chains that share their central core (MPOE)."""
+
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mpojax import mpo
+from mpojax.layers import dispatch, initializers
+from mpojax.layers.dropout import dropout
+from mpojax.layers.expert_settings import ExpertSettings
+from mpojax.layers.feed_forward import ACTIVATIONS
+from mpojax.layers.roles import AuxiliaryCore, CentralCore
+from mpojax.layers.routing import Router, RouterStatistics
+from mpojax.mpo import experts as kernels
+
+
+class ExpertFeedForward(nnx.Module):
+    """y = sum over a token's experts e of gate_e * down_e(activation(up_e(x))).
+
+    "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language Models" (COLING
+    2022) where maps have shapes; Switch or top-2 experts where they do not. Gated blocks are
+    down_e(activation(gate_e(x)) * up_e(x)).
+
+    Variables that each expert owns lie under experts/<map>/ with a leading axis of experts, those
+    that all share under shared/<map>/: kernel, bias, cores/<k>.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str,
+        shapes: Mapping[str, mpo.MPOShape] | None,
+        settings: ExpertSettings,
+        *,
+        gated: bool = False,
+        use_bias: bool = True,
+        inner_dropout: float = 0.0,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        """Draws router and matrices, the latter of variance 1 / in_features.
+
+        Args:
+          hidden_size: width of the tokens.
+          intermediate_size: width inside an expert.
+          activation: a key of `ACTIVATIONS`.
+          shapes: MPO form of any of up, gate and down; maps without one are dense.
+          settings: experts, router, dispatch.
+          gated: whether there is a map `gate`.
+          use_bias: whether the maps have biases; they start at 0.
+          inner_dropout: rate between the matrices, when a dropout key is given.
+          dtype: compute dtype; parameters and router are float32.
+          rngs: draws.
+
+        Raises:
+          ValueError: an unknown activation, or a shape of an unknown map or of other sizes.
+        """
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {sorted(ACTIVATIONS)}.")
+        sizes = {
+            "up": (hidden_size, intermediate_size),
+            "gate": (hidden_size, intermediate_size),
+            "down": (intermediate_size, hidden_size),
+        }
+        if not gated:
+            del sizes["gate"]
+        self._shapes = _checked_shapes(dict(shapes or {}), sizes)
+        self.hidden_size = hidden_size
+        self.activation = activation
+        self.settings = settings
+        self.inner_dropout = inner_dropout
+        self.dtype = dtype
+        self.router = Router(hidden_size, settings, rngs=rngs)
+        experts, shared = {}, {}
+        for name, size in sizes.items():
+            own, common = _random_map(
+                rngs.params(), size, self.shapes.get(name), settings, use_bias
+            )
+            experts[name] = own
+            if common:
+                shared[name] = common
+        self.experts = _as_dict(experts)
+        self.shared = _as_dict(shared)
+
+    @property
+    def shapes(self) -> dict[str, mpo.MPOShape]:
+        """MPO form of the maps that have one."""
+        return dict(self._shapes)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        router_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterStatistics]:
+        """Maps (..., hidden) to (..., hidden) in the compute dtype.
+
+        Args:
+          x: tokens.
+          mask: (...) booleans, False for padding, which goes to no expert, counts nowhere and comes
+            out as 0.
+          dropout_key: turns `inner_dropout` on.
+          router_key: draws the noise of the router "noisy_topk".
+
+        Raises:
+          ValueError: `x` has another last axis, or `mask` another shape than its leading axes.
+        """
+        if x.shape[-1] != self.hidden_size:
+            raise ValueError(
+                f"x has shape {x.shape}; its last axis must be hidden_size={self.hidden_size}."
+            )
+        if mask is not None and mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"mask has shape {mask.shape}; it must be that of the tokens, {x.shape[:-1]}."
+            )
+        tokens = x.reshape(-1, self.hidden_size)
+        routing = self.router(tokens, None if mask is None else mask.reshape(-1), router_key)
+        y, kept = self._run(tokens.astype(self.dtype), routing.experts, routing.gates, dropout_key)
+        statistics = routing.statistics.with_kept(kept, self.settings.experts_per_token)
+        return y.reshape(*x.shape[:-1], self.hidden_size), statistics
+
+    def _run(self, x, experts, gates, key):
+        settings = self.settings
+        if x.shape[0] == 0:
+            return x, jnp.zeros((), jnp.int32)
+        kind = settings.dispatch
+        if kind == "auto":
+            kind = "block" if settings.capacity_factor is None else "capacity"
+        capacity = experts.size
+        if settings.capacity_factor is not None:
+            capacity = dispatch.capacity_of(experts.size, settings.number, settings.capacity_factor)
+        layout = dispatch.make_layout(experts, settings.number, kind, capacity=capacity)
+        rows = dispatch.gather(layout, x)
+        parameters = jax.tree.map(
+            lambda v: v[...], (self.experts, self.shared), is_leaf=_is_variable
+        )
+        apply = functools.partial(self._map, layout, *parameters)
+        inner = apply("up", rows)
+        activate = ACTIVATIONS[self.activation]
+        inner = activate(apply("gate", rows)) * inner if "gate" in self.experts else activate(inner)
+        inner = dropout(inner, self.inner_dropout, key)
+        rows = apply("down", inner)
+        return dispatch.combine(layout, rows, gates.astype(rows.dtype)), layout.kept()
+
+    def _map(self, layout, experts, shared, name, rows):
+        own, common = experts[name], shared.get(name, {})
+        product = functools.partial(dispatch.matmul, layout)
+        shape = self.shapes.get(name)
+        if shape is None:
+            y = product(rows[:, None], own["kernel"].astype(rows.dtype))[:, 0]
+        else:
+            cores = {**own["cores"], **common.get("cores", {})}
+            cores = tuple(cores[str(k)] for k in range(shape.num_cores))
+            if self.settings.structure == "shared_core":
+                y = kernels.apply_shared_core(cores, shape, rows, product)
+            else:
+                rebuilt = lambda cores, rows: product(  # noqa: E731
+                    rows[:, None], kernels.expert_matrices(cores, shape).astype(rows.dtype)
+                )[:, 0]
+                y = (jax.checkpoint(rebuilt) if self.settings.remat else rebuilt)(cores, rows)
+        if "bias" in own:
+            return dispatch.add_bias(layout, y, own["bias"].astype(y.dtype))
+        return y + common["bias"].astype(y.dtype)[None] if "bias" in common else y
+
+
+def _is_variable(x):
+    return isinstance(x, nnx.Variable)
+
+
+def _checked_shapes(shapes, sizes):
+    for name, shape in shapes.items():
+        if name not in sizes:
+            raise ValueError(f"shapes has a map {name!r}; the block has {', '.join(sizes)}.")
+        if (shape.in_features, shape.out_features) != sizes[name]:
+            raise ValueError(
+                f"shape of {name!r} is of a matrix {shape.in_features} x {shape.out_features}; the "
+                f"block needs {sizes[name][0]} x {sizes[name][1]}."
+            )
+    return tuple(sorted(shapes.items()))  # hashable, as a static part of a module must be
+
+
+def random_expert_cores(
+    key: jax.Array, shape: mpo.MPOShape, variance: float, number: int, share_central: bool = True
+) -> tuple[jax.Array, ...]:
+    """Cores of experts whose rebuilt matrices have entries of the given variance; see
+    `random_cores`. Experts are independent but for a shared central core.
+    """
+    share = (variance / math.prod(shape.bond_dims)) ** (1.0 / shape.num_cores)
+    cores = []
+    for index, core in enumerate(shape.core_shapes):
+        shared = share_central and index == shape.central
+        size = core if shared else (number, *core)
+        draw = jax.random.normal(jax.random.fold_in(key, index), size, jnp.float32)
+        square = jnp.mean(jnp.square(draw), axis=(-4, -3, -2, -1), keepdims=True)
+        cores.append(draw * jnp.sqrt(share / square))
+    return tuple(cores)
+
+
+def _random_map(key, size, shape, settings, use_bias):
+    """(variables of each expert, variables all experts share) of one map."""
+    own, common = {}, {}
+    variance = 1.0 / size[0]
+    if shape is None:
+        kernel = initializers.normal(key, (settings.number, *size), variance)
+        own["kernel"] = nnx.Param(kernel)
+    else:
+        cores = random_expert_cores(key, shape, variance, settings.number, settings.share_central)
+        own["cores"] = {}
+        for index, core in enumerate(cores):
+            if index != shape.central:
+                own["cores"][str(index)] = AuxiliaryCore(core)
+            elif settings.share_central:
+                common["cores"] = {str(index): CentralCore(core)}
+            else:
+                own["cores"][str(index)] = CentralCore(core)
+    if use_bias:
+        if settings.share_bias:
+            common["bias"] = nnx.Param(jnp.zeros((size[1],), jnp.float32))
+        else:
+            own["bias"] = nnx.Param(jnp.zeros((settings.number, size[1]), jnp.float32))
+    return own, common
+
+
+def _as_dict(tree):
+    if not isinstance(tree, dict):
+        return tree
+    return nnx.Dict({key: _as_dict(value) for key, value in tree.items()})
