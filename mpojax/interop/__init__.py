@@ -12,6 +12,7 @@ wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))],
 
 from mpojax.interop.adapters import AdapterSettings, adapter_ranks, add_adapters
 from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
+from mpojax.interop.experts import FORMS as EXPERT_FORMS
 from mpojax.interop.experts import ExpertRule, add_experts, planned_experts
 from mpojax.interop.gguf_tokenizers import gguf_tokenizer, write_gguf_tokenizer
 from mpojax.interop.planned import planned_shapes
@@ -28,6 +29,7 @@ from mpojax.interop.safe_weights import read_weights, write_folder
 from mpojax.interop.surgery import check_rules, compress, merge
 
 __all__ = [
+    "EXPERT_FORMS",
     "AdapterSettings",
     "Calibration",
     "CompressionReport",
