@@ -16,7 +16,9 @@ def make_optimizer(config: ml_collections.ConfigDict, model: models.Model, steps
     roles = training.roles(model)
     rates = settings.get("role_learning_rates") or {}
     settings["role_learning_rates"] = {r: v for r, v in rates.items() if r in roles.values()}
-    return training.make_optimizer(settings, roles, steps, models.central_cores(model))
+    return training.make_optimizer(
+        settings, roles, steps, models.central_cores(model), seed=config.seed
+    )
 
 
 def fit(

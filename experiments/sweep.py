@@ -42,6 +42,8 @@ RUNNERS = {
     "finetune": "experiments.finetune:run",
     "multitask": "experiments.multitask:run",
     "pretrain": "experiments.pretrain:run",
+    "language_model": "experiments.language_model:run",
+    "text_to_text": "experiments.text_to_text:run",
 }
 
 Runner = Callable[[ml_collections.ConfigDict, str], int]

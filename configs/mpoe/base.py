@@ -5,8 +5,8 @@
     python -m experiments.text_to_text --config=configs/mpoe/base.py --config.model=FOLDER \
         --config.task=rte --config.data_dir=DATA --workdir=runs/rte
 
-`language_model` tunes (or, without a model, trains) a decoder on plain text; `text_to_text` tunes an
-encoder-decoder on one task (`config.task`) or several (`config.tasks`). As it stands: everything
+`language_model` tunes (or, without a model, trains) a decoder on plain text; `text_to_text` tunes
+an encoder-decoder on one task (`config.task`) or several (`config.tasks`). As it stands: everything
 trained, no experts. The fields that only one of the two reads are marked.
 """
 
@@ -59,6 +59,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.texts = "wikitext2"
     config.train_split = "train"
     config.dev_texts = ""  # "": `texts`
+    config.test_texts = ""  # "": `dev_texts`
+    config.test_tokens = 0  # only the first so many of the test text; 0: all
     config.dev_split, config.test_split = "dev", "test"  # "": no such evaluation
     config.length = 1024  # tokens of a block
     config.bleu_prompts = 0  # continuations of the test text that are generated for BLEU; 0: none

@@ -12,6 +12,7 @@ from mpojax.models.arrays import (
     variables,
     with_head,
 )
+from mpojax.models.capacity import dropless
 from mpojax.models.columns import head_columns
 from mpojax.models.config import HEADS, POOLINGS, EncoderConfig
 from mpojax.models.costs import model_flops
@@ -20,6 +21,7 @@ from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
 from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_decoder import EncoderDecoder
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
+from mpojax.models.generation import Generated, generate
 from mpojax.models.heads import (
     ModelWithHead,
     PretrainingModel,
@@ -37,6 +39,7 @@ from mpojax.models.matrices import (
 )
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
+from mpojax.models.sampling import Sampling
 from mpojax.models.tower import Cache
 
 __all__ = [
@@ -52,11 +55,13 @@ __all__ = [
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "EncoderLayer",
+    "Generated",
     "LanguageModel",
     "LanguageModelOutput",
     "Model",
     "ModelWithHead",
     "PretrainingModel",
+    "Sampling",
     "SequenceClassifier",
     "SpanExtractor",
     "adaptable",
@@ -66,8 +71,10 @@ __all__ = [
     "central_cores",
     "count_parameters",
     "dense_name",
+    "dropless",
     "feed_forwards",
     "from_arrays",
+    "generate",
     "head_columns",
     "logical_names",
     "matrix_sizes",

@@ -1,6 +1,7 @@
 """A causal language model: GPT-2 and LLaMA by their settings; any matrix dense, MPO or experts."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -30,7 +31,7 @@ class LanguageModelOutput:
     """
 
     logits: jax.Array
-    routing: "tuple[layers.RouterStatistics, ...]" = ()
+    routing: tuple[layers.RouterStatistics, ...] = ()
     cache: Cache | None = None
 
 
@@ -84,6 +85,7 @@ class LanguageModel(Transformer):
         attention_mask: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
         cache: Cache | None = None,
+        last_only: bool = False,
     ) -> LanguageModelOutput:
         """Logits, and what the routers of experts did.
 
@@ -94,13 +96,15 @@ class LanguageModel(Transformer):
             with one (batch, places of the cache), whose later places do not matter yet.
           dropout_key: turns dropout, and the noise of a noisy router, on.
           cache: of earlier calls, see `start_cache`; the ids are those that follow.
+          last_only: logits (batch, 1, vocabulary) of the last place alone: of a long prompt nothing
+            else is wanted, and all of them are large.
 
         Raises:
           ValueError: shapes that do not fit, or a sequence longer than `config.max_positions`.
         """
         places = input_ids.shape[-1] if cache is None else cache.keys.shape[2]
         _check_inputs(self.config, input_ids, attention_mask, places)
-        return _forward(self, input_ids, attention_mask, dropout_key, cache)
+        return _forward(self, input_ids, attention_mask, dropout_key, cache, last_only)
 
     def start_cache(self, batch: int, places: int) -> Cache:
         """An empty cache for sequences of up to `places` tokens.
@@ -112,8 +116,9 @@ class LanguageModel(Transformer):
         return self.tower.empty_cache(batch, places)
 
 
-@jax.jit  # So that a call outside of any jit compiles once, not at every call.
-def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache):
+# Jitted so that a call outside of any jit compiles once, not at every call.
+@functools.partial(jax.jit, static_argnums=5)
+def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache, last_only):
     config, length = model.config, input_ids.shape[1]
     start = jnp.int32(0) if cache is None else cache.position
     places = length if cache is None else cache.keys.shape[2]
@@ -136,6 +141,7 @@ def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache
     x = dropout(x, config.embedding_dropout, embed_key)
     context = Context(mask=mask, turns=turns, tokens=tokens)
     x, cache, routing = model.tower.run(x, context, layers_key, cache)
+    x = x[:, -1:] if last_only else x
     logits = model.embeddings.word.attend(x) if config.tied else model.head(x)
     return LanguageModelOutput(logits.astype(jnp.float32), routing, cache)
 

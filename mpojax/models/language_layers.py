@@ -86,7 +86,7 @@ class LanguageLayer(nnx.Module):
         dropout_key: jax.Array | None = None,
         keep: Callable[[KeysValues], KeysValues] | None = None,
         memory: KeysValues | None = None,
-    ) -> tuple[jax.Array, "layers.RouterStatistics | None"]:
+    ) -> tuple[jax.Array, layers.RouterStatistics | None]:
         """Maps (batch, length, hidden) to the same shape; the statistics are None without experts.
 
         Args:

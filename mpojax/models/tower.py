@@ -73,7 +73,7 @@ class Tower(nnx.Module):
         context: Context,
         dropout_key: jax.Array | None = None,
         cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None, "tuple[layers.RouterStatistics, ...]"]:
+    ) -> tuple[jax.Array, Cache | None, tuple[layers.RouterStatistics, ...]]:
         """(normed hidden states, cache with the keys of `x` in it, statistics of each stack with
         experts, leading axis = layer).
         """

@@ -1,0 +1,108 @@
+"""Texts that a language model writes after its training, and how they score."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from mpojax import data, files, models, training
+
+_BATCH = 32
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for fields about generated texts that cannot be."""
+    for name in ("bleu_prompts", "bleu_prompt_length", "bleu_length", "samples", "sample_length"):
+        if config[name] < 0:
+            raise ValueError(f"config.{name}={config[name]} must not be negative.")
+    if config.bleu_prompts and not config.test_split:
+        raise ValueError("config.bleu_prompts continues the test text: give config.test_split.")
+    sampling(config)
+    if config.bleu_prompts or config.samples:
+        training.text_metrics.require()
+
+
+def sampling(config: ml_collections.ConfigDict) -> models.Sampling:
+    """How the samples of a config are drawn.
+
+    Raises:
+      ValueError: values out of range.
+    """
+    chosen = config.sampling
+    return models.Sampling(
+        temperature=chosen.temperature,
+        top_k=chosen.top_k or None,
+        top_p=None if chosen.top_p >= 1.0 else chosen.top_p,
+    )
+
+
+def scores(config: ml_collections.ConfigDict, job, state, folder: pathlib.Path) -> dict[str, float]:
+    """BLEU of continuations of the test text, BLEU and Self-BLEU of free samples, as asked for.
+
+    Matrices are rebuilt from their cores once, not at every token.
+    """
+    if not (config.bleu_prompts or config.samples):
+        return {}
+    if jax.process_count() > 1:
+        state = training.sharding.replicated(state, training.make_mesh(config.mesh.to_dict()))
+    model = jax.jit(models.merged)(state.model())
+    found = {}
+    if config.bleu_prompts:
+        found |= _continuations(config, job, model, folder)
+    if config.samples:
+        found |= _samples(config, job, model, folder)
+    return found
+
+
+def _continuations(config, job, model, folder: pathlib.Path) -> dict[str, float]:
+    prompts, rests = data.continuations(
+        job.test.stream, config.bleu_prompt_length, config.bleu_length, config.bleu_prompts
+    )
+    written = _generate(model, prompts, config.bleu_length, models.Sampling(temperature=0.0), None)
+    texts, truths = ([job.tokenizer.decode(ids) for ids in rows] for rows in (written, rests))
+    starts = [job.tokenizer.decode(ids) for ids in prompts]
+    _write(folder / "continuations.txt", zip(starts, texts, truths, strict=True))
+    return {f"bleu{n}": training.text_metrics.bleu(texts, truths, n) for n in (2, 4)}
+
+
+def _samples(config, job, model, folder: pathlib.Path) -> dict[str, float]:
+    start = job.tokenizer.bos_id if job.tokenizer.bos_id is not None else job.tokenizer.eos_id
+    if start is None:
+        raise ValueError("config.samples needs a tokenizer with a token that begins or ends texts.")
+    prompts = np.full((config.samples, 1), start, np.int32)
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    written = _generate(model, prompts, config.sample_length, sampling(config), key)
+    texts = [job.tokenizer.decode(ids) for ids in written]
+    _write(folder / "samples.txt", ((text,) for text in texts))
+    truth = job.tokenizer.decode((job.test or job.dev).stream.tokens)
+    references = [line.strip() for line in truth.split("\n") if line.strip()]
+    return {
+        "sample_bleu2": training.text_metrics.corpus_bleu(texts, references, 2),
+        "self_bleu2": training.text_metrics.self_bleu(texts, 2),
+    }
+
+
+def _generate(model, prompts: np.ndarray, length: int, how: models.Sampling, key) -> list:
+    """Tokens that follow each prompt, up to an end of text."""
+    written = []
+    for start in range(0, len(prompts), _BATCH):
+        part = prompts[start : start + _BATCH]
+        # Filled up, so that one compiled program serves every batch.
+        rows = np.concatenate([part, np.repeat(part[-1:], _BATCH - len(part), axis=0)])
+        draw = None if key is None else jax.random.fold_in(key, start)
+        made = models.generate(
+            model, jnp.asarray(rows), max_new_tokens=length, sampling=how, key=draw
+        )
+        ids, lengths = np.asarray(made.ids), np.asarray(made.lengths)
+        written += [ids[row, : lengths[row]] for row in range(len(part))]
+        logging.info("%d of %d texts written", len(written), len(prompts))
+    return written
+
+
+def _write(path: pathlib.Path, rows) -> None:
+    if jax.process_index() == 0:
+        blocks = ("\n".join(f"> {' '.join(text.split())}" for text in row) for row in rows)
+        files.write_atomic(path, "\n\n".join(blocks) + "\n")

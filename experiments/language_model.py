@@ -1,0 +1,214 @@
+"""Tunes a decoder on plain text, or trains a fresh one; maybe with experts.
+
+    python -m experiments.language_model --config=configs/mpoe/base.py --config.model=FOLDER \
+        --config.texts=wikitext2 --config.data_dir=DATA --workdir=runs/mine
+    python -m experiments.language_model --config=configs/mpoe/gpt2.py:mpoe8,wikitext2 \
+        --config.data_dir=DATA --workdir=runs/gpt2-mpoe8
+
+The fields of a config are explained in `configs/mpoe/base.py`. The workdir gets `result.json`,
+metrics as JSONL and TensorBoard events, what the routers of experts did (`router.csv`,
+`router.png`), and, where texts are generated, these (`continuations.txt`, `samples.txt`). Started
+again on its workdir an interrupted run goes on exactly.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import ml_collections
+from absl import logging
+from flax import nnx
+
+from experiments import fitting, generating, language_models, launch, tuning
+from mpojax import data, models, training
+from mpojax.training import language_modeling, router_statistics
+
+
+def main(config: ml_collections.ConfigDict, folder: str) -> int:
+    """Runs the job and says how it ended."""
+    return tuning.main(run, config, folder)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without loading weights or texts.
+
+    Raises:
+      ValueError: a field that is wrong whatever they are.
+    """
+    language_models.check(config)
+    if config.task or config.tasks:
+        raise ValueError(
+            "config.task and config.tasks are of experiments.text_to_text; plain text is named by "
+            "config.texts."
+        )
+    if config.length < 2:
+        raise ValueError(f"config.length={config.length} must be at least 2.")
+    if not config.dev_split:
+        raise ValueError("config.dev_split is empty: a run reports the loss of some split.")
+    generating.check(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a config asks for, loaded.
+
+    Attributes:
+      name: of the texts.
+      model: with its experts.
+      source: folder of its tokenizer.
+      tokenizer: the tokenizer itself.
+      train, dev, test: blocks of text; no test split: None.
+      evaluate: evaluator of the latter two.
+    """
+
+    name: str
+    model: models.LanguageModel
+    source: str
+    tokenizer: data.Tokenizer
+    train: data.LanguageModelData
+    dev: data.LanguageModelEvalData
+    test: data.LanguageModelEvalData | None
+    evaluate: training.Evaluator
+    metric: str = "perplexity"
+    report: None = None
+    heads: tuple = ()
+
+    @property
+    def dev_examples(self) -> int:
+        """Tokens that the reported loss is of."""
+        return self.dev.num_tokens
+
+
+def prepare(config: ml_collections.ConfigDict) -> Job:
+    """Loads model and texts.
+
+    Raises:
+      ValueError: model, texts or settings that do not fit.
+    """
+    words, _ = language_models.tokenizer(config)
+
+    def stream(name: str, split: str, most: int = 0) -> data.TokenStream:
+        texts = data.load_texts(name, config.data_dir or None)
+        made = data.TokenStream.from_documents(texts[split], words, f"{name} ({split})")
+        if not 0 < most < len(made):
+            return made
+        kept = made.tokens[:most]
+        return data.TokenStream(kept, len(words.decode(kept).split()), 1, made.name)
+
+    def evaluated(*which) -> data.LanguageModelEvalData:
+        return data.LanguageModelEvalData(stream(*which), config.length, config.eval_batch_size)
+
+    texts = stream(config.texts, config.train_split)
+    train = data.LanguageModelData(texts, config.length, config.batch_size, seed=config.seed)
+    held_out = config.dev_texts or config.texts
+    dev, test = evaluated(held_out, config.dev_split), None
+    if config.test_split:
+        test = evaluated(config.test_texts or held_out, config.test_split, config.test_tokens)
+    model, words, folder = language_models.load(config)
+    if not isinstance(model, models.LanguageModel):
+        raise ValueError(
+            f"config.model={config.model!r} is no decoder; encoder-decoders are tuned by "
+            "experiments.text_to_text."
+        )
+    if config.length > model.config.max_positions:
+        raise ValueError(
+            f"config.length={config.length} is more than the {model.config.max_positions} "
+            "positions of the model; shorten the blocks."
+        )
+    logging.info(
+        "%s: %s tokens to train on, an epoch is %d steps; %s held out",
+        *(config.texts, f"{train.num_tokens:,}", train.steps_per_epoch),
+        f"{dev.num_tokens:,}",
+    )
+    evaluate = language_modeling.evaluator()
+    return Job(config.texts, model, folder, words, train, dev, test, evaluate)
+
+
+def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop."""
+    check(config)
+    return tuning.run(
+        config, folder, prepare=prepare, train=_tune, describe=_describe, summary=summary
+    )
+
+
+def _tune(
+    config: ml_collections.ConfigDict, job: Job, folder: pathlib.Path
+) -> tuning.Outcome | None:
+    """The training; None when it was interrupted."""
+    optimizer = fitting.make_optimizer(config, job.model, config.steps)
+    state = training.TrainState.create(job.model, nnx.Param, optimizer, seed=config.seed)
+    best = job.metric if config.keep_best else None
+    dev = training.Evaluate(
+        "dev",
+        job.dev,
+        job.evaluate,
+        every=config.eval_every,
+        best=best,
+        higher_is_better=False,
+        at_start=True,
+    )
+    hooks: list[training.Hook] = [dev]
+    if config.experts.form != "dense" or job.model.config.experts:
+        hooks.append(router_statistics.RouterStatistics(job.dev, every=config.router_every))
+    result = fitting.fit(
+        config,
+        job.train,
+        state,
+        optimizer,
+        loss=language_modeling.language_model_loss(
+            config.balance_weight, config.z_weight, config.label_smoothing
+        ),
+        steps=config.steps,
+        folder=folder,
+        label=config.variant or job.name,
+        hooks=hooks,
+    )
+    if result.interrupted:
+        return None
+    state, facts = result.state, {"fit": result.summary()}
+    metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if "dev/" in k}
+    if best:
+        state = training.restore_best(folder, state)
+        metrics = job.evaluate(state, job.dev)
+        facts |= {"best_step": dev.best_step}
+    if job.test is not None:
+        found = job.evaluate(state, job.test)
+        metrics |= {f"test_{name}": value for name, value in found.items()}
+    metrics |= generating.scores(config, job, state, folder)
+    names = ("mask_rate", "router/dropped", "router/entropy", "router/max_load")
+    facts["training"] = {n: result.metrics[n] for n in names if n in result.metrics}
+    return tuning.Outcome(state, metrics, nnx.Param, facts, result.stop_requested is not None)
+
+
+def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
+    speed = outcome.facts["fit"]["steps_per_second"]
+    return {
+        "form": config.experts.form,
+        "experts": 1 if config.experts.form == "dense" else config.experts.number,
+        "mask": config.optimizer.central_mask.rate,
+        "tokens": config.steps * config.batch_size * config.length,
+        "tokens_per_second": speed and speed * config.batch_size * config.length,
+        "test_tokens": 0 if job.test is None else job.test.num_tokens,
+        "test_words": 0 if job.test is None else job.test.num_words,
+        **language_models.sizes(outcome.state),
+        **outcome.facts,
+    }
+
+
+def summary(result: dict) -> str:
+    """The result for people."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    lines = [
+        f"{result['task']}, {result['variant'] or result['form']}, seed {result['seed']}: "
+        f"{result['total']:,} parameters, {result['experts']} expert(s)",
+        f"  {metrics}",
+        f"  after {result['steps']:,} steps, {result['tokens']:,} tokens",
+    ]
+    if result["tokens_per_second"]:
+        lines.append(f"  {result['tokens_per_second']:,.0f} tokens/s")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    launch.run(main)

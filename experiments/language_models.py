@@ -1,0 +1,203 @@
+"""What a config of `configs/mpoe` asks for, loaded: tokenizer and model, maybe with experts."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+from absl import logging
+from flax import nnx
+
+from experiments import sources
+from mpojax import data, interop, models, training
+from mpojax.training import state as state_lib
+
+_FORMS = ("dense", *interop.EXPERT_FORMS)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without weights or data.
+
+    Raises:
+      ValueError: a field that is wrong whatever model and data are.
+    """
+    for name in ("steps", "batch_size", "accumulate", "eval_batch_size", "log_every"):
+        if config[name] < 1:
+            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+    if config.batch_size % config.accumulate:
+        raise ValueError(
+            f"config.batch_size={config.batch_size} rows cannot be split into config.accumulate="
+            f"{config.accumulate} parts; make it a multiple of that."
+        )
+    for name in ("balance_weight", "z_weight", "keep_layers", "eval_every", "router_every"):
+        if config[name] < 0:
+            raise ValueError(f"config.{name}={config[name]} must not be negative.")
+    if not 0.0 <= config.label_smoothing < 1.0:
+        raise ValueError(f"config.label_smoothing={config.label_smoothing} must lie in [0, 1).")
+    if bool(config.model) == bool(config.fresh.to_dict()):
+        raise ValueError(
+            "give config.model, a folder with a model, or config.fresh, the sizes of a fresh one: "
+            "just one of them."
+        )
+    if config.fresh.to_dict() and not config.tokenizer:
+        raise ValueError("config.fresh needs config.tokenizer, a folder with tokenizer.json.")
+    if config.experts.form not in _FORMS:
+        raise ValueError(
+            f"config.experts.form={config.experts.form!r} must be one of {', '.join(_FORMS)}."
+        )
+    for rule in expert_rules(config):
+        interop.parse_rule(rule, interop.ExpertRule)
+    check_mesh(config)
+    check_mask(config)
+
+
+def check_mesh(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for experts that the mesh cannot divide."""
+    mesh = training.make_mesh(config.mesh.to_dict())
+    parts, number = mesh.shape["expert"], config.experts.number
+    if parts > 1 and config.experts.form == "dense":
+        raise ValueError(f"config.mesh.expert={parts} has no experts to split: see config.experts.")
+    if parts > 1 and number % parts:
+        raise ValueError(
+            f"config.experts.number={number} cannot be divided over config.mesh.expert={parts} "
+            f"devices; choose a multiple of {parts}, or another mesh."
+        )
+
+
+def check_mask(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a gradient mask without central cores to mask."""
+    rate = config.optimizer.central_mask.rate
+    if rate is not None and config.experts.form in ("dense", "switch") and config.fresh.to_dict():
+        raise ValueError(
+            f"config.optimizer.central_mask.rate={rate} has no central cores to mask: experts of "
+            f"form {config.experts.form!r} have none."
+        )
+
+
+def expert_rules(config: ml_collections.ConfigDict) -> list[tuple[str, dict]]:
+    """Rules as `interop.add_experts` takes them; none for a dense model."""
+    fields = config.experts.to_dict()
+    blocks = fields.pop("blocks")
+    return [] if fields["form"] == "dense" else [(blocks, fields)]
+
+
+def load(config: ml_collections.ConfigDict) -> tuple[models.Model, data.Tokenizer, str]:
+    """(the model with its experts, its tokenizer, the folder of that).
+
+    Raises:
+      ValueError, FileNotFoundError, ImportError: model, tokenizer or settings that do not fit.
+    """
+    words, folder = tokenizer(config)
+    source = config.model and _source(config.model)
+    model = interop.load_pretrained(source) if source else fresh(config, words)
+    _check_vocabulary(config, model, words, folder)
+    if config.keep_layers:
+        model = first_layers(model, config.keep_layers)
+    model = models.reconfigure(model, **_changes(config, model.config))
+    rules = expert_rules(config)
+    if rules:
+        rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1))
+        model = interop.add_experts(model, rules, rngs=rngs)
+    counts = models.count_parameters(model)
+    logging.info(
+        "%s: %s parameters (%s)",
+        config.variant or config.architecture or config.model,
+        f"{sum(counts.values()):,}",
+        ", ".join(f"{role} {count:,}" for role, count in counts.items() if count),
+    )
+    return model, words, folder
+
+
+def tokenizer(config: ml_collections.ConfigDict) -> tuple[data.Tokenizer, str]:
+    """The tokenizer of a config, and its folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    source = config.tokenizer or _source(config.model)
+    if str(source).endswith(".gguf"):
+        folder = tempfile.mkdtemp(prefix="mpojax-tokenizer-")
+        interop.write_gguf_tokenizer(source, folder)
+        return data.Tokenizer.from_folder(folder), folder
+    folder = sources.model_folder(str(source))
+    return data.Tokenizer.from_folder(folder), folder
+
+
+def _source(name: str) -> str:
+    if name.startswith("package:") and name.endswith(".gguf"):
+        folder, _, file = name.rpartition("/")
+        return str(pathlib.Path(sources.model_folder(folder)) / file)
+    return name if name.endswith(".gguf") else sources.model_folder(name)
+
+
+def fresh(config: ml_collections.ConfigDict, words: data.Tokenizer) -> models.Model:
+    """A random model of `config.fresh`, whose vocabulary is the tokenizer's where it says none.
+
+    Raises:
+      ValueError: unknown or impossible settings.
+    """
+    fields = {"vocab_size": words.vocab_size} | config.fresh.to_dict()
+    kind = models.DecoderConfig
+    if fields.pop("kind", "decoder") == "encoder_decoder":
+        kind = models.EncoderDecoderConfig
+    for name in ("pad_id", "bos_id", "eos_id"):
+        value = getattr(words, name)
+        if value is not None and name in {field.name for field in dataclasses.fields(kind)}:
+            fields.setdefault(name, value)
+    try:
+        settings = kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"config.fresh has an unknown field: {error}.") from error
+    return models.build(settings, rngs=nnx.Rngs(config.seed))
+
+
+def first_layers(model: models.LanguageModel, count: int) -> models.LanguageModel:
+    """A decoder of the first `count` layers.
+
+    Raises:
+      ValueError: an encoder-decoder, or more layers than there are.
+    """
+    config = model.config
+    if not isinstance(config, models.DecoderConfig) or count > config.num_layers:
+        raise ValueError(
+            f"config.keep_layers={count}: the model must be a decoder of at least that many layers."
+        )
+    shapes = {path: s for path, s in model.shapes.items() if _layer(path) < count}
+    arrays = {path: a for path, a in models.to_arrays(model).items() if _layer(path) < count}
+    return models.from_arrays(dataclasses.replace(config, num_layers=count), shapes, arrays)
+
+
+def _layer(path: str) -> int:
+    first, _, rest = path.partition("/")
+    return int(rest.partition("/")[0]) if first == "layers" else -1
+
+
+def _changes(config: ml_collections.ConfigDict, settings: models.Config) -> dict:
+    changes = {"dtype": config.dtype, "remat": config.remat}
+    if config.dropout >= 0:
+        rates = ("dropout", "embedding_dropout", "attention_dropout")
+        names = {field.name for field in dataclasses.fields(settings)}
+        changes |= {name: config.dropout for name in rates if name in names}
+    return changes
+
+
+def _check_vocabulary(config, model, words: data.Tokenizer, folder: str) -> None:
+    if words.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {words.vocab_size} tokens, the word table of "
+            f"{config.model} {model.config.vocab_size} rows: they do not belong together."
+        )
+
+
+def sizes(state: training.TrainState) -> Mapping[str, int]:
+    """Bytes of parameters and of the optimizer's state."""
+
+    def total(tree) -> int:
+        return sum(leaf.nbytes for leaf in state_lib.flatten(tree).values())
+
+    return {
+        "parameter_bytes": total(state.trainable) + total(state.frozen),
+        "optimizer_bytes": total(state.optimizer),
+    }
