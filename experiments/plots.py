@@ -87,7 +87,7 @@ def read_plots(
             raise ValueError(f"config.plots: two plots are called {plot.file_name}; set name=.")
         plots.append(plot)
     if plots:
-        _figure_class()
+        figure_class()
     return plots
 
 
@@ -127,7 +127,7 @@ def draw(plot: Plot, rows: Sequence[Mapping], axes: Sequence[str]):
     panels = _values(rows, plot.panels)
     columns = min(len(panels), _PANELS_PER_ROW)
     height = math.ceil(len(panels) / columns)
-    figure = _figure_class()(figsize=(1.5 + 5.0 * columns, 4.5 * height), layout="constrained")
+    figure = figure_class()(figsize=(1.5 + 5.0 * columns, 4.5 * height), layout="constrained")
     grid = figure.subplots(height, columns, squeeze=False).flat
     lines = _values(rows, plot.lines)
     for panel_axes, panel in itertools.zip_longest(grid, panels):
@@ -213,7 +213,8 @@ def _number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _figure_class():
+def figure_class():
+    """`matplotlib.figure.Figure`, which needs no display; raises a helpful ImportError."""
     try:
         from matplotlib import figure
     except ImportError as error:

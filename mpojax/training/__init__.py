@@ -12,11 +12,13 @@ from mpojax.training.hooks import (
     StopOnSignal,
     restore_best,
 )
+from mpojax.training.language_modeling import language_model_loss
 from mpojax.training.loop import Loop, fit
 from mpojax.training.metrics import MetricsWriter
 from mpojax.training.objectives import objective
 from mpojax.training.optimizer import default_config, make_optimizer
 from mpojax.training.result import FitResult
+from mpojax.training.router_statistics import RouterStatistics
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
 from mpojax.training.sharding_rules import model_rules, sharding_table
 from mpojax.training.state import TrainState, roles
@@ -40,6 +42,7 @@ __all__ = [
     "NonFiniteLossError",
     "Progress",
     "Report",
+    "RouterStatistics",
     "Rules",
     "StopOnSignal",
     "TaskHead",
@@ -56,6 +59,7 @@ __all__ = [
     "dry_run",
     "evaluator",
     "fit",
+    "language_model_loss",
     "make_heads",
     "make_mesh",
     "make_optimizer",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpojax import files
-from mpojax.training import hooks, metrics
+from mpojax.training import hooks, layer_names, metrics
 from mpojax.training import state as state_lib
 
 if TYPE_CHECKING:
@@ -136,15 +136,13 @@ def _by_layer_and_role(squares: dict, roles: dict[str, str]) -> dict[tuple[str, 
     depths: dict[str, int] = {}  # layers of each stack
     for path, sums in squares.items():
         if state_lib.layer_axes(path):
-            stack = _stack(path)
+            stack = layer_names.stack_of(path)
             depths[stack] = max(depths.get(stack, 0), sums.shape[1])
-    firsts, blocks = _firsts(depths), _firsts(_block_counts(squares, depths))
-    towers = {stack: _tower(stack) for stack in depths}
-    several = len(set(towers.values())) > 1
-    names = {stack: f"{tower}_" if several else "" for stack, tower in towers.items()}
+    firsts, blocks = layer_names.firsts(depths), layer_names.firsts(_block_counts(squares, depths))
+    names = layer_names.prefixes(depths)
     cells: dict[tuple[str, str], np.ndarray] = {}
     for path, sums in squares.items():
-        stack = _stack(path) if state_lib.layer_axes(path) else None
+        stack = layer_names.stack_of(path) if state_lib.layer_axes(path) else None
         for index in range(sums.shape[1]):
             if stack is None:
                 group = "outside"
@@ -157,32 +155,11 @@ def _by_layer_and_role(squares: dict, roles: dict[str, str]) -> dict[tuple[str, 
     return dict(sorted(cells.items()))
 
 
-def _stack(path: str) -> str:
-    """`encoder/stacks/0` of a parameter in it."""
-    parts = path.split("/")
-    return "/".join(parts[: parts.index("stacks") + 2])
-
-
-def _tower(stack: str) -> str:
-    """`decoder` of `towers/decoder/stacks/0`."""
-    return stack.rpartition("stacks/")[0].rstrip("/").rpartition("/")[2]
-
-
-def _firsts(sizes: dict[str, int]) -> dict[str, int]:
-    """{stack: number of what lies in the stacks before it, of the same tower}."""
-    firsts: dict[str, int] = {}
-    first: dict[str, int] = {}
-    for stack in sorted(sizes, key=lambda name: int(name.rpartition("/")[2])):
-        firsts[stack] = first.get(_tower(stack), 0)
-        first[_tower(stack)] = firsts[stack] + sizes[stack]
-    return firsts
-
-
 def _block_counts(squares: dict, depths: dict[str, int]) -> dict[str, int]:
     counts = dict.fromkeys(depths, 0)
     for path, sums in squares.items():
-        if state_lib.layer_axes(path) and sums.shape[1] < depths[_stack(path)]:
-            counts[_stack(path)] = sums.shape[1]
+        if state_lib.layer_axes(path) and sums.shape[1] < depths[layer_names.stack_of(path)]:
+            counts[layer_names.stack_of(path)] = sums.shape[1]
     return counts
 
 
