@@ -4,8 +4,8 @@
 
 The text is what `data.load_texts` loads by the name; only its train split is read. FOLDER gets
 tokenizer.json and tokenizer_config.json, for `data.Tokenizer.from_folder(FOLDER)`: at most
---vocab_size tokens (8000), of which ids 0 to 2 are `<pad>`, `<bos>` and `<eos>`. The same text gives
-the same files.
+--vocab_size tokens (8000), of which ids 0 to 2 are `<pad>`, `<bos>` and `<eos>`. The same text
+gives the same files.
 """
 
 import os
