@@ -30,6 +30,7 @@ from mpojax.models.heads import (
     pool,
 )
 from mpojax.models.kinds import Config, Model, build
+from mpojax.models.language_presets import LANGUAGE_PRESETS
 from mpojax.models.matrices import (
     adaptable,
     adapter_ranks,
@@ -44,6 +45,7 @@ from mpojax.models.tower import Cache
 
 __all__ = [
     "HEADS",
+    "LANGUAGE_PRESETS",
     "POOLINGS",
     "PRESETS",
     "BottleneckLayer",
