@@ -46,7 +46,7 @@ def _write_rope(config: models.DecoderConfig) -> dict:
     parameters = {"rope_theta": config.rotary_base, **(scaling or {"rope_type": "default"})}
     return {
         "rope_theta": config.rotary_base,
-        "rope_scaling": scaling and parameters,
+        "rope_scaling": scaling,
         "rope_parameters": parameters,
     }
 

@@ -318,7 +318,7 @@ def test_the_real_model(smollm2):
     for text, word in (
         ("The capital of France is", " Paris"),
         ("One, two, three, four,", " five"),
-        ("Monday, Tuesday, Wednesday,", " Thursday"),
+        ("Monday, Tuesday, Wednesday, Thursday,", " Friday"),
     ):
         ids = jnp.asarray([backend.encode(text).ids])
         logits = jax.jit(lambda model, ids: model(ids))(model, ids)
