@@ -1,0 +1,173 @@
+"""Beam search: the continuations of highest score, several kept for each row.
+
+The rules are those of transformers' `generate(num_beams=..., early_stopping=False)`, so that the
+same model gives the same texts: of 2 * beams candidates those that ended go to the finished texts
+if they are among the best `beams`, and the best `beams` that did not end go on; a row stops when
+its best running text, at its present length, scores below all of its finished ones.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpojax.models.sampling import Sampling
+from mpojax.models.tower import Cache
+
+# Score of a text that is none: below every log probability.
+_NEVER = -1.0e9
+
+Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    """Texts of each row, best first.
+
+    Attributes:
+      ids: (batch, beams, max_new_tokens).
+      scores: (batch, beams) float32: log probabilities, of finished texts / length^penalty.
+      lengths: (batch, beams) int32.
+      full: (batch, beams) booleans: whether there is a text.
+    """
+
+    ids: jax.Array
+    scores: jax.Array
+    lengths: jax.Array
+    full: jax.Array
+
+    def pick(self, which: jax.Array) -> "_Texts":
+        """Those with the numbers (batch, some)."""
+        return jax.tree.map(lambda array: _pick(array, which), self)
+
+    def beside(self, other: "_Texts") -> "_Texts":
+        """Both."""
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), self, other)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """`may_improve` (batch,): whether a running text could still beat a finished one."""
+
+    place: jax.Array
+    cache: Cache
+    running: _Texts
+    finished: _Texts
+    may_improve: jax.Array
+
+
+def search(
+    step: Step,
+    logits: jax.Array,
+    cache: Cache,
+    num: int,
+    end: tuple[int | None, int],
+    sampling: Sampling,
+) -> tuple[jax.Array, jax.Array]:
+    """(ids (batch, num) int32, lengths (batch,) int32) of the best text of each row.
+
+    Args:
+      step: (tokens (batch * beams,), cache) -> (logits of the next ones, cache).
+      logits: (batch, vocabulary), of the first tokens.
+      cache: of the prompts, (batch) rows.
+      num: tokens of the longest text.
+      end: the token that ends a text (None: nothing does), and what fills the places after it.
+      sampling: gives beams and length penalty.
+    """
+    batch, beams = logits.shape[0], sampling.beams
+    none = _Texts(
+        ids=jnp.full((batch, beams, num), end[1], jnp.int32),
+        scores=jnp.full((batch, beams), _NEVER, jnp.float32),
+        lengths=jnp.zeros((batch, beams), jnp.int32),
+        full=jnp.zeros((batch, beams), bool),
+    )
+    # All beams hold the same prompt: the first tokens come from one of them.
+    running = dataclasses.replace(none, scores=none.scores.at[:, 0].set(0.0))
+    state = _State(jnp.int32(0), _repeated(cache, beams), running, none, jnp.ones(batch, bool))
+    state = _advance(state, jnp.repeat(logits, beams, axis=0), end[0], sampling)
+
+    def goes_on(state):
+        return (state.place < num) & jnp.any(state.may_improve)
+
+    def body(state):
+        last = jax.lax.dynamic_slice_in_dim(state.running.ids, state.place - 1, 1, axis=2)
+        logits, cache = step(last.reshape(-1), state.cache)
+        return _advance(dataclasses.replace(state, cache=cache), logits, end[0], sampling)
+
+    best = jax.lax.while_loop(goes_on, body, state).finished
+    return best.ids[:, 0], best.lengths[:, 0]
+
+
+def _advance(state: _State, logits, end_id: int | None, sampling: Sampling) -> _State:
+    """Every running text goes on by a token."""
+    beams, running = sampling.beams, state.running
+    batch, _, num = running.ids.shape
+    candidates, parents = _candidates(state, logits)
+    is_last = state.place + 1 == num
+    ended = jnp.broadcast_to(is_last, candidates.scores.shape)
+    if end_id is not None:
+        tokens = jax.lax.dynamic_slice_in_dim(candidates.ids, state.place, 1, axis=2)[..., 0]
+        ended = ended | (tokens == end_id)
+
+    goes_on = candidates.scores + jnp.where(ended, _NEVER, 0.0)
+    which = jax.lax.top_k(goes_on, beams)[1]
+    next_running = dataclasses.replace(candidates, scores=goes_on).pick(which)
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None] * beams + _pick(parents, which)
+    cache = _reordered(state.cache, rows.reshape(-1))
+
+    # As float64 and rounded once, as the reference does.
+    powers = np.arange(1, num + 1, dtype=np.float64) ** sampling.length_penalty
+    power = jnp.asarray(powers.astype(np.float32))[state.place]
+    among_best = jnp.arange(2 * beams, dtype=jnp.int32)[None] < beams
+    new = ended & among_best
+    scores = candidates.scores / power
+    scores = scores + jnp.where(state.may_improve[:, None], 0.0, _NEVER)
+    scores = scores + jnp.where(new, 0.0, _NEVER)
+    finished = state.finished.beside(dataclasses.replace(candidates, scores=scores, full=new))
+    finished = finished.pick(jax.lax.top_k(finished.scores, beams)[1])
+
+    possible = next_running.scores[:, 0] / power
+    worst = jnp.where(finished.full, jnp.min(finished.scores, axis=1, keepdims=True), _NEVER)
+    improves = state.may_improve & jnp.any(possible[:, None] > worst, axis=1)
+    return _State(state.place + 1, cache, next_running, finished, improves)
+
+
+def _candidates(state: _State, logits) -> tuple[_Texts, jax.Array]:
+    """The 2 * beams best texts that are one token longer, and the numbers of their parents.
+
+    So many that `beams` are left to go on even where the best ones all end.
+    """
+    running = state.running
+    batch, beams, _ = running.ids.shape
+    gains = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(batch, beams, -1)
+    totals = gains + running.scores[:, :, None]
+    scores, flat = jax.lax.top_k(totals.reshape(batch, -1), 2 * beams)
+    parents, tokens = (part.astype(jnp.int32) for part in jnp.divmod(flat, gains.shape[-1]))
+    longer = running.pick(parents)
+    ids = jax.lax.dynamic_update_slice(longer.ids, tokens[..., None], (0, 0, state.place))
+    longer = dataclasses.replace(longer, ids=ids, scores=scores, lengths=longer.lengths + 1)
+    return longer, parents
+
+
+def _pick(array, which):
+    """Entries of (batch, many, ...) by their numbers (batch, some)."""
+    return jax.vmap(lambda row, numbers: row[numbers])(array, which)
+
+
+def _repeated(cache: Cache, beams: int) -> Cache:
+    """Every row `beams` times."""
+    wide = [jnp.repeat(array, beams, axis=1) for array in (cache.keys, cache.values)]
+    memory = cache.memory
+    if memory is not None:
+        memory = tuple(jnp.repeat(array, beams, axis=1) for array in memory)
+    return dataclasses.replace(cache, keys=wide[0], values=wide[1], memory=memory)
+
+
+def _reordered(cache: Cache, rows: jax.Array) -> Cache:
+    """The kept keys of other rows; what is known of the source is the same for all beams."""
+    keys, values = (array[:, rows] for array in (cache.keys, cache.values))
+    return dataclasses.replace(cache, keys=keys, values=values)

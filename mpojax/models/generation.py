@@ -1,0 +1,222 @@
+"""Text generation in one compiled program, with kept keys and values."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpojax.models import beam_search
+from mpojax.models import sampling as sampling_lib
+from mpojax.models.capacity import dropless
+from mpojax.models.decoder import LanguageModel
+from mpojax.models.encoder_decoder import EncoderDecoder
+from mpojax.models.sampling import Sampling
+from mpojax.models.tower import Cache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What `generate` gives.
+
+    Attributes:
+      ids: (batch, max_new_tokens) int32: the tokens after the prompt, up to and with the end token;
+        then `pad_id` of the settings, or `eos_id` where there is none.
+      lengths: (batch,) int32: tokens of each row, the end token counted.
+    """
+
+    ids: jax.Array
+    lengths: jax.Array
+
+
+def generate(
+    model: LanguageModel | EncoderDecoder,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = sampling_lib.GREEDY,
+    key: jax.Array | None = None,
+) -> Generated:
+    """Continues prompts, or answers sources, until every row has ended or is full.
+
+    One program reads the prompt in one call and then makes token by token; keys and values are
+    written in place. It is compiled once for each shape of prompt, `max_new_tokens` and `sampling`.
+
+    Matrices in MPO form are applied, or rebuilt, at every token. `generate(jax.jit(merged)(model),
+    ...)` gives the same tokens up to rounding and is the faster one: a token costs few products, so
+    that rebuilding a matrix, which does not depend on the number of tokens, would be nearly all of
+    the work; with experts the matrices of all of them would be rebuilt although a token visits one
+    or two. It needs memory for the dense matrices, of all experts.
+
+    Experts never drop a token here, whatever `capacity_factor` the model was trained with, see
+    `dropless`: a limit by the number of tokens in a call would make a row's text depend on the
+    others.
+
+    Args:
+      model: continues `input_ids` (a decoder), or answers them, beginning with
+        `config.decoder_start_id` (an encoder-decoder).
+      input_ids: (batch, length) integers.
+      attention_mask: (batch, length), True or nonzero at real tokens; None: all real. The prompts
+        of a decoder are padded on the left.
+      max_new_tokens: rows without an end are cut after so many.
+      sampling: how tokens are chosen.
+      key: of the draws, where tokens are drawn. What is drawn for row i depends on the key, on i
+        and on its prompt alone.
+
+    Raises:
+      ValueError: arguments that do not fit, before anything is compiled. Inside of a jax
+        transformation the values of `input_ids` and `attention_mask` cannot be checked.
+    """
+    if not isinstance(model, LanguageModel | EncoderDecoder):
+        raise ValueError(
+            f"a {type(model).__name__} generates no text; give a LanguageModel or EncoderDecoder."
+        )
+    _check_shapes(input_ids, attention_mask)
+    _check_length(model.config, np.shape(input_ids)[1], max_new_tokens)
+    if sampling.draws and key is None:
+        raise ValueError(
+            f"temperature={sampling.temperature} draws tokens: give a key, such as "
+            "jax.random.key(0), or leave the temperature out for the likeliest tokens."
+        )
+    _check_values(model, input_ids, attention_mask)
+    return _generate(
+        model,
+        jnp.asarray(input_ids).astype(jnp.int32),
+        None if attention_mask is None else jnp.asarray(attention_mask).astype(bool),
+        key if sampling.draws else None,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampling"))
+def _generate(model, input_ids, attention_mask, key, *, max_new_tokens, sampling) -> Generated:
+    config, model = model.config, dropless(model)
+    filler = config.pad_id if config.pad_id is not None else config.eos_id
+    logits, mask, cache = _prefill(model, input_ids, attention_mask, max_new_tokens)
+    end = (config.eos_id, filler or 0)
+    if sampling.beams > 1:
+        mask = None if mask is None else jnp.repeat(mask, sampling.beams, axis=0)
+    arguments = (functools.partial(_decode, model, mask), logits, cache, max_new_tokens, end)
+    if sampling.beams > 1:
+        return Generated(*beam_search.search(*arguments, sampling))
+    return _one_by_one(*arguments, sampling, key)
+
+
+def _one_by_one(step, logits, cache: Cache, num: int, end, sampling, key) -> Generated:
+    """Greedy, or drawn: a row ends with `end[0]` and is filled up with `end[1]`."""
+    batch = logits.shape[0]
+    keys = None if key is None else sampling_lib.row_keys(key, batch)
+    ids = jnp.full((batch, num), end[1], jnp.int32)
+    lengths, ended = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
+
+    def choose(logits, place, ids, lengths, ended):
+        chosen = sampling_lib.next_tokens(logits, sampling, keys, place)
+        chosen = jnp.where(ended, end[1], chosen)
+        ids = jax.lax.dynamic_update_slice(ids, chosen[:, None], (0, place))
+        lengths = lengths + jnp.where(ended, 0, 1)
+        if end[0] is not None:
+            ended = ended | (chosen == end[0])
+        return ids, lengths, ended
+
+    def goes_on(state):
+        place, _, (_, _, ended) = state
+        return (place < num) & ~jnp.all(ended)
+
+    def body(state):
+        place, cache, rows = state
+        last = jax.lax.dynamic_slice_in_dim(rows[0], place - 1, 1, axis=1)
+        logits, cache = step(last[:, 0], cache)
+        return place + 1, cache, choose(logits, place, *rows)
+
+    first = choose(logits, jnp.int32(0), ids, lengths, ended)
+    _, _, (ids, lengths, _) = jax.lax.while_loop(goes_on, body, (jnp.int32(1), cache, first))
+    return Generated(ids, lengths)
+
+
+def _prefill(model, input_ids, attention_mask, num: int):
+    """(logits (batch, vocabulary) of the first new token, mask for `_decode`, cache)."""
+    batch, length = input_ids.shape
+    if isinstance(model, EncoderDecoder):
+        cache = model.start_cache(model.encode(input_ids, attention_mask), num)
+        start = jnp.full(batch, model.config.decoder_start_id, jnp.int32)
+        logits, cache = _decode(model, attention_mask, start, cache)
+        return logits, attention_mask, cache
+    # The last new token is never read: it needs no place.
+    mask = attention_mask
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, num - 1)), constant_values=True)
+    cache = model.start_cache(batch, length + num - 1)
+    output = model.forward(input_ids, mask, cache=cache, last_only=True)
+    return output.logits[:, 0], mask, output.cache
+
+
+def _decode(model, mask, ids, cache):
+    """(logits (batch, vocabulary) after the tokens `ids` (batch,), cache)."""
+    if isinstance(model, EncoderDecoder):
+        output = model.decode(ids[:, None], mask, cache)
+    else:
+        output = model.forward(ids[:, None], mask, cache=cache)
+    return output.logits[:, 0], output.cache
+
+
+def _check_shapes(input_ids, attention_mask):
+    shape = np.shape(input_ids)
+    if len(shape) != 2 or not jnp.issubdtype(jnp.result_type(input_ids), jnp.integer):
+        raise ValueError(
+            f"input_ids has shape {shape} and type {jnp.result_type(input_ids)}; it must be "
+            "integers (batch, length)."
+        )
+    if 0 in shape:
+        raise ValueError(
+            f"input_ids has shape {shape}: an empty prompt; give at least one token, such as the "
+            "one that begins texts."
+        )
+    if attention_mask is not None and np.shape(attention_mask) != shape:
+        raise ValueError(
+            f"attention_mask has shape {np.shape(attention_mask)}; it must equal that of "
+            f"input_ids, {shape}."
+        )
+
+
+def _check_length(config, length: int, num: int):
+    if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
+        raise ValueError(f"max_new_tokens={num!r} must be an integer of at least 1.")
+    limit = getattr(config, "max_positions", None)
+    if limit is not None and length + num > limit:
+        raise ValueError(
+            f"a prompt of {length} tokens and max_new_tokens={num} are {length + num} positions; "
+            f"the model has max_positions={limit}. Cut the prompt, or generate fewer tokens."
+        )
+
+
+def _check_values(model, input_ids, attention_mask):
+    """What only concrete arrays show."""
+    if _is_concrete(input_ids):
+        ids, vocabulary = np.asarray(input_ids), model.config.vocab_size
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            raise ValueError(
+                f"input_ids has ids in {ids.min()}..{ids.max()}; the model knows "
+                f"0..{vocabulary - 1}. Was another tokenizer used?"
+            )
+    if attention_mask is None or not _is_concrete(attention_mask):
+        return
+    real = np.asarray(attention_mask).astype(bool)
+    empty = np.flatnonzero(~real.any(axis=1))
+    if empty.size:
+        raise ValueError(f"attention_mask has no real token in row {empty[0]}: an empty prompt.")
+    if isinstance(model, LanguageModel):
+        wrong = np.flatnonzero((real[:, :-1] & ~real[:, 1:]).any(axis=1))
+        if wrong.size:
+            raise ValueError(
+                f"attention_mask has padding after a real token in row {wrong[0]}; new tokens "
+                "follow the last place, so pad prompts on the left."
+            )
+
+
+def _is_concrete(array) -> bool:
+    """Whether this process can look at its values."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)

@@ -1,0 +1,118 @@
+"""How the next token is chosen from logits: the likeliest one, or drawn with filters."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How `generate` chooses tokens; the default is the likeliest token at every place (greedy).
+
+    Attributes:
+      temperature: logits are divided by it before a token is drawn; 0: nothing is drawn.
+      top_k: only the k likeliest tokens, and any as likely as the last of them, may be drawn.
+      top_p: only the likeliest tokens that together reach this probability, and any as likely as
+        the last of them, may be drawn (Holtzman et al., "The Curious Case of Neural Text
+        Degeneration", 2020). After temperature and `top_k`.
+      beams: 1, or how many continuations of each row beam search keeps; it draws nothing.
+      length_penalty: of beam search: texts are compared by log probability / length^penalty, so
+        that above 0 longer ones win, below 0 shorter ones.
+
+    Raises:
+      ValueError: a value out of range, or one that would do nothing.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
+
+    def __post_init__(self):
+        if not (_is_number(self.temperature) and 0.0 <= self.temperature < math.inf):
+            raise ValueError(
+                f"temperature={self.temperature!r} must be a number of at least 0; 0 is greedy."
+            )
+        for name, value in (("top_k", self.top_k), ("beams", self.beams)):
+            if value is None and name == "top_k":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0.0 < self.top_p <= 1.0):
+            raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1], or be None.")
+        if not (_is_number(self.length_penalty) and math.isfinite(self.length_penalty)):
+            raise ValueError(f"length_penalty={self.length_penalty!r} must be a finite number.")
+        if self.temperature == 0.0 and not (self.top_k is None and self.top_p is None):
+            raise ValueError(
+                f"top_k={self.top_k} and top_p={self.top_p} do nothing at temperature 0, which "
+                "takes the likeliest token; give a temperature such as 1.0."
+            )
+        if self.beams > 1 and self.temperature > 0.0:
+            raise ValueError(
+                f"beams={self.beams} draws nothing: leave temperature={self.temperature} out, or "
+                "set beams=1."
+            )
+        if self.beams == 1 and self.length_penalty != 1.0:
+            raise ValueError(
+                f"length_penalty={self.length_penalty} does nothing without beams; give beams "
+                "above 1."
+            )
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn, which takes a key."""
+        return self.temperature > 0.0
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+    """A key for each row; that of row i depends on (key, i) alone, not on the number of rows."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows, dtype=jnp.uint32))
+
+
+def next_tokens(
+    logits: jax.Array, sampling: Sampling, keys: jax.Array | None, step: jax.Array | int
+) -> jax.Array:
+    """Chosen tokens (rows,), int32, of logits (rows, vocabulary); `keys` of `row_keys`."""
+    if not sampling.draws:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw(key, row):
+        return jax.random.categorical(jax.random.fold_in(key, step), row)
+
+    return jax.vmap(draw)(keys, filtered(logits, sampling)).astype(jnp.int32)
+
+
+def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits (rows, vocabulary), float32, of the distribution tokens are drawn from.
+
+    Temperature, then `top_k`, then `top_p`; -inf at tokens that may not be drawn.
+    """
+    logits = logits.astype(jnp.float32)
+    # The largest becomes 0, so that no temperature makes a logit infinitely large.
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / sampling.temperature
+    vocabulary = logits.shape[-1]
+    k = vocabulary if sampling.top_k is None else min(sampling.top_k, vocabulary)
+    if k < vocabulary:
+        last = jax.lax.top_k(logits, k)[0][..., -1:]
+        logits = jnp.where(logits >= last, logits, -jnp.inf)
+    if sampling.top_p is not None and sampling.top_p < 1.0:
+        logits = jnp.where(logits >= _last_of_top_p(logits, sampling.top_p), logits, -jnp.inf)
+    return logits
+
+
+def _last_of_top_p(logits: jax.Array, top_p: float) -> jax.Array:
+    """The smallest logit (rows, 1) that is needed to reach a probability of `top_p`."""
+    ordered = -jnp.sort(-logits, axis=-1)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    return jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+GREEDY = Sampling()
