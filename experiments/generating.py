@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import data, files, models, training
+from mpojax.training import text_metrics
 
 _BATCH = 32
 
@@ -22,7 +23,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError("config.bleu_prompts continues the test text: give config.test_split.")
     sampling(config)
     if config.bleu_prompts or config.samples:
-        training.text_metrics.require()
+        text_metrics.signature(2)  # says early that sacrebleu is missing
 
 
 def sampling(config: ml_collections.ConfigDict) -> models.Sampling:
@@ -65,7 +66,7 @@ def _continuations(config, job, model, folder: pathlib.Path) -> dict[str, float]
     texts, truths = ([job.tokenizer.decode(ids) for ids in rows] for rows in (written, rests))
     starts = [job.tokenizer.decode(ids) for ids in prompts]
     _write(folder / "continuations.txt", zip(starts, texts, truths, strict=True))
-    return {f"bleu{n}": training.text_metrics.bleu(texts, truths, n) for n in (2, 4)}
+    return {f"bleu{n}": text_metrics.bleu(texts, truths, n) for n in (2, 4)}
 
 
 def _samples(config, job, model, folder: pathlib.Path) -> dict[str, float]:
@@ -80,8 +81,8 @@ def _samples(config, job, model, folder: pathlib.Path) -> dict[str, float]:
     truth = job.tokenizer.decode((job.test or job.dev).stream.tokens)
     references = [line.strip() for line in truth.split("\n") if line.strip()]
     return {
-        "sample_bleu2": training.text_metrics.corpus_bleu(texts, references, 2),
-        "self_bleu2": training.text_metrics.self_bleu(texts, 2),
+        "sample_bleu2": text_metrics.corpus_bleu(texts, references, 2),
+        "self_bleu2": text_metrics.self_bleu(texts, 2),
     }
 
 

@@ -184,15 +184,11 @@ def _tune(
 def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
     speed = outcome.facts["fit"]["steps_per_second"]
     return {
-        "form": config.experts.form,
-        "experts": 1 if config.experts.form == "dense" else config.experts.number,
-        "mask": config.optimizer.central_mask.rate,
         "tokens": config.steps * config.batch_size * config.length,
         "tokens_per_second": speed and speed * config.batch_size * config.length,
         "test_tokens": 0 if job.test is None else job.test.num_tokens,
         "test_words": 0 if job.test is None else job.test.num_words,
-        **language_models.sizes(outcome.state),
-        **outcome.facts,
+        **language_models.facts(config, outcome),
     }
 
 

@@ -3,14 +3,14 @@
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
 from flax import nnx
 
-from experiments import sources
+from experiments import sources, tuning
 from mpojax import data, interop, models, training
 from mpojax.training import state as state_lib
 
@@ -191,13 +191,18 @@ def _check_vocabulary(config, model, words: data.Tokenizer, folder: str) -> None
         )
 
 
-def sizes(state: training.TrainState) -> Mapping[str, int]:
-    """Bytes of parameters and of the optimizer's state."""
+def facts(config: ml_collections.ConfigDict, outcome: tuning.Outcome) -> dict[str, Any]:
+    """Entries of the result that all runs of language models have."""
 
-    def total(tree) -> int:
-        return sum(leaf.nbytes for leaf in state_lib.flatten(tree).values())
+    def size(tree) -> int:
+        return sum(array.nbytes for array in state_lib.flatten(tree).values())
 
+    state = outcome.state
     return {
-        "parameter_bytes": total(state.trainable) + total(state.frozen),
-        "optimizer_bytes": total(state.optimizer),
+        "form": config.experts.form,
+        "experts": 1 if config.experts.form == "dense" else config.experts.number,
+        "mask": config.optimizer.central_mask.rate,
+        "parameter_bytes": size(state.trainable) + size(state.frozen),
+        "optimizer_bytes": size(state.optimizer),
+        **outcome.facts,
     }

@@ -1,0 +1,197 @@
+"""Tunes an encoder-decoder (T5) on one task or several, as text to text; maybe with experts.
+
+    python -m experiments.text_to_text --config=configs/mpoe/t5.py:mpoe8,rte \
+        --config.data_dir=DATA --workdir=runs/t5-mpoe8-rte
+    python -m experiments.text_to_text --config=configs/mpoe/base.py --config.model=FOLDER \
+        --config.tasks=cola,rte --config.data_dir=DATA --workdir=runs/two
+
+Answers are generated and read as labels; the best state is chosen by the split dev, never by test.
+The fields of a config are explained in `configs/mpoe/base.py`. The workdir gets `result.json`,
+metrics as JSONL and TensorBoard events, and what the routers of experts did (`router.csv`). Started
+again on its workdir an interrupted run goes on exactly.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from absl import logging
+from flax import nnx
+
+from experiments import answers, fitting, language_models, launch, tuning
+from mpojax import data, models, training
+from mpojax.training import language_modeling, router_statistics
+
+
+def main(config: ml_collections.ConfigDict, folder: str) -> int:
+    """Runs the job and says how it ended."""
+    return tuning.main(run, config, folder)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without loading weights or data.
+
+    Raises:
+      ValueError: a field that is wrong whatever they are.
+    """
+    language_models.check(config)
+    if bool(config.task) == bool(config.tasks):
+        raise ValueError("give config.task, one task, or config.tasks, several: just one of them.")
+    if len(set(config.tasks)) < len(config.tasks):
+        raise ValueError(f"config.tasks={config.tasks} names a task twice.")
+    for name in ("max_length", "target_length"):
+        if config[name] < 2:
+            raise ValueError(f"config.{name}={config[name]} must be at least 2.")
+    if config.beams < 1:
+        raise ValueError(f"config.beams={config.beams} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a config asks for, loaded.
+
+    Attributes:
+      name: of the task, or of all joined by +.
+      model: with its experts.
+      source: folder of its tokenizer.
+      train: batches to train on.
+      dev, test: examples of each task; tasks without a test split are left out of `test`.
+      evaluate: evaluator of the latter two.
+      metric: the one that counts.
+      dev_examples: how many dev has.
+    """
+
+    name: str
+    model: models.EncoderDecoder
+    source: str
+    train: data.TrainData
+    dev: Mapping[str, data.EvalData]
+    test: Mapping[str, data.EvalData]
+    evaluate: answers.AnswersEvaluator
+    metric: str
+    dev_examples: int
+    report: None = None
+    heads: tuple = ()
+
+
+def prepare(config: ml_collections.ConfigDict) -> Job:
+    """Loads model and tasks.
+
+    Raises:
+      ValueError: model, tasks or settings that do not fit.
+    """
+    names = [config.task] if config.task else list(config.tasks)
+    loaded = [data.load_text_to_text(name, config.data_dir or None) for name in names]
+    tasks = {task.name: task for task in loaded}
+    model, words, folder = language_models.load(config)
+    if not isinstance(model, models.EncoderDecoder):
+        raise ValueError(
+            f"config.model={config.model!r} is no encoder-decoder; decoders are tuned by "
+            "experiments.language_model."
+        )
+    lengths = {n: task.target_length(words, config.target_length) for n, task in tasks.items()}
+
+    def encoded(task: data.TextToTextTask, split: str, most: int = 0) -> dict:
+        pairs = task[split].take(most) if most else task[split]
+        logging.info("%s %s: %d examples", task.name, split, len(pairs))
+        start = model.config.decoder_start_id
+        return pairs.encode(words, config.max_length, max(lengths.values()), start)
+
+    train = {n: encoded(task, "train", config.train_examples) for n, task in tasks.items()}
+    if len(train) > 1:
+        batches = data.multi_task(
+            train, config.batch_size, seed=config.seed, temperature=config.temperature
+        )
+    else:
+        only = next(iter(train.values()))
+        batches = data.TrainData(only, config.batch_size, seed=config.seed)
+    dev, test = (
+        {
+            name: data.EvalData(
+                encoded(task, task.dev_split if split == "dev" else split, config.dev_examples),
+                config.eval_batch_size,
+            )
+            for name, task in tasks.items()
+            if split == "dev" or split in task.splits
+        }
+        for split in ("dev", "test")
+    )
+    evaluate = answers.AnswersEvaluator(tasks, words, lengths, config.beams)
+    return Job(
+        name="+".join(tasks),
+        model=model,
+        source=folder,
+        train=batches,
+        dev=dev,
+        test=test,
+        evaluate=evaluate,
+        metric=evaluate.metric,
+        dev_examples=sum(split.num_examples for split in dev.values()),
+    )
+
+
+def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop."""
+    check(config)
+    return tuning.run(
+        config, folder, prepare=prepare, train=_tune, describe=_describe, summary=summary
+    )
+
+
+def _tune(
+    config: ml_collections.ConfigDict, job: Job, folder: pathlib.Path
+) -> tuning.Outcome | None:
+    """The training; None when it was interrupted."""
+    optimizer = fitting.make_optimizer(config, job.model, config.steps)
+    state = training.TrainState.create(job.model, nnx.Param, optimizer, seed=config.seed)
+    best = job.metric if config.keep_best else None
+    dev = training.Evaluate("dev", job.dev, job.evaluate, every=config.eval_every, best=best)
+    hooks: list[training.Hook] = [dev]
+    if job.model.config.experts:
+        looked_at = next(iter(job.dev.values()))
+        hooks.append(router_statistics.RouterStatistics(looked_at, every=config.router_every))
+    result = fitting.fit(
+        config,
+        job.train,
+        state,
+        optimizer,
+        loss=language_modeling.language_model_loss(
+            config.balance_weight, config.z_weight, config.label_smoothing
+        ),
+        steps=config.steps,
+        folder=folder,
+        label=config.variant or job.name,
+        hooks=hooks,
+    )
+    if result.interrupted:
+        return None
+    state, facts = result.state, {"fit": result.summary()}
+    metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if k[:4] == "dev/"}
+    if best:
+        state = training.restore_best(folder, state)
+        metrics = job.evaluate(state, job.dev)
+        facts |= {"best_step": dev.best_step}
+    if job.test:
+        found = job.evaluate(state, job.test)
+        metrics |= {f"test_{name}": value for name, value in found.items()}
+    return tuning.Outcome(state, metrics, nnx.Param, facts, result.stop_requested is not None)
+
+
+def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
+    return language_models.facts(config, outcome)
+
+
+def summary(result: dict) -> str:
+    """The result for people."""
+    lines = [
+        f"{result['task']}, {result['variant'] or result['form']}, seed {result['seed']}: "
+        f"{result['total']:,} parameters, {result['experts']} expert(s), {result['steps']:,} steps"
+    ]
+    lines += [f"  {name:<24} {value:.4f}" for name, value in result["metrics"].items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    launch.run(main)
