@@ -17,6 +17,12 @@ DEVELOPMENT_EXAMPLES = {
     "wnli": 71,
     "squad": 10_570,
 }
+# By the split that runs report; "test" is that of `mpojax.data.glue_splits`.
+EXAMPLES = {
+    "dev": DEVELOPMENT_EXAMPLES,
+    "test": {task: DEVELOPMENT_EXAMPLES[task] for task in ("sst2", "mnli", "qnli", "qqp")}
+    | {task: DEVELOPMENT_EXAMPLES[task] // 2 for task in ("cola", "stsb", "mrpc", "rte")},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +30,33 @@ class Column:
     """One column of scores.
 
     Attributes:
-      task: of the runs.
-      header: as shown.
-      metric: of the runs, a share of 1.
-      fields: of the config, where a row has several columns of one task.
+      task: of the runs; of runs on plain text, the name of the texts.
+      header: as shown; with an arrow where lower is better, or higher is no merit.
+      metric: of the runs, by its name in their results.
+      fields: of the config, where a row has several runs of one task.
+      part: name of the column, where one run fills several.
+      split: that the metric is of.
+      scale: what the metric is multiplied with to be shown: 100 for shares of 1, which are shown in
+        percent; 1 for a perplexity, and for BLEU, which is a percentage already.
     """
 
     task: str
     header: str
     metric: str
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    part: str = ""
+    split: str = "dev"
+    scale: float = 100.0
+
+    @property
+    def run_key(self) -> str:
+        """Of the run: the task, and the values of the fields: `sst2-10`."""
+        return "-".join([self.task, *map(str, self.fields.values())])
 
     @property
     def key(self) -> str:
-        """Of a row's scores: the task, and the values of the fields: `sst2-10`."""
-        return "-".join([self.task, *map(str, self.fields.values())])
+        """Of a row's scores: the run's, and the part: `sst2-10`, `news-bleu2`."""
+        return f"{self.run_key}-{self.part}" if self.part else self.run_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +67,13 @@ class Row:
       label: as printed.
       config, variant: the config file and the first half of its argument that run it; no config for
         a model that this library does not have.
-      scores: {key of a column: percent}.
+      scores: {key of a column: what is printed}.
       trained, total: #Pr and #To in millions.
       average: over all tasks.
       note: where a published value does not follow from shapes or scores, and why.
-      runner: module of `experiments` that runs it; "multitask" has all tasks in one run.
-      split: what the published scores are of; ours are of development sets always.
+      runner: module of `experiments` that runs it.
+      joint: one run has all tasks.
+      split: what the published scores are of; ours are shown where the columns are of it too.
       tuned: fields of the config that the paper searched: the best of all settings counts.
     """
 
@@ -67,12 +86,13 @@ class Row:
     average: str | None = None
     note: str = ""
     runner: str = "finetune"
+    joint: bool = False
     split: str = "dev"
     tuned: tuple[str, ...] = ()
 
     def argument(self, task: str) -> str:
         """What follows the colon behind the config's file."""
-        return self.variant if self.runner == "multitask" else f"{self.variant},{task}"
+        return self.variant if self.joint else f"{self.variant},{task}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +106,8 @@ class Table:
       has_average: a column of means.
       has_trained: a column #Pr, and counts in millions; else #To alone, to the last digit.
       counts: of a row's variant, {"total", "trainable"}; None: by the row's config.
+      has_heads: counts are of classifiers for two labels.
+      digits: decimals of our scores.
       notes: sentences below the table.
     """
 
@@ -97,6 +119,8 @@ class Table:
     has_average: bool = False
     has_trained: bool = True
     counts: Callable[[str], Mapping[str, int]] | None = None
+    has_heads: bool = True
+    digits: int = 1
     notes: tuple[str, ...] = ()
 
 

@@ -47,13 +47,14 @@ def lines(
             what = config.architecture or _made_name(config.model)
             model, weights = find_weights(config.model, what, model_dir)
             reasons = {f"weights of {what}": weights}
-            reasons |= {f"data of {c.task}": find_data(c.task, data_dir) for c in columns}
+            find = find_texts if row.runner == "language_model" else find_data
+            reasons |= {f"data of {c.task}": find(c.task, data_dir) for c in columns}
             missing = [what for what, reason in reasons.items() if reason]
             problems |= {what: reasons[what] for what in missing}
             command = scores.command(row, columns[0], model, workdir or "runs")
             command += f" --config.data_dir={data_dir}" if data_dir else ""
             state = "can run" if not missing else "needs " + " and ".join(missing)
-            header = columns[0].header if len(columns) == 1 else "all tasks"
+            header = "all tasks" if row.joint else ", ".join(c.header for c in columns)
             found.append(f"  {header}: {state}\n    {command}")
             if row.tuned:
                 found.append(f"    the search: {_search(row, columns[0], data_dir, workdir)}")
@@ -70,13 +71,18 @@ def lines(
 
 def _rows_to_run(table: layout.Table) -> Sequence[layout.Row]:
     """One row for each config: two published rows may have the same."""
-    rows = [row for row in table.rows if row.config and row.split == "dev"]
+    rows = [row for row in table.rows if row.config and row.split == table.columns[0].split]
     return {(row.config, row.variant): row for row in rows}.values()
 
 
 def _runs_of(row: layout.Row, columns: Sequence[layout.Column]) -> list[Sequence[layout.Column]]:
     """The columns that each run of a row fills."""
-    return [columns] if row.runner == "multitask" else [[column] for column in columns]
+    if row.joint:
+        return [columns]
+    runs: dict[str, list[layout.Column]] = {}
+    for column in columns:
+        runs.setdefault(column.run_key, []).append(column)
+    return list(runs.values())
 
 
 def _pretraining(row: layout.Row) -> str:
@@ -110,6 +116,18 @@ def find_data(task: str, data_dir: str) -> str:
     except (OSError, ValueError, ImportError) as error:
         return " ".join(str(error).split())
     return "" if loaded["train"].labels is not None else "its training split has no labels"
+
+
+@functools.cache
+def find_texts(name: str, data_dir: str) -> str:
+    """Empty where texts can be loaded in all their splits, else why not."""
+    try:
+        loaded = data.load_texts(name, data_dir or None)
+        for split in ("train", "dev", "test"):
+            loaded[split]
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def find_weights(model: str, architecture: str, model_dir: str) -> tuple[str, str]:

@@ -124,6 +124,7 @@ TABLE2 = Table(
             total=total,
             average=average,
             runner="multitask",
+            joint=True,
         )
         for label, variant, scores, average, total in (
             ("BERT12", "bert12", "83.9 90.8 91.7 81.2 91.2 53.6 84.2 87.4", "83.0", "110"),

@@ -1,6 +1,7 @@
 """Finished runs on disk: found, and matched to the config of a row."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+from configs.mpoe import base as mpoe_base
 from configs.mpop import base
 from mpojax.training import workdir as workdir_lib
 
@@ -29,7 +31,12 @@ _FREE = (
     "checkpoint_every",
     "log_every",
     "save_model",
+    "tokenizer",
+    "remat",
+    "router_every",
 )
+# The same of `experts`: how, not what, is computed.
+_FREE_OF_EXPERTS = ("dispatch", "structure", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +106,7 @@ def score(
     metric: str,
     task: str = "",
     tuned: Sequence[str] = (),
+    split: str = "dev",
 ) -> Score | None:
     """Mean over the seeds of the runs of one row and task; None where there are none.
 
@@ -112,9 +120,10 @@ def score(
       metric: of the task.
       task: of a row with several tasks; else the config names it.
       tuned: fields of the config that the row leaves open: the best of all settings counts.
+      split: that the metric is of.
     """
     row = workdir_lib.plain(config)
-    task = task or row["task"]
+    task = task or _tasks(row)[0]
     kinds: dict[str, list[Run]] = {}
     for run in runs:
         if _is_same(run, row, task) and _value(run, task, metric) is not None:
@@ -131,7 +140,7 @@ def score(
     for run in kinds[kind]:
         open_fields = {name: run.config.get(name) for name in tuned}
         settings.setdefault(workdir_lib.fingerprint(open_fields), []).append(run)
-    found = [_summarised(same, task, metric) for same in settings.values()]
+    found = [_summarised(same, task, metric, split) for same in settings.values()]
     best = max(found, key=lambda score: score.mean)
     differs = tuple(map(_reworded, differences[kind]))
     return dataclasses.replace(best, differs=differs, settings=len(found))
@@ -141,14 +150,19 @@ def _is_same(run: Run, row: Mapping[str, Any], task: str) -> bool:
     """Whether a run is one of a row and task, maybe with other hyper-parameters."""
     if any(run.config[key] != row[key] for key in ("architecture", "variant")):
         return False
-    if run.config.get("shots", 0) != row["shots"]:
+    if run.config.get("shots", 0) != row.get("shots", 0):
         return False
-    if "tasks" in row:
-        return task in run.config.get("tasks", ())
-    return run.config.get("task") == task
+    if bool(run.config.get("tasks")) != bool(row.get("tasks")):
+        return False
+    return task in _tasks(run.config)
 
 
-def _summarised(runs: Sequence[Run], task: str, metric: str) -> Score:
+def _tasks(config: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """What a run is about: its tasks, its task, or the name of its texts."""
+    return tuple(config.get("tasks") or ()) or (config.get("task") or config.get("texts"),)
+
+
+def _summarised(runs: Sequence[Run], task: str, metric: str, split: str) -> Score:
     """Of runs that differ in seed and draw alone."""
     chosen = {(run.config.get("draw", 0), run.config.get("seed")): run for run in runs}
     draws: dict[int, list[float]] = {}
@@ -164,7 +178,7 @@ def _summarised(runs: Sequence[Run], task: str, metric: str) -> Score:
         len(values),
         statistics.fmean(result.get("trained", math.nan) for result in results),
         statistics.fmean(result.get("total", math.nan) for result in results),
-        of_task.get("dev_examples"),
+        of_task.get(f"{split}_examples"),
         (),
     )
 
@@ -176,10 +190,18 @@ def _reworded(difference: str) -> str:
 
 def _fixed(config: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, Any]:
     # Fields that came later than a run had their defaults in it.
-    config = {**workdir_lib.plain(base.get_config()), **config}
+    config = {**_defaults("texts" in config), **config}
     kept = {key: value for key, value in config.items() if key not in (*_FREE, *tuned)}
+    if "experts" in kept:
+        experts = kept["experts"].items()
+        kept["experts"] = {name: v for name, v in experts if name not in _FREE_OF_EXPERTS}
     # Where a run started decides much; under which path that lay, nothing.
-    return kept | {"start_from": "a tuned model" if config["start_from"] else ""}
+    return kept | {"start_from": "a tuned model" if config.get("start_from") else ""}
+
+
+@functools.cache
+def _defaults(is_language_model: bool) -> dict[str, Any]:
+    return workdir_lib.plain((mpoe_base if is_language_model else base).get_config())
 
 
 def _value(run: Run, task: str, metric: str) -> float | None:

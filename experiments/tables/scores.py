@@ -43,12 +43,19 @@ def build(table: layout.Table, runs: Sequence[results.Run]) -> Page:
             notes.append(f"{row.label}: {note}")
     if any(not row.config for row in table.rows):
         notes.append(f"{_NOT_HERE}: this library has no such model.")
-    what = "#Pr: numbers that are trained; #To: all." if table.has_trained else "#To: all numbers."
-    notes.append(
-        f"{what} Ours: from shapes, for two labels. Scores in percent, mean ± sample standard "
-        "deviation over seeds; empty: not run."
-    )
+    notes.append(_legend(table))
     return Page(table.name, table.title, table.source, columns, shown, records, notes)
+
+
+def _legend(table: layout.Table) -> str:
+    what = "#Pr: numbers that are trained; #To: all." if table.has_trained else "#To: all numbers."
+    heads = ", for two labels" if table.has_heads else ""
+    plain = any(column.scale == 1 for column in table.columns)
+    unit = "Perplexities as they are, other scores in percent" if plain else "Scores in percent"
+    return (
+        f"{what} Ours: from shapes{heads}. {unit}, mean ± sample standard deviation over seeds; "
+        "empty: not run."
+    )
 
 
 def load_config(row: layout.Row, column: layout.Column) -> ml_collections.ConfigDict:
@@ -61,7 +68,7 @@ def load_config(row: layout.Row, column: layout.Column) -> ml_collections.Config
 
 def command(row: layout.Row, column: layout.Column, model: str = "", workdir: str = "runs") -> str:
     """The command line of one row and column."""
-    name = row.variant if row.runner == "multitask" else f"{row.variant}-{column.key}"
+    name = row.variant if row.joint else f"{row.variant}-{column.run_key}"
     fields = "".join(f" --config.{field}={value}" for field, value in column.fields.items())
     return (
         f"python -m experiments.{row.runner} --config={row.config}:{row.argument(column.task)}"
@@ -71,15 +78,15 @@ def command(row: layout.Row, column: layout.Column, model: str = "", workdir: st
 
 
 def average(row: layout.Row, columns: Sequence[layout.Column], runs) -> float | None:
-    """Mean of ours over all columns, in percent; None where a run is missing."""
+    """Mean of ours over all columns, shares of 1, in percent; None where a run is missing."""
     found = [_score(row, column, runs, load_config(row, column)) for column in columns]
     return None if None in found else 100 * statistics.fmean(score.mean for score in found)
 
 
 def _score(row, column, runs, config) -> results.Score | None:
-    if row.split != "dev":
+    if row.split != column.split:
         return None
-    return results.score(runs, config, column.metric, column.task, row.tuned)
+    return results.score(runs, config, column.metric, column.task, row.tuned, column.split)
 
 
 def planned_counts(config: ml_collections.ConfigDict) -> tuple[dict[str, int], int | None]:
@@ -148,13 +155,13 @@ def _notes_on(row, column, score: results.Score | None) -> list[str]:
     where, found = f"{row.label}, {column.key}", []
     if score.differs:
         found.append(f"* {where}: not the row's config: {'; '.join(score.differs)}.")
-    size = layout.DEVELOPMENT_EXAMPLES[column.task]
-    if score.examples not in (None, size):
-        whose = "SQuAD's" if column.task == "squad" else "GLUE's"
-        found.append(
-            f"{where}: measured on {score.examples:,} examples; {whose} development set has "
-            f"{size:,}."
-        )
+    size = layout.EXAMPLES[column.split].get(column.task)
+    if None not in (size, score.examples) and score.examples != size:
+        if column.split == "test":
+            whole = "the test split of the paper"
+        else:
+            whole = f"{'SQuAD' if column.task == 'squad' else 'GLUE'}'s development set"
+        found.append(f"{where}: measured on {score.examples:,} examples; {whole} has {size:,}.")
     if row.tuned and score.settings > 1:
         found.append(f"{where}: the best of {score.settings} settings on the data of the score.")
     return found
@@ -179,8 +186,9 @@ def _our_line(table, row, ours, trained: float, total: float) -> list[str]:
     average = []
     if table.has_average:
         done = [score.mean for score in ours.values() if score is not None]
-        average = [f"{100 * statistics.fmean(done):.1f}" if len(done) == len(ours) else ""]
-    scores = [_score_text(ours[column.key]) for column in table.columns]
+        mean = f"{100 * statistics.fmean(done):.{table.digits}f}" if len(done) == len(ours) else ""
+        average = [mean]
+    scores = [_score_text(ours[column.key], column, table.digits) for column in table.columns]
     if table.has_trained:
         counts = [millions(trained, row.trained), millions(total, row.total)]
     else:
@@ -188,11 +196,11 @@ def _our_line(table, row, ours, trained: float, total: float) -> list[str]:
     return ["", "ours", *average, *scores, *counts]
 
 
-def _score_text(score: results.Score | None) -> str:
+def _score_text(score: results.Score | None, column: layout.Column, digits: int) -> str:
     if score is None:
         return ""
-    text = f"{100 * score.mean:.1f}"
-    text += "" if score.spread is None else f" ± {100 * score.spread:.1f}"
+    text = f"{column.scale * score.mean:.{digits}f}"
+    text += "" if score.spread is None else f" ± {column.scale * score.spread:.{digits}f}"
     return text + ("*" if score.differs else "")
 
 
@@ -204,8 +212,8 @@ def _record(row, column, score, trained: float | None, total: float | None) -> d
         "split": row.split,
         "metric": column.metric,
         "published": row.scores.get(column.key),
-        "ours": score and 100 * score.mean,
-        "ours_std": None if score is None or score.spread is None else 100 * score.spread,
+        "ours": score and column.scale * score.mean,
+        "ours_std": None if score is None or score.spread is None else column.scale * score.spread,
         "seeds": score.seeds if score else 0,
         "examples": score and score.examples,
         "own_config": score and not score.differs,
