@@ -1,5 +1,7 @@
 """Small language models, made without torch."""
 
+import dataclasses
+
 import numpy as np
 
 from mpojax import models
@@ -25,6 +27,27 @@ LLAMA = models.DecoderConfig(
 )
 T5 = models.EncoderDecoderConfig(**SIZES, intermediate_size=20, head_size=4, num_decoder_layers=3)
 CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "t5": T5}
+
+VARIANTS = {
+    **CONFIGS,
+    "gpt2 untied": dataclasses.replace(GPT2, tied=False, activation="relu", pad_id=3),
+    "llama tied with biases": dataclasses.replace(
+        LLAMA,
+        tied=True,
+        attention_bias=True,
+        attention_out_bias=True,
+        feed_forward_bias=True,
+    ),
+    "llama 3": dataclasses.replace(
+        LLAMA, rotary_base=500.0, rotary_scaling=(8.0, 1.0, 4.0, 16), head_size=8
+    ),
+    "qwen2": dataclasses.replace(LLAMA, attention_bias=True, bos_id=None, eos_id=None),
+    "t5 1.1": dataclasses.replace(
+        T5, gated=True, activation="gelu_tanh", tied=False, scale_logits=False
+    ),
+    "t5 tied, not scaled": dataclasses.replace(T5, scale_logits=False, pad_id=5),
+    "t5 exact gelu": dataclasses.replace(T5, gated=True, activation="gelu"),
+}
 
 
 def arrays(config, seed=0, shapes=None) -> dict[str, np.ndarray]:

@@ -8,39 +8,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models, mpo
+from mpojax import interop, models
 from mpojax.interop import huggingface
 from mpojax.layers.expert_settings import ExpertSettings
 from tests.interop import language_helpers as helpers
 
 every_kind = pytest.mark.parametrize("name", helpers.CONFIGS)
-VARIANTS = {
-    **helpers.CONFIGS,
-    "gpt2 untied": dataclasses.replace(helpers.GPT2, tied=False, activation="relu", pad_id=3),
-    "llama tied with biases": dataclasses.replace(
-        helpers.LLAMA,
-        tied=True,
-        attention_bias=True,
-        attention_out_bias=True,
-        feed_forward_bias=True,
-    ),
-    "llama 3": dataclasses.replace(
-        helpers.LLAMA, rotary_base=500.0, rotary_scaling=(8.0, 1.0, 4.0, 16), head_size=8
-    ),
-    "qwen2": dataclasses.replace(helpers.LLAMA, attention_bias=True, bos_id=None, eos_id=None),
-    "t5 1.1": dataclasses.replace(
-        helpers.T5, gated=True, activation="gelu_tanh", tied=False, scale_logits=False
-    ),
-    "t5 tied, not scaled": dataclasses.replace(helpers.T5, scale_logits=False, pad_id=5),
-    "t5 exact gelu": dataclasses.replace(helpers.T5, gated=True, activation="gelu"),
-}
 
 
 def _import(content, tensors):
     return huggingface.import_model(content, tensors, "FOLDER")
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("config", helpers.VARIANTS.values(), ids=helpers.VARIANTS)
 def test_export_and_import_are_inverse(config):
     arrays = helpers.arrays(config)
     content, tensors = huggingface.export_model(config, arrays)
@@ -82,7 +62,7 @@ def test_queries_keys_and_values_of_gpt2_are_one_tensor():
 
 
 def test_gates_have_their_own_names():
-    config = VARIANTS["t5 1.1"]
+    config = helpers.VARIANTS["t5 1.1"]
     arrays, (_, tensors) = helpers.arrays(config), helpers.checkpoint(config)
     for theirs, ours in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down")):
         np.testing.assert_array_equal(
@@ -167,7 +147,7 @@ def test_unsupported_configurations_are_refused(name, changes, message):
     ],
 )
 def test_windows_of_qwen2_are_refused(changes, message):
-    config = VARIANTS["qwen2"]
+    config = helpers.VARIANTS["qwen2"]
     content, tensors = huggingface.export_model(config, helpers.arrays(config))
     assert content["model_type"] == "qwen2"
     with pytest.raises(ValueError, match=message):
@@ -175,7 +155,7 @@ def test_windows_of_qwen2_are_refused(changes, message):
 
 
 def test_a_scaled_output_map_is_refused():
-    content, tensors = helpers.checkpoint(VARIANTS["t5 1.1"])
+    content, tensors = helpers.checkpoint(helpers.VARIANTS["t5 1.1"])
     content |= {"tie_word_embeddings": True, "scale_decoder_outputs": True}
     with pytest.raises(ValueError, match="scales its logits although it has an output map"):
         _import(content, tensors)
@@ -257,58 +237,3 @@ def test_adapters_and_experts_have_no_counterpart(tmp_path):
     ):
         huggingface.export_model(config, {})
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", [*helpers.CONFIGS, "llama 3"])
-def test_folders_of_ours(tmp_path, name):
-    """Dense and with chains and adapters; settings go through JSON exactly."""
-    config = VARIANTS[name]
-    model = models.from_arrays(config, {}, helpers.arrays(config))
-    small, _ = interop.compress(model, [(".*/(query|up)", {"bond": 3})])
-    small = interop.add_adapters(small, [(".*/value", {"rank": 2})], rngs=nnx.Rngs(0))
-    for i, each in enumerate((model, small)):
-        interop.save_pretrained(each, tmp_path / str(i))
-        again = interop.load_pretrained(tmp_path / str(i))
-        assert again.config == each.config
-        assert again.shapes == each.shapes
-        arrays = models.to_arrays(each)
-        assert set(models.to_arrays(again)) == set(arrays)
-        for path, array in models.to_arrays(again).items():
-            np.testing.assert_array_equal(array, arrays[path])
-    content = json.loads((tmp_path / "1" / "config.json").read_text(encoding="utf-8"))["mpojax"]
-    assert content["format_version"] == 4
-    assert content["kind"] == ("encoder_decoder" if name == "t5" else "decoder")
-    assert "encoder" not in content
-
-
-@pytest.mark.parametrize("share_central", [True, False])
-def test_folders_with_experts(tmp_path, share_central):
-    """A shared core is written once; the settings of experts go through JSON."""
-    settings = ExpertSettings(number=3, router="top2", share_central=share_central)
-    config = dataclasses.replace(
-        helpers.GPT2, experts=(("layers/0/feed_forward", settings),), stack_breaks=(1,)
-    )
-    shape = mpo.MPOShape((2, 3, 2), (4, 3, 4), (8, 8))
-    shapes = {"layers/0/feed_forward/up": shape}
-    model = models.from_arrays(config, shapes, helpers.arrays(config, shapes=shapes))
-    interop.save_pretrained(model, tmp_path)
-    again = interop.load_pretrained(tmp_path)
-    assert (again.config, again.shapes) == (model.config, model.shapes)
-    expected = models.to_arrays(model)
-    core = "layers/0/feed_forward/up/cores/1"
-    assert expected[core].ndim == (4 if share_central else 5)
-    for path, array in models.to_arrays(again).items():
-        np.testing.assert_array_equal(array, expected[path])
-    with pytest.raises(ValueError, match="has experts in its feed-forward blocks"):
-        interop.export_huggingface(again, tmp_path / "out")
-
-
-def test_folders_of_an_unknown_kind(tmp_path):
-    model = models.from_arrays(helpers.GPT2, {}, helpers.arrays(helpers.GPT2))
-    interop.save_pretrained(model, tmp_path)
-    path = tmp_path / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["mpojax"]["kind"] = "state_space"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match="kind 'state_space' is none of decoder, encoder_decoder"):
-        interop.load_pretrained(path.parent)
