@@ -127,7 +127,8 @@ TABLE3 = _gpt2_table(
     ),
     (
         "PS: sharing of the central core; GM: gradient mask. The probability of the mask is not "
-        "published; ours is 1 - 1/n, without sharing too.",
+        "published; ours is 1 - 1/n. Nor is whether w/o PS has a mask; ours has none, since each "
+        "of its central cores sees the tokens of one expert alone.",
         *_PROTOCOL,
     ),
 )

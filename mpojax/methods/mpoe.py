@@ -92,12 +92,11 @@ def mask_rate(variant: str) -> float | None:
     """Probability p_b with which a step leaves the central cores out; None: nothing to mask.
 
     1 - 1 / n. The paper gives no value. With tokens spread evenly, the cores of one expert see 1 /
-    n of them, a shared core sees all: with this rate both get as many token gradients. Chains with
-    a central core each ("unshared") have the rate too, so that sharing is all that tells them from
-    MPOE.
+    n of them, a shared core sees all: with this rate both get as many token gradients. Central
+    cores that are not shared ("unshared") see 1 / n of the tokens anyway: they have no mask.
     """
     chosen = fields(variant)
-    if chosen is None or chosen["form"] == "switch" or "nomask" in variant.split("_"):
+    if chosen is None or chosen["form"] != "mpoe" or "nomask" in variant.split("_"):
         return None
     return 1.0 - 1.0 / chosen["number"]
 
