@@ -4,7 +4,7 @@ import pytest
 
 from configs.mpobert import recipes
 from configs.mpoe import base, gpt2, multitask, rows, t5
-from experiments import language_model, language_models
+from experiments import language_model, language_models, text_to_text
 from mpojax import interop, models, training
 from mpojax.data import glue_splits
 from mpojax.methods import mpoe
@@ -55,6 +55,7 @@ def test_t5(name):
     for task in ("rte", "mnli"):
         config = t5.get_config(f"{name},{task}")
         check(config, "t5-large" if is_large else "t5-base", variant)
+        text_to_text.check(config)
         assert (config.variant, config.task, config.tasks) == (name, task, ())
         assert (config.dropout, config.label_smoothing, config.max_length) == (0.1, 0.1, 128)
         assert config.optimizer.learning_rate == 1e-4
@@ -87,6 +88,7 @@ def test_the_authors_files_for_t5_base_end_in_their_warm_up():
 def test_multitask(variant):
     config = multitask.get_config(variant)
     check(config, "t5-base", variant)
+    text_to_text.check(config)
     assert (config.tasks, config.task, config.variant) == (t5.TASKS, "", variant)
     assert (config.steps, config.batch_size, config.eval_every) == (65_536, 32, 1000)
     assert config.optimizer.learning_rate == 3e-5
