@@ -27,8 +27,17 @@ def config(number=EXPERTS, **changes) -> models.DecoderConfig:
     return models.DecoderConfig(**sizes | changes)
 
 
+def abstract_model(**changes) -> models.LanguageModel:
+    """Shapes in the place of arrays: nothing is compiled."""
+    return nnx.eval_shape(lambda: _build(**changes))
+
+
 @functools.cache
 def model(**changes) -> models.LanguageModel:
+    return _build(**changes)
+
+
+def _build(**changes):
     shapes = {
         f"layers/{layer}/feed_forward/{name}": mpo.MPOShape(*lists)
         for layer in (0, 1)

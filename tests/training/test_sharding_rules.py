@@ -5,9 +5,10 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from mpojax import models, mpo, training
+from mpojax import layers, models, mpo, training
 from mpojax.training import sharding_rules
 from mpojax.training import state as state_lib
+from tests.training import small_decoder
 
 SIZES = {
     "vocab_size": 48,
@@ -145,3 +146,59 @@ def test_a_rule_longer_than_the_shape(rank):
     rules = training.Rules((("a", (None,) * (rank + 1)),), strict=False)
     with pytest.raises(ValueError, match="more dimensions than a with shape"):
         rules.specs({"a": jax.ShapeDtypeStruct((2,) * rank, "float32")}, training.make_mesh())
+
+
+class TestLanguageModels:
+    def test_decoder_with_experts(self):
+        made = specs(small_decoder.abstract_model(tied=False), data=1, fsdp=2, tensor=2, expert=2)
+        block = "tower/stacks/0/feed_forward"
+        # (layers, experts, d, i, j, d'): the rules of a slice, behind the axis of experts.
+        assert made[f"{block}/experts/up/cores/0"] == P(None, "expert", None, None, None, "fsdp")
+        assert made[f"{block}/experts/up/cores/2"] == P(None, "expert", "fsdp", None, None, None)
+        assert made[f"{block}/experts/up/bias"] == P(None, "expert", None)
+        assert made[f"{block}/shared/up/cores/1"] == P(None, "fsdp", None, None, "tensor")
+        assert not any(made[f"{block}/router/kernel"])
+        assert made["tower/stacks/0/attention/value/kernel"] == P(None, "fsdp", "tensor")
+        assert made["embeddings/word/table"] == P(("tensor", "fsdp"), None)
+        assert made["head/kernel"] == P("fsdp", "tensor")
+
+    def test_experts_are_split_however_small(self):
+        made = specs(small_decoder.abstract_model(), min_size=2**20, data=2, expert=4)
+        split = {path for path, spec in made.items() if any(spec)}
+        assert split == {path for path in made if "/experts/" in path}
+        assert made["tower/stacks/0/feed_forward/experts/up/bias"] == P(None, "expert", None)
+
+    def test_experts_that_the_mesh_does_not_divide(self):
+        made = small_decoder.abstract_model()
+        state = abstract_state(made)
+        mesh = training.make_mesh({"data": 1, "expert": 8})
+        rows = training.sharding_table(state, mesh, training.model_rules(made, 1))
+        row = next(row for row in rows if row.path.endswith("experts/up/bias"))
+        assert not any(row.spec)
+        assert row.notes == ("axis 1 of 4 not split over expert",)
+
+    def test_encoder_decoder_with_dense_experts(self):
+        config = models.EncoderDecoderConfig(
+            vocab_size=48,
+            hidden_size=16,
+            num_layers=1,
+            num_heads=2,
+            head_size=8,
+            intermediate_size=32,
+            gated=True,
+            experts=(("decoder/.*", layers.ExpertSettings(4)),),
+        )
+        model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
+        made = specs(model, data=1, fsdp=2, tensor=2, expert=2)
+        decoder, encoder = "towers/decoder/stacks/0", "towers/encoder/stacks/0"
+        for name in ("query", "key", "value"):
+            assert made[f"{decoder}/cross_attention/{name}/kernel"] == P(None, "fsdp", "tensor")
+        assert made[f"{decoder}/cross_attention/out/kernel"] == P(None, "tensor", "fsdp")
+        for name in ("up", "gate"):
+            own = made[f"{decoder}/feed_forward/experts/{name}/kernel"]
+            assert own == P(None, "expert", "fsdp", "tensor")
+            assert made[f"{encoder}/feed_forward/{name}/kernel"] == P(None, "fsdp", "tensor")
+        own = made[f"{decoder}/feed_forward/experts/down/kernel"]
+        assert own == P(None, "expert", "tensor", "fsdp")
+        assert made[f"{encoder}/feed_forward/down/kernel"] == P(None, "tensor", "fsdp")
+        assert made["towers/encoder/relative_bias/table"] == P("fsdp", None)

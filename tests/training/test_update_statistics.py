@@ -108,3 +108,32 @@ def test_zero_norm_is_not_a_number():
     assert norm == 0.0
     with pytest.raises(ValueError, match="every=0 must be at least 1"):
         training.UpdateStatistics({}, 0)
+
+
+def test_towers_and_experts():
+    """Experts count with their layer; layers of several towers are told apart."""
+    shapes = {
+        "towers/encoder/stacks/0/attention/query/kernel": (2, 3, 3),
+        "towers/encoder/stacks/1/attention/query/kernel": (1, 3, 3),
+        "towers/decoder/stacks/0/attention/query/kernel": (2, 3, 3),
+        "towers/decoder/stacks/0/feed_forward/experts/up/kernel": (2, 4, 3, 3),
+        "towers/decoder/stacks/0/feed_forward/shared/up/cores/1": (2, 3, 2, 2, 3),
+        "head/kernel": (3, 5),
+    }
+    rng = np.random.default_rng(0)
+    old, new = ({p: rng.standard_normal(s) for p, s in shapes.items()} for _ in range(2))
+    roles = {p: "central" if "shared" in p else "other" for p in shapes}
+    trees = [state_lib.nest({p: x.astype(np.float32) for p, x in t.items()}) for t in (old, new)]
+    squares = jax.device_get(update_statistics._squares(*trees))
+    cells = update_statistics._by_layer_and_role(squares, roles)
+    assert set(cells) == {
+        *((f"encoder_layer_0{i}", "other") for i in range(3)),
+        *((f"decoder_layer_0{i}", r) for i in range(2) for r in ("other", "central")),
+        ("outside", "other"),
+    }
+    names = [p for p in shapes if "decoder" in p and roles[p] == "other"]
+    expected = [
+        sum(np.sum((new[p][1] - old[p][1]) ** 2) for p in names),
+        sum(np.sum(old[p][1] ** 2) for p in names),
+    ]
+    np.testing.assert_allclose(cells["decoder_layer_01", "other"], expected, rtol=1e-5)
