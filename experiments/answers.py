@@ -51,7 +51,7 @@ class AnswersEvaluator:
             state = training.sharding.replicated(state, mesh or training.make_mesh())
         model = self._merged(state.model() if hasattr(state, "model") else state)
         found = {name: self._scores(name, model, split) for name, split in splits.items()}
-        if len(found) == 1:
+        if len(self.tasks) == 1:
             return next(iter(found.values()))
         metrics = {f"{task}/{n}": v for task, own in found.items() for n, v in own.items()}
         metrics[AVERAGE] = statistics.fmean(own[self.main[task]] for task, own in found.items())

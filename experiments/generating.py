@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
+from experiments import language_models
 from mpojax import data, files, models, training
 from mpojax.training import text_metrics
 
@@ -21,9 +22,35 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"config.{name}={config[name]} must not be negative.")
     if config.bleu_prompts and not config.test_split:
         raise ValueError("config.bleu_prompts continues the test text: give config.test_split.")
+    used = ("bleu_prompt_length", "bleu_length") if config.bleu_prompts else ()
+    used += ("sample_length",) if config.samples else ()
+    for name in used:
+        if config[name] < 1:
+            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
+    if config.samples == 1:
+        raise ValueError(
+            "config.samples=1: Self-BLEU compares each sample with the others; draw at least 2."
+        )
     sampling(config)
     if config.bleu_prompts or config.samples:
         text_metrics.signature(2)  # says early that sacrebleu is missing
+
+
+def check_job(config: ml_collections.ConfigDict, job) -> None:
+    """Raises ValueError, before the training, for texts that model or tokenizer cannot write."""
+    lengths = {}
+    if config.bleu_prompts:
+        lengths["bleu_prompt_length + bleu_length"] = config.bleu_prompt_length + config.bleu_length
+        _prompts(config, job)
+    if config.samples:
+        lengths["sample_length + 1"] = config.sample_length + 1
+        _start(job)
+    for name, length in lengths.items():
+        if length > job.model.config.max_positions:
+            raise ValueError(
+                f"config: {name} = {length} is more than the {job.model.config.max_positions} "
+                "positions of the model; generate shorter texts."
+            )
 
 
 def sampling(config: ml_collections.ConfigDict) -> models.Sampling:
@@ -59,9 +86,7 @@ def scores(config: ml_collections.ConfigDict, job, state, folder: pathlib.Path) 
 
 
 def _continuations(config, job, model, folder: pathlib.Path) -> dict[str, float]:
-    prompts, rests = data.continuations(
-        job.test.stream, config.bleu_prompt_length, config.bleu_length, config.bleu_prompts
-    )
+    prompts, rests = _prompts(config, job)
     written = _generate(model, prompts, config.bleu_length, models.Sampling(temperature=0.0), None)
     texts, truths = ([job.tokenizer.decode(ids) for ids in rows] for rows in (written, rests))
     starts = [job.tokenizer.decode(ids) for ids in prompts]
@@ -69,17 +94,29 @@ def _continuations(config, job, model, folder: pathlib.Path) -> dict[str, float]
     return {f"bleu{n}": text_metrics.bleu(texts, truths, n) for n in (2, 4)}
 
 
-def _samples(config, job, model, folder: pathlib.Path) -> dict[str, float]:
-    start = job.tokenizer.bos_id if job.tokenizer.bos_id is not None else job.tokenizer.eos_id
+def _prompts(config, job) -> tuple[np.ndarray, np.ndarray]:
+    return data.continuations(
+        job.test.stream, config.bleu_prompt_length, config.bleu_length, config.bleu_prompts
+    )
+
+
+def _start(job) -> int:
+    """The token that begins samples."""
+    words = job.tokenizer
+    start = words.bos_id if words.bos_id is not None else words.eos_id
     if start is None:
         raise ValueError("config.samples needs a tokenizer with a token that begins or ends texts.")
-    prompts = np.full((config.samples, 1), start, np.int32)
+    return start
+
+
+def _samples(config, job, model, folder: pathlib.Path) -> dict[str, float]:
+    prompts = np.full((config.samples, 1), _start(job), np.int32)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     written = _generate(model, prompts, config.sample_length, sampling(config), key)
     texts = [job.tokenizer.decode(ids) for ids in written]
     _write(folder / "samples.txt", ((text,) for text in texts))
-    truth = job.tokenizer.decode((job.test or job.dev).stream.tokens)
-    references = [line.strip() for line in truth.split("\n") if line.strip()]
+    truth = language_models.documents((job.test or job.dev).stream.tokens, job.tokenizer)
+    references = [line.strip() for text in truth for line in text.split("\n") if line.strip()]
     return {
         "sample_bleu2": text_metrics.corpus_bleu(texts, references, 2),
         "self_bleu2": text_metrics.self_bleu(texts, 2),

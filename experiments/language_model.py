@@ -19,7 +19,7 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
-from experiments import fitting, generating, language_models, launch, tuning
+from experiments import fitting, generating, language_models, launch, router_plot, tuning
 from mpojax import data, models, training
 from mpojax.training import language_modeling, router_statistics
 
@@ -93,7 +93,9 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         if not 0 < most < len(made):
             return made
         kept = made.tokens[:most]
-        return data.TokenStream(kept, len(words.decode(kept).split()), 1, made.name)
+        parts = language_models.documents(kept, words)
+        number = sum(len(text.split()) for text in parts)
+        return data.TokenStream(kept, number, len(parts), made.name)
 
     def evaluated(*which) -> data.LanguageModelEvalData:
         return data.LanguageModelEvalData(stream(*which), config.length, config.eval_batch_size)
@@ -121,7 +123,9 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         f"{dev.num_tokens:,}",
     )
     evaluate = language_modeling.evaluator()
-    return Job(config.texts, model, folder, words, train, dev, test, evaluate)
+    job = Job(config.texts, model, folder, words, train, dev, test, evaluate)
+    generating.check_job(config, job)
+    return job
 
 
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
@@ -149,7 +153,7 @@ def _tune(
         at_start=True,
     )
     hooks: list[training.Hook] = [dev]
-    if config.experts.form != "dense" or job.model.config.experts:
+    if job.model.config.experts:
         hooks.append(router_statistics.RouterStatistics(job.dev, every=config.router_every))
     result = fitting.fit(
         config,
@@ -166,6 +170,8 @@ def _tune(
     )
     if result.interrupted:
         return None
+    if job.model.config.experts:
+        router_plot.save_if_possible(folder)
     state, facts = result.state, {"fit": result.summary()}
     metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if "dev/" in k}
     if best:
@@ -184,7 +190,7 @@ def _tune(
 def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
     speed = outcome.facts["fit"]["steps_per_second"]
     return {
-        "tokens": config.steps * config.batch_size * config.length,
+        "tokens": outcome.facts["fit"]["step"] * config.batch_size * config.length,
         "tokens_per_second": speed and speed * config.batch_size * config.length,
         "test_tokens": 0 if job.test is None else job.test.num_tokens,
         "test_words": 0 if job.test is None else job.test.num_words,

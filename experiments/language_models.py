@@ -1,20 +1,26 @@
 """What a config of `configs/mpoe` asks for, loaded: tokenizer and model, maybe with experts."""
 
+import atexit
 import dataclasses
 import pathlib
+import re
+import shutil
 import tempfile
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 from flax import nnx
 
 from experiments import sources, tuning
 from mpojax import data, interop, models, training
+from mpojax.training import gradient_mask
 from mpojax.training import state as state_lib
 
 _FORMS = ("dense", *interop.EXPERT_FORMS)
+_FRESH = {"decoder": models.DecoderConfig, "encoder_decoder": models.EncoderDecoderConfig}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -43,6 +49,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if config.fresh.to_dict() and not config.tokenizer:
         raise ValueError("config.fresh needs config.tokenizer, a folder with tokenizer.json.")
+    if config.fresh.get("kind", "decoder") not in _FRESH:
+        raise ValueError(
+            f"config.fresh.kind={config.fresh.kind!r} must be one of {', '.join(_FRESH)}."
+        )
     if config.experts.form not in _FORMS:
         raise ValueError(
             f"config.experts.form={config.experts.form!r} must be one of {', '.join(_FORMS)}."
@@ -57,9 +67,9 @@ def check_mesh(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for experts that the mesh cannot divide."""
     mesh = training.make_mesh(config.mesh.to_dict())
     parts, number = mesh.shape["expert"], config.experts.number
-    if parts > 1 and config.experts.form == "dense":
+    if parts > 1 and config.experts.form == "dense" and not config.model:
         raise ValueError(f"config.mesh.expert={parts} has no experts to split: see config.experts.")
-    if parts > 1 and number % parts:
+    if parts > 1 and config.experts.form != "dense" and number % parts:
         raise ValueError(
             f"config.experts.number={number} cannot be divided over config.mesh.expert={parts} "
             f"devices; choose a multiple of {parts}, or another mesh."
@@ -67,7 +77,8 @@ def check_mesh(config: ml_collections.ConfigDict) -> None:
 
 
 def check_mask(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a gradient mask without central cores to mask."""
+    """Raises ValueError for a gradient mask that cannot be, or without central cores to mask."""
+    gradient_mask.read(config.optimizer.central_mask, {"any": "central"}, config.seed)
     rate = config.optimizer.central_mask.rate
     if rate is not None and config.experts.form in ("dense", "switch") and config.fresh.to_dict():
         raise ValueError(
@@ -116,13 +127,20 @@ def tokenizer(config: ml_collections.ConfigDict) -> tuple[data.Tokenizer, str]:
     Raises:
       FileNotFoundError: there is none.
     """
-    source = config.tokenizer or _source(config.model)
-    if str(source).endswith(".gguf"):
-        folder = tempfile.mkdtemp(prefix="mpojax-tokenizer-")
-        interop.write_gguf_tokenizer(source, folder)
-        return data.Tokenizer.from_folder(folder), folder
-    folder = sources.model_folder(str(source))
+    folder = _source(config.tokenizer or config.model)
+    if folder.endswith(".gguf"):
+        file, folder = folder, tempfile.mkdtemp(prefix="mpojax-tokenizer-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        interop.write_gguf_tokenizer(file, folder)
     return data.Tokenizer.from_folder(folder), folder
+
+
+def documents(tokens: np.ndarray, words: data.Tokenizer) -> list[str]:
+    """The texts of tokens, which ends of text part."""
+    if words.eos_id is None:
+        return [words.decode(tokens)]
+    parts = np.split(tokens, np.flatnonzero(tokens == words.eos_id))
+    return [words.decode(part[part != words.eos_id]) for part in parts]
 
 
 def _source(name: str) -> str:
@@ -139,17 +157,17 @@ def fresh(config: ml_collections.ConfigDict, words: data.Tokenizer) -> models.Mo
       ValueError: unknown or impossible settings.
     """
     fields = {"vocab_size": words.vocab_size} | config.fresh.to_dict()
-    kind = models.DecoderConfig
-    if fields.pop("kind", "decoder") == "encoder_decoder":
-        kind = models.EncoderDecoderConfig
-    for name in ("pad_id", "bos_id", "eos_id"):
-        value = getattr(words, name)
-        if value is not None and name in {field.name for field in dataclasses.fields(kind)}:
+    kind = _FRESH[fields.pop("kind", "decoder")]
+    known = {field.name for field in dataclasses.fields(kind)}
+    tokens = {name: getattr(words, name) for name in ("pad_id", "bos_id", "eos_id")}
+    tokens["decoder_start_id"] = words.pad_id
+    for name, value in tokens.items():
+        if value is not None and name in known:
             fields.setdefault(name, value)
     try:
         settings = kind(**fields)
-    except TypeError as error:
-        raise ValueError(f"config.fresh has an unknown field: {error}.") from error
+    except TypeError as error:  # names what is unknown, or missing
+        raise ValueError(f"config.fresh does not make a {kind.__name__}: {error}.") from error
     return models.build(settings, rngs=nnx.Rngs(config.seed))
 
 
@@ -166,7 +184,19 @@ def first_layers(model: models.LanguageModel, count: int) -> models.LanguageMode
         )
     shapes = {path: s for path, s in model.shapes.items() if _layer(path) < count}
     arrays = {path: a for path, a in models.to_arrays(model).items() if _layer(path) < count}
-    return models.from_arrays(dataclasses.replace(config, num_layers=count), shapes, arrays)
+
+    def still_there(rules: tuple, paths: list[str]) -> tuple:
+        paths = [path for path in paths if _layer(path) < count]
+        return tuple(rule for rule in rules if any(re.fullmatch(rule[0], p) for p in paths))
+
+    config = dataclasses.replace(
+        config,
+        num_layers=count,
+        experts=still_there(config.experts, models.feed_forwards(config)),
+        adapters=still_there(config.adapters, models.adaptable(config)),
+        stack_breaks=tuple(layer for layer in config.stack_breaks if layer < count),
+    )
+    return models.from_arrays(config, shapes, arrays)
 
 
 def _layer(path: str) -> int:
@@ -191,6 +221,19 @@ def _check_vocabulary(config, model, words: data.Tokenizer, folder: str) -> None
         )
 
 
+def experts_of(model: models.Model) -> tuple[str, int]:
+    """(form, number) of a model's experts, the most where blocks differ; ("dense", 1) without."""
+    forms, number = set(), 1
+    for path in models.feed_forwards(model.config):
+        settings = model.config.experts_of(path)
+        if settings is not None:
+            has_chain = any(matrix.startswith(f"{path}/") for matrix in model.shapes)
+            shared = "mpoe" if settings.share_central else "unshared"
+            forms.add(shared if has_chain else "switch")
+            number = max(number, settings.number)
+    return "+".join(sorted(forms)) or "dense", number
+
+
 def facts(config: ml_collections.ConfigDict, outcome: tuning.Outcome) -> dict[str, Any]:
     """Entries of the result that all runs of language models have."""
 
@@ -198,9 +241,10 @@ def facts(config: ml_collections.ConfigDict, outcome: tuning.Outcome) -> dict[st
         return sum(array.nbytes for array in state_lib.flatten(tree).values())
 
     state = outcome.state
+    form, number = experts_of(state.model())
     return {
-        "form": config.experts.form,
-        "experts": 1 if config.experts.form == "dense" else config.experts.number,
+        "form": form,
+        "experts": number,
         "mask": config.optimizer.central_mask.rate,
         "parameter_bytes": size(state.trainable) + size(state.frozen),
         "optimizer_bytes": size(state.optimizer),

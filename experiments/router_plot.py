@@ -11,13 +11,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+import jax
+from absl import app, flags, logging
 
 from experiments import plots
 from mpojax import files
 from mpojax.training import router_statistics
-
-_RUN = flags.DEFINE_string("run", None, "Folder of the run.", required=True, allow_override=True)
 
 NAME = "router.png"
 _MOST_TICKS = 24
@@ -92,10 +91,25 @@ def save(folder: pathlib.Path) -> pathlib.Path:
     return folder / NAME
 
 
+def save_if_possible(folder: pathlib.Path) -> None:
+    """The same at the end of a run, which counts without a picture: the log says if there is none.
+
+    Process 0 draws.
+    """
+    if jax.process_index() != 0:
+        return
+    try:
+        save(folder)
+    except ImportError as error:
+        logging.warning("no %s: %s", NAME, error)
+
+
 def main(argv):
     del argv
-    save(pathlib.Path(_RUN.value).expanduser())
+    save(pathlib.Path(flags.FLAGS.run).expanduser())
 
 
 if __name__ == "__main__":
+    # Here, not above: runs that draw their routers have flags of their own.
+    flags.DEFINE_string("run", None, "Folder of the run.", required=True)
     app.run(main)

@@ -7,8 +7,8 @@
 
 Answers are generated and read as labels; the best state is chosen by the split dev, never by test.
 The fields of a config are explained in `configs/mpoe/base.py`. The workdir gets `result.json`,
-metrics as JSONL and TensorBoard events, and what the routers of experts did (`router.csv`). Started
-again on its workdir an interrupted run goes on exactly.
+metrics as JSONL and TensorBoard events, and what the routers of experts did (`router.csv`,
+`router.png`). Started again on its workdir an interrupted run goes on exactly.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
-from experiments import answers, fitting, language_models, launch, tuning
+from experiments import answers, fitting, language_models, launch, router_plot, tuning
 from mpojax import data, models, training
-from mpojax.training import language_modeling, router_statistics
+from mpojax.training import language_modeling, router_statistics, text_metrics
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -85,6 +85,13 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     names = [config.task] if config.task else list(config.tasks)
     loaded = [data.load_text_to_text(name, config.data_dir or None) for name in names]
     tasks = {task.name: task for task in loaded}
+    if len(tasks) < len(loaded):
+        raise ValueError(
+            f"config.tasks has two tasks of one name among {[task.name for task in loaded]}; give "
+            "them names, as in file:...;name=mine."
+        )
+    if any(task.kind == "generation" for task in loaded):
+        text_metrics.signature(4)  # says early that sacrebleu is missing
     model, words, folder = language_models.load(config)
     if not isinstance(model, models.EncoderDecoder):
         raise ValueError(
@@ -107,17 +114,12 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     else:
         only = next(iter(train.values()))
         batches = data.TrainData(only, config.batch_size, seed=config.seed)
-    dev, test = (
-        {
-            name: data.EvalData(
-                encoded(task, task.dev_split if split == "dev" else split, config.dev_examples),
-                config.eval_batch_size,
-            )
-            for name, task in tasks.items()
-            if split == "dev" or split in task.splits
-        }
-        for split in ("dev", "test")
-    )
+
+    def evaluated(*which) -> data.EvalData:
+        return data.EvalData(encoded(*which), config.eval_batch_size)
+
+    dev = {n: evaluated(task, task.dev_split, config.dev_examples) for n, task in tasks.items()}
+    test = {n: evaluated(task, "test") for n, task in tasks.items() if _has_test(task)}
     evaluate = answers.AnswersEvaluator(tasks, words, lengths, config.beams)
     return Job(
         name="+".join(tasks),
@@ -130,6 +132,11 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         metric=evaluate.metric,
         dev_examples=sum(split.num_examples for split in dev.values()),
     )
+
+
+def _has_test(task: data.TextToTextTask) -> bool:
+    """Whether there is a test split other than that of the development, with its answers."""
+    return "test" in task.splits and task.dev_split != "test" and task["test"].targets is not None
 
 
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
@@ -167,6 +174,8 @@ def _tune(
     )
     if result.interrupted:
         return None
+    if job.model.config.experts:
+        router_plot.save_if_possible(folder)
     state, facts = result.state, {"fit": result.summary()}
     metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if k[:4] == "dev/"}
     if best:
