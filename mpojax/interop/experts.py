@@ -15,6 +15,7 @@ from mpojax.interop import rules as rules_lib
 
 FORMS = ("mpoe", "unshared", "switch")
 FACTORIZATIONS = ("published", "separable")
+_MAPS = ("up", "gate", "down")
 # Fields that are handed on to the layers.
 _OF_LAYERS = (
     *("number", "router", "k", "capacity_factor", "dispatch", "structure", "remat"),
@@ -73,8 +74,15 @@ class ExpertRule:
                 f"gauge='identity' is exact only at full bonds; leave out bond={self.bond}, or "
                 "choose gauge='central'."
             )
+        if isinstance(self.cores, bool) or not isinstance(self.cores, int) or self.cores < 2:
+            raise ValueError(
+                f"cores={self.cores!r} must be an integer of at least 2: the central core is "
+                "shared, experts own the others."
+            )
         if self.factorization == "separable" and self.cores != 5:
             raise ValueError(f"cores={self.cores}: separable chains have five.")
+        if unknown := sorted(set(self.factors or ()) - set(_MAPS)):
+            raise ValueError(f"factors has lists for {unknown}; maps are {', '.join(_MAPS)}.")
         self.settings  # noqa: B018  checks the rest
 
     @property
@@ -123,6 +131,11 @@ def planned_experts(
                 new_shapes.pop(f"{path}/{name}", None)
             elif f"{path}/{name}" not in shapes:
                 new_shapes[f"{path}/{name}"] = _shape(path, name, rule, size)
+            if rule.form != "switch" and new_shapes[f"{path}/{name}"].num_cores < 2:
+                raise ValueError(
+                    f"{path}/{name} is a chain of one core, the central one: experts would own "
+                    "nothing; merge(model) makes it dense."
+                )
     experts = tuple((pattern, ExpertRule(**fields).settings) for pattern, fields in rules)
     ranks = models.adapter_ranks(config)
     for path in matched:
@@ -192,7 +205,10 @@ def _spread(
         cores = [arrays.pop(f"{matrix}/cores/{k}") for k in range(held.num_cores)]
     elif shape is not None:
         kernel = np.asarray(arrays.pop(f"{matrix}/kernel"))
-        cores = [np.float32(core) for core in mpo.decompose(kernel, shape, rule.gauge)]
+        try:
+            cores = mpo.decompose(kernel, shape, rule.gauge)
+        except ValueError as error:
+            raise ValueError(f"{matrix}: {error}") from error
     if shape is None:
         if held is not None:
             wide = tuple(np.asarray(core, np.float64) for core in cores)
@@ -201,7 +217,7 @@ def _spread(
         return
     for k, core in enumerate(cores):
         is_shared = rule.form == "mpoe" and k == shape.central
-        arrays[f"{matrix}/cores/{k}"] = core if is_shared else copies(core)
+        arrays[f"{matrix}/cores/{k}"] = np.float32(core) if is_shared else copies(np.float32(core))
 
 
 def _matched(config, rules) -> dict[str, ExpertRule]:
