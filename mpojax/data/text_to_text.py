@@ -92,6 +92,7 @@ class TextPairs:
             start = tokenizer.pad_id if decoder_start is None else decoder_start
             shifted = np.where(mask == 1, ids, start)[:, :-1]
             arrays["decoder_input_ids"] = np.pad(shifted, ((0, 0), (1, 0)), constant_values=start)
+            arrays["decoder_attention_mask"] = mask  # else experts would see padding
             arrays["targets"] = ids
             arrays["target_weights"] = mask.astype(np.float32)
         if self.labels is not None:

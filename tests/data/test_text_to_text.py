@@ -91,6 +91,7 @@ class TestArrays:
             "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
             "decoder_input_ids": [[pad, b, end], [pad, end, pad]],
             "targets": [[b, end, pad], [end, pad, pad]],
+            "decoder_attention_mask": [[1, 1, 0], [1, 0, 0]],
             "target_weights": [[1, 1, 0], [1, 0, 0]],
         }
         assert space not in (a, b)
