@@ -82,6 +82,7 @@ def make_layout(
     *,
     capacity: int | None = None,
     block: int | None = None,
+    limit: int | None = None,
 ) -> Layout:
     """Sorts assignments by expert.
 
@@ -94,6 +95,8 @@ def make_layout(
       kind: one of `KINDS`.
       capacity: rows of each expert, with kind "capacity".
       block: rows of a block, with kind "block"; default by the mean number of rows.
+      limit: no more assignments than so many are not padding; makes fewer rows of kinds "block" and
+        "ragged".
     """
     (tokens, k), total = experts.shape, experts.size
     flat = experts.T.reshape(-1).astype(jnp.int32)
@@ -122,12 +125,37 @@ def make_layout(
         sorted_at = jnp.where(column < counts[:, None], starts[:, None] + column, total)
         assignment = order.at[sorted_at.reshape(-1)].get(mode="fill", fill_value=total)
         return make(0, assignment, slot.reshape(k, tokens).T, each * capacity, counts)
-    block = (block or default_block(total, number)) if kind == "block" else 0
+    limit = total if limit is None else min(limit, total)
+    block = (block or default_block(limit, number)) if kind == "block" else 0
     # Blocks reach beyond the rows of their expert: the last one needs somewhere to end.
-    slot = jnp.where(flat < number, place, total + block)
-    assignment = jnp.where(jnp.arange(total) < jnp.sum(counts), order, total)
+    slot = jnp.where(flat < number, place, limit + block)
+    assignment = jnp.where(jnp.arange(limit) < jnp.sum(counts), order[:limit], total)
     assignment = jnp.pad(assignment, (0, block), constant_values=total)
     return make(block, assignment, slot.reshape(k, tokens).T, starts, counts)
+
+
+def layout_of_few(
+    experts: jax.Array, number: int, capacity: int | None = None
+) -> tuple[Layout, jax.Array]:
+    """For fewer assignments than experts: each assignment gets a row and an expert of its own.
+
+    Returns:
+      The layout, of as many experts as assignments, and which experts these are: (T * k,) indices
+      by which to take their parameters, so that no others are read.
+    """
+    (tokens, k), total = experts.shape, experts.size
+    flat = experts.T.reshape(-1).astype(jnp.int32)
+    each = jnp.arange(total, dtype=jnp.int32)
+    has_row = flat < number
+    if capacity is not None:
+        earlier = (flat[:, None] == flat[None]) & (each[None] < each[:, None])
+        has_row &= jnp.sum(earlier, 1) < capacity
+    slot = jnp.where(has_row, each, total).reshape(k, tokens).T
+    assignment = jnp.where(has_row, each, total)
+    layout = Layout(
+        "capacity", total, tokens, k, 0, assignment, slot, each, has_row.astype(jnp.int32)
+    )
+    return layout, jnp.minimum(flat, number - 1)
 
 
 def default_block(assignments: int, number: int) -> int:

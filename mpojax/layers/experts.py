@@ -1,6 +1,5 @@
 """A feed-forward block of experts: dense copies, or chains that share their central core (MPOE)."""
 
-import functools
 import math
 from collections.abc import Mapping
 
@@ -9,13 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
-from mpojax.layers import dispatch, initializers
-from mpojax.layers.dropout import dropout
+from mpojax.layers import expert_parallel, initializers
+from mpojax.layers.expert_maps import Block
 from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.layers.feed_forward import ACTIVATIONS
 from mpojax.layers.roles import AuxiliaryCore, CentralCore
 from mpojax.layers.routing import Router, RouterStatistics
-from mpojax.mpo import experts as kernels
 
 
 class ExpertFeedForward(nnx.Module):
@@ -69,17 +67,15 @@ class ExpertFeedForward(nnx.Module):
         }
         if not gated:
             del sizes["gate"]
-        self._shapes = _checked_shapes(dict(shapes or {}), sizes)
+        shapes = _checked_shapes(dict(shapes or {}), sizes)
+        self.block = Block(settings, activation, gated, shapes, inner_dropout)
         self.hidden_size = hidden_size
-        self.activation = activation
-        self.settings = settings
-        self.inner_dropout = inner_dropout
         self.dtype = dtype
         self.router = Router(hidden_size, settings, rngs=rngs)
         experts, shared = {}, {}
         for name, size in sizes.items():
             own, common = _random_map(
-                rngs.params(), size, self.shapes.get(name), settings, use_bias
+                rngs.params(), size, dict(shapes).get(name), settings, use_bias
             )
             experts[name] = own
             if common:
@@ -90,7 +86,12 @@ class ExpertFeedForward(nnx.Module):
     @property
     def shapes(self) -> dict[str, mpo.MPOShape]:
         """MPO form of the maps that have one."""
-        return dict(self._shapes)
+        return dict(self.block.shapes)
+
+    @property
+    def settings(self) -> ExpertSettings:
+        """Experts, router, dispatch."""
+        return self.block.settings
 
     def __call__(
         self,
@@ -121,56 +122,21 @@ class ExpertFeedForward(nnx.Module):
             )
         tokens = x.reshape(-1, self.hidden_size)
         routing = self.router(tokens, None if mask is None else mask.reshape(-1), router_key)
-        y, kept = self._run(tokens.astype(self.dtype), routing.experts, routing.gates, dropout_key)
+        parameters = jax.tree.map(
+            lambda variable: variable[...],
+            (self.experts, self.shared),
+            is_leaf=lambda part: isinstance(part, nnx.Variable),
+        )
+        y, kept = expert_parallel.run(
+            self.block,
+            parameters,
+            tokens.astype(self.dtype),
+            routing.experts,
+            routing.gates,
+            dropout_key,
+        )
         statistics = routing.statistics.with_kept(kept, self.settings.experts_per_token)
         return y.reshape(*x.shape[:-1], self.hidden_size), statistics
-
-    def _run(self, x, experts, gates, key):
-        settings = self.settings
-        if x.shape[0] == 0:
-            return x, jnp.zeros((), jnp.int32)
-        kind = settings.dispatch
-        if kind == "auto":
-            kind = "block" if settings.capacity_factor is None else "capacity"
-        capacity = experts.size
-        if settings.capacity_factor is not None:
-            capacity = dispatch.capacity_of(experts.size, settings.number, settings.capacity_factor)
-        layout = dispatch.make_layout(experts, settings.number, kind, capacity=capacity)
-        rows = dispatch.gather(layout, x)
-        parameters = jax.tree.map(
-            lambda v: v[...], (self.experts, self.shared), is_leaf=_is_variable
-        )
-        apply = functools.partial(self._map, layout, *parameters)
-        inner = apply("up", rows)
-        activate = ACTIVATIONS[self.activation]
-        inner = activate(apply("gate", rows)) * inner if "gate" in self.experts else activate(inner)
-        inner = dropout(inner, self.inner_dropout, key)
-        rows = apply("down", inner)
-        return dispatch.combine(layout, rows, gates.astype(rows.dtype)), layout.kept()
-
-    def _map(self, layout, experts, shared, name, rows):
-        own, common = experts[name], shared.get(name, {})
-        product = functools.partial(dispatch.matmul, layout)
-        shape = self.shapes.get(name)
-        if shape is None:
-            y = product(rows[:, None], own["kernel"].astype(rows.dtype))[:, 0]
-        else:
-            cores = {**own["cores"], **common.get("cores", {})}
-            cores = tuple(cores[str(k)] for k in range(shape.num_cores))
-            if self.settings.structure == "shared_core":
-                y = kernels.apply_shared_core(cores, shape, rows, product)
-            else:
-                rebuilt = lambda cores, rows: product(  # noqa: E731
-                    rows[:, None], kernels.expert_matrices(cores, shape).astype(rows.dtype)
-                )[:, 0]
-                y = (jax.checkpoint(rebuilt) if self.settings.remat else rebuilt)(cores, rows)
-        if "bias" in own:
-            return dispatch.add_bias(layout, y, own["bias"].astype(y.dtype))
-        return y + common["bias"].astype(y.dtype)[None] if "bias" in common else y
-
-
-def _is_variable(x):
-    return isinstance(x, nnx.Variable)
 
 
 def _checked_shapes(shapes, sizes):

@@ -26,9 +26,11 @@ from mpojax.mpo.decomposition import (
     matrix_to_central,
 )
 from mpojax.mpo.embedding import embed
+from mpojax.mpo.expert_planning import ExpertPlan, plan_experts
 from mpojax.mpo.experts import apply_shared_core, expert_matrices
 from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
 from mpojax.mpo.search import Searched, search_factors
+from mpojax.mpo.separable import separable_shape
 from mpojax.mpo.shape import MPOShape, shape_from_cores
 from mpojax.mpo.spectra import (
     bond_spectra,
@@ -63,6 +65,7 @@ __all__ = [
     "MEASURES",
     "STRATEGIES",
     "Cut",
+    "ExpertPlan",
     "Fit",
     "Ladder",
     "MPOShape",
@@ -95,11 +98,13 @@ __all__ = [
     "low_rank_errors",
     "matrix_to_central",
     "plan",
+    "plan_experts",
     "pool_spectra",
     "prepare",
     "regularized",
     "relative_error",
     "search_factors",
+    "separable_shape",
     "shape_from_cores",
     "slice_bonds",
     "to_matrix",

@@ -65,7 +65,27 @@ _matrices.defvjp(_matrices_forward, _matrices_backward)
 
 
 def _product(cores, shape):
-    left, central, right = grouped(cores, shape)
+    """All matrices: at once, or on CPU one after the other, whose intermediates fit its caches."""
+    groups = grouped(cores, shape)
+    if jax.default_backend() != "cpu":
+        return _merged(groups, shape)
+    central = groups[1]
+    stacked = tuple(g for k, g in enumerate(groups) if g is not None and (k != 1 or g.ndim == 5))
+
+    @jax.checkpoint  # else the loop would save L C of every expert
+    def of_expert(own):
+        own = iter(tuple(g[None] for g in own))
+        parts = (
+            None if g is None else central if k == 1 and g.ndim == 4 else next(own)
+            for k, g in enumerate(groups)
+        )
+        return _merged(tuple(parts), shape)[0]
+
+    return jax.lax.map(of_expert, stacked)
+
+
+def _merged(groups, shape):
+    left, central, right = groups
     i, k, a, j, m, b = group_factors(shape)
     p, q = central.shape[-4], central.shape[-1]
     n = (right if left is None else left).shape[0]

@@ -151,11 +151,19 @@ def plan(
         raise ValueError(f"unknown strategy {strategy!r}; use one of {STRATEGIES}.")
     if training and prepared:
         raise ValueError("a prepared plan is for inference: pass training=False.")
+    return _plan(shape, tokens, training, prepared, strategy, machine_of(machine))
+
+
+def machine_of(machine: Machine | str | None) -> Machine:
+    """Constants by the name of a preset; those of jax's backend for None.
+
+    Raises:
+      ValueError: an unknown name.
+    """
     machine = machine or jax.default_backend()
     if isinstance(machine, str) and machine not in MACHINES:
         raise ValueError(f"unknown machine {machine!r}; use one of {tuple(MACHINES)} or a Machine.")
-    machine = MACHINES[machine] if isinstance(machine, str) else machine
-    return _plan(shape, tokens, training, prepared, strategy, machine)
+    return MACHINES[machine] if isinstance(machine, str) else machine
 
 
 @functools.lru_cache(maxsize=4096)
@@ -185,8 +193,8 @@ def _variants(strategy, shape):
     return [()]
 
 
-class _Ledger:
-    """Adds up operations in float32."""
+class Ledger:
+    """Adds up operations in float32: FLOPs, bytes and seconds on a machine."""
 
     def __init__(self, machine):
         self.machine, self.seconds = machine, 0.0
@@ -216,7 +224,7 @@ _NARROW = 8
 
 
 def _cost(shape, tokens, training, prepared, strategy, variant, machine):
-    ledger = _Ledger(machine)
+    ledger = Ledger(machine)
     if strategy == "rebuild":
         _rebuild_cost(ledger, shape, tokens, training, prepared)
     else:
