@@ -53,6 +53,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"config.fresh.kind={config.fresh.kind!r} must be one of {', '.join(_FRESH)}."
         )
+    if config.architecture and config.architecture not in models.LANGUAGE_PRESETS:
+        raise ValueError(
+            f"config.architecture={config.architecture!r} must be one of "
+            f"{', '.join(models.LANGUAGE_PRESETS)}, or empty."
+        )
     if config.experts.form not in _FORMS:
         raise ValueError(
             f"config.experts.form={config.experts.form!r} must be one of {', '.join(_FORMS)}."

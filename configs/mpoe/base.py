@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Default config."""
     config = ml_collections.ConfigDict()
     config.variant = ""  # name of the row in tables and plots
-    config.architecture = ""  # of mpojax.models.PRESETS: counts the parameters without weights
+    config.architecture = ""  # of mpojax.models.LANGUAGE_PRESETS: the row of a table it belongs to
     # Folder, hub id, package:NAME/SUBFOLDER or .gguf file; "": fresh, of `fresh` below.
     config.model = ""
     config.tokenizer = ""  # its folder, where `model` has none
