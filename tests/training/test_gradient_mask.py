@@ -112,9 +112,9 @@ class TestAgainstFormulas:
     @pytest.mark.parametrize("name", NAMES)
     def test_every_mode_draw_and_optimizer(self, name, mode, draw):
         settings = {"rate": 0.5, "mode": mode, "draw": draw}
-        drawn = masks(read(**settings, seed=3))
+        drawn = masks(read(**settings, seed=4))
         assert sum(m.sum() for each in drawn for m in each.values()) > 0
-        seen, _, metrics = run(optimizer(settings, seed=3, name=name))
+        seen, _, metrics = run(optimizer(settings, seed=4, name=name))
         for step, expected in enumerate(self.reference(name, mode, drawn)):
             for path, value in expected.items():
                 np.testing.assert_allclose(
