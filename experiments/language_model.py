@@ -17,11 +17,10 @@ from typing import Any
 
 import ml_collections
 from absl import logging
-from flax import nnx
 
-from experiments import fitting, generating, language_models, launch, router_plot, tuning
+from experiments import generating, language_models, language_tuning, launch, tuning
 from mpojax import data, models, training
-from mpojax.training import language_modeling, router_statistics
+from mpojax.training import language_modeling
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -139,52 +138,14 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
 def _tune(
     config: ml_collections.ConfigDict, job: Job, folder: pathlib.Path
 ) -> tuning.Outcome | None:
-    """The training; None when it was interrupted."""
-    optimizer = fitting.make_optimizer(config, job.model, config.steps)
-    state = training.TrainState.create(job.model, nnx.Param, optimizer, seed=config.seed)
-    best = job.metric if config.keep_best else None
-    dev = training.Evaluate(
-        "dev",
-        job.dev,
-        job.evaluate,
-        every=config.eval_every,
-        best=best,
-        higher_is_better=False,
-        at_start=True,
+    """The training, and the texts after it; None when it was interrupted."""
+    outcome = language_tuning.tune(
+        config, job, folder, looked_at=job.dev, higher_is_better=False, at_start=True
     )
-    hooks: list[training.Hook] = [dev]
-    if job.model.config.experts:
-        hooks.append(router_statistics.RouterStatistics(job.dev, every=config.router_every))
-    result = fitting.fit(
-        config,
-        job.train,
-        state,
-        optimizer,
-        loss=language_modeling.language_model_loss(
-            config.balance_weight, config.z_weight, config.label_smoothing
-        ),
-        steps=config.steps,
-        folder=folder,
-        label=config.variant or job.name,
-        hooks=hooks,
-    )
-    if result.interrupted:
+    if outcome is None:
         return None
-    if job.model.config.experts:
-        router_plot.save_if_possible(folder)
-    state, facts = result.state, {"fit": result.summary()}
-    metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if "dev/" in k}
-    if best:
-        state = training.restore_best(folder, state)
-        metrics = job.evaluate(state, job.dev)
-        facts |= {"best_step": dev.best_step}
-    if job.test is not None:
-        found = job.evaluate(state, job.test)
-        metrics |= {f"test_{name}": value for name, value in found.items()}
-    metrics |= generating.scores(config, job, state, folder)
-    names = ("mask_rate", "router/dropped", "router/entropy", "router/max_load")
-    facts["training"] = {n: result.metrics[n] for n in names if n in result.metrics}
-    return tuning.Outcome(state, metrics, nnx.Param, facts, result.stop_requested is not None)
+    written = generating.scores(config, job, outcome.state, folder)
+    return dataclasses.replace(outcome, metrics=outcome.metrics | written)
 
 
 def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:

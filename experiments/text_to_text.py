@@ -18,11 +18,10 @@ from typing import Any
 
 import ml_collections
 from absl import logging
-from flax import nnx
 
-from experiments import answers, fitting, language_models, launch, router_plot, tuning
-from mpojax import data, models, training
-from mpojax.training import language_modeling, router_statistics, text_metrics
+from experiments import answers, language_models, language_tuning, launch, tuning
+from mpojax import data, models
+from mpojax.training import text_metrics
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -151,41 +150,8 @@ def _tune(
     config: ml_collections.ConfigDict, job: Job, folder: pathlib.Path
 ) -> tuning.Outcome | None:
     """The training; None when it was interrupted."""
-    optimizer = fitting.make_optimizer(config, job.model, config.steps)
-    state = training.TrainState.create(job.model, nnx.Param, optimizer, seed=config.seed)
-    best = job.metric if config.keep_best else None
-    dev = training.Evaluate("dev", job.dev, job.evaluate, every=config.eval_every, best=best)
-    hooks: list[training.Hook] = [dev]
-    if job.model.config.experts:
-        looked_at = next(iter(job.dev.values()))
-        hooks.append(router_statistics.RouterStatistics(looked_at, every=config.router_every))
-    result = fitting.fit(
-        config,
-        job.train,
-        state,
-        optimizer,
-        loss=language_modeling.language_model_loss(
-            config.balance_weight, config.z_weight, config.label_smoothing
-        ),
-        steps=config.steps,
-        folder=folder,
-        label=config.variant or job.name,
-        hooks=hooks,
-    )
-    if result.interrupted:
-        return None
-    if job.model.config.experts:
-        router_plot.save_if_possible(folder)
-    state, facts = result.state, {"fit": result.summary()}
-    metrics = {k.removeprefix("dev/"): v for k, v in result.metrics.items() if k[:4] == "dev/"}
-    if best:
-        state = training.restore_best(folder, state)
-        metrics = job.evaluate(state, job.dev)
-        facts |= {"best_step": dev.best_step}
-    if job.test:
-        found = job.evaluate(state, job.test)
-        metrics |= {f"test_{name}": value for name, value in found.items()}
-    return tuning.Outcome(state, metrics, nnx.Param, facts, result.stop_requested is not None)
+    looked_at = next(iter(job.dev.values()))
+    return language_tuning.tune(config, job, folder, looked_at=looked_at, higher_is_better=True)
 
 
 def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
