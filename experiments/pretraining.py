@@ -157,12 +157,12 @@ def mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     made = training.make_mesh(config.mesh.to_dict())
     for size in (config.batch_size, config.eval_batch_size):
         training.sharding.local_rows(size, made)
-    parts = made.shape["data"] * made.shape["fsdp"]
+    parts = training.sharding.batch_parts(made)
     if config.batch_size % (parts * config.accumulate):
         raise ValueError(
             f"config.batch_size={config.batch_size} rows in config.accumulate={config.accumulate} "
-            f"micro-batches cannot be split over the mesh axes data x fsdp of size {parts}; make "
-            f"it a multiple of {parts * config.accumulate}."
+            f"micro-batches cannot be split over the mesh axes data x fsdp x expert of size "
+            f"{parts}; make it a multiple of {parts * config.accumulate}."
         )
     return made
 

@@ -10,7 +10,7 @@ import math
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-BATCH = ("data", "fsdp")  # mesh axes that split the rows of a batch
+BATCH = ("data", "fsdp", "expert")  # mesh axes that split the rows of a batch
 TENSOR = "tensor"  # mesh axis that splits attention heads and the features inside a feed-forward
 
 

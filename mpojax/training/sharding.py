@@ -1,8 +1,8 @@
 """One mesh and one table of rules for every size of machine.
 
-Axes: `data` and `fsdp` split the batch; `fsdp` also splits parameters and optimizer state;
-`tensor` and `expert` split what the rules say. With all devices on `data` (the default) parameters
-are replicated.
+Axes: `data`, `fsdp` and `expert` split the batch; `fsdp` also splits parameters and optimizer
+state; `tensor` and `expert` split what the rules say. With all devices on `data` (the default)
+parameters are replicated.
 """
 
 import dataclasses
@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mpojax.layers import partition
 from mpojax.training import state as state_lib
 
 AXES = ("data", "fsdp", "tensor", "expert")
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(partition.BATCH)
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None = None) -> Mesh:
@@ -205,13 +206,19 @@ def abstract(tree: Any, shardings: Any) -> Any:
     )
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in partition.BATCH)
+
+
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises a ValueError where the rows cannot be split evenly over data and fsdp."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    """Raises a ValueError where the rows cannot be split evenly over data, fsdp and expert."""
+    parts = batch_parts(mesh)
     if batch_size % parts:
+        sizes = " x ".join(str(mesh.shape[axis]) for axis in partition.BATCH)
         raise ValueError(
-            f"batch_size={batch_size} cannot be split over the mesh axes data x fsdp = "
-            f"{mesh.shape['data']} x {mesh.shape['fsdp']}; make it a multiple of {parts}"
+            f"batch_size={batch_size} cannot be split over the mesh axes "
+            f"{' x '.join(partition.BATCH)} = {sizes}; make it a multiple of {parts}"
         )
 
 
@@ -219,7 +226,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> slice:
     """The rows of a global batch that this process loads.
 
     Raises:
-      ValueError: the batch cannot be split evenly over data and fsdp.
+      ValueError: the batch cannot be split evenly over data, fsdp and expert.
     """
     check_batch(batch_size, mesh)
     indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
@@ -242,7 +249,7 @@ def shared_clock(value: float, mesh: Mesh) -> jax.Array:
 
 
 def place_batch(batch: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> dict:
-    """A global batch from this process's rows, split over data and fsdp."""
+    """A global batch from this process's rows, split over data, fsdp and expert."""
     sharding = NamedSharding(mesh, BATCH)
     return {
         name: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))

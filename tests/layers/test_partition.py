@@ -27,6 +27,7 @@ def test_nothing_happens_without_a_mesh_or_on_one_device():
     [
         ({"data": 2, "fsdp": 2, "tensor": 2}, (8, 3, 4), P(("data", "fsdp"), None, "tensor")),
         ({"data": 8}, (8, 3, 4), P(("data", "fsdp"), None, "tensor")),
+        ({"data": 2, "expert": 2, "tensor": 2}, (8, 3, 4), P(("data", "expert"), None, "tensor")),
         # 6 rows are no multiple of 4, 3 features none of 2: left to the compiler.
         ({"data": 2, "fsdp": 2, "tensor": 2}, (6, 3, 4), P(None, None, "tensor")),
         ({"data": 2, "fsdp": 2, "tensor": 2}, (8, 3, 3), P(("data", "fsdp"))),
