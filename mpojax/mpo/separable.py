@@ -17,7 +17,8 @@ def separable_shape(in_features: int, out_features: int, n: int = 5) -> MPOShape
     The two transforms get the sizes that the sides of the usual lists (`MPOShape.published`, else
     `MPOShape.balanced`) have, so that auxiliary cores are as large as there; the larger transform
     goes to the shorter side of the matrix, where it costs less. 768 x 3072: 384 of 768 rows at a
-    time, 192 of 3072 columns, 1.375 times the multiply-adds of a dense matrix.
+    time, 192 of 3072 columns, 1.375 times the multiply-adds of a dense matrix. Sizes without useful
+    factors are padded as in `MPOShape.balanced`.
 
     Args:
       in_features: rows, at least 2.
@@ -35,23 +36,25 @@ def separable_shape(in_features: int, out_features: int, n: int = 5) -> MPOShape
     usual = MPOShape.published(in_features, out_features, n) or MPOShape.balanced(
         in_features, out_features, n
     )
+    rows, columns = usual.padded_in_features, usual.padded_out_features
     centre, sizes = usual.central, usual.site_sizes
     left, right = math.prod(sizes[:centre]), math.prod(sizes[centre + 1 :])
     choices = {
-        (_nearest_divisor(in_features, a), _nearest_divisor(out_features, b))
+        (_nearest_divisor(rows, a, columns), _nearest_divisor(columns, b, rows))
         for a, b in ((left, right), (right, left))
     }
-    rows, columns = min(choices, key=lambda ab: (in_features * ab[0] + out_features * ab[1], ab))
-    ones_left, ones_right = (1,) * centre, (1,) * (n - 1 - centre)
-    row_factors = factors_lib.balanced_factors(rows, n - 1 - centre)
-    column_factors = factors_lib.balanced_factors(columns, centre)
+    of_rows, of_columns = min(choices, key=lambda ab: (rows * ab[0] + columns * ab[1], ab))
+    row_factors = factors_lib.balanced_factors(of_rows, n - 1 - centre)
+    column_factors = factors_lib.balanced_factors(of_columns, centre)
     return MPOShape(
-        (*ones_left, in_features // rows, *reversed(row_factors)),
-        (*column_factors, out_features // columns, *ones_right),
+        (*(1,) * centre, rows // of_rows, *reversed(row_factors)),
+        (*column_factors, columns // of_columns, *(1,) * (n - 1 - centre)),
+        in_features=in_features,
+        out_features=out_features,
     )
 
 
-def _nearest_divisor(size: int, target: int) -> int:
-    """The divisor of `size` that is nearest to `target` in ratio."""
-    divisors = [d for d in range(1, size + 1) if size % d == 0]
+def _nearest_divisor(size: int, target: int, other_size: int) -> int:
+    """The divisor of `size` nearest to `target` in ratio with which the central core is full."""
+    divisors = [d for d in range(1, size + 1) if size % d == 0 and d * d <= size * other_size]
     return min(divisors, key=lambda d: (max(d / target, target / d), d))
