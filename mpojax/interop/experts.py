@@ -156,9 +156,10 @@ def add_experts(
     """The model with mixtures of experts, all copies of what was there; routers are random.
 
     It computes the same as before, whatever the number of experts and the routers, with full bonds,
-    no dropped tokens, and the routers "switch" and "top2" (also "noisy_topk": weights sum to 1).
-    "switch_scale" multiplies every block's output by the probability of the chosen expert: its
-    start is another function.
+    no dropped tokens, and the routers "switch" and "top2" (also "noisy_topk": weights sum to 1): up
+    to rounding, since tokens that go through chains are summed in another order than through the
+    matrices. "switch_scale" multiplies every block's output by the probability of the chosen
+    expert: its start is another function.
 
     Args:
       model: decoder or encoder-decoder; blocks may be dense or in MPO form already, whose chains

@@ -44,7 +44,7 @@ def test_every_kind_of_run(tmp_path):
     with open(tmp_path / "sweep" / "results.csv", encoding="utf-8", newline="") as file:
         rows = {row["kind"]: row for row in csv.DictReader(file)}
     assert list(rows) == list(mpoe_sharing.kinds(8))
-    assert {row["state"] for row in rows.values()} == {"finished"}
+    assert {row["state"] for row in rows.values()} == {"done"}
     totals = {kind: int(row["total"]) for kind, row in rows.items()}
     assert totals["dense"] < totals["MPOE"] == totals["without mask"]
     assert totals["MPOE"] < totals["Switch"]
