@@ -1,15 +1,13 @@
-"""How the tokens of each expert are laid out, and products of them with the experts' matrices.
+"""How the tokens of each expert are laid out.
 
-A `Layout` is made once for a block from the router's choice; all matrices of the block use it.
+A `Layout` is made once for a block from the router's choice; all matrices of the block use it
+(`mpojax.layers.expert_products`).
 
-| kind     | rows                                                       | product                 |
-| dense    | every token for every expert                               | batched                 |
-| capacity | `capacity` for each expert; tokens beyond it are dropped   | batched                 |
-| block    | one for each assignment, sorted by expert                  | loop over blocks of rows |
-| ragged   | one for each assignment, sorted by expert                  | `jax.lax.ragged_dot`    |
-
-`ragged_dot` is lowered to a product of every token with every expert where a backend has no kernel
-of its own for it (CPU): it is used on request alone.
+| kind     | rows                                                     | product                  |
+| dense    | every token for every expert                             | batched                  |
+| capacity | `capacity` for each expert; tokens beyond it are dropped | batched                  |
+| block    | one for each assignment, sorted by expert                | loop over blocks of rows |
+| ragged   | one for each assignment, sorted by expert                | `jax.lax.ragged_dot`     |
 """
 
 import dataclasses
@@ -129,7 +127,8 @@ def make_layout(
     block = (block or default_block(limit, number)) if kind == "block" else 0
     # Blocks reach beyond the rows of their expert: the last one needs somewhere to end.
     slot = jnp.where(flat < number, place, limit + block)
-    assignment = jnp.where(jnp.arange(limit) < jnp.sum(counts), order[:limit], total)
+    filled = jnp.arange(limit, dtype=jnp.int32) < jnp.sum(counts, dtype=jnp.int32)
+    assignment = jnp.where(filled, order[:limit], total)
     assignment = jnp.pad(assignment, (0, block), constant_values=total)
     return make(block, assignment, slot.reshape(k, tokens).T, starts, counts)
 
@@ -176,8 +175,8 @@ def combine(layout: Layout, rows: jax.Array, gates: jax.Array) -> jax.Array:
     if layout.kind == "dense":
         weights = jnp.zeros((layout.tokens, layout.number), gates.dtype)
         for j in range(layout.k):
-            row = jnp.arange(layout.tokens)[:, None]
-            here = layout.slot[:, j, None] == row + layout.tokens * jnp.arange(layout.number)[None]
+            row = jnp.arange(layout.rows, dtype=jnp.int32).reshape(layout.number, -1).T
+            here = layout.slot[:, j, None] == row
             weights = weights + jnp.where(here, gates[:, j, None], 0.0)
         return jnp.einsum("tn,ntd->td", weights, rows.reshape(layout.number, layout.tokens, -1))
     return _combine(layout, rows, gates)
@@ -223,107 +222,3 @@ def _source(layout):
 def _take(x, index):
     """Rows of `x`; 0 beyond its end."""
     return x.at[index].get(mode="fill", fill_value=0)
-
-
-def matmul(layout: Layout, rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """Multiplies each row with the matrix of its expert.
-
-    Args:
-      layout: says which expert.
-      rows: (R, g, inner): each row is g vectors.
-      weights: (experts, inner, outer), of the dtype of `rows`.
-
-    Returns:
-      (R, g, outer). Rows without a token hold finite numbers without a meaning.
-    """
-    total, g, inner = rows.shape
-    n, _, outer = weights.shape
-    if layout.kind in ("dense", "capacity"):
-        y = rows.reshape(n, total // n * g, inner) @ weights
-    elif layout.kind == "ragged":
-        y = jax.lax.ragged_dot(rows.reshape(total * g, inner), weights, layout.counts * g)
-        filled = jnp.arange(total * g) < jnp.sum(layout.counts) * g
-        y = jnp.where(filled[:, None], y, 0)
-    else:
-        y = _block_matmul(layout, rows, weights)
-    return y.reshape(total, g, outer)
-
-
-@jax.custom_vjp
-def _block_matmul(layout, rows, weights):
-    y = jnp.zeros((*rows.shape[:2], weights.shape[2]), rows.dtype)
-
-    def run(block, y, w):
-        product = _flat(_block(layout, rows, block)) @ w
-        return _put(layout, y, block, product)
-
-    return _over_experts(layout, run, y, weights)
-
-
-def _block_backward(saved, dy):
-    layout, rows, weights = saved
-    start = jnp.zeros(weights.shape[1:], weights.dtype)
-
-    def of_expert(dx, e_and_w):
-        e, w = e_and_w
-        w = w.T
-        end = layout.starts[e] + layout.counts[e]
-
-        def body(b, carry):
-            dx, dw = carry
-            at = layout.starts[e] + b * layout.block
-            d = _flat(_block(layout, dy, at))
-            dx = _put(layout, dx, at, d @ w)
-            x = _block(layout, rows, at)
-            mine = at + jnp.arange(layout.block, dtype=jnp.int32) < end
-            x = jnp.where(mine[:, None, None], x, 0)
-            return dx, dw + _flat(x).T @ d
-
-        return jax.lax.fori_loop(0, _blocks(layout, e), body, (dx, start))
-
-    each = jnp.arange(layout.number, dtype=jnp.int32)
-    dx, dw = jax.lax.scan(of_expert, jnp.zeros_like(rows), (each, weights))
-    return None, dx, dw
-
-
-def _over_experts(layout, run, y, weights):
-    def of_expert(y, e_and_w):
-        e, w = e_and_w
-        body = lambda b, y: run(layout.starts[e] + b * layout.block, y, w)  # noqa: E731
-        return jax.lax.fori_loop(0, _blocks(layout, e), body, y), None
-
-    each = jnp.arange(layout.number, dtype=jnp.int32)
-    return jax.lax.scan(of_expert, y, (each, weights))[0]
-
-
-def _blocks(layout, e):
-    return (layout.counts[e] + layout.block - 1) // layout.block
-
-
-def _block(layout, x, at):
-    return jax.lax.dynamic_slice_in_dim(x, at, layout.block)
-
-
-def _put(layout, y, at, values):
-    values = values.reshape(layout.block, *y.shape[1:])
-    return jax.lax.dynamic_update_slice_in_dim(y, values, at, 0)
-
-
-def _flat(x):
-    return x.reshape(-1, x.shape[-1])
-
-
-_block_matmul.defvjp(
-    lambda layout, rows, weights: (_block_matmul(layout, rows, weights), (layout, rows, weights)),
-    _block_backward,
-)
-
-
-def add_bias(layout: Layout, rows: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds the bias of its expert to each row: (R, d) + (experts, d)."""
-    if layout.kind in ("dense", "capacity"):
-        n = layout.number
-        return (rows.reshape(n, -1, rows.shape[1]) + bias[:, None]).reshape(rows.shape)
-    # Both the value and its derivative are products with a 0/1 matrix: no scatter-add.
-    one_hot = layout.expert_of_row().astype(rows.dtype)
-    return rows + jnp.matmul(one_hot, bias, precision="highest")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mpojax import mpo
-from mpojax.layers import dispatch
+from mpojax.layers import dispatch, expert_products
 from mpojax.layers.dropout import dropout
 from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.layers.feed_forward import ACTIVATIONS
@@ -92,13 +92,13 @@ def _apply_map(block, parameters, layout, tokens, name, rows):
     own, shared = (part.get(name, {}) for part in parameters)
     shape = dict(block.shapes).get(name)
     if shape is None:
-        y = dispatch.matmul(layout, rows[:, None], own["kernel"].astype(rows.dtype))[:, 0]
+        y = expert_products.matmul(layout, rows[:, None], own["kernel"].astype(rows.dtype))[:, 0]
     else:
         cores = {**own["cores"], **shared.get("cores", {})}
         cores = tuple(cores[str(k)] for k in range(shape.num_cores))
         y = _apply_chains(block.settings, shape, cores, layout, tokens, rows)
     if "bias" in own:
-        return dispatch.add_bias(layout, y, own["bias"].astype(y.dtype))
+        return expert_products.add_bias(layout, y, own["bias"].astype(y.dtype))
     return y + shared["bias"].astype(y.dtype)[None] if "bias" in shared else y
 
 
@@ -112,12 +112,12 @@ def _apply_chains(settings, shape, cores, layout, tokens, rows):
         structure=None if settings.structure == "auto" else settings.structure,
     )
     if plan.strategy != "rebuild":
-        product = functools.partial(dispatch.matmul, layout)
+        product = functools.partial(expert_products.matmul, layout)
         return mpo.apply_shared_core(cores, shape, rows, product, plan.strategy)
 
     def rebuild_and_multiply(cores, rows):
         matrices = mpo.expert_matrices(cores, shape).astype(rows.dtype)
-        return dispatch.matmul(layout, rows[:, None], matrices)[:, 0]
+        return expert_products.matmul(layout, rows[:, None], matrices)[:, 0]
 
     if settings.remat:
         rebuild_and_multiply = jax.checkpoint(rebuild_and_multiply)

@@ -120,5 +120,5 @@ def _by_sender(size, local, capacity, counts):
     filled = (place < counts[:, None]).reshape(size, local, capacity)
     assignment = jnp.where(filled, arrival, rows).swapaxes(0, 1).reshape(-1)
     starts = jnp.arange(local, dtype=jnp.int32) * size * capacity
-    each = jnp.sum(counts.reshape(size, local), 0)
+    each = jnp.sum(counts.reshape(size, local), 0, dtype=jnp.int32)
     return dispatch.Layout("capacity", local, rows, 1, 0, assignment, slot, starts, each)
