@@ -119,7 +119,7 @@ def load(config: ml_collections.ConfigDict) -> tuple[models.Model, data.Tokenize
     counts = models.count_parameters(model)
     logging.info(
         "%s: %s parameters (%s)",
-        config.variant or config.architecture or config.model,
+        config.variant or config.architecture or config.model or "a fresh model",
         f"{sum(counts.values()):,}",
         ", ".join(f"{role} {count:,}" for role, count in counts.items() if count),
     )
