@@ -221,4 +221,4 @@ def _source(layout):
 
 def _take(x, index):
     """Rows of `x`; 0 beyond its end."""
-    return x.at[index].get(mode="fill", fill_value=0)
+    return jnp.asarray(x).at[index].get(mode="fill", fill_value=0)

@@ -120,8 +120,9 @@ class ExpertFeedForward(nnx.Module):
             raise ValueError(
                 f"mask has shape {mask.shape}; it must be that of the tokens, {x.shape[:-1]}."
             )
-        tokens = x.reshape(-1, self.hidden_size)
-        routing = self.router(tokens, None if mask is None else mask.reshape(-1), router_key)
+        tokens = jnp.asarray(x).reshape(-1, self.hidden_size)
+        mask = None if mask is None else jnp.asarray(mask).reshape(-1)
+        routing = self.router(tokens, mask, router_key)
         parameters = jax.tree.map(
             lambda variable: variable[...],
             (self.experts, self.shared),
