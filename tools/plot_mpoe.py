@@ -27,7 +27,7 @@ _OUT = flags.DEFINE_string(
 
 _SWEEPS = ("main", "masks", "experts")
 _HEADERS = (
-    *("", "seeds", "parameters", "parameter + optimizer MB", "step time / dense"),
+    *("", "seeds", "parameters", "parameter + optimizer MB"),
     *("dev perplexity", "test perplexity", "test, per word", "test - dense, paired"),
     *("masked steps", "load of busiest / even"),
 )
@@ -76,7 +76,7 @@ def _natural(kind: str) -> list:
 
 
 def summary(runs: dict[str, list[Run]]) -> str:
-    """The table, as Markdown; step time and memory beside those of the dense model."""
+    """The table, as Markdown."""
     rows = []
     dense = {run.seed: run for run in runs.get("dense", ())}
     for kind, own in runs.items():
@@ -87,18 +87,12 @@ def summary(runs: dict[str, list[Run]]) -> str:
             for run in own
             if run.seed in dense
         ]
-        speed = [
-            dense[run.seed].result["tokens_per_second"] / run.result["tokens_per_second"]
-            for run in own
-            if run.seed in dense
-        ]
         routed = [run.result["training"] for run in own]
         cells = [
             kind,
             str(len(own)),
             f"{first['total']:,}",
             f"{size:.1f}",
-            f"{statistics.median(speed):.2f}" if speed else "",
             *(_spread([r.metric(n) for r in own]) for n in ("perplexity", "test_perplexity")),
             _spread([run.metric("test_word_perplexity") for run in own], digits=0),
             _spread(paired, signed=True) if kind != "dense" else "",

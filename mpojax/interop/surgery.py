@@ -196,5 +196,9 @@ def dense_key(arrays: Mapping, path: str) -> str:
 
 def _dense_total(arrays: Mapping, shapes: Mapping[str, mpo.MPOShape]) -> int:
     """Numbers in the model with every matrix dense."""
-    total = sum(math.prod(array.shape) for array in arrays.values())
-    return total + sum(shape.num_dense_params - shape.num_params for shape in shapes.values())
+    total = sum(math.prod(array.shape) for name, array in arrays.items() if "/cores/" not in name)
+    for path, shape in shapes.items():
+        cores = [arrays[f"{path}/cores/{k}"] for k in range(shape.num_cores)]
+        experts = max(core.shape[0] if core.ndim == 5 else 1 for core in cores)
+        total += experts * shape.num_dense_params
+    return total
