@@ -1,7 +1,8 @@
 """What experts should share, how often the shared core should move, and how many to have.
 
     python -m tools.fetch_texts --out=TEXTS
-    python -m tools.prepare_corpus --text=TEXTS --byte_level --vocab_size=2048 --out=WORDS
+    python -m tools.train_tokenizer --text=brown+wikipedia+austen+wordnet --data_dir=TEXTS \\
+        --vocab_size=2048 --out=WORDS
     SWEEP="python -m experiments.sweep --config.cell.tokenizer=WORDS --config.cell.data_dir=TEXTS \\
         --config=configs/sweeps/mpoe_sharing.py"
     $SWEEP:base --workdir=runs/mpoe/base
@@ -16,8 +17,8 @@ text of WikiText-2 (in DATA), as it is or after its feed-forward blocks have bec
 on the test text of WikiText-2. All runs see equally many tokens, in an order that the seed decides,
 which draws the routers and the masks, too.
 `main`: dense, Switch, MPOE, MPOE without sharing, MPOE without mask; eight experts, three seeds.
-`masks`: MPOE by the probability of masking. `experts`: MPOE with 4 and 16. `smoke`: every kind of
-run for two steps, on texts of any folder.
+`masks`: MPOE by the probability of masking. `experts`: MPOE with 4 and 16; both one seed. `smoke`:
+every kind of run for two steps, on texts of any folder. DATA is an absolute path.
 """
 
 import ml_collections
@@ -42,8 +43,10 @@ def get_config(argument: str = "main") -> ml_collections.ConfigDict:
     elif size == "main":
         config.axes = (("seed", "seeds"), ("kind", kinds(NUMBER)))
     elif size == "masks":
+        config.seeds = (0,)
         config.axes = (("seed", "seeds"), ("mask", {f"p_b {p:g}": _mpoe(8, p) for p in (0.5, 1.0)}))
     elif size == "experts":
+        config.seeds = (0,)
         config.axes = (("seed", "seeds"), ("number", {f"n {n}": _mpoe(n) for n in (4, 16)}))
     else:
         cell.steps, cell.eval_every, cell.save_model = 2, 2, False
@@ -90,8 +93,9 @@ def _base_cell() -> ml_collections.ConfigDict:
         "embedding_dropout": 0.0,
         "attention_dropout": 0.0,
     }
+    config.dev_texts, config.test_split = "wikipedia", ""
     config.steps, config.optimizer.learning_rate = 2000, 2e-3
-    config.eval_every, config.save_model = 500, True
+    config.eval_every, config.log_every, config.save_model = 500, 20, True
     return config
 
 
@@ -100,8 +104,8 @@ def _cell(folder: str) -> ml_collections.ConfigDict:
     config.texts = f"wikipedia+file:train={folder}/wikitext-2/valid.txt"
     config.dev_texts, config.test_texts = "wikipedia", f"file:test={folder}/wikitext-2/test.txt"
     config.test_tokens = 2**17
-    config.steps, config.optimizer.learning_rate = 300, 1e-3
-    config.eval_every, config.router_every = 50, 50
+    config.steps, config.optimizer.learning_rate = 200, 1e-3
+    config.eval_every, config.router_every = 100, 100
     return config
 
 
