@@ -34,7 +34,7 @@ class Layout:
       number: experts.
       tokens: T.
       k: assignments of a token.
-      block: rows of a block, with kind "block".
+      block: rows of a block, with kind "block"; the capacity, with kind "capacity".
       assignment: (R,) the assignment j * T + t that each row is for; k * T where a row is empty.
       slot: (T, k) row of each assignment; R where there is none (padding, or dropped).
       starts: (number,) first row of each expert.
@@ -122,7 +122,7 @@ def make_layout(
         column = jnp.arange(capacity, dtype=jnp.int32)[None]
         sorted_at = jnp.where(column < counts[:, None], starts[:, None] + column, total)
         assignment = order.at[sorted_at.reshape(-1)].get(mode="fill", fill_value=total)
-        return make(0, assignment, slot.reshape(k, tokens).T, each * capacity, counts)
+        return make(capacity, assignment, slot.reshape(k, tokens).T, each * capacity, counts)
     limit = total if limit is None else min(limit, total)
     block = (block or default_block(limit, number)) if kind == "block" else 0
     # Blocks reach beyond the rows of their expert: the last one needs somewhere to end.
@@ -152,7 +152,7 @@ def layout_of_few(
     slot = jnp.where(has_row, each, total).reshape(k, tokens).T
     assignment = jnp.where(has_row, each, total)
     layout = Layout(
-        "capacity", total, tokens, k, 0, assignment, slot, each, has_row.astype(jnp.int32)
+        "capacity", total, tokens, k, 1, assignment, slot, each, has_row.astype(jnp.int32)
     )
     return layout, jnp.minimum(flat, number - 1)
 

@@ -115,10 +115,4 @@ def _apply_chains(settings, shape, cores, layout, tokens, rows):
         product = functools.partial(expert_products.matmul, layout)
         return mpo.apply_shared_core(cores, shape, rows, product, plan.strategy)
 
-    def rebuild_and_multiply(cores, rows):
-        matrices = mpo.expert_matrices(cores, shape).astype(rows.dtype)
-        return expert_products.matmul(layout, rows[:, None], matrices)[:, 0]
-
-    if settings.remat:
-        rebuild_and_multiply = jax.checkpoint(rebuild_and_multiply)
-    return rebuild_and_multiply(cores, rows)
+    return expert_products.rebuilt_matmul(layout, shape, cores, rows, settings.remat)

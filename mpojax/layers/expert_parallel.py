@@ -120,5 +120,8 @@ def _by_sender(size, local, capacity, counts):
     filled = (place < counts[:, None]).reshape(size, local, capacity)
     assignment = jnp.where(filled, arrival, rows).swapaxes(0, 1).reshape(-1)
     starts = jnp.arange(local, dtype=jnp.int32) * size * capacity
-    each = jnp.sum(counts.reshape(size, local), 0, dtype=jnp.int32)
-    return dispatch.Layout("capacity", local, rows, 1, 0, assignment, slot, starts, each)
+    # Filled rows are not the first ones here: all count, if there is any.
+    used = jnp.any(counts.reshape(size, local) > 0, 0)
+    each = jnp.where(used, jnp.int32(size * capacity), jnp.int32(0))
+    place_of = (assignment, slot, starts, each)
+    return dispatch.Layout("capacity", local, rows, 1, size * capacity, *place_of)

@@ -44,7 +44,7 @@ def expert_matrices(cores, shape: MPOShape, keep: bool = False):
     """
     cores = tuple(cores)
     _check(cores, shape)
-    return _product(cores, shape) if keep else _matrices(cores, shape)
+    return _merged(grouped(cores, shape), shape) if keep else _matrices(cores, shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -66,22 +66,25 @@ _matrices.defvjp(_matrices_forward, _matrices_backward)
 
 def _product(cores, shape):
     """All matrices: at once, or on CPU one after the other, whose intermediates fit its caches."""
-    groups = grouped(cores, shape)
     if jax.default_backend() != "cpu":
-        return _merged(groups, shape)
-    central = groups[1]
-    stacked = tuple(g for k, g in enumerate(groups) if g is not None and (k != 1 or g.ndim == 5))
+        return _merged(grouped(cores, shape), shape)
+    own, shared = own_groups(cores, shape)
+    of_expert = jax.checkpoint(lambda own: group_matrix(own, shared, shape))  # L C is not saved
+    return jax.lax.map(of_expert, own)
 
-    @jax.checkpoint  # else the loop would save L C of every expert
-    def of_expert(own):
-        own = iter(tuple(g[None] for g in own))
-        parts = (
-            None if g is None else central if k == 1 and g.ndim == 4 else next(own)
-            for k, g in enumerate(groups)
-        )
-        return _merged(tuple(parts), shape)[0]
 
-    return jax.lax.map(of_expert, stacked)
+def own_groups(cores, shape: MPOShape):
+    """((L, C, R), C): what experts own, stacked, and what they share; None where there is none."""
+    left, central, right = grouped(cores, shape)
+    if central.ndim == 4:
+        return (left, None, right), central
+    return (left, central, right), None
+
+
+def group_matrix(own, shared, shape: MPOShape):
+    """The matrix of one expert, of its entries of `own_groups`."""
+    left, central, right = (None if group is None else group[None] for group in own)
+    return _merged((left, shared if central is None else central, right), shape)[0]
 
 
 def _merged(groups, shape):
