@@ -17,7 +17,7 @@ def make_optimizer(config: ml_collections.ConfigDict, model: models.Model, steps
     rates = settings.get("role_learning_rates") or {}
     settings["role_learning_rates"] = {r: v for r, v in rates.items() if r in roles.values()}
     return training.make_optimizer(
-        settings, roles, steps, models.central_cores(model), seed=config.seed
+        settings, roles, steps, models.central_cores(model), seed=config.get("seed", 0)
     )
 
 

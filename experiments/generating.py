@@ -31,9 +31,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "config.samples=1: Self-BLEU compares each sample with the others; draw at least 2."
         )
+    if not 0.0 < config.sampling.top_p <= 1.0:
+        raise ValueError(f"config.sampling.top_p={config.sampling.top_p} must lie in (0, 1].")
     sampling(config)
     if config.bleu_prompts or config.samples:
-        text_metrics.signature(2)  # says early that sacrebleu is missing
+        # Says early that sacrebleu is missing, or does not know the words.
+        text_metrics.signature(2, tokenize=config.bleu_tokenize)
 
 
 def check_job(config: ml_collections.ConfigDict, job) -> None:
@@ -89,9 +92,9 @@ def _continuations(config, job, model, folder: pathlib.Path) -> dict[str, float]
     prompts, rests = _prompts(config, job)
     written = _generate(model, prompts, config.bleu_length, models.Sampling(temperature=0.0), None)
     texts, truths = ([job.tokenizer.decode(ids) for ids in rows] for rows in (written, rests))
-    starts = [job.tokenizer.decode(ids) for ids in prompts]
+    starts, cut = [job.tokenizer.decode(ids) for ids in prompts], config.bleu_tokenize
     _write(folder / "continuations.txt", zip(starts, texts, truths, strict=True))
-    return {f"bleu{n}": text_metrics.bleu(texts, truths, n) for n in (2, 4)}
+    return {f"bleu{n}": text_metrics.bleu(texts, truths, n, tokenize=cut) for n in (2, 4)}
 
 
 def _prompts(config, job) -> tuple[np.ndarray, np.ndarray]:
@@ -101,9 +104,9 @@ def _prompts(config, job) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _start(job) -> int:
-    """The token that begins samples."""
+    """The token that begins samples: the end of the text before, as in training."""
     words = job.tokenizer
-    start = words.bos_id if words.bos_id is not None else words.eos_id
+    start = words.eos_id if words.eos_id is not None else words.bos_id
     if start is None:
         raise ValueError("config.samples needs a tokenizer with a token that begins or ends texts.")
     return start
@@ -116,10 +119,11 @@ def _samples(config, job, model, folder: pathlib.Path) -> dict[str, float]:
     texts = [job.tokenizer.decode(ids) for ids in written]
     _write(folder / "samples.txt", ((text,) for text in texts))
     truth = language_models.documents((job.test or job.dev).stream.tokens, job.tokenizer)
+    cut = config.bleu_tokenize
     references = [line.strip() for text in truth for line in text.split("\n") if line.strip()]
     return {
-        "sample_bleu2": text_metrics.corpus_bleu(texts, references, 2),
-        "self_bleu2": text_metrics.self_bleu(texts, 2),
+        "sample_bleu2": text_metrics.corpus_bleu(texts, references, 2, tokenize=cut),
+        "self_bleu2": text_metrics.self_bleu(texts, 2, tokenize=cut),
     }
 
 

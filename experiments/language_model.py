@@ -44,6 +44,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"config.length={config.length} must be at least 2.")
     if not config.dev_split:
         raise ValueError("config.dev_split is empty: a run reports the loss of some split.")
+    if config.train_split in (config.dev_split, config.test_split) and not config.dev_texts:
+        raise ValueError(
+            f"config.train_split={config.train_split!r} is evaluated, too: choose other splits."
+        )
+    if config.dev_split == config.test_split and not config.test_texts:
+        raise ValueError(
+            f"config.dev_split and config.test_split are both {config.dev_split!r}: no state may "
+            "be chosen by the test text; leave test_split empty for one evaluation."
+        )
     generating.check(config)
 
 

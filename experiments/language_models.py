@@ -37,7 +37,10 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.batch_size={config.batch_size} rows cannot be split into config.accumulate="
             f"{config.accumulate} parts; make it a multiple of that."
         )
-    for name in ("balance_weight", "z_weight", "keep_layers", "eval_every", "router_every"):
+    for name in (
+        *("balance_weight", "z_weight", "keep_layers", "eval_every", "router_every"),
+        *("test_tokens", "train_examples", "dev_examples"),
+    ):
         if config[name] < 0:
             raise ValueError(f"config.{name}={config[name]} must not be negative.")
     if not 0.0 <= config.label_smoothing < 1.0:

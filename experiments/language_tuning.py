@@ -33,6 +33,7 @@ def tune(
       higher_is_better: direction of `job.metric`.
       at_start: evaluate before the first step, too.
     """
+    mesh = training.make_mesh(config.mesh.to_dict())
     optimizer = fitting.make_optimizer(config, job.model, config.steps)
     state = training.TrainState.create(job.model, nnx.Param, optimizer, seed=config.seed)
     best = job.metric if config.keep_best else None
@@ -72,9 +73,9 @@ def tune(
     metrics = {name.removeprefix(prefix): value for name, value in found.items()}
     if best:
         state = training.restore_best(folder, state)
-        metrics = job.evaluate(state, job.dev)
+        metrics = job.evaluate(state, job.dev, mesh)
         facts |= {"best_step": dev.best_step}
     if job.test:
-        found = job.evaluate(state, job.test)
+        found = job.evaluate(state, job.test, mesh)
         metrics |= {f"test_{name}": value for name, value in found.items()}
     return tuning.Outcome(state, metrics, nnx.Param, facts, result.stop_requested is not None)

@@ -89,8 +89,12 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
             f"config.tasks has two tasks of one name among {[task.name for task in loaded]}; give "
             "them names, as in file:...;name=mine."
         )
-    if any(task.kind == "generation" for task in loaded):
-        text_metrics.signature(4)  # says early that sacrebleu is missing
+    for task in loaded:
+        task["train"], task[task.dev_split]
+        if task.kind == "generation":
+            text_metrics.signature(4)  # says early that sacrebleu is missing
+            if len(loaded) > 1:
+                raise ValueError(f"{task.name!r} has no labels: several tasks at once need them.")
     model, words, folder = language_models.load(config)
     if not isinstance(model, models.EncoderDecoder):
         raise ValueError(
@@ -105,6 +109,9 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         start = model.config.decoder_start_id
         return pairs.encode(words, config.max_length, max(lengths.values()), start)
 
+    for task in loaded:
+        if task.kind == "generation":
+            _check_targets(task, words, config.target_length)
     train = {n: encoded(task, "train", config.train_examples) for n, task in tasks.items()}
     if len(train) > 1:
         batches = data.multi_task(
@@ -133,6 +140,18 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     )
 
 
+def _check_targets(task: data.TextToTextTask, words: data.Tokenizer, most: int) -> None:
+    """Raises ValueError for references that would be cut: a short answer would look right."""
+    splits = [task.dev_split, *(["test"] if _has_test(task) else [])]
+    texts = [text for split in splits for text in task[split].targets or ()]
+    longest = 1 + max(map(len, words.encode_plain(texts)))
+    if longest > most:
+        raise ValueError(
+            f"{task.name}: the longest answer to be scored has {longest} tokens with its end, more "
+            f"than config.target_length={most}; set it to that."
+        )
+
+
 def _has_test(task: data.TextToTextTask) -> bool:
     """Whether there is a test split other than that of the development, with its answers."""
     return "test" in task.splits and task.dev_split != "test" and task["test"].targets is not None
@@ -155,8 +174,10 @@ def _tune(
 
 
 def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
-    tested = sum(split.num_examples for split in job.test.values())
-    return {"test_examples": tested, **language_models.facts(config, outcome)}
+    sizes = {name: split.num_examples for name, split in job.test.items()}
+    # Of several tasks each has a size of its own.
+    tested = {"test_examples": sum(sizes.values())} if len(job.dev) == 1 else {}
+    return {**tested, "test_sizes": sizes, **language_models.facts(config, outcome)}
 
 
 def summary(result: dict) -> str:

@@ -25,7 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ""
     config.tokenizer = ""  # its folder, where `model` has none
     config.keep_layers = 0  # only the first layers of the model; 0: all
-    # Fields of a mpojax.models.DecoderConfig or EncoderDecoderConfig: a model from scratch.
+    # A model from scratch: fields of a mpojax.models.DecoderConfig, or with kind="encoder_decoder"
+    # of an EncoderDecoderConfig. On the command line all at once:
+    # --config.fresh="{'hidden_size': 128, 'num_layers': 4, ...}".
     config.fresh = {}
     config.dropout = -1.0  # of all kinds; negative: as the model has it
     config.dtype = "float32"  # of the computation
@@ -65,6 +67,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.length = 1024  # tokens of a block
     config.bleu_prompts = 0  # continuations of the test text that are generated for BLEU; 0: none
     config.bleu_prompt_length, config.bleu_length = 64, 64  # tokens
+    # Words of BLEU as sacrebleu cuts them: "13a", or "none" for texts that are cut already, as
+    # WikiText is (13a would make three free words of every <unk>).
+    config.bleu_tokenize = "13a"
     config.samples = 0  # texts that are generated for BLEU and Self-BLEU; 0: none
     config.sample_length = 64
     config.sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # of the samples; 0: off
@@ -86,7 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer = training.default_config()
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 0.05
-    config.mesh = {}  # sizes of data / fsdp / tensor / expert; all devices on data
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1}  # -1: all remaining devices
     config.eval_every = 0  # steps between evaluations on the development split; 0: at the end
     config.keep_best = False  # report the best development state instead of the last
     config.router_every = 0  # steps between two looks at every expert's load; 0: at the end

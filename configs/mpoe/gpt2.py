@@ -56,6 +56,7 @@ def get_config(argument: str = "mpoe8,wikitext2") -> ml_collections.ConfigDict:
     config.optimizer.clip_norm, config.optimizer.weight_decay = 1.0, 0.0
     if texts == "wikitext2":
         config.bleu_prompts, config.bleu_prompt_length, config.bleu_length = 500, 64, 64
+        config.bleu_tokenize = "none"
     else:
         config.samples, config.sample_length = 1000, 64
         config.sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}

@@ -50,7 +50,7 @@ def load_text_to_text(
     if name.startswith(PAIRS_PREFIX):
         return _load_pairs(name, data_dir)
     task = tasks.load_task(name, data_dir)
-    if paper_splits and task.name in glue.TASKS:
+    if paper_splits and name in glue.TASKS:
         task = glue_splits.paper_splits(task)
     return text_to_text.from_task(task)
 

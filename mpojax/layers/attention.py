@@ -71,17 +71,20 @@ class SelfAttention(nnx.Module):
         )
         if mask is not None:
             mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-        if dropout_key is None or self.dropout_rate == 0.0:
-            # Inside, jax promotes bfloat16 scores to float32 implicitly, which strict mode refuses.
-            with jax.numpy_dtype_promotion("standard"):
-                mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        drops = dropout_key is not None and self.dropout_rate > 0.0
+        if drops or query.dtype != jnp.float32:
+            mixed = _written_out(query, key, value, mask, self.dropout_rate, dropout_key)
         else:
-            mixed = _attention_with_dropout(query, key, value, mask, self.dropout_rate, dropout_key)
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
         return self.out(mixed.reshape(x.shape))
 
 
-def _attention_with_dropout(q_BxSxNxD, k_BxSxNxD, v_BxSxNxD, mask, rate, key):
-    """Attention with dropped probabilities, which `jax.nn.dot_product_attention` does not offer."""
+def _written_out(q_BxSxNxD, k_BxSxNxD, v_BxSxNxD, mask, rate, key):
+    """Attention with dropped probabilities, or in 16 bits, with float32 scores.
+
+    `jax.nn.dot_product_attention` has no dropout, and the derivative of its 16-bit form mixes
+    dtypes, which strict promotion refuses.
+    """
     scores_BxNxSxS = jnp.einsum(
         "bqnd,bknd->bnqk", q_BxSxNxD, k_BxSxNxD, preferred_element_type=jnp.float32
     ) / math.sqrt(q_BxSxNxD.shape[-1])

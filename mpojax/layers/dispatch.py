@@ -70,7 +70,7 @@ def capacity_of(assignments: int, number: int, factor: float, multiple: int = 1)
     """ceil(factor * assignments / number), rounded up to a multiple."""
     # Rounded: 1.1 * 10 / 1 is 11.000000000000002 in binary, whose ceiling would be 12.
     capacity = math.ceil(round(factor * assignments / number, 9))
-    return -(-capacity // multiple) * multiple
+    return -(-max(1, capacity) // multiple) * multiple
 
 
 def make_layout(

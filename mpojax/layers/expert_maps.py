@@ -110,9 +110,6 @@ def _apply_chains(settings, shape, cores, layout, tokens, rows):
         share_central=settings.share_central,
         remat=settings.remat,
         structure=None if settings.structure == "auto" else settings.structure,
+        one_by_one=expert_products.runs_one_by_one(layout),
     )
-    if plan.strategy != "rebuild":
-        product = functools.partial(expert_products.matmul, layout)
-        return mpo.apply_shared_core(cores, shape, rows, product, plan.strategy)
-
-    return expert_products.rebuilt_matmul(layout, shape, cores, rows, settings.remat)
+    return expert_products.chain_matmul(layout, shape, cores, rows, plan, settings.remat)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mpojax import mpo
 from mpojax.layers.dispatch import Layout
+from mpojax.mpo import expert_chains
 from mpojax.mpo import experts as kernels
 
 
@@ -39,26 +40,36 @@ def matmul(layout: Layout, rows: jax.Array, weights: jax.Array) -> jax.Array:
     return y.reshape(total, g, outer)
 
 
-def rebuilt_matmul(
-    layout: Layout, shape: mpo.MPOShape, cores, rows: jax.Array, remat: bool = True
+def chain_matmul(
+    layout: Layout,
+    shape: mpo.MPOShape,
+    cores,
+    rows: jax.Array,
+    plan: mpo.ExpertPlan,
+    remat: bool = True,
 ) -> jax.Array:
-    """Multiplies each row with the matrix of its expert, rebuilt from cores.
+    """Multiplies each row with the matrix of its expert, given by cores.
 
     Args:
       layout: says which expert.
       shape: of the matrices.
       cores: cores of experts, see `mpo.expert_matrices`; may be wider than `rows`.
       rows: (R, in_features).
-      remat: build the matrices again for the backward pass. On CPU, with layouts "capacity" and
-        "block", each is then rebuilt where it is used: only one exists at a time, and experts
-        without tokens cost nothing. Elsewhere all are built at once.
+      plan: whether matrices are rebuilt, and how chains are contracted otherwise.
+      remat: build matrices again for the backward pass. Where `runs_one_by_one` each is then
+        rebuilt where it is used: only one exists at a time.
 
     Returns:
       (R, out_features), as from `matmul`.
     """
-    if remat and layout.kind in ("capacity", "block") and jax.default_backend() == "cpu":
+    strategy, variant = plan.strategy, plan.chosen.variant
+    if strategy in kernels.ORDERS:
+        product = functools.partial(matmul, layout)
+        return mpo.apply_shared_core(cores, shape, rows, product, strategy)
+    if runs_one_by_one(layout) and (remat or strategy != "rebuild"):
         own, shared = kernels.own_groups(cores, shape)
-        return _by_blocks(shape, layout, own, shared, rows[:, None])[:, 0]
+        op = (shape, strategy, variant)
+        return _by_blocks(op, layout, own, shared, rows[:, None])[:, 0]
 
     def at_once(cores, rows):
         matrices = mpo.expert_matrices(cores, shape).astype(rows.dtype)
@@ -67,37 +78,46 @@ def rebuilt_matmul(
     return (jax.checkpoint(at_once) if remat else at_once)(tuple(cores), rows)
 
 
-# Loops over experts, and inside over the blocks of one (a capacity is one block): its matrix is
-# made once. A block may reach into the rows of the next expert, which overwrites them when its turn
-# comes. `own` is what experts own of a matrix, `shared` what they share: see `_matrix`.
+def runs_one_by_one(layout: Layout) -> bool:
+    """Whether experts can come one after the other, those without tokens left out.
+
+    On CPU: there is nothing to gain from more work at a time, and caches to fit into.
+    """
+    return layout.kind in ("capacity", "block") and jax.default_backend() == "cpu"
+
+
+# Loops over experts, and inside over the blocks of one (a capacity is one block): what is merged of
+# its cores is merged once. A block may reach into the rows of the next expert, which overwrites
+# them when its turn comes. `own` is what experts own of a matrix, `shared` what they share; `op` is
+# (shape, strategy, variant) of `mpo.expert_chains`, or None for a kernel.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_blocks(shape, layout, own, shared, rows):
+def _by_blocks(op, layout, own, shared, rows):
     def of_expert(y, e_and_own):
         e, own = e_and_own
 
         def used(y):
-            w = _matrix(shape, own, shared).astype(rows.dtype)
+            merged = _merge(op, own, shared)
 
             def of_block(b, y):
                 at = layout.starts[e] + b * layout.block
-                return _put(layout, y, at, _block(layout, rows, at) @ w)
+                return _put(layout, y, at, _apply(op, merged, _block(layout, rows, at)))
 
             return jax.lax.fori_loop(0, _blocks(layout, e), of_block, y)
 
-        return _if_used(layout, e, used, lambda y: y, y), None
+        return jax.lax.cond(layout.counts[e] > 0, used, lambda y: y, y), None
 
-    outer = own.shape[2] if shape is None else shape.out_features
+    outer = own.shape[2] if op is None else op[0].out_features
     y = jnp.zeros((*rows.shape[:2], outer), rows.dtype)
     return jax.lax.scan(of_expert, y, (_each(layout), own))[0]
 
 
-def _by_blocks_forward(shape, layout, own, shared, rows):
-    return _by_blocks(shape, layout, own, shared, rows), (layout, own, shared, rows)
+def _by_blocks_forward(op, layout, own, shared, rows):
+    return _by_blocks(op, layout, own, shared, rows), (layout, own, shared, rows)
 
 
-def _by_blocks_backward(shape, saved, dy):
+def _by_blocks_backward(op, saved, dy):
     layout, own, shared, rows = saved
 
     def of_expert(carry, e_and_own):
@@ -105,15 +125,15 @@ def _by_blocks_backward(shape, saved, dy):
 
         def used(carry):
             dx, d_shared = carry
-            w, pull_back = jax.vjp(functools.partial(_matrix, shape), own, shared)
-            dx, dw = _block_gradients(layout, e, w.astype(rows.dtype), rows, dy, dx)
-            d_own, more = pull_back(dw.astype(w.dtype))
+            merged, pull_back = jax.vjp(functools.partial(_merge, op), own, shared)
+            dx, d_merged = _block_gradients(op, layout, e, merged, rows, dy, dx)
+            d_own, more = pull_back(d_merged)
             return (dx, jax.tree.map(jnp.add, d_shared, more)), d_own
 
         def unused(carry):
             return carry, jax.tree.map(jnp.zeros_like, own)
 
-        return _if_used(layout, e, used, unused, carry)
+        return jax.lax.cond(layout.counts[e] > 0, used, unused, carry)
 
     carry = jax.tree.map(jnp.zeros_like, (rows, shared))
     (dx, d_shared), d_own = jax.lax.scan(of_expert, carry, (_each(layout), own))
@@ -123,31 +143,38 @@ def _by_blocks_backward(shape, saved, dy):
 _by_blocks.defvjp(_by_blocks_forward, _by_blocks_backward)
 
 
-def _block_gradients(layout, e, w, rows, dy, dx):
-    """(dx with the rows of expert e, dw of expert e)."""
-    # A sum over many blocks: never in half precision.
-    wide = jnp.float64 if w.dtype == jnp.float64 else jnp.float32
+def _block_gradients(op, layout, e, merged, rows, dy, dx):
+    """(dx with the rows of expert e, derivative of what is merged of it)."""
     end = layout.starts[e] + layout.counts[e]
 
     def of_block(b, carry):
-        dx, dw = carry
+        dx, sums = carry
         at = layout.starts[e] + b * layout.block
-        d, x = _block(layout, dy, at), _block(layout, rows, at)
-        dx = _put(layout, dx, at, d @ w.T)
         row = at + jnp.arange(layout.block, dtype=jnp.int32)
-        x = jnp.where(jnp.repeat(row < end, rows.shape[1])[:, None], x, 0)
-        return dx, dw + jnp.matmul(x.T, d, preferred_element_type=wide)
+        mine = jnp.repeat(row < end, rows.shape[1])[:, None]
+        d, x = jnp.where(mine, _block(layout, dy, at), 0), _block(layout, rows, at)
+        if op is None or op[1] == "rebuild":
+            more = (jnp.matmul(x.T, d, preferred_element_type=sums[0].dtype),)
+            d_block = d @ merged[0].astype(d.dtype).T
+        else:
+            _, pull_back = jax.vjp(functools.partial(_apply, op), merged, x)
+            more, d_block = pull_back(d)
+        sums = tuple(a + b.astype(a.dtype) for a, b in zip(sums, more, strict=True))
+        return _put(layout, dx, at, d_block), sums
 
-    return jax.lax.fori_loop(0, _blocks(layout, e), of_block, (dx, jnp.zeros(w.shape, wide)))
+    # Sums over many blocks: never in half precision.
+    wide = [jnp.float64 if m.dtype == jnp.float64 else jnp.float32 for m in merged]
+    sums = tuple(jnp.zeros(m.shape, dtype) for m, dtype in zip(merged, wide, strict=True))
+    dx, sums = jax.lax.fori_loop(0, _blocks(layout, e), of_block, (dx, sums))
+    return dx, tuple(a.astype(m.dtype) for a, m in zip(sums, merged, strict=True))
 
 
-def _matrix(shape, own, shared):
-    """The matrix of one expert: its kernel, or with a shape its chain's."""
-    return own if shape is None else kernels.group_matrix(own, shared, shape)
+def _merge(op, own, shared):
+    return (own,) if op is None else expert_chains.merge(own, shared, *op)
 
 
-def _if_used(layout, e, used, unused, carry):
-    return jax.lax.cond(layout.counts[e] > 0, used, unused, carry)
+def _apply(op, merged, x):
+    return x @ merged[0] if op is None else expert_chains.apply_merged(merged, *op, x)
 
 
 def _each(layout):

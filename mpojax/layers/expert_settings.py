@@ -65,10 +65,10 @@ class ExpertSettings:
                 f"experts, but number={self.number}; raise number, or lower k."
             )
         factor = self.capacity_factor
-        if factor is not None and not factor > 0.0:
+        if factor is not None and not 0.0 < factor < float("inf"):
             raise ValueError(
-                f"experts: capacity_factor={factor!r} would drop every token; give a positive "
-                "number such as 1.25, or None to drop none."
+                f"experts: capacity_factor={factor!r} must be a positive, finite number such as "
+                "1.25 (0 would drop every token), or None to drop none."
             )
         if factor is not None and self.dispatch in ("block", "ragged", "dense"):
             raise ValueError(

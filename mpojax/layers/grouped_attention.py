@@ -84,22 +84,25 @@ class GroupedAttention(nnx.Module):
         """
         query = self._heads(self.query(x), self.num_heads)
         query = query if turns is None else rotate(query, turns)
-        if dropout_key is None or self.dropout_rate == 0.0:
-            # Inside, jax promotes bfloat16 scores to float32 implicitly, which strict mode refuses.
-            with jax.numpy_dtype_promotion("standard"):
-                mixed = jax.nn.dot_product_attention(
-                    query, keys, values, bias=bias, mask=mask, scale=self.scale
-                )
+        drops = dropout_key is not None and self.dropout_rate > 0.0
+        if drops or query.dtype != jnp.float32:
+            mixed = self._written_out(query, keys, values, mask, bias, dropout_key)
         else:
-            mixed = self._with_dropout(query, keys, values, mask, bias, dropout_key)
+            mixed = jax.nn.dot_product_attention(
+                query, keys, values, bias=bias, mask=mask, scale=self.scale
+            )
         return self.out(mixed.reshape(*x.shape[:-1], -1))
 
     def _heads(self, y: jax.Array, num: int) -> jax.Array:
         y = y.reshape(*y.shape[:-1], num, self.head_size)
         return partition.place(y, partition.BATCH, None, partition.TENSOR, None)
 
-    def _with_dropout(self, q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, bias, key):
-        """Attention with dropped probabilities, which `jax.nn.dot_product_attention` lacks."""
+    def _written_out(self, q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, bias, key):
+        """Attention with dropped probabilities, or in 16 bits, with float32 scores.
+
+        `jax.nn.dot_product_attention` has no dropout, and the derivative of its 16-bit form mixes
+        dtypes, which strict promotion refuses.
+        """
         group = self.num_heads // self.num_kv_heads
         k_BxTxNxD, v_BxTxNxD = (jnp.repeat(y, group, axis=2) for y in (k_BxTxKxD, v_BxTxKxD))
         scores_BxNxSxT = self.scale * jnp.einsum(

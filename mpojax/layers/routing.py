@@ -100,6 +100,8 @@ class Router(nnx.Module):
           key: draws the noise of "noisy_topk"; without it there is none.
         """
         x = x.astype(jnp.float32)
+        if mask is not None:  # what padding holds must not reach a gradient
+            x = jnp.where(mask[:, None], x, 0.0)
         logits = _linear(x, self.kernel[...])
         if self.bias is not None:
             logits = logits + self.bias[...][None]

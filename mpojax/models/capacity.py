@@ -23,8 +23,9 @@ def dropless(model: LanguageModel | EncoderDecoder) -> LanguageModel | EncoderDe
     result = nnx.merge(*nnx.split(model))
     result.config = dataclasses.replace(config, experts=experts)
     for _, module in nnx.iter_modules(result):
-        if hasattr(module, "settings"):
-            module.settings = _without_capacity(module.settings)
+        if hasattr(module, "block"):  # of experts
+            settings = _without_capacity(module.block.settings)
+            module.block = dataclasses.replace(module.block, settings=settings)
         elif hasattr(module, "stack_ranges"):
             module.config = result.config
     return result

@@ -157,6 +157,11 @@ def _check_inputs(config, input_ids, attention_mask, places: int):
         raise ValueError(f"input_ids has shape {input_ids.shape}; it must be (batch, length).")
     _check_length(config, places)
     expected = (input_ids.shape[0], places)
+    if input_ids.shape[1] > places:
+        raise ValueError(
+            f"input_ids has length {input_ids.shape[1]}, more than the {places} places of the "
+            "cache; start a longer one."
+        )
     if attention_mask is not None and attention_mask.shape != expected:
         raise ValueError(f"attention_mask has shape {attention_mask.shape}; it must be {expected}.")
 

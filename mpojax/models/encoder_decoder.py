@@ -99,8 +99,7 @@ class EncoderDecoder(Transformer):
           input_ids: (batch, source length) integers; an id outside the vocabulary gives NaN.
           attention_mask: (batch, source length), True or nonzero at real tokens; None: all real.
           decoder_input_ids: (batch, target length): the start token, then the target.
-          decoder_attention_mask: the same for them: what experts are for. Causal attention needs
-            none for targets that are padded on the right.
+          decoder_attention_mask: the same for them.
           dropout_key: turns dropout, and the noise of a noisy router, on.
 
         Raises:
@@ -187,10 +186,14 @@ def _decode(model, ids, memory, memory_mask, tokens, dropout_key, cache):
     places = ids.shape[1] if cache is None else cache.keys.shape[2]
     keys = jnp.arange(places, dtype=jnp.int32)
     x = dropout(model.embeddings.word(ids), config.dropout, first_key)
+    mask = (keys[None] <= queries[:, None])[None, None]
+    if tokens is not None:
+        tokens = tokens.astype(bool)
+        mask = jnp.logical_and(mask, tokens[:, None, None, :])
     context = Context(
-        mask=(keys[None] <= queries[:, None])[None, None],
+        mask=mask,
         bias=tower.relative_bias(queries, keys).astype(x.dtype),
-        tokens=None if tokens is None else tokens.astype(bool),
+        tokens=tokens,
         memory=memory,
         memory_mask=None if memory_mask is None else memory_mask.astype(bool)[:, None, None, :],
     )

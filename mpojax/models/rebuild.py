@@ -37,7 +37,9 @@ def merged(model: Model, keep: str | None = None) -> Model:
     kept = _kept(model, keep)
     abstract = nnx.eval_shape(lambda: kinds.build(config, kept, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
-    parts = _rebuilt_parts(model, kept)
+    # Done once: worth the full precision that accelerators do not give by default.
+    with jax.default_matmul_precision("highest"):
+        parts = _rebuilt_parts(model, kept)
     filled = []
     for path, variable, layers in arrays_lib.variables(abstract):
         names = [name for name, _ in arrays_lib.logical_names(path, layers)]

@@ -1,9 +1,11 @@
 """Choosing how to multiply tokens with the matrices of experts that share a central core.
 
-| strategy    | what runs                                                | wins at                |
-| rebuild     | the matrices of all experts, then a product for each one | many tokens per expert |
-| right_first | R_e, then C for all tokens at once, then L_e             | few, or separable      |
-| left_first  | L_e, then C for all tokens at once, then R_e             | few, or separable      |
+| strategy     | what runs                                                | wins at                |
+| rebuild      | the matrices of all experts, then a product for each one | many tokens per expert |
+| right_first  | R_e, then C for all tokens at once, then L_e             | separable lists        |
+| left_first   | L_e, then C for all tokens at once, then R_e             | separable lists        |
+| two_groups   | one expert after the other, as in `mpo.plan`             | few tokens, tiny bonds |
+| three_groups | the same                                                 | few tokens, tiny bonds |
 
 Costs are those of `mpojax.mpo.planning`, with the same constants of machines.
 """
@@ -66,6 +68,7 @@ def plan_experts(
     share_central: bool = True,
     remat: bool = True,
     structure: str | None = None,
+    one_by_one: bool = False,
     machine: Machine | str | None = None,
 ) -> ExpertPlan:
     """Chooses how tokens meet the matrices of their experts; a pure function of static values.
@@ -77,7 +80,8 @@ def plan_experts(
       training: count forward and backward.
       share_central: all experts have one central core.
       remat: in training, rebuilt matrices are built again for the backward pass, not kept.
-      structure: consider "rebuild" or "shared_core" alone.
+      structure: consider "rebuild" alone, or "shared_core": all that rebuilds no matrix.
+      one_by_one: consider what takes one expert after the other, too.
       machine: roofline constants, or the name of a preset; default: that of jax's backend.
 
     Raises:
@@ -90,11 +94,12 @@ def plan_experts(
     if structure not in (None, *STRUCTURES):
         raise ValueError(f"structure {structure!r} must be one of {', '.join(STRUCTURES)} or None.")
     machine = planning.machine_of(machine)
-    return _plan(shape, experts, tokens, training, share_central, remat, structure, machine)
+    options = (training, share_central, remat, structure, one_by_one)
+    return _plan(shape, experts, tokens, *options, machine)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(shape, experts, tokens, training, share_central, remat, structure, machine):
+def _plan(shape, experts, tokens, training, share_central, remat, structure, one_by_one, machine):
     costs = []
     for name in ("rebuild", *ORDERS):
         ledger = Ledger(machine)
@@ -107,9 +112,23 @@ def _plan(shape, experts, tokens, training, share_central, remat, structure, mac
             kept = _shared_cost(ledger, shape, experts, tokens, training, share_central, name)
         totals = (ledger.flops, ledger.bytes, ledger.transposed, ledger.operations)
         costs.append(Cost(name, (), *totals, 4 * kept if training else 0, ledger.seconds))
+    if one_by_one:
+        costs += _one_by_one(shape, experts, tokens, training, machine)
     allowed = {None: costs, "rebuild": costs[:1], "shared_core": costs[1:]}[structure]
     chosen = min(allowed, key=lambda cost: cost.seconds)
     return ExpertPlan(shape, experts, tokens, training, chosen, tuple(costs))
+
+
+def _one_by_one(shape, experts, tokens, training, machine):
+    """Costs of contracting each expert's chain for its tokens: so many times those of one."""
+    each = -(-tokens // experts)
+    of_one = planning.plan(shape, tokens=each, training=training, machine=machine)
+    sums = ("flops", "bytes", "transposed", "operations", "saved", "seconds")
+    return [
+        dataclasses.replace(cost, **{name: experts * getattr(cost, name) for name in sums})
+        for cost in of_one.costs
+        if cost.strategy in ("two_groups", "three_groups")
+    ]
 
 
 def _of_experts(ledger, experts, rows, inner, outer, times=1):

@@ -40,7 +40,7 @@ class TestTexts:
         job, seen = language_model.prepare(config), []
         monkeypatch.setattr(generating, "_generate", lambda *_: [np.array([5]), np.array([6])])
         monkeypatch.setattr(
-            generating.text_metrics, "corpus_bleu", lambda texts, truth, n: seen.extend(truth)
+            generating.text_metrics, "corpus_bleu", lambda texts, truth, n, **_: seen.extend(truth)
         )
         generating._samples(config, job, None, tmp_path)
         assert seen == toy_language.text(12, 3).splitlines()

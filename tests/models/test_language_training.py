@@ -1,0 +1,63 @@
+"""Gradients of language models in 16 bits, and what padding may not do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mpojax import layers, models
+
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
+GPT2 = models.DecoderConfig(**SIZES, intermediate_size=32, max_positions=16, dropout=0.0)
+GROUPED = dataclasses.replace(GPT2, num_kv_heads=2, positions="rotary", gated=True)
+T5 = models.EncoderDecoderConfig(**SIZES, intermediate_size=32, head_size=4, dropout=0.0)
+BERT = models.EncoderConfig(**SIZES, intermediate_size=32, max_positions=16, pooling="none")
+IDS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 6)), jnp.int32)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("config", [GPT2, GROUPED, T5, BERT], ids=["gpt2", "grouped", "t5", "bert"])
+def test_half_precision_differentiates(config, remat):
+    """Under strict promotion, and near the gradient in float32."""
+
+    def gradients(dtype):
+        settings = dataclasses.replace(config, dtype=dtype, remat=remat)
+        model = models.build(settings, rngs=nnx.Rngs(0))
+        inputs = (IDS, None, IDS) if config is T5 else (IDS,)
+        loss = lambda model: jnp.mean(jnp.square(model(*inputs).astype(jnp.float32)))  # noqa: E731
+        found = jax.tree.leaves(jax.grad(loss)(model))
+        return np.concatenate([np.ravel(leaf) for leaf in found])
+
+    half, full = gradients("bfloat16"), gradients("float32")
+    assert np.linalg.norm(half - full) < 0.05 * np.linalg.norm(full)
+
+
+def test_padding_of_targets_is_not_attended_to():
+    model = models.build(T5, rngs=nnx.Rngs(0))
+    mask = jnp.asarray([[0, 0, 1, 1, 1, 1]] * 2)
+    changed = IDS.at[:, :2].set(7)
+    first, second = (model(IDS, None, ids, mask) for ids in (IDS, changed))
+    np.testing.assert_allclose(first[:, 2:], second[:, 2:], rtol=0, atol=1e-6)
+
+
+def test_padding_cannot_spoil_the_router():
+    router = layers.Router(4, layers.ExpertSettings(number=2), rngs=nnx.Rngs(0))
+    x = jnp.ones((3, 4)).at[2].set(jnp.nan)
+    mask = jnp.asarray([True, True, False])
+    found = jax.grad(lambda router: router(x, mask).statistics.z_loss)(router)
+    assert np.isfinite(found.kernel[...]).all()
+
+
+def test_more_tokens_than_places():
+    model = models.build(GPT2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"length 6, more than the 4 places of the cache"):
+        model.forward(IDS, cache=model.start_cache(2, 4))
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), float("nan")])
+def test_capacity_factors(factor):
+    with pytest.raises(ValueError, match="must be a positive, finite number"):
+        layers.ExpertSettings(number=2, capacity_factor=factor)
