@@ -263,6 +263,16 @@ class TestPlan:
         assert built_again.flops > kept.flops
         assert kept.saved - built_again.saved == 4 * 8 * 768 * 3072
 
+    def test_one_expert_after_the_other(self):
+        few = {"machine": "cpu", "one_by_one": True}
+        plan = mpo.plan_experts(UP.with_bonds(8), 64, 512, **few)
+        assert plan.strategy == "two_groups"
+        of_one = mpo.plan(UP.with_bonds(8), tokens=8, machine="cpu", strategy="two_groups")
+        assert plan.chosen.variant == of_one.chosen.variant
+        assert plan.chosen.flops == 64 * of_one.chosen.flops
+        assert mpo.plan_experts(UP, 8, 4096, **few).strategy == "rebuild"
+        assert len(mpo.plan_experts(UP, 8, 4096, machine="cpu").costs) == 3
+
     def test_own_central_cores_cost_the_same_flops(self):
         shared, own = (
             mpo.plan_experts(CI, 4, 100, share_central=share).costs for share in (True, False)
