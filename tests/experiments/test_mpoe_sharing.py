@@ -11,7 +11,7 @@ from tests.experiments.toy_language import put
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [("base", 1), ("main", 15), ("masks", 6), ("experts", 6), ("smoke", 5)]
+    ("size", "count"), [("base", 1), ("main", 15), ("masks", 2), ("experts", 2), ("smoke", 5)]
 )
 def test_cells_are_sound(size, count, tmp_path):
     config = mpoe_sharing.get_config(size if size in ("base", "smoke") else f"{size},{tmp_path}")
