@@ -7,6 +7,9 @@ import tempfile
 # Before jax starts its backend: eight CPU devices, so that sharding is exercised everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Devices that wait for each other hold a thread each: with no more threads than devices (XLA's
+# default on few cores) collectives of one program can wait for ever, until XLA aborts.
+os.environ.setdefault("PJRT_NPROC", "32")
 # BLAS threads spin against those of XLA and of the other workers; the matrices here are small.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -10,4 +10,5 @@ cd "$(dirname "$0")/.."
 make_environment "${VENV:-.venv-test}" test
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
-exec "$PY" -m pytest -n "${WORKERS:-auto}" --dist loadfile "$@"
+# A worker that dies ends the run: pytest-xdist may wait for ever for one that took its place.
+exec "$PY" -m pytest -n "${WORKERS:-auto}" --dist loadfile --max-worker-restart 0 "$@"
