@@ -26,6 +26,7 @@ from mpojax.training.step import NonFiniteLossError, TrainStep
 from mpojax.training.task_evaluation import evaluator
 from mpojax.training.task_heads import TaskHead, TasksEvaluator, make_heads, mixture_loss
 from mpojax.training.time_budget import TimeBudget
+from mpojax.training.update_masks import masked
 from mpojax.training.update_statistics import UpdateStatistics
 from mpojax.training.workdir import Workdir
 
@@ -63,6 +64,7 @@ __all__ = [
     "make_heads",
     "make_mesh",
     "make_optimizer",
+    "masked",
     "mixture_loss",
     "model_rules",
     "objective",

@@ -87,8 +87,10 @@ class Loop:
             self.step_function = step_function
         if state is not None:
             shardings = sharding_lib.state_shardings(state, self.mesh, self.rules)
-            self.state = sharding_lib.place(state, shardings)
-            self.step_function.reset()
+            state, before = sharding_lib.place(state, shardings), getattr(self, "state", None)
+            if before is None or _kinds(state) != _kinds(before):
+                self.step_function.reset()
+            self.state = state
         self.step = int(self.state.step)
 
     def log(self, values: Mapping[str, float], *, keep: bool = True) -> None:
@@ -196,7 +198,7 @@ class Loop:
     def _steps(self) -> tuple[int, float, int]:
         """All steps; returns (steps that were not compiled, seconds of those that were, traces)."""
         timed_steps, compile_seconds, traces = 0, 0.0, 0
-        batch = self._batch()
+        batch = self._next_batch()
         while self.step < self.steps and self.stopped is None:
             function = self.step_function
             traces_before, seconds_before = function.traces, function.compile_seconds
@@ -207,7 +209,7 @@ class Loop:
             traces += function.traces - traces_before
             compile_seconds += function.compile_seconds - seconds_before
             if self.step < self.steps:
-                batch = self._batch()  # while the device works
+                batch = self._next_batch()  # while the device works
             self.flush()  # the step before: fetched late, so that the device never waits
             self._pending = (self.step, metrics)
             for hook in self.hooks:
@@ -223,11 +225,19 @@ class Loop:
             )
         return sharding_lib.shared_clock(self.share, self.mesh)
 
-    def _batch(self) -> dict:
-        if self.step >= self.steps:
-            return {}
-        rows = self.data.rows(self.step, self._rows)
+    def batch(self, step: int) -> dict:
+        """The batch of a step, counted from 0, on the mesh."""
+        rows = self.data.rows(step, self._rows)
         return sharding_lib.place_batch(rows, self.data.batch_size, self.mesh)
+
+    def _next_batch(self) -> dict:
+        return self.batch(self.step) if self.step < self.steps else {}
+
+
+def _kinds(state: state_lib.TrainState) -> tuple:
+    """What a compiled step depends on; also of a state whose buffers were donated."""
+    leaves, structure = jax.tree.flatten(state)
+    return structure, [(x.shape, x.dtype, x.sharding) for x in leaves]
 
 
 # Of every step, by all processes: what decides whether the run goes on.
