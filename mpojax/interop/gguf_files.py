@@ -42,7 +42,7 @@ class GGUFFile:
         Raises:
           ImportError: the package gguf is not installed.
           FileNotFoundError: no such file.
-          ValueError: a damaged file, or one part of a split model.
+          ValueError: a damaged file, an unknown quantisation, or one part of a split model.
         """
         self.path = pathlib.Path(path)
         if not self.path.is_file():
@@ -51,6 +51,12 @@ class GGUFFile:
         try:
             self._reader = gguf.GGUFReader(self.path)
         except (ValueError, KeyError, IndexError, OverflowError, MemoryError, TypeError) as error:
+            if "GGMLQuantizationType" in str(error):
+                raise ValueError(
+                    f"{self.path} has a tensor in a quantisation that the package gguf does not "
+                    f"know ({error}). Use a file in another one, such as Q8_0 or F16, or a newer "
+                    "gguf."
+                ) from error
             raise ValueError(
                 f"{self.path} ({self.path.stat().st_size} bytes) is not a complete GGUF file: "
                 f"{error}. It is corrupt or was cut short; copy or download it again."

@@ -80,6 +80,10 @@ def _check_settings(file: GGUFFile):
     scaling = file.get("llama.rope.scaling.type", "none")
     if scaling != "none":
         problems.append(f"llama.rope.scaling.type={scaling!r} (supported: 'none')")
+    # Of older files, and of linear scaling without a type.
+    for key in ("llama.rope.scale_linear", "llama.rope.scaling.factor"):
+        if scaling == "none" and (value := file.get(key, 1.0)) not in (0.0, 1.0):
+            problems.append(f"{key}={value:g} (supported: 1)")
     window = file.get("llama.attention.sliding_window", 0)
     if 0 < window < file.need("llama.context_length"):
         problems.append(f"llama.attention.sliding_window={window} (supported: 0)")

@@ -27,9 +27,13 @@ class Embed(nnx.Module):
         rows = jnp.take(self.table[...], ids, axis=0, mode="clip").astype(self.dtype)
         return _nan_outside(rows, ids, self.num)
 
-    def attend(self, x: jax.Array) -> jax.Array:
-        """Tied output: x (..., features) @ table.T -> (..., num)."""
-        return jnp.matmul(x.astype(self.dtype), self.table[...].astype(self.dtype).T)
+    def attend(self, x: jax.Array, dtype: str | None = None) -> jax.Array:
+        """Tied output: x (..., features) @ table.T -> (..., num), in this or the compute dtype.
+
+        Factors are of the compute dtype; sums are not rounded to it on the way to a wider one.
+        """
+        table = self.table[...].astype(self.dtype)
+        return jnp.matmul(x.astype(self.dtype), table.T, preferred_element_type=dtype)
 
 
 class MPOEmbed(nnx.Module):
@@ -54,11 +58,12 @@ class MPOEmbed(nnx.Module):
         rows = mpo.embed(self.all_cores(), ids, self.shape).astype(self.dtype)
         return _nan_outside(rows, ids, self.shape.in_features)
 
-    def attend(self, x: jax.Array) -> jax.Array:
-        """Tied output: x (..., features) @ table.T -> (..., num)."""
+    def attend(self, x: jax.Array, dtype: str | None = None) -> jax.Array:
+        """Tied output: x (..., features) @ table.T -> (..., num), in this or the compute dtype."""
         # The transposed matrix is the same chain with the two middle axes of every core swapped.
         cores = tuple(jnp.swapaxes(core, 1, 2) for core in self.all_cores())
-        return mpo.apply(cores, x.astype(self.dtype), transposed(self.shape))
+        y = mpo.apply(cores, x.astype(self.dtype), transposed(self.shape))
+        return y if dtype is None else y.astype(dtype)
 
 
 def _nan_outside(rows: jax.Array, ids: jax.Array, num: int) -> jax.Array:

@@ -37,10 +37,16 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """Kind of layout."""
+        """Kind of layout.
+
+        Without a capacity "ragged" where the backend has a kernel for it; CPU multiplies every
+        token with every expert in its stead, and takes blocks.
+        """
         if self.settings.dispatch != "auto":
             return self.settings.dispatch
-        return "block" if self.settings.capacity_factor is None else "capacity"
+        if self.settings.capacity_factor is not None:
+            return "capacity"
+        return "block" if jax.default_backend() == "cpu" else "ragged"
 
     def capacity(self, tokens: int) -> int:
         """Most tokens that an expert takes: no more than all, as it sees a token at most once."""

@@ -27,7 +27,8 @@ class ExpertSettings:
         the others are dropped; None: no token is ever dropped.
       dispatch: how tokens are laid out: "dense" (every expert sees every token), "capacity",
         "block" (sorted, each expert's tokens padded to whole blocks), "ragged"
-        (`jax.lax.ragged_dot`), or "auto": "capacity" with a capacity factor, else "block".
+        (`jax.lax.ragged_dot`), or "auto": "capacity" with a capacity factor, else "block" on CPU
+        and "ragged" elsewhere.
       structure: "rebuild" (matrices of all experts are rebuilt), "shared_core" (tokens go through
         the chain: the shared central core is one matrix product for all experts), or "auto": the
         cheaper one by `mpo.plan_experts`.

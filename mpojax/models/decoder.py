@@ -15,7 +15,7 @@ from mpojax.models import matrices
 from mpojax.models.decoder_config import DecoderConfig
 from mpojax.models.encoder import Transformer
 from mpojax.models.language_layers import Context
-from mpojax.models.tower import Cache, Tower
+from mpojax.models.tower import Cache, Tower, check_ids
 
 
 @jax.tree_util.register_dataclass
@@ -100,10 +100,14 @@ class LanguageModel(Transformer):
             else is wanted, and all of them are large.
 
         Raises:
-          ValueError: shapes that do not fit, or a sequence longer than `config.max_positions`.
+          ValueError: shapes that do not fit, a sequence longer than `config.max_positions`, or more
+            ids than the cache has places left (inside of a jax transformation only what shapes
+            show).
         """
         places = input_ids.shape[-1] if cache is None else cache.keys.shape[2]
         _check_inputs(self.config, input_ids, attention_mask, places)
+        if cache is not None:
+            cache.check_places(input_ids.shape[1])
         return _forward(self, input_ids, attention_mask, dropout_key, cache, last_only)
 
     def start_cache(self, batch: int, places: int) -> Cache:
@@ -142,7 +146,7 @@ def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache
     context = Context(mask=mask, turns=turns, tokens=tokens)
     x, cache, routing = model.tower.run(x, context, layers_key, cache)
     x = x[:, -1:] if last_only else x
-    logits = model.embeddings.word.attend(x) if config.tied else model.head(x)
+    logits = model.embeddings.word.attend(x, "float32") if config.tied else model.head(x)
     return LanguageModelOutput(logits.astype(jnp.float32), routing, cache)
 
 
@@ -153,15 +157,9 @@ def head(config, shapes: Mapping[str, mpo.MPOShape], rngs: nnx.Rngs) -> nnx.Modu
 
 
 def _check_inputs(config, input_ids, attention_mask, places: int):
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {input_ids.shape}; it must be (batch, length).")
+    check_ids("input_ids", input_ids)
     _check_length(config, places)
     expected = (input_ids.shape[0], places)
-    if input_ids.shape[1] > places:
-        raise ValueError(
-            f"input_ids has length {input_ids.shape[1]}, more than the {places} places of the "
-            "cache; start a longer one."
-        )
     if attention_mask is not None and attention_mask.shape != expected:
         raise ValueError(f"attention_mask has shape {attention_mask.shape}; it must be {expected}.")
 

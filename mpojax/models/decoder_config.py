@@ -30,11 +30,9 @@ class LanguageModelConfig:
         )
         object.__setattr__(self, "experts", experts)
 
-    def _check_common(self, sizes: tuple[str, ...], optional: tuple[str, ...], rates):
-        for name in (*sizes, *optional):
+    def _check_common(self, sizes: tuple[str, ...], rates: tuple[str, ...]):
+        for name in sizes:
             value = getattr(self, name)
-            if value is None and name in optional:
-                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
         for name, allowed in (("activation", sorted(ACTIVATIONS)), ("dtype", COMPUTE_DTYPES)):
@@ -159,7 +157,6 @@ class DecoderConfig(LanguageModelConfig):
                 *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
                 *("num_kv_heads", "head_size", "max_positions"),
             ),
-            (),
             ("dropout", "embedding_dropout", "attention_dropout"),
         )
         for name, allowed in (("positions", POSITIONS), ("norm", sorted(NORMS))):
@@ -172,16 +169,24 @@ class DecoderConfig(LanguageModelConfig):
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
                 f"{self.num_kv_heads}: each key head serves equally many query heads."
             )
-        if self.positions == "rotary" and self.head_size % 2:
-            raise ValueError(f"head_size={self.head_size} must be even for rotary positions.")
-        if self.rotary_scaling is not None and len(self.rotary_scaling) != 4:
-            raise ValueError(
-                f"rotary_scaling={self.rotary_scaling} must be (factor, low frequency factor, high "
-                "frequency factor, first positions), or None."
-            )
+        self._check_rotary()
         if not all(0 < layer < self.num_layers for layer in self.stack_breaks):
             raise ValueError(
                 f"stack_breaks={self.stack_breaks} must be layers in 1..{self.num_layers - 1}."
+            )
+
+    def _check_rotary(self):
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ValueError(f"head_size={self.head_size} must be even for rotary positions.")
+        if not self.rotary_base > 0:
+            raise ValueError(f"rotary_base={self.rotary_base!r} must be above 0, such as 10000.0.")
+        if self.rotary_scaling is None:
+            return
+        is_right = len(self.rotary_scaling) == 4 and all(x > 0 for x in self.rotary_scaling)
+        if not is_right or self.rotary_scaling[1] >= self.rotary_scaling[2]:
+            raise ValueError(
+                f"rotary_scaling={self.rotary_scaling} must be (factor, low frequency factor, high "
+                "frequency factor, first positions), all above 0 and low below high, or None."
             )
 
     # What T5 has otherwise.
@@ -245,7 +250,6 @@ class EncoderDecoderConfig(LanguageModelConfig):
                 *("vocab_size", "hidden_size", "num_layers", "num_decoder_layers", "num_heads"),
                 *("intermediate_size", "head_size", "relative_buckets", "relative_distance"),
             ),
-            (),
             ("dropout",),
         )
         if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:

@@ -17,7 +17,7 @@ from mpojax.models.decoder import LanguageModelOutput, head
 from mpojax.models.decoder_config import EncoderDecoderConfig
 from mpojax.models.encoder import Transformer
 from mpojax.models.language_layers import Context
-from mpojax.models.tower import Cache, Tower
+from mpojax.models.tower import Cache, Tower, check_ids
 
 
 class BiasedTower(Tower):
@@ -109,15 +109,8 @@ class EncoderDecoder(Transformer):
             ("", input_ids, attention_mask),
             ("decoder_", decoder_input_ids, decoder_attention_mask),
         ):
-            if ids.ndim != 2:
-                raise ValueError(
-                    f"{name}input_ids has shape {ids.shape}; it must be (batch, length)."
-                )
-            if mask is not None and mask.shape != ids.shape:
-                raise ValueError(
-                    f"{name}attention_mask has shape {mask.shape}; it must equal that of "
-                    f"{name}input_ids, {ids.shape}."
-                )
+            check_ids(f"{name}input_ids", ids)
+            _check_mask(f"{name}attention_mask", mask, ids.shape)
         encoder_key, decoder_key = split_or_none(dropout_key, 2)
         memory, of_encoder = _encode(self, input_ids, attention_mask, encoder_key)
         logits, _, of_decoder = _decode(
@@ -132,7 +125,13 @@ class EncoderDecoder(Transformer):
         return LanguageModelOutput(logits, of_encoder + of_decoder)
 
     def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Hidden states (batch, source length, hidden) of the encoder, in the compute dtype."""
+        """Hidden states (batch, source length, hidden) of the encoder, in the compute dtype.
+
+        Raises:
+          ValueError: shapes that do not fit.
+        """
+        check_ids("input_ids", input_ids)
+        _check_mask("attention_mask", attention_mask, input_ids.shape)
         return _encode(self, input_ids, attention_mask, None)[0]
 
     def start_cache(self, memory: jax.Array, places: int) -> Cache:
@@ -147,11 +146,23 @@ class EncoderDecoder(Transformer):
         """Logits of the ids (batch, length) that follow those in the cache.
 
         `attention_mask` is that of the source.
+
+        Raises:
+          ValueError: shapes that do not fit, or more ids than the cache has places left (inside
+            of a jax transformation only what shapes show).
         """
+        check_ids("decoder_input_ids", decoder_input_ids)
+        _check_mask("attention_mask", attention_mask, cache.memory[0].shape[1:3])
+        cache.check_places(decoder_input_ids.shape[1])
         logits, cache, routing = _decode(
             self, decoder_input_ids, None, attention_mask, None, None, cache
         )
         return LanguageModelOutput(logits, routing, cache)
+
+
+def _check_mask(name: str, mask, shape: tuple[int, ...]):
+    if mask is not None and mask.shape != tuple(shape):
+        raise ValueError(f"{name} has shape {mask.shape}; it must be that of its ids, {shape}.")
 
 
 class _Word(nnx.Module):
@@ -203,4 +214,4 @@ def _decode(model, ids, memory, memory_mask, tokens, dropout_key, cache):
         return model.head(x).astype(jnp.float32), cache, routing
     if config.scale_logits:
         x = x / jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
-    return model.embeddings.word.attend(x).astype(jnp.float32), cache, routing
+    return model.embeddings.word.attend(x, "float32"), cache, routing

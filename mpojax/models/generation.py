@@ -58,7 +58,7 @@ def generate(
     Args:
       model: continues `input_ids` (a decoder), or answers them, beginning with
         `config.decoder_start_id` (an encoder-decoder).
-      input_ids: (batch, length) integers.
+      input_ids: (batch, length) integers, as an array or lists.
       attention_mask: (batch, length), True or nonzero at real tokens; None: all real. The prompts
         of a decoder are padded on the left.
       max_new_tokens: rows without an end are cut after so many.
@@ -74,6 +74,7 @@ def generate(
         raise ValueError(
             f"a {type(model).__name__} generates no text; give a LanguageModel or EncoderDecoder."
         )
+    input_ids, attention_mask = _as_array(input_ids), _as_array(attention_mask)
     _check_shapes(input_ids, attention_mask)
     _check_length(model.config, np.shape(input_ids)[1], max_new_tokens)
     if sampling.draws and key is None:
@@ -163,6 +164,18 @@ def _decode(model, mask, ids, cache):
     return output.logits[:, 0], output.cache
 
 
+def _as_array(rows):
+    """Lists of rows as an array; arrays, None and what jax traces as they are."""
+    if not isinstance(rows, list | tuple):
+        return rows
+    if len({np.shape(row) for row in rows}) > 1:
+        raise ValueError(
+            "rows differ in length: pad the prompts (those of a decoder on the left) and give an "
+            "attention_mask."
+        )
+    return np.asarray(rows)
+
+
 def _check_shapes(input_ids, attention_mask):
     shape = np.shape(input_ids)
     if len(shape) != 2 or not jnp.issubdtype(jnp.result_type(input_ids), jnp.integer):
@@ -186,10 +199,12 @@ def _check_length(config, length: int, num: int):
     if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
         raise ValueError(f"max_new_tokens={num!r} must be an integer of at least 1.")
     limit = getattr(config, "max_positions", None)
-    if limit is not None and length + num > limit:
+    # The last new token is never read.
+    if limit is not None and length + num - 1 > limit:
         raise ValueError(
-            f"a prompt of {length} tokens and max_new_tokens={num} are {length + num} positions; "
-            f"the model has max_positions={limit}. Cut the prompt, or generate fewer tokens."
+            f"a prompt of {length} tokens and max_new_tokens={num} are {length + num - 1} "
+            f"positions; the model has max_positions={limit}. Cut the prompt, or generate fewer "
+            "tokens."
         )
 
 

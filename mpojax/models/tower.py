@@ -34,6 +34,32 @@ class Cache:
     position: jax.Array
     memory: KeysValues | None = None
 
+    def check_places(self, num: int) -> None:
+        """Raises ValueError where `num` more tokens do not fit, as far as that is known.
+
+        Inside of a jax transformation `position` has no value: only `num` itself is compared, and
+        more tokens than fit would overwrite the last ones.
+        """
+        places = self.keys.shape[2]
+        known = not isinstance(self.position, jax.core.Tracer)
+        used = int(self.position) if known else 0
+        if used + num > places:
+            raise ValueError(
+                f"{num} tokens do not fit into a cache of {places} places, of which {used} are "
+                "used; start a longer one."
+            )
+
+
+def check_ids(name: str, ids: jax.Array) -> None:
+    """Raises ValueError for ids that are not (batch, length) integers, or none at all."""
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(
+            f"{name} has shape {ids.shape} and type {ids.dtype}; it must be integers (batch, "
+            "length)."
+        )
+    if 0 in ids.shape:
+        raise ValueError(f"{name} has shape {ids.shape}: give at least one row and one token.")
+
 
 class Tower(nnx.Module):
     """A run of layers and a norm at its end.

@@ -63,6 +63,17 @@ def test_types_that_cannot_be_undone(tmp_path):
         interop.load_pretrained(path)
 
 
+def test_types_that_no_one_knows(tmp_path):
+    path = gguf_helpers.write(tmp_path / "small.gguf")
+    content = path.read_bytes()
+    # A tensor's name is followed by its number of axes, their sizes, and its type.
+    name = b"blk.0.attn_v.weight"
+    at = content.index(name) + len(name) + 4 + 2 * 8
+    path.write_bytes(content[:at] + (250).to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(ValueError, match=r"quantisation that the package gguf does not know.*250"):
+        interop.load_pretrained(path)
+
+
 def test_llama_3_frequencies(tmp_path):
     """Files hold what the scaling does to each frequency."""
     scaling = (8.0, 1.0, 4.0, 8192)
@@ -97,6 +108,8 @@ def test_llama_3_frequencies(tmp_path):
         ({"architecture": "qwen2"}, "architecture 'qwen2', which is not supported.*only 'llama'"),
         ({"expert_count": 4}, "llama.expert_count=4"),
         ({"rope_scaling_type": gguf.RopeScalingType.LINEAR}, "rope.scaling.type='linear'"),
+        ({"float32": ("llama.rope.scale_linear", 2.0)}, "rope.scale_linear=2 "),
+        ({"float32": ("llama.rope.scaling.factor", 4.0)}, "rope.scaling.factor=4 "),
         ({"sliding_window": 8}, "llama.attention.sliding_window=8"),
         ({"value_length": 8}, r"value_length=8 \(supported: the head size, 16\)"),
         ({"uint16": ("split.count", 2)}, "is one of 2 parts"),

@@ -450,3 +450,17 @@ class TestCalls:
     def test_mistakes_are_named(self, make, message):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "kind"),
+    [
+        ("cpu", {}, "block"),
+        ("gpu", {}, "ragged"),
+        ("gpu", {"capacity_factor": 1.25}, "capacity"),
+        ("gpu", {"dispatch": "block"}, "block"),
+    ],
+)
+def test_the_layout_is_chosen_by_backend(monkeypatch, backend, settings, kind):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert block(**settings).block.kind == kind

@@ -241,10 +241,39 @@ def test_bad_input():
         model(small.ids((1, 33)))
     with pytest.raises(ValueError, match="33 tokens is longer than max_positions=32"):
         model.start_cache(1, 33)
-    with pytest.raises(ValueError, match=r"must be \(batch, length\)"):
+    with pytest.raises(ValueError, match=r"must be integers \(batch, length\)"):
         model(IDS[0])
+    with pytest.raises(ValueError, match=r"shape \(0, 9\): give at least one row"):
+        model(IDS[:0])
     with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 8\); it must be \(3, 9\)"):
         model(IDS, MASK[:, 1:])
     with pytest.raises(ValueError, match=r"it must be \(3, 12\)"):
         model.forward(IDS, MASK, cache=model.start_cache(3, 12))
+    cache = model.forward(IDS, cache=model.start_cache(3, 12)).cache
+    with pytest.raises(
+        ValueError, match="9 tokens do not fit into a cache of 12 places, of which 9"
+    ):
+        model.forward(IDS, cache=cache)
     assert np.isnan(small.run(model, IDS.at[1, 3].set(50))[1, 3]).all()
+
+
+def test_logits_of_16_bit_models_are_not_rounded_on_the_way():
+    config = dataclasses.replace(small.GPT2, dtype="bfloat16")
+    logits = np.asarray(small.run(small.dense(config), IDS))
+    rounded = np.asarray(jnp.asarray(logits).astype(jnp.bfloat16).astype(jnp.float32))
+    assert logits.dtype == np.float32
+    assert np.mean(rounded == logits) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rotary_base", 0.0, "rotary_base=0.0 must be above 0"),
+        ("rotary_scaling", (0.0, 1.0, 4.0, 32), "all above 0 and low below high"),
+        ("rotary_scaling", (8.0, 4.0, 4.0, 32), "all above 0 and low below high"),
+        ("rotary_scaling", (8.0, 1.0, 4.0), "all above 0 and low below high"),
+    ],
+)
+def test_rotary_settings(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(small.LLAMA, **{field: value})

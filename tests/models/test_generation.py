@@ -227,15 +227,23 @@ def test_wide_beams_find_the_best_of_all_texts(kind, length_penalty):
         assert (np.asarray(made.ids[row, length:]) == 0).all()
 
 
+def test_up_to_the_last_position_and_from_lists():
+    model = small.dense(small.LLAMA)  # of 32 positions, of which the last new token needs none
+    made = models.generate(model, IDS, max_new_tokens=28)
+    few = models.generate(model, np.asarray(IDS).tolist(), max_new_tokens=4)
+    np.testing.assert_array_equal(few.ids, made.ids[:, :4])
+
+
 def test_bad_input():
     model = small.dense(small.LLAMA)
     few = {"max_new_tokens": 4}
     cases = [
-        ((IDS,), {"max_new_tokens": 28}, r"prompt of 5 tokens and max_new_tokens=28.*positions=32"),
+        ((IDS,), {"max_new_tokens": 29}, r"prompt of 5 tokens and max_new_tokens=29.*positions=32"),
         ((IDS,), {"max_new_tokens": 0}, "max_new_tokens=0 must be"),
         ((IDS[0],), few, r"must be integers \(batch, length\)"),
         ((IDS.astype(float),), few, r"must be integers \(batch, length\)"),
         ((IDS[:, :0],), few, "an empty prompt"),
+        (([[1, 2], [3]],), few, "rows differ in length: pad the prompts"),
         ((IDS, MASK.at[1].set(False)), few, "no real token in row 1: an empty prompt"),
         ((IDS, MASK[:, ::-1]), few, "padding after a real token in row 1.*pad prompts on the left"),
         ((IDS, MASK[:, 1:]), few, r"attention_mask has shape \(3, 4\)"),
