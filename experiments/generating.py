@@ -34,9 +34,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not 0.0 < config.sampling.top_p <= 1.0:
         raise ValueError(f"config.sampling.top_p={config.sampling.top_p} must lie in (0, 1].")
     sampling(config)
-    if config.bleu_prompts or config.samples:
-        # Says early that sacrebleu is missing, or does not know the words.
-        text_metrics.signature(2, tokenize=config.bleu_tokenize)
+    bleu_signature(config)  # says early that sacrebleu is missing, or does not know the words
+
+
+def bleu_signature(config: ml_collections.ConfigDict) -> str | None:
+    """With what the BLEU of a run is computed; None where none is."""
+    if not (config.bleu_prompts or config.samples):
+        return None
+    return text_metrics.signature(2, tokenize=config.bleu_tokenize)
 
 
 def check_job(config: ml_collections.ConfigDict, job) -> None:

@@ -164,6 +164,7 @@ def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
         "tokens_per_second": speed and speed * config.batch_size * config.length,
         "test_tokens": 0 if job.test is None else job.test.num_tokens,
         "test_words": 0 if job.test is None else job.test.num_words,
+        "bleu_signature": generating.bleu_signature(config),
         **language_models.facts(config, outcome),
     }
 

@@ -83,7 +83,27 @@ class ExpertRule:
             raise ValueError(f"cores={self.cores}: separable chains have five.")
         if unknown := sorted(set(self.factors or ()) - set(_MAPS)):
             raise ValueError(f"factors has lists for {unknown}; maps are {', '.join(_MAPS)}.")
+        self._check_meaning()
         self.settings  # noqa: B018  checks the rest
+
+    def _check_meaning(self):
+        """Raises ValueError for a field that would do nothing."""
+        without = {}
+        if self.form == "switch":
+            why = "form='switch', whose experts are dense matrices"
+            names = ("structure", "cores", "factorization", "factors", "bond", "gauge")
+            without = dict.fromkeys(names, why)
+        if self.router in ("switch", "switch_scale"):
+            without["k"] = f"router={self.router!r}, which sends a token to one expert"
+        if self.factors is not None:
+            without["factorization"] = "factors, which are the lists"
+            without["cores"] = "factors, which say how many there are"
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, why in without.items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no meaning with {why}; leave it out."
+                )
 
     @property
     def settings(self) -> layers.ExpertSettings:

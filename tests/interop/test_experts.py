@@ -156,6 +156,21 @@ class TestChains:
         interop.planned_experts(small.GPT2, shapes, [(EVERY, {"number": 2, "form": "switch"})])
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"form": "switch", "bond": 4, "gauge": "central"}, "bond=4 has no meaning with form="),
+        ({"form": "switch", "structure": "rebuild"}, "structure='rebuild' has no meaning"),
+        ({"form": "switch", "cores": 3}, "cores=3 has no meaning"),
+        ({"k": 3}, "k=3 has no meaning with router='switch'"),
+        ({"factorization": "separable", "factors": {"up": ((4, 4), (4, 6))}}, "with factors"),
+    ],
+)
+def test_fields_that_would_do_nothing_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        interop.planned_experts(small.GPT2, {}, [(EVERY, {"number": 2, **fields})])
+
+
 class TestParts:
     def test_rules_for_layers(self):
         """Other experts in other layers, added one after the other; the rest stays dense."""
