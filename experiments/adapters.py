@@ -34,7 +34,8 @@ def adapted(config: ml_collections.ConfigDict, model: models.Model) -> models.Mo
     rules = [(pattern, dict(settings)) for pattern, settings in config.adapters]
     if not rules:
         return model
-    wanted, present = interop.adapter_ranks(model.config, rules), models.adapter_ranks(model.config)
+    wanted = interop.adapter_settings(model.config, rules)
+    present = models.adapter_settings(model.config)
     goes_on = bool(config.start_from and present)
     if config.adapter_phase == "fine_tuning" and not goes_on:
         return interop.add_adapters(model, rules, rngs=nnx.Rngs(config.seed))
@@ -42,7 +43,7 @@ def adapted(config: ml_collections.ConfigDict, model: models.Model) -> models.Mo
         where = config.start_from or config.model
         path = next(p for p in {**wanted, **present} if wanted.get(p) != present.get(p))
         raise ValueError(
-            f"{where} must have the adapters of config.adapters, but the rank at {path} is "
+            f"{where} must have the adapters of config.adapters, but at {path} there is "
             f"{present.get(path, 'none')} there and {wanted.get(path, 'none')} in the config. "
             "config.adapter_phase='fine_tuning' adds adapters to a model that has none."
         )

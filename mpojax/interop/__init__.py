@@ -10,7 +10,7 @@ interop.export_huggingface(interop.merge(small), "other-folder")
 wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))], rngs=nnx.Rngs(0))
 """
 
-from mpojax.interop.adapters import AdapterSettings, adapter_ranks, add_adapters
+from mpojax.interop.adapters import AdapterSettings, adapter_settings, add_adapters
 from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
 from mpojax.interop.experts import FORMS as EXPERT_FORMS
 from mpojax.interop.experts import ExpertRule, add_experts, planned_experts
@@ -37,7 +37,7 @@ __all__ = [
     "InputStatistics",
     "MatrixRow",
     "Settings",
-    "adapter_ranks",
+    "adapter_settings",
     "add_adapters",
     "add_experts",
     "calibrate",

@@ -1,32 +1,54 @@
-"""Adapters beside the matrices of a model that has none yet, by rules."""
+"""Adapters on a model, by rules: added beside its matrices, or parameters that it has."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from flax import nnx
 
 from mpojax import layers, models
 from mpojax.interop import rules as rules_lib
 
+STARTS = ("zero", "offset")
+
 
 @dataclasses.dataclass(frozen=True)
-class AdapterSettings:
-    """The adapters of one rule: low rank, W + scale * down @ up.
+class AdapterSettings(layers.AdapterSettings):
+    """The adapters of one rule: the fields of `mpojax.layers.AdapterSettings`, and their start.
 
     Attributes:
-      rank: columns of `down` and rows of `up`.
-      deviation: standard deviation of a fresh `down`.
+      deviation: standard deviation of a fresh `down` of low rank; None: in_features^-0.5.
+      start: of low rank. "zero": `up` is zero. "offset": both factors are drawn, by `offset_seed`,
+        with in_features^-0.5 and out_features^-0.5, and their product is subtracted from the base
+        matrix, which must be dense: the model computes the same, and both factors have gradients.
     """
 
-    rank: int
-    deviation: float = 0.02
+    deviation: float | None = None
+    start: str = "zero"
 
     def __post_init__(self):
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank={self.rank!r} must be an integer of at least 1.")
-        if not self.deviation > 0:
+        object.__setattr__(self, "offset_seed", self._seed())
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in ("deviation", "start"):
+            if self.kind != "low_rank" and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} has no meaning with kind={self.kind!r}; leave it out.")
+        if self.deviation is not None and not self.deviation > 0:
             raise ValueError(f"deviation={self.deviation!r} must be above 0.")
+        self.structure  # noqa: B018  checks the rest
+
+    def _seed(self) -> int | None:
+        if self.start not in STARTS:
+            raise ValueError(f"start={self.start!r} must be one of {', '.join(STARTS)}.")
+        if self.start == "zero":
+            return self.offset_seed
+        return 0 if self.offset_seed is None else self.offset_seed
+
+    @property
+    def structure(self) -> layers.AdapterSettings:
+        """What the model keeps of it."""
+        names = [field.name for field in dataclasses.fields(layers.AdapterSettings)]
+        return layers.AdapterSettings(**{name: getattr(self, name) for name in names})
 
 
 def add_adapters(
@@ -36,60 +58,110 @@ def add_adapters(
     scale: float | None = None,
     rngs: nnx.Rngs,
 ) -> models.Model:
-    """The model with fresh adapters; it computes the same as before, because `up` starts at zero.
+    """The model with adapters; it computes the same as before.
 
     Where layers share every parameter, they share the adapters, too.
 
     Args:
       model: any; matrices may be dense or in MPO form.
-      rules: (regular expression over whole matrix paths, settings), such as
-        `[("layers/.*/(query|key|value|out)", dict(rank=8))]`. Tables and heads have no adapters.
-      scale: what the output of every adapter is multiplied with; None for that of the model.
-      rngs: for `down`.
+      rules: (regular expression, settings), such as `[("layers/.*/(query|value)", dict(rank=8)),
+        (".*/bias", dict(kind="bias"))]`: over whole matrix paths, or array paths for kinds in
+        place. Tables, heads and experts have no adapters.
+      scale: what the output of every adapter without a scale of its own is multiplied with; None
+        for that of the model.
+      rngs: for what is drawn.
 
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing or a matrix that
-        has an adapter, another scale than that of adapters which are there.
+        has an adapter, another scale than that of adapters which are there; an offset start beside
+        a matrix in MPO form.
     """
-    config = model.config
-    present = models.adapter_ranks(config)
-    added = _matched(config, rules)
+    present = models.adapter_settings(model.config)
+    if isinstance(rules, str | Mapping) or not len(rules):
+        raise ValueError(f"rules={rules!r} must be a non-empty list of (pattern, settings) pairs.")
+    parsed = [rules_lib.parse(rule, AdapterSettings) for rule in rules]
+    added = _matched(model.config, rules)
     if twice := [path for path in added if path in present]:
         raise ValueError(
-            f"{twice[0]} has an adapter of rank {present[twice[0]]} already: a rule may name "
+            f"{twice[0]} has an adapter already, {present[twice[0]]}: a rule may name "
             "matrices without one only."
         )
-    if present and scale not in (None, config.adapter_scale):
+    if present and scale not in (None, model.config.adapter_scale):
         raise ValueError(
             f"scale={scale} differs from that of the adapters that are there, "
-            f"{config.adapter_scale}: all have one."
+            f"{model.config.adapter_scale}: all have one."
         )
     config = dataclasses.replace(
-        config,
-        adapters=(*config.adapters, *((pattern, settings["rank"]) for pattern, settings in rules)),
-        adapter_scale=config.adapter_scale if scale is None else float(scale),
+        model.config,
+        adapters=(*model.config.adapters, *((p, s.structure) for p, s in parsed)),
+        adapter_scale=model.config.adapter_scale if scale is None else float(scale),
     )
     arrays, sizes = models.to_arrays(model), models.matrix_sizes(config)
     for path, settings in added.items():
-        fresh = layers.LowRankAdapter(
-            *sizes[path], settings.rank, deviation=settings.deviation, rngs=rngs
+        fresh = layers.make_adapter(settings.structure, *sizes[path], rngs=rngs)
+        for leaf, variable in nnx.to_flat_state(nnx.state(fresh, nnx.Param)):
+            value = np.asarray(variable[...])
+            arrays["/".join((path, "adapter", *map(str, leaf)))] = value
+        if settings.kind == "low_rank":
+            _start(config, arrays, path, settings)
+    made = models.from_arrays(config, model.shapes, arrays)
+    tuned = models.adapter_arrays(made)  # also checks the patterns in place
+    breaks = models.stack_breaks(made, tuned)
+    if breaks == config.stack_breaks:
+        return made
+    return models.from_arrays(dataclasses.replace(config, stack_breaks=breaks), made.shapes, arrays)
+
+
+def _start(config, arrays: dict, path: str, settings: AdapterSettings) -> None:
+    """Puts the down map of the wanted deviation in place, or both factors of an offset start."""
+    names = [f"{path}/adapter/{name}" for name in ("down", "up")]
+    in_features, out_features = arrays[names[0]].shape[0], arrays[names[1]].shape[1]
+    if settings.start == "zero":
+        deviation = settings.deviation or in_features**-0.5
+        # Drawn with the default deviation.
+        arrays[names[0]] = np.float32(arrays[names[0]] * (deviation / layers.ADAPTER_DEVIATION))
+        return
+    key = models.dense_name(path)
+    if key not in arrays:
+        raise ValueError(
+            f"{path} is in MPO form: an offset start changes the dense base matrix; use "
+            "start='zero', or merge the model."
         )
-        arrays[f"{path}/adapter/down"] = np.asarray(fresh.down[...])
-        arrays[f"{path}/adapter/up"] = np.asarray(fresh.up[...])
-    return models.from_arrays(config, model.shapes, arrays)
+    down, up = offset_factors(path, settings.structure, in_features, out_features)
+    scale = config.adapter_scale if settings.scale is None else settings.scale
+    update = scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
+    arrays[key] = np.float32(arrays[key] - update)
+    arrays[names[0]], arrays[names[1]] = down, up
 
 
-def adapter_ranks(
-    config: models.EncoderConfig, rules: Sequence[tuple[str, Mapping]]
-) -> dict[str, int]:
-    """{matrix path: rank} of the adapters that the rules give a model of these settings.
+def offset_factors(
+    path: str, settings: layers.AdapterSettings, in_features: int, out_features: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(down, up) of an offset start: a function of the matrix path and `settings.offset_seed`."""
+    number = int.from_bytes(path.encode()[-24:], "little") % (2**31)
+    key = jax.random.fold_in(jax.random.key(settings.offset_seed), number)
+    shapes = (in_features, settings.rank), (settings.rank, out_features)
+    sizes = in_features, out_features
+    return tuple(
+        np.asarray(jax.random.normal(k, shape)) * np.float32(size**-0.5)
+        for k, shape, size in zip(jax.random.split(key), shapes, sizes, strict=True)
+    )
+
+
+def adapter_settings(
+    config, rules: Sequence[tuple[str, Mapping]]
+) -> dict[str, layers.AdapterSettings]:
+    """{matrix path: settings} of the adapters that the rules add to a model of these settings.
 
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing.
     """
-    return {path: settings.rank for path, settings in _matched(config, rules).items()}
+    return {path: settings.structure for path, settings in _matched(config, rules).items()}
 
 
 def _matched(config, rules) -> dict[str, AdapterSettings]:
-    found = rules_lib.match(rules, models.adaptable(config), AdapterSettings)
+    added = [rule for rule in rules if not rules_lib.parse(rule, AdapterSettings)[1].in_place]
+    if not added:
+        return {}
+    found = rules_lib.match(added, models.adaptable(config), AdapterSettings)
     return {path: settings for path, (_, settings) in found.items()}

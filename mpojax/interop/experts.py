@@ -157,9 +157,9 @@ def planned_experts(
                     "nothing; merge(model) makes it dense."
                 )
     experts = tuple((pattern, ExpertRule(**fields).settings) for pattern, fields in rules)
-    ranks = models.adapter_ranks(config)
+    present = models.adapter_settings(config)
     for path in matched:
-        if adapted := [p for p in ranks if p.startswith(f"{path}/")]:
+        if adapted := [p for p in present if p.startswith(f"{path}/")]:
             raise ValueError(
                 f"{adapted[0]} has an adapter, which experts cannot keep; merge(model) adds it to "
                 "its matrix."

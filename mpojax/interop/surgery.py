@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mpojax import models, mpo
+from mpojax import layers, models, mpo
 from mpojax.interop import allocation as allocation_lib
 from mpojax.interop import rules as rules_lib
 from mpojax.interop.calibration import Calibration
@@ -144,10 +144,10 @@ def _check_calibration(targets, arrays, calibration, allocation, room):
 def merge(model: Model) -> Model:
     """The dense model: every MPO matrix rebuilt (float64 on the host, stored as float32).
 
-    Experts in MPO form become experts with a dense matrix each. Adapters are added to their
-    matrices. Layers that share a part of their parameters get matrices of their own; where they
-    share everything, they still do. For a rebuild inside jit, with gradients, there is
-    `mpojax.models.merged`.
+    Experts in MPO form become experts with a dense matrix each. Adapters go into their matrices,
+    what was tuned in place stays as it is; a bottleneck adapter raises ValueError. Layers that
+    share a part of their parameters get matrices of their own; where they share everything, they
+    still do. For a rebuild inside jit, with gradients, there is `mpojax.models.merged`.
     """
     if model.config.shares_parts:
         model = models.unshared(model)
@@ -156,11 +156,15 @@ def merge(model: Model) -> Model:
         cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_cores)]
         cores = tuple(np.asarray(core, np.float64) for core in cores)
         arrays[models.dense_name(path)] = _dense(cores, shape)
-    for path in models.adapter_ranks(model.config):
-        down, up = (arrays.pop(f"{path}/adapter/{name}") for name in ("down", "up"))
-        update = np.asarray(down, np.float64) @ np.asarray(up, np.float64)
-        name = models.dense_name(path)
-        arrays[name] = arrays[name] + model.config.adapter_scale * update
+    for path, settings in models.adapter_settings(model.config).items():
+        start = f"{path}/adapter/"
+        held = {name: arrays.pop(name) for name in list(arrays) if name.startswith(start)}
+        held = {n.rpartition("/")[2]: np.asarray(a, np.float64) for n, a in held.items()}
+        kernel, bias = models.dense_name(path), f"{path}/bias"
+        arrays[kernel], folded = layers.fold_adapter(
+            settings, held, arrays[kernel], arrays.get(bias), model.config.adapter_scale
+        )
+        arrays |= {} if folded is None else {bias: folded}
     config = dataclasses.replace(model.config, adapters=())
     return models.from_arrays(config, {}, {k: np.float32(a) for k, a in arrays.items()})
 

@@ -1,6 +1,8 @@
 """Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
 
-from mpojax.layers.adapter import LowRankAdapter, attach_adapters
+from mpojax.layers.adapter import DEVIATION as ADAPTER_DEVIATION
+from mpojax.layers.adapter import LowRankAdapter, attach_adapters, fold_adapter, make_adapter
+from mpojax.layers.adapter_settings import AdapterSettings
 from mpojax.layers.attention import SelfAttention
 from mpojax.layers.dropout import dropout
 from mpojax.layers.embed import Embed, MPOEmbed, embedding
@@ -24,10 +26,12 @@ from mpojax.layers.routing import Router, RouterStatistics
 
 __all__ = [
     "ACTIVATIONS",
+    "ADAPTER_DEVIATION",
     "NORMS",
     "ROLES",
     "ROLE_TYPES",
     "AdapterParam",
+    "AdapterSettings",
     "AuxiliaryCore",
     "CentralCore",
     "Dense",
@@ -49,7 +53,9 @@ __all__ = [
     "attach_adapters",
     "dropout",
     "embedding",
+    "fold_adapter",
     "linear",
+    "make_adapter",
     "random_cores",
     "random_expert_cores",
     "rebuilt_once",

@@ -47,8 +47,9 @@ class Dense(nnx.Module):
                 "central= was given to a dense layer, which has no cores to join it with."
             )
         _check_last_axis(x, self.in_features)
+        x = x if self.adapter is None else self.adapter.before(x)
         y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return _add_bias(_add_adapter(y, self.adapter, x), self.bias)
+        return _finished(y, x, self.adapter, self.bias)
 
 
 class MPOLinear(nnx.Module):
@@ -115,8 +116,9 @@ class MPOLinear(nnx.Module):
           ValueError: `x` has another last axis, or see `all_cores`.
         """
         _check_last_axis(x, self.shape.in_features)
+        x = x if self.adapter is None else self.adapter.before(x)
         y = mpo.apply(self.all_cores(central), x.astype(self.dtype), self.shape)
-        return _add_bias(_add_adapter(y, self.adapter, x), self.bias)
+        return _finished(y, x, self.adapter, self.bias)
 
     def rebuilt(self) -> Dense:
         """The dense layer of the same function; differentiates down to the cores."""
@@ -189,8 +191,11 @@ def _check_last_axis(x: jax.Array, in_features: int):
         raise ValueError(f"x has shape {x.shape}; its last axis must be in_features={in_features}.")
 
 
-def _add_adapter(y: jax.Array, adapter: nnx.Module | None, x: jax.Array) -> jax.Array:
-    return y if adapter is None else y + adapter(x)
+def _finished(y: jax.Array, x: jax.Array, adapter, bias: nnx.Param | None) -> jax.Array:
+    """A product with what comes beside and after it."""
+    if adapter is None:
+        return _add_bias(y, bias)
+    return adapter.after(_add_bias(adapter.beside(y, x), bias))
 
 
 def _add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:

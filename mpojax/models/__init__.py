@@ -1,5 +1,12 @@
 """Transformers built from `mpojax.layers`; no word about compression methods or file formats."""
 
+from mpojax.models.adapters import (
+    adapter_arrays,
+    adapter_filter,
+    logical_arrays,
+    stack_breaks,
+    stacked_arrays,
+)
 from mpojax.models.arrays import (
     array_shapes,
     central_cores,
@@ -33,7 +40,7 @@ from mpojax.models.kinds import Config, Model, build
 from mpojax.models.language_presets import LANGUAGE_PRESETS
 from mpojax.models.matrices import (
     adaptable,
-    adapter_ranks,
+    adapter_settings,
     dense_name,
     feed_forwards,
     matrix_sizes,
@@ -67,7 +74,9 @@ __all__ = [
     "SequenceClassifier",
     "SpanExtractor",
     "adaptable",
-    "adapter_ranks",
+    "adapter_arrays",
+    "adapter_filter",
+    "adapter_settings",
     "array_shapes",
     "build",
     "central_cores",
@@ -78,12 +87,15 @@ __all__ = [
     "from_arrays",
     "generate",
     "head_columns",
+    "logical_arrays",
     "logical_names",
     "matrix_sizes",
     "merged",
     "model_flops",
     "pool",
     "reconfigure",
+    "stack_breaks",
+    "stacked_arrays",
     "to_arrays",
     "unshared",
     "variables",

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from mpojax.layers import ACTIVATIONS, NORMS, ROLES
+from mpojax.layers import ACTIVATIONS, NORMS, ROLES, AdapterSettings
 from mpojax.models import matrices as matrices_lib
 
 POOLINGS = ("none", "pooler", "mean", "first")
@@ -50,9 +50,10 @@ class EncoderConfig:
         under its first layer (ALBERT: 1; MPOBERT: 1, or more in the "+" variant).
       shared_roles: roles (`mpojax.layers.ROLES`) of the parameters that a block shares: all for
         ALBERT, ("central", "other") for MPOBERT, whose auxiliary cores and adapters are per layer.
-      adapters: (regular expression over whole matrix paths, rank) pairs; a matrix that one matches
-        has a low-rank adapter beside it, of the first that does.
-      adapter_scale: what the output of an adapter is multiplied with.
+      adapters: (regular expression, `mpojax.layers.AdapterSettings`) pairs: over whole matrix
+        paths, of which a matrix has the first that matches it, or, for the kinds in place, over
+        array paths. A number stands for a low rank.
+      adapter_scale: what the output of an adapter is multiplied with that has no scale of its own.
       masked_lm: a masked language model head, tied to the word table, for pre-training; a
         classifier of two labels beside it is the head for the order of sentences.
       bottleneck_size: width inside a layer, between a map from `hidden_size` and one back to it
@@ -90,7 +91,7 @@ class EncoderConfig:
     trigram_input: bool = False
     layer_groups: int | None = None
     shared_roles: tuple[str, ...] = ROLES
-    adapters: tuple[tuple[str, int], ...] = ()
+    adapters: tuple[tuple[str, AdapterSettings], ...] = ()
     adapter_scale: float = 1.0
     masked_lm: bool = False
     bottleneck_size: int | None = None
@@ -105,7 +106,8 @@ class EncoderConfig:
         # JSON has lists alone.
         for name in ("stack_breaks", "shared_roles"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "adapters", tuple((str(p), r) for p, r in self.adapters))
+        adapters = tuple((str(p), AdapterSettings.of(s)) for p, s in self.adapters)
+        object.__setattr__(self, "adapters", adapters)
         self._check_sizes()
         self._check_choices()
         self._check_head()

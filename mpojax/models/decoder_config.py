@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 
-from mpojax.layers import ACTIVATIONS, NORMS
+from mpojax.layers import ACTIVATIONS, NORMS, AdapterSettings
 from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.models import matrices as matrices_lib
 
@@ -23,7 +23,8 @@ class LanguageModelConfig:
     def _normalise(self):
         # JSON has lists and dicts alone.
         object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))
-        object.__setattr__(self, "adapters", tuple((str(p), r) for p, r in self.adapters))
+        adapters = tuple((str(p), AdapterSettings.of(s)) for p, s in self.adapters)
+        object.__setattr__(self, "adapters", adapters)
         experts = tuple(
             (str(p), s if isinstance(s, ExpertSettings) else ExpertSettings(**s))
             for p, s in self.experts
@@ -132,7 +133,7 @@ class DecoderConfig(LanguageModelConfig):
     bos_id: int | None = None
     eos_id: int | None = None
     experts: Experts = ()
-    adapters: tuple[tuple[str, int], ...] = ()
+    adapters: tuple[tuple[str, AdapterSettings], ...] = ()
     adapter_scale: float = 1.0
     remat: bool = False
     stack_breaks: tuple[int, ...] = ()
@@ -234,7 +235,7 @@ class EncoderDecoderConfig(LanguageModelConfig):
     eos_id: int = 1
     decoder_start_id: int = 0
     experts: Experts = ()
-    adapters: tuple[tuple[str, int], ...] = ()
+    adapters: tuple[tuple[str, AdapterSettings], ...] = ()
     adapter_scale: float = 1.0
     remat: bool = False
     stack_breaks: tuple[int, ...] = ()

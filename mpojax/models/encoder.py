@@ -135,8 +135,8 @@ class Encoder(Transformer):
         )
         self.pooler = _pooler(config, shapes, rngs) if config.pooling == "pooler" else None
         outside = {
-            path: rank
-            for path, rank in matrices.adapter_ranks(config).items()
+            path: settings
+            for path, settings in matrices.adapter_settings(config).items()
             if path in ("embeddings/projection", "pooler")
         }
         layers.attach_adapters(self, outside, config.adapter_scale, rngs=rngs)

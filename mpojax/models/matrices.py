@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mpojax import mpo
+from mpojax.layers.adapter_settings import AdapterSettings
 
 if TYPE_CHECKING:
     from mpojax.models.config import EncoderConfig
@@ -145,29 +146,28 @@ def adaptable(config: "Config") -> list[str]:
 
 
 def check_adapters(config: "Config") -> None:
-    """Raises ValueError for adapters of a bad rank, or whose pattern matches no matrix."""
-    for pattern, rank in config.adapters:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(
-                f"adapters has {(pattern, rank)!r}; a rank must be an integer of at least 1."
-            )
-    matrices = adaptable(config)
-    for pattern, _ in config.adapters:
-        if not any(re.fullmatch(pattern, path) for path in matrices):
+    """Raises ValueError for adapters whose pattern matches no matrix.
+
+    What is tuned in place names arrays, which settings alone do not know.
+    """
+    paths = adaptable(config)
+    for pattern, settings in config.adapters:
+        if not settings.in_place and not any(re.fullmatch(pattern, path) for path in paths):
             raise ValueError(
                 f"adapters: {pattern!r} matches no matrix; it must match a whole path such as "
-                f"{matrices[0]} (tables, heads and experts have no adapters)."
+                f"{paths[0]} (tables, heads and experts have no adapters)."
             )
 
 
-def adapter_ranks(config: "Config") -> dict[str, int]:
-    """{matrix path: rank} of the matrices that have an adapter."""
-    ranks = {}
-    for path in adaptable(config):
-        found = [rank for pattern, rank in config.adapters if re.fullmatch(pattern, path)]
-        if found:
-            ranks[path] = found[0]
-    return ranks
+def adapter_settings(config: "Config") -> dict[str, AdapterSettings]:
+    """{matrix path: settings} of the adapters that are added beside matrices."""
+    found = {}
+    added = [(pattern, s) for pattern, s in config.adapters if not s.in_place]
+    for path in adaptable(config) if added else ():
+        matching = [settings for pattern, settings in added if re.fullmatch(pattern, path)]
+        if matching:
+            found[path] = matching[0]
+    return found
 
 
 def under(entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mpojax import layers as layers_lib
 from mpojax import mpo
 from mpojax.layers import ROLES
 from mpojax.models import arrays as arrays_lib
@@ -31,7 +32,8 @@ def merged(model: Model, keep: str | None = None) -> Model:
         `functools.partial(merged, keep=...)`.
 
     Raises:
-      ValueError: `keep` matches no matrix of the model, or one with an adapter.
+      ValueError: `keep` matches no matrix of the model, or one with an adapter; a bottleneck
+        adapter, which no matrix can take in.
     """
     config = _unshared_config(model.config)
     kept = _kept(model, keep)
@@ -68,7 +70,7 @@ def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:
             f"keep={keep!r} matches no matrix; it must match a whole path such as embeddings/word "
             "or layers/0/attention/query."
         )
-    adapted = [p for p in matrices.adapter_ranks(model.config) if re.fullmatch(keep, p)]
+    adapted = [p for p in matrices.adapter_settings(model.config) if re.fullmatch(keep, p)]
     if adapted:
         raise ValueError(f"keep={keep!r} matches {adapted[0]}, whose adapter would be lost.")
     return {p: s for p, s in model.shapes.items() if re.fullmatch(keep, p)}
@@ -91,7 +93,7 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
     config = model.config
     shares_parts = isinstance(config, EncoderConfig) and config.shares_parts
     repeats = config.block_size if shares_parts else 1
-    parts, held = {}, {}
+    parts, held, settings = {}, {}, matrices.adapter_settings(config)
     for path, variable, layers in arrays_lib.variables(model):
         name = arrays_lib.logical_names(path, layers)[0][0]
         is_shared = repeats > 1 and layers is not None and layers.step > 1
@@ -99,12 +101,12 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
         matrix, _, leaf = name.rpartition("/")
         matrix = matrix.removesuffix("/cores").removesuffix("/adapter")
         entry = held.setdefault(matrix, _Matrix())
-        if "/cores/" in name and matrix not in kept:
+        if "/adapter/" in name:
+            entry.adapter[leaf] = jnp.repeat(value, repeats, 0) if is_shared else value
+        elif "/cores/" in name and matrix not in kept:
             axes = () if layers is None else ("blocks" if is_shared else "layers",)
             axes += ("experts",) if "experts" in path else ()
             entry.cores[int(leaf)] = value, axes
-        elif "/adapter/" in name:
-            entry.adapter[leaf] = jnp.repeat(value, repeats, 0) if is_shared else value
         else:
             parts[name] = jnp.repeat(value, repeats, 0) if is_shared else value
     for matrix, entry in held.items():
@@ -113,8 +115,12 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
             cores = [entry.cores[k] for k in sorted(entry.cores)]
             parts[key] = _to_matrix(cores, model.shapes[matrix], repeats)
         if entry.adapter:
-            update = jnp.matmul(entry.adapter["down"], entry.adapter["up"])
-            parts[key] = parts[key] + config.adapter_scale * update
+            fold = functools.partial(layers_lib.fold_adapter, settings[matrix])
+            fold = functools.partial(fold, scale=config.adapter_scale)
+            fold = jax.vmap(fold) if parts[key].ndim == 3 else fold
+            bias = f"{matrix}/bias"
+            parts[key], folded = fold(entry.adapter, parts[key], parts.get(bias))
+            parts |= {} if folded is None else {bias: folded}
     return parts
 
 

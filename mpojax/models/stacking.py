@@ -25,13 +25,13 @@ def stack_ranges(config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> l
     Raises:
       ValueError: layers of one block whose shared cores would have different shapes.
     """
-    ranks = matrices.adapter_ranks(config)
+    adapters = matrices.adapter_settings(config)
     ranges: list[range] = []
     for first in range(0, config.num_layers, config.block_size):
         block = range(first, first + config.block_size)
-        _check_block(config, shapes, ranks, block)
+        _check_block(config, shapes, adapters, block)
         goes_on = ranges and first not in config.stack_breaks
-        if goes_on and all(_same(each, ranges[-1].start, first) for each in (shapes, ranks)):
+        if goes_on and all(_same(each, ranges[-1].start, first) for each in (shapes, adapters)):
             ranges[-1] = range(ranges[-1].start, block.stop)
         else:
             ranges.append(block)
@@ -60,12 +60,12 @@ def random_stack(
     """Layers of one range as one module; layer i depends on (key, i) alone, not on the stacks."""
     kind = EncoderLayer if config.bottleneck_size is None else BottleneckLayer
     relative = matrices.under(shapes, f"layers/{layer_range.start}/")
-    ranks = matrices.under(matrices.adapter_ranks(config), f"layers/{layer_range.start}/")
+    adapters = matrices.under(matrices.adapter_settings(config), f"layers/{layer_range.start}/")
 
     def make(layer_key):
         layer = kind(config, relative, rngs=nnx.Rngs(layer_key))
         adapter_rngs = nnx.Rngs(jax.random.fold_in(layer_key, 1))
-        layers.attach_adapters(layer, ranks, config.adapter_scale, rngs=adapter_rngs)
+        layers.attach_adapters(layer, adapters, config.adapter_scale, rngs=adapter_rngs)
         return layer
 
     def stacked(some: range):
@@ -133,13 +133,13 @@ def _same(entries: Mapping, layer: int, other: int) -> bool:
     return first == second
 
 
-def _check_block(config, shapes, ranks, block: range):
+def _check_block(config, shapes, adapters, block: range):
     if config.shares_everything:
         return
     for layer in block:
-        if not _same(shapes, block.start, layer) or not _same(ranks, block.start, layer):
+        if not _same(shapes, block.start, layer) or not _same(adapters, block.start, layer):
             raise ValueError(
                 f"layers {block.start} and {layer} share parameters (layer_groups="
                 f"{config.layer_groups}), so that their matrices must have equal shapes and "
-                "adapters of equal rank."
+                "equal adapters."
             )

@@ -167,11 +167,11 @@ def _run_stack(config, stack, layer_range: range, x, context: Context, key, cach
 
 def _stack_ranges(config, shapes, prefix: str, num_layers: int) -> list[range]:
     """Neighbours whose matrices have equal shapes and adapters, and whose experts are alike."""
-    ranks = matrices.adapter_ranks(config)
+    adapters = matrices.adapter_settings(config)
 
     def kind(layer: int):
         path = f"{prefix}layers/{layer}/"
-        parts = (matrices.under(entries, path) for entries in (shapes, ranks))
+        parts = (matrices.under(entries, path) for entries in (shapes, adapters))
         return (*parts, config.experts_of(f"{path}feed_forward"))
 
     ranges: list[range] = []
@@ -188,13 +188,13 @@ def _stack(config, shapes, prefix: str, layer_range: range, has_memory: bool, ke
     """Layers of one range as one module; layer i depends on (key, i) alone."""
     path = f"{prefix}layers/{layer_range.start}/"
     relative = matrices.under(shapes, path)
-    ranks = matrices.under(matrices.adapter_ranks(config), path)
+    adapters = matrices.under(matrices.adapter_settings(config), path)
     experts = config.experts_of(f"{path}feed_forward")
 
     def make(layer_key):
         layer = LanguageLayer(config, relative, experts, has_memory, rngs=nnx.Rngs(layer_key))
         adapter_rngs = nnx.Rngs(jax.random.fold_in(layer_key, 1))
-        layers.attach_adapters(layer, ranks, config.adapter_scale, rngs=adapter_rngs)
+        layers.attach_adapters(layer, adapters, config.adapter_scale, rngs=adapter_rngs)
         return layer
 
     indices = jnp.arange(layer_range.start, layer_range.stop)
