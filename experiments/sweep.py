@@ -44,6 +44,7 @@ RUNNERS = {
     "pretrain": "experiments.pretrain:run",
     "language_model": "experiments.language_model:run",
     "text_to_text": "experiments.text_to_text:run",
+    "pet_search": "experiments.pet_search:run",
 }
 
 Runner = Callable[[ml_collections.ConfigDict, str], int]

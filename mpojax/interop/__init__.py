@@ -10,6 +10,7 @@ interop.export_huggingface(interop.merge(small), "other-folder")
 wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))], rngs=nnx.Rngs(0))
 """
 
+from mpojax.interop.adapter_files import fingerprint, load_adapter, save_adapter
 from mpojax.interop.adapters import AdapterSettings, adapter_settings, add_adapters
 from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
 from mpojax.interop.experts import FORMS as EXPERT_FORMS
@@ -44,7 +45,9 @@ __all__ = [
     "check_rules",
     "compress",
     "export_huggingface",
+    "fingerprint",
     "gguf_tokenizer",
+    "load_adapter",
     "load_pretrained",
     "local_folder",
     "merge",
@@ -52,6 +55,7 @@ __all__ = [
     "planned_experts",
     "planned_shapes",
     "read_weights",
+    "save_adapter",
     "save_pretrained",
     "write_folder",
     "write_gguf_tokenizer",

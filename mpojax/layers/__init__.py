@@ -2,6 +2,7 @@
 
 from mpojax.layers.adapter import DEVIATION as ADAPTER_DEVIATION
 from mpojax.layers.adapter import LowRankAdapter, attach_adapters, fold_adapter, make_adapter
+from mpojax.layers.adapter_settings import ADDED as ADDED_KINDS
 from mpojax.layers.adapter_settings import AdapterSettings
 from mpojax.layers.attention import SelfAttention
 from mpojax.layers.dropout import dropout
@@ -27,6 +28,7 @@ from mpojax.layers.routing import Router, RouterStatistics
 __all__ = [
     "ACTIVATIONS",
     "ADAPTER_DEVIATION",
+    "ADDED_KINDS",
     "NORMS",
     "ROLES",
     "ROLE_TYPES",

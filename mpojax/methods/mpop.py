@@ -47,7 +47,10 @@ FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
     # head.
     "auxiliary": lambda: roles.AuxiliaryCore,
     "auxiliary_and_head": lambda: nnx.Any(roles.AuxiliaryCore, _head),
+    "head": lambda: _head,
 }
+# Adapters of every kind, and the head: the filter needs the model.
+ADAPTERS = "adapters"
 
 
 def trainable_filter(name: str, model: nnx.Module | None = None) -> nnx.filterlib.Filter:
@@ -59,9 +62,11 @@ def trainable_filter(name: str, model: nnx.Module | None = None) -> nnx.filterli
     """
     if name in FILTERS:
         return FILTERS[name]()
-    count = _last_layers(name)
+    count = None if name == ADAPTERS else _last_layers(name)
     if model is None:
         raise ValueError(f"trainable={name!r} depends on the model: pass it.")
+    if name == ADAPTERS:
+        return models.adapter_filter(model)
     first = _first_trained_layer(model.config, name, count)
     frozen = set()
     for path, _, layers in models.variables(model):
@@ -78,7 +83,7 @@ def trainable_filter(name: str, model: nnx.Module | None = None) -> nnx.filterli
 
 def with_trainable(model: models.Model, name: str) -> tuple[models.Model, nnx.filterlib.Filter]:
     """The model, its layers regrouped where the set needs it, and the filter of the set."""
-    if name not in FILTERS:
+    if name not in FILTERS and name != ADAPTERS:
         first = _first_trained_layer(model.config, name, _last_layers(name))
         if 0 < first not in model.config.stack_breaks:
             breaks = tuple(sorted({*model.config.stack_breaks, first}))
@@ -88,8 +93,14 @@ def with_trainable(model: models.Model, name: str) -> tuple[models.Model, nnx.fi
 
 def check_trainable(name: str) -> None:
     """Raises ValueError for a name that is no set of trainable parameters."""
-    if name not in FILTERS:
+    if name not in FILTERS and name != ADAPTERS:
         _last_layers(name)
+
+
+def head_parameters(model: models.Model) -> int:
+    """Numbers in the head of a task; 0 for a model without one."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return sum(v.size for path, v in flat if models.adapters.is_head(model, path))
 
 
 def parameter_counts(model: nnx.Module, trainable: Any = nnx.Param) -> dict[str, int]:

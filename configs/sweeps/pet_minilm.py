@@ -1,0 +1,43 @@
+"""Small updates of all-MiniLM-L6-v2: by hand, searched, and drawn by lot, at equal sizes.
+
+    python -m experiments.sweep --config=configs/sweeps/pet_minilm.py --workdir=runs/pet_minilm \
+        --config.cell.data_dir=DATA
+    python -m experiments.sweep --config=configs/sweeps/pet_minilm.py:smoke --workdir=runs/smoke
+    python -m tools.plot_pet --sweep=runs/pet_minilm
+
+SST-2, CoLA, MRPC and RTE, three seeds; seeds are the slowest axis: a stopped sweep has whole seeds
+first. 276 cells of 96 steps of 16 sentences; `smoke` runs every variant on SST-2 for a few steps.
+Variants and sizes: `configs/pet_search/minilm.py`.
+"""
+
+import ml_collections
+
+from configs.pet_search import minilm
+
+
+def get_config(size: str = "full") -> ml_collections.ConfigDict:
+    """`size` is "full" or "smoke"."""
+    if size not in ("full", "smoke"):
+        raise ValueError(f"configs/sweeps/pet_minilm.py:{size}: the argument is full or smoke.")
+    config = ml_collections.ConfigDict()
+    config.runner = "pet_search"
+    config.cell = minilm.get_config("lora_1,sst2")
+    config.seeds = (0, 1, 2)
+    tasks = {name: {"task": name, **fields} for name, fields in minilm.TASKS.items()}
+    if size == "smoke":
+        config.seeds = (0,)
+        config.cell.steps, config.cell.dev_examples = 12, 64
+        tasks = {"sst2": {"task": "sst2", "max_length": 32, "lengths": (32,)}}
+        config.cell.search.rounds, config.cell.search.last_round = 2, 0.5
+    variants = {n: {"variant": n, **_dotted(fields)} for n, fields in minilm.VARIANTS.items()}
+    config.axes = (("seed", "seeds"), ("task", tasks), ("variant", variants))
+    return config
+
+
+def _dotted(fields: dict) -> dict:
+    """Fields of the search and the optimizer by their paths: an axis sets these, no others."""
+    found = {}
+    for name, value in fields.items():
+        nested = name in ("search", "optimizer")
+        found |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}
+    return found

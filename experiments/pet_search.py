@@ -1,0 +1,185 @@
+"""Searches a super-set of small updates to a budget of parameters, on one task with one seed.
+
+    python -m experiments.pet_search --config=configs/pet_search/minilm.py:structured_2,sst2 \
+        --config.data_dir=DATA --workdir=runs/search
+
+The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and `search`, `finalise`,
+`method` (`configs/pet_search/base.py`). The workdir gets `result.json`, metrics, the history of the
+search, what was kept for each layer and module as a table and a heat map, and the adapter. Started
+again on its workdir an interrupted run goes on exactly.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import ml_collections
+
+from experiments import fitting, jobs, kept_plot, launch, tuning
+from mpojax import data, interop, models, training
+from mpojax.methods import mpop, pet_masks, pet_search, pet_settings
+
+FINALISE = ("continue", "retrain")
+
+
+def main(config: ml_collections.ConfigDict, folder: str) -> int:
+    """Runs the job and says how it ended."""
+    return tuning.main(run, config, folder)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without loading weights or data.
+
+    Raises:
+      ValueError: a field that is wrong whatever the model is.
+    """
+    jobs.check(config)
+    data.check_task(config.task)
+    settings = read_settings(config)
+    if config.finalise not in FINALISE:
+        raise ValueError(
+            f"config.finalise={config.finalise!r} must be one of {', '.join(FINALISE)}."
+        )
+    if settings is None:
+        return
+    settings.round_steps(config.steps)
+    if not config.adapters:
+        raise ValueError(
+            "config.search has nothing to search: give the super-set as config.adapters, such as "
+            '((".*/(query|value)", {"rank": 8}),).'
+        )
+    if config.trainable != "adapters" or config.keep_best:
+        raise ValueError(
+            f"config.trainable={config.trainable!r} and config.keep_best={config.keep_best}: a "
+            "search trains the adapters and reports its last state; set them to 'adapters' and "
+            "False."
+        )
+
+
+def read_settings(config: ml_collections.ConfigDict) -> pet_settings.Settings | None:
+    """Settings of the search; None for plain tuning of the adapters.
+
+    Raises:
+      ValueError: an unknown field or a bad value.
+    """
+    fields = config.search.to_dict()
+    if not fields.get("budget"):
+        return None
+    known = {field.name for field in dataclasses.fields(pet_settings.Settings)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"config.search has unknown fields {unknown}; known are {sorted(known)}.")
+    # What is drawn by lot differs from run to run.
+    return pet_settings.Settings(**fields | {"seed": fields.get("seed", 0) + config.seed})
+
+
+def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop."""
+    check(config)
+    settings = read_settings(config)
+
+    def train(config, job, path):
+        if settings is None:
+            return tuning.tune(config, job, path)
+        return _search(config, settings, job, path)
+
+    def describe(config, job, outcome):
+        facts = {"method": config.method, "fit": None, "search": None, "search_seconds": 0.0}
+        head = mpop.head_parameters(outcome.state.model())
+        trained = mpop.parameter_counts(outcome.state.model(), outcome.trainable)["trainable"]
+        sizes = {"head_parameters": head, "updates": trained - head}
+        return facts | sizes | outcome.facts
+
+    return tuning.run(
+        config, folder, prepare=jobs.prepare, train=train, describe=describe, summary=summary
+    )
+
+
+def _search(
+    config: ml_collections.ConfigDict,
+    settings: pet_settings.Settings,
+    job: jobs.Job,
+    folder: pathlib.Path,
+) -> tuning.Outcome | None:
+    """The search, and what follows it; None when it was interrupted."""
+    accept = models.adapter_filter(job.model)
+    optimizer = training.masked(fitting.make_optimizer(config, job.model, config.steps))
+    search = pet_search.Search(job.model, settings, job.loss, config.steps)
+    state = training.TrainState.create(job.model, accept, optimizer, seed=config.seed)
+
+    def fit(state, label, path, hooks):
+        return fitting.fit(
+            config,
+            job.train,
+            state,
+            optimizer,
+            loss=job.loss,
+            steps=config.steps,
+            folder=path,
+            label=f"{config.variant} {label}".strip(),
+            hooks=hooks,
+        )
+
+    found = fit(state, "search", folder / "search", [search])
+    if found.interrupted:
+        return None
+    masks, state = search.masks(found.state), found.state
+    facts = {"fit": found.summary(), "search_seconds": search.seconds}
+    if config.finalise == "retrain":
+        again = search.restarted(job.model, masks, accept, optimizer, config.seed)
+        found = fit(again, "retraining", folder / "retrain", [])
+        if found.interrupted:
+            return None
+        state, facts["retrain_fit"] = found.state, found.summary()
+    outcome = _finished(config, job, search, masks, state, folder)
+    outcome.facts.update(facts)
+    return dataclasses.replace(outcome, stop_requested=found.stop_requested is not None)
+
+
+def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning.Outcome:
+    """What is left of the super-set, cut out, evaluated and saved."""
+    superset, model = search.superset, state.model()
+    rows = pet_masks.report(masks, superset.spec, superset.sizes)
+    updates = superset.cost(masks)
+    entries = None
+    if search.settings.mode == "structured":
+        model = superset.compacted(model, masks)
+    else:
+        entries = superset.entry_masks(masks)
+    adapter = folder / "adapter"
+    if jax.process_index() == 0:
+        interop.save_adapter(model, adapter, mask=entries)
+        kept_plot.write(folder, rows, search.history, config.variant)
+    accept = models.adapter_filter(model)
+    optimizer = fitting.make_optimizer(config, model, config.steps)
+    small = training.TrainState.create(model, accept, optimizer)
+    facts = {
+        "search": {"history": search.history, "kept": rows},
+        "updates": updates,
+        "steps": config.steps,
+        "trained": updates + mpop.head_parameters(model),
+        "adapter_bytes": sum(path.stat().st_size for path in adapter.iterdir()),
+    }
+    return tuning.Outcome(small, job.evaluate(small, job.dev), accept, facts)
+
+
+def summary(result: dict) -> str:
+    """The result for people."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    lines = [
+        f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
+        f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",
+    ]
+    if result["search"]:
+        first, last = (result["search"]["history"][k] for k in (0, -1))
+        whole = first["cost"] + first["dropped"]
+        lines += [
+            f"  {result['updates']:,} parameters of {whole:,} kept (budget {last['budget']:,})",
+            f"  the head apart; the adapter takes {result['adapter_bytes']:,} bytes",
+        ]
+    else:
+        lines.append(f"  {result['trained']:,} of {result['total']:,} parameters trained")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    launch.run(main)

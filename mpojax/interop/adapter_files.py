@@ -1,0 +1,247 @@
+"""Adapters in files of their own: adapter.safetensors with the numbers, adapter.json with the rest.
+
+Arrays of equal shape in several layers are one tensor, layers/*/attention/query/adapter/down, with
+an axis of layers in front: the header of a file stays small. What a search over single entries kept
+are two tensors: indices into all arrays one after the other, by path, and values.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from mpojax import files, models
+from mpojax.interop import adapters as adapters_lib
+from mpojax.interop import safe_weights
+from mpojax.layers import AdapterSettings
+
+FORMAT_VERSION = 1
+WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
+_INDICES, _VALUES = "entries/indices", "entries/values"
+
+
+def save_adapter(
+    model: models.Model, folder: str | os.PathLike, *, mask: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Writes the adapters of a model, and the head of its task; nothing of the base model.
+
+    Of parameters in place the new values are kept. The files hold a fingerprint of all parameters
+    that are not tuned.
+
+    Args:
+      model: with adapters (`interop.add_adapters`).
+      folder: made where it does not exist; an adapter that is there is replaced.
+      mask: {array path: boolean array}: only these entries of the adapters are written; all others
+        must be as the adapters were at their start, and are zero or what the base has.
+
+    Raises:
+      ValueError: a model without adapters; a mask that does not fit.
+    """
+    tuned = models.adapter_arrays(model)
+    if not tuned:
+        raise ValueError("the model has no adapters to save; use interop.save_pretrained.")
+    arrays = models.to_arrays(model)
+    head = {name: arrays[name] for name in _head_names(model.config, arrays)}
+    own = {name: np.asarray(arrays[name], np.float32) for name in tuned}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "adapters": [[pattern, _to_dict(s)] for pattern, s in model.config.adapters],
+        "adapter_scale": model.config.adapter_scale,
+        "parameters": sum(array.size for array in own.values()),
+        "base": fingerprint(model),
+        "layers": {},
+    }
+    if mask is None:
+        tensors = _stacked(own, content["layers"])
+    else:
+        tensors = _entries(own, mask)
+        content["parameters"] = int(tensors[_INDICES].size)
+    tensors |= {name: np.asarray(array, np.float32) for name, array in head.items()}
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Settings last: a folder without them is none.
+    (folder / SETTINGS).unlink(missing_ok=True)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    files.write_atomic(folder / WEIGHTS, safetensors_numpy.save(tensors))
+    files.write_atomic(folder / SETTINGS, json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
+    """The base model with the adapters of a folder; `base` itself stays as it is.
+
+    Raises:
+      FileNotFoundError: no adapter there.
+      ValueError: a damaged or newer file, another base model than the one that the adapter was
+        tuned on, missing, unknown or misshapen arrays.
+    """
+    folder = pathlib.Path(folder)
+    content = _read_settings(folder)
+    tensors = safe_weights.read_weights(folder / WEIGHTS)
+    safe_weights.check_finite(tensors, str(folder / WEIGHTS))
+    model = _with_adapters(base, content)
+    found = fingerprint(model)
+    if found != content["base"]:
+        raise ValueError(
+            f"the adapter in {folder} was tuned on another base model: the parameters that it does "
+            f"not tune differ (their fingerprint is {found}, the adapter's {content['base']}). "
+            "Load the model that it was made for."
+        )
+    arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
+    head = set(_head_names(model.config, arrays))
+    new = {name: tensors.pop(name) for name in list(tensors) if name in head}
+    if _INDICES in tensors:
+        new |= _filled(arrays, sorted(tuned), tensors, folder)
+        expected = set(tuned) | head
+    else:
+        new |= _unstacked(tensors, content["layers"])
+        expected = set(tuned) | head
+    problems = [f"missing: {name}" for name in sorted(expected - set(new))]
+    problems += [f"unknown: {name}" for name in sorted(set(new) - expected)]
+    problems += [
+        f"misshapen: {name} is {new[name].shape}, must be {arrays[name].shape}"
+        for name in sorted(expected & set(new))
+        if new[name].shape != arrays[name].shape
+    ]
+    if problems:
+        raise ValueError(f"the adapter in {folder} does not fit:\n  " + "\n  ".join(problems))
+    return models.from_arrays(model.config, model.shapes, arrays | new)
+
+
+def fingerprint(model: models.Model) -> str:
+    """SHA-256 (32 hexadecimal digits) of all parameters that adapters and head leave alone.
+
+    The same for a base model with adapters on it, before and after their tuning. Matrices beside
+    which low ranks have an offset start are left out, since that changes them.
+    """
+    arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
+    settings = models.adapter_settings(model.config)
+    moved = {models.dense_name(p) for p, s in settings.items() if s.offset_seed is not None}
+    skipped = {*tuned, *moved, *_head_names(model.config, arrays)}
+    digest = hashlib.sha256()
+    for name in sorted(set(arrays) - skipped):
+        array = np.ascontiguousarray(arrays[name], np.float32)
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:32]
+
+
+def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
+    """The base with fresh adapters of the settings in a file."""
+    if base.config.adapters:
+        raise ValueError("the base model has adapters already; merge them, or load it anew.")
+    adapters = tuple((p, AdapterSettings.of(s)) for p, s in content["adapters"])
+    config = dataclasses.replace(
+        base.config, adapters=adapters, adapter_scale=content["adapter_scale"]
+    )
+    arrays = models.to_arrays(base)
+    for path, settings in models.adapter_settings(config).items():
+        if settings.offset_seed is not None:
+            size = models.matrix_sizes(config)[path]
+            down, up = adapters_lib.offset_factors(path, settings, *size)
+            key = models.dense_name(path)
+            scale = config.adapter_scale if settings.scale is None else settings.scale
+            update = scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
+            arrays[key] = np.float32(arrays[key] - update)
+            arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": up}
+    for name, shape in models.array_shapes(config, base.shapes).items():
+        if "/adapter/" in name and name not in arrays:
+            # Where single entries are kept, the others do nothing.
+            arrays[name] = np.full(shape, float(name.endswith("/adapter/scale")), np.float32)
+    made = models.from_arrays(config, base.shapes, arrays)
+    breaks = models.stack_breaks(made, models.adapter_arrays(made))
+    config = dataclasses.replace(config, stack_breaks=breaks)
+    return models.from_arrays(config, base.shapes, arrays)
+
+
+def _head_names(config, arrays: Mapping) -> list[str]:
+    if getattr(config, "num_labels", None) is None:
+        return []
+    return sorted(name for name in arrays if name.startswith("head/"))
+
+
+def _to_dict(settings: AdapterSettings) -> dict[str, Any]:
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(AdapterSettings)
+        if field.name == "kind" or getattr(settings, field.name) != field.default
+    }
+
+
+def _stacked(arrays: Mapping[str, np.ndarray], layers: dict) -> dict[str, np.ndarray]:
+    """Arrays of one name and shape in several layers as one; `layers` gets their numbers."""
+    groups: dict[tuple, list[str]] = {}
+    for name, array in arrays.items():
+        match = re.fullmatch(r"(.*?layers/)\d+(/.*)", name)
+        key = (name, None) if match is None else (f"{match[1]}*{match[2]}", array.shape)
+        groups.setdefault(key, []).append(name)
+    found = {}
+    for (key, shape), names in groups.items():
+        if shape is None:
+            found[key] = arrays[names[0]]
+            continue
+        key = key if key not in found else f"{key}#{len(found)}"  # another shape
+        found[key] = np.stack([arrays[name] for name in names])
+        layers[key] = [int(re.search(r"layers/(\d+)/", name)[1]) for name in names]
+    return found
+
+
+def _unstacked(tensors: Mapping[str, np.ndarray], layers: Mapping) -> dict[str, np.ndarray]:
+    found = {}
+    for key, tensor in tensors.items():
+        if key not in layers:
+            found[key] = tensor
+            continue
+        pattern = key.partition("#")[0]
+        for number, part in zip(layers[key], tensor, strict=False):
+            found[pattern.replace("layers/*/", f"layers/{number}/")] = part
+    return found
+
+
+def _entries(arrays: Mapping[str, np.ndarray], mask: Mapping) -> dict[str, np.ndarray]:
+    if wrong := sorted(set(mask) ^ set(arrays)):
+        raise ValueError(f"mask must have an array for each one of the adapters; see {wrong[0]}.")
+    names = sorted(arrays)
+    flat = np.concatenate([arrays[name].ravel() for name in names])
+    kept = np.concatenate([np.ravel(np.asarray(mask[name], bool)) for name in names])
+    if kept.shape != flat.shape:
+        raise ValueError("an array of mask has another shape than that of the adapters.")
+    indices = np.flatnonzero(kept)
+    return {_INDICES: indices.astype(np.int32), _VALUES: flat[indices]}
+
+
+def _filled(arrays: Mapping, names, tensors: dict, folder) -> dict[str, np.ndarray]:
+    indices, values = tensors.pop(_INDICES), tensors.pop(_VALUES, np.zeros(0, np.float32))
+    flat = np.concatenate([np.ravel(arrays[name]) for name in names]).astype(np.float32)
+    inside = indices.size == 0 or (indices.min() >= 0 and indices.max() < flat.size)
+    if tensors or indices.shape != values.shape or not inside:
+        raise ValueError(f"the adapter in {folder} is damaged: its entries do not fit the model.")
+    flat[indices] = values
+    ends = np.cumsum([math.prod(arrays[name].shape) for name in names])
+    parts = np.split(flat, ends[:-1])
+    return {n: part.reshape(arrays[n].shape) for n, part in zip(names, parts, strict=True)}
+
+
+def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: it has no {SETTINGS}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format_version"]
+        known = {"adapters", "adapter_scale", "base", "layers"} <= set(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no description of an adapter: {error}.") from error
+    if version != FORMAT_VERSION or not known:
+        raise ValueError(
+            f"{path} has format version {version}; this library reads {FORMAT_VERSION}. Update "
+            "mpojax, or write the adapter again."
+        )
+    return content
