@@ -11,7 +11,7 @@
     structured_R        a search for as many parameters as lora_R has: rank 8 beside the matrices of
                         every layer, and all biases; whole ranks and bias vectors go
     unstructured_R      the same super-set; single entries go
-    structured_mpo_R    MPO adapters of three cores beside the six matrices; bonds are cut
+    structured_mpo_2    MPO adapters of three cores beside the six matrices; bonds are cut
     random_structured_R, random_unstructured_R
                         the same as the searches, but groups are drawn by lot
 
@@ -63,8 +63,7 @@ def _variants() -> dict[str, dict]:
             name = f"random_{mode}"
             more = {"mode": mode, "criterion": "random"}
             found[f"{name}_{rank}"] = _search(name, rank, _SUPERSET, **more)
-    for rank in RANKS:
-        found[f"structured_mpo_{rank}"] = _search("structured_mpo", rank, _MPO_SUPERSET)
+    found["structured_mpo_2"] = _search("structured_mpo", 2, _MPO_SUPERSET)
     return found
 
 

@@ -6,7 +6,8 @@
     python -m tools.plot_pet --sweep=runs/pet_minilm
 
 SST-2, CoLA, MRPC and RTE, three seeds; seeds are the slowest axis: a stopped sweep has whole seeds
-first. 276 cells of 96 steps of 16 sentences; `smoke` runs every variant on SST-2 for a few steps.
+first. 252 cells of 96 steps of 16 sentences; `:sst2+cola` and the like run some tasks, `:smoke` all
+variants on SST-2 for a few steps.
 Variants and sizes: `configs/pet_search/minilm.py`.
 """
 
@@ -14,20 +15,26 @@ import ml_collections
 
 from configs.pet_search import minilm
 
+_TASK = {"dev_examples": 0}  # all, where a task says nothing else
+
 
 def get_config(size: str = "full") -> ml_collections.ConfigDict:
-    """`size` is "full" or "smoke"."""
-    if size not in ("full", "smoke"):
-        raise ValueError(f"configs/sweeps/pet_minilm.py:{size}: the argument is full or smoke.")
+    """`size` is "full", "smoke", or names of tasks joined by +."""
+    names = tuple(minilm.TASKS) if size in ("full", "smoke") else tuple(size.split("+"))
+    if not set(names) <= set(minilm.TASKS):
+        raise ValueError(
+            f"configs/sweeps/pet_minilm.py:{size}: the argument is full, smoke, or tasks of "
+            f"{', '.join(minilm.TASKS)} joined by +."
+        )
     config = ml_collections.ConfigDict()
     config.runner = "pet_search"
     config.cell = minilm.get_config("lora_1,sst2")
     config.seeds = (0, 1, 2)
-    tasks = {name: {"task": name, **fields} for name, fields in minilm.TASKS.items()}
+    tasks = {name: {"task": name, **_TASK, **minilm.TASKS[name]} for name in names}
     if size == "smoke":
         config.seeds = (0,)
         config.cell.steps, config.cell.dev_examples = 12, 64
-        tasks = {"sst2": {"task": "sst2", "max_length": 32, "lengths": (32,)}}
+        tasks = {"sst2": {**tasks["sst2"], "dev_examples": 64}}
         config.cell.search.rounds, config.cell.search.last_round = 2, 0.5
     variants = {n: {"variant": n, **_dotted(fields)} for n, fields in minilm.VARIANTS.items()}
     config.axes = (("seed", "seeds"), ("task", tasks), ("variant", variants))

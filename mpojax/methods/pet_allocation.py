@@ -107,9 +107,10 @@ def allocate(
     """Drops groups by ascending score until what is left costs at most the budget.
 
     Over all units together, one group at a time; what dropping it frees depends on what is left of
-    its neighbours and is computed anew after each. The last index of a bond takes the whole chain
-    with it. Equal scores go by the order of `spec`, then of bonds and indices. The cost ends less
-    than the largest dropped group below the budget.
+    its neighbours and is computed anew after each. A bond keeps its last index until all bonds of
+    its chain are down to one; then the chain goes as a whole. Equal scores go by the order of
+    `spec`, then of bonds and indices. The cost ends less than the largest dropped group below the
+    budget.
 
     Args:
       scores: {unit: arrays}, see `pet_groups.Groups`.
@@ -171,8 +172,9 @@ def _one_by_one(scores, spec: Spec, sizes: Sizes, budget: int, left: Masks, by_c
 
     def push(number: int) -> None:
         unit = units[number]
+        is_least = all(np.count_nonzero(mask) <= 1 for mask in left[unit])
         for bond, (score, mask) in enumerate(zip(scores[unit], left[unit], strict=True)):
-            if not mask.any():
+            if not mask.any() or (np.count_nonzero(mask) == 1 and not is_least):
                 continue
             divisor = freed(unit, bond) if by_cost else 1
             for index in np.flatnonzero(mask):

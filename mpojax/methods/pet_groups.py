@@ -96,7 +96,7 @@ def _sums(groups: Groups, entries: Sequence[jax.Array]) -> tuple[jax.Array, ...]
 
 def _wide(x) -> jax.Array:
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def open_bonds(cores: Sequence[jax.Array], grads: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
