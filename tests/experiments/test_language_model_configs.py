@@ -136,6 +136,7 @@ class TestMistakes:
         interop.save_pretrained(model, tmp_path / "model", tokenizer_from=folder)
         fields = {"fresh": {}, "tokenizer": "", "model": str(tmp_path / "model")}
         config = put(config, {**fields, **EXPERTS, "experts__form": "switch"})
+        config.experts.cores = 5  # of dense experts it would mean nothing
         config.optimizer.central_mask.rate = 0.5
         with pytest.raises(ValueError, match="the model has no central cores"):
             language_model.run(config, tmp_path / "run")
