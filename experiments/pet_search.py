@@ -77,6 +77,12 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     check(config)
     settings = read_settings(config)
 
+    def prepare(config):
+        job = jobs.prepare(config)
+        if settings is not None:  # a mistake in it shows before the folder is claimed
+            pet_search.Search(job.model, settings, job.loss, config.steps)
+        return job
+
     def train(config, job, path):
         if settings is None:
             return tuning.tune(config, job, path)
@@ -90,7 +96,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
         return facts | sizes | outcome.facts
 
     return tuning.run(
-        config, folder, prepare=jobs.prepare, train=train, describe=describe, summary=summary
+        config, folder, prepare=prepare, train=train, describe=describe, summary=summary
     )
 
 

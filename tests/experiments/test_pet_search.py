@@ -1,0 +1,171 @@
+"""Searches from end to end, on a checkpoint of toy size."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from configs.pet_search import base, minilm
+from experiments import pet_search
+from mpojax import interop, models, training
+from mpojax.methods import pet_search as method
+from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
+
+
+@pytest.fixture
+def config(checkpoint, texts):  # noqa: F811
+    config = base.get_config()
+    config.model, config.data_dir = str(checkpoint), str(texts)
+    config.task = "file:train=train.tsv,dev=dev.tsv"
+    config.max_length, config.lengths = 8, (8,)
+    config.batch_size = config.eval_batch_size = 8
+    config.pooling, config.dropout = "mean", 0.0
+    config.steps, config.checkpoint_every = 12, 5
+    config.adapters = ((base.LAYERS, {"rank": 3}), (base.BIASES, {"kind": "bias"}))
+    config.search.budget, config.search.rounds, config.search.last_round = 150, 3, 0.7
+    config.search.score_batches = 2
+    return config
+
+
+@pytest.mark.parametrize(
+    "gauge", ["svd", *(pytest.param(g, marks=pytest.mark.slow) for g in ("raw", "score"))]
+)
+def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
+    config.search.gauge = gauge
+    assert pet_search.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    history = result["search"]["history"]
+    assert [line["budget"] for line in history][-1] == 150
+    costs = [line["cost"] for line in history]
+    assert costs == sorted(costs, reverse=True)
+    assert 150 - 3 * 32 < result["updates"] == costs[-1] <= 150
+    assert result["trained"] == result["updates"] + result["head_parameters"]
+    assert result["steps"] == 12
+    with open(tmp_path / "kept.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["kept"]) for row in rows) == result["updates"]
+    assert (tmp_path / "kept.png").stat().st_size > 5_000
+    # The file on the base is the model that was evaluated.
+    plain = interop.load_pretrained(checkpoint)
+    plain = models.with_head(plain, 2, pooling="mean", rngs=models_rngs())
+    tuned = interop.load_adapter(plain, tmp_path / "adapter")
+    sizes = models.array_shapes(tuned.config)
+    names = models.adapter_arrays(tuned)
+    assert sum(int(np.prod(sizes[name])) for name in names) == result["updates"]
+
+
+def models_rngs():
+    from flax import nnx
+
+    return nnx.Rngs(0)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        "taylor",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("fisher", "magnitude", "random")),
+    ],
+)
+def test_an_unstructured_search(config, tmp_path, criterion):
+    config.search.mode, config.search.criterion = "unstructured", criterion
+    config.adapters = (
+        (base.LAYERS, {"rank": 3, "start": "offset"}),
+        (base.BIASES, {"kind": "bias"}),
+    )
+    assert pet_search.run(config, tmp_path) == 0
+    assert result_of(tmp_path)["updates"] == 150
+
+
+@pytest.mark.slow
+def test_chains_and_the_training_from_the_start(config, tmp_path):
+    config.adapters = ((base.LAYERS, {"kind": "mpo", "num_cores": 3, "bond": 4}),)
+    config.search.budget, config.finalise = 400, "retrain"
+    assert pet_search.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    assert 200 < result["updates"] <= 400
+    assert result["retrain_fit"]["step"] == 12
+
+
+def test_plain_tuning_of_adapters(config, tmp_path):
+    config.search.budget = 0
+    assert pet_search.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    assert result["search"] is None
+    assert result["updates"] > 0
+    assert result["total"] > 10 * result["updates"] / 10
+
+
+@pytest.mark.parametrize(
+    "mode", ["structured", pytest.param("unstructured", marks=pytest.mark.slow)]
+)
+def test_a_search_that_is_stopped_goes_on_to_the_same_end(config, tmp_path, monkeypatch, mode):
+    class StopAtSix(training.Hook):
+        def after_step(self, loop):
+            if loop.step == 6:
+                loop.request_stop("test")
+
+    config.search.mode = mode
+    assert pet_search.run(config, tmp_path / "straight") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "StopOnSignal", StopAtSix)
+        assert pet_search.run(config, tmp_path / "stopped") == 1
+    assert pet_search.run(config, tmp_path / "stopped") == 0
+    straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
+    assert straight["metrics"] == resumed["metrics"]
+    assert straight["search"] == resumed["search"]
+    assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
+
+
+def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, monkeypatch):
+    traces, seen = [], []
+    original = method.Search._round
+
+    def watched(self, loop, index):
+        original(self, loop, index)
+        traces.append(loop.step_function.traces)
+        seen.append((self.superset, self.masks(loop.state)))
+
+    monkeypatch.setattr(method.Search, "_round", watched)
+    config.search.mode = "unstructured"
+    assert pet_search.run(config, tmp_path) == 0
+    assert traces == [1, 1, 1]
+    assert result_of(tmp_path)["fit"]["step"] == 12
+    superset, masks = seen[-1]
+    assert superset.cost(masks) == 150
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search__budget": 10**6}, "budget=1000000 is more than the .* of the super-set"),
+        ({"search__budget": 3}, "budget=3 is below the smallest group"),
+        ({"search__rounds": 20}, "20 rounds do not fit between step 1 and step 8 of 12"),
+        ({"search__criterion": "best"}, "search.criterion='best' must be one of taylor"),
+        ({"search__warm_steps": 0.0}, "must be above 0: fresh updates are zero"),
+        ({"adapters": ()}, "has nothing to search: give the super-set"),
+        ({"trainable": "all"}, "a search trains the adapters"),
+        ({"finalise": "stop"}, "config.finalise='stop' must be one of continue, retrain"),
+        ({"adapters": ((".*/query", {"rank": 2, "start": "offset"}),)}, "has an offset start"),
+        ({"adapters": (("no_such", {"rank": 2}),)}, "matches no matrix"),
+    ],
+)
+def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
+    for name, value in changes.items():
+        first, _, last = name.partition("__")
+        if last:
+            config[first][last] = value
+        else:
+            config[first] = value
+    with pytest.raises(ValueError, match=message):
+        pet_search.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_variant_of_minilm_is_a_config():
+    for variant in minilm.VARIANTS:
+        config = minilm.get_config(f"{variant},sst2")
+        pet_search.check(config)
+        assert bool(config.search.budget) == ("structured" in variant)
+    with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
+        minilm.get_config("lora_3,sst2")
