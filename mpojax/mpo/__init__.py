@@ -6,6 +6,13 @@ The central core, index (n - 1) // 2, holds most numbers; the others are auxilia
 functions.
 """
 
+from mpojax.mpo.alignment import (
+    align,
+    core_distance,
+    over_parameterised_shape,
+    projector_distance,
+    sign_fix,
+)
 from mpojax.mpo.allocation import allocate, allocate_or_keep
 from mpojax.mpo.alternating import Fit, fit
 from mpojax.mpo.application import Prepared, apply, apply_prepared, prepare
@@ -73,6 +80,7 @@ __all__ = [
     "Plan",
     "Prepared",
     "Searched",
+    "align",
     "allocate",
     "allocate_or_keep",
     "apply",
@@ -84,6 +92,7 @@ __all__ = [
     "canonicalize_with_spectra",
     "central_to_matrix",
     "cheapest_cut",
+    "core_distance",
     "decompose",
     "decompose_with_spectra",
     "embed",
@@ -97,15 +106,18 @@ __all__ = [
     "low_rank",
     "low_rank_errors",
     "matrix_to_central",
+    "over_parameterised_shape",
     "plan",
     "plan_experts",
     "pool_spectra",
     "prepare",
+    "projector_distance",
     "regularized",
     "relative_error",
     "search_factors",
     "separable_shape",
     "shape_from_cores",
+    "sign_fix",
     "slice_bonds",
     "to_matrix",
     "transform_gradients",
