@@ -1,0 +1,207 @@
+"""OPDF: a student made temporarily large by exact chains, distilled, and merged back.
+
+After "Over-parameterized Student Model via Tensor Decomposition Boosted Knowledge Distillation"
+(NeurIPS 2024). Every attention and feed-forward matrix of the student becomes an un-truncated chain
+with more numbers than the matrix; a loss pulls its auxiliary cores towards those of the teacher's
+matrix, decomposed alike; at the end the chains are contracted to the dense student. Cores are only
+comparable in a common gauge, which the paper's code does not have: here signs are fixed, and the
+student's bonds are rotated onto the teacher's, before training.
+
+Without a teacher this is OPF (ACL 2023): `prepare(student, ...)` on selected matrices.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpojax import interop, models, mpo
+from mpojax.training import state as state_lib
+
+# What the alignment loss compares.
+ALIGNMENTS = ("procrustes_core", "core", "projector", "weight", "none")
+MATRICES = r"layers/\d+/.*/(query|key|value|out|up|down)"
+
+Targets = dict[str, tuple[np.ndarray, ...]]  # {matrix path of the student: the teacher's cores}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a student is over-parameterised.
+
+    Attributes:
+      units: L, cores between the outer two (0: the singular value decomposition at full bond).
+      matrices: regular expression over matrix paths of the student.
+      layer_map: for each layer of the student the teacher's; empty: evenly spread, ending with the
+        teacher's last (12 to 6 layers: 1, 3, ..., 11, as in the authors' code).
+      alignment: "procrustes_core" (student's bonds rotated onto the teacher's at the start),
+        "core" (signs fixed alone), "projector" (invariant under rotations), "weight" (the plain
+        difference of the matrices, a control), "none".
+      lam: weight of the alignment loss, which is relative to the teacher's cores.
+    """
+
+    units: int = 3
+    matrices: str = MATRICES
+    layer_map: tuple[int, ...] = ()
+    alignment: str = "procrustes_core"
+    lam: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "layer_map", tuple(self.layer_map))
+        if self.alignment not in ALIGNMENTS:
+            raise ValueError(
+                f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}."
+            )
+        if isinstance(self.units, bool) or not isinstance(self.units, int) or self.units < 0:
+            raise ValueError(f"units={self.units!r} must be an integer of at least 0.")
+        if not self.lam >= 0:
+            raise ValueError(f"lam={self.lam!r} must not be negative.")
+
+
+def layer_map(settings: Settings, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
+    """The teacher's layer of each layer of the student.
+
+    Raises:
+      ValueError: a map of another length, or with layers that the teacher lacks.
+    """
+    if not settings.layer_map:
+        if student_layers > teacher_layers:
+            raise ValueError(
+                f"a student of {student_layers} layers and a teacher of {teacher_layers}: give a "
+                "layer_map."
+            )
+        share = teacher_layers / student_layers
+        return tuple(round((layer + 1) * share) - 1 for layer in range(student_layers))
+    if len(settings.layer_map) != student_layers:
+        raise ValueError(
+            f"layer_map={settings.layer_map} must name a layer of the teacher for each of the "
+            f"{student_layers} layers of the student."
+        )
+    if wrong := [layer for layer in settings.layer_map if not 0 <= layer < teacher_layers]:
+        raise ValueError(
+            f"layer_map has {wrong[0]}; the teacher's layers are 0..{teacher_layers - 1}."
+        )
+    return settings.layer_map
+
+
+def planned_shapes(config: models.Config, settings: Settings) -> dict[str, mpo.MPOShape]:
+    """{matrix path: chain} of a student of these settings.
+
+    Raises:
+      ValueError: `settings.matrices` matches nothing.
+    """
+    found = {
+        path: mpo.over_parameterised_shape(*size, settings.units)
+        for path, size in models.matrix_sizes(config).items()
+        if re.fullmatch(settings.matrices, path)
+    }
+    if not found:
+        raise ValueError(
+            f"matrices={settings.matrices!r} matches no matrix; it must match a whole path such as "
+            "layers/0/attention/query."
+        )
+    return found
+
+
+def prepare(
+    student: models.Model, settings: Settings, teacher: models.Model | None = None
+) -> tuple[models.Model, Targets]:
+    """The student with its matrices as exact chains, in the teacher's gauge; and the targets.
+
+    Computes what the student does. On the host, in float64.
+
+    Args:
+      student: dense in the matrices that become chains.
+      settings: see `Settings`.
+      teacher: of equal matrix sizes in the mapped layers; None: nothing to align with (OPF).
+
+    Raises:
+      ValueError: matrices that are chains already, or that the teacher has in another size; see
+        `layer_map`.
+    """
+    shapes = planned_shapes(student.config, settings)
+    if both := sorted(set(shapes) & set(student.shapes)):
+        raise ValueError(f"{both[0]} is in MPO form already; merge the student first.")
+    sources = {}
+    if teacher is not None and settings.alignment != "none":
+        sources = _sources(student.config, teacher, settings, shapes)
+    arrays, targets = models.to_arrays(student), {}
+    for path, shape in shapes.items():
+        kernel = np.asarray(arrays.pop(models.dense_name(path)), np.float64)
+        cores = mpo.sign_fix(mpo.decompose(kernel, shape, "symmetric"))
+        if path in sources:
+            goal = mpo.sign_fix(mpo.decompose(sources[path], shape, "symmetric"))
+            if settings.alignment == "procrustes_core":
+                cores = mpo.align(cores, goal)
+            targets[path] = tuple(core.astype(np.float32) for core in goal)
+        arrays |= {f"{path}/cores/{k}": np.float32(core) for k, core in enumerate(cores)}
+    return models.from_arrays(student.config, {**student.shapes, **shapes}, arrays), targets
+
+
+def _sources(config, teacher: models.Model, settings: Settings, shapes) -> dict[str, np.ndarray]:
+    """{matrix path of the student: the teacher's matrix}."""
+    arrays, sizes = models.to_arrays(interop.merge(teacher)), models.matrix_sizes(teacher.config)
+    layers = layer_map(settings, config.num_layers, teacher.config.num_layers)
+    found = {}
+    for path, shape in shapes.items():
+        match = re.fullmatch(r"layers/(\d+)/(.*)", path)
+        theirs = path if match is None else f"layers/{layers[int(match[1])]}/{match[2]}"
+        size = sizes.get(theirs)
+        if size != (shape.in_features, shape.out_features):
+            there = "none" if size is None else f"{size[0]} x {size[1]}"
+            raise ValueError(
+                f"{path} is {shape.in_features} x {shape.out_features}, the teacher's {theirs} is "
+                f"{there}: such matrices cannot be aligned. Choose a teacher of the student's "
+                "width, other matrices, or alignment='none'."
+            )
+        found[path] = np.asarray(arrays[models.dense_name(theirs)], np.float64)
+    return found
+
+
+def alignment_loss(
+    student: models.Model, targets: Mapping[str, Sequence], alignment: str
+) -> jax.Array:
+    """Mean over matrices of the relative distance between student and teacher; a scalar.
+
+    The teacher's cores are constants. Works under jit, with gradients to the student's cores; the
+    central core has none but with "weight" and "projector".
+
+    Args:
+      student: from `prepare`.
+      targets: from `prepare`.
+      alignment: of `ALIGNMENTS`.
+    """
+    if alignment == "none" or not targets:
+        return jnp.zeros((), jnp.float32)
+    flat = state_lib.flatten_variables(student)
+    arrays = models.logical_arrays(student, flat)
+    parts = []
+    for path, goal in targets.items():
+        cores = [arrays[f"{path}/cores/{k}"] for k in range(len(goal))]
+        goal = [jax.lax.stop_gradient(jnp.asarray(core)) for core in goal]
+        parts.append(_distance(cores, goal, alignment))
+    return sum(parts) / len(parts)
+
+
+def _distance(cores, goal, alignment: str) -> jax.Array:
+    if alignment == "projector":
+        return mpo.projector_distance(cores, goal)
+    if alignment != "weight":
+        return mpo.core_distance(cores, goal)
+    one, other = (mpo.to_matrix(tuple(c)) for c in (cores, goal))
+    return jnp.sum(jnp.square(one - other)) / jnp.sum(jnp.square(other))
+
+
+def added_numbers(shape: mpo.MPOShape) -> int:
+    """N_add: how many more numbers a chain has than its matrix (equation 4)."""
+    return shape.num_params - shape.num_dense_params
+
+
+def rate_factor(units: int, exponent: float = 0.5) -> float:
+    """n^-a for chains of n = `units` + 2 cores: the step on the matrix grows with n, the best
+    learning rate falls.
+    """
+    return (units + 2) ** -exponent

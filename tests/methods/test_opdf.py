@@ -1,0 +1,184 @@
+"""Over-parameterised students: exact at first, aligned with the teacher, merged to the last bit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mpojax import interop, models, mpo
+from mpojax.methods import mpop, opdf
+from tests.models import small
+from tests.models.test_kinds import IDS, MASK
+
+BERT = dataclasses.replace(small.BERT, num_labels=2)
+
+
+def model(config=BERT, seed=0):
+    return small.random_model(config, seed=seed)
+
+
+def settings(**changes):
+    return opdf.Settings(**{"units": 2, **changes})
+
+
+@pytest.fixture(scope="module")
+def pair():
+    teacher = model(dataclasses.replace(BERT, num_layers=2 * BERT.num_layers), seed=1)
+    return model(), teacher
+
+
+@pytest.mark.parametrize("units", [0, 1, 3])
+def test_the_same_function_before_and_after(pair, units):
+    student, teacher = pair
+    large, targets = opdf.prepare(student, settings(units=units), teacher)
+    assert set(targets) == set(large.shapes) == set(opdf.planned_shapes(BERT, settings()))
+    np.testing.assert_allclose(large(IDS, MASK), student(IDS, MASK), rtol=0, atol=1e-5)
+    merged = interop.merge(large)
+    assert not merged.shapes
+    assert models.array_shapes(merged.config) == models.array_shapes(student.config)
+    np.testing.assert_allclose(merged(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
+    again, _ = opdf.prepare(merged, settings(units=units), teacher)
+    np.testing.assert_allclose(again(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
+    more = sum(opdf.added_numbers(shape) for shape in large.shapes.values())
+    counts = [sum(models.count_parameters(m).values()) for m in (large, student)]
+    assert counts[0] - counts[1] == more
+
+
+def test_merged_is_a_plain_checkpoint(pair, tmp_path):
+    large, _ = opdf.prepare(pair[0], settings(), pair[1])
+    merged = interop.merge(large)
+    interop.export_huggingface(merged, tmp_path / "merged")
+    loaded = interop.load_pretrained(tmp_path / "merged")
+    for name, array in models.to_arrays(merged).items():
+        np.testing.assert_array_equal(models.to_arrays(loaded)[name], array)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_align(pair):
+    student = pair[0]
+    for alignment in ("procrustes_core", "core", "projector", "weight"):
+        chosen = settings(alignment=alignment, layer_map=range(BERT.num_layers))
+        large, targets = opdf.prepare(student, chosen, student)
+        assert float(opdf.alignment_loss(large, targets, alignment)) < 1e-8
+    raw = [
+        mpo.core_distance(
+            mpo.decompose(w, shape, "symmetric"),
+            [c * s for c, s in zip(mpo.decompose(w, shape, "symmetric"), (-1, -1, 1), strict=True)],
+        )
+        for w, shape in [(np.eye(16) + 0.1, mpo.over_parameterised_shape(16, 16, 1))]
+    ]
+    assert float(raw[0]) > 0.5  # without signs fixed
+
+
+def test_alignment_starts_lower_with_rotations(pair):
+    student, teacher = pair
+    values = {}
+    for alignment in ("procrustes_core", "core"):
+        large, targets = opdf.prepare(student, settings(alignment=alignment), teacher)
+        values[alignment] = float(opdf.alignment_loss(large, targets, alignment))
+    assert values["procrustes_core"] < values["core"]
+
+
+def test_auxiliary_cores_have_the_gradient_of_the_paper_and_the_centre_none(pair):
+    large, targets = opdf.prepare(pair[0], settings(), pair[1])
+    graph, state = nnx.split(large)
+
+    def loss(state):
+        return opdf.alignment_loss(nnx.merge(graph, state), targets, "procrustes_core")
+
+    slopes = models.to_arrays(nnx.merge(graph, jax.jit(jax.grad(loss))(state)))
+    arrays = models.to_arrays(large)
+    path = "layers/0/attention/query"
+    goal = targets[path]
+    central = (len(goal) - 1) // 2
+    for k, core in enumerate(goal):
+        slope = slopes[f"{path}/cores/{k}"]
+        if k == central:
+            assert not slope.any()
+            continue
+        expected = 2 * (arrays[f"{path}/cores/{k}"] - core) / core.size / np.mean(core**2)
+        expected = expected / (len(goal) - 1) / len(targets)
+        np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-9)
+        assert np.any(slope)
+    assert not np.any(slopes["head/kernel"])
+    assert float(opdf.alignment_loss(large, targets, "none")) == 0.0
+
+
+def test_gradient_norms_at_the_start_are_affine_in_the_number_of_units():
+    rng = np.random.default_rng(0)
+    w, x, y = (rng.standard_normal(s) for s in ((12, 12), (7, 12), (7, 12)))
+    sums = []
+    with jax.enable_x64(True):
+        for units in range(4):
+            shape = mpo.MPOShape((4, *(1,) * units, 3), (4, *(1,) * units, 3))
+            cores = [jnp.asarray(c) for c in mpo.sign_fix(mpo.decompose(w, shape, "symmetric"))]
+
+            def loss(cores, shape=shape):
+                return jnp.mean(jnp.square(jnp.tanh(x @ mpo.to_matrix(tuple(cores), shape)) - y))
+
+            slopes = jax.grad(loss)(cores)
+            sums.append(float(sum(jnp.sum(jnp.square(g)) for g in slopes)))
+    np.testing.assert_allclose(np.diff(sums), np.diff(sums)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "totals"),
+    [
+        (4, (68_706_050, 84_631_298, 100_556_546, 116_481_794, 132_407_042, 148_332_290)),
+        (6, (90_844_418, 114_732_290, 138_620_162, 162_508_034, 186_395_906, 210_283_778)),
+        (12, (157_259_522, 205_035_266, 252_811_010, 300_586_754, 348_362_498, 396_138_242)),
+    ],
+)
+def test_published_counts(layers, totals):
+    config = models.EncoderConfig(
+        *(30_522, 768, layers, 12, 3072), max_positions=512, pooling="pooler", num_labels=2
+    )
+    dense = sum(models.count_parameters(mpop.abstract(config, {})).values())
+    assert dense == {4: 52_780_802, 6: 66_956_546, 12: 109_483_778}[layers]
+    for units, total in [*enumerate(totals), (8, None)]:
+        shapes = opdf.planned_shapes(config, opdf.Settings(units=units))
+        count = sum(models.count_parameters(mpop.abstract(config, shapes)).values())
+        expected = (
+            {4: 196_108_034, 6: 281_947_394, 12: 539_465_474}[layers] if units == 8 else total
+        )
+        assert count == expected
+        added = sum(opdf.added_numbers(shape) for shape in shapes.values())
+        assert count == dense + added
+
+
+def test_layer_maps():
+    plain = opdf.Settings()
+    assert opdf.layer_map(plain, 6, 12) == (1, 3, 5, 7, 9, 11)
+    assert opdf.layer_map(plain, 3, 6) == (1, 3, 5)
+    assert opdf.layer_map(plain, 6, 6) == tuple(range(6))
+    assert opdf.layer_map(opdf.Settings(layer_map=(0, 2)), 2, 3) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alignment": "cosine"}, "alignment='cosine' must be one of procrustes_core"),
+        ({"units": -1}, "units=-1 must be an integer"),
+        ({"lam": -1.0}, "lam=-1.0 must not be negative"),
+        ({"layer_map": (0,)}, r"layer_map=\(0,\) must name a layer of the teacher for each"),
+        ({"layer_map": (0, 1, 9)}, r"layer_map has 9; the teacher's layers are 0\.\.5"),
+        ({"matrices": "nothing"}, "matches no matrix"),
+    ],
+)
+def test_mistakes(pair, changes, message):
+    with pytest.raises(ValueError, match=message):
+        opdf.prepare(pair[0], settings(**changes), pair[1])
+
+
+def test_what_cannot_be_aligned(pair):
+    student, teacher = pair
+    wide = model(dataclasses.replace(BERT, intermediate_size=64), seed=1)
+    with pytest.raises(ValueError, match=r"the teacher's layers/0/feed_forward/up is 16 x 64"):
+        opdf.prepare(student, settings(layer_map=(0, 1, 2)), wide)
+    large, _ = opdf.prepare(student, settings(), teacher)
+    with pytest.raises(ValueError, match="is in MPO form already; merge the student"):
+        opdf.prepare(large, settings(), teacher)
+    with pytest.raises(ValueError, match="give a layer_map"):
+        opdf.layer_map(opdf.Settings(), 6, 3)
