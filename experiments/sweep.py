@@ -45,6 +45,7 @@ RUNNERS = {
     "language_model": "experiments.language_model:run",
     "text_to_text": "experiments.text_to_text:run",
     "pet_search": "experiments.pet_search:run",
+    "distill": "experiments.distill:run",
 }
 
 Runner = Callable[[ml_collections.ConfigDict, str], int]

@@ -87,6 +87,35 @@ def layer_map(settings: Settings, student_layers: int, teacher_layers: int) -> t
     return settings.layer_map
 
 
+def with_layers(teacher: models.Model, layers: Sequence[int]) -> models.Model:
+    """A dense model of some of the teacher's layers, with its embeddings, pooler and head.
+
+    Raises:
+      ValueError: a layer that the teacher lacks, or layers that share parameters.
+    """
+    depth = teacher.config.num_layers
+    if not layers or any(not 0 <= layer < depth for layer in layers):
+        raise ValueError(
+            f"layers={tuple(layers)} must name layers of the teacher, which has 0..{depth - 1}."
+        )
+    if teacher.config.layer_groups is not None:
+        raise ValueError("the teacher's layers share parameters; use models.unshared(teacher).")
+    arrays, found = models.to_arrays(interop.merge(teacher)), {}
+    for name, array in arrays.items():
+        match = re.fullmatch(r"layers/(\d+)/(.*)", name)
+        if match is None:
+            found[name] = array
+    for place, layer in enumerate(layers):
+        start = f"layers/{layer}/"
+        for name, array in arrays.items():
+            if name.startswith(start):
+                found[f"layers/{place}/{name.removeprefix(start)}"] = array
+    config = dataclasses.replace(
+        teacher.config, num_layers=len(layers), adapters=(), stack_breaks=()
+    )
+    return models.from_arrays(config, {}, found)
+
+
 def planned_shapes(config: models.Config, settings: Settings) -> dict[str, mpo.MPOShape]:
     """{matrix path: chain} of a student of these settings.
 

@@ -77,12 +77,22 @@ class SequenceClassifier(ModelWithHead):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Logits (batch, num_labels), float32; arguments as in `Encoder`."""
+        return self.forward(input_ids, attention_mask, token_type_ids, dropout_key)[0]
+
+    def forward(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(logits, last hidden states (batch, length, hidden) in the compute dtype)."""
         encoder_key, head_key = split_or_none(dropout_key, 2)
         hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key)
         rate = self.config.classifier_dropout
         rate = self.config.dropout if rate is None else rate
         vector = dropout(pool(self.encoder, hidden, attention_mask), rate, head_key)
-        return self.head(vector).astype(jnp.float32)
+        return self.head(vector).astype(jnp.float32), hidden
 
 
 class SpanExtractor(ModelWithHead):

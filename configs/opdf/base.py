@@ -1,0 +1,30 @@
+"""Defaults of every distillation: a fine-tuned teacher, a student of some of its layers.
+
+    python -m experiments.distill --config=configs/opdf/base.py --config.teacher=runs/mine/model \
+        --config.model=FOLDER --config.task=sst2 --config.data_dir=DATA --workdir=runs/student
+
+The fields beside these are those of `configs/mpop/base.py`; `model` gives the tokenizer.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs.mpop import base
+from mpojax.methods import opdf
+from mpojax.training import distillation
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Default config."""
+    config = base.get_config()
+    config.teacher = ""  # folder of a model that experiments.finetune saved
+    config.student_layers = ()  # of the teacher, with which the student starts; (): its first half
+    # Terms of the loss: fields of mpojax.training.distillation.Weights.
+    config.weights = dataclasses.asdict(distillation.Weights())
+    # Chains while training: fields of mpojax.methods.opdf.Settings. enabled=False: a dense student.
+    config.opdf = {"enabled": True} | dataclasses.asdict(opdf.Settings())
+    # Learning rate of cores: that of the optimizer times (number of cores)^-rate_exponent.
+    config.rate_exponent = 0.5
+    config.optimizer.warmup_steps = 0.0
+    return config

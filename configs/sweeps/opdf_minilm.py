@@ -1,0 +1,28 @@
+"""A three-layer student of a fine-tuned all-MiniLM-L6-v2: over-parameterised or not, equal steps.
+
+    python -m experiments.finetune --config=configs/mpop/minilm.py:dense,sst2 --config.steps=300 \
+        --config.data_dir=DATA --config.save_model=True --workdir=runs/teacher
+    python -m experiments.sweep --config=configs/sweeps/opdf_minilm.py --workdir=runs/opdf_minilm \
+        --config.cell.data_dir=DATA --config.cell.teacher=runs/teacher/model
+
+SST-2, three seeds of the order of batches, the slowest axis. Variants: `configs/opdf/minilm.py`.
+"""
+
+import ml_collections
+
+from configs.opdf import minilm
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The sweep."""
+    config = ml_collections.ConfigDict()
+    config.runner = "distill"
+    config.cell = minilm.get_config("kd,sst2")
+    config.seeds = (0, 1, 2)
+    variants = {
+        name: {"variant": name, **{f"opdf.{field}": value for field, value in fields.items()}}
+        for name, fields in minilm.VARIANTS.items()
+    }
+    config.axes = (("seed", "seeds"), ("variant", variants))
+    config.plots = ({"x": "train_parameters", "y": "metric", "lines": "variant"},)
+    return config

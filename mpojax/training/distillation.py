@@ -1,0 +1,147 @@
+"""Distilling a text classifier: what the student learns from its teacher's outputs."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mpojax.training import objectives
+
+
+class Pair(nnx.Module):
+    """A student with its teacher as one model, which computes what the student does.
+
+    The teacher, and constants beside it, are in the state of a run without being trained: they have
+    neither gradients nor optimizer state, and a checkpoint holds them.
+
+    Attributes:
+      student, teacher: text classifiers of equal outputs.
+      targets: {name: constant arrays}, or empty.
+    """
+
+    def __init__(
+        self, student: nnx.Module, teacher: nnx.Module, targets: Mapping[str, Sequence] = ()
+    ):
+        self.student, self.teacher = student, teacher
+        self.target_names = tuple(targets)
+        constants = [[nnx.Variable(jnp.asarray(a)) for a in targets[name]] for name in targets]
+        self.constants = nnx.List([nnx.List(arrays) for arrays in constants])
+
+    @property
+    def targets(self) -> dict[str, list[jax.Array]]:
+        return {
+            name: [variable[...] for variable in arrays]
+            for name, arrays in zip(self.target_names, self.constants, strict=True)
+        }
+
+    @property
+    def config(self):
+        return self.student.config
+
+    @property
+    def shapes(self):
+        return self.student.shapes
+
+    def __call__(self, *args, **more) -> jax.Array:
+        return self.student(*args, **more)
+
+
+def of_student(path: tuple, variable: Any) -> bool:
+    """NNX filter of the student's parameters in a `Pair`."""
+    return path[0] == "student" and isinstance(variable, nnx.Param)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What the loss of a student is made of.
+
+    Attributes:
+      logits: of the distance to the teacher's probabilities.
+      task: of the cross-entropy with the labels.
+      hidden: of the distance of the last hidden states.
+      temperature: that both sides' logits are divided by. No factor of its square.
+    """
+
+    logits: float = 1.0
+    task: float = 0.0
+    hidden: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature!r} must be above 0.")
+        for name in ("logits", "task", "hidden"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must not be negative.")
+        if not (self.logits or self.task or self.hidden):
+            raise ValueError("all weights are zero: nothing would be learned.")
+
+
+def distillation_loss(
+    weights: Weights, extra: Callable[[Pair], jax.Array] | None = None
+) -> objectives.LossFunction:
+    """The loss of a `Pair` as the training loop takes it.
+
+    The batch mean of sum_c p_c (log p_c - log q_c), p and q the teacher's and the student's
+    probabilities at the temperature, plus the other terms by their weights. The teacher has no
+    dropout and no gradient.
+
+    Args:
+      weights: of the terms.
+      extra: another term, such as the alignment of cores; its value is the metric `alignment`.
+    """
+
+    def loss(pair: Pair, batch: dict, key: jax.Array | None) -> tuple[jax.Array, dict]:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = [batch.get(name) for name in names]
+        own, hidden = pair.student.forward(*inputs, key)
+        theirs, goal = jax.tree.map(jax.lax.stop_gradient, pair.teacher.forward(*inputs))
+        labels = objectives.labels_of(batch)
+        terms = {"distillation": logit_distance(own, theirs, weights.temperature)}
+        total = weights.logits * terms["distillation"]
+        if weights.task:
+            losses = optax.softmax_cross_entropy_with_integer_labels(own, labels)
+            terms["task_loss"] = jnp.mean(losses)
+            total = total + weights.task * terms["task_loss"]
+        if weights.hidden:
+            terms["hidden"] = hidden_distance(hidden, goal, batch.get("attention_mask"))
+            total = total + weights.hidden * terms["hidden"]
+        if extra is not None:
+            terms["alignment"] = extra(pair)
+            total = total + terms["alignment"]
+        hits = (jnp.argmax(own, axis=-1) == labels).astype(jnp.float32)
+        return total, {**terms, "accuracy": jnp.mean(hits)}
+
+    return loss
+
+
+def logit_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Mean over rows of the Kullback-Leibler divergence of the teacher's probabilities, nats.
+
+    Args:
+      student, teacher: logits (batch, classes).
+    """
+    one, other = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (student, teacher))
+    return jnp.mean(jnp.sum(jnp.exp(other) * (other - one), axis=-1))
+
+
+def hidden_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Mean squared difference at real tokens, over the teacher's mean square there.
+
+    Args:
+      student, teacher: (batch, length, hidden) of equal width.
+      mask: (batch, length), nonzero at real tokens; None: all real.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"hidden states of shapes {student.shape} and {teacher.shape} cannot be compared: the "
+            "student must be as wide as its teacher."
+        )
+    one, other = (x.astype(jnp.float32) for x in (student, teacher))
+    real = jnp.ones(one.shape[:2], jnp.float32) if mask is None else (mask != 0).astype(jnp.float32)
+    real = real[..., None]
+    return jnp.sum(real * jnp.square(one - other)) / jnp.sum(real * jnp.square(other))

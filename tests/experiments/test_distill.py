@@ -1,0 +1,113 @@
+"""Distillation from end to end, on a checkpoint of toy size."""
+
+import numpy as np
+import pytest
+
+from configs.mpop import base as finetune_base
+from configs.opdf import base, minilm
+from experiments import distill, finetune
+from mpojax import interop, models, training
+from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
+
+
+def common(config, checkpoint, texts):  # noqa: F811
+    config.model, config.data_dir = str(checkpoint), str(texts)
+    config.task = "file:train=train.tsv,dev=dev.tsv"
+    config.max_length, config.lengths = 8, (8,)
+    config.batch_size = config.eval_batch_size = 8
+    config.pooling, config.dropout = "", 0.0
+    config.steps, config.checkpoint_every = 6, 4
+    config.optimizer.learning_rate = 1e-2
+    return config
+
+
+@pytest.fixture(scope="module")
+def teacher(checkpoint, texts, tmp_path_factory):  # noqa: F811
+    config = common(finetune_base.get_config(), checkpoint, texts)
+    config.pooling, config.save_model, config.steps = "mean", True, 20
+    folder = tmp_path_factory.mktemp("teacher")
+    assert finetune.run(config, folder) == 0
+    return folder / "model"
+
+
+@pytest.fixture
+def config(checkpoint, texts, teacher):  # noqa: F811
+    config = common(base.get_config(), checkpoint, texts)
+    config.teacher, config.student_layers = str(teacher), (0,)
+    config.weights.task, config.weights.hidden = 0.5, 0.1
+    return config
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_student_is_a_plain_model(config, tmp_path, teacher, enabled):
+    config.opdf.enabled, config.save_model = enabled, True
+    assert distill.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    saved = interop.load_pretrained(tmp_path / "model")
+    assert not saved.shapes
+    assert saved.config.num_layers == 1
+    total = sum(models.count_parameters(saved).values())
+    assert result["inference_parameters"] == result["total"] == total
+    assert (result["train_parameters"] > total) == enabled
+    assert result["metrics"] == result["unmerged_metrics"]
+    assert result["teacher_metrics"]["accuracy"] >= 0.9
+    known = models.to_arrays(interop.load_pretrained(teacher))
+    # The teacher stays as it was; the student has moved away from its layer.
+    arrays = models.to_arrays(saved)
+    name = "layers/0/feed_forward/up/kernel"
+    assert np.any(arrays[name] != known[name])
+
+
+def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
+    config.log_every, config.steps, config.opdf.lam = 1, 12, 10.0
+    assert distill.run(config, tmp_path) == 0
+    values = [m["alignment"] for m in training.metrics.read(tmp_path / "metrics.jsonl")]
+    assert 0 < values[-1] < values[0]
+
+
+def test_a_run_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
+    class StopAtTwo(training.Hook):
+        def after_step(self, loop):
+            if loop.step == 2:
+                loop.request_stop("test")
+
+    assert distill.run(config, tmp_path / "straight") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "StopOnSignal", StopAtTwo)
+        assert distill.run(config, tmp_path / "stopped") == 1
+    assert distill.run(config, tmp_path / "stopped") == 0
+    straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
+    assert straight["metrics"] == resumed["metrics"]
+    assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": ""}, "config.teacher is empty"),
+        ({"student_layers": (7,)}, r"layers=\(7,\) must name layers of the teacher"),
+        ({"opdf__alignment": "cosine"}, "alignment='cosine' must be one of"),
+        ({"opdf__layer_map": (5,)}, "layer_map has 5; the teacher's layers are"),
+        ({"weights__logits": -1.0}, "logits=-1.0 must not be negative"),
+        ({"trainable": "head"}, "is trained as a whole"),
+    ],
+)
+def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
+    for name, value in changes.items():
+        first, _, last = name.partition("__")
+        if last:
+            config[first][last] = value
+        else:
+            config[first] = value
+    with pytest.raises(ValueError, match=message):
+        distill.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_variant_of_minilm_is_a_config():
+    for variant in minilm.VARIANTS:
+        config = minilm.get_config(f"{variant},sst2")
+        config.teacher = "somewhere"
+        distill.check(config)
+    with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
+        minilm.get_config("opdf_9,sst2")
