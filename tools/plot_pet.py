@@ -1,0 +1,164 @@
+"""Table and pictures of the study in `configs/sweeps/pet_minilm.py`.
+
+    python -m tools.plot_pet --sweep=runs/pet_minilm --out=experiments/results/pet_minilm
+
+Reads the finished cells; what is not there is left out. Writes `summary.md`, `quality.png` (metric
+against trained parameters, one line for a method, its band the deviation over seeds) and
+`kept.png` (mean share of the super-set that the structured searches kept, by layer and module).
+"""
+
+import collections
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+from absl import app, flags
+from matplotlib import figure as figure_lib
+
+from experiments import console
+from mpojax import files
+
+_SWEEP = flags.DEFINE_string("sweep", None, "Workdir of the sweep.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for table and pictures.", required=True)
+
+_HEADERS = (
+    "",
+    "parameters",
+    "seeds",
+    "metric",
+    "against lora, paired",
+    "seconds",
+    "of them search",
+)
+
+
+def find(folder: pathlib.Path) -> list[dict]:
+    """Results of the finished cells."""
+    found = sorted(folder.glob("cells/*/result.json"))
+    if not found:
+        raise FileNotFoundError(f"no finished cell in {folder}.")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
+
+def by(results: Sequence[dict], name: str) -> dict[str, list[dict]]:
+    groups = collections.defaultdict(list)
+    for result in results:
+        groups[result[name]].append(result)
+    return dict(groups)
+
+
+def summary(results: Sequence[dict]) -> str:
+    """A table for each task: mean and sample deviation over seeds, in percent."""
+    parts = []
+    for task, inside in by(results, "task").items():
+        variants = by(inside, "variant")
+        rows = [_row(name, variants[name], variants) for name in sorted(variants, key=_order)]
+        what = inside[0]["metric_name"]
+        is_right = [False, *[True] * (len(_HEADERS) - 1)]
+        lines = [f"{task}, {what}, percent", "", *console.markdown_lines(_HEADERS, is_right, rows)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(name: str, runs: Sequence[dict], variants: dict) -> tuple[str, ...]:
+    size = name.rpartition("_")[2]
+    lora = {run["seed"]: run["metric"] for run in variants.get(f"lora_{size}", ())}
+    pairs = [100 * (r["metric"] - lora[r["seed"]]) for r in runs if r["seed"] in lora]
+    seconds = statistics.mean(run["seconds"] for run in runs)
+    return (
+        name,
+        f"{round(statistics.mean(run['updates'] for run in runs)):,}",
+        str(len(runs)),
+        _spread([100 * run["metric"] for run in runs]),
+        "" if name.startswith("lora") else _spread(pairs, sign="+"),
+        f"{seconds:.0f}",
+        f"{statistics.mean(run['search_seconds'] for run in runs):.0f}",
+    )
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):{sign}.1f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.1f}"
+
+
+def _order(name: str) -> tuple:
+    known = ("full", "lfa", "bitfit", "mpo", "lora", "structured", "unstructured")
+    stem = name.rstrip("0123456789").rstrip("_")
+    return (known.index(stem) if stem in known else len(known), name)
+
+
+def draw(results: Sequence[dict]) -> figure_lib.Figure:
+    """Metric against trained parameters, the head apart; one panel for a task."""
+    tasks = by(results, "task")
+    figure = figure_lib.Figure(figsize=(1.5 + 5 * len(tasks), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axes, (task, inside) in zip(panels, tasks.items(), strict=True):
+        methods = by(inside, "method")
+        for index, method in enumerate(sorted(methods, key=_order)):
+            color = f"C{index}"
+            points = []
+            for runs in by(methods[method], "variant").values():
+                values = [100 * run["metric"] for run in runs]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                size = statistics.mean(run["updates"] for run in runs)
+                points.append((size, statistics.mean(values), spread))
+            x, y, spread = zip(*sorted(points), strict=True)
+            axes.plot(x, y, color=color, marker="o", label=method)
+            low, high = ([v + f * s for v, s in zip(y, spread, strict=True)] for f in (-1, 1))
+            axes.fill_between(x, low, high, color=color, alpha=0.15)
+            if len(x) == 1:
+                axes.errorbar(x, y, spread, color=color, capsize=3)
+        axes.set(xscale="log", xlabel="trained parameters", title=task)
+        axes.set_ylabel(f"{inside[0]['metric_name']}, percent")
+        axes.grid(alpha=0.3)
+    panels[-1].legend(fontsize="small")
+    return figure
+
+
+def draw_kept(results: Sequence[dict], method: str = "structured") -> figure_lib.Figure | None:
+    """Mean share kept by layer and module over all runs of a method; None without any."""
+    shares = collections.defaultdict(list)
+    for result in results:
+        if result["method"] == method:
+            for row in result["search"]["kept"]:
+                shares[str(row["layer"]), row["module"]].append(row["kept"] / row["total"])
+    if not shares:
+        return None
+    layers = list(dict.fromkeys(layer for layer, _ in shares))
+    modules = list(dict.fromkeys(module for _, module in shares))
+    table = [
+        [
+            statistics.mean(shares[layer, module]) if (layer, module) in shares else math.nan
+            for module in modules
+        ]
+        for layer in layers
+    ]
+    size = (2.5 + 0.6 * len(modules), 2.5 + 0.4 * len(layers))
+    figure = figure_lib.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table, aspect="auto", cmap="viridis", vmin=0.0, vmax=1.0)
+    figure.colorbar(image, ax=axes, label="mean share kept")
+    axes.set_xticks(range(len(modules)), modules, rotation=60, ha="right", fontsize="small")
+    axes.set_yticks(range(len(layers)), layers)
+    axes.set(ylabel="layer", title=f"{method} searches")
+    return figure
+
+
+def main(argv) -> None:
+    del argv
+    results, out = find(pathlib.Path(_SWEEP.value)), pathlib.Path(_OUT.value)
+    text = summary(results)
+    files.write_atomic(out / "summary.md", text)
+    pictures = {"quality.png": draw(results), "kept.png": draw_kept(results)}
+    for name, figure in pictures.items():
+        if figure is not None:
+            files.write_atomic(out / name, lambda path, f=figure: f.savefig(path, dpi=120))
+    print(text)
+
+
+if __name__ == "__main__":
+    app.run(main)
