@@ -10,6 +10,7 @@ interop.export_huggingface(interop.merge(small), "other-folder")
 wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))], rngs=nnx.Rngs(0))
 """
 
+from mpojax.interop.adapter_arithmetic import add, extract, resize, unmerge
 from mpojax.interop.adapter_files import fingerprint, load_adapter, save_adapter
 from mpojax.interop.adapters import AdapterSettings, adapter_settings, add_adapters
 from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
@@ -39,12 +40,14 @@ __all__ = [
     "MatrixRow",
     "Settings",
     "adapter_settings",
+    "add",
     "add_adapters",
     "add_experts",
     "calibrate",
     "check_rules",
     "compress",
     "export_huggingface",
+    "extract",
     "fingerprint",
     "gguf_tokenizer",
     "load_adapter",
@@ -55,8 +58,10 @@ __all__ = [
     "planned_experts",
     "planned_shapes",
     "read_weights",
+    "resize",
     "save_adapter",
     "save_pretrained",
+    "unmerge",
     "write_folder",
     "write_gguf_tokenizer",
 ]
