@@ -17,6 +17,7 @@ from mpojax.interop.calibration import Calibration, InputStatistics, calibrate
 from mpojax.interop.experts import FORMS as EXPERT_FORMS
 from mpojax.interop.experts import ExpertRule, add_experts, planned_experts
 from mpojax.interop.gguf_tokenizers import gguf_tokenizer, write_gguf_tokenizer
+from mpojax.interop.peft_format import load_peft, save_peft
 from mpojax.interop.planned import planned_shapes
 from mpojax.interop.pretrained import (
     export_huggingface,
@@ -51,6 +52,7 @@ __all__ = [
     "fingerprint",
     "gguf_tokenizer",
     "load_adapter",
+    "load_peft",
     "load_pretrained",
     "local_folder",
     "merge",
@@ -60,6 +62,7 @@ __all__ = [
     "read_weights",
     "resize",
     "save_adapter",
+    "save_peft",
     "save_pretrained",
     "unmerge",
     "write_folder",

@@ -56,7 +56,7 @@ def import_model(
     if kind == "none" and config.pooling == "none":
         logging.info("%s has no pooler; the model is built without one", where)
     expected = models.array_shapes(config)
-    table = _name_table(architecture, config, expected)
+    table = name_table(architecture, config, expected)
     _check_coverage(table, tensors, expected, where)
     return config, {
         path: tensors[name].T if transform == "transpose" else tensors[name]
@@ -92,7 +92,7 @@ def export_model(
             f"{architecture.classes[kind]} always has pooling={' or '.join(map(repr, poolings))}."
         )
     expected = models.array_shapes(config)
-    table = _name_table(architecture, config, expected)
+    table = name_table(architecture, config, expected)
     if surplus := sorted(set(expected) - {path for path, _ in table.values()}):
         raise ValueError(
             f"{', '.join(surplus)} have no counterpart in {architecture.classes[kind]} of "
@@ -147,7 +147,7 @@ def _without_tied_output(tensors: dict, where: str) -> dict:
     return {name: tensor for name, tensor in tensors.items() if not decoder.fullmatch(name)}
 
 
-def _name_table(
+def name_table(
     architecture: Architecture, config: models.EncoderConfig, arrays: Mapping
 ) -> dict[str, tuple[str, str]]:
     """Checkpoint name -> (logical path, transform) for exactly the arrays of this model."""
