@@ -58,13 +58,13 @@ def test_counts_of_every_variant():
 def test_adapter_rules_fit_the_pretrained_model(variant):
     entry = finetune.VARIANTS[variant]
     pretrained, _ = mpobert.variant(entry.encoder)
-    ranks = interop.adapter_ranks(pretrained, entry.adapters)
-    assert {*ranks.values()} == {int(variant.partition("_adapter")[2])}
+    ranks = interop.adapter_settings(pretrained, entry.adapters)
+    assert {s.rank for s in ranks.values()} == {int(variant.partition("_adapter")[2])}
     outside = {"pooler", "embeddings/projection"} & set(ranks)
     assert len(outside) == (2 if variant.startswith("mpobert12") else 0)
     assert len(ranks) - len(outside) == 4 * pretrained.num_layers
     fine_tuned, _ = finetune.encoder(variant)
-    assert models.adapter_ranks(fine_tuned) == ranks
+    assert models.adapter_settings(fine_tuned) == ranks
 
 
 def test_pretraining_makes_the_models_that_are_tuned():
@@ -161,7 +161,7 @@ def test_bad_adapter_fields():
         job.check(config)
     config = finetune.get_config("mpobert12,rte")
     config.adapters = ((finetune.ATTENTION, {"size": 8}),)
-    with pytest.raises(ValueError, match="unknown settings size; known are deviation, rank"):
+    with pytest.raises(ValueError, match="unknown settings size; known are activation"):
         job.check(config)
 
 

@@ -46,7 +46,7 @@ def test_what_is_stored_once_and_what_for_every_layer():
 )
 def test_adapters_are_where_they_are_wanted(options, adapted):
     config, _ = mpobert.settings(adapter_rank=3, **SMALL, **options)
-    ranks = models.adapter_ranks(config)
+    ranks = {path: s.rank for path, s in models.adapter_settings(config).items()}
     assert {path.rpartition("/")[2] for path in ranks} == adapted
     assert set(ranks.values()) == {3}
 
