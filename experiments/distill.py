@@ -79,8 +79,22 @@ def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     job = jobs.prepare(_teachers(config))
     if not isinstance(job.model, models.SequenceClassifier):
         raise ValueError(f"config.task={config.task!r}: only classifiers are distilled.")
+    _check_words(config, job.source)
     _student(config, job.model)  # what does not fit shows before the folder is claimed
     return job
+
+
+def _check_words(config: ml_collections.ConfigDict, source: str) -> None:
+    """Raises ValueError where the teacher was saved with another vocabulary."""
+    try:
+        theirs = data.Tokenizer.from_folder(config.teacher)
+    except FileNotFoundError:
+        return  # saved without one; its word table has been compared
+    if theirs.vocabulary() != data.Tokenizer.from_folder(source).vocabulary():
+        raise ValueError(
+            f"the tokenizer in config.teacher={config.teacher!r} has other words than that of "
+            f"config.model={config.model!r}: give the model that the teacher was made from."
+        )
 
 
 def _teachers(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

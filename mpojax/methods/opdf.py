@@ -224,6 +224,36 @@ def _distance(cores, goal, alignment: str) -> jax.Array:
     return jnp.sum(jnp.square(one - other)) / jnp.sum(jnp.square(other))
 
 
+def select(
+    arrays: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
+    number: int,
+    done: Sequence[str] = (),
+) -> list[str]:
+    """Matrices that matter most to the loss, `number` of each role: OPF's dynamic selection.
+
+    By |<W, dL/dW>|, the size of the first-order change of the loss if the matrix were zero. A role
+    is the end of a path, such as attention/query; gradients may be sums over batches.
+
+    Args:
+      arrays: {matrix path: W}.
+      gradients: {matrix path: dL/dW}.
+      number: of each role.
+      done: paths that are chosen already.
+
+    Returns:
+      Paths, most important first within each role, roles in order of appearance.
+    """
+    roles: dict[str, list[tuple[float, str]]] = {}
+    for path, w in arrays.items():
+        if path in done:
+            continue
+        value = abs(float(np.sum(np.asarray(w, np.float64) * gradients[path])))
+        role = re.sub(r"^(.*/)?layers/\d+/", "", path)
+        roles.setdefault(role, []).append((-value, path))
+    return [path for entries in roles.values() for _, path in sorted(entries)[:number]]
+
+
 def added_numbers(shape: mpo.MPOShape) -> int:
     """N_add: how many more numbers a chain has than its matrix (equation 4)."""
     return shape.num_params - shape.num_dense_params

@@ -1,5 +1,7 @@
 """Distillation from end to end, on a checkpoint of toy size."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,18 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
         else:
             config[first] = value
     with pytest.raises(ValueError, match=message):
+        distill.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):  # noqa: F811
+    for folder, target in ((checkpoint, "model"), (teacher, "teacher")):
+        shutil.copytree(folder, tmp_path / target)
+    words = (tmp_path / "model" / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    words[-1], words[-2] = words[-2], words[-1]
+    (tmp_path / "model" / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    config.model = str(tmp_path / "model")
+    with pytest.raises(ValueError, match="has other words than that of"):
         distill.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -182,3 +182,14 @@ def test_what_cannot_be_aligned(pair):
         opdf.prepare(large, settings(), teacher)
     with pytest.raises(ValueError, match="give a layer_map"):
         opdf.layer_map(opdf.Settings(), 6, 3)
+
+
+def test_the_matrices_that_matter_most_are_selected():
+    rng = np.random.default_rng(0)
+    names = [f"layers/{i}/{role}" for i in range(3) for role in ("query", "up")]
+    arrays = {name: rng.standard_normal((4, 4)) for name in names}
+    sizes = dict(zip(names, (1.0, 5.0, 3.0, 2.0, -2.0, -9.0), strict=True))
+    slopes = {n: sizes[n] * w / np.sum(w * w) for n, w in arrays.items()}
+    found = opdf.select(arrays, slopes, 2)
+    assert found == ["layers/1/query", "layers/2/query", "layers/2/up", "layers/0/up"]
+    assert opdf.select(arrays, slopes, 1, done=found) == ["layers/0/query", "layers/1/up"]
