@@ -1,5 +1,6 @@
 """Strict test environment: what a user's code may hide, the tests must not."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -33,6 +34,20 @@ hypothesis.settings.register_profile(
     "mpojax", deadline=None, max_examples=25, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("mpojax")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """Lets go of compiled programs before they use up the memory maps of this process.
+
+    Each program of XLA's CPU backend maps memory of its own; Linux allows a process 65,530 maps, and
+    XLA aborts at the next one.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

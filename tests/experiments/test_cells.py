@@ -78,7 +78,7 @@ def test_skip_leaves_combinations_out():
         ({"skip": ({"seed": (0, 1)},)}, r"no cells"),
         (
             {"runner": "finetnue"},
-            r"config.runner='finetnue' must be one of finetune, language_model, multitask, ",
+            r"config.runner='finetnue' must be one of distill, finetune, language_model, ",
         ),
         ({"plots": ({"x": "a", "z": "b"},)}, r"unknown fields \['z'\]"),
         ({"plots": ({"x": "a"},)}, r"needs x and y"),

@@ -219,7 +219,7 @@ def test_heads_read_the_places_that_are_named():
             {"adapters": (("embeddings/word", 2),)},
             r"\(tables, heads and experts have no adapters\)",
         ),
-        ({"adapters": (("pooler", 0),)}, "a rank must be an integer of at least 1"),
+        ({"adapters": (("pooler", 0),)}, "rank=0 must be an integer of at least 1"),
         ({"masked_lm": True, "head": "span", "num_labels": None}, "goes with head='classifier'"),
     ],
 )
