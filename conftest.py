@@ -40,8 +40,8 @@ hypothesis.settings.load_profile("mpojax")
 def _few_memory_maps():
     """Lets go of compiled programs before they use up the memory maps of this process.
 
-    Each program of XLA's CPU backend maps memory of its own; Linux allows a process 65,530 maps, and
-    XLA aborts at the next one.
+    Each program of XLA's CPU backend maps memory of its own; Linux allows a process 65,530 maps,
+    and XLA aborts at the next one.
     """
     yield
     maps = pathlib.Path("/proc/self/maps")
