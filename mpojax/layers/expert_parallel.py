@@ -5,7 +5,9 @@ that hold their experts and back (all-to-all); the auxiliary cores, kernels and 
 are on those devices alone, what all experts share is on all. With an axis `expert` of size 1 no
 token travels: every device has all experts (small ones, in MPO form).
 
-A capacity is one of the tokens of a device: with one, what is dropped depends on the mesh.
+A capacity is one of the tokens of a device: with one, what is dropped depends on the mesh. Without
+one every device must be ready for all tokens to choose one expert: it sends (number of experts) x
+(its tokens) rows, most of them empty. On large meshes give a `capacity_factor`.
 """
 
 import functools

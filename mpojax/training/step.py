@@ -24,7 +24,8 @@ class TrainStep:
     """`step(state, batch) -> (state, metrics)`, compiled once per set of shapes.
 
     The state's buffers are donated: use only the returned state. Gradients are taken over
-    `state.trainable` alone, so that the compiler drops the gradients of everything frozen.
+    `state.trainable` alone, so that the compiler drops the gradients of everything frozen. The
+    metric `gradient_norm` is of all of them as computed, before clipping and masks.
 
     Args:
       loss_fn: (model, batch, key) -> (loss, metrics): the mean loss over the batch.
