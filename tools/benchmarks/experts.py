@@ -15,13 +15,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import app, flags
 from flax import nnx
 
 from mpojax import layers, mpo
 from mpojax.layers import dispatch, expert_products
-from tools.benchmarks import timing
+from tools.benchmarks import optimizer_steps, timing
 
 _WHAT = flags.DEFINE_enum(
     "what", "all", ["all", "matrix", "step", "dispatch", "growth"], "What is measured."
@@ -140,25 +139,6 @@ def layer_stack(form: str):
     return parameters, loss
 
 
-def _training_step(parameters, loss, x):
-    """A function without arguments that takes the next step; its state stays where it is."""
-    optimizer = optax.adamw(1e-5)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(parameters, state, x):
-        value, gradients = jax.value_and_grad(loss)(parameters, x)
-        updates, state = optimizer.update(gradients, state, parameters)
-        return optax.apply_updates(parameters, updates), state, value
-
-    current = [parameters, optimizer.init(parameters)]
-
-    def advance():
-        *current[:], value = step(*current, x)
-        return value
-
-    return advance
-
-
 def _bytes(parameters) -> int:
     """Of parameters and both moments."""
     return 3 * sum(leaf.nbytes for leaf in jax.tree.leaves(parameters))
@@ -173,7 +153,7 @@ def _measure_step(build=layer_stack):
         for form in _FORMS:
             parameters, loss = build(form)
             sizes[form] = _bytes(parameters)
-            candidates[form] = _training_step(parameters, loss, x)
+            candidates[form] = optimizer_steps.make(parameters, loss, x)
         times = _timed(candidates)
         for form in list(_FORMS)[1:]:
             print(

@@ -8,7 +8,6 @@ buffers donated. All forms have the same dispatch. Ratios of medians of interlea
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from flax import nnx
 
 from mpojax import models
 from mpojax.methods import mpoe
-from tools.benchmarks import timing
+from tools.benchmarks import optimizer_steps, timing
 
 _MODELS = flags.DEFINE_multi_enum(
     "model", ["gpt2", "t5-base"], sorted(models.LANGUAGE_PRESETS), "Whose sizes."
@@ -66,25 +65,6 @@ def make_loss(name: str, form: str):
     return parameters, loss
 
 
-def make_step(parameters, loss, ids):
-    """A function without arguments that takes the next step; its state stays where it is."""
-    optimizer = optax.adamw(1e-5)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(parameters, state, ids):
-        value, gradients = jax.value_and_grad(loss)(parameters, ids)
-        updates, state = optimizer.update(gradients, state, parameters)
-        return optax.apply_updates(parameters, updates), state, value
-
-    current = [parameters, optimizer.init(parameters)]
-
-    def advance():
-        *current[:], value = step(*current, ids)
-        return value
-
-    return advance
-
-
 def main(argv):
     del argv
     print(timing.machine(), flush=True)
@@ -95,7 +75,7 @@ def main(argv):
             ids = jnp.asarray(ids.reshape(-1, _LENGTH.value), jnp.int32)
             made = {form: make_loss(name, form) for form in FORMS}
             sizes = {form: sum(p.size for p in jax.tree.leaves(made[form][0])) for form in FORMS}
-            steps = {form: make_step(*made.pop(form), ids) for form in FORMS}
+            steps = {form: optimizer_steps.make(*made.pop(form), ids) for form in FORMS}
             times = timing.interleaved(steps, _ROUNDS.value, seconds_each=0.5)
             print(f"\n{name}, {tokens:,} tokens, capacity {_CAPACITY.value or 'dropless'}")
             for form, seconds in times.items():
