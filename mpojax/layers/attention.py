@@ -62,8 +62,7 @@ class SelfAttention(nnx.Module):
           dropout_key: turns dropout on.
           value_input: (batch, length, value_size), what the values are made of; None for `x`.
         """
-        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
-        query, key = (project(x).reshape(heads) for project in (self.query, self.key))
+        heads, query, key = self._query_and_key(x)
         value = self.value(x if value_input is None else value_input).reshape(heads)
         query, key, value = (
             partition.place(y, partition.BATCH, None, partition.TENSOR, None)
@@ -78,6 +77,17 @@ class SelfAttention(nnx.Module):
             mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
         return self.out(mixed.reshape(x.shape))
 
+    def _query_and_key(self, x):
+        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        return heads, *(project(x).reshape(heads) for project in (self.query, self.key))
+
+    def probabilities(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Attention (batch, heads, attending position, attended position), float32, no dropout."""
+        _, query, key = self._query_and_key(x)
+        if mask is not None:
+            mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+        return _probabilities(query, key, mask)
+
 
 def _written_out(q_BxSxNxD, k_BxSxNxD, v_BxSxNxD, mask, rate, key):
     """Attention with dropped probabilities, or in 16 bits, with float32 scores.
@@ -85,11 +95,15 @@ def _written_out(q_BxSxNxD, k_BxSxNxD, v_BxSxNxD, mask, rate, key):
     `jax.nn.dot_product_attention` has no dropout, and the derivative of its 16-bit form mixes
     dtypes, which strict promotion refuses.
     """
+    probabilities = _probabilities(q_BxSxNxD, k_BxSxNxD, mask)
+    probabilities = dropout(probabilities, rate, key).astype(v_BxSxNxD.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", probabilities, v_BxSxNxD)
+
+
+def _probabilities(q_BxSxNxD, k_BxSxNxD, mask):
     scores_BxNxSxS = jnp.einsum(
         "bqnd,bknd->bnqk", q_BxSxNxD, k_BxSxNxD, preferred_element_type=jnp.float32
     ) / math.sqrt(q_BxSxNxD.shape[-1])
     if mask is not None:
         scores_BxNxSxS = jnp.where(mask, scores_BxNxSxS, 0.7 * jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores_BxNxSxS, axis=-1)
-    probabilities = dropout(probabilities, rate, key).astype(v_BxSxNxD.dtype)
-    return jnp.einsum("bnqk,bknd->bqnd", probabilities, v_BxSxNxD)
+    return jax.nn.softmax(scores_BxNxSxS, axis=-1)

@@ -1,5 +1,6 @@
 """A post-norm encoder; any matrix dense or MPO; layers stacked or shared, and scanned."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -172,18 +173,76 @@ class Encoder(Transformer):
         _check_inputs(self.config, input_ids, others)
         return _forward(self, input_ids, attention_mask, token_type_ids, dropout_key, segments)
 
+    def states(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        *,
+        attention: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What every layer makes of its input; arguments as in a call.
 
-@jax.jit  # So that a call outside of any jit compiles once, not at every call.
-def _forward(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key, segments):
+        Args:
+          attention: whether the attention probabilities are computed, too (once more, from the
+            inputs of the layers, without dropout).
+
+        Returns:
+          (layers, batch, length, hidden), of which the last is what a call gives; and (layers,
+          batch, heads, length, length) or None.
+
+        Raises:
+          ValueError: inputs that do not fit; probabilities of layers with a bottleneck.
+        """
+        if attention and self.config.bottleneck_size is not None:
+            raise ValueError("attention=True: layers with a bottleneck do not give probabilities.")
+        others = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        _check_inputs(self.config, input_ids, others)
+        record = _outputs_and_attention if attention else _outputs
+        inputs = (input_ids, attention_mask, token_type_ids, dropout_key, None)
+        return _forward(self, *inputs, record=record)[1]
+
+    def layer(self, index: int) -> nnx.Module:
+        """One layer as a module: (hidden states, mask, dropout key) -> hidden states.
+
+        Raises:
+          ValueError: there is no such layer.
+        """
+        for stack, layer_range in zip(self.stacks, self.stack_ranges, strict=True):
+            if index in layer_range:
+                return stacking.one_layer(self.config, stack, layer_range, index)
+        raise ValueError(f"layer {index}: the layers are 0..{self.config.num_layers - 1}.")
+
+
+def _outputs(layer, x, y, mask):
+    return y, None
+
+
+def _outputs_and_attention(layer, x, y, mask):
+    return y, layer.attention.probabilities(x, mask)
+
+
+# So that a call outside of any jit compiles once, not at every call.
+@functools.partial(jax.jit, static_argnames="record")
+def _forward(
+    encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key, segments, record=None
+):
     mask = None if attention_mask is None else attention_mask.astype(bool)
     if segments is not None:
         same = segments[:, :, None] == segments[:, None, :]
         mask = same if mask is None else jnp.logical_and(same, mask[:, None, :])
     embed_key, layers_key = split_or_none(dropout_key, 2)
     x = encoder.embeddings(input_ids, token_type_ids, embed_key, segments)
+    recorded = []
     for stack, layer_range in zip(encoder.stacks, encoder.stack_ranges, strict=True):
-        x = stacking.run_stack(encoder.config, stack, layer_range, x, mask, layers_key)
-    return x
+        x, found = stacking.run_stack(
+            encoder.config, stack, layer_range, x, mask, layers_key, record
+        )
+        recorded.append(found)
+    if record is None:
+        return x
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *recorded)
 
 
 def _pooler(config, shapes, rngs) -> nnx.Module:

@@ -89,10 +89,34 @@ class SequenceClassifier(ModelWithHead):
         """(logits, last hidden states (batch, length, hidden) in the compute dtype)."""
         encoder_key, head_key = split_or_none(dropout_key, 2)
         hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key)
+        return self.classify(hidden, attention_mask, head_key), hidden
+
+    def states(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        *,
+        attention: bool = False,
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """(logits, hidden states of all layers, their attention); see `Encoder.states`."""
+        encoder_key, head_key = split_or_none(dropout_key, 2)
+        inputs = (input_ids, attention_mask, token_type_ids, encoder_key)
+        hidden, probabilities = self.encoder.states(*inputs, attention=attention)
+        return self.classify(hidden[-1], attention_mask, head_key), hidden, probabilities
+
+    def classify(
+        self,
+        hidden: jax.Array,
+        attention_mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Last hidden states (batch, length, hidden) -> logits (batch, num_labels), float32."""
         rate = self.config.classifier_dropout
         rate = self.config.dropout if rate is None else rate
-        vector = dropout(pool(self.encoder, hidden, attention_mask), rate, head_key)
-        return self.head(vector).astype(jnp.float32), hidden
+        vector = dropout(pool(self.encoder, hidden, attention_mask), rate, dropout_key)
+        return self.head(vector).astype(jnp.float32)
 
 
 class SpanExtractor(ModelWithHead):

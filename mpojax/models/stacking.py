@@ -6,7 +6,8 @@ holds whole blocks. In a stack, what layers own has a leading axis of layers, wh
 one of blocks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,13 +85,26 @@ def random_stack(
 
 
 def run_stack(
-    config: EncoderConfig, stack, layer_range: range, x: jax.Array, mask, key: jax.Array | None
-) -> jax.Array:
-    """Runs `x` through the layers of one stack: a scan over blocks of scans over layers."""
+    config: EncoderConfig,
+    stack,
+    layer_range: range,
+    x: jax.Array,
+    mask,
+    key: jax.Array | None,
+    record: Callable | None = None,
+) -> tuple[jax.Array, Any]:
+    """Runs `x` through the layers of one stack: a scan over blocks of scans over layers.
+
+    Args:
+      record: (layer, its input, its output, mask) -> pytree of arrays, to be kept of each layer.
+
+    Returns:
+      (output, what is recorded with a leading axis of layers, or None).
+    """
     size = config.block_size
     indices = jnp.arange(layer_range.start, layer_range.stop)
     if config.layer_groups is None:
-        return _scan_layers(config, lambda layer: layer, x, stack, indices, mask, key)
+        return _scan_layers(config, lambda layer: layer, x, stack, indices, mask, key, record)
     graph, shared, own = split_shared(config, stack)
     blocks = len(layer_range) // size
     own = jax.tree.map(lambda leaf: leaf.reshape(blocks, size, *leaf.shape[1:]), own)
@@ -102,29 +116,42 @@ def run_stack(
             layer = layers.rebuilt_once(
                 nnx.merge(graph, shared, own), tokens=x.shape[0] * x.shape[1] * size
             )
-            return _scan_layers(config, lambda _: layer, x, None, indices, mask, key), None
+            return _scan_layers(config, lambda _: layer, x, None, indices, mask, key, record)
         build = lambda own: nnx.merge(graph, shared, own)  # noqa: E731
-        return _scan_layers(config, build, x, own, indices, mask, key), None
+        return _scan_layers(config, build, x, own, indices, mask, key, record)
 
     everything = (shared, own, indices.reshape(blocks, size))
     if blocks == 1:
-        return run_block(x, jax.tree.map(lambda leaf: leaf[0], everything))[0]
-    return jax.lax.scan(run_block, x, everything)[0]
+        return run_block(x, jax.tree.map(lambda leaf: leaf[0], everything))
+    x, found = jax.lax.scan(run_block, x, everything)
+    return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
 
-def _scan_layers(config, build, x, own, indices, mask, key):
+def one_layer(config: EncoderConfig, stack: nnx.Module, layer_range: range, layer: int):
+    """One layer of a stack as a module of its own."""
+    place = layer - layer_range.start
+    if config.layer_groups is None:
+        return jax.tree.map(lambda leaf: leaf[place], stack)
+    graph, shared, own = split_shared(config, stack)
+    shared = jax.tree.map(lambda leaf: leaf[place // config.block_size], shared)
+    return nnx.merge(graph, shared, jax.tree.map(lambda leaf: leaf[place], own))
+
+
+def _scan_layers(config, build, x, own, indices, mask, key, record):
     """Scans `x` through layers; `build` makes each from its slice of `own`."""
 
     def body(x, own_and_index):
         own, index = own_and_index
         layer_key = None if key is None else jax.random.fold_in(key, index)
         x = partition.place(x, partition.BATCH, None, None)
-        return build(own)(x, mask, layer_key), None
+        layer = build(own)
+        y = layer(x, mask, layer_key)
+        return y, None if record is None else record(layer, x, y, mask)
 
     if config.remat:
         # Inside a scan nothing can be merged across iterations: the barrier would only cost time.
         body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, x, (own, indices))[0]
+    return jax.lax.scan(body, x, (own, indices))
 
 
 def _same(entries: Mapping, layer: int, other: int) -> bool:
