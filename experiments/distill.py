@@ -21,7 +21,10 @@ from absl import logging
 from experiments import fitting, jobs, launch, tuning
 from mpojax import data, interop, models, training
 from mpojax.methods import mpop, opdf
-from mpojax.training import distillation
+from mpojax.training import distillation, replacement
+
+# Methods of distillation: "kd" compares outputs, "theseus" replaces layers.
+HOSTS = ("kd", "theseus")
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -39,6 +42,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     data.check_task(config.task)
     read_settings(config)
     distillation.Weights(**config.weights.to_dict())
+    replacement.Settings(**config.replacement.to_dict())
+    if config.host not in HOSTS:
+        raise ValueError(f"config.host={config.host!r} must be one of {', '.join(HOSTS)}.")
     if not config.teacher:
         raise ValueError(
             "config.teacher is empty: give the folder of a model that experiments.finetune saved."
@@ -109,41 +115,33 @@ def _student(config: ml_collections.ConfigDict, teacher: models.Model):
     depth = teacher.config.num_layers
     layers = tuple(config.student_layers) or tuple(range(depth // 2))
     student = opdf.with_layers(teacher, layers)
+    if config.host == "theseus":
+        replacement.runs_of_layers(_layer_map(config, student, teacher), depth)
     settings = read_settings(config)
     if settings is None:
         return student, {}, None
     return *opdf.prepare(student, settings, teacher), settings
 
 
+def _layer_map(config, student: models.Model, teacher: models.Model) -> tuple[int, ...]:
+    settings = opdf.Settings(layer_map=config.opdf.layer_map)
+    return opdf.layer_map(settings, student.config.num_layers, teacher.config.num_layers)
+
+
 def _train(
     config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path
 ) -> tuning.Outcome | None:
     student, targets, settings = _student(config, job.model)
-    weights = distillation.Weights(**config.weights.to_dict())
-    counts = sum(models.count_parameters(student).values())
     pair = distillation.Pair(student, job.model, targets)
-    extra = None
-    if targets and settings.lam:
-
-        def extra(pair):
-            return settings.lam * opdf.alignment_loss(
-                pair.student, pair.targets, settings.alignment
-            )
-
-    optimizer_config = config.optimizer.to_dict()
-    if settings is not None:
-        factor = opdf.rate_factor(settings.units, config.rate_exponent)
-        rate = factor * optimizer_config["learning_rate"]
-        optimizer_config["role_learning_rates"] = {"central": rate, "auxiliary": rate}
-    roles = training.roles(pair)
-    optimizer = training.make_optimizer(optimizer_config, roles, config.steps, seed=config.seed)
-    state = training.TrainState.create(pair, distillation.of_student, optimizer, seed=config.seed)
+    loss, batches, accept = _host(config, job, pair, settings)
+    optimizer = _optimizer(config, pair, settings)
+    state = training.TrainState.create(pair, accept, optimizer, seed=config.seed)
     # Of what is trained, and of the optimizer's state.
     training_bytes = sum(x.nbytes for x in jax.tree.leaves((state.trainable, state.optimizer)))
     result = training.fit(
         state,
-        distillation.distillation_loss(weights, extra),
-        job.train,
+        loss,
+        batches,
         optimizer=optimizer,
         steps=config.steps,
         mesh=training.make_mesh(config.mesh.to_dict()),
@@ -168,7 +166,7 @@ def _train(
     facts = {
         "fit": result.summary(),
         "steps": config.steps,
-        "train_parameters": counts,
+        "train_parameters": sum(models.count_parameters(student).values()),
         "inference_parameters": sum(models.count_parameters(merged).values()),
         "unmerged_metrics": before,
         "teacher_metrics": job.evaluate(job.model, job.dev),
@@ -177,9 +175,41 @@ def _train(
     return tuning.Outcome(small, after, mpop.trainable_filter("all"), facts)
 
 
+def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Settings | None):
+    """(loss, batches, filter of what is trained) of the method that the chains are put into."""
+    extra = None
+    if pair.target_names and settings.lam:
+
+        def extra(pair):
+            return settings.lam * opdf.alignment_loss(
+                pair.student, pair.targets, settings.alignment, settings.relative
+            )
+
+    layer_map = _layer_map(config, pair.student, pair.teacher)
+    if config.host == "theseus":
+        rates = replacement.Settings(**config.replacement.to_dict())
+        loss = replacement.replacement_loss(layer_map, extra)
+        return loss, replacement.Rated(job.train, rates), replacement.of_successors
+    weights = distillation.Weights(**config.weights.to_dict())
+    loss = distillation.distillation_loss(weights, extra, layer_map)
+    return loss, job.train, distillation.of_student
+
+
+def _optimizer(config, pair: distillation.Pair, settings: opdf.Settings | None):
+    """The config's optimizer; cores have a rate of their own, and decay towards their start."""
+    fields = config.optimizer.to_dict()
+    if settings is not None:
+        factor = opdf.rate_factor(settings.units, config.rate_exponent)
+        rate = factor * fields["learning_rate"]
+        fields["role_learning_rates"] = {"central": rate, "auxiliary": rate}
+        fields["decay_to_start"] = (r".*/cores/\d+",)
+    return training.make_optimizer(fields, training.roles(pair), config.steps, seed=config.seed)
+
+
 def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict[str, Any]:
     settings = read_settings(config)
     return {
+        "host": config.host,
         "units": None if settings is None else settings.units,
         "alignment": None if settings is None else settings.alignment,
     }

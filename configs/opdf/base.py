@@ -12,7 +12,7 @@ import ml_collections
 
 from configs.mpop import base
 from mpojax.methods import opdf
-from mpojax.training import distillation
+from mpojax.training import distillation, replacement
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -20,7 +20,11 @@ def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.teacher = ""  # folder of a model that experiments.finetune saved
     config.student_layers = ()  # of the teacher, with which the student starts; (): its first half
-    # Terms of the loss: fields of mpojax.training.distillation.Weights.
+    # "kd": the student learns the teacher's outputs; "theseus": its layers replace the teacher's.
+    config.host = "kd"
+    # Of "theseus": fields of mpojax.training.replacement.Settings.
+    config.replacement = dataclasses.asdict(replacement.Settings())
+    # Of "kd", terms of the loss: fields of mpojax.training.distillation.Weights.
     config.weights = dataclasses.asdict(distillation.Weights())
     # Chains while training: fields of mpojax.methods.opdf.Settings. enabled=False: a dense student.
     config.opdf = {"enabled": True} | dataclasses.asdict(opdf.Settings())

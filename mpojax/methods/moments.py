@@ -14,6 +14,7 @@ import optax
 
 from mpojax import models, mpo
 from mpojax.training import state as state_lib
+from mpojax.training import transforms
 
 # Optimizer states whose fields have the structure of the trained parameters: {field: is it a
 # second moment?}.
@@ -58,7 +59,7 @@ def transfer(
 
     old_nodes, structure = jax.tree.flatten(state, is_leaf=is_moments)
     new_nodes = jax.tree.leaves(fresh, is_leaf=is_moments)
-    if _has_muon(state):
+    if _holds(state, optax.contrib.MuonState) or _holds(state, transforms.StartState):
         raise ValueError(_CANNOT_FOLLOW)
     moved = []
     for before, after in zip(old_nodes, new_nodes, strict=True):
@@ -76,8 +77,11 @@ def transfer(
 
 
 def reset(state: Any, fresh: Any) -> Any:
-    """Moments and their counts from `fresh`; the rest, such as the schedule's, from `state`."""
-    kinds = (*_MOMENTS, optax.contrib.MuonState)
+    """Moments and their counts from `fresh`; the rest, such as the schedule's, from `state`.
+
+    What decays towards its start starts anew.
+    """
+    kinds = (*_MOMENTS, optax.contrib.MuonState, transforms.StartState)
 
     def is_moments(node):
         return isinstance(node, kinds)
@@ -91,10 +95,10 @@ def reset(state: Any, fresh: Any) -> Any:
     )
 
 
-def _has_muon(state: Any) -> bool:
-    """Muon's matrices and Adam's other parameters are two trees, neither of them whole."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, optax.contrib.MuonState))
-    return any(isinstance(node, optax.contrib.MuonState) for node in nodes)
+def _holds(state: Any, kind: type) -> bool:
+    """Of Muon: its matrices and Adam's other parameters are two trees, neither of them whole."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, kind))
+    return any(isinstance(node, kind) for node in nodes)
 
 
 def _moved(tree: Mapping, squared: bool, maps, old, new, trainable) -> dict:

@@ -40,7 +40,11 @@ class Settings:
       alignment: "procrustes_core" (student's bonds rotated onto the teacher's at the start),
         "core" (signs fixed alone), "projector" (invariant under rotations), "weight" (the plain
         difference of the matrices, a control), "none".
-      lam: weight of the alignment loss, which is relative to the teacher's cores.
+      lam: weight of the alignment loss.
+      relative: whether differences of cores are divided by the teacher's mean square; False as in
+        the paper.
+      sides: (size, factors before, factors behind those of one) of sizes that are not to be split
+        into two factors as equal as can be: `((768, (16, 2), (2, 12)), (3072, (32, 2), (2, 24)))`.
     """
 
     units: int = 3
@@ -48,9 +52,13 @@ class Settings:
     layer_map: tuple[int, ...] = ()
     alignment: str = "procrustes_core"
     lam: float = 1.0
+    relative: bool = True
+    sides: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "layer_map", tuple(self.layer_map))
+        sides = tuple((size, tuple(before), tuple(behind)) for size, before, behind in self.sides)
+        object.__setattr__(self, "sides", sides)
         if self.alignment not in ALIGNMENTS:
             raise ValueError(
                 f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}."
@@ -122,8 +130,9 @@ def planned_shapes(config: models.Config, settings: Settings) -> dict[str, mpo.M
     Raises:
       ValueError: `settings.matrices` matches nothing.
     """
+    sides = {size: (before, behind) for size, before, behind in settings.sides}
     found = {
-        path: mpo.over_parameterised_shape(*size, settings.units)
+        path: mpo.over_parameterised_shape(*size, settings.units, sides)
         for path, size in models.matrix_sizes(config).items()
         if re.fullmatch(settings.matrices, path)
     }
@@ -191,7 +200,7 @@ def _sources(config, teacher: models.Model, settings: Settings, shapes) -> dict[
 
 
 def alignment_loss(
-    student: models.Model, targets: Mapping[str, Sequence], alignment: str
+    student: models.Model, targets: Mapping[str, Sequence], alignment: str, relative: bool = True
 ) -> jax.Array:
     """Mean over matrices of the relative distance between student and teacher; a scalar.
 
@@ -201,7 +210,7 @@ def alignment_loss(
     Args:
       student: from `prepare`.
       targets: from `prepare`.
-      alignment: of `ALIGNMENTS`.
+      alignment, relative: see `Settings`.
     """
     if alignment == "none" or not targets:
         return jnp.zeros((), jnp.float32)
@@ -211,15 +220,15 @@ def alignment_loss(
     for path, goal in targets.items():
         cores = [arrays[f"{path}/cores/{k}"] for k in range(len(goal))]
         goal = [jax.lax.stop_gradient(jnp.asarray(core)) for core in goal]
-        parts.append(_distance(cores, goal, alignment))
+        parts.append(_distance(cores, goal, alignment, relative))
     return sum(parts) / len(parts)
 
 
-def _distance(cores, goal, alignment: str) -> jax.Array:
+def _distance(cores, goal, alignment: str, relative: bool) -> jax.Array:
     if alignment == "projector":
         return mpo.projector_distance(cores, goal)
     if alignment != "weight":
-        return mpo.core_distance(cores, goal)
+        return mpo.core_distance(cores, goal, relative)
     one, other = (mpo.to_matrix(tuple(c)) for c in (cores, goal))
     return jnp.sum(jnp.square(one - other)) / jnp.sum(jnp.square(other))
 

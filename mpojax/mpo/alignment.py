@@ -8,7 +8,8 @@ therefore measure luck. Here signs are fixed, and the student's bonds are rotate
 Numpy cores are treated on the host in float64, jax cores in their dtype, under jit.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +18,35 @@ import numpy as np
 from mpojax.mpo.shape import MPOShape
 
 
-def over_parameterised_shape(in_features: int, out_features: int, units: int) -> MPOShape:
+def over_parameterised_shape(
+    in_features: int,
+    out_features: int,
+    units: int,
+    sides: Mapping[int, tuple[Sequence[int], Sequence[int]]] | None = None,
+) -> MPOShape:
     """Full-bond chain of `units` + 2 cores with more numbers than the matrix.
 
     Each size is split into two factors as equal as can be, the larger first (768 = 32 x 24, 3072 =
     64 x 48); between them are factors of one, whose cores are square matrices on the bonds.
 
+    Args:
+      in_features, out_features: of the matrix.
+      units: how many factors of one.
+      sides: {size: (factors before, factors behind those of one)}, instead of the two factors.
+
     Raises:
-      ValueError: a negative number of units.
+      ValueError: a negative number of units, or factors that do not multiply to their size.
     """
     if isinstance(units, bool) or not isinstance(units, int) or units < 0:
         raise ValueError(f"units={units!r} must be an integer of at least 0.")
     lists = []
     for size in (in_features, out_features):
+        if sides and size in sides:
+            before, behind = sides[size]
+            lists.append((*before, *(1,) * units, *behind))
+            if math.prod(lists[-1]) != size:
+                raise ValueError(f"the factors {before}, {behind} do not multiply to {size}.")
+            continue
         small = next(k for k in range(int(size**0.5), 0, -1) if size % k == 0)
         lists.append((size // small, *(1,) * units, small))
     return MPOShape(*lists)
@@ -82,15 +99,16 @@ def align(student: Sequence, teacher: Sequence) -> tuple:
     return restore(cores)
 
 
-def core_distance(student: Sequence, teacher: Sequence):
+def core_distance(student: Sequence, teacher: Sequence, relative: bool = True):
     """Mean over auxiliary cores of the squared difference over the teacher's mean square.
 
-    The central core does not count. About 2 for unrelated cores, 0 for equal ones.
+    The central core does not count. About 2 for unrelated cores, 0 for equal ones. With
+    `relative=False` the plain mean squared difference, as in the paper (equation 5).
     """
     _check(student, teacher)
     central = (len(student) - 1) // 2
     parts = [
-        jnp.mean(jnp.square(s - t)) / _mean_square(t)
+        jnp.mean(jnp.square(s - t)) / (_mean_square(t) if relative else 1.0)
         for k, (s, t) in enumerate(zip(student, teacher, strict=True))
         if k != central
     ]

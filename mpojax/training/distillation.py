@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -63,26 +64,33 @@ class Weights:
       logits: of the distance to the teacher's probabilities.
       task: of the cross-entropy with the labels.
       hidden: of the distance of the last hidden states.
+      layers: of the mean distance of the hidden states of mapped layers.
+      attention: of the mean divergence of the attention of mapped layers.
       temperature: that both sides' logits are divided by. No factor of its square.
     """
 
     logits: float = 1.0
     task: float = 0.0
     hidden: float = 0.0
+    layers: float = 0.0
+    attention: float = 0.0
     temperature: float = 1.0
 
     def __post_init__(self):
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature!r} must be above 0.")
-        for name in ("logits", "task", "hidden"):
+        terms = ("logits", "task", "hidden", "layers", "attention")
+        for name in terms:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must not be negative.")
-        if not (self.logits or self.task or self.hidden):
+        if not any(getattr(self, name) for name in terms):
             raise ValueError("all weights are zero: nothing would be learned.")
 
 
 def distillation_loss(
-    weights: Weights, extra: Callable[[Pair], jax.Array] | None = None
+    weights: Weights,
+    extra: Callable[[Pair], jax.Array] | None = None,
+    layer_map: Sequence[int] = (),
 ) -> objectives.LossFunction:
     """The loss of a `Pair` as the training loop takes it.
 
@@ -93,13 +101,22 @@ def distillation_loss(
     Args:
       weights: of the terms.
       extra: another term, such as the alignment of cores; its value is the metric `alignment`.
+      layer_map: for each layer of the student the teacher's that it is compared with.
+
+    Raises:
+      ValueError: layers are compared, but there is no map.
     """
+    if (weights.layers or weights.attention) and not layer_map:
+        raise ValueError("the weights layers and attention need a layer_map.")
 
     def loss(pair: Pair, batch: dict, key: jax.Array | None) -> tuple[jax.Array, dict]:
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = [batch.get(name) for name in names]
-        own, hidden = pair.student.forward(*inputs, key)
-        theirs, goal = jax.tree.map(jax.lax.stop_gradient, pair.teacher.forward(*inputs))
+        own, states, attention = _outputs(pair.student, inputs, key, weights)
+        theirs, goals, their_attention = jax.lax.stop_gradient(
+            _outputs(pair.teacher, inputs, None, weights)
+        )
+        mask = batch.get("attention_mask")
         labels = objectives.labels_of(batch)
         terms = {"distillation": logit_distance(own, theirs, weights.temperature)}
         total = weights.logits * terms["distillation"]
@@ -108,8 +125,17 @@ def distillation_loss(
             terms["task_loss"] = jnp.mean(losses)
             total = total + weights.task * terms["task_loss"]
         if weights.hidden:
-            terms["hidden"] = hidden_distance(hidden, goal, batch.get("attention_mask"))
+            terms["hidden"] = hidden_distance(states[-1], goals[-1], mask)
             total = total + weights.hidden * terms["hidden"]
+        mapped = np.array(layer_map, np.int32)
+        if weights.layers:
+            pairs = zip(states, goals[mapped], strict=True)
+            parts = [hidden_distance(one, other, mask) for one, other in pairs]
+            terms["layers"] = sum(parts) / len(parts)
+            total = total + weights.layers * terms["layers"]
+        if weights.attention:
+            terms["attention"] = attention_distance(attention, their_attention[mapped], mask)
+            total = total + weights.attention * terms["attention"]
         if extra is not None:
             terms["alignment"] = extra(pair)
             total = total + terms["alignment"]
@@ -117,6 +143,14 @@ def distillation_loss(
         return total, {**terms, "accuracy": jnp.mean(hits)}
 
     return loss
+
+
+def _outputs(model, inputs, key, weights: Weights):
+    """(logits, hidden states of all layers, or of the last alone, their attention or None)."""
+    if weights.layers or weights.attention:
+        return model.states(*inputs, key, attention=weights.attention > 0)
+    logits, hidden = model.forward(*inputs, key)
+    return logits, hidden[None], None
 
 
 def logit_distance(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -145,3 +179,23 @@ def hidden_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array | No
     real = jnp.ones(one.shape[:2], jnp.float32) if mask is None else (mask != 0).astype(jnp.float32)
     real = real[..., None]
     return jnp.sum(real * jnp.square(one - other)) / jnp.sum(real * jnp.square(other))
+
+
+def attention_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Mean Kullback-Leibler divergence of the teacher's attention at real positions, nats.
+
+    Args:
+      student, teacher: probabilities (layers, batch, heads, attending, attended) of equal shapes.
+      mask: (batch, length), nonzero at real tokens; None: all real.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"attention of shapes {student.shape} and {teacher.shape} cannot be compared: the "
+            "student must have as many heads as its teacher."
+        )
+    # The student's is zero where the teacher's is, at padding: there the product is to be zero.
+    least = jnp.finfo(teacher.dtype).tiny
+    logs = jnp.log(jnp.maximum(teacher, least)) - jnp.log(jnp.maximum(student, least))
+    divergence = jnp.mean(jnp.sum(teacher * logs, axis=-1), axis=(0, 2))
+    real = jnp.ones_like(divergence) if mask is None else (mask != 0).astype(divergence.dtype)
+    return jnp.sum(real * divergence) / jnp.sum(real)

@@ -57,6 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
             "muon_rms": 0.2,  # of the update's entries; 0.2 fits adam's learning rates
             "weight_decay": 0.0,  # decoupled
             "no_decay": NO_DECAY,  # patterns of paths without decay (re.fullmatch)
+            "decay_to_start": (),  # patterns of paths that decay to their start instead of zero
             "clip_norm": 1.0,  # of the whole gradient; 0 = off
             # Of the gradients of central cores, see `gradient_mask`; rate None: no mask.
             "central_mask": gradient_mask.default_settings(),
@@ -112,7 +113,8 @@ def make_optimizer(
     mask = gradient_mask.read(config.central_mask, roles, seed, under_muon)
     parts += _directions(config, roles, chains, mask)
     if config.weight_decay:
-        parts += [optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config.no_decay))]
+        patterns = (tuple(config.no_decay), tuple(config.decay_to_start))
+        parts += transforms.decays(config.weight_decay, *patterns)
     if config.name == "lamb":
         bounds = tuple(config.trust_bounds) or None
         parts += [transforms.scale_by_trust_ratio(bounds, config.no_trust_ratio)]
@@ -210,6 +212,7 @@ def _check(config: ml_collections.ConfigDict, roles: Mapping[str, str], total_st
         )
     for key, default in (
         ("no_decay", NO_DECAY),
+        ("decay_to_start", ()),
         ("no_trust_ratio", ()),
         ("muon_excluded", NO_MUON),
     ):
@@ -276,15 +279,6 @@ def _standard_promotion(function: Callable) -> Callable:
             return function(*args, **more)
 
     return wrapped
-
-
-def _decay_mask(patterns: tuple[str, ...]) -> Callable:
-    def mask(params):
-        return state_lib.map_with_path(
-            lambda path, _: not any(re.fullmatch(pattern, path) for pattern in patterns), params
-        )
-
-    return mask
 
 
 def _scale_by_role(config: ml_collections.ConfigDict, roles: Mapping[str, str]):

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,52 @@ import optax
 
 from mpojax import mpo
 from mpojax.training import state as state_lib
+
+
+class StartState(NamedTuple):
+    """The values from which parameters started, where they decay towards them."""
+
+    start: dict
+
+
+def decays(rate: float, without: Sequence[str], to_start: Sequence[str]) -> list:
+    """Weight decay towards zero, or towards the start value, as parts of an optax chain.
+
+    Args:
+      rate: what is added to the update is rate * (parameter - its goal).
+      without: patterns of paths (re.fullmatch) that do not decay.
+      to_start: patterns of paths whose goal is the value at the start of the run: cores near the
+        identity, say, which zero would pull the whole chain away from.
+    """
+
+    def matches(patterns, path):
+        return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+    def mask(params):
+        others = (*without, *to_start)
+        return state_lib.map_with_path(lambda path, _: not matches(others, path), params)
+
+    parts = [optax.add_decayed_weights(rate, mask=mask)]
+    if not to_start:
+        return parts
+
+    def init(params):
+        flat = state_lib.flatten(params)
+        chosen = [p for p in flat if matches(to_start, p) and not matches(without, p)]
+        # Copies: a step gives the buffers of the parameters away.
+        return StartState(state_lib.nest({p: jnp.array(flat[p], copy=True) for p in chosen}))
+
+    def update(updates, state, params=None):
+        start = state_lib.flatten(state.start)
+
+        def decayed(path, update, parameter):
+            if path not in start:
+                return update
+            return update + jnp.asarray(rate, update.dtype) * (parameter - start[path])
+
+        return state_lib.map_with_path(decayed, updates, params), state
+
+    return [*parts, optax.GradientTransformation(init, update)]
 
 
 def scale_by_adam(beta1: float, beta2: float, epsilon: float, bias_correction: bool = True):

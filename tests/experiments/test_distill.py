@@ -83,9 +83,38 @@ def test_a_run_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
 
 
+def test_layers_replace_those_of_the_teacher(config, tmp_path, teacher):
+    config.host, config.log_every, config.save_model = "theseus", 1, True
+    config.replacement.start, config.replacement.growth = 0.5, 0.1
+    config.optimizer.weight_decay = 0.01
+    assert distill.run(config, tmp_path) == 0
+    assert result_of(tmp_path)["host"] == "theseus"
+    rates = [m["replacement_rate"] for m in training.metrics.read(tmp_path / "metrics.jsonl")]
+    np.testing.assert_allclose(rates, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], rtol=1e-5)
+    saved, known = (
+        models.to_arrays(interop.load_pretrained(f)) for f in (tmp_path / "model", teacher)
+    )
+    for name, array in saved.items():  # embeddings and head are the teacher's
+        if not name.startswith("layers/"):
+            np.testing.assert_array_equal(array, known[name])
+    assert np.any(
+        saved["layers/0/feed_forward/up/kernel"] != known["layers/0/feed_forward/up/kernel"]
+    )
+
+
+def test_layers_and_attention_are_compared(config, tmp_path):
+    config.weights.layers, config.weights.attention, config.log_every = 1.0, 1.0, 1
+    assert distill.run(config, tmp_path) == 0
+    last = list(training.metrics.read(tmp_path / "metrics.jsonl"))[-1]
+    assert last["layers"] > 0
+    assert last["attention"] > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"host": "lgtm"}, "config.host='lgtm' must be one of kd, theseus"),
+        ({"host": "theseus", "opdf__layer_map": (0,)}, "must grow and end with"),
         ({"teacher": ""}, "config.teacher is empty"),
         ({"student_layers": (7,)}, r"layers=\(7,\) must name layers of the teacher"),
         ({"opdf__alignment": "cosine"}, "alignment='cosine' must be one of"),

@@ -193,3 +193,34 @@ def test_the_matrices_that_matter_most_are_selected():
     found = opdf.select(arrays, slopes, 2)
     assert found == ["layers/1/query", "layers/2/query", "layers/2/up", "layers/0/up"]
     assert opdf.select(arrays, slopes, 1, done=found) == ["layers/0/query", "layers/1/up"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "attention", "feed_forward"),
+    [
+        (((768, (16, 2), (2, 12)), (3072, (32, 2), (2, 24))), 2_334_976, 9_339_904),
+        (((768, (4, 4, 2), (2, 3, 4)), (3072, (8, 4, 2), (2, 4, 6))), 2_335_488, 9_341_504),
+    ],
+)
+def test_published_counts_of_other_factor_lists(sides, attention, feed_forward):
+    config = models.EncoderConfig(*(100, 768, 1, 12, 3072), max_positions=8)
+    shapes = opdf.planned_shapes(config, opdf.Settings(units=4, sides=sides))
+    assert shapes["layers/0/attention/query"].num_params == attention
+    assert shapes["layers/0/feed_forward/up"].num_params == feed_forward
+    wrong = opdf.Settings(sides=((768, (16, 2), (2, 11)),))
+    with pytest.raises(ValueError, match="do not multiply to 768"):
+        opdf.planned_shapes(config, wrong)
+
+
+def test_the_plain_loss_of_the_paper(pair):
+    large, targets = opdf.prepare(pair[0], settings(), pair[1])
+    arrays, parts = models.to_arrays(large), []
+    for path, goal in targets.items():
+        central = (len(goal) - 1) // 2
+        parts += [
+            np.mean((arrays[f"{path}/cores/{k}"] - core) ** 2)
+            for k, core in enumerate(goal)
+            if k != central
+        ]
+    found = opdf.alignment_loss(large, targets, "procrustes_core", relative=False)
+    np.testing.assert_allclose(found, np.mean(parts), rtol=1e-5)

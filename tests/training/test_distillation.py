@@ -1,11 +1,15 @@
 """What a student learns from its teacher, against sums by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mpojax.training import distillation
+from tests.models import small
+from tests.models.test_kinds import IDS, MASK
 
 RNG = np.random.default_rng(0)
 ONE, OTHER = (jnp.asarray(RNG.standard_normal((4, 3)), jnp.float32) for _ in range(2))
@@ -48,3 +52,46 @@ def test_distance_of_hidden_states_leaves_padding_out():
 def test_weights(fields, message):
     with pytest.raises(ValueError, match=message):
         distillation.Weights(**fields)
+
+
+def test_divergence_of_attention_leaves_padding_out():
+    one, other = (softmax(RNG.standard_normal((2, 1, 3, 4, 4))) for _ in range(2))
+    mask = np.array([[1, 1, 1, 0]])
+    expected = np.mean(np.sum(other * np.log(other / one), -1)[..., :3])
+    found = distillation.attention_distance(
+        *(jnp.asarray(x, jnp.float32) for x in (one, other)), jnp.asarray(mask)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="as many heads as its teacher"):
+        distillation.attention_distance(
+            jnp.zeros((1, 1, 2, 4, 4)), jnp.zeros((1, 1, 3, 4, 4)), None
+        )
+
+
+def pair(seed=0):
+    config = dataclasses.replace(small.BERT, num_labels=2, dropout=0.0, attention_dropout=0.0)
+    deep = dataclasses.replace(config, num_layers=6)
+    student, teacher = (small.random_model(c, seed=seed + n) for n, c in enumerate((config, deep)))
+    return distillation.Pair(student, teacher)
+
+
+BATCH = {"input_ids": IDS, "attention_mask": MASK, "labels": jnp.asarray([0, 1])}
+
+
+def test_mapped_layers_are_compared():
+    both, layer_map = pair(), (1, 3, 5)
+    weights = distillation.Weights(logits=0.0, layers=2.0, attention=3.0)
+    loss = distillation.distillation_loss(weights, layer_map=layer_map)
+    total, terms = jax.jit(loss)(both, BATCH, jax.random.key(0))
+    states = both.student.states(IDS, MASK, attention=True)
+    goals = both.teacher.states(IDS, MASK, attention=True)
+    parts = [
+        distillation.hidden_distance(states[1][k], goals[1][t], MASK)
+        for k, t in enumerate(layer_map)
+    ]
+    np.testing.assert_allclose(terms["layers"], np.mean(parts), rtol=1e-5)
+    attention = distillation.attention_distance(states[2], goals[2][np.array(layer_map)], MASK)
+    np.testing.assert_allclose(terms["attention"], attention, rtol=1e-5)
+    np.testing.assert_allclose(total, 2 * np.mean(parts) + 3 * attention, rtol=1e-5)
+    with pytest.raises(ValueError, match="need a layer_map"):
+        distillation.distillation_loss(weights)

@@ -71,6 +71,21 @@ class TestOptimizer:
         with pytest.raises(ValueError, match=r"no_decay pattern 'cor' matches no parameter"):
             updates_of(no_decay=("cor",))
 
+    def test_decay_to_the_start(self):
+        config = {"learning_rate": 0.1, "weight_decay": 0.5, "schedule": "constant"}
+        optimizer = training.make_optimizer(
+            config | {"decay_to_start": ("core",), "no_decay": ("a/bias",)}, ROLES, total_steps=10
+        )
+        held = optimizer.init(params(2.0))
+        update, held = optimizer.update(params(0.0), held, params(2.5))
+        found = {path: float(leaf[0]) for path, leaf in state_lib.flatten(update).items()}
+        assert found["core"] == pytest.approx(-0.1 * 0.5 * 0.5)
+        assert found["a/kernel"] == pytest.approx(-0.1 * 0.5 * 2.5)
+        assert found["a/bias"] == 0.0
+        assert set(state_lib.flatten(held[-3].start)) == {"core"}
+        with pytest.raises(ValueError, match=r"decay_to_start pattern 'cor' matches no parameter"):
+            updates_of(decay_to_start=("cor",))
+
     def test_rate_of_a_role(self):
         update = updates_of(
             name="sgd",
