@@ -60,6 +60,7 @@ def test_the_student_is_a_plain_model(config, tmp_path, teacher, enabled):
     assert np.any(arrays[name] != known[name])
 
 
+@pytest.mark.slow
 def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
     config.log_every, config.steps, config.opdf.lam = 1, 12, 10.0
     assert distill.run(config, tmp_path) == 0
