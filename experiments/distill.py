@@ -84,7 +84,9 @@ def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     """The data, and the teacher with its own head as the job's model."""
     job = jobs.prepare(_teachers(config))
     if not isinstance(job.model, models.SequenceClassifier):
-        raise ValueError(f"config.task={config.task!r}: only classifiers are distilled.")
+        raise ValueError(
+            f"config.task={config.task!r}: only classifiers and regressions are distilled."
+        )
     _check_words(config, job.source)
     _student(config, job.model)  # what does not fit shows before the folder is claimed
     return job

@@ -6,9 +6,10 @@
     python -m experiments.table mpop_figure2 --model=FOLDER
     python -m experiments.table mpobert_table1 --workdir=runs
     python -m experiments.table mpoe_table3 --workdir=runs
+    python -m experiments.table opdf_table1 --workdir=runs
 
 Names: mpop_table1 .. mpop_table5, mpop_figure2, mpobert_table1 .. mpobert_table7, mpoe_table1 ..
-mpoe_table4 (mpoe_table1 is two: mpoe_table1_t5 and mpoe_table1_gpt2). Ours comes from the
+mpoe_table4 (mpoe_table1 is two: mpoe_table1_t5 and mpoe_table1_gpt2), opdf_table1. Ours is from the
 `result.json` of finished runs at or below --workdir, matched by architecture, variant and task (see
 `experiments.tables.results.score`); parameter counts come from shapes and need no weights. --list
 prints the command of every row, and whether data and weights for it are at hand. Printed,
@@ -28,11 +29,17 @@ from experiments.tables import (
     published,
     published_mpobert,
     published_mpoe,
+    published_opdf,
     results,
     scores,
 )
 
-SCORES = {**published.SCORES, **published_mpobert.SCORES, **published_mpoe.SCORES}
+SCORES = {
+    **published.SCORES,
+    **published_mpobert.SCORES,
+    **published_mpoe.SCORES,
+    **published_opdf.SCORES,
+}
 # Name -> function of (runs, command-line options).
 TABLES: dict[str, Callable[[Sequence[results.Run], argparse.Namespace], page.Page]] = {
     "mpop_table1": lambda runs, options: analyses.table1(runs, options.before, options.after),

@@ -32,7 +32,7 @@ class Column:
     Attributes:
       task: of the runs; of runs on plain text, the name of the texts.
       header: as shown; with an arrow where lower is better, or higher is no merit.
-      metric: of the runs, by its name in their results.
+      metric: of the runs, by its name in their results; "a+b" is the mean of two.
       fields: of the config, where a row has several runs of one task.
       part: name of the column, where one run fills several.
       split: that the metric is of.

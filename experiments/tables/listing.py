@@ -59,6 +59,11 @@ def lines(
             if row.tuned:
                 found.append(f"    the search: {_search(row, columns[0], data_dir, workdir)}")
         found += [f"  The model: {made_by}"] if made_by else []
+        if row.runner == "distill":
+            found.append(
+                "  Its teacher: run the first row with --config.save_model=True before, and add "
+                "--config.teacher=ITS_WORKDIR/model."
+            )
         if row.variant == "dir":
             found.append(
                 "  As in the paper: run the dense row with --config.save_model=True before, and "

@@ -206,6 +206,9 @@ def _defaults(is_language_model: bool) -> dict[str, Any]:
 
 def _value(run: Run, task: str, metric: str) -> float | None:
     result = run.result.get("tasks", {}).get(task, run.result)
+    if "+" in metric:  # the mean of several
+        parts = [_value(run, task, part) for part in metric.split("+")]
+        return None if None in parts else statistics.fmean(parts)
     metrics = result.get("metrics")
     if isinstance(metrics, Mapping) and isinstance(metrics.get(metric), int | float):
         return float(metrics[metric])

@@ -1,4 +1,4 @@
-"""Distilling a text classifier: what the student learns from its teacher's outputs."""
+"""Distilling a text classifier or a regression: what the student learns from its teacher."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from mpojax.training import objectives
@@ -61,8 +60,8 @@ class Weights:
     """What the loss of a student is made of.
 
     Attributes:
-      logits: of the distance to the teacher's probabilities.
-      task: of the cross-entropy with the labels.
+      logits: of the distance to the teacher's probabilities; of a regression, to its outputs.
+      task: of the loss with the labels.
       hidden: of the distance of the last hidden states.
       layers: of the mean distance of the hidden states of mapped layers.
       attention: of the mean divergence of the attention of mapped layers.
@@ -117,12 +116,11 @@ def distillation_loss(
             _outputs(pair.teacher, inputs, None, weights)
         )
         mask = batch.get("attention_mask")
-        labels = objectives.labels_of(batch)
-        terms = {"distillation": logit_distance(own, theirs, weights.temperature)}
+        terms = {"distillation": _output_distance(pair, own, theirs, weights.temperature)}
         total = weights.logits * terms["distillation"]
+        task_loss, metrics = task_objective(pair)(lambda *_: own, batch, key)
         if weights.task:
-            losses = optax.softmax_cross_entropy_with_integer_labels(own, labels)
-            terms["task_loss"] = jnp.mean(losses)
+            terms["task_loss"] = task_loss
             total = total + weights.task * terms["task_loss"]
         if weights.hidden:
             terms["hidden"] = hidden_distance(states[-1], goals[-1], mask)
@@ -139,10 +137,21 @@ def distillation_loss(
         if extra is not None:
             terms["alignment"] = extra(pair)
             total = total + terms["alignment"]
-        hits = (jnp.argmax(own, axis=-1) == labels).astype(jnp.float32)
-        return total, {**terms, "accuracy": jnp.mean(hits)}
+        return total, {**terms, **metrics}
 
     return loss
+
+
+def task_objective(pair: Pair) -> objectives.LossFunction:
+    """The loss of the task alone: with one output it is a regression."""
+    kind = "regression" if pair.config.num_labels == 1 else "classification"
+    return objectives.objective(kind)
+
+
+def _output_distance(pair: Pair, own, theirs, temperature: float) -> jax.Array:
+    if pair.config.num_labels == 1:
+        return jnp.mean(jnp.square(own - theirs))
+    return logit_distance(own, theirs, temperature)
 
 
 def _outputs(model, inputs, key, weights: Weights):

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from mpojax.layers.dropout import split_or_none
@@ -115,7 +113,7 @@ def mixed_logits(
 
 
 def replacement_loss(layer_map: Sequence[int], extra=None) -> objectives.LossFunction:
-    """The loss of a `distillation.Pair` on `Rated` data: cross-entropy of the mixed model.
+    """The loss of a `distillation.Pair` on `Rated` data: that of the task, of the mixed model.
 
     Args:
       layer_map: see `mixed_logits`.
@@ -124,13 +122,9 @@ def replacement_loss(layer_map: Sequence[int], extra=None) -> objectives.LossFun
 
     def loss(pair: distillation.Pair, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         rate = batch[_RATE][0]
-        logits, labels = (
-            mixed_logits(pair, batch, layer_map, rate, key),
-            objectives.labels_of(batch),
-        )
-        total = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        hits = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
-        metrics = {"task_loss": total, "accuracy": hits, _RATE: rate}
+        logits = mixed_logits(pair, batch, layer_map, rate, key)
+        total, metrics = distillation.task_objective(pair)(lambda *_: logits, batch, key)
+        metrics = metrics | {"task_loss": total, _RATE: rate}
         if extra is not None:
             metrics["alignment"] = extra(pair)
             total = total + metrics["alignment"]

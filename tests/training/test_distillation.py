@@ -95,3 +95,15 @@ def test_mapped_layers_are_compared():
     np.testing.assert_allclose(total, 2 * np.mean(parts) + 3 * attention, rtol=1e-5)
     with pytest.raises(ValueError, match="need a layer_map"):
         distillation.distillation_loss(weights)
+
+
+def test_a_regression_is_compared_by_its_outputs():
+    config = dataclasses.replace(small.BERT, num_labels=1, dropout=0.0, attention_dropout=0.0)
+    both = distillation.Pair(*(small.random_model(config, seed=seed) for seed in (0, 1)))
+    loss = distillation.distillation_loss(distillation.Weights(logits=2.0, task=1.0))
+    labels = jnp.asarray([0.5, 2.0])
+    total, terms = loss(both, BATCH | {"labels": labels}, jax.random.key(0))
+    own, theirs = both.student(IDS, MASK), both.teacher(IDS, MASK)
+    expected = 2 * jnp.mean((own - theirs) ** 2) + jnp.mean((own[:, 0] - labels) ** 2)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert "mean_absolute_error" in terms

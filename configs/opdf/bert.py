@@ -1,0 +1,85 @@
+"""BERT-base into six layers by BERT-of-Theseus, plain and over-parameterised: rows of table 1.
+
+    python -m experiments.finetune --config=configs/mpop/bert.py:dense,rte --config.model=FOLDER \
+        --config.data_dir=DATA --config.save_model=True --workdir=runs/bert/dense-rte
+    python -m experiments.distill --config=configs/opdf/bert.py:theseus_opdf,rte \
+        --config.model=FOLDER --config.data_dir=DATA --config.teacher=runs/bert/dense-rte/model \
+        --workdir=runs/opdf/theseus_opdf-rte
+    python -m experiments.table opdf_table1 --list    # the command of every row
+
+`VARIANT,TASK`. Variants: theseus (dense), theseus_svd (L = 0), theseus_mpo (L of the task, cores
+left alone), theseus_opdf (the same, aligned with the teacher's). Tasks: rte mrpc stsb cola sst2
+qnli qqp mnli. The student starts as the teacher's first six layers; embeddings, pooler and head are
+frozen. Rates, epochs, growth and L: the authors' code and logs, the first value where these have
+several; batch 32, length 128, AdamW without decay, linear to zero without warm-up, seed 42. The
+authors align nothing (their loss has no gradient); rates of cores are not divided here, as theirs.
+"""
+
+import dataclasses
+import math
+
+import ml_collections
+
+from configs.mpop import rows
+from configs.opdf import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Published settings of one task.
+
+    Attributes:
+      learning_rate, epochs: of a run.
+      growth: of the probability of replacement, for each step.
+      units: L.
+      start: the probability at the first step.
+      examples: of the training split.
+    """
+
+    learning_rate: float
+    epochs: int
+    growth: float
+    units: int
+    examples: int
+    start: float = 0.3
+
+    @property
+    def steps(self) -> int:
+        """Of a run, in batches of 32."""
+        return self.epochs * math.ceil(self.examples / 32)
+
+
+TASKS = {
+    "rte": Task(1e-6, 20, 1e-4, 3, 2490),
+    "mrpc": Task(1e-6, 20, 1e-4, 3, 3668),
+    "stsb": Task(2e-5, 15, 1e-4, 3, 5749),
+    "cola": Task(1e-4, 20, 1e-4, 1, 8551),
+    "sst2": Task(1e-6, 20, 3e-4, 5, rows.TASKS["sst2"].examples),
+    "qnli": Task(5e-6, 3, 1e-4, 8, rows.TASKS["qnli"].examples),
+    "qqp": Task(5e-6, 3, 1e-4, 3, 363_846),
+    "mnli": Task(5e-6, 3, 1e-4, 1, rows.TASKS["mnli"].examples, start=0.5),
+}
+VARIANTS = ("theseus", "theseus_svd", "theseus_mpo", "theseus_opdf")
+
+
+def get_config(argument: str = "theseus_opdf,rte") -> ml_collections.ConfigDict:
+    """`argument` is VARIANT,TASK."""
+    variant, _, name = argument.partition(",")
+    if variant not in VARIANTS or name not in TASKS:
+        raise ValueError(
+            f"configs/opdf/bert.py:{argument}: the argument is VARIANT,TASK with a variant of "
+            f"{', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
+        )
+    task, config = TASKS[name], base.get_config()
+    config.architecture, config.model = "bert-base-uncased", "google-bert/bert-base-uncased"
+    config.variant, config.task, config.seed = variant, name, 42
+    config.host = "theseus"
+    config.replacement.start, config.replacement.growth = task.start, task.growth
+    config.student_layers = tuple(range(6))
+    config.opdf.enabled = variant != "theseus"
+    config.opdf.units = 0 if variant == "theseus_svd" else task.units
+    config.opdf.alignment = "procrustes_core" if variant == "theseus_opdf" else "none"
+    config.rate_exponent = 0.0
+    config.steps, config.batch_size = task.steps, 32
+    config.optimizer.learning_rate = task.learning_rate
+    return config

@@ -1,0 +1,79 @@
+"""What the OPDF paper prints, against its own numbers and against counts from shapes."""
+
+import statistics
+
+import pytest
+
+from configs.opdf import bert
+from experiments import distill, table
+from experiments.tables import published_opdf
+
+ROWS = {row.label: row for row in published_opdf.TABLE1.rows}
+
+
+def mean(label):
+    return statistics.fmean(map(float, ROWS[label].scores.values()))
+
+
+def test_averages_are_means_of_all_printed_scores_but_for_the_teacher():
+    for label, row in ROWS.items():
+        assert (abs(mean(label) - float(row.average)) < 0.151) == (label != "BERT-base")
+    expected = {
+        "Theseus": 79.21,
+        "Theseus +OPDF": 80.51,
+        "AD-KD +OPDF": 83.40,
+        "BERT-base": 82.60,
+        "AD-KD +SVD": 82.45,
+    }
+    for label, value in expected.items():
+        assert mean(label) == pytest.approx(value, abs=0.005)
+        if value in (82.60, 82.45):
+            assert f"{value:.2f}" in ROWS[label].note
+    assert mean("AD-KD +OPDF") - mean("BERT-base") == pytest.approx(0.8, abs=0.01)
+    assert {len(row.scores) for row in ROWS.values()} == {9, 10}
+
+
+def test_counts_follow_from_the_shapes_or_a_note_says_what_does():
+    numbers, found = published_opdf.numbers, {}
+    for label, host in (
+        ("Theseus +OPDF", "theseus"),
+        ("LGTM +OPDF", "lgtm"),
+        ("DBKD +OPDF", "dbkd"),
+        ("AD-KD +OPDF", "adkd"),
+    ):
+        trained = published_opdf.counts(f"{host}_opdf")["trainable"] / 1e6
+        found[host] = round(trained, 1)
+        assert f"{trained:.1f} M" in ROWS[label].note
+    assert found == {"theseus": 171.5, "lgtm": 159.5, "dbkd": 168.8, "adkd": 183.4}
+    assert "162.5 M" in ROWS["LGTM +OPDF"].note
+    assert round(numbers(6, 3) / 1e6, 1) == 162.5
+    assert round(numbers(4, 1) / 1e6, 1) == 84.6
+    assert round(numbers(4, 0) / 1e6) == 69
+    assert round(numbers(6, 0) / 1e6) == 91
+    assert published_opdf.counts("dense")["total"] == 109_483_778
+    assert published_opdf.counts("theseus") == {"trainable": 66_956_546, "total": 66_956_546}
+
+
+def test_the_table_is_printed(capsys):
+    assert table.main(["opdf_table1"]) == 0
+    text = capsys.readouterr().out
+    assert "171" in text
+    assert "published only" in text
+    assert table.main(["opdf_table1", "--list", "--model_dir=/no/such"]) == 0
+    assert "experiments.distill --config=configs/opdf/bert.py:theseus_opdf,rte" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("variant", bert.VARIANTS)
+def test_configs_of_the_rows(variant):
+    for task in bert.TASKS:
+        config = bert.get_config(f"{variant},{task}")
+        config.teacher = "somewhere"
+        distill.check(config)
+    config = bert.get_config(f"{variant},rte")
+    assert config.steps == 20 * 78
+    settings = distill.read_settings(config)
+    assert (settings is None) == (variant == "theseus")
+    with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
+        bert.get_config(f"{variant},wnli")
