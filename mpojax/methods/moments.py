@@ -4,7 +4,7 @@ Moments are kept by logical path (`layers/3/attention/query/cores/1`), as the ar
 how layers are stacked may change between two models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +52,39 @@ def transfer(
     Raises:
       ValueError: an optimizer that keeps other quantities of the parameters' shape.
     """
+
+    def move(before, after, squared):
+        return _moved(before, squared, maps, old, new, trainable)
+
+    return _mapped(state, fresh, move)
+
+
+def carried(state: Any, fresh: Any, old: models.Model, new: models.Model, trainable: Any) -> Any:
+    """The optimizer state of `old` for `new`, by name: what only `new` has starts afresh.
+
+    Step counts stay, those of the bias correction too: the first updates of new parameters are
+    about (1 - beta1) / sqrt(1 - beta2) times as long as others, 3.2 for Adam's usual numbers.
+
+    Args:
+      state, fresh, old, new, trainable: see `transfer`.
+
+    Raises:
+      ValueError: an optimizer that keeps other quantities of the parameters' shape.
+    """
+    _, trained, _ = state_lib.split(new, trainable)
+    trained = state_lib.flatten(trained)
+
+    def carry(before, after, squared):
+        by_path = _by_logical_path(after, new)
+        known = _by_logical_path(before, old)
+        by_path |= {name: known[name] for name in by_path if name in known}
+        return state_lib.nest(_stacked(by_path, new, trained))
+
+    return _mapped(state, fresh, carry)
+
+
+def _mapped(state: Any, fresh: Any, move: Callable) -> Any:
+    """`state` with `move(old moment, fresh moment, is it a second one?)` for every moment."""
     kinds = tuple(_MOMENTS)
 
     def is_moments(node):
@@ -65,7 +98,7 @@ def transfer(
     for before, after in zip(old_nodes, new_nodes, strict=True):
         if is_moments(before):
             fields = {
-                name: _moved(getattr(before, name), squared, maps, old, new, trainable)
+                name: move(getattr(before, name), getattr(after, name), squared)
                 for name, squared in _MOMENTS[type(before)].items()
             }
             moved.append(before._replace(**fields))
