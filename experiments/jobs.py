@@ -15,6 +15,7 @@ from mpojax import data, files, interop, models, training
 from mpojax.methods import mpop, multitask
 from mpojax.training import objectives
 
+HELD_OUT = "held_out"  # as `config.dev_split`
 _HEADS_FILE = "tasks.json"  # beside the weights of a model of several tasks
 
 
@@ -172,16 +173,28 @@ def splits(config: ml_collections.ConfigDict, task: data.TextTask):
     Raises:
       ValueError: no such split or one without labels, or too few examples for the config.
     """
-    train, dev, held_out = task[config.train_split], task[config.dev_split or task.dev_split], None
+    train, held_out = task[config.train_split], None
     if train.labels is None:
         raise ValueError(f"config.train_split={config.train_split!r} of {task.name} has no labels.")
     if config.held_out_examples:
         train, held_out = train.split_off(config.held_out_examples)
+    dev = _reported(config, task, held_out)
     if config.shots:
         train = data.few_shot(task, train, config.shots, config.draw)
     train = train.take(config.train_examples) if config.train_examples else train
     dev = dev.take(config.dev_examples) if config.dev_examples else dev
     return train, dev, held_out
+
+
+def _reported(config: ml_collections.ConfigDict, task: data.TextTask, held_out):
+    if config.dev_split != HELD_OUT:
+        return task[config.dev_split or task.dev_split]
+    if held_out is None:
+        raise ValueError(
+            f"config.dev_split={HELD_OUT!r} reports what is held out from the training split: set "
+            "config.held_out_examples to how many examples that are."
+        )
+    return held_out
 
 
 def tokenizer(config: ml_collections.ConfigDict) -> tuple[str, data.Tokenizer]:

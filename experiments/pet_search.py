@@ -165,7 +165,9 @@ def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning
         "trained": updates + mpop.head_parameters(model),
         "adapter_bytes": sum(path.stat().st_size for path in adapter.iterdir()),
     }
-    return tuning.Outcome(small, job.evaluate(small, job.dev), accept, facts)
+    # Merged: one program evaluates whatever was kept.
+    metrics = job.evaluate(interop.merge(model), job.dev)
+    return tuning.Outcome(small, metrics, accept, facts)
 
 
 def summary(result: dict) -> str:

@@ -18,7 +18,7 @@ from configs.mpop import minilm as mpop_minilm
 from configs.opdf import base
 
 TASKS = mpop_minilm.TASKS
-STEPS = 96
+STEPS = 400
 
 
 def _chains(units: int, alignment: str) -> dict:
@@ -52,7 +52,7 @@ def get_config(argument: str = "opdf_3,sst2") -> ml_collections.ConfigDict:
     config.batch_size, config.steps = 16, STEPS
     config.weights.task, config.weights.hidden = 0.5, 0.1
     config.optimizer.learning_rate = 1e-4
-    config.checkpoint_every = 48
+    config.checkpoint_every = 200
     config.task, config.variant = task, variant
     config.update(TASKS[task])
     config.opdf.update(VARIANTS[variant])

@@ -6,16 +6,19 @@
 `VARIANT,TASK`: tasks are those of `configs/mpop/minilm.py`, variants
 
     full, lfa           everything; the auxiliary cores of the model in MPO form (MPOP)
-    bitfit, mpo         all biases; MPO adapters of three cores beside query and value
+    bitfit              all biases
     lora_R              low rank R beside query and value
+    bottleneck          of width 3 behind the two parts of every layer: at most as large as lora_4
+    mpo                 chains of three cores, bond 4, beside query and value: about lora_2
     structured_R        a search for as many parameters as lora_R has: rank 8 beside the matrices of
                         every layer, and all biases; whole ranks and bias vectors go
     unstructured_R      the same super-set; single entries go
     structured_mpo_2    MPO adapters of three cores beside the six matrices; bonds are cut
-    random_structured_R, random_unstructured_R
-                        the same as the searches, but groups are drawn by lot
+    random_*, magnitude_*
+                        the same as the searches, but groups are drawn by lot, or the smallest go
 
 All variants of a task see the same number of steps; the head is trained, and counts for none.
+Learning rates: `configs/sweeps/pet_rates.py`.
 """
 
 import ml_collections
@@ -24,47 +27,64 @@ from configs.mpop import minilm as mpop_minilm
 from configs.pet_search import base
 
 TASKS = mpop_minilm.TASKS
-STEPS = 96
+STEPS = 400
 # Parameters of rank 1 beside query and value of 6 layers of width 384.
 RANK_1 = 2 * 6 * (384 + 384)
 RANKS = (1, 2, 4)
+# Of what is trained, by method: of all parameters, of auxiliary cores, of small updates and head.
+RATES = {
+    "full": 2e-4,
+    "lfa": 5e-4,
+    "bitfit": 4e-3,
+    "lora": 4e-3,
+    "bottleneck": 4e-3,
+    "mpo": 4e-3,
+    "structured": 4e-3,
+    "unstructured": 4e-3,
+    "structured_mpo": 4e-3,
+}
 _TWO = "layers/.*/(query|value)"
 _SUPERSET = ((base.LAYERS, {"rank": 8}), (base.BIASES, {"kind": "bias"}))
 _MPO_SUPERSET = ((base.LAYERS, {"kind": "mpo", "num_cores": 3, "bond": 12}),)
-_WITHOUT_SEARCH = {"search": {"budget": 0}}
-# Of the study of MPOP on the same model.
-_RATES = {"learning_rate": 1e-4, "role_learning_rates": {"auxiliary": 5e-4}}
+# What is tuned without a search.
+_PLAIN = {
+    "full": {"trainable": "all", "adapters": ()},
+    "lfa": {"trainable": "lightweight", "adapters": (), "matrices": (base.LAYERS,)},
+    "bitfit": {"adapters": ((base.BIASES, {"kind": "bias"}),)},
+    **{f"lora_{rank}": {"adapters": ((_TWO, {"rank": rank}),)} for rank in (1, 2, 4, 8)},
+    "bottleneck": {"adapters": (("layers/.*/(out|down)", {"kind": "bottleneck", "width": 3}),)},
+    "mpo": {"adapters": ((_TWO, {"kind": "mpo", "num_cores": 3, "bond": 4}),)},
+}
+# Criterion of the search -> what names of methods begin with, ranks whose sizes are searched for.
+_CRITERIA = {"taylor": ("", RANKS), "random": ("random_", RANKS), "magnitude": ("magnitude_", (2,))}
 
 
-def _search(method: str, rank: int, adapters, **fields) -> dict:
-    search = {"budget": rank * RANK_1, **fields}
-    return {"method": method, "adapters": adapters, "search": search}
+def rates(method: str, rate: float) -> dict:
+    """Fields of the optimizer: one rate for all that a method trains, as `RATES` says."""
+    if method == "lfa":
+        return {"learning_rate": 1e-4, "role_learning_rates": {"auxiliary": rate}}
+    return {"learning_rate": rate, "role_learning_rates": {"adapter": rate}}
 
 
 def _variants() -> dict[str, dict]:
-    found = {
-        "full": {"trainable": "all", "adapters": (), "optimizer": _RATES},
-        "lfa": {
-            "trainable": "lightweight",
-            "adapters": (),
-            "matrices": (base.LAYERS,),
-            "optimizer": _RATES,
-        },
-        "bitfit": {"adapters": ((base.BIASES, {"kind": "bias"}),)},
-        "mpo": {"adapters": ((_TWO, {"kind": "mpo", "num_cores": 3, "bond": 12}),)},
-    }
-    found = {name: {"method": name, **fields, **_WITHOUT_SEARCH} for name, fields in found.items()}
-    for rank in (1, 2, 4, 8):
-        adapters = ((_TWO, {"rank": rank}),)
-        found[f"lora_{rank}"] = {"method": "lora", "adapters": adapters, **_WITHOUT_SEARCH}
-    for mode in ("structured", "unstructured"):
-        for rank in RANKS:
-            found[f"{mode}_{rank}"] = _search(mode, rank, _SUPERSET, mode=mode)
-            name = f"random_{mode}"
-            more = {"mode": mode, "criterion": "random"}
-            found[f"{name}_{rank}"] = _search(name, rank, _SUPERSET, **more)
-    found["structured_mpo_2"] = _search("structured_mpo", 2, _MPO_SUPERSET)
+    found = {}
+    for name, fields in _PLAIN.items():
+        method = name.rstrip("0123456789").rstrip("_")
+        fixed = {"method": method, "optimizer": rates(method, RATES[method])}
+        found[name] = fields | fixed | {"search": {"budget": 0}}
+    for criterion, (prefix, ranks) in _CRITERIA.items():
+        for mode in ("structured", "unstructured"):
+            for rank in ranks:
+                fields = _search(mode, rank, mode=mode, criterion=criterion)
+                found[f"{prefix}{mode}_{rank}"] = fields | {"method": prefix + mode}
+    more = {"adapters": _MPO_SUPERSET, "method": "structured_mpo"}
+    found["structured_mpo_2"] = _search("structured_mpo", 2) | more
     return found
+
+
+def _search(rates_of: str, rank: int, **fields) -> dict:
+    search = {"budget": rank * RANK_1, **fields}
+    return {"adapters": _SUPERSET, "search": search, "optimizer": rates(rates_of, RATES[rates_of])}
 
 
 VARIANTS = _variants()
@@ -84,7 +104,8 @@ def get_config(argument: str = "structured_2,sst2") -> ml_collections.ConfigDict
     config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
     config.dropout = 0.0
     config.batch_size, config.steps = 16, STEPS
-    config.checkpoint_every = 48
+    config.checkpoint_every = 200
+    config.search.score_batches = 4
     config.task, config.variant = task, variant
     for fields in (TASKS[task], VARIANTS[variant]):
         config.update(fields)

@@ -79,8 +79,8 @@ class Search(training.Hook):
 
     def masks(self, state: training.TrainState) -> dict[str, tuple[np.ndarray, ...]]:
         """Which groups of each unit are left."""
-        flat = state_lib.flatten(state.optimizer.mask)
-        entries = _host(models.logical_arrays(self.model, flat))
+        flat = state_lib.flatten(_host(state.optimizer.mask))
+        entries = models.logical_arrays(self.model, flat)
         return pet_masks.group_masks(entries, self.superset.spec)
 
     def restarted(
@@ -127,7 +127,7 @@ class Search(training.Hook):
         """(scores of every group, the state, in the basis in which they hold)."""
         settings, spec = self.settings, self.superset.spec
         reference = self.superset.reference
-        params = _host(self._logical(state, state.trainable))
+        params = self._logical(_host(state.trainable))
         if settings.criterion in ("random", "magnitude"):
             rng = np.random.default_rng((settings.seed, index))
             return pet_groups.final_scores(
@@ -159,7 +159,7 @@ class Search(training.Hook):
             return self.loss(state.definition.merge(trainable, state.frozen), batch, None)[0]
 
         params, grads = (
-            self._logical(state, tree)
+            self._logical(tree)
             for tree in (state.trainable, jax.grad(loss)(state.trainable))
         )
         spec = self.superset.spec
@@ -192,47 +192,49 @@ class Search(training.Hook):
         trees, second = [], []
 
         def collect(name, tree):
-            trees.append(_host(self._logical(state, tree)))
+            trees.append(self._logical(_host(tree)))
             second.append(name == "nu")
             return tree
 
         update_masks.map_moments(collect, state.optimizer)
-        params = _host(self._logical(state, state.trainable))
+        params = self._logical(_host(state.trainable))
         params, moved = change(params, list(zip(trees, second, strict=True)))
         moved = iter(moved)
         optimizer = update_masks.map_moments(
-            lambda name, tree: self._stacked(state, tree, next(moved)), state.optimizer
+            lambda name, tree: self._stacked(tree, next(moved)), state.optimizer
         )
-        trainable = self._stacked(state, state.trainable, params)
+        trainable = self._stacked(state.trainable, params)
         return dataclasses.replace(state, trainable=trainable, optimizer=optimizer)
 
     def _with_masks(self, state: training.TrainState, masks) -> training.TrainState:
         """The state with these masks: what is dropped is back at its reference, without moments."""
         superset = self.superset
         params = pet_masks.apply_mask(
-            _host(self._logical(state, state.trainable)), masks, superset.spec, superset.reference
+            self._logical(_host(state.trainable)), masks, superset.spec, superset.reference
         )
         entries = {n: m.astype(np.float32) for n, m in superset.entry_masks(masks).items()}
-        mask = self._stacked(state, state.optimizer.mask, entries)
+        mask = self._stacked(state.optimizer.mask, entries)
         optimizer = state.optimizer._replace(mask=mask)
-        optimizer = update_masks.map_moments(
-            lambda name, tree: jax.tree.map(jnp.multiply, tree, mask), optimizer
-        )
-        trainable = self._stacked(state, state.trainable, params)
+        optimizer = update_masks.map_moments(lambda name, tree: _masked(tree, mask), optimizer)
+        trainable = self._stacked(state.trainable, params)
         return dataclasses.replace(state, trainable=trainable, optimizer=optimizer)
 
-    def _logical(self, state: training.TrainState, tree) -> dict[str, Any]:
+    def _logical(self, tree) -> dict[str, Any]:
         """{logical path: array} of the super-set's part of a tree like the parameters."""
         found = models.logical_arrays(self.model, state_lib.flatten(tree))
         return {name: found[name] for name in self.superset.sizes}
 
-    def _stacked(self, state: training.TrainState, tree, logical) -> dict:
+    def _stacked(self, tree, logical) -> dict:
         """The tree with these logical arrays in it; the rest, such as the head, as it was."""
         flat = state_lib.flatten(tree)
         new = models.stacked_arrays(self.model, logical)
-        return state_lib.nest(
-            {path: jnp.asarray(new.get(path, value), value.dtype) for path, value in flat.items()}
-        )
+        changed = {path: np.asarray(value, flat[path].dtype) for path, value in new.items()}
+        return state_lib.nest(flat | jax.device_put(changed))
+
+
+@jax.jit
+def _masked(tree, mask):
+    return jax.tree.map(jnp.multiply, tree, mask)
 
 
 def _host(tree):

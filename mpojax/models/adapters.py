@@ -1,10 +1,11 @@
 """Which parameters of a model are its adapters, and how stacks of them are taken apart."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from mpojax import layers
 from mpojax.models import arrays as arrays_lib
@@ -105,8 +106,14 @@ def stacked_arrays(model: Model, logical: Mapping[str, Any]) -> dict[str, Any]:
         if not all(name in logical for name in names):
             continue
         parts = [logical[name] for name in names]
-        found["/".join(map(str, path))] = parts[0] if layer_range is None else jnp.stack(parts)
+        found["/".join(map(str, path))] = parts[0] if layer_range is None else _stack(parts)
     return found
+
+
+def _stack(parts: Sequence):
+    """On the host where all parts are there: nothing to compile."""
+    on_host = all(isinstance(part, np.ndarray) for part in parts)
+    return np.stack(parts) if on_host else jnp.stack(parts)
 
 
 def stack_breaks(model: Model, tuned: Mapping[str, str]) -> tuple[int, ...]:

@@ -223,13 +223,15 @@ def _check_coverage(entries, arrays: Mapping):
 
 def _stacked(parts: list) -> jax.Array:
     if all(isinstance(part, np.ndarray) for part in parts):
-        return jnp.array(np.stack(parts), jnp.float32)  # On the host: no compilation.
+        return _as_float32(np.stack(parts))
     return jnp.stack([_as_float32(part) for part in parts])
 
 
 def _as_float32(array) -> jax.Array:
     if isinstance(array, jax.core.Tracer):
         return array.astype(jnp.float32)
+    if isinstance(array, np.ndarray):
+        return jax.device_put(array.astype(np.float32))  # copied on the host: no compilation
     return jnp.array(array, jnp.float32)
 
 
