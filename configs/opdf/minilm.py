@@ -18,7 +18,7 @@ from configs.mpop import minilm as mpop_minilm
 from configs.opdf import base
 
 TASKS = mpop_minilm.TASKS
-STEPS = 400
+STEPS = 200
 
 
 def _chains(units: int, alignment: str) -> dict:
