@@ -16,11 +16,10 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
 
 from experiments import fitting, jobs, launch, tuning
-from mpojax import data, interop, models, training
-from mpojax.methods import mpop, opdf
+from mpojax import data, models, training
+from mpojax.methods import opdf
 from mpojax.training import distillation, replacement
 
 # Methods of distillation: "kd" compares outputs, "theseus" replaces layers.
@@ -147,6 +146,7 @@ def _train(
         optimizer=optimizer,
         steps=config.steps,
         mesh=training.make_mesh(config.mesh.to_dict()),
+        rules=training.model_rules(pair),
         hooks=[
             training.Progress(config.variant or "distillation"),
             training.Checkpoint(every=config.checkpoint_every, at_end=False),
@@ -159,22 +159,13 @@ def _train(
     if result.interrupted:
         return None
     trained = result.state.model().student
-    merged = interop.merge(trained)
-    small = training.TrainState.create(
-        merged, mpop.trainable_filter("all"), fitting.make_optimizer(config, merged, config.steps)
-    )
-    before, after = (job.evaluate(model, job.dev) for model in (trained, small))
-    logging.info("%s large, %s merged", before, after)
     facts = {
         "fit": result.summary(),
-        "steps": config.steps,
         "train_parameters": sum(models.count_parameters(student).values()),
-        "inference_parameters": sum(models.count_parameters(merged).values()),
-        "unmerged_metrics": before,
         "teacher_metrics": job.evaluate(job.model, job.dev),
         "training_bytes": training_bytes,
     }
-    return tuning.Outcome(small, after, mpop.trainable_filter("all"), facts)
+    return tuning.merged_outcome(config, job, trained, facts)
 
 
 def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Settings | None):
@@ -199,12 +190,10 @@ def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Setting
 
 def _optimizer(config, pair: distillation.Pair, settings: opdf.Settings | None):
     """The config's optimizer; cores have a rate of their own, and decay towards their start."""
-    fields = config.optimizer.to_dict()
-    if settings is not None:
-        factor = opdf.rate_factor(settings.units, config.rate_exponent)
-        rate = factor * fields["learning_rate"]
-        fields["role_learning_rates"] = {"central": rate, "auxiliary": rate}
-        fields["decay_to_start"] = (r".*/cores/\d+",)
+    if settings is None:
+        fields = config.optimizer.to_dict()
+    else:
+        fields = fitting.over_parameterised(config, settings.units)
     return training.make_optimizer(fields, training.roles(pair), config.steps, seed=config.seed)
 
 

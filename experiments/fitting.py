@@ -2,11 +2,13 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
 
 from mpojax import data, models, training
+from mpojax.methods import opdf
 from mpojax.training import objectives
 
 
@@ -19,6 +21,19 @@ def make_optimizer(config: ml_collections.ConfigDict, model: models.Model, steps
     return training.make_optimizer(
         settings, roles, steps, models.central_cores(model), seed=config.get("seed", 0)
     )
+
+
+def over_parameterised(config: ml_collections.ConfigDict, units: int) -> dict[str, Any]:
+    """The config's optimizer for a model of exact chains: cores have a rate of their own.
+
+    It falls with their number to the power `config.rate_exponent`; cores decay towards their start.
+    """
+    fields = config.optimizer.to_dict()
+    rate = opdf.rate_factor(units, config.rate_exponent) * fields["learning_rate"]
+    fields["role_learning_rates"] = {"central": rate, "auxiliary": rate}
+    if fields["weight_decay"]:
+        fields["decay_to_start"] = (r".*/cores/\d+",)
+    return fields
 
 
 def fit(

@@ -46,6 +46,7 @@ RUNNERS = {
     "text_to_text": "experiments.text_to_text:run",
     "pet_search": "experiments.pet_search:run",
     "distill": "experiments.distill:run",
+    "opf": "experiments.opf:run",
 }
 
 Runner = Callable[[ml_collections.ConfigDict, str], int]

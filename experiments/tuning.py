@@ -15,7 +15,7 @@ import ml_collections
 from absl import logging
 
 from experiments import fitting, jobs
-from mpojax import files, interop, training
+from mpojax import files, interop, models, training
 from mpojax.methods import mpop
 
 _LEFTOVERS = ("checkpoints", "best-dev", "squeezing/accepted")  # of use to unfinished runs
@@ -132,6 +132,23 @@ def tune(config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path)
         metrics = job.evaluate(state, job.dev)
         facts |= {"best_step": dev.best_step}
     return Outcome(state, metrics, accept, facts, result.stop_requested is not None)
+
+
+def merged_outcome(
+    config: ml_collections.ConfigDict, job: jobs.Job, model: models.Model, facts: dict[str, Any]
+) -> Outcome:
+    """The outcome of a model that was over-parameterised while it learnt: its dense form.
+
+    The result also gets the metrics before merging, and the size afterwards.
+    """
+    merged, everything = interop.merge(model), mpop.trainable_filter("all")
+    optimizer = fitting.make_optimizer(config, merged, config.steps)
+    small = training.TrainState.create(merged, everything, optimizer)
+    before, after = (job.evaluate(each, job.dev) for each in (model, small))
+    logging.info("%s large, %s merged", before, after)
+    sizes = {"inference_parameters": sum(models.count_parameters(merged).values())}
+    more = {"steps": config.steps, "unmerged_metrics": before}
+    return Outcome(small, after, everything, facts | sizes | more)
 
 
 def save(

@@ -6,8 +6,8 @@
     python -m tools.plot_pet --sweep=runs/pet_minilm
 
 SST-2, CoLA, MRPC and RTE, three seeds; seeds are the slowest axis: a stopped sweep has whole seeds
-first. 288 cells of 400 steps of 16 sentences; `:sst2+cola` and the like run some tasks, `:smoke` all
-variants on SST-2 for a few steps.
+first. 288 cells of 400 steps of 16 sentences: two to four minutes each on one core, a few seconds
+on a GPU. `:sst2+cola` and the like run some tasks, `:smoke` all variants on SST-2 for a few steps.
 Variants and sizes: `configs/pet_search/minilm.py`.
 """
 
@@ -42,7 +42,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
 
 
 def dotted(fields: dict) -> dict:
-    """{field: value}: those of the search and the optimizer by their paths: an axis sets these, no others."""
+    """Fields of a variant as an axis sets them: those of search and optimizer by their paths."""
     found = {}
     for name, value in fields.items():
         nested = name in ("search", "optimizer")

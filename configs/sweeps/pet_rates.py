@@ -15,16 +15,14 @@ from configs.sweeps import pet_minilm
 
 TASKS = ("sst2", "mrpc")
 # One variant for every method, and its three rates.
+_UPDATES = (
+    *("bitfit", "lora_2", "bottleneck", "mpo"),
+    *("structured_2", "unstructured_2", "structured_mpo_2"),
+)
 RATES = {
     "full": (1e-4, 2e-4, 4e-4),
     "lfa": (5e-4, 1e-3, 2e-3),
-    **{
-        name: (1e-3, 2e-3, 4e-3)
-        for name in (
-            *("bitfit", "lora_2", "bottleneck", "mpo"),
-            *("structured_2", "unstructured_2", "structured_mpo_2"),
-        )
-    },
+    **dict.fromkeys(_UPDATES, (1e-3, 2e-3, 4e-3)),
 }
 
 

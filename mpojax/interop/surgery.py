@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from mpojax import layers, models, mpo
@@ -16,6 +17,8 @@ from mpojax.interop.rules import Target
 from mpojax.interop.safe_weights import check_finite
 
 Model = models.Model
+
+MERGE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def compress(
@@ -141,14 +144,25 @@ def _check_calibration(targets, arrays, calibration, allocation, room):
         calibration.check_gradients([target.path for target in targets])
 
 
-def merge(model: Model) -> Model:
+def merge(model: Model, dtype: str = "float32") -> Model:
     """The dense model: every MPO matrix rebuilt (float64 on the host, stored as float32).
 
     Experts in MPO form become experts with a dense matrix each. Adapters go into their matrices,
     what was tuned in place stays as it is; a bottleneck adapter raises ValueError. Layers that
     share a part of their parameters get matrices of their own; where they share everything, they
     still do. For a rebuild inside jit, with gradients, there is `mpojax.models.merged`.
+
+    Args:
+      model: any model.
+      dtype: in which the weights are to be kept afterwards: "float32", "bfloat16" or "float16".
+        The model has float32 weights all the same; a narrower type is checked.
+
+    Raises:
+      ValueError: a bottleneck adapter; weights that `dtype` would change: small updates of a matrix
+        are lost between the numbers of 16 bits.
     """
+    if dtype not in MERGE_DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(MERGE_DTYPES)}.")
     if model.config.shares_parts:
         model = models.unshared(model)
     arrays = models.to_arrays(model)
@@ -166,7 +180,25 @@ def merge(model: Model) -> Model:
         )
         arrays |= {} if folded is None else {bias: folded}
     config = dataclasses.replace(model.config, adapters=())
-    return models.from_arrays(config, {}, {k: np.float32(a) for k, a in arrays.items()})
+    arrays = {name: np.float32(array) for name, array in arrays.items()}
+    _check_dtype(arrays, dtype)
+    return models.from_arrays(config, {}, arrays)
+
+
+def _check_dtype(arrays: Mapping[str, np.ndarray], dtype: str) -> None:
+    """Raises ValueError where rounding to a type would change a weight."""
+    if dtype == "float32":
+        return
+    kind = np.dtype(jnp.dtype(dtype))
+    with np.errstate(over="ignore"):
+        changed = {n: np.count_nonzero(np.float32(a.astype(kind)) != a) for n, a in arrays.items()}
+    if any(changed.values()):
+        worst = max(changed, key=changed.get)
+        raise ValueError(
+            f"merging in dtype={dtype!r} would change {sum(changed.values()):,} weights, "
+            f"{changed[worst]:,} of them of {worst}. Merge in float32, and round the model that "
+            "comes out where its rounding is wanted."
+        )
 
 
 def _dense(cores: Sequence[np.ndarray], shape: mpo.MPOShape) -> np.ndarray:

@@ -233,20 +233,14 @@ def _distance(cores, goal, alignment: str, relative: bool) -> jax.Array:
     return jnp.sum(jnp.square(one - other)) / jnp.sum(jnp.square(other))
 
 
-def select(
-    arrays: Mapping[str, np.ndarray],
-    gradients: Mapping[str, np.ndarray],
-    number: int,
-    done: Sequence[str] = (),
-) -> list[str]:
-    """Matrices that matter most to the loss, `number` of each role: OPF's dynamic selection.
+def select(scores: Mapping[str, float], number: int, done: Sequence[str] = ()) -> list[str]:
+    """Matrices that matter most, `number` of each role: what OPF over-parameterises.
 
-    By |<W, dL/dW>|, the size of the first-order change of the loss if the matrix were zero. A role
-    is the end of a path, such as attention/query; gradients may be sums over batches.
+    A role is the end of a path, such as attention/query.
 
     Args:
-      arrays: {matrix path: W}.
-      gradients: {matrix path: dL/dW}.
+      scores: {matrix path: how much the loss depends on it}, such as `opf.static_scores` and
+        `opf.dynamic_scores` give them.
       number: of each role.
       done: paths that are chosen already.
 
@@ -254,13 +248,15 @@ def select(
       Paths, most important first within each role, roles in order of appearance.
     """
     roles: dict[str, list[tuple[float, str]]] = {}
-    for path, w in arrays.items():
-        if path in done:
-            continue
-        value = abs(float(np.sum(np.asarray(w, np.float64) * gradients[path])))
-        role = re.sub(r"^(.*/)?layers/\d+/", "", path)
-        roles.setdefault(role, []).append((-value, path))
+    for path, score in scores.items():
+        if path not in done:
+            roles.setdefault(role(path), []).append((-float(score), path))
     return [path for entries in roles.values() for _, path in sorted(entries)[:number]]
+
+
+def role(path: str) -> str:
+    """A matrix path without its tower and layer."""
+    return re.sub(r"^(.*/)?layers/\d+/", "", path)
 
 
 def added_numbers(shape: mpo.MPOShape) -> int:

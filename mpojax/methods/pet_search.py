@@ -159,8 +159,7 @@ class Search(training.Hook):
             return self.loss(state.definition.merge(trainable, state.frozen), batch, None)[0]
 
         params, grads = (
-            self._logical(tree)
-            for tree in (state.trainable, jax.grad(loss)(state.trainable))
+            self._logical(tree) for tree in (state.trainable, jax.grad(loss)(state.trainable))
         )
         spec = self.superset.spec
         sums = pet_groups.batch_scores(

@@ -114,3 +114,25 @@ def test_mistakes():
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_merge_in_a_type_that_changes_weights_is_refused():
+    tuned = moved(add(base(), LOW))
+    with pytest.raises(
+        ValueError, match=r"dtype='bfloat16' would change .* weights, .* of .*table"
+    ):
+        interop.merge(tuned, dtype="bfloat16")
+    with pytest.raises(ValueError, match="dtype='int8' must be one of float32"):
+        interop.merge(tuned, dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_merge_in_a_type_that_holds_every_weight(dtype):
+    plain = base()
+    rounded = {
+        n: 2.0 ** np.round(np.log2(abs(a) + 0.01)) for n, a in models.to_arrays(plain).items()
+    }
+    plain = models.from_arrays(plain.config, {}, {n: np.float32(a) for n, a in rounded.items()})
+    same = models.to_arrays(interop.merge(plain, dtype=dtype))
+    for name, array in models.to_arrays(plain).items():
+        np.testing.assert_array_equal(same[name], array)

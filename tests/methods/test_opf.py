@@ -1,6 +1,7 @@
 """Matrices that become chains in the middle of a run."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from mpojax import models, training
 from mpojax.methods import moments, opdf, opf
 from mpojax.training import objectives
+from mpojax.training import state as state_lib
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -89,3 +91,110 @@ def test_static_scores_are_changes_of_the_loss():
     found = opf.static_scores(model, PATHS, loss)
     assert found[PATHS[1]] == pytest.approx(abs(loss(model) - loss(zeroed)), rel=1e-5)
     assert opf.static_scores(zeroed, PATHS[1:], loss) == {PATHS[1]: 0.0}
+
+
+def test_dynamic_scores_are_first_order_changes():
+    model = small.random_model(CONFIG)
+    state = training.TrainState.create(model, nnx.Param, make_optimizer(model), seed=3)
+    found = opf.dynamic_scores(state, PATHS, objectives.classification_loss, [BATCH, BATCH])
+
+    def loss(trainable):
+        return objectives.classification_loss(
+            state.definition.merge(trainable, state.frozen), BATCH, None
+        )[0]
+
+    slopes = state_lib.flatten(jax.grad(loss)(state.trainable))
+    slopes = models.logical_arrays(model, slopes)
+    arrays = models.to_arrays(model)
+    for path in PATHS:
+        name = f"{path}/kernel"
+        expected = abs(2 * np.sum(np.asarray(slopes[name], np.float64) * arrays[name]))
+        assert found[path] == pytest.approx(expected, rel=1e-4)
+
+
+class Rows:
+    batch_size = 2
+
+    def rows(self, step, rows):
+        return {name: np.asarray(value)[rows] for name, value in BATCH.items()}
+
+
+SETTINGS = opf.Settings(number=2, each=1, every=3.0, score_batches=2, units=1)
+
+
+def fit(hook, steps, folder=None, every=0):
+    model = small.random_model(CONFIG)
+    optimizer = make_optimizer(model)
+    state = training.TrainState.create(model, nnx.Param, optimizer, seed=3)
+    hooks = [hook]
+    if folder is not None:
+        hooks.append(training.Checkpoint(every=every, at_end=True))
+    return training.fit(
+        state,
+        objectives.classification_loss,
+        Rows(),
+        optimizer=optimizer,
+        steps=steps,
+        mesh=training.make_mesh(devices=jax.devices()[:1]),
+        hooks=hooks,
+        folder=folder,
+    )
+
+
+def dynamic(steps=9, settings=SETTINGS):
+    model = small.random_model(CONFIG)
+    return opf.Dynamic(
+        model, settings, objectives.classification_loss, nnx.Param, make_optimizer, steps
+    )
+
+
+def test_matrices_become_chains_until_each_role_has_enough():
+    hook = dynamic()
+    model = fit(hook, 9).state.model()
+    assert [step for step, _ in hook.chosen] == [3, 6]
+    counts = {}
+    for path in hook.paths:
+        counts[opdf.role(path)] = counts.get(opdf.role(path), 0) + 1
+    assert set(counts.values()) == {2}
+    assert len(counts) == 6
+    assert set(model.shapes) == set(hook.paths)
+    facts = opf.report(model, hook.chosen)
+    assert facts["train_parameters"] > facts["inference_parameters"]
+    plain = sum(models.count_parameters(small.random_model(CONFIG)).values())
+    assert facts["inference_parameters"] == plain
+    assert [entry["step"] for entry in facts["chosen"]] == [3, 6]
+
+
+def test_a_dynamic_run_that_is_stopped_goes_on_to_the_same_end(tmp_path):
+    whole = fit(dynamic(), 9, tmp_path / "whole", every=20)
+    fit(dynamic(), 7, tmp_path / "parts", every=20)  # after the second choice
+    hook = dynamic()
+    again = fit(hook, 9, tmp_path / "parts", every=20)
+    assert [step for step, _ in hook.chosen] == [3, 6]
+    one, other = (models.to_arrays(result.state.model()) for result in (whole, again))
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(other[name], array)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"strategy": "greedy"}, "opf.strategy='greedy' must be one of static, dynamic"),
+        ({"number": 0}, "opf.number=0 must be an integer of at least 1"),
+        ({"every": 0.0}, "opf.every=0.0 must be above 0"),
+        ({"units": -1}, "units=-1 must be"),
+    ],
+)
+def test_bad_settings(fields, message):
+    with pytest.raises(ValueError, match=message):
+        opf.Settings(**fields)
+
+
+def test_a_selection_that_never_ends():
+    with pytest.raises(ValueError, match="by step 60 of 60, and nothing would be trained"):
+        dataclasses.replace(SETTINGS, every=30.0).places(60)
+    assert dataclasses.replace(SETTINGS, every=0.1).places(60) == [6, 12]
+    find = functools.partial(opf.candidates, small.random_model(CONFIG))
+    with pytest.raises(ValueError, match="matches no matrix"):
+        find(dataclasses.replace(SETTINGS, matrices="nothing"))

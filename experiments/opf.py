@@ -1,0 +1,154 @@
+"""Fine-tunes a model with some of its matrices over-parameterised (OPF): dense again at the end.
+
+    python -m experiments.opf --config=configs/opf/minilm.py:dynamic,sst2 --workdir=runs/opf
+    python -m experiments.opf --config=configs/opf/minilm.py:static,sst2 \
+        --config.scored_by=runs/tuned/model --workdir=runs/opf_static
+
+The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and those of
+`configs/opf/base.py`. The result names the matrices that became chains, and when. Started again on
+its workdir an interrupted run goes on exactly.
+"""
+
+import dataclasses
+import pathlib
+
+import ml_collections
+
+from experiments import fitting, jobs, launch, tuning
+from mpojax import data, interop, models, training
+from mpojax.methods import mpop, opdf, opf
+
+
+def main(config: ml_collections.ConfigDict, folder: str) -> int:
+    """Runs the job and says how it ended."""
+    return tuning.main(run, config, folder)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without loading weights or data.
+
+    Raises:
+      ValueError: a field that is wrong whatever the model is.
+    """
+    jobs.check(config)
+    data.check_task(config.task)
+    settings = read_settings(config)
+    if settings.strategy == "dynamic":
+        settings.places(config.steps)
+    if (settings.strategy == "static") != bool(config.scored_by):
+        raise ValueError(
+            f"config.scored_by={config.scored_by!r} with config.opf.strategy="
+            f"{settings.strategy!r}: 'static' needs the folder of a fine-tuned model there, "
+            "'dynamic' reads none."
+        )
+    if config.trainable != "all" or config.keep_best or config.adapters:
+        raise ValueError(
+            "the whole model is trained, and its last state reported: leave config.trainable, "
+            "config.keep_best and config.adapters as they are."
+        )
+
+
+def read_settings(config: ml_collections.ConfigDict) -> opf.Settings:
+    """Which matrices are over-parameterised.
+
+    Raises:
+      ValueError: an unknown field or a bad value.
+    """
+    fields = config.opf.to_dict()
+    known = {field.name for field in dataclasses.fields(opf.Settings)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"config.opf has unknown fields {unknown}; known are {sorted(known)}.")
+    return opf.Settings(**fields)
+
+
+def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop."""
+    check(config)
+    return tuning.run(
+        config, folder, prepare=_prepare, train=_train, describe=_describe, summary=summary
+    )
+
+
+def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
+    """The job; of "static" its model has the chains already."""
+    job, settings = jobs.prepare(config), read_settings(config)
+    paths = opf.candidates(job.model, settings)
+    if settings.strategy == "dynamic":
+        return job
+    tuned = interop.load_pretrained(config.scored_by)
+    ours, theirs = (models.array_shapes(m.config) for m in (job.model, tuned))
+    if ours != theirs or type(tuned) is not type(job.model):
+        raise ValueError(
+            f"the model in config.scored_by={config.scored_by!r} has other parameters than "
+            f"config.model={config.model!r} with its head: give that model, fine-tuned on the "
+            "task and dense."
+        )
+    rows = slice(0, job.train.batch_size)
+    batches = [job.train.rows(k, rows) for k in range(settings.score_batches)]
+    scores = opf.static_scores(tuned, paths, opf.losses(job.loss, batches))
+    chosen = opdf.select(scores, settings.number)
+    model, _ = opdf.prepare(job.model, opf.only(settings.chains, chosen))
+    return dataclasses.replace(job, model=model)
+
+
+def _train(
+    config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path
+) -> tuning.Outcome | None:
+    settings, accept = read_settings(config), mpop.trainable_filter("all")
+
+    def make_optimizer(model):
+        fields = fitting.over_parameterised(config, settings.units)
+        roles = training.roles(model)
+        fields["role_learning_rates"] = {
+            role: rate
+            for role, rate in fields["role_learning_rates"].items()
+            if role in roles.values()
+        }
+        return training.make_optimizer(fields, roles, config.steps, seed=config.seed)
+
+    optimizer, hooks = make_optimizer(job.model), []
+    if settings.strategy == "dynamic":
+        prepare = fitting.prepare(config, has_chains=True)
+        more = (accept, make_optimizer, config.steps, prepare)
+        hooks = [opf.Dynamic(job.model, settings, job.loss, *more)]
+    state = training.TrainState.create(job.model, accept, optimizer, seed=config.seed)
+    result = fitting.fit(
+        config,
+        job.train,
+        state,
+        optimizer,
+        loss=job.loss,
+        steps=config.steps,
+        folder=folder,
+        label=config.variant or job.name,
+        hooks=hooks,
+    )
+    if result.interrupted:
+        return None
+    model = result.state.model()
+    chosen = hooks[0].chosen if hooks else [(0, list(job.model.shapes))]
+    facts = {"fit": result.summary(), **opf.report(model, chosen)}
+    outcome = tuning.merged_outcome(config, job, model, facts)
+    return dataclasses.replace(outcome, stop_requested=result.stop_requested is not None)
+
+
+def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict:
+    settings = read_settings(config)
+    return {"strategy": settings.strategy, "number": settings.number, "units": settings.units}
+
+
+def summary(result: dict) -> str:
+    """The result for people."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    count = sum(len(entry["matrices"]) for entry in result["chosen"])
+    lines = [
+        f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
+        f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",
+        f"  {count} matrices became chains: {result['train_parameters']:,} parameters trained, "
+        f"{result['inference_parameters']:,} left after merging",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    launch.run(main)

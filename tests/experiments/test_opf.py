@@ -1,0 +1,73 @@
+"""Over-parameterised fine-tuning from end to end, on a checkpoint of toy size."""
+
+import pytest
+
+from configs.mpop import base as finetune_base
+from configs.opf import base, minilm
+from experiments import finetune, opf
+from mpojax import interop, models
+from tests.experiments.test_distill import common
+from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
+
+
+@pytest.fixture
+def config(checkpoint, texts):  # noqa: F811
+    config = common(base.get_config(), checkpoint, texts)
+    config.pooling = "mean"
+    config.opf.update({"number": 2, "each": 1, "every": 2.0, "units": 1, "score_batches": 1})
+    return config
+
+
+def check_result(folder, chosen):
+    result = result_of(folder)
+    saved = interop.load_pretrained(folder / "model")
+    assert not saved.shapes
+    total = sum(models.count_parameters(saved).values())
+    assert result["inference_parameters"] == result["total"] == total
+    assert result["train_parameters"] > total
+    assert result["metrics"] == result["unmerged_metrics"]
+    assert [entry["step"] for entry in result["chosen"]] == chosen
+    assert all(len(entry["matrices"]) >= 6 for entry in result["chosen"])
+    assert "became chains" in (folder / "summary.txt").read_text()
+
+
+def test_dynamic_selection(config, tmp_path):
+    config.save_model = True
+    assert opf.run(config, tmp_path) == 0
+    check_result(tmp_path, [2, 4])
+
+
+def test_static_selection(config, checkpoint, texts, tmp_path):  # noqa: F811
+    tuned = common(finetune_base.get_config(), checkpoint, texts)
+    tuned.pooling, tuned.save_model = "mean", True
+    assert finetune.run(tuned, tmp_path / "tuned") == 0
+    config.opf.strategy, config.save_model = "static", True
+    config.scored_by = str(tmp_path / "tuned/model")
+    assert opf.run(config, tmp_path / "run") == 0
+    check_result(tmp_path / "run", [0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scored_by": "folder"}, "'dynamic' reads none"),
+        ({"opf.strategy": "static"}, "'static' needs the folder of a fine-tuned model"),
+        ({"opf.every": 3.0}, "choose 2 matrices of each role by step 6 of 6"),
+        ({"keep_best": True}, "the whole model is trained"),
+    ],
+)
+def test_bad_configs(config, tmp_path, fields, message):
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=message):
+        opf.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_configs_load():
+    for variant in ("static", "dynamic"):
+        for task in minilm.TASKS:
+            config = minilm.get_config(f"{variant},{task}")
+            config.scored_by = "folder" if variant == "static" else ""
+            opf.check(config)
+    with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
+        minilm.get_config("greedy,sst2")
