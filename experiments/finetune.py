@@ -17,7 +17,7 @@ import ml_collections
 
 from experiments import fitting, jobs, launch, trajectory, tuning
 from mpojax import data, training
-from mpojax.methods import mpop, squeeze_settings, squeezing
+from mpojax.methods import mpop, squeeze_costs, squeeze_settings, squeezing
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -103,6 +103,11 @@ def _squeeze(
             hooks=[training.Evaluate("decide", deciding, job.decide)],
         )
 
+    def gradients(model):
+        rows = slice(0, job.train.batch_size)
+        batches = (job.train.rows(step, rows) for step in range(settings.score_batches))
+        return squeeze_costs.gradients(model, job.loss, batches)
+
     outcome = squeezing.squeeze(
         job.model,
         settings,
@@ -113,6 +118,7 @@ def _squeeze(
         first_steps=config.steps,
         folder=folder / "squeezing",
         seed=config.seed,
+        gradients=gradients,
     )
     if outcome.state is None:
         return None

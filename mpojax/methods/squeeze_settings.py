@@ -11,6 +11,7 @@ from mpojax.interop.report import role_of_path
 GROUPINGS = ("role", "matrix")
 ON_DROP = ("stop", "ban")
 OPTIMIZER_STATES = ("map", "reset")
+MEASURES = (*mpo.MEASURES, "loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Settings:
       cuts_per_phase: cheapest cuts taken together before the model is tuned and compiled again; 0
         takes equal shares of the way to the budget, which is then met in phase `max_phases`.
       multiple, factor, minimum, per_bond: the ladder, see `mpo.Ladder`.
-      measure: what the cheapest cut is, see `mpo.cheapest_cut`.
+      measure: what the cheapest cut is: see `mpo.cheapest_cut`, or "loss", what the loss pays for
+        each number saved, by gradients of training data (`squeeze_costs`).
+      score_batches: batches of those gradients, before every phase.
       on_drop: after a drop of more than the gap the phase is taken back; then "stop", or "ban" the
         groups that were cut and go on with the others.
       optimizer_state: "map" moves the moments along (`moments.transfer`); "reset" starts them anew.
@@ -47,11 +50,17 @@ class Settings:
     minimum: int = 1
     per_bond: bool = False
     measure: str = "relative"
+    score_batches: int = 8
     on_drop: str = "stop"
     optimizer_state: str = "map"
 
     def __post_init__(self):
-        for name, least in (("steps", 1), ("max_phases", 1), ("cuts_per_phase", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("max_phases", 1),
+            ("cuts_per_phase", 0),
+            ("score_batches", 1),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(
@@ -78,7 +87,7 @@ class Settings:
         for name, allowed in (
             ("group_by", GROUPINGS),
             ("on_drop", ON_DROP),
-            ("measure", mpo.MEASURES),
+            ("measure", MEASURES),
             ("optimizer_state", OPTIMIZER_STATES),
         ):
             if getattr(self, name) not in allowed:

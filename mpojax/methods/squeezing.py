@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import files, models, mpo, training
-from mpojax.methods import moments, mpop, squeeze_settings
+from mpojax.methods import moments, mpop, squeeze_costs, squeeze_settings
 from mpojax.methods.squeeze_settings import Settings
 
 
@@ -66,6 +66,7 @@ def squeeze(
     first_steps: int,
     folder: pathlib.Path,
     seed: int = 0,
+    gradients: squeeze_costs.Gradients | None = None,
 ) -> Result:
     """Tunes, then cuts and tunes until the budget, the gap, or the ladder ends it.
 
@@ -79,9 +80,11 @@ def squeeze(
       first_steps: steps of phase 0.
       folder: of the run; kept between starts.
       seed: of the training state.
+      gradients: model -> gradients of batches, which the measure "loss" needs.
     """
     return Squeezer(
-        model, settings, trainable, make_optimizer, train, metric, first_steps, folder, seed
+        *(model, settings, trainable, make_optimizer, train, metric, first_steps, folder, seed),
+        gradients=gradients,
     ).run()
 
 
@@ -93,9 +96,22 @@ class Squeezer:
     """
 
     def __init__(
-        self, model, settings, trainable, make_optimizer, train, metric, first_steps, folder, seed
+        self,
+        model,
+        settings,
+        trainable,
+        make_optimizer,
+        train,
+        metric,
+        first_steps,
+        folder,
+        seed,
+        gradients=None,
     ):
         squeeze_settings.check(settings, model)
+        if settings.measure == "loss" and gradients is None:
+            raise ValueError("squeeze.measure='loss' needs gradients: give squeeze(gradients=...).")
+        self.gradients = gradients
         self.settings, self.make_optimizer, self.train = settings, make_optimizer, train
         self.metric, self.first_steps, self.folder, self.seed = metric, first_steps, folder, seed
         if trainable not in mpop.FILTERS:
@@ -176,7 +192,8 @@ class Squeezer:
         """Puts the cheapest cuts of refreshed spectra into the pending phase."""
         canonical = self._canonicalized(state)
         paths = list(canonical)
-        spectra = {path: spectra for path, (_, _, spectra) in canonical.items()}
+        slopes = self.gradients(state.model()) if self.settings.measure == "loss" else None
+        spectra, how = squeeze_costs.costs(canonical, self.settings.measure, slopes)
         shapes = {path: self.shapes[path] for path in paths}
         parameters = sum(models.count_parameters(state.model()).values())
         cuts, target, most = [], *self._aim()
@@ -187,8 +204,8 @@ class Squeezer:
                 shapes,
                 spectra,
                 self.settings.ladder,
-                measure=self.settings.measure,
                 banned=self.banned,
+                **how,
             )
             if cut is None:
                 break

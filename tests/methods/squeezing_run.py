@@ -72,7 +72,7 @@ def train_with(hooks=(), losses=None):
     return train
 
 
-def run(folder: pathlib.Path, hooks=(), train=None, optimizer="adamw", **changes):
+def run(folder: pathlib.Path, hooks=(), train=None, optimizer="adamw", gradients=None, **changes):
     """Squeezes the toy model in `folder`."""
     fields = {"steps": 3, "max_phases": 3, "gap": 1.0, "multiple": 2, "factor": 0.6}
     return squeezing.squeeze(
@@ -84,6 +84,7 @@ def run(folder: pathlib.Path, hooks=(), train=None, optimizer="adamw", **changes
         metric=METRIC,
         first_steps=4,
         folder=pathlib.Path(folder),
+        gradients=gradients,
     )
 
 
