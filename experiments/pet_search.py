@@ -85,7 +85,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
 
     def train(config, job, path):
         if settings is None:
-            return tuning.tune(config, job, path)
+            return _tune(config, job, path)
         return _search(config, settings, job, path)
 
     def describe(config, job, outcome):
@@ -98,6 +98,24 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     return tuning.run(
         config, folder, prepare=prepare, train=train, describe=describe, summary=summary
     )
+
+
+def _tune(
+    config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path
+) -> tuning.Outcome | None:
+    """Tuning without a search; None when it was interrupted."""
+    outcome = tuning.tune(config, job, folder)
+    if outcome is not None and config.trainable == "adapters":
+        outcome.facts.update(_saved(outcome.state.model(), folder))
+    return outcome
+
+
+def _saved(model: models.Model, folder: pathlib.Path, mask=None) -> dict[str, int]:
+    """Writes the adapter; the size of its files."""
+    adapter = folder / "adapter"
+    if jax.process_index() == 0:
+        interop.save_adapter(model, adapter, mask=mask)
+    return {"adapter_bytes": sum(path.stat().st_size for path in adapter.glob("*"))}
 
 
 def _search(
@@ -151,9 +169,7 @@ def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning
         model = superset.compacted(model, masks)
     else:
         entries = superset.entry_masks(masks)
-    adapter = folder / "adapter"
     if jax.process_index() == 0:
-        interop.save_adapter(model, adapter, mask=entries)
         kept_plot.write(folder, rows, search.history, config.variant)
     accept = models.adapter_filter(model)
     optimizer = fitting.make_optimizer(config, model, config.steps)
@@ -163,7 +179,7 @@ def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning
         "updates": updates,
         "steps": config.steps,
         "trained": updates + mpop.head_parameters(model),
-        "adapter_bytes": sum(path.stat().st_size for path in adapter.iterdir()),
+        **_saved(model, folder, entries),
     }
     # Merged: one program evaluates whatever was kept.
     metrics = job.evaluate(interop.merge(model), job.dev)

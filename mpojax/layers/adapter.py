@@ -15,6 +15,7 @@ from mpojax import mpo
 from mpojax.layers import initializers
 from mpojax.layers.adapter_settings import AdapterSettings
 from mpojax.layers.feed_forward import ACTIVATIONS
+from mpojax.layers.products import product
 from mpojax.layers.roles import AdapterParam
 
 # Standard deviation of a fresh down map. The up map starts at zero: nothing changes at first.
@@ -69,8 +70,8 @@ class LowRankAdapter(Adapter):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., in_features) to (..., out_features) in the compute dtype."""
-        narrow = jnp.matmul(x.astype(self.dtype), self.down[...].astype(self.dtype))
-        return self.scale * jnp.matmul(narrow, self.up[...].astype(self.dtype))
+        narrow = product(x.astype(self.dtype), self.down[...].astype(self.dtype))
+        return self.scale * product(narrow, self.up[...].astype(self.dtype))
 
     def beside(self, y, x):
         return y + self(x)
@@ -123,8 +124,8 @@ class BottleneckAdapter(Adapter):
             value[...].astype(self.dtype)
             for value in (self.down, self.down_bias, self.up, self.up_bias)
         )
-        inner = ACTIVATIONS[self.activation](y @ down + _along_last(down_bias, y))
-        return y + inner @ up + _along_last(up_bias, y)
+        inner = ACTIVATIONS[self.activation](product(y, down) + _along_last(down_bias, y))
+        return y + product(inner, up) + _along_last(up_bias, y)
 
 
 class Rescaling(Adapter):

@@ -6,6 +6,7 @@ from flax import nnx
 
 from mpojax import mpo
 from mpojax.layers import initializers
+from mpojax.layers.products import product
 from mpojax.layers.roles import AuxiliaryCore, CentralCore
 
 
@@ -48,7 +49,7 @@ class Dense(nnx.Module):
             )
         _check_last_axis(x, self.in_features)
         x = x if self.adapter is None else self.adapter.before(x)
-        y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return _finished(y, x, self.adapter, self.bias)
 
 

@@ -2,8 +2,10 @@
 
 import csv
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs.pet_search import base, minilm
 from experiments import pet_search
@@ -47,17 +49,11 @@ def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
     assert (tmp_path / "kept.png").stat().st_size > 5_000
     # The file on the base is the model that was evaluated.
     plain = interop.load_pretrained(checkpoint)
-    plain = models.with_head(plain, 2, pooling="mean", rngs=models_rngs())
+    plain = models.with_head(plain, 2, pooling="mean", rngs=nnx.Rngs(0))
     tuned = interop.load_adapter(plain, tmp_path / "adapter")
     sizes = models.array_shapes(tuned.config)
     names = models.adapter_arrays(tuned)
     assert sum(int(np.prod(sizes[name])) for name in names) == result["updates"]
-
-
-def models_rngs():
-    from flax import nnx
-
-    return nnx.Rngs(0)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +83,36 @@ def test_chains_and_the_training_from_the_start(config, tmp_path):
     assert result["retrain_fit"]["step"] == 12
 
 
-def test_plain_tuning_of_adapters(config, tmp_path):
+def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
     config.search.budget = 0
     assert pet_search.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert result["search"] is None
-    assert result["updates"] > 0
-    assert result["total"] > 10 * result["updates"] / 10
+    total = result["updates"] + result["head_parameters"]
+    assert result["trained"] == total < result["total"]
+    size = sum(path.stat().st_size for path in (tmp_path / "adapter").iterdir())
+    assert result["adapter_bytes"] == size
+    assert 4 * total <= size <= 4 * total + 4_096
+    plain = models.with_head(
+        interop.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0)
+    )
+    tuned = interop.load_adapter(plain, tmp_path / "adapter")
+    assert len(models.adapter_arrays(tuned)) > 0
+
+
+@pytest.mark.parametrize(
+    "mode", ["unstructured", pytest.param("structured", marks=pytest.mark.slow)]
+)
+def test_the_same_is_kept_on_one_and_on_eight_devices(config, tmp_path, monkeypatch, mode):
+    config.search.mode = mode
+    assert pet_search.run(config, tmp_path / "eight") == 0
+    one = training.make_mesh(devices=jax.devices()[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_mesh", lambda sizes: one)
+        assert pet_search.run(config, tmp_path / "one") == 0
+    eight, alone = (result_of(tmp_path / name) for name in ("eight", "one"))
+    assert eight["search"] == alone["search"]
+    assert (tmp_path / "eight/kept.csv").read_text() == (tmp_path / "one/kept.csv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
     python -m tools.benchmarks.adapters                    # MiniLM, 32 x 64 tokens; five minutes
 
 Whole training steps (forward, backward, AdamW) on random weights. `expected` is the step of the
-head alone (the base is frozen and has no backward pass) times the ratio of floating-point
-operations, counted by hand: 2 for each parameter and token in the forward pass, as many for each
-product of the backward pass that the update needs. `search` is a run of so many steps with rounds
-of scoring in it, over the same steps without.
+head alone (the base is frozen and has no backward pass) times the ratio of the floating-point
+operations of all matrix products of the two programs, `training.flops`; elementwise work is left
+out of both. `state` are the bytes of what is trained and of its moments. At the end, a run of so
+many steps with rounds of scoring in it, over the same steps without.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from flax import nnx
 
 from mpojax import interop, models, training
 from mpojax.methods import pet_search, pet_settings
+from mpojax.training import flops
 from tools.benchmarks import timing
 
 _ARCHITECTURE = flags.DEFINE_string("architecture", "all-MiniLM-L6-v2", "Of models.PRESETS.")
@@ -34,6 +35,7 @@ _BIASES = "(?!head/).*/bias"
 # Name -> rules of adapters.
 VARIANTS = {
     "head alone": (),
+    "everything": None,
     "BitFit": ((_BIASES, {"kind": "bias"}),),
     "low rank 8, query and value": ((_TWO, {"rank": 8}),),
     "low rank 8, six matrices": ((_SIX, {"rank": 8}),),
@@ -48,17 +50,6 @@ def base():
         config, num_labels=2, pooling=pooling, dropout=0.0, attention_dropout=0.0
     )
     return models.build(config, rngs=nnx.Rngs(0))
-
-
-def operations(model, rules) -> float:
-    """Multiplications and additions for a token, attention scores left out."""
-    sizes = models.matrix_sizes(model.config)
-    dense = sum(a * b for path, (a, b) in sizes.items() if path.startswith("layers/"))
-    added = 0
-    for path, settings in models.adapter_settings(model.config).items():
-        added += settings.num_params(*sizes[path])
-    # Forward of both; backward: the inputs' gradients through both, and the update's own.
-    return 2 * (dense + added) + (2 * (dense + added) + 2 * added if rules else 0)
 
 
 class Batches:
@@ -89,17 +80,21 @@ class Steps:
 
     def __init__(self, rules):
         model = base()
-        if rules:
+        if rules is None:
+            accept = nnx.Param
+        elif rules:
             model = interop.add_adapters(model, list(rules), rngs=nnx.Rngs(0))
             accept = models.adapter_filter(model)
         else:
             accept = lambda path, variable: path[0] == "head"  # noqa: E731
         optimizer = optimizer_of(model)
-        self.operations = operations(model, rules)
         self.state = training.TrainState.create(model, accept, optimizer)
         self.numbers = sum(x.size for x in jax.tree.leaves(self.state.trainable))
         self.function = training.TrainStep(training.objective("classification"), optimizer)
         self.batch = jax.tree.map(jax.numpy.asarray, Batches().batch)
+        self.operations = flops.program_flops(self.function.trace(self.state, self.batch).jaxpr)
+        trained = (self.state.trainable, self.state.optimizer)
+        self.bytes = sum(x.nbytes for x in jax.tree.leaves(trained))
 
     def step(self):
         self.state, metrics = self.function(self.state, self.batch)
@@ -143,13 +138,16 @@ def main(argv):
     times = timing.interleaved(
         {name: functools.partial(each.step) for name, each in held.items()}, _ROUNDS.value, 0.0
     )
-    print(f"{'variant':<34}{'trained':>10}{'ms':>9}{'/ head':>8}{'/ expected':>12}")
+    print(
+        f"{'variant':<34}{'trained':>10}{'state MB':>10}{'ms':>9}{'/ head':>8}{'expected':>10}"
+        f"{'/ expected':>12}"
+    )
     alone, work = times["head alone"], held["head alone"].operations
     for name, each in held.items():
         expected = alone * each.operations / work
         print(
-            f"{name:<34}{each.numbers:>10,}{1e3 * times[name]:>9.1f}{times[name] / alone:>8.2f}"
-            f"{times[name] / expected:>12.2f}",
+            f"{name:<34}{each.numbers:>10,}{each.bytes / 1e6:>10.2f}{1e3 * times[name]:>9.1f}"
+            f"{times[name] / alone:>8.2f}{expected / alone:>10.2f}{times[name] / expected:>12.2f}",
             flush=True,
         )
     with_search, without = run(True), run(False)
