@@ -23,16 +23,6 @@ from mpojax import files
 _SWEEP = flags.DEFINE_string("sweep", None, "Workdir of the sweep.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for table and pictures.", required=True)
 
-_HEADERS = (
-    "",
-    "parameters",
-    "seeds",
-    "metric",
-    "against lora, paired",
-    "seconds",
-    "of them search",
-)
-
 
 def find(folder: pathlib.Path) -> list[dict]:
     """Results of the finished cells."""
@@ -50,43 +40,57 @@ def by(results: Sequence[dict], name: str) -> dict[str, list[dict]]:
 
 
 def summary(results: Sequence[dict]) -> str:
-    """A table for each task: mean and sample deviation over seeds, in percent."""
-    parts = []
-    for task, inside in by(results, "task").items():
-        variants = by(inside, "variant")
-        rows = [_row(name, variants[name], variants) for name in sorted(variants, key=_order)]
-        what = inside[0]["metric_name"]
-        is_right = [False, *[True] * (len(_HEADERS) - 1)]
-        lines = [f"{task}, {what}, percent", "", *console.markdown_lines(_HEADERS, is_right, rows)]
-        parts.append("\n".join(lines))
+    """Two tables: metrics by method and task, and differences to LoRA of the same size and seed."""
+    tasks, variants = by(results, "task"), by(results, "variant")
+    names = sorted(variants, key=_order)
+    seeds = max(len({run["seed"] for run in runs}) for runs in variants.values())
+    metrics = [f"{task} ({runs[0]['metric_name']})" for task, runs in tasks.items()]
+    whole = max(run["updates"] for run in results)
+    rows, differences = [], []
+    for name in names:
+        runs = by(variants[name], "task")
+        size = statistics.mean(run["updates"] for run in variants[name])
+        cells = [_spread(_percent(runs.get(task, ())), seeds) for task in tasks]
+        rows.append((name, f"{round(size):,}", f"{size / whole:.2%}", *cells))
+        others = variants.get(f"lora_{name.rpartition('_')[2]}")
+        if others and not name.startswith("lora"):
+            pairs = [_pairs(runs.get(task, ()), by(others, "task").get(task, ())) for task in tasks]
+            differences.append((name, *(_spread(each, seeds, sign="+") for each in pairs)))
+    parts = [
+        f"Percent, means over {seeds} seeds ± sample deviations; fewer seeds in brackets. "
+        "Parameters are those that are trained, the head apart.",
+        "\n".join(_table(["", "parameters", "of the largest", *metrics], rows)),
+        "Differences to low rank of the same size beside query and value, paired by seed:",
+        "\n".join(_table(["", *tasks], differences)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def _row(name: str, runs: Sequence[dict], variants: dict) -> tuple[str, ...]:
-    size = name.rpartition("_")[2]
-    lora = {run["seed"]: run["metric"] for run in variants.get(f"lora_{size}", ())}
-    pairs = [100 * (r["metric"] - lora[r["seed"]]) for r in runs if r["seed"] in lora]
-    seconds = statistics.mean(run["seconds"] for run in runs)
-    return (
-        name,
-        f"{round(statistics.mean(run['updates'] for run in runs)):,}",
-        str(len(runs)),
-        _spread([100 * run["metric"] for run in runs]),
-        "" if name.startswith("lora") else _spread(pairs, sign="+"),
-        f"{seconds:.0f}",
-        f"{statistics.mean(run['search_seconds'] for run in runs):.0f}",
-    )
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    is_right = [False, *[True] * (len(headers) - 1)]
+    return console.markdown_lines(headers, is_right, rows)
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
+def _percent(runs: Sequence[dict]) -> list[float]:
+    return [100 * run["metric"] for run in runs]
+
+
+def _pairs(runs: Sequence[dict], others: Sequence[dict]) -> list[float]:
+    known = {run["seed"]: run["metric"] for run in others}
+    return [100 * (run["metric"] - known[run["seed"]]) for run in runs if run["seed"] in known]
+
+
+def _spread(values: Sequence[float], seeds: int, sign: str = "") -> str:
+    """Mean ± deviation; with their number where that is not `seeds`."""
     if not values:
         return ""
     text = f"{statistics.mean(values):{sign}.1f}"
-    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.1f}"
+    text += "" if len(values) < 2 else f" ± {statistics.stdev(values):.1f}"
+    return text if len(values) == seeds else f"{text} ({len(values)})"
 
 
 def _order(name: str) -> tuple:
-    known = ("full", "lfa", "bitfit", "mpo", "lora", "structured", "unstructured")
+    known = ("full", "lfa", "bitfit", "bottleneck", "mpo", "lora", "structured", "unstructured")
     stem = name.rstrip("0123456789").rstrip("_")
     return (known.index(stem) if stem in known else len(known), name)
 

@@ -121,6 +121,7 @@ def test_central_cores_and_word_table_stay_as_they_were(checkpoint, task, tmp_pa
             assert not np.array_equal(old[name], new[name]), name
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on(checkpoint, task, tmp_path, monkeypatch):
     config, folder = study(checkpoint), tmp_path / "run"
     config.compare, config.seeds = ("dense", "mpo_budget"), (0, 1)
@@ -246,6 +247,7 @@ def test_mistakes_are_explained(checkpoint, tmp_path, changes, error, message):
     assert not (tmp_path / "run").exists()  # the corrected command can use the same folder
 
 
+@pytest.mark.slow
 def test_micro_batches_train_alike(checkpoint, task, tmp_path):
     tuned_arrays = []
     for count in (1, 2):

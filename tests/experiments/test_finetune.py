@@ -101,6 +101,7 @@ def test_a_squeezed_run(config, tmp_path):
     assert (tmp_path / "trajectory.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_data_aware_run_with_searched_factors(config, tmp_path):
     config.matrices, config.budget, config.trainable = MATRICES[:1], 0.85, "lightweight"
     config.settings = {"data_aware": True, "search": True}

@@ -201,6 +201,7 @@ class TestExperts:
         for path, array in arrays[0].items():
             np.testing.assert_array_equal(array, arrays[1][path], err_msg=path)
 
+    @pytest.mark.slow
     def test_a_mesh_of_experts_and_micro_batches(self, texts, base, tmp_path, monkeypatch):
         """All masked, central cores stay; without matplotlib there is no picture."""
         monkeypatch.setitem(sys.modules, "matplotlib", None)

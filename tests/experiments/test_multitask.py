@@ -149,6 +149,7 @@ def test_several_tasks_go_on_with_their_heads(finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
     class StopAtTwo(training.Hook):
         def after_step(self, loop):

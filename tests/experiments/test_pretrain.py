@@ -102,6 +102,7 @@ def test_a_pre_trained_model_is_fine_tuned(finished, tmp_path):
     assert counts["central"] == _result(finished)["counts"]["central"]
 
 
+@pytest.mark.slow
 def test_a_deeper_model_starts_from_a_shared_one(corpus, tmp_path):
     shared = _config(corpus, architecture="shared", steps=2)
     assert pretrain.run(shared, tmp_path / "shared") == 0

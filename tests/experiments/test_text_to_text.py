@@ -119,6 +119,7 @@ class TestOneTask:
         monkeypatch.setattr(text_to_text, "prepare", None)
         assert text_to_text.run(*learnt) == 0
 
+    @pytest.mark.slow
     def test_answers_that_are_none_are_wrong(self, texts, tmp_path):
         """Without training."""
         config = config_of(texts, steps=1, beams=2)
@@ -174,6 +175,7 @@ class TestTasks:
         assert job.dev["mood"].num_examples == job.dev_examples == 5
         assert job.test["mood"].num_examples == 8
 
+    @pytest.mark.slow
     def test_free_texts(self, texts, tmp_path):
         config = config_of(texts, task=ECHO, steps=80)
         assert text_to_text.run(config, tmp_path / "run") == 0

@@ -77,6 +77,7 @@ def test_a_finished_run_is_only_read(squeezed):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_a_cut_costs_at_most_its_estimate_and_everything_moves_after_it(tmp_path):
     """Exactly the estimate where one bond is cut; and training goes on with every core."""
     seen = []
@@ -104,6 +105,7 @@ def test_a_cut_costs_at_most_its_estimate_and_everything_moves_after_it(tmp_path
                 assert np.array_equal(cut[name], moved[name]) == (k == centre)
 
 
+@pytest.mark.slow
 def test_momentum_follows_the_gauge(tmp_path):
     """The matrix and what momentum says about every core are those from before."""
     chains = squeezing_run.model()
@@ -170,12 +172,14 @@ def test_a_drop_is_taken_back(tmp_path):
     assert int(result.state.step) == result.phases[1]["step"]
 
 
+@pytest.mark.slow
 def test_a_gain_is_no_reason_to_stop(tmp_path):
     metrics = iter([0.5, 0.9, 0.9, 0.45])
     result = squeezing_run.run(tmp_path, train=scripted(metrics), gap=0.1)
     assert [phase["accepted"] for phase in result.phases] == [True] * 4
 
 
+@pytest.mark.slow
 def test_a_banned_group_is_left_alone(tmp_path):
     metrics = iter([0.8, 0.5, 0.8, 0.8])
     result = squeezing_run.run(tmp_path, train=scripted(metrics), gap=0.1, on_drop="ban")
@@ -232,6 +236,7 @@ def test_goes_to_a_budget_in_equal_shares(tmp_path):
     assert max(drops) - min(drops) < 0.5 * np.mean(drops)
 
 
+@pytest.mark.slow
 def test_a_coarse_ladder_still_reaches_the_budget(tmp_path):
     """One cut may overshoot the share of the next phase, which then cuts all the same."""
     train = scripted(itertools.repeat(0.5))
@@ -253,6 +258,7 @@ def test_ends_where_nothing_is_left_to_cut(tmp_path):
     assert set(map(max, result.phases[-1]["bonds"].values())) == {1}
 
 
+@pytest.mark.slow
 def test_muon_needs_a_reset(tmp_path):
     with pytest.raises(ValueError, match="cannot follow a cut; use adam, adamw"):
         squeezing_run.run(tmp_path / "kept", optimizer="muon", max_phases=1)

@@ -123,6 +123,7 @@ def test_chains_and_experts(config):
 
 
 @pytest.mark.parametrize("config", [small.GPT2, small.T5], ids=["gpt2", "1.0"])
+@pytest.mark.slow
 def test_experts_never_drop_a_token(config):
     _, _, free = small.with_experts(config)
     narrow, _, model = small.with_experts(config, capacity_factor=0.3)
