@@ -103,7 +103,7 @@ def draw(results: Sequence[dict]) -> figure_lib.Figure:
     for axes, (task, inside) in zip(panels, tasks.items(), strict=True):
         methods = by(inside, "method")
         for index, method in enumerate(sorted(methods, key=_order)):
-            color = f"C{index}"
+            color, style = f"C{index % 10}", ("-", "--")[index // 10]
             points = []
             for runs in by(methods[method], "variant").values():
                 values = [100 * run["metric"] for run in runs]
@@ -111,7 +111,7 @@ def draw(results: Sequence[dict]) -> figure_lib.Figure:
                 size = statistics.mean(run["updates"] for run in runs)
                 points.append((size, statistics.mean(values), spread))
             x, y, spread = zip(*sorted(points), strict=True)
-            axes.plot(x, y, color=color, marker="o", label=method)
+            axes.plot(x, y, style, color=color, marker="o", label=method)
             low, high = ([v + f * s for v, s in zip(y, spread, strict=True)] for f in (-1, 1))
             axes.fill_between(x, low, high, color=color, alpha=0.15)
             if len(x) == 1:

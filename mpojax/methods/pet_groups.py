@@ -17,7 +17,7 @@ KINDS = ("module", "entries", "chain")
 CRITERIA = (
     *("taylor", "taylor_signed", "taylor_batch_abs", "fisher", "magnitude", "random", "hybrid"),
 )
-BALANCES = ("factor_mean", "none")
+BALANCES = ("unit_mean", "factor_mean", "none")
 
 Scores = dict[str, tuple[Any, ...]]  # {unit: one array for each group axis, see `Groups`}
 
@@ -198,22 +198,31 @@ def normalise(
     scores: Mapping[str, Sequence[np.ndarray]],
     masks: Mapping[str, Sequence[np.ndarray]],
     spec: Spec,
-    balance: str = "factor_mean",
+    balance: str = "unit_mean",
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """Scores of single entries divided by their mean over what is left of their array.
+    """Scores of single entries, balanced between the arrays of their unit.
 
-    Both factors of a low rank have the same sum of scores (Euler), so that the entries of the
-    smaller factor have the larger ones, whatever they are worth. Scores of other kinds stay.
+    Scores of other kinds stay. Both factors of a low rank have the same sum of scores (Euler), so
+    that the entries of the smaller factor have the larger ones, whatever they are worth. "factor_mean" divides by the mean
+    over what is left of the array: every factor then has the mean 1, whatever its unit does to the
+    loss, and a bias, which is no factor, has not. "unit_mean" multiplies by the unit's mean again:
+    units, and biases, stay comparable.
+
+    Raises:
+      ValueError: a balance that is none of `BALANCES`.
     """
     if balance not in BALANCES:
         raise ValueError(f"balance={balance!r} must be one of {', '.join(BALANCES)}.")
     found = {}
     for unit, groups in spec.items():
         arrays = tuple(np.asarray(s, np.float64) for s in scores[unit])
-        if groups.kind == "entries" and balance == "factor_mean" and len(arrays) > 1:
+        if groups.kind == "entries" and balance != "none" and len(arrays) > 1:
+            sizes = [np.abs(s[m]) for s, m in zip(arrays, masks[unit], strict=True)]
+            means = [float(size.mean()) if size.size else 0.0 for size in sizes]
+            whole = float(np.concatenate(sizes).mean()) if any(s.size for s in sizes) else 0.0
+            factor = whole if balance == "unit_mean" else 1.0
             arrays = tuple(
-                s / mean if (mean := float(np.mean(np.abs(s[m])) if m.any() else 0.0)) else s
-                for s, m in zip(arrays, masks[unit], strict=True)
+                s / mean * factor if mean else s for s, mean in zip(arrays, means, strict=True)
             )
         found[unit] = arrays
     return found

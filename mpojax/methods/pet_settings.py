@@ -22,7 +22,7 @@ class Settings:
       score_batches: batches of training data that a round's scores are summed over. Each costs
         about a step.
       by_cost: whether a score is divided by the parameters that its group frees.
-      balance: "factor_mean" or "none", see `pet_groups.normalise`.
+      balance: "unit_mean", "factor_mean" or "none", see `pet_groups.normalise`.
       gauge: in which bonds are scored: "svd", "raw" or "score".
       seed: of the criterion "random".
     """
@@ -36,7 +36,7 @@ class Settings:
     criterion: str = "taylor"
     score_batches: int = 8
     by_cost: bool = True
-    balance: str = "factor_mean"
+    balance: str = "unit_mean"
     gauge: str = "svd"
     seed: int = 0
 

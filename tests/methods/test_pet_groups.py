@@ -205,6 +205,10 @@ def test_entries_are_balanced_between_factors():
     scores = {"u": (np.float64([1, 3]), np.float64([10, 30, 500])), "v": (np.float64(7),)}
     masks = {"u": (np.array([True, True]), np.array([True, True, False])), "v": (np.array(True),)}
     found = pet_groups.normalise(scores, masks, spec)
+    np.testing.assert_allclose(found["u"][0], [5.5, 16.5])  # the unit's mean is 11
+    np.testing.assert_allclose(found["u"][1][:2], [5.5, 16.5])
+    np.testing.assert_allclose(found["v"][0], 7)
+    found = pet_groups.normalise(scores, masks, spec, "factor_mean")
     np.testing.assert_allclose(found["u"][0], [0.5, 1.5])
     np.testing.assert_allclose(found["u"][1][:2], [0.5, 1.5])
     np.testing.assert_allclose(found["v"][0], 7)
