@@ -203,10 +203,10 @@ def normalise(
     """Scores of single entries, balanced between the arrays of their unit.
 
     Scores of other kinds stay. Both factors of a low rank have the same sum of scores (Euler), so
-    that the entries of the smaller factor have the larger ones, whatever they are worth. "factor_mean" divides by the mean
-    over what is left of the array: every factor then has the mean 1, whatever its unit does to the
-    loss, and a bias, which is no factor, has not. "unit_mean" multiplies by the unit's mean again:
-    units, and biases, stay comparable.
+    that the entries of the smaller factor have the larger ones, whatever they are worth.
+    "factor_mean" divides by the mean over what is left of the array: every factor then has the mean
+    1, whatever its unit does to the loss, and a bias, which is no factor, has not. "unit_mean"
+    multiplies by the unit's mean again: units, and biases, stay comparable.
 
     Raises:
       ValueError: a balance that is none of `BALANCES`.
