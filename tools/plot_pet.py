@@ -8,7 +8,6 @@ against trained parameters, one line for a method, its band the deviation over s
 """
 
 import collections
-import json
 import math
 import pathlib
 import statistics
@@ -17,76 +16,41 @@ from collections.abc import Sequence
 from absl import app, flags
 from matplotlib import figure as figure_lib
 
-from experiments import console
 from mpojax import files
+from tools import study_tables
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Workdir of the sweep.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for table and pictures.", required=True)
 
 
-def find(folder: pathlib.Path) -> list[dict]:
-    """Results of the finished cells."""
-    found = sorted(folder.glob("cells/*/result.json"))
-    if not found:
-        raise FileNotFoundError(f"no finished cell in {folder}.")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
-
-
-def by(results: Sequence[dict], name: str) -> dict[str, list[dict]]:
-    groups = collections.defaultdict(list)
-    for result in results:
-        groups[result[name]].append(result)
-    return dict(groups)
-
-
 def summary(results: Sequence[dict]) -> str:
     """Two tables: metrics by method and task, and differences to LoRA of the same size and seed."""
-    tasks, variants = by(results, "task"), by(results, "variant")
+    tasks, variants = study_tables.by(results, "task"), study_tables.by(results, "variant")
     names = sorted(variants, key=_order)
     seeds = max(len({run["seed"] for run in runs}) for runs in variants.values())
     metrics = [f"{task} ({runs[0]['metric_name']})" for task, runs in tasks.items()]
     whole = max(run["updates"] for run in results)
     rows, differences = [], []
     for name in names:
-        runs = by(variants[name], "task")
+        runs = study_tables.by(variants[name], "task")
         size = statistics.mean(run["updates"] for run in variants[name])
-        cells = [_spread(_percent(runs.get(task, ())), seeds) for task in tasks]
+        cells = [study_tables.percent(runs.get(task, ())) for task in tasks]
+        cells = [study_tables.spread(cell, seeds) for cell in cells]
         rows.append((name, f"{round(size):,}", f"{size / whole:.2%}", *cells))
         others = variants.get(f"lora_{name.rpartition('_')[2]}")
         if others and not name.startswith("lora"):
-            pairs = [_pairs(runs.get(task, ()), by(others, "task").get(task, ())) for task in tasks]
-            differences.append((name, *(_spread(each, seeds, sign="+") for each in pairs)))
+            others = study_tables.by(others, "task")
+            cells = [study_tables.pairs_of(runs.get(t, ()), others.get(t, ())) for t in tasks]
+            cells = [study_tables.spread(cell, seeds, sign="+") for cell in cells]
+            differences.append((name, *cells))
     parts = [
         f"Percent, means over {seeds} seeds ± sample deviations; fewer seeds in brackets. "
         "Parameters are those that are trained, the head apart.",
-        "\n".join(_table(["", "parameters", "of the largest", *metrics], rows)),
+        "\n".join(study_tables.table(["", "parameters", "of the largest", *metrics], rows)),
         "Differences to low rank of the same size beside query and value, paired by seed:",
-        "\n".join(_table(["", *tasks], differences)),
+        "\n".join(study_tables.table(["", *tasks], differences)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    is_right = [False, *[True] * (len(headers) - 1)]
-    return console.markdown_lines(headers, is_right, rows)
-
-
-def _percent(runs: Sequence[dict]) -> list[float]:
-    return [100 * run["metric"] for run in runs]
-
-
-def _pairs(runs: Sequence[dict], others: Sequence[dict]) -> list[float]:
-    known = {run["seed"]: run["metric"] for run in others}
-    return [100 * (run["metric"] - known[run["seed"]]) for run in runs if run["seed"] in known]
-
-
-def _spread(values: Sequence[float], seeds: int, sign: str = "") -> str:
-    """Mean ± deviation; with their number where that is not `seeds`."""
-    if not values:
-        return ""
-    text = f"{statistics.mean(values):{sign}.1f}"
-    text += "" if len(values) < 2 else f" ± {statistics.stdev(values):.1f}"
-    return text if len(values) == seeds else f"{text} ({len(values)})"
 
 
 def _order(name: str) -> tuple:
@@ -97,15 +61,15 @@ def _order(name: str) -> tuple:
 
 def draw(results: Sequence[dict]) -> figure_lib.Figure:
     """Metric against trained parameters, the head apart; one panel for a task."""
-    tasks = by(results, "task")
+    tasks = study_tables.by(results, "task")
     figure = figure_lib.Figure(figsize=(1.5 + 5 * len(tasks), 4.5), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, (task, inside) in zip(panels, tasks.items(), strict=True):
-        methods = by(inside, "method")
+        methods = study_tables.by(inside, "method")
         for index, method in enumerate(sorted(methods, key=_order)):
             color, style = f"C{index % 10}", ("-", "--")[index // 10]
             points = []
-            for runs in by(methods[method], "variant").values():
+            for runs in study_tables.by(methods[method], "variant").values():
                 values = [100 * run["metric"] for run in runs]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 size = statistics.mean(run["updates"] for run in runs)
@@ -154,7 +118,7 @@ def draw_kept(results: Sequence[dict], method: str = "structured") -> figure_lib
 
 def main(argv) -> None:
     del argv
-    results, out = find(pathlib.Path(_SWEEP.value)), pathlib.Path(_OUT.value)
+    results, out = study_tables.find(pathlib.Path(_SWEEP.value)), pathlib.Path(_OUT.value)
     text = summary(results)
     files.write_atomic(out / "summary.md", text)
     pictures = {"quality.png": draw(results), "kept.png": draw_kept(results)}

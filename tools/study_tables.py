@@ -1,0 +1,51 @@
+"""What tables of studies share: finished cells, means over seeds, paired differences."""
+
+import collections
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+from experiments import console
+
+
+def find(folder: pathlib.Path) -> list[dict]:
+    """Results of the finished cells."""
+    found = sorted(folder.glob("cells/*/result.json"))
+    if not found:
+        raise FileNotFoundError(f"no finished cell in {folder}.")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
+
+def by(results: Sequence[dict], name: str) -> dict[str, list[dict]]:
+    """Results by one of their fields."""
+    groups = collections.defaultdict(list)
+    for result in results:
+        groups[result[name]].append(result)
+    return dict(groups)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table whose first column is of words."""
+    is_right = [False, *[True] * (len(headers) - 1)]
+    return console.markdown_lines(headers, is_right, rows)
+
+
+def percent(runs: Sequence[dict]) -> list[float]:
+    """The metric of each run."""
+    return [100 * run["metric"] for run in runs]
+
+
+def pairs_of(runs: Sequence[dict], others: Sequence[dict]) -> list[float]:
+    """Differences of the metric to other runs of the same seed, in percent."""
+    known = {run["seed"]: run["metric"] for run in others}
+    return [100 * (run["metric"] - known[run["seed"]]) for run in runs if run["seed"] in known]
+
+
+def spread(values: Sequence[float], seeds: int, sign: str = "") -> str:
+    """Mean ± deviation; with their number where that is not `seeds`."""
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):{sign}.1f}"
+    text += "" if len(values) < 2 else f" ± {statistics.stdev(values):.1f}"
+    return text if len(values) == seeds else f"{text} ({len(values)})"
