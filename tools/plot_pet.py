@@ -44,7 +44,7 @@ def summary(results: Sequence[dict]) -> str:
             cells = [study_tables.spread(cell, seeds, sign="+") for cell in cells]
             differences.append((name, *cells))
     parts = [
-        "Searches after Lawton et al. 2023 (own formulas and settings; no reproduction of its tables).",
+        "Searches after Lawton et al. 2023, with formulas of our own; no reproduction.",
         f"Percent, means over {seeds} seeds ± sample deviations; fewer seeds in brackets. "
         "Parameters are those that are trained, the head apart.",
         "\n".join(study_tables.table(["", "parameters", "of the largest", *metrics], rows)),
