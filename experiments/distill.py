@@ -155,6 +155,7 @@ def _train(
         folder=folder,
         log_every=config.log_every,
         accumulate=config.accumulate,
+        prepare=distillation.prepared if settings and config.accumulate > 1 else None,
     )
     if result.interrupted:
         return None
@@ -175,7 +176,7 @@ def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Setting
 
         def extra(pair):
             return settings.lam * opdf.alignment_loss(
-                pair.student, pair.targets, settings.alignment, settings.relative
+                pair.cores, pair.targets, settings.alignment, settings.relative
             )
 
     layer_map = _layer_map(config, pair.student, pair.teacher)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mpojax import models
 from mpojax.training import objectives
 
 
@@ -21,12 +22,14 @@ class Pair(nnx.Module):
     Attributes:
       student, teacher: text classifiers of equal outputs.
       targets: {name: constant arrays}, or empty.
+      chains: the student before `prepared` rebuilt its matrices, else None.
     """
 
     def __init__(
         self, student: nnx.Module, teacher: nnx.Module, targets: Mapping[str, Sequence] = ()
     ):
         self.student, self.teacher = student, teacher
+        self.chains = nnx.data(None)
         self.target_names = tuple(targets)
         constants = [[nnx.Variable(jnp.asarray(a)) for a in targets[name]] for name in targets]
         self.constants = nnx.List([nnx.List(arrays) for arrays in constants])
@@ -39,6 +42,11 @@ class Pair(nnx.Module):
         }
 
     @property
+    def cores(self) -> nnx.Module:
+        """The student with its matrices as they are trained."""
+        return self.student if self.chains is None else self.chains
+
+    @property
     def config(self):
         return self.student.config
 
@@ -48,6 +56,14 @@ class Pair(nnx.Module):
 
     def __call__(self, *args, **more) -> jax.Array:
         return self.student(*args, **more)
+
+
+def prepared(pair: Pair) -> Pair:
+    """The pair with the student's matrices rebuilt from their cores: once for all micro-batches."""
+    ready = Pair(models.merged(pair.student), pair.teacher)
+    ready.target_names, ready.constants = pair.target_names, pair.constants
+    ready.chains = pair.student
+    return ready
 
 
 def of_student(path: tuple, variable: Any) -> bool:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models, mpo
+from mpojax import interop, models, mpo, training
 from mpojax.methods import mpop, opdf
+from mpojax.training import distillation
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -222,3 +223,39 @@ def test_the_plain_loss_of_the_paper(pair):
         ]
     found = opdf.alignment_loss(large, targets, "procrustes_core", relative=False)
     np.testing.assert_allclose(found, np.mean(parts), rtol=1e-5)
+
+
+@pytest.mark.parametrize("alignment", ["procrustes_core", "weight"])
+def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
+    config = dataclasses.replace(small.BERT, num_labels=2, dropout=0.0, attention_dropout=0.0)
+    teacher = small.random_model(config, seed=1)
+    settings = opdf.Settings(units=1, alignment=alignment)
+    student, targets = opdf.prepare(small.random_model(config, seed=0), settings, teacher)
+    rng = np.random.default_rng(0)
+    batch = {
+        "input_ids": rng.integers(1, 9, (4, 5)).astype(np.int32),
+        "attention_mask": np.ones((4, 5), np.int32),
+        "labels": rng.integers(0, 2, 4).astype(np.int32),
+    }
+
+    def stepped(accumulate, prepare):
+        pair = distillation.Pair(student, teacher, targets)
+        optimizer = training.make_optimizer(
+            {"name": "sgd", "learning_rate": 0.1, "schedule": "constant"}, training.roles(pair), 10
+        )
+        state = training.TrainState.create(pair, distillation.of_student, optimizer)
+        loss = distillation.distillation_loss(
+            distillation.Weights(task=0.5, hidden=0.1),
+            lambda pair: opdf.alignment_loss(pair.cores, pair.targets, alignment),
+        )
+        step = training.TrainStep(loss, optimizer, accumulate=accumulate, prepare=prepare)
+        state, metrics = step(state, batch)
+        return state.model().student, metrics
+
+    whole, expected = stepped(1, None)
+    parts, metrics = stepped(2, distillation.prepared)
+    for name in ("loss", "alignment", "gradient_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5)
+    one, other = (models.to_arrays(model) for model in (whole, parts))
+    for name, array in one.items():
+        np.testing.assert_allclose(other[name], array, rtol=0, atol=2e-5, err_msg=name)
