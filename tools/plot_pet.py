@@ -65,9 +65,12 @@ def draw(results: Sequence[dict]) -> figure_lib.Figure:
     tasks = study_tables.by(results, "task")
     figure = figure_lib.Figure(figsize=(1.5 + 5 * len(tasks), 4.5), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    known = sorted({result["method"] for result in results}, key=_order)
     for axes, (task, inside) in zip(panels, tasks.items(), strict=True):
         methods = study_tables.by(inside, "method")
-        for index, method in enumerate(sorted(methods, key=_order)):
+        for index, method in enumerate(known):
+            if method not in methods:
+                continue
             color, style = f"C{index % 10}", ("-", "--")[index // 10]
             points = []
             for runs in study_tables.by(methods[method], "variant").values():
