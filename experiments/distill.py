@@ -155,7 +155,7 @@ def _train(
         folder=folder,
         log_every=config.log_every,
         accumulate=config.accumulate,
-        prepare=distillation.prepared if settings and config.accumulate > 1 else None,
+        prepare=opdf.prepared if settings and config.accumulate > 1 else None,
     )
     if result.interrupted:
         return None

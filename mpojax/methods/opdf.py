@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpojax import interop, models, mpo
+from mpojax.training import distillation
 from mpojax.training import state as state_lib
 
 # What the alignment loss compares.
@@ -231,6 +232,14 @@ def _distance(cores, goal, alignment: str, relative: bool) -> jax.Array:
         return mpo.core_distance(cores, goal, relative)
     one, other = (mpo.to_matrix(tuple(c)) for c in (cores, goal))
     return jnp.sum(jnp.square(one - other)) / jnp.sum(jnp.square(other))
+
+
+def prepared(pair: distillation.Pair) -> distillation.Pair:
+    """The pair with the student's matrices rebuilt from their cores: once for all micro-batches."""
+    ready = distillation.Pair(models.merged(pair.student), pair.teacher)
+    ready.target_names, ready.constants = pair.target_names, pair.constants
+    ready.chains = pair.student
+    return ready
 
 
 def select(scores: Mapping[str, float], number: int, done: Sequence[str] = ()) -> list[str]:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import models
 from mpojax.training import objectives
 
 
@@ -22,7 +21,7 @@ class Pair(nnx.Module):
     Attributes:
       student, teacher: text classifiers of equal outputs.
       targets: {name: constant arrays}, or empty.
-      chains: the student before `prepared` rebuilt its matrices, else None.
+      chains: the student before its matrices were rebuilt for a step, else None.
     """
 
     def __init__(
@@ -56,14 +55,6 @@ class Pair(nnx.Module):
 
     def __call__(self, *args, **more) -> jax.Array:
         return self.student(*args, **more)
-
-
-def prepared(pair: Pair) -> Pair:
-    """The pair with the student's matrices rebuilt from their cores: once for all micro-batches."""
-    ready = Pair(models.merged(pair.student), pair.teacher)
-    ready.target_names, ready.constants = pair.target_names, pair.constants
-    ready.chains = pair.student
-    return ready
 
 
 def of_student(path: tuple, variable: Any) -> bool:

@@ -253,7 +253,7 @@ def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
         return state.model().student, metrics
 
     whole, expected = stepped(1, None)
-    parts, metrics = stepped(2, distillation.prepared)
+    parts, metrics = stepped(2, opdf.prepared)
     for name in ("loss", "alignment", "gradient_norm"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5)
     one, other = (models.to_arrays(model) for model in (whole, parts))
