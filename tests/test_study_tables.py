@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tools import plot_opdf, study_tables
+from tools import plot_opdf, plot_pet, study_tables
 
 
 def result(variant, seed, metric, **more):
@@ -54,3 +54,21 @@ def test_a_sweep_without_results(tmp_path):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"metric": 1}))
     assert study_tables.find(tmp_path) == [{"metric": 1}]
+
+
+def test_methods_of_one_size_beside_low_rank():
+    sizes = {"updates": 500, "method": "any"}
+    runs = [result("lora_1", seed, 0.50, **sizes) for seed in (0, 1)]
+    runs += [result("structured_1", 0, 0.75, **sizes, adapter_bytes=2_400)]
+    runs += [result("full", seed, 0.80, updates=10_000, method="any") for seed in (0, 1)]
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in plot_pet.summary(runs).split("\n")
+    ]
+    cells = [row[1:-1] for row in rows if len(row) > 2]
+    assert cells[0] == ["", "parameters", "of the largest", "file", "sst2 (accuracy)"]
+    assert cells[2:5] == [
+        ["full", "10,000", "100.00%", "", "80.0 ± 0.0"],
+        ["lora_1", "500", "5.00%", "", "50.0 ± 0.0"],
+        ["structured_1", "500", "5.00%", "2 kB", "75.0 (1)"],
+    ]
+    assert cells[-1] == ["structured_1", "+25.0 (1)"]

@@ -6,18 +6,14 @@ Reads the finished cells; what is not there is left out. Writes `summary.md` and
 metric of every run against the parameters that its student has while it learns.
 """
 
-import pathlib
 import statistics
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app
 from matplotlib import figure as figure_lib
 
 from mpojax import files
 from tools import study_tables
-
-_SWEEP = flags.DEFINE_string("sweep", None, "Workdir of the sweep.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder for table and picture.", required=True)
 
 _ORDER = ("kd", "svd", "mpo_1", "mpo_3", "opdf_1", "opdf_3", "core_3", "weight_3")
 _HEADERS = (
@@ -111,7 +107,7 @@ def draw(results: Sequence[dict]) -> figure_lib.Figure:
 
 def main(argv) -> None:
     del argv
-    results, out = study_tables.find(pathlib.Path(_SWEEP.value)), pathlib.Path(_OUT.value)
+    results, out = study_tables.from_flags()
     text = summary(results)
     files.write_atomic(out / "summary.md", text)
     picture = draw(results)

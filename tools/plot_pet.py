@@ -9,18 +9,14 @@ against trained parameters, one line for a method, its band the deviation over s
 
 import collections
 import math
-import pathlib
 import statistics
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app
 from matplotlib import figure as figure_lib
 
 from mpojax import files
 from tools import study_tables
-
-_SWEEP = flags.DEFINE_string("sweep", None, "Workdir of the sweep.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder for table and pictures.", required=True)
 
 
 def summary(results: Sequence[dict]) -> str:
@@ -36,7 +32,8 @@ def summary(results: Sequence[dict]) -> str:
         size = statistics.mean(run["updates"] for run in variants[name])
         cells = [study_tables.percent(runs.get(task, ())) for task in tasks]
         cells = [study_tables.spread(cell, seeds) for cell in cells]
-        rows.append((name, f"{round(size):,}", f"{size / whole:.2%}", *cells))
+        share = f"{size / whole:.2%}"
+        rows.append((name, f"{round(size):,}", share, _file(variants[name]), *cells))
         others = variants.get(f"lora_{name.rpartition('_')[2]}")
         if others and not name.startswith("lora"):
             others = study_tables.by(others, "task")
@@ -46,12 +43,19 @@ def summary(results: Sequence[dict]) -> str:
     parts = [
         "Searches after Lawton et al. 2023, with formulas of our own; no reproduction.",
         f"Percent, means over {seeds} seeds ± sample deviations; fewer seeds in brackets. "
-        "Parameters are those that are trained, the head apart.",
-        "\n".join(study_tables.table(["", "parameters", "of the largest", *metrics], rows)),
+        "Parameters are those that are trained, the head apart; the file of the adapter has the "
+        "head, and for single entries their places.",
+        "\n".join(study_tables.table(["", "parameters", "of the largest", "file", *metrics], rows)),
         "Differences to low rank of the same size beside query and value, paired by seed:",
         "\n".join(study_tables.table(["", *tasks], differences)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _file(runs: Sequence[dict]) -> str:
+    """Mean size of the saved adapters."""
+    sizes = [run["adapter_bytes"] for run in runs if "adapter_bytes" in run]
+    return f"{statistics.mean(sizes) / 1000:.0f} kB" if sizes else ""
 
 
 def _order(name: str) -> tuple:
@@ -122,7 +126,7 @@ def draw_kept(results: Sequence[dict], method: str = "structured") -> figure_lib
 
 def main(argv) -> None:
     del argv
-    results, out = study_tables.find(pathlib.Path(_SWEEP.value)), pathlib.Path(_OUT.value)
+    results, out = study_tables.from_flags()
     text = summary(results)
     files.write_atomic(out / "summary.md", text)
     pictures = {"quality.png": draw(results), "kept.png": draw_kept(results)}

@@ -6,7 +6,17 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
+from absl import flags
+
 from experiments import console
+
+_SWEEP = flags.DEFINE_string("sweep", None, "Workdir of the sweep.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for table and pictures.", required=True)
+
+
+def from_flags() -> tuple[list[dict], pathlib.Path]:
+    """Results of the finished cells below `--sweep`, and the folder `--out`."""
+    return find(pathlib.Path(_SWEEP.value).expanduser()), pathlib.Path(_OUT.value).expanduser()
 
 
 def find(folder: pathlib.Path) -> list[dict]:
