@@ -1,13 +1,17 @@
-"""Distils a fine-tuned encoder into one of fewer layers, over-parameterised while it learns.
+"""Distils a fine-tuned encoder into a smaller one: of fewer layers, or with compressed matrices.
 
     python -m experiments.finetune --config=configs/mpop/minilm.py:dense,sst2 \
         --config.save_model=True --workdir=runs/teacher
     python -m experiments.distill --config=configs/opdf/minilm.py:opdf_3,sst2 \
         --config.teacher=runs/teacher/model --workdir=runs/student
+    python -m experiments.distill --config=configs/opdf/minilm.py:healed,sst2 \
+        --config.teacher=runs/teacher/model --workdir=runs/healed
 
 The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and those of
-`configs/opdf/base.py`. The student starts as layers of the teacher, its matrices as exact chains;
-the dense student is saved in the workdir. Started again an interrupted run goes on exactly.
+`configs/opdf/base.py`. A student of fewer layers starts as layers of the teacher, its matrices as
+exact chains, and is saved dense. With `matrices` or `rules` the student is the teacher compressed
+by them: it learns back what truncation lost, and stays as small as it is. Started again an
+interrupted run goes on exactly.
 """
 
 import dataclasses
@@ -16,14 +20,28 @@ from typing import Any
 
 import jax
 import ml_collections
+from flax import nnx
 
 from experiments import fitting, jobs, launch, tuning
 from mpojax import data, models, training
-from mpojax.methods import opdf
+from mpojax.methods import mpop, opdf, students
 from mpojax.training import distillation, replacement
 
 # Methods of distillation: "kd" compares outputs, "theseus" replaces layers.
 HOSTS = ("kd", "theseus")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job(jobs.Job):
+    """A job whose model is the teacher.
+
+    Attributes:
+      student: as it starts.
+      targets: the teacher's cores, see `opdf.prepare`.
+    """
+
+    student: models.Model | None = None
+    targets: opdf.Targets = dataclasses.field(default_factory=dict)
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -39,7 +57,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     jobs.check(config)
     data.check_task(config.task)
-    read_settings(config)
+    settings = read_settings(config)
     distillation.Weights(**config.weights.to_dict())
     replacement.Settings(**config.replacement.to_dict())
     if config.host not in HOSTS:
@@ -48,11 +66,25 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "config.teacher is empty: give the folder of a model that experiments.finetune saved."
         )
-    if config.trainable != "all" or config.keep_best or config.adapters:
-        raise ValueError("a distilled student is trained as a whole: no trainable, keep_best, ...")
+    fitting.check_left_alone(
+        config,
+        ("start_from", "keep_best", "eval_every", "adapters", "squeeze", "calibration_examples"),
+        "a student starts from config.teacher, and its last state is reported",
+    )
+    fitting.check_rate_exponent(config)
     if not all(isinstance(layer, int) and layer >= 0 for layer in config.student_layers):
         raise ValueError(
             f"config.student_layers={config.student_layers} must be layers of the teacher."
+        )
+    if not jobs.read_rules(config):
+        fitting.check_left_alone(
+            config, ("trainable",), "a student of layers is trained as a whole"
+        )
+    elif settings is not None or config.student_layers:
+        raise ValueError(
+            "config.matrices and config.rules compress the teacher as it is: set "
+            "config.opdf.enabled=False (over-parameterised chains are merged at the end) and leave "
+            "config.student_layers at ()."
         )
 
 
@@ -79,16 +111,34 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     )
 
 
-def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
-    """The data, and the teacher with its own head as the job's model."""
+def _prepare(config: ml_collections.ConfigDict) -> _Job:
+    """The data, the teacher with its own head as the job's model, and the student."""
     job = jobs.prepare(_teachers(config))
-    if not isinstance(job.model, models.SequenceClassifier):
+    teacher = job.model
+    if not isinstance(teacher, models.SequenceClassifier):
         raise ValueError(
             f"config.task={config.task!r}: only classifiers and regressions are distilled."
         )
+    if not job.has_tuned_head:
+        raise ValueError(
+            f"config.teacher={config.teacher!r} has no head that was tuned for config.task="
+            f"{config.task!r}, and nothing could be learnt from a fresh one: give the folder of a "
+            "model that experiments.finetune saved for this task."
+        )
     _check_words(config, job.source)
-    _student(config, job.model)  # what does not fit shows before the folder is claimed
-    return job
+    report, targets = None, {}
+    if jobs.read_rules(config):
+        student, report = jobs.compressed(config, teacher)
+    else:
+        depth = teacher.config.num_layers
+        student = students.with_layers(teacher, config.student_layers or range(depth // 2))
+    if config.host == "theseus":
+        replacement.runs_of_layers(_layer_map(config, student, teacher), teacher.config.num_layers)
+    settings = read_settings(config)
+    if settings is not None:
+        student, targets = opdf.prepare(student, settings, teacher)
+    fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    return _Job(**fields | {"report": report, "student": student, "targets": targets})
 
 
 def _check_words(config: ml_collections.ConfigDict, source: str) -> None:
@@ -108,37 +158,41 @@ def _teachers(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config under which the teacher loads as it was tuned."""
     loaded = config.copy_and_resolve_references()
     loaded.start_from = config.teacher
+    loaded.matrices, loaded.rules, loaded.settings = (), (), {}
+    loaded.budget = loaded.bond = None
     return loaded
 
 
-def _student(config: ml_collections.ConfigDict, teacher: models.Model):
-    """(student, targets, settings): layers of the teacher, maybe as chains."""
-    depth = teacher.config.num_layers
-    layers = tuple(config.student_layers) or tuple(range(depth // 2))
-    student = opdf.with_layers(teacher, layers)
-    if config.host == "theseus":
-        replacement.runs_of_layers(_layer_map(config, student, teacher), depth)
-    settings = read_settings(config)
-    if settings is None:
-        return student, {}, None
-    return *opdf.prepare(student, settings, teacher), settings
-
-
 def _layer_map(config, student: models.Model, teacher: models.Model) -> tuple[int, ...]:
-    settings = opdf.Settings(layer_map=config.opdf.layer_map)
-    return opdf.layer_map(settings, student.config.num_layers, teacher.config.num_layers)
+    depths = student.config.num_layers, teacher.config.num_layers
+    return students.layer_map(config.opdf.layer_map, *depths)
 
 
 def _train(
-    config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path
+    config: ml_collections.ConfigDict, job: _Job, folder: pathlib.Path
 ) -> tuning.Outcome | None:
-    student, targets, settings = _student(config, job.model)
-    pair = distillation.Pair(student, job.model, targets)
-    loss, batches, accept = _host(config, job, pair, settings)
+    settings = read_settings(config)
+    student, inner = mpop.with_trainable(job.student, config.trainable)
+    pair = distillation.Pair(student, job.model, job.targets)
+    loss, batches, trained = _host(config, job, pair, settings)
+    inner = nnx.filterlib.to_predicate(inner)
+
+    def accept(path, variable):
+        return trained(path, variable) and inner(path[1:], variable)
+
     optimizer = _optimizer(config, pair, settings)
     state = training.TrainState.create(pair, accept, optimizer, seed=config.seed)
-    # Of what is trained, and of the optimizer's state.
-    training_bytes = sum(x.nbytes for x in jax.tree.leaves((state.trainable, state.optimizer)))
+    facts = {
+        "trained": sum(x.size for x in jax.tree.leaves(state.trainable)),
+        "train_parameters": sum(models.count_parameters(student).values()),
+        "teacher_metrics": job.evaluate(job.model, job.dev),
+        # Of what is trained, and of the optimizer's state.
+        "training_bytes": sum(
+            x.nbytes for x in jax.tree.leaves((state.trainable, state.optimizer))
+        ),
+    }
+    if job.report:
+        facts["start_metrics"] = job.evaluate(student, job.dev)
     result = training.fit(
         state,
         loss,
@@ -155,18 +209,16 @@ def _train(
         folder=folder,
         log_every=config.log_every,
         accumulate=config.accumulate,
-        prepare=opdf.prepared if settings and config.accumulate > 1 else None,
+        prepare=opdf.prepared if student.shapes and config.accumulate > 1 else None,
     )
     if result.interrupted:
         return None
-    trained = result.state.model().student
-    facts = {
-        "fit": result.summary(),
-        "train_parameters": sum(models.count_parameters(student).values()),
-        "teacher_metrics": job.evaluate(job.model, job.dev),
-        "training_bytes": training_bytes,
-    }
-    return tuning.merged_outcome(config, job, trained, facts)
+    learnt, facts = result.state.model().student, facts | {"fit": result.summary()}
+    if job.report:  # of a compressed student, which stays as small as it is
+        outcome = tuning.finished(config, job, learnt, inner, facts)
+    else:
+        outcome = tuning.merged_outcome(config, job, learnt, facts)
+    return dataclasses.replace(outcome, stop_requested=result.stop_requested is not None)
 
 
 def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Settings | None):
@@ -190,11 +242,11 @@ def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Setting
 
 
 def _optimizer(config, pair: distillation.Pair, settings: opdf.Settings | None):
-    """The config's optimizer; cores have a rate of their own, and decay towards their start."""
+    """The config's optimizer; over-parameterised, cores have a rate of their own."""
     if settings is None:
-        fields = config.optimizer.to_dict()
+        fields = fitting.optimizer_fields(config, pair)
     else:
-        fields = fitting.over_parameterised(config, settings.units)
+        fields = fitting.over_parameterised(config, settings, pair)
     return training.make_optimizer(fields, training.roles(pair), config.steps, seed=config.seed)
 
 
@@ -215,9 +267,12 @@ def summary(result: dict) -> str:
         f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
         f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",
         f"  teacher: {teacher}",
-        f"  {result['train_parameters']:,} parameters trained, {result['inference_parameters']:,} "
-        "left after merging",
+        f"  {result['trained']:,} of {result['train_parameters']:,} parameters trained, "
+        f"{result['inference_parameters']:,} in the end",
     ]
+    if result.get("start_metrics"):
+        before = ", ".join(f"{name} {value:.4f}" for name, value in result["start_metrics"].items())
+        lines.insert(3, f"  compressed, not yet trained: {before}")
     return "\n".join(lines) + "\n"
 
 

@@ -7,33 +7,81 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from configs.mpop import base
 from mpojax import data, models, training
 from mpojax.methods import opdf
 from mpojax.training import objectives
 
 
 def make_optimizer(config: ml_collections.ConfigDict, model: models.Model, steps: int):
-    """The config's optimizer; rates of roles that the model lacks are left out."""
-    settings = config.optimizer.to_dict()
-    roles = training.roles(model)
-    rates = settings.get("role_learning_rates") or {}
-    settings["role_learning_rates"] = {r: v for r, v in rates.items() if r in roles.values()}
+    """The config's optimizer; see `optimizer_fields`."""
     return training.make_optimizer(
-        settings, roles, steps, models.central_cores(model), seed=config.get("seed", 0)
+        optimizer_fields(config, model),
+        training.roles(model),
+        steps,
+        models.central_cores(model),
+        seed=config.get("seed", 0),
     )
 
 
-def over_parameterised(config: ml_collections.ConfigDict, units: int) -> dict[str, Any]:
+def optimizer_fields(
+    config: ml_collections.ConfigDict, model: models.Model, **rates: float
+) -> dict[str, Any]:
+    """Fields of the config's optimizer, rates of roles that the model lacks left out.
+
+    `rates` stand where the config gives none.
+    """
+    fields, roles = config.optimizer.to_dict(), set(training.roles(model).values())
+    rates |= fields.get("role_learning_rates") or {}
+    fields["role_learning_rates"] = {role: v for role, v in rates.items() if role in roles}
+    return fields
+
+
+def check_left_alone(config: ml_collections.ConfigDict, names: Sequence[str], why: str) -> None:
+    """Raises ValueError where a field of `configs/mpop/base.py` is not as it stands there.
+
+    Args:
+      names: of fields that this kind of run has no use for.
+      why: it has none, for people.
+    """
+    plain = base.get_config()
+    for name in names:
+        value, default = (
+            each.to_dict() if isinstance(each, ml_collections.ConfigDict) else each
+            for each in (config[name], plain[name])
+        )
+        if value != default and (value or default):
+            raise ValueError(f"config.{name}={value!r}: {why}. Leave it at {default!r}.")
+
+
+def over_parameterised(
+    config: ml_collections.ConfigDict, settings: opdf.Settings, model: models.Model
+) -> dict[str, Any]:
     """The config's optimizer for a model of exact chains: cores have a rate of their own.
 
-    It falls with their number to the power `config.rate_exponent`; cores decay towards their start.
+    It falls with their number to the power `config.rate_exponent`, unless the config gives rates of
+    roles itself; cores decay towards their start.
+
+    Args:
+      settings: by which `model`, or its student, gets chains.
+      model: what is trained.
     """
-    fields = config.optimizer.to_dict()
-    rate = opdf.rate_factor(units, config.rate_exponent) * fields["learning_rate"]
-    fields["role_learning_rates"] = {"central": rate, "auxiliary": rate}
+    planned = opdf.planned_shapes(model.config, settings)
+    cores = max(shape.num_cores for shape in planned.values())
+    rate = opdf.rate_factor(cores, config.rate_exponent) * config.optimizer.learning_rate
+    fields = optimizer_fields(config, model, central=rate, auxiliary=rate)
     if fields["weight_decay"]:
         fields["decay_to_start"] = (r".*/cores/\d+",)
     return fields
+
+
+def check_rate_exponent(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for an exponent that would raise the rates of long chains."""
+    if not config.rate_exponent >= 0:
+        raise ValueError(
+            f"config.rate_exponent={config.rate_exponent!r} must be at least 0: rates of cores are "
+            "divided by (number of cores)^rate_exponent."
+        )
 
 
 def fit(

@@ -37,6 +37,7 @@ class Job:
       held_out: by which squeezing decides, through `decide`; None where `dev` decides.
       decide: evaluator of `held_out`, or of `dev`.
       heads: of a model of several tasks, the columns of each.
+      has_tuned_head: whether the model's head is that of `config.start_from`, not a fresh one.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Job:
     held_out: data.EvalData | None = None
     decide: training.Evaluator | None = None
     heads: tuple[training.TaskHead, ...] = ()
+    has_tuned_head: bool = False
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -153,6 +155,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         evaluate=evaluate,
         held_out=held_out and fitting.eval_data(config, encoded[2]),
         decide=training.evaluator(task, held_out) if held_out else evaluate,
+        has_tuned_head=goes_on,
     )
 
 

@@ -18,6 +18,9 @@ from experiments import fitting, jobs, launch, tuning
 from mpojax import data, interop, models, training
 from mpojax.methods import mpop, opdf, opf
 
+# Fields of `configs/mpop/base.py` about compression.
+_COMPRESSION = ("matrices", "rules", "budget", "bond", "calibration_examples")
+
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """Runs the job and says how it ended."""
@@ -41,10 +44,28 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{settings.strategy!r}: 'static' needs the folder of a fine-tuned model there, "
             "'dynamic' reads none."
         )
-    if config.trainable != "all" or config.keep_best or config.adapters:
+    fitting.check_left_alone(
+        config,
+        (*_COMPRESSION, "trainable", "keep_best", "eval_every", "adapters", "squeeze"),
+        "the whole dense model is trained, and its last state reported",
+    )
+    fitting.check_rate_exponent(config)
+    if settings.strategy == "dynamic":
+        _check_optimizer(config.optimizer)
+
+
+def _check_optimizer(optimizer: ml_collections.ConfigDict) -> None:
+    """What the state of a run in which matrices become chains can follow."""
+    if optimizer.name == "muon":
         raise ValueError(
-            "the whole model is trained, and its last state reported: leave config.trainable, "
-            "config.keep_best and config.adapters as they are."
+            "config.optimizer.name='muon' has state that cannot follow a matrix that becomes a "
+            "chain: take adam, adamw, lamb or sgd, or config.opf.strategy='static'."
+        )
+    if optimizer.weight_decay:
+        raise ValueError(
+            f"config.optimizer.weight_decay={optimizer.weight_decay!r}: cores decay towards their "
+            "start, and have none when training begins. Set it to 0, or "
+            "config.opf.strategy='static'."
         )
 
 
@@ -77,7 +98,7 @@ def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
         return job
     tuned = interop.load_pretrained(config.scored_by)
     ours, theirs = (models.array_shapes(m.config) for m in (job.model, tuned))
-    if ours != theirs or type(tuned) is not type(job.model):
+    if ours != theirs or tuned.shapes or type(tuned) is not type(job.model):
         raise ValueError(
             f"the model in config.scored_by={config.scored_by!r} has other parameters than "
             f"config.model={config.model!r} with its head: give that model, fine-tuned on the "
@@ -97,13 +118,8 @@ def _train(
     settings, accept = read_settings(config), mpop.trainable_filter("all")
 
     def make_optimizer(model):
-        fields = fitting.over_parameterised(config, settings.units)
+        fields = fitting.over_parameterised(config, settings.chains, model)
         roles = training.roles(model)
-        fields["role_learning_rates"] = {
-            role: rate
-            for role, rate in fields["role_learning_rates"].items()
-            if role in roles.values()
-        }
         return training.make_optimizer(fields, roles, config.steps, seed=config.seed)
 
     optimizer, hooks = make_optimizer(job.model), []

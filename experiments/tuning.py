@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 from absl import logging
+from flax import nnx
 
 from experiments import fitting, jobs
 from mpojax import files, interop, models, training
@@ -141,14 +142,29 @@ def merged_outcome(
 
     The result also gets the metrics before merging, and the size afterwards.
     """
-    merged, everything = interop.merge(model), mpop.trainable_filter("all")
-    optimizer = fitting.make_optimizer(config, merged, config.steps)
-    small = training.TrainState.create(merged, everything, optimizer)
-    before, after = (job.evaluate(each, job.dev) for each in (model, small))
-    logging.info("%s large, %s merged", before, after)
-    sizes = {"inference_parameters": sum(models.count_parameters(merged).values())}
-    more = {"steps": config.steps, "unmerged_metrics": before}
-    return Outcome(small, after, everything, facts | sizes | more)
+    merged, before = interop.merge(model), job.evaluate(model, job.dev)
+    outcome = finished(config, job, merged, mpop.trainable_filter("all"), facts)
+    outcome.facts["unmerged_metrics"] = before
+    logging.info("%s large, %s merged", before, outcome.metrics)
+    return outcome
+
+
+def finished(
+    config: ml_collections.ConfigDict,
+    job: jobs.Job,
+    model: models.Model,
+    accept: nnx.filterlib.Filter,
+    facts: dict[str, Any],
+) -> Outcome:
+    """The outcome of a model that was a part of what was trained, without its moments.
+
+    The result also gets its size.
+    """
+    optimizer = fitting.make_optimizer(config, model, config.steps)
+    state = training.TrainState.create(model, accept, optimizer)
+    size = sum(models.count_parameters(model).values())
+    more = {"steps": config.steps, "inference_parameters": size}
+    return Outcome(state, job.evaluate(state, job.dev), accept, facts | more)
 
 
 def save(

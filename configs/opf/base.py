@@ -15,7 +15,7 @@ from mpojax.methods import opf
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Default config: that of the paper for base models, dynamic selection."""
+    """Default config: dynamic selection; N, n, L and the rate are the paper's for base models."""
     config = base.get_config()
     config.opf = dataclasses.asdict(opf.Settings())  # fields of mpojax.methods.opf.Settings
     # Of "static": folder of the same model, fine-tuned on the task (experiments.finetune with

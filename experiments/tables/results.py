@@ -23,6 +23,8 @@ _FREE = (
     "draw",
     "model",
     "start_from",
+    "teacher",
+    "scored_by",
     "data_dir",
     "eval_batch_size",
     "lengths",

@@ -1,15 +1,14 @@
-"""Multi-head self-attention over `jax.nn.dot_product_attention`."""
+"""Multi-head self-attention."""
 
 import math
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
 from mpojax.layers import partition
-from mpojax.layers.dropout import dropout
+from mpojax.layers.attend import attend, probabilities
 from mpojax.layers.linear import linear
 
 
@@ -68,13 +67,15 @@ class SelfAttention(nnx.Module):
             partition.place(y, partition.BATCH, None, partition.TENSOR, None)
             for y in (query, key, value)
         )
-        if mask is not None:
-            mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-        drops = dropout_key is not None and self.dropout_rate > 0.0
-        if drops or query.dtype != jnp.float32:
-            mixed = _written_out(query, key, value, mask, self.dropout_rate, dropout_key)
-        else:
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        mixed = attend(
+            query,
+            key,
+            value,
+            _for_scores(mask),
+            scale=1.0 / math.sqrt(query.shape[-1]),
+            dropout_rate=self.dropout_rate,
+            dropout_key=dropout_key,
+        )
         return self.out(mixed.reshape(x.shape))
 
     def _query_and_key(self, x):
@@ -84,26 +85,12 @@ class SelfAttention(nnx.Module):
     def probabilities(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Attention (batch, heads, attending position, attended position), float32, no dropout."""
         _, query, key = self._query_and_key(x)
-        if mask is not None:
-            mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-        return _probabilities(query, key, mask)
+        scale = 1.0 / math.sqrt(query.shape[-1])
+        return probabilities(query, key, _for_scores(mask), scale=scale)
 
 
-def _written_out(q_BxSxNxD, k_BxSxNxD, v_BxSxNxD, mask, rate, key):
-    """Attention with dropped probabilities, or in 16 bits, with float32 scores.
-
-    `jax.nn.dot_product_attention` has no dropout, and the derivative of its 16-bit form mixes
-    dtypes, which strict promotion refuses.
-    """
-    probabilities = _probabilities(q_BxSxNxD, k_BxSxNxD, mask)
-    probabilities = dropout(probabilities, rate, key).astype(v_BxSxNxD.dtype)
-    return jnp.einsum("bnqk,bknd->bqnd", probabilities, v_BxSxNxD)
-
-
-def _probabilities(q_BxSxNxD, k_BxSxNxD, mask):
-    scores_BxNxSxS = jnp.einsum(
-        "bqnd,bknd->bnqk", q_BxSxNxD, k_BxSxNxD, preferred_element_type=jnp.float32
-    ) / math.sqrt(q_BxSxNxD.shape[-1])
-    if mask is not None:
-        scores_BxNxSxS = jnp.where(mask, scores_BxNxSxS, 0.7 * jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores_BxNxSxS, axis=-1)
+def _for_scores(mask: jax.Array | None) -> jax.Array | None:
+    """A mask of (batch, length) or (batch, length, length) with an axis of heads."""
+    if mask is None:
+        return None
+    return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]

@@ -9,13 +9,14 @@ from flax import nnx
 from mpojax import mpo
 from mpojax.layers import partition
 from mpojax.layers.dropout import dropout
+from mpojax.layers.elementwise import recomputed
 from mpojax.layers.linear import linear
 
 ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": recomputed(functools.partial(jax.nn.gelu, approximate=False)),
+    "gelu_tanh": recomputed(functools.partial(jax.nn.gelu, approximate=True)),
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
+    "silu": recomputed(jax.nn.silu),
 }
 
 

@@ -4,12 +4,11 @@ import math
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
 from mpojax.layers import partition
-from mpojax.layers.dropout import dropout
+from mpojax.layers.attend import attend
 from mpojax.layers.linear import linear
 from mpojax.layers.rotary import rotate
 
@@ -84,34 +83,18 @@ class GroupedAttention(nnx.Module):
         """
         query = self._heads(self.query(x), self.num_heads)
         query = query if turns is None else rotate(query, turns)
-        drops = dropout_key is not None and self.dropout_rate > 0.0
-        if drops or query.dtype != jnp.float32:
-            mixed = self._written_out(query, keys, values, mask, bias, dropout_key)
-        else:
-            mixed = jax.nn.dot_product_attention(
-                query, keys, values, bias=bias, mask=mask, scale=self.scale
-            )
+        mixed = attend(
+            query,
+            keys,
+            values,
+            mask,
+            scale=self.scale,
+            bias=bias,
+            dropout_rate=self.dropout_rate,
+            dropout_key=dropout_key,
+        )
         return self.out(mixed.reshape(*x.shape[:-1], -1))
 
     def _heads(self, y: jax.Array, num: int) -> jax.Array:
         y = y.reshape(*y.shape[:-1], num, self.head_size)
         return partition.place(y, partition.BATCH, None, partition.TENSOR, None)
-
-    def _written_out(self, q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, bias, key):
-        """Attention with dropped probabilities, or in 16 bits, with float32 scores.
-
-        `jax.nn.dot_product_attention` has no dropout, and the derivative of its 16-bit form mixes
-        dtypes, which strict promotion refuses.
-        """
-        group = self.num_heads // self.num_kv_heads
-        k_BxTxNxD, v_BxTxNxD = (jnp.repeat(y, group, axis=2) for y in (k_BxTxKxD, v_BxTxKxD))
-        scores_BxNxSxT = self.scale * jnp.einsum(
-            "bsnd,btnd->bnst", q_BxSxNxD, k_BxTxNxD, preferred_element_type=jnp.float32
-        )
-        if bias is not None:
-            scores_BxNxSxT = scores_BxNxSxT + bias.astype(jnp.float32)
-        if mask is not None:
-            scores_BxNxSxT = jnp.where(mask, scores_BxNxSxT, 0.7 * jnp.finfo(jnp.float32).min)
-        probabilities = jax.nn.softmax(scores_BxNxSxT, axis=-1)
-        probabilities = dropout(probabilities, self.dropout_rate, key).astype(v_BxTxNxD.dtype)
-        return jnp.einsum("bnst,btnd->bsnd", probabilities, v_BxTxNxD)

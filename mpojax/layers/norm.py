@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mpojax.layers.elementwise import recomputed
+
 
 class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis."""
@@ -17,13 +19,17 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
-        x = x.astype(jnp.float32)
         row = (1,) * (x.ndim - 1) + (-1,)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.eps)
-        y = y * self.scale[...].reshape(row) + self.bias[...].reshape(row)
+        y = _layer_norm(x, self.scale[...].reshape(row), self.bias[...].reshape(row), self.eps)
         return y.astype(self.dtype)
+
+
+@recomputed
+def _layer_norm(x, scale, bias, eps):
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps) * scale + bias
 
 
 class NoNorm(nnx.Module):
@@ -57,10 +63,15 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
-        x = x.astype(jnp.float32)
         row = (1,) * (x.ndim - 1) + (-1,)
-        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...].reshape(row)).astype(self.dtype)
+        y = _rms_norm(x, self.scale[...].reshape(row), self.eps)
+        return y.astype(self.dtype)
+
+
+@recomputed
+def _rms_norm(x, scale, eps):
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale
 
 
 NORMS = {"layer_norm": LayerNorm, "no_norm": NoNorm, "rms_norm": RMSNorm}

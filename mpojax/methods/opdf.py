@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpojax import interop, models, mpo
+from mpojax.methods import students
 from mpojax.training import distillation
 from mpojax.training import state as state_lib
 
 # What the alignment loss compares.
-ALIGNMENTS = ("procrustes_core", "core", "projector", "weight", "none")
+ALIGNMENTS = ("procrustes_core", "core", "raw", "projector", "weight", "none")
 MATRICES = r"layers/\d+/.*/(query|key|value|out|up|down)"
 
 Targets = dict[str, tuple[np.ndarray, ...]]  # {matrix path of the student: the teacher's cores}
@@ -36,14 +37,14 @@ class Settings:
     Attributes:
       units: L, cores between the outer two (0: the singular value decomposition at full bond).
       matrices: regular expression over matrix paths of the student.
-      layer_map: for each layer of the student the teacher's; empty: evenly spread, ending with the
-        teacher's last (12 to 6 layers: 1, 3, ..., 11, as in the authors' code).
+      layer_map: for each layer of the student the teacher's; empty: see `students.layer_map`.
       alignment: "procrustes_core" (student's bonds rotated onto the teacher's at the start),
-        "core" (signs fixed alone), "projector" (invariant under rotations), "weight" (the plain
+        "core" (signs fixed alone), "raw" (as two decompositions happen to come out, a control: what
+        the paper describes), "projector" (invariant under rotations), "weight" (the plain
         difference of the matrices, a control), "none".
       lam: weight of the alignment loss.
       relative: whether differences of cores are divided by the teacher's mean square; False as in
-        the paper.
+        the paper. Not of "projector", which is relative.
       sides: (size, factors before, factors behind those of one) of sizes that are not to be split
         into two factors as equal as can be: `((768, (16, 2), (2, 12)), (3072, (32, 2), (2, 24)))`.
     """
@@ -58,8 +59,7 @@ class Settings:
 
     def __post_init__(self):
         object.__setattr__(self, "layer_map", tuple(self.layer_map))
-        sides = tuple((size, tuple(before), tuple(behind)) for size, before, behind in self.sides)
-        object.__setattr__(self, "sides", sides)
+        object.__setattr__(self, "sides", _read_sides(self.sides))
         if self.alignment not in ALIGNMENTS:
             raise ValueError(
                 f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}."
@@ -68,68 +68,31 @@ class Settings:
             raise ValueError(f"units={self.units!r} must be an integer of at least 0.")
         if not self.lam >= 0:
             raise ValueError(f"lam={self.lam!r} must not be negative.")
-
-
-def layer_map(settings: Settings, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
-    """The teacher's layer of each layer of the student.
-
-    Raises:
-      ValueError: a map of another length, or with layers that the teacher lacks.
-    """
-    if not settings.layer_map:
-        if student_layers > teacher_layers:
+        if self.alignment == "projector" and not self.relative:
+            raise ValueError("alignment='projector' is relative: leave relative=True.")
+        try:
+            re.compile(self.matrices)
+        except re.error as error:
             raise ValueError(
-                f"a student of {student_layers} layers and a teacher of {teacher_layers}: give a "
-                "layer_map."
-            )
-        share = teacher_layers / student_layers
-        return tuple(round((layer + 1) * share) - 1 for layer in range(student_layers))
-    if len(settings.layer_map) != student_layers:
-        raise ValueError(
-            f"layer_map={settings.layer_map} must name a layer of the teacher for each of the "
-            f"{student_layers} layers of the student."
-        )
-    if wrong := [layer for layer in settings.layer_map if not 0 <= layer < teacher_layers]:
-        raise ValueError(
-            f"layer_map has {wrong[0]}; the teacher's layers are 0..{teacher_layers - 1}."
-        )
-    return settings.layer_map
+                f"matrices={self.matrices!r} is no regular expression: {error}."
+            ) from None
 
 
-def with_layers(teacher: models.Model, layers: Sequence[int]) -> models.Model:
-    """A dense model of some of the teacher's layers, with its embeddings, pooler and head.
-
-    Raises:
-      ValueError: a layer that the teacher lacks, or layers that share parameters.
-    """
-    depth = teacher.config.num_layers
-    if not layers or any(not 0 <= layer < depth for layer in layers):
+def _read_sides(sides) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
+    try:
+        return tuple((int(size), tuple(before), tuple(behind)) for size, before, behind in sides)
+    except (TypeError, ValueError):
         raise ValueError(
-            f"layers={tuple(layers)} must name layers of the teacher, which has 0..{depth - 1}."
-        )
-    if teacher.config.layer_groups is not None:
-        raise ValueError("the teacher's layers share parameters; use models.unshared(teacher).")
-    arrays, found = models.to_arrays(interop.merge(teacher)), {}
-    for name, array in arrays.items():
-        match = re.fullmatch(r"layers/(\d+)/(.*)", name)
-        if match is None:
-            found[name] = array
-    for place, layer in enumerate(layers):
-        start = f"layers/{layer}/"
-        for name, array in arrays.items():
-            if name.startswith(start):
-                found[f"layers/{place}/{name.removeprefix(start)}"] = array
-    config = dataclasses.replace(
-        teacher.config, num_layers=len(layers), adapters=(), stack_breaks=()
-    )
-    return models.from_arrays(config, {}, found)
+            f"sides={sides!r} must be of entries (size, factors before, factors behind), such as "
+            "(768, (16, 2), (2, 12))."
+        ) from None
 
 
 def planned_shapes(config: models.Config, settings: Settings) -> dict[str, mpo.MPOShape]:
     """{matrix path: chain} of a student of these settings.
 
     Raises:
-      ValueError: `settings.matrices` matches nothing.
+      ValueError: `settings.matrices` matches nothing, or a matrix whose sizes have no factors.
     """
     sides = {size: (before, behind) for size, before, behind in settings.sides}
     found = {
@@ -142,7 +105,28 @@ def planned_shapes(config: models.Config, settings: Settings) -> dict[str, mpo.M
             f"matrices={settings.matrices!r} matches no matrix; it must match a whole path such as "
             "layers/0/attention/query."
         )
+    for path, shape in found.items():
+        if set(shape.bond_dims) == {1}:
+            raise ValueError(
+                f"{path} is {shape.in_features} x {shape.out_features}, whose sizes have no "
+                "factors to split: a chain of it would have bonds of 1. Leave it out in matrices."
+            )
     return found
+
+
+def planned(
+    student: models.Model, settings: Settings, teacher: models.Model | None = None
+) -> tuple[dict[str, mpo.MPOShape], dict[str, np.ndarray]]:
+    """What `prepare` would decompose, checked: (chains, the teacher's matrices) by matrix path.
+
+    Args, Raises: see `prepare`.
+    """
+    shapes = planned_shapes(student.config, settings)
+    if both := sorted(set(shapes) & set(student.shapes)):
+        raise ValueError(f"{both[0]} is in MPO form already; merge the student first.")
+    if teacher is None or settings.alignment == "none":
+        return shapes, {}
+    return shapes, _sources(student.config, teacher, settings, shapes)
 
 
 def prepare(
@@ -159,20 +143,20 @@ def prepare(
 
     Raises:
       ValueError: matrices that are chains already, or that the teacher has in another size; see
-        `layer_map`.
+        `students.layer_map`.
     """
-    shapes = planned_shapes(student.config, settings)
-    if both := sorted(set(shapes) & set(student.shapes)):
-        raise ValueError(f"{both[0]} is in MPO form already; merge the student first.")
-    sources = {}
-    if teacher is not None and settings.alignment != "none":
-        sources = _sources(student.config, teacher, settings, shapes)
+    shapes, sources = planned(student, settings, teacher)
     arrays, targets = models.to_arrays(student), {}
+
+    def decomposed(matrix, shape):
+        cores = mpo.decompose(matrix, shape, "symmetric")
+        return cores if settings.alignment == "raw" else mpo.sign_fix(cores)
+
     for path, shape in shapes.items():
         kernel = np.asarray(arrays.pop(models.dense_name(path)), np.float64)
-        cores = mpo.sign_fix(mpo.decompose(kernel, shape, "symmetric"))
+        cores = decomposed(kernel, shape)
         if path in sources:
-            goal = mpo.sign_fix(mpo.decompose(sources[path], shape, "symmetric"))
+            goal = decomposed(sources[path], shape)
             if settings.alignment == "procrustes_core":
                 cores = mpo.align(cores, goal)
             targets[path] = tuple(core.astype(np.float32) for core in goal)
@@ -183,11 +167,11 @@ def prepare(
 def _sources(config, teacher: models.Model, settings: Settings, shapes) -> dict[str, np.ndarray]:
     """{matrix path of the student: the teacher's matrix}."""
     arrays, sizes = models.to_arrays(interop.merge(teacher)), models.matrix_sizes(teacher.config)
-    layers = layer_map(settings, config.num_layers, teacher.config.num_layers)
+    layers = students.layer_map(settings.layer_map, config.num_layers, teacher.config.num_layers)
     found = {}
     for path, shape in shapes.items():
-        match = re.fullmatch(r"layers/(\d+)/(.*)", path)
-        theirs = path if match is None else f"layers/{layers[int(match[1])]}/{match[2]}"
+        match = re.fullmatch(r"((?:.*/)?layers/)(\d+)(/.*)", path)
+        theirs = path if match is None else match[1] + str(layers[int(match[2])]) + match[3]
         size = sizes.get(theirs)
         if size != (shape.in_features, shape.out_features):
             there = "none" if size is None else f"{size[0]} x {size[1]}"
@@ -206,7 +190,7 @@ def alignment_loss(
     """Mean over matrices of the relative distance between student and teacher; a scalar.
 
     The teacher's cores are constants. Works under jit, with gradients to the student's cores; the
-    central core has none but with "weight" and "projector".
+    central core has none but with "weight".
 
     Args:
       student: from `prepare`.
@@ -231,7 +215,8 @@ def _distance(cores, goal, alignment: str, relative: bool) -> jax.Array:
     if alignment != "weight":
         return mpo.core_distance(cores, goal, relative)
     one, other = (mpo.to_matrix(tuple(c)) for c in (cores, goal))
-    return jnp.sum(jnp.square(one - other)) / jnp.sum(jnp.square(other))
+    scale = jnp.mean(jnp.square(other)) if relative else 1.0
+    return jnp.mean(jnp.square(one - other)) / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
 
 
 def prepared(pair: distillation.Pair) -> distillation.Pair:
@@ -273,8 +258,6 @@ def added_numbers(shape: mpo.MPOShape) -> int:
     return shape.num_params - shape.num_dense_params
 
 
-def rate_factor(units: int, exponent: float = 0.5) -> float:
-    """n^-a for chains of n = `units` + 2 cores: the step on the matrix grows with n, the best
-    learning rate falls.
-    """
-    return (units + 2) ** -exponent
+def rate_factor(num_cores: int, exponent: float = 0.5) -> float:
+    """n^-a for chains of n cores: their step on the matrix grows with n, the best rate falls."""
+    return num_cores**-exponent

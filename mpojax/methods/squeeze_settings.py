@@ -119,7 +119,8 @@ def check(settings: Settings, model: models.Model) -> None:
     smallest = total
     for path in paths:
         shape = model.shapes[path]
-        smallest -= shape.num_params - shape.with_bonds(settings.minimum).num_params
+        bonds = tuple(min(bond, settings.minimum) for bond in shape.bond_dims)
+        smallest -= shape.num_params - shape.with_bonds(bonds).num_params
     if limit is not None and smallest > limit:
         raise ValueError(
             f"squeeze.budget={settings.budget!r} allows {limit:,} numbers, but with all bonds of "

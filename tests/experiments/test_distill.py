@@ -60,6 +60,37 @@ def test_the_student_is_a_plain_model(config, tmp_path, teacher, enabled):
     assert np.any(arrays[name] != known[name])
 
 
+def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher):
+    """The student stays in MPO form and as small as it is; only what is asked for learns."""
+    config.opdf.enabled, config.student_layers, config.save_model = False, (), True
+    config.matrices, config.bond, config.trainable = (".*/(query|up)",), 2, "lightweight"
+    config.accumulate = 2
+    assert distill.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    saved, known = (interop.load_pretrained(f) for f in (tmp_path / "model", teacher))
+    assert saved.config.num_layers == known.config.num_layers
+    assert set(saved.shapes) == {
+        f"layers/{layer}/{name}"
+        for layer in range(known.config.num_layers)
+        for name in ("attention/query", "feed_forward/up")
+    }
+    assert all(max(shape.bond_dims) <= 2 for shape in saved.shapes.values())
+    counts = [sum(models.count_parameters(model).values()) for model in (saved, known)]
+    assert result["train_parameters"] == result["inference_parameters"] == counts[0] < counts[1]
+    assert 0 < result["trained"] < counts[0]
+    assert set(result["start_metrics"]) == set(result["metrics"])
+    before = models.to_arrays(interop.compress(known, [(config.matrices[0], {})], bond=2)[0])
+    moved = {
+        name.rpartition("/")[2]
+        for name, array in models.to_arrays(saved).items()
+        if "/query/cores/" in name and np.any(array != before[name])
+    }
+    central = saved.shapes["layers/0/attention/query"].central
+    assert moved == {str(k) for k in range(5)} - {str(central)}
+    assert "compressed, not yet trained: accuracy" in (tmp_path / "summary.txt").read_text()
+    assert (tmp_path / "compression.csv").is_file()
+
+
 @pytest.mark.slow
 def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
     config.log_every, config.steps, config.opdf.lam = 1, 12, 10.0
@@ -89,7 +120,9 @@ def test_layers_replace_those_of_the_teacher(config, tmp_path, teacher):
     config.replacement.start, config.replacement.growth = 0.5, 0.1
     config.optimizer.weight_decay = 0.01
     assert distill.run(config, tmp_path) == 0
-    assert result_of(tmp_path)["host"] == "theseus"
+    result = result_of(tmp_path)
+    assert result["host"] == "theseus"
+    assert result["trained"] < result["train_parameters"]  # embeddings, pooler and head are frozen
     rates = [m["replacement_rate"] for m in training.metrics.read(tmp_path / "metrics.jsonl")]
     np.testing.assert_allclose(rates, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], rtol=1e-5)
     saved, known = (
@@ -121,7 +154,12 @@ def test_layers_and_attention_are_compared(config, tmp_path):
         ({"opdf__alignment": "cosine"}, "alignment='cosine' must be one of"),
         ({"opdf__layer_map": (5,)}, "layer_map has 5; the teacher's layers are"),
         ({"weights__logits": -1.0}, "logits=-1.0 must not be negative"),
-        ({"trainable": "head"}, "is trained as a whole"),
+        ({"trainable": "head"}, "config.trainable='head': a student of layers is trained as a"),
+        ({"keep_best": True}, "config.keep_best=True: a student starts from config.teacher"),
+        ({"start_from": "folder"}, "config.start_from='folder': a student starts from"),
+        ({"squeeze": {"steps": 2}}, "config.squeeze={'steps': 2}: a student starts from"),
+        ({"matrices": (".*/query",)}, "set config.opdf.enabled=False"),
+        ({"rate_exponent": -1.0}, "config.rate_exponent=-1.0 must be at least 0"),
     ],
 )
 def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
@@ -134,6 +172,25 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         distill.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):  # noqa: F811
+    config.teacher = str(checkpoint)
+    with pytest.raises(ValueError, match="has no head that was tuned for"):
+        distill.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_in_the_last_step_is_passed_on(config, tmp_path, monkeypatch):
+    class StopAtTheEnd(training.Hook):
+        def after_step(self, loop):
+            if loop.step == config.steps:
+                loop.request_stop("test")
+
+    monkeypatch.setattr(training, "StopOnSignal", StopAtTheEnd)
+    assert distill.run(config, tmp_path) == 1
+    assert (tmp_path / "result.json").is_file()
+    assert distill.run(config, tmp_path) == 0
 
 
 def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):  # noqa: F811
@@ -149,7 +206,7 @@ def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):
 
 
 def test_every_variant_of_minilm_is_a_config():
-    for variant in minilm.VARIANTS:
+    for variant in (*minilm.VARIANTS, minilm.HEALED):
         config = minilm.get_config(f"{variant},sst2")
         config.teacher = "somewhere"
         distill.check(config)

@@ -7,6 +7,7 @@ import pytest
 from configs.opdf import bert
 from experiments import distill, table
 from experiments.tables import published_opdf
+from tests.experiments.test_table import put, read_csv
 
 ROWS = {row.label: row for row in published_opdf.TABLE1.rows}
 
@@ -52,6 +53,17 @@ def test_counts_follow_from_the_shapes_or_a_note_says_what_does():
     assert round(numbers(6, 0) / 1e6) == 91
     assert published_opdf.counts("dense")["total"] == 109_483_778
     assert published_opdf.counts("theseus") == {"trainable": 66_956_546, "total": 66_956_546}
+
+
+def test_runs_with_teachers_of_their_own_are_the_row_as_it_is(tmp_path):
+    for seed, value in ((42, 0.64), (43, 0.68)):
+        config = bert.get_config("theseus_opdf,rte")
+        more = {"seed": seed, "teacher": f"runs/{seed}/model", "model": "elsewhere"}
+        put(tmp_path / str(seed), config, {"accuracy": value}, **more)
+    assert table.main(["opdf_table1", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]) == 0
+    found = {(r["row"], r["task"]): r for r in read_csv(tmp_path / "out" / "opdf_table1.csv")}
+    cell = found["Theseus +OPDF", "rte"]
+    assert (cell["seeds"], cell["own_config"], float(cell["ours"])) == ("2", "True", 66.0)
 
 
 def test_the_table_is_printed(capsys):

@@ -47,13 +47,25 @@ def test_static_selection(config, checkpoint, texts, tmp_path):  # noqa: F811
     check_result(tmp_path / "run", [0])
 
 
+def test_a_scoring_model_in_mpo_form(config, checkpoint, texts, tmp_path):  # noqa: F811
+    tuned = common(finetune_base.get_config(), checkpoint, texts)
+    tuned.pooling, tuned.save_model, tuned.matrices = "mean", True, (".*/query",)
+    assert finetune.run(tuned, tmp_path / "tuned") == 0
+    config.opf.strategy, config.scored_by = "static", str(tmp_path / "tuned/model")
+    with pytest.raises(ValueError, match="fine-tuned on the task and dense"):
+        opf.run(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"scored_by": "folder"}, "'dynamic' reads none"),
         ({"opf.strategy": "static"}, "'static' needs the folder of a fine-tuned model"),
         ({"opf.every": 3.0}, "choose 2 matrices of each role by step 6 of 6"),
-        ({"keep_best": True}, "the whole model is trained"),
+        ({"keep_best": True}, "config.keep_best=True: the whole dense model is trained"),
+        ({"matrices": (".*/query",), "bond": 2}, "config.matrices=.*: the whole dense model"),
+        ({"optimizer.name": "muon"}, "cannot follow a matrix that becomes a chain"),
+        ({"optimizer.weight_decay": 0.01}, "have none when training begins"),
     ],
 )
 def test_bad_configs(config, tmp_path, fields, message):

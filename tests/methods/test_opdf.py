@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mpojax import interop, models, mpo, training
-from mpojax.methods import mpop, opdf
+from mpojax.methods import mpop, opdf, students
 from mpojax.training import distillation
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
@@ -150,11 +150,10 @@ def test_published_counts(layers, totals):
 
 
 def test_layer_maps():
-    plain = opdf.Settings()
-    assert opdf.layer_map(plain, 6, 12) == (1, 3, 5, 7, 9, 11)
-    assert opdf.layer_map(plain, 3, 6) == (1, 3, 5)
-    assert opdf.layer_map(plain, 6, 6) == tuple(range(6))
-    assert opdf.layer_map(opdf.Settings(layer_map=(0, 2)), 2, 3) == (0, 2)
+    assert students.layer_map((), 6, 12) == (1, 3, 5, 7, 9, 11)
+    assert students.layer_map((), 3, 6) == (1, 3, 5)
+    assert students.layer_map((), 6, 6) == tuple(range(6))
+    assert students.layer_map([0, 2], 2, 3) == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +165,9 @@ def test_layer_maps():
         ({"layer_map": (0,)}, r"layer_map=\(0,\) must name a layer of the teacher for each"),
         ({"layer_map": (0, 1, 9)}, r"layer_map has 9; the teacher's layers are 0\.\.5"),
         ({"matrices": "nothing"}, "matches no matrix"),
+        ({"matrices": "("}, r"matrices='\(' is no regular expression"),
+        ({"sides": ((16, 4),)}, r"sides=\(\(16, 4\),\) must be of entries"),
+        ({"alignment": "projector", "relative": False}, "alignment='projector' is relative"),
     ],
 )
 def test_mistakes(pair, changes, message):
@@ -182,7 +184,7 @@ def test_what_cannot_be_aligned(pair):
     with pytest.raises(ValueError, match="is in MPO form already; merge the student"):
         opdf.prepare(large, settings(), teacher)
     with pytest.raises(ValueError, match="give a layer_map"):
-        opdf.layer_map(opdf.Settings(), 6, 3)
+        students.layer_map((), 6, 3)
 
 
 def test_the_matrices_that_matter_most_are_selected():
@@ -192,6 +194,45 @@ def test_the_matrices_that_matter_most_are_selected():
     assert found == ["layers/1/query", "layers/2/query", "layers/2/up", "layers/0/up"]
     assert opdf.select(scores, 1, done=found) == ["layers/0/query", "layers/1/up"]
     assert opdf.role("decoder/layers/11/attention/query") == "attention/query"
+
+
+def test_sizes_without_factors():
+    config = models.EncoderConfig(*(100, 31, 1, 1, 37), max_positions=8)
+    with pytest.raises(ValueError, match="attention/query is 31 x 31, whose sizes have no factors"):
+        opdf.planned_shapes(config, opdf.Settings())
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_teacher_with_a_matrix_of_zeros_has_a_finite_loss(pair, relative):
+    arrays = models.to_arrays(pair[1])
+    name = "layers/1/attention/query/kernel"
+    arrays[name] = np.zeros_like(arrays[name])
+    teacher = models.from_arrays(pair[1].config, {}, arrays)
+    for alignment in ("procrustes_core", "weight"):
+        large, targets = opdf.prepare(pair[0], settings(alignment=alignment), teacher)
+        assert np.isfinite(opdf.alignment_loss(large, targets, alignment, relative))
+    path = name.removesuffix("/kernel").replace("/1/", "/0/")
+    goal = {path: targets[path]}
+    own = models.to_arrays(pair[0])[f"{path}/kernel"]
+    found = opdf.alignment_loss(large, goal, "weight", relative=False)
+    np.testing.assert_allclose(found, np.mean(own**2), rtol=1e-4)
+
+
+def test_cores_as_they_come_are_further_apart_than_fixed_ones():
+    """Of a student that is its teacher, but for a little noise."""
+    teacher = model(seed=1)
+    noise = np.random.default_rng(0)
+    arrays = {
+        name: array + 1e-3 * np.std(array) * noise.standard_normal(array.shape).astype(np.float32)
+        for name, array in models.to_arrays(teacher).items()
+    }
+    student, losses = models.from_arrays(teacher.config, {}, arrays), {}
+    for alignment in ("raw", "core", "procrustes_core"):
+        chosen = settings(alignment=alignment, layer_map=tuple(range(BERT.num_layers)))
+        large, targets = opdf.prepare(student, chosen, teacher)
+        np.testing.assert_allclose(large(IDS, MASK), student(IDS, MASK), rtol=0, atol=1e-5)
+        losses[alignment] = float(opdf.alignment_loss(large, targets, alignment))
+    assert losses["procrustes_core"] < losses["core"] < losses["raw"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from mpojax import models, mpo, training
+from mpojax import interop, models, mpo, training
 from mpojax.methods import mpop, squeeze_settings, squeezing
 from tests.methods import squeezing_run
 
@@ -328,6 +328,15 @@ def test_killed_in_the_middle_it_takes_the_same_way(tmp_path, kill):
 def test_bad_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         squeeze_settings.Settings(**fields)
+
+
+def test_bonds_below_the_minimum_are_not_counted_as_cut_to_it():
+    chains = squeezing_run.model()
+    small = interop.compress(interop.merge(chains), squeezing_run.RULES, bond=2)[0]
+    size = sum(models.count_parameters(small).values())
+    squeeze_settings.check(squeeze_settings.Settings(minimum=4, budget=size), small)
+    with pytest.raises(ValueError, match=f"still has {size:,}"):
+        squeeze_settings.check(squeeze_settings.Settings(minimum=4, budget=size - 1), small)
 
 
 def test_a_budget_below_the_smallest_model_is_refused_before_any_work(tmp_path):

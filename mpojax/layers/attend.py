@@ -1,0 +1,67 @@
+"""Dot-product attention (Vaswani et al., 2017), with grouped heads, score biases and dropout."""
+
+import jax
+import jax.numpy as jnp
+
+from mpojax.layers.dropout import dropout
+from mpojax.layers.elementwise import softmax
+
+
+def attend(
+    q_BxSxNxD: jax.Array,
+    k_BxTxKxD: jax.Array,
+    v_BxTxKxD: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Values (batch, S, heads N, size D) mixed for each of S places from T of them.
+
+    `jax.nn.dot_product_attention` has no dropout, keeps two arrays of the scores' size for the
+    backward pass, and in 16 bits its derivative mixes dtypes, which strict promotion refuses.
+
+    Args:
+      q_BxSxNxD: queries.
+      k_BxTxKxD, v_BxTxKxD: keys and values; each of their K heads serves N / K of the queries.
+      mask, scale, bias: see `probabilities`.
+      dropout_rate: of the probabilities, with a key.
+      dropout_key: None for no dropout.
+    """
+    p_BxNxSxT = probabilities(q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias)
+    p_BxNxSxT = dropout(p_BxNxSxT, dropout_rate, dropout_key).astype(v_BxTxKxD.dtype)
+    batch, _, *places = p_BxNxSxT.shape
+    p_BxKxGxSxT = p_BxNxSxT.reshape(batch, v_BxTxKxD.shape[2], -1, *places)
+    return jnp.einsum("bkgst,btkd->bskgd", p_BxKxGxSxT, v_BxTxKxD).reshape(q_BxSxNxD.shape)
+
+
+def probabilities(
+    q_BxSxNxD: jax.Array,
+    k_BxTxKxD: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """How much each place takes from each (batch, heads, S, T), in float32.
+
+    Args:
+      q_BxSxNxD, k_BxTxKxD: queries and keys, see `attend`.
+      mask: booleans that broadcast to the result, True where a place may be attended to. A row
+        without any True attends evenly to all places: finite, and meant to be thrown away.
+      scale: multiplies the scores.
+      bias: added to them, broadcasts to the result.
+    """
+    batch, length, heads, size = q_BxSxNxD.shape
+    q_BxSxKxGxD = q_BxSxNxD.reshape(batch, length, k_BxTxKxD.shape[2], -1, size)
+    scores_BxKxGxSxT = scale * jnp.einsum(
+        "bskgd,btkd->bkgst", q_BxSxKxGxD, k_BxTxKxD, preferred_element_type=jnp.float32
+    )
+    scores_BxNxSxT = scores_BxKxGxSxT.reshape(batch, heads, length, -1)
+    if bias is not None:
+        scores_BxNxSxT = scores_BxNxSxT + bias.astype(jnp.float32)
+    if mask is not None:
+        scores_BxNxSxT = jnp.where(mask, scores_BxNxSxT, 0.7 * jnp.finfo(jnp.float32).min)
+    return softmax(scores_BxNxSxT)
