@@ -32,9 +32,12 @@ def attend(
     """
     p_BxNxSxT = probabilities(q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias)
     p_BxNxSxT = dropout(p_BxNxSxT, dropout_rate, dropout_key).astype(v_BxTxKxD.dtype)
-    batch, _, *places = p_BxNxSxT.shape
-    p_BxKxGxSxT = p_BxNxSxT.reshape(batch, v_BxTxKxD.shape[2], -1, *places)
-    return jnp.einsum("bkgst,btkd->bskgd", p_BxKxGxSxT, v_BxTxKxD).reshape(q_BxSxNxD.shape)
+    batch, length, heads, size = q_BxSxNxD.shape
+    v_BxKxTxD = v_BxTxKxD.transpose(0, 2, 1, 3)
+    # The queries of one head of keys as more rows: a plain product of matrices.
+    p_BxKxRxT = p_BxNxSxT.reshape(batch, v_BxKxTxD.shape[1], -1, v_BxKxTxD.shape[2])
+    mixed_BxNxSxD = jnp.matmul(p_BxKxRxT, v_BxKxTxD).reshape(batch, heads, length, size)
+    return mixed_BxNxSxD.transpose(0, 2, 1, 3)
 
 
 def probabilities(
@@ -55,11 +58,10 @@ def probabilities(
       bias: added to them, broadcasts to the result.
     """
     batch, length, heads, size = q_BxSxNxD.shape
-    q_BxSxKxGxD = q_BxSxNxD.reshape(batch, length, k_BxTxKxD.shape[2], -1, size)
-    scores_BxKxGxSxT = scale * jnp.einsum(
-        "bskgd,btkd->bkgst", q_BxSxKxGxD, k_BxTxKxD, preferred_element_type=jnp.float32
-    )
-    scores_BxNxSxT = scores_BxKxGxSxT.reshape(batch, heads, length, -1)
+    k_BxKxDxT = k_BxTxKxD.transpose(0, 2, 3, 1)
+    q_BxKxRxD = q_BxSxNxD.transpose(0, 2, 1, 3).reshape(batch, k_BxKxDxT.shape[1], -1, size)
+    scores_BxKxRxT = scale * jnp.matmul(q_BxKxRxD, k_BxKxDxT, preferred_element_type=jnp.float32)
+    scores_BxNxSxT = scores_BxKxRxT.reshape(batch, heads, length, -1)
     if bias is not None:
         scores_BxNxSxT = scores_BxNxSxT + bias.astype(jnp.float32)
     if mask is not None:
