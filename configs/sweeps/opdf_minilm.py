@@ -5,7 +5,7 @@
     python -m experiments.sweep --config=configs/sweeps/opdf_minilm.py --workdir=runs/opdf_minilm \
         --config.cell.data_dir=DATA --config.cell.teacher=runs/teacher/model
 
-SST-2, three seeds of the order of batches, the slowest axis; `:mrpc` and the like take another task
+SST-2, five seeds of the order of batches, the slowest axis; `:mrpc` and the like take another task
 of `configs/opdf/minilm.py`, where the variants are, too.
 """
 
@@ -20,7 +20,7 @@ def get_config(task: str = "sst2") -> ml_collections.ConfigDict:
     config.runner = "distill"
     config.cell = minilm.get_config(f"kd,{task}")
     config.cell.dev_examples = 0
-    config.seeds = (0, 1, 2)
+    config.seeds = (0, 1, 2, 3, 4)
     variants = {
         name: {"variant": name, **{f"opdf.{field}": value for field, value in fields.items()}}
         for name, fields in minilm.VARIANTS.items()
