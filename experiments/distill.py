@@ -182,17 +182,7 @@ def _train(
 
     optimizer = _optimizer(config, pair, settings)
     state = training.TrainState.create(pair, accept, optimizer, seed=config.seed)
-    facts = {
-        "trained": sum(x.size for x in jax.tree.leaves(state.trainable)),
-        "train_parameters": sum(models.count_parameters(student).values()),
-        "teacher_metrics": job.evaluate(job.model, job.dev),
-        # Of what is trained, and of the optimizer's state.
-        "training_bytes": sum(
-            x.nbytes for x in jax.tree.leaves((state.trainable, state.optimizer))
-        ),
-    }
-    if job.report:
-        facts["start_metrics"] = job.evaluate(student, job.dev)
+    facts = _at_start(job, student, state)
     result = training.fit(
         state,
         loss,
@@ -219,6 +209,22 @@ def _train(
     else:
         outcome = tuning.merged_outcome(config, job, learnt, facts)
     return dataclasses.replace(outcome, stop_requested=result.stop_requested is not None)
+
+
+def _at_start(job: _Job, student: models.Model, state: training.TrainState) -> dict[str, Any]:
+    """Sizes, and metrics of the teacher and of a compressed student that has learnt nothing yet."""
+    facts = {
+        "trained": sum(x.size for x in jax.tree.leaves(state.trainable)),
+        "train_parameters": sum(models.count_parameters(student).values()),
+        "teacher_metrics": job.evaluate(job.model, job.dev),
+        # Of what is trained, and of the optimizer's state.
+        "training_bytes": sum(
+            x.nbytes for x in jax.tree.leaves((state.trainable, state.optimizer))
+        ),
+    }
+    if job.report:
+        facts["start_metrics"] = job.evaluate(student, job.dev)
+    return facts
 
 
 def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Settings | None):
