@@ -48,11 +48,18 @@ def check(config: ml_collections.ConfigDict) -> None:
             "config.search has nothing to search: give the super-set as config.adapters, such as "
             '((".*/(query|value)", {"rank": 8}),).'
         )
-    if config.trainable != "adapters" or config.keep_best:
+    if config.trainable != "adapters":
         raise ValueError(
-            f"config.trainable={config.trainable!r} and config.keep_best={config.keep_best}: a "
-            "search trains the adapters and reports its last state; set them to 'adapters' and "
-            "False."
+            f"config.trainable={config.trainable!r}: a search trains the adapters; set it to "
+            "'adapters'."
+        )
+    fitting.check_left_alone(
+        config, ("keep_best", "eval_every", "squeeze"), "a search reports its last state"
+    )
+    if config.optimizer.get("schedule_unit", "steps") != "steps":
+        raise ValueError(
+            f"config.optimizer.schedule_unit={config.optimizer.schedule_unit!r}: the rounds of a "
+            "search are at fixed steps; give config.steps instead of a time."
         )
 
 

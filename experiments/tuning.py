@@ -19,7 +19,11 @@ from experiments import fitting, jobs
 from mpojax import files, interop, models, training
 from mpojax.methods import mpop
 
-_LEFTOVERS = ("checkpoints", "best-dev", "squeezing/accepted")  # of use to unfinished runs
+# Of use to unfinished runs.
+_LEFTOVERS = (
+    *("checkpoints", "best-dev", "squeezing/accepted"),
+    *("search/checkpoints", "retrain/checkpoints"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

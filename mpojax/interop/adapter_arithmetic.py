@@ -237,10 +237,15 @@ def _check_base(base, model, number: int) -> None:
     """Raises ValueError unless `model` was tuned on `base`."""
     if base.config.adapters:
         raise ValueError("the base has adapters; give the model that the others were tuned on.")
-    config = dataclasses.replace(model.config, stack_breaks=base.config.stack_breaks, adapters=())
+    plain = {name: getattr(base.config, name) for name in ("stack_breaks", "adapter_scale")}
+    config = dataclasses.replace(model.config, adapters=(), **plain)
+    if config != base.config:
+        names = [f.name for f in dataclasses.fields(config)]
+        other = [n for n in names if getattr(config, n) != getattr(base.config, n, None)]
+        raise ValueError(f"model {number} has another {', '.join(other)} than the base.")
     skipped = set(models.adapter_arrays(model))
     pairs = [models.to_arrays(m) for m in (base, model)]
-    same = config == base.config and all(
+    same = all(
         np.array_equal(array, pairs[1].get(name))
         for name, array in pairs[0].items()
         if name not in skipped and not name.startswith("head/")

@@ -23,7 +23,8 @@ from mpojax.interop import adapters as adapters_lib
 from mpojax.interop import safe_weights
 from mpojax.layers import AdapterSettings
 
-FORMAT_VERSION = 1
+# Version 1 drew the same offset starts in every layer.
+FORMAT_VERSION = 2
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 _INDICES, _VALUES = "entries/indices", "entries/values"
 
@@ -137,7 +138,10 @@ def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
     """The base with fresh adapters of the settings in a file."""
     if base.config.adapters:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")
-    adapters = tuple((p, AdapterSettings.of(s)) for p, s in content["adapters"])
+    try:
+        adapters = tuple((p, AdapterSettings.of(s)) for p, s in content["adapters"])
+    except TypeError as error:
+        raise ValueError(f"the adapter has settings that are not known here: {error}.") from error
     config = dataclasses.replace(
         base.config, adapters=adapters, adapter_scale=content["adapter_scale"]
     )
@@ -239,7 +243,8 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
         known = {"adapters", "adapter_scale", "base", "layers"} <= set(content)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no description of an adapter: {error}.") from error
-    if version != FORMAT_VERSION or not known:
+    has_old_offsets = version == 1 and "offset_seed" in path.read_text(encoding="utf-8")
+    if version not in (1, FORMAT_VERSION) or has_old_offsets or not known:
         raise ValueError(
             f"{path} has format version {version}; this library reads {FORMAT_VERSION}. Update "
             "mpojax, or write the adapter again."

@@ -1,6 +1,7 @@
 """Adapters on a model, by rules: added beside its matrices, or parameters that it has."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -41,7 +42,12 @@ class AdapterSettings(layers.AdapterSettings):
         if self.start not in STARTS:
             raise ValueError(f"start={self.start!r} must be one of {', '.join(STARTS)}.")
         if self.start == "zero":
-            return self.offset_seed
+            if self.offset_seed is not None:
+                raise ValueError(
+                    f"offset_seed={self.offset_seed!r} has no meaning with start='zero'; leave it "
+                    "out, or give start='offset'."
+                )
+            return None
         return 0 if self.offset_seed is None else self.offset_seed
 
     @property
@@ -138,7 +144,7 @@ def offset_factors(
     path: str, settings: layers.AdapterSettings, in_features: int, out_features: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(down, up) of an offset start: a function of the matrix path and `settings.offset_seed`."""
-    number = int.from_bytes(path.encode()[-24:], "little") % (2**31)
+    number = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "little")
     key = jax.random.fold_in(jax.random.key(settings.offset_seed), number)
     shapes = (in_features, settings.rank), (settings.rank, out_features)
     sizes = in_features, out_features

@@ -27,6 +27,8 @@ from mpojax.layers import AdapterSettings
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Settings of peft that change what an adapter computes; anything else than this is refused.
+# Starts of peft that leave the base as it is; others (pissa, olora, corda, loftq) change it.
+_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 _PLAIN = {
     "use_dora": False,
     "bias": "none",
@@ -55,7 +57,7 @@ def save_peft(
         queries, keys and values of GPT-2); a model without counterpart there.
     """
     settings = models.adapter_settings(model.config)
-    other = [str(s) for _, s in model.config.adapters if s.kind != "low_rank" or s.offset_seed]
+    other = [str(s) for _, s in model.config.adapters if not _is_plain(s)]
     if not settings or other:
         raise ValueError(
             f"peft's format holds plain low-rank adapters; the model has {other or 'none at all'}. "
@@ -93,6 +95,11 @@ def save_peft(
     folder = pathlib.Path(folder)
     files.write_atomic(folder / WEIGHTS, safetensors_numpy.save(tensors))
     files.write_atomic(folder / CONFIG, json.dumps(content, indent=1) + "\n")
+
+
+def _is_plain(settings: AdapterSettings) -> bool:
+    # An offset start is a part of the base, too, which peft would not have.
+    return settings.kind == "low_rank" and settings.offset_seed is None
 
 
 def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
@@ -199,6 +206,8 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     problems = [
         f"{n}={content[n]!r}" for n, v in _PLAIN.items() if content.get(n, v) not in (v, [])
     ]
+    if (start := content.get("init_lora_weights", True)) not in _STARTS:
+        problems.append(f"init_lora_weights={start!r}, whose base is not the original,")
     if kind != "LORA" or problems:
         raise ValueError(
             f"{path} has settings that are not supported: peft_type={kind!r} "

@@ -110,7 +110,7 @@ def allocate(
     its neighbours and is computed anew after each. A bond keeps its last index until all bonds of
     its chain are down to one; then the chain goes as a whole. Equal scores go by the order of
     `spec`, then of bonds and indices. The cost ends less than the largest dropped group below the
-    budget.
+    budget; where nothing would be left, the best unit that fits alone is kept at its least.
 
     Args:
       scores: {unit: arrays}, see `pet_groups.Groups`.
@@ -121,10 +121,10 @@ def allocate(
       by_cost: whether scores are divided by the parameters that their group frees.
 
     Raises:
-      ValueError: a budget below the smallest group; scores that are not finite.
+      ValueError: a budget below the smallest group that is left; scores that are not finite.
     """
     masks = whole_masks(spec, sizes) if masks is None else masks
-    left = {unit: tuple(np.array(m) for m in arrays) for unit, arrays in masks.items()}
+    left = copied(masks)
     for unit in spec:
         if not all(np.isfinite(s[m]).all() for s, m in zip(scores[unit], left[unit], strict=True)):
             raise ValueError(f"the scores of {unit} are not finite; look at the loss.")
@@ -132,7 +132,36 @@ def allocate(
         check_budget(budget, spec, sizes, left)
     if all(groups.kind == "entries" for groups in spec.values()):
         return _fewest_entries(scores, left, budget)
-    return _one_by_one(scores, spec, sizes, budget, left, by_cost)
+    kept = _one_by_one(scores, spec, sizes, budget, copied(left), by_cost)
+    if cost(kept, spec, sizes):
+        return kept
+    return _best_alone(scores, spec, sizes, budget, left, by_cost)
+
+
+def copied(masks: Masks) -> Masks:
+    """Masks of their own memory."""
+    return {unit: tuple(np.array(m) for m in arrays) for unit, arrays in masks.items()}
+
+
+def _best_alone(scores, spec: Spec, sizes: Sizes, budget: int, left: Masks, by_cost: bool) -> Masks:
+    """The one unit, at its least, that has the highest score of all that fit."""
+    found = []
+    for number, (unit, groups) in enumerate(spec.items()):
+        alive = [np.where(m, s, -np.inf) for s, m in zip(scores[unit], left[unit], strict=True)]
+        least = _smallest(groups, sizes)
+        if least <= budget and all(m.any() for m in left[unit]):
+            value = max(float(np.max(each)) for each in alive) / (least if by_cost else 1)
+            found.append((value, -number, unit, [int(np.argmax(each)) for each in alive]))
+    if not found:
+        raise ValueError(
+            f"budget={budget} is below every group that is left of the super-set: smaller ones had "
+            "lower scores. Raise it, or leave the large groups out of the super-set."
+        )
+    _, _, best, places = max(found)
+    kept = {unit: tuple(np.zeros_like(m) for m in masks) for unit, masks in left.items()}
+    for mask, place in zip(kept[best], places, strict=True):
+        mask.flat[place] = True
+    return kept
 
 
 def _fewest_entries(scores, left: Masks, budget: int) -> Masks:

@@ -137,7 +137,8 @@ def batch_scores(
         }
     if criterion == "hybrid":
         signed = score_groups(params, grads, spec, reference)
-        # h * |piece|^2 of a component, h from the Fisher information: the square of its change.
+        # h * |piece|^2 of a component, h from the Fisher information: the square of its change. Of
+        # a batch's mean change, which near a minimum is smaller by the batch's size.
         return jax.tree.map(lambda s: s + 0.5 * jnp.square(s), signed)
     raise ValueError(f"criterion={criterion!r} reads no gradients, or is none of {CRITERIA}.")
 
@@ -166,10 +167,8 @@ def final_scores(
     if criterion == "magnitude":
         found = {}
         for unit, groups in spec.items():
-            entries = [np.abs(_distance(params, reference, name)) for name in groups.arrays]
-            if groups.kind == "chain":
-                entries = [np.square(e) for e in entries]
-            found[unit] = tuple(np.asarray(s, np.float64) for s in _sums(groups, entries))
+            entries = [_distance(params, reference, name) for name in groups.arrays]
+            found[unit] = _norms(groups, entries)
         return found
     sign = 1.0 if criterion == "taylor_signed" else None
     return {
@@ -178,6 +177,21 @@ def final_scores(
         )
         for unit, arrays in total.items()
     }
+
+
+def _norms(groups: Groups, entries: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Sizes of entries; norms of vectors, and of what passes through each index of a bond.
+
+    The latter by the two cores beside the bond: exact for low ranks, and in a gauge in which the
+    others are orthogonal.
+    """
+    if groups.kind == "entries":
+        return tuple(np.abs(e) for e in entries)
+    if groups.kind == "module":
+        return (np.sqrt(sum(np.sum(np.square(e)) for e in entries)),)
+    left = [np.linalg.norm(e.reshape(-1, e.shape[-1]), axis=0) for e in entries[:-1]]
+    right = [np.linalg.norm(e.reshape(len(e), -1), axis=1) for e in entries[1:]]
+    return tuple(one * other for one, other in zip(left, right, strict=True))
 
 
 def _distance(params, reference, name) -> np.ndarray:

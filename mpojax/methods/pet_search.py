@@ -63,7 +63,7 @@ class Search(training.Hook):
             self.superset.cost(whole), settings.budget, settings.rounds, settings.schedule
         )
         self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0  # that rounds took in this process
+        self.seconds = 0.0  # that rounds took
         self._sums = None
 
     def after_step(self, loop: training.Loop) -> None:
@@ -72,10 +72,10 @@ class Search(training.Hook):
                 self._round(loop, self.places.index(loop.step))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "seconds": self.seconds}
 
     def load_state_dict(self, loop: training.Loop, saved: dict[str, Any]) -> None:
-        self.history = list(saved["history"])
+        self.history, self.seconds = list(saved["history"]), saved["seconds"]
 
     def masks(self, state: training.TrainState) -> dict[str, tuple[np.ndarray, ...]]:
         """Which groups of each unit are left."""
@@ -105,7 +105,7 @@ class Search(training.Hook):
             superset.sizes,
             self.budgets[index],
             masks,
-            by_cost=settings.by_cost,
+            by_cost=settings.by_cost and settings.criterion != "random",
         )
         loop.replace(state=self._with_masks(state, kept))
         left = superset.cost(kept)

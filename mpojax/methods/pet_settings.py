@@ -21,9 +21,9 @@ class Settings:
       criterion: of `pet_groups.CRITERIA`.
       score_batches: batches of training data that a round's scores are summed over. Each costs
         about a step.
-      by_cost: whether a score is divided by the parameters that its group frees.
+      by_cost: whether a score is divided by the parameters that its group frees; draws never are.
       balance: "unit_mean", "factor_mean" or "none", see `pet_groups.normalise`.
-      gauge: in which bonds are scored: "svd", "raw" or "score".
+      gauge: in which bonds are scored: "svd", "raw" or, for first-order scores, "score".
       seed: of the criterion "random".
     """
 
@@ -56,6 +56,11 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"search.{name}={value!r} must be an integer of at least 1.")
+        if self.gauge == "score" and self.criterion not in ("taylor", "taylor_signed"):
+            raise ValueError(
+                f"search.gauge='score' diagonalises first-order scores: with search.criterion="
+                f"{self.criterion!r} take 'svd' or 'raw', or criterion='taylor'."
+            )
         if self.warm_steps <= 0 or self.last_round <= 0:
             raise ValueError(
                 f"search.warm_steps={self.warm_steps} and search.last_round={self.last_round} must "

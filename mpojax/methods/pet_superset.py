@@ -14,7 +14,7 @@ from mpojax.methods.pet_groups import Groups
 
 MODES = ("structured", "unstructured")
 # What removing means: back to zero, where the update is added; back to the start for all others.
-_BACK_TO_ZERO = ("low_rank", "mpo", "bottleneck")
+_BACK_TO_ZERO = ("low_rank", "mpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,8 @@ def read(model: models.Model, mode: str) -> SuperSet:
     single entries.
 
     Raises:
-      ValueError: a model without adapters, an unknown mode, an offset start in a structured search.
+      ValueError: a model without adapters, an unknown mode, a bottleneck (which cannot be merged),
+        an offset start in a structured search.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} must be one of {', '.join(MODES)}.")
@@ -106,6 +107,11 @@ def read(model: models.Model, mode: str) -> SuperSet:
     if not kinds:
         raise ValueError(
             "the model has no adapters: make a super-set with interop.add_adapters(model, rules)."
+        )
+    if bottlenecks := sorted(name for name, kind in kinds.items() if kind == "bottleneck"):
+        raise ValueError(
+            f"{bottlenecks[0]} is of a bottleneck, which cannot be searched: what is left of a "
+            "super-set is merged to be evaluated. Take low ranks, chains, rescaling or biases."
         )
     added, arrays = models.adapter_settings(model.config), models.to_arrays(model)
     members: dict[str, list[str]] = {}

@@ -1,6 +1,7 @@
 """Searches from end to end, on a checkpoint of toy size."""
 
 import csv
+import itertools
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from configs.pet_search import base, minilm
 from experiments import pet_search
 from mpojax import interop, models, training
 from mpojax.methods import pet_search as method
+from mpojax.training import update_masks
 from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
 
 
@@ -144,6 +146,13 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
         original(self, loop, index)
         traces.append(loop.step_function.traces)
         seen.append((self.superset, self.masks(loop.state)))
+        entries = self.superset.entry_masks(seen[-1][1])
+        trees = [loop.state.trainable]
+        update_masks.map_moments(lambda name, tree: trees.append(tree), loop.state.optimizer)
+        for tree in trees:  # updates that start at zero, and their moments
+            arrays = self._logical(tree)
+            for name, kept in entries.items():
+                assert not np.any(np.where(kept, 0, arrays[name])) or name.endswith("bias")
 
     monkeypatch.setattr(method.Search, "_round", watched)
     config.search.mode = "unstructured"
@@ -152,6 +161,10 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
     assert result_of(tmp_path)["fit"]["step"] == 12
     superset, masks = seen[-1]
     assert superset.cost(masks) == 150
+    for (_, before), (_, after) in itertools.pairwise(seen):
+        for unit, arrays in after.items():
+            for old, new in zip(before[unit], arrays, strict=True):
+                assert not np.any(new & ~old)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +177,10 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
         ({"search__warm_steps": 0.0}, "must be above 0: fresh updates are zero"),
         ({"adapters": ()}, "has nothing to search: give the super-set"),
         ({"trainable": "all"}, "a search trains the adapters"),
+        ({"squeeze": {"steps": 2}}, "config.squeeze=.*: a search reports its last state"),
+        ({"optimizer__schedule_unit": "seconds"}, "the rounds of a search are at fixed steps"),
+        ({"search__gauge": "score", "search__criterion": "fisher"}, "first-order scores: with"),
+        ({"adapters": ((".*/out", {"kind": "bottleneck", "width": 2}),)}, "cannot be searched"),
         ({"finalise": "stop"}, "config.finalise='stop' must be one of continue, retrain"),
         ({"adapters": ((".*/query", {"rank": 2, "start": "offset"}),)}, "has an offset start"),
         ({"adapters": (("no_such", {"rank": 2}),)}, "matches no matrix"),

@@ -89,6 +89,13 @@ def test_merged_and_taken_apart_again(kind):
         np.testing.assert_allclose(models.to_arrays(again)[name], array, rtol=0, atol=2e-7)
 
 
+def test_a_scale_of_all_adapters_is_no_other_base():
+    plain = base()
+    tuned = moved(interop.add_adapters(plain, [LOW], scale=2.0, rngs=nnx.Rngs(0)))
+    found = interop.add(plain, [tuned], [1.0])
+    np.testing.assert_allclose(outputs(found), outputs(tuned), rtol=0, atol=2e-5)
+
+
 def test_mistakes():
     plain = base()
     tuned = moved(add(plain, LOW))
@@ -106,6 +113,7 @@ def test_mistakes():
         (lambda: interop.resize(tuned, energy=1.5), "energy=1.5 must lie"),
         (lambda: interop.resize(plain, rank=1), "has no low-rank adapters"),
         (lambda: interop.add(other, [tuned], [1.0]), "model 0 was tuned on another base"),
+        (lambda: interop.add(base("gpt2"), [tuned], [1.0]), "model 0 has another .* than the base"),
         (lambda: interop.add(plain, [tuned], []), "1 models and 0 weights"),
         (lambda: interop.add(plain, [add(plain, KINDS["mpo"])], [1.0]), "of kind 'mpo'; add takes"),
         (lambda: interop.resize(add(plain, KINDS["offset"]), rank=1), "has an offset start"),

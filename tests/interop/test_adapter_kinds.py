@@ -137,6 +137,7 @@ def test_a_round_trip_through_a_folder(tmp_path):
         ({"kind": "mpo", "bond": 2, "bonds": (2, 2)}, "needs bond or bonds"),
         ({"kind": "rescale", "side": "left"}, "side='left' must be one of output, input"),
         ({"rank": 2, "start": "half"}, "start='half' must be one of zero, offset"),
+        ({"rank": 2, "offset_seed": 3}, "offset_seed=3 has no meaning with start='zero'"),
         ({"kind": "mpo", "bond": 2, "start": "offset"}, "start has no meaning with kind='mpo'"),
         ({"kind": "bias"}, "matches no array of kind 'bias'"),
     ],
@@ -144,6 +145,15 @@ def test_a_round_trip_through_a_folder(tmp_path):
 def test_mistakes_are_explained(settings, message):
     with pytest.raises(ValueError, match=message):
         add(small_language.dense(small_language.LLAMA), ("layers/.*/query", settings))
+
+
+def test_offsets_differ_by_layer_and_module():
+    model = add(models.build(small.BERT, rngs=nnx.Rngs(1)), KINDS["offset"])
+    arrays = models.to_arrays(model)
+    names = [name for name in arrays if name.endswith("attention/query/adapter/down")]
+    names += [name.replace("query", "value") for name in names]
+    drawn = {arrays[name].tobytes() for name in names}
+    assert len(drawn) == len(names) == 2 * small.BERT.num_layers
 
 
 def test_offset_beside_a_chain_is_refused():

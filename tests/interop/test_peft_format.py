@@ -100,6 +100,10 @@ def test_what_has_no_counterpart(tmp_path):
         interop.save_peft(add(gpt2, (".*/query", {"rank": 2})), tmp_path)
     with pytest.raises(ValueError, match="holds plain low-rank adapters"):
         interop.save_peft(add(base("bert"), (".*/query", {"kind": "rescale"})), tmp_path)
+    for more in ({}, {"offset_seed": 7}):  # a part of the base, too
+        offset = add(base("bert"), (".*/query", {"rank": 2, "start": "offset", **more}))
+        with pytest.raises(ValueError, match="holds plain low-rank adapters"):
+            interop.save_peft(offset, tmp_path)
     with pytest.raises(FileNotFoundError, match="no adapter of peft"):
         interop.load_peft(base("bert"), tmp_path)
 
@@ -110,6 +114,7 @@ def test_what_has_no_counterpart(tmp_path):
         ({"use_dora": True}, "use_dora=True"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"bias": "all"}, "bias='all'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', whose base is not"),
     ],
 )
 def test_settings_that_are_not_supported(tmp_path, changes, message):

@@ -50,6 +50,17 @@ def test_a_known_optimum_with_ties_by_order():
     assert not raw["b"][0]
 
 
+def test_the_best_unit_that_fits_is_kept_where_nothing_would_be_left():
+    """The ranks of 11 have the higher scores, but do not fit into 8."""
+    scores = {"l": (np.float64([11, 22, 33, 44]),), "b": (np.float64(1),)}
+    found = pet_allocation.allocate(scores, LOW_RANK, SIZES, 8)
+    assert found["b"][0]
+    assert not found["l"][0].any()
+    gone = {"l": found["l"][0][None] | True, "b": (np.bool_(False),)}
+    with pytest.raises(ValueError, match="budget=8 is below every group that is left"):
+        pet_allocation.allocate(scores, LOW_RANK, SIZES, 8, gone)
+
+
 @pytest.mark.parametrize("budget", [30, 400, 1000, 9000, 15_000])
 def test_the_budget_is_met_from_below_and_nothing_returns(budget):
     rng = np.random.default_rng(budget)

@@ -186,10 +186,10 @@ def test_criteria_over_batches(criterion):
 
 def test_controls_read_no_gradients():
     spec = {"u": Groups("chain", ("down", "up")), "v": Groups("module", ("b",))}
-    params = {"down": np.eye(3), "up": np.eye(3), "b": np.float32([3, -4])}
+    params = {"down": np.eye(3), "up": np.diag([1.0, 2.0, 0.0]), "b": np.float32([3, -4])}
     found = pet_groups.final_scores("magnitude", spec, params)
-    np.testing.assert_allclose(found["u"][0], [1, 1, 1])
-    np.testing.assert_allclose(found["v"][0], 7)
+    np.testing.assert_allclose(found["u"][0], [1, 2, 0])  # norms of what each component adds
+    np.testing.assert_allclose(found["v"][0], 5)
     draws = [
         pet_groups.final_scores("random", spec, params, rng=np.random.default_rng(s))["u"][0]
         for s in (0, 0, 1)
