@@ -82,6 +82,7 @@ def dense_total():
     return sum(int(np.prod(s)) for s in models.array_shapes(SETTINGS).values()) + 16 * 2 + 2
 
 
+@pytest.mark.slow
 def test_a_squeezed_run(config, tmp_path):
     config.matrices, config.trainable, config.variant = MATRICES, "lightweight", "mpop"
     config.held_out_examples = 16

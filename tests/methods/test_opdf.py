@@ -266,7 +266,9 @@ def test_the_plain_loss_of_the_paper(pair):
     np.testing.assert_allclose(found, np.mean(parts), rtol=1e-5)
 
 
-@pytest.mark.parametrize("alignment", ["procrustes_core", "weight"])
+@pytest.mark.parametrize(
+    "alignment", ["procrustes_core", pytest.param("weight", marks=pytest.mark.slow)]
+)
 def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
     config = dataclasses.replace(small.BERT, num_labels=2, dropout=0.0, attention_dropout=0.0)
     teacher = small.random_model(config, seed=1)

@@ -35,6 +35,7 @@ def trained(model, **changes):
     return state
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_more_matrices_as_chains():
     state = trained(small.random_model(CONFIG))
     before = state.model()(IDS, MASK)

@@ -53,6 +53,7 @@ def test_scores_are_the_parts_of_the_matrix_times_its_gradient():
             assert squared[index] == pytest.approx(total, rel=1e-2, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_cuts_by_the_loss(tmp_path):
     def gradients(model):
         return squeeze_costs.gradients(model, LOSS, batches(2))

@@ -148,6 +148,7 @@ class TestPicture:
 
 
 class TestTrainingOfExperts:
+    @pytest.mark.slow
     def test_on_any_mesh_with_a_mask(self, tmp_path):
         """Split over data, fsdp, tensor and experts, the run takes the same course."""
         mesh = training.make_mesh({"data": 2, "tensor": 2, "expert": 2})
