@@ -58,6 +58,7 @@ def save_adapter(
         "adapter_scale": model.config.adapter_scale,
         "parameters": sum(array.size for array in own.values()),
         "base": fingerprint(model),
+        "offset_bases": _offset_bases(model),
         "layers": {},
     }
     if mask is None:
@@ -88,13 +89,7 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
     tensors = safe_weights.read_weights(folder / WEIGHTS)
     safe_weights.check_finite(tensors, str(folder / WEIGHTS))
     model = _with_adapters(base, content)
-    found = fingerprint(model)
-    if found != content["base"]:
-        raise ValueError(
-            f"the adapter in {folder} was tuned on another base model: the parameters that it does "
-            f"not tune differ (their fingerprint is {found}, the adapter's {content['base']}). "
-            "Load the model that it was made for."
-        )
+    _check_base(model, content, folder)
     arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
     head = set(_head_names(model.config, arrays))
     new = {name: tensors.pop(name) for name in list(tensors) if name in head}
@@ -120,7 +115,8 @@ def fingerprint(model: models.Model) -> str:
     """SHA-256 (32 hexadecimal digits) of all parameters that adapters and head leave alone.
 
     The same for a base model with adapters on it, before and after their tuning. Matrices beside
-    which low ranks have an offset start are left out, since that changes them.
+    which low ranks have an offset start are left out, since that changes them; files have two
+    numbers of each instead.
     """
     arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
     settings = models.adapter_settings(model.config)
@@ -132,6 +128,52 @@ def fingerprint(model: models.Model) -> str:
         digest.update(f"{name}{array.shape}".encode())
         digest.update(array.data)
     return digest.hexdigest()[:32]
+
+
+def _check_base(model: models.Model, content: Mapping, folder: pathlib.Path) -> None:
+    """Raises ValueError where the adapter was tuned on another base."""
+    found = fingerprint(model)
+    same = found == content["base"]
+    if same:
+        theirs, ours = content.get("offset_bases", []), _offset_bases(model)
+        same = len(theirs) == len(ours) and all(
+            abs(one[k] - other[k]) <= 1e-5 * other[1]
+            for one, other in zip(theirs, ours, strict=True)
+            for k in range(2)
+        )
+    if not same:
+        raise ValueError(
+            f"the adapter in {folder} was tuned on another base model: the parameters that it does "
+            f"not tune differ (their fingerprint is {found}, the adapter's {content['base']}). "
+            "Load the model that it was made for."
+        )
+
+
+def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
+    """(a projection, the norm) of each original matrix beside which a low rank has an offset start.
+
+    To rounding, with which the start is subtracted.
+    """
+    arrays, found = models.to_arrays(model), []
+    for path, update in sorted(_offsets(model.config).items()):
+        matrix = np.asarray(arrays[models.dense_name(path)], np.float64) + update[2]
+        rows, columns = (np.cos(k + np.arange(size) ** 2) for k, size in enumerate(matrix.shape))
+        numbers = rows @ matrix @ columns, np.linalg.norm(matrix)
+        found.append(tuple(float(f"{number:.9g}") for number in numbers))
+    return found
+
+
+def _offsets(config) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """{matrix path: (down, up, what was subtracted from the base)} of offset starts."""
+    found = {}
+    for path, settings in models.adapter_settings(config).items():
+        if settings.offset_seed is not None:
+            size = models.matrix_sizes(config)[path]
+            down, up = adapters_lib.offset_factors(path, settings, *size)
+            scale = config.adapter_scale if settings.scale is None else settings.scale
+            update = scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
+            found[path] = down, up, update
+    return found
 
 
 def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
@@ -146,15 +188,10 @@ def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
         base.config, adapters=adapters, adapter_scale=content["adapter_scale"]
     )
     arrays = models.to_arrays(base)
-    for path, settings in models.adapter_settings(config).items():
-        if settings.offset_seed is not None:
-            size = models.matrix_sizes(config)[path]
-            down, up = adapters_lib.offset_factors(path, settings, *size)
-            key = models.dense_name(path)
-            scale = config.adapter_scale if settings.scale is None else settings.scale
-            update = scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
-            arrays[key] = np.float32(arrays[key] - update)
-            arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": up}
+    for path, (down, up, update) in _offsets(config).items():
+        key = models.dense_name(path)
+        arrays[key] = np.float32(arrays[key] - update)
+        arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": up}
     for name, shape in models.array_shapes(config, base.shapes).items():
         if "/adapter/" in name and name not in arrays:
             # Where single entries are kept, the others do nothing.

@@ -29,6 +29,36 @@ def test_a_round_trip_on_the_base(tmp_path, kind):
     assert interop.fingerprint(tuned) == interop.fingerprint(add(plain, RULES[kind]))
 
 
+def test_matrices_below_an_offset_start_belong_to_the_base_too(tmp_path):
+    plain = base()
+    interop.save_adapter(moved(add(plain, RULES["offset"])), tmp_path)
+    arrays = models.to_arrays(plain)
+    name = next(n for n in arrays if n.endswith("attention/query/kernel"))
+    arrays[name] = arrays[name] * np.float32(1.001)
+    other = models.from_arrays(plain.config, {}, arrays)
+    assert interop.fingerprint(add(other, RULES["offset"])) == interop.fingerprint(
+        add(plain, RULES["offset"])
+    )
+    with pytest.raises(ValueError, match="was tuned on another base model"):
+        interop.load_adapter(other, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "offset"])
+def test_files_of_the_first_version(tmp_path, kind):
+    """Those of offset starts drew other numbers."""
+    plain = base()
+    tuned = moved(add(plain, RULES[kind]))
+    interop.save_adapter(tuned, tmp_path)
+    path = tmp_path / "adapter.json"
+    path.write_text(path.read_text().replace('"format_version":2', '"format_version":1'))
+    if kind == "offset":
+        with pytest.raises(ValueError, match="has format version 1"):
+            interop.load_adapter(plain, tmp_path)
+    else:
+        loaded = interop.load_adapter(plain, tmp_path)
+        np.testing.assert_array_equal(outputs(loaded), outputs(tuned))
+
+
 @pytest.mark.parametrize("name", ["albert", "llama", "t5"])
 def test_other_architectures(tmp_path, name):
     plain = base(name)

@@ -151,6 +151,26 @@ def test_low_rank_is_the_chain_of_two_cores():
     assert len(whole) == 2
 
 
+@given(st.integers(0, 1000))
+def test_gradients_follow_a_fixed_gauge_exactly(seed):
+    """Those of a loss linear in the matrix, against those taken anew from the new factors."""
+    rng = np.random.default_rng(seed)
+    params = {"down": rng.standard_normal((6, 3)), "up": rng.standard_normal((3, 5))}
+    g, spec = rng.standard_normal((6, 5)), {"u": Groups("chain", ("down", "up"))}
+
+    def gradients(factors):
+        return {"down": g @ factors["up"].T, "up": factors["down"].T @ g}
+
+    masks = {"u": (np.ones(3, bool),)}
+    new, _, (moved,) = pet_gauge.regauge(params, masks, spec, [(gradients(params), False)])
+    np.testing.assert_allclose(new["down"] @ new["up"], params["down"] @ params["up"], atol=1e-12)
+    bases = {"u": [np.linalg.qr(rng.standard_normal((3, 3)))[0]]}
+    turned, (also,) = pet_gauge.rotate(new, spec, bases, [(moved, False)])
+    for factors, found in ((new, moved), (turned, also)):
+        for name, expected in gradients(factors).items():
+            np.testing.assert_allclose(found[name], expected, atol=1e-9)
+
+
 def test_a_zero_start_scores_nothing_and_a_reference_is_subtracted():
     rng = np.random.default_rng(0)
     params = {"down": rng.standard_normal((6, 3)).astype(np.float32)}
