@@ -1,0 +1,262 @@
+"""What a value may be, said once: types, bounds and choices of settings and of files' metadata.
+
+One text for every mistake: the name, the value, what is allowed, and the nearest right name.
+
+    >>> check({"layers": 0}, {"layers": integer(1)}, "config.json")
+    Traceback (most recent call last):
+    ValueError: config.json: layers=0 must be an integer of at least 1.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import pathlib
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+_MAX_JSON_BYTES = 64 * 2**20
+_MAX_DEPTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """The values a field may have.
+
+    Attributes:
+      what: how they are named after "must be".
+      accepts: whether a value is one of them.
+    """
+
+    what: str
+    accepts: Callable[[Any], bool]
+
+    def __or__(self, other: "Allowed") -> "Allowed":
+        return Allowed(
+            f"{self.what} or {other.what}",
+            lambda value: self.accepts(value) or other.accepts(value),
+        )
+
+
+def integer(low: int | None = None, high: int | None = None) -> Allowed:
+    """Integers from `low` to `high`, both included; a bool is none."""
+
+    def accepts(value) -> bool:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            return False
+        return (low is None or value >= low) and (high is None or value <= high)
+
+    return Allowed("an integer" + _bounds(low, high), accepts)
+
+
+def number(
+    low: float | None = None, high: float | None = None, *, above: float | None = None
+) -> Allowed:
+    """Finite numbers from `low` to `high`, both included, or greater than `above`."""
+
+    def accepts(value) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool) or not _is_finite(value):
+            return False
+        if above is not None and not value > above:
+            return False
+        return (low is None or value >= low) and (high is None or value <= high)
+
+    bounds = _bounds(low, high)
+    if above is not None:
+        bounds = f" above {above}" + ("" if high is None else f" and at most {high}")
+    return Allowed("a finite number" + bounds, accepts)
+
+
+def text(max_length: int = 100_000) -> Allowed:
+    """Strings."""
+    return Allowed("a text", lambda value: isinstance(value, str) and len(value) <= max_length)
+
+
+def flag() -> Allowed:
+    """True or False."""
+    return Allowed("true or false", lambda value: isinstance(value, bool))
+
+
+def null() -> Allowed:
+    """None alone; `integer(1) | null()` is an optional field."""
+    return Allowed("null", lambda value: value is None)
+
+
+def one_of(*choices: Any) -> Allowed:
+    """One of the given values."""
+    return Allowed(
+        f"one of {', '.join(map(repr, choices))}",
+        lambda value: any(type(value) is type(c) and value == c for c in choices),
+    )
+
+
+def sequence(of: Allowed, length: int | None = None) -> Allowed:
+    """Lists and tuples whose entries are all allowed."""
+
+    def accepts(value) -> bool:
+        fits = isinstance(value, (list, tuple)) and length in (None, len(value))
+        return fits and all(of.accepts(entry) for entry in value)
+
+    count = "" if length is None else f" of {length} entries"
+    return Allowed(f"a list{count}, each {of.what}", accepts)
+
+
+def mapping(of: Allowed) -> Allowed:
+    """Mappings from strings to allowed values."""
+
+    def accepts(value) -> bool:
+        return isinstance(value, Mapping) and all(
+            isinstance(name, str) and of.accepts(entry) for name, entry in value.items()
+        )
+
+    return Allowed(f"a mapping of names, each {of.what}", accepts)
+
+
+def anything() -> Allowed:
+    """Any value: for what is kept and not looked at."""
+    return Allowed("anything", lambda value: True)
+
+
+def problems(values: Mapping[str, Any], fields: Mapping[str, Allowed]) -> list[str]:
+    """A line for each value that its field does not allow; absent fields are no problem."""
+    return [
+        f"{name}={shortened(values[name])} must be {allowed.what}"
+        for name, allowed in fields.items()
+        if name in values and not allowed.accepts(values[name])
+    ]
+
+
+def check(
+    values: Mapping[str, Any],
+    fields: Mapping[str, Allowed],
+    where: str,
+    required: Iterable[str] = (),
+) -> None:
+    """Checks values against their fields; names without a field are not looked at.
+
+    Args:
+      values: by name.
+      fields: what each may be.
+      where: a file or an argument, with which the message begins.
+      required: names that must be there.
+
+    Raises:
+      ValueError: names each wrong value and what is allowed.
+    """
+    found = [f"{name} is missing" for name in required if name not in values]
+    found += problems(values, fields)
+    if found:
+        raise ValueError(f"{where}: {listed(found, '; ')}.")
+
+
+def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Checks that only known names are used.
+
+    Raises:
+      ValueError: names the unknown ones, and the nearest known one of each.
+    """
+    known = list(known)
+    unknown = [
+        f"unknown {name!r}{did_you_mean(str(name), known)}" for name in names if name not in known
+    ]
+    if unknown:
+        raise ValueError(f"{where}: {listed(unknown, '; ')} (known: {listed(known, limit=30)}).")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'steps'?` for the known name nearest to a mistyped one, or nothing."""
+    found = nearest(name, known)
+    return "" if found is None else f", did you mean {found!r}?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to a mistyped one, None where none is near.
+
+    Of dotted names, one whose last part is the name counts as near: learning_rate finds
+    optimizer.learning_rate.
+    """
+    known = list(known)
+    last = name.rpartition(".")[2]
+    if same := [each for each in known if each.rpartition(".")[2] == last]:
+        return min(same, key=len)
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
+        return close[0]
+    lasts = {each.rpartition(".")[2]: each for each in reversed(known)}
+    close = difflib.get_close_matches(last, lasts, n=1, cutoff=0.75)
+    return lasts[close[0]] if close else None
+
+
+def listed(items: Sequence[Any], separator: str = ", ", limit: int = 10) -> str:
+    """Items in one text, no more than `limit` of them."""
+    items = [str(item) for item in items]
+    more = len(items) - limit
+    return separator.join(items[:limit]) + (f"{separator}... and {more} more" if more > 0 else "")
+
+
+def shortened(value: Any, length: int = 80) -> str:
+    """`repr` of a value, cut in the middle where it is long."""
+    shorten = reprlib.Repr()
+    shorten.maxlevel, shorten.maxlist, shorten.maxtuple, shorten.maxdict = 4, 8, 8, 8
+    shorten.maxstring = shorten.maxother = shorten.maxlong = length
+    return shorten.repr(value)
+
+
+def read_json(path: str | os.PathLike, fields: Mapping[str, Allowed] | None = None) -> dict:
+    """The object in a JSON file, in bounded time and memory.
+
+    Args:
+      path: of the file.
+      fields: what its entries may be; see `check`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not UTF-8, no JSON, no object, nested too deeply, too large, or an entry that is
+        not allowed; names the file and what is wrong.
+    """
+    path = pathlib.Path(path)
+    size = path.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, too many for a file of settings.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply for a file of settings.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}.")
+    if _depth(content) > _MAX_DEPTH:
+        raise ValueError(f"{path} is nested too deeply for a file of settings.")
+    check(content, fields or {}, str(path))
+    return content
+
+
+def _depth(value: Any) -> int:
+    deepest, level = 0, [value]
+    while level:
+        deepest += 1
+        level = [
+            entry
+            for each in level
+            if isinstance(each, (dict, list))
+            for entry in (each.values() if isinstance(each, dict) else each)
+        ]
+    return deepest
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
+
+
+def _bounds(low, high) -> str:
+    if low is not None and high is not None:
+        return f" from {low} to {high}"
+    if low is not None:
+        return f" of at least {low}"
+    return "" if high is None else f" of at most {high}"
