@@ -267,8 +267,8 @@ def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict[str, Any]:
 
 def summary(result: dict) -> str:
     """The result for people."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
-    teacher = ", ".join(f"{name} {value:.4f}" for name, value in result["teacher_metrics"].items())
+    metrics = tuning.listed(result["metrics"])
+    teacher = tuning.listed(result["teacher_metrics"])
     lines = [
         f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
         f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",
@@ -277,7 +277,7 @@ def summary(result: dict) -> str:
         f"{result['inference_parameters']:,} in the end",
     ]
     if result.get("start_metrics"):
-        before = ", ".join(f"{name} {value:.4f}" for name, value in result["start_metrics"].items())
+        before = tuning.listed(result["start_metrics"])
         lines.insert(3, f"  compressed, not yet trained: {before}")
     return "\n".join(lines) + "\n"
 

@@ -135,7 +135,7 @@ def _squeeze(
 
 def summary(result: dict) -> str:
     """The result for people."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    metrics = tuning.listed(result["metrics"])
     shots = f", {result['shots']} shots, draw {result['draw']}" if result["shots"] else ""
     lines = [
         f"{result['task']}, {result['variant'] or 'no variant name'}{shots}, seed {result['seed']}",

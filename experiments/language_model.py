@@ -171,7 +171,7 @@ def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
 
 def summary(result: dict) -> str:
     """The result for people."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    metrics = tuning.listed(result["metrics"])
     lines = [
         f"{result['task']}, {result['variant'] or result['form']}, seed {result['seed']}: "
         f"{result['total']:,} parameters, {result['experts']} expert(s)",

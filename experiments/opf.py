@@ -155,7 +155,7 @@ def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict:
 
 def summary(result: dict) -> str:
     """The result for people."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    metrics = tuning.listed(result["metrics"])
     count = sum(len(entry["matrices"]) for entry in result["chosen"])
     lines = [
         f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",

@@ -195,7 +195,7 @@ def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning
 
 def summary(result: dict) -> str:
     """The result for people."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    metrics = tuning.listed(result["metrics"])
     lines = [
         f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",
         f"  {metrics} on {result['dev_examples']:,} examples, after {result['steps']} steps",

@@ -179,7 +179,7 @@ def _model_flops(config, model: models.EncoderConfig, train: data.PretrainData) 
 
 def summary(result: dict) -> str:
     """The result for people."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    metrics = tuning.listed(result["metrics"])
     speed = result["tokens_per_second"]
     lines = [
         f"{result['variant'] or result['architecture']}, {result['num_layers']} layers, hidden "

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -169,6 +169,11 @@ def finished(
     size = sum(models.count_parameters(model).values())
     more = {"steps": config.steps, "inference_parameters": size}
     return Outcome(state, job.evaluate(state, job.dev), accept, facts | more)
+
+
+def listed(metrics: Mapping[str, float]) -> str:
+    """Metrics in a line of a summary."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def save(

@@ -89,7 +89,7 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
     tensors = safe_weights.read_weights(folder / WEIGHTS)
     safe_weights.check_finite(tensors, str(folder / WEIGHTS))
     model = _with_adapters(base, content)
-    _check_base(model, content, folder)
+    _check_base(base, model, content, folder)
     arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
     head = set(_head_names(model.config, arrays))
     new = {name: tensors.pop(name) for name in list(tensors) if name in head}
@@ -119,8 +119,7 @@ def fingerprint(model: models.Model) -> str:
     numbers of each instead.
     """
     arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
-    settings = models.adapter_settings(model.config)
-    moved = {models.dense_name(p) for p, s in settings.items() if s.offset_seed is not None}
+    moved = set(map(models.dense_name, _offsets(model.config)))
     skipped = {*tuned, *moved, *_head_names(model.config, arrays)}
     digest = hashlib.sha256()
     for name in sorted(set(arrays) - skipped):
@@ -130,12 +129,15 @@ def fingerprint(model: models.Model) -> str:
     return digest.hexdigest()[:32]
 
 
-def _check_base(model: models.Model, content: Mapping, folder: pathlib.Path) -> None:
-    """Raises ValueError where the adapter was tuned on another base."""
+def _check_base(
+    base: models.Model, model: models.Model, content: Mapping, folder: pathlib.Path
+) -> None:
+    """Raises ValueError where the adapter was tuned on another base than that of `model`."""
     found = fingerprint(model)
     same = found == content["base"]
     if same:
-        theirs, ours = content.get("offset_bases", []), _offset_bases(model)
+        arrays, theirs = models.to_arrays(base), content.get("offset_bases", [])
+        ours = [_sketch(arrays[models.dense_name(path)]) for path in _offsets(model.config)]
         same = len(theirs) == len(ours) and all(
             abs(one[k] - other[k]) <= 1e-5 * other[1]
             for one, other in zip(theirs, ours, strict=True)
@@ -150,30 +152,29 @@ def _check_base(model: models.Model, content: Mapping, folder: pathlib.Path) -> 
 
 
 def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
-    """(a projection, the norm) of each original matrix beside which a low rank has an offset start.
+    """Sketches of the original matrices beside which low ranks have an offset start.
 
-    To rounding, with which the start is subtracted.
+    To rounding, with which the start was subtracted.
     """
     arrays, found = models.to_arrays(model), []
-    for path, update in sorted(_offsets(model.config).items()):
-        matrix = np.asarray(arrays[models.dense_name(path)], np.float64) + update[2]
-        rows, columns = (np.cos(k + np.arange(size) ** 2) for k, size in enumerate(matrix.shape))
-        numbers = rows @ matrix @ columns, np.linalg.norm(matrix)
-        found.append(tuple(float(f"{number:.9g}") for number in numbers))
+    for path, settings in _offsets(model.config).items():
+        _, _, update = adapters_lib.offset_start(model.config, path, settings)
+        found.append(_sketch(arrays[models.dense_name(path)] + update))
     return found
 
 
-def _offsets(config) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """{matrix path: (down, up, what was subtracted from the base)} of offset starts."""
-    found = {}
-    for path, settings in models.adapter_settings(config).items():
-        if settings.offset_seed is not None:
-            size = models.matrix_sizes(config)[path]
-            down, up = adapters_lib.offset_factors(path, settings, *size)
-            scale = config.adapter_scale if settings.scale is None else settings.scale
-            update = scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
-            found[path] = down, up, update
-    return found
+def _offsets(config) -> dict[str, AdapterSettings]:
+    """{matrix path: settings} of offset starts, sorted."""
+    found = sorted(models.adapter_settings(config).items())
+    return {path: settings for path, settings in found if settings.offset_seed is not None}
+
+
+def _sketch(matrix: np.ndarray) -> tuple[float, float]:
+    """(a projection, the norm) of a matrix, in nine digits."""
+    matrix = np.asarray(matrix, np.float64)
+    rows, columns = (np.cos(k + np.arange(size) ** 2) for k, size in enumerate(matrix.shape))
+    numbers = rows @ matrix @ columns, np.linalg.norm(matrix)
+    return tuple(float(f"{number:.9g}") for number in numbers)
 
 
 def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
@@ -188,7 +189,8 @@ def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
         base.config, adapters=adapters, adapter_scale=content["adapter_scale"]
     )
     arrays = models.to_arrays(base)
-    for path, (down, up, update) in _offsets(config).items():
+    for path, settings in _offsets(config).items():
+        down, up, update = adapters_lib.offset_start(config, path, settings)
         key = models.dense_name(path)
         arrays[key] = np.float32(arrays[key] - update)
         arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": up}

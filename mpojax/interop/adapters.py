@@ -121,9 +121,8 @@ def add_adapters(
 def _start(config, arrays: dict, path: str, settings: AdapterSettings) -> None:
     """Puts the down map of the wanted deviation in place, or both factors of an offset start."""
     names = [f"{path}/adapter/{name}" for name in ("down", "up")]
-    in_features, out_features = arrays[names[0]].shape[0], arrays[names[1]].shape[1]
     if settings.start == "zero":
-        deviation = settings.deviation or in_features**-0.5
+        deviation = settings.deviation or len(arrays[names[0]]) ** -0.5
         # Drawn with the default deviation.
         arrays[names[0]] = np.float32(arrays[names[0]] * (deviation / layers.ADAPTER_DEVIATION))
         return
@@ -133,25 +132,27 @@ def _start(config, arrays: dict, path: str, settings: AdapterSettings) -> None:
             f"{path} is in MPO form: an offset start changes the dense base matrix; use "
             "start='zero', or merge the model."
         )
-    down, up = offset_factors(path, settings.structure, in_features, out_features)
-    scale = config.adapter_scale if settings.scale is None else settings.scale
-    update = scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
+    arrays[names[0]], arrays[names[1]], update = offset_start(config, path, settings.structure)
     arrays[key] = np.float32(arrays[key] - update)
-    arrays[names[0]], arrays[names[1]] = down, up
 
 
-def offset_factors(
-    path: str, settings: layers.AdapterSettings, in_features: int, out_features: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(down, up) of an offset start: a function of the matrix path and `settings.offset_seed`."""
+def offset_start(
+    config, path: str, settings: layers.AdapterSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(down, up, what is subtracted from the base matrix, float64) of an offset start.
+
+    A function of the matrix path and `settings.offset_seed`.
+    """
     number = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "little")
     key = jax.random.fold_in(jax.random.key(settings.offset_seed), number)
+    sizes = in_features, out_features = models.matrix_sizes(config)[path]
     shapes = (in_features, settings.rank), (settings.rank, out_features)
-    sizes = in_features, out_features
-    return tuple(
+    down, up = (
         np.asarray(jax.random.normal(k, shape)) * np.float32(size**-0.5)
         for k, shape, size in zip(jax.random.split(key), shapes, sizes, strict=True)
     )
+    scale = config.adapter_scale if settings.scale is None else settings.scale
+    return down, up, scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
 
 
 def adapter_settings(

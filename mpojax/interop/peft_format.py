@@ -26,9 +26,9 @@ from mpojax.layers import AdapterSettings
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Settings of peft that change what an adapter computes; anything else than this is refused.
 # Starts of peft that leave the base as it is; others (pissa, olora, corda, loftq) change it.
 _STARTS = (True, False, "gaussian", "eva", "orthogonal")
+# Settings of peft that change what an adapter computes; anything else than this is refused.
 _PLAIN = {
     "use_dora": False,
     "bias": "none",

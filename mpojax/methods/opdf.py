@@ -114,21 +114,6 @@ def planned_shapes(config: models.Config, settings: Settings) -> dict[str, mpo.M
     return found
 
 
-def planned(
-    student: models.Model, settings: Settings, teacher: models.Model | None = None
-) -> tuple[dict[str, mpo.MPOShape], dict[str, np.ndarray]]:
-    """What `prepare` would decompose, checked: (chains, the teacher's matrices) by matrix path.
-
-    Args, Raises: see `prepare`.
-    """
-    shapes = planned_shapes(student.config, settings)
-    if both := sorted(set(shapes) & set(student.shapes)):
-        raise ValueError(f"{both[0]} is in MPO form already; merge the student first.")
-    if teacher is None or settings.alignment == "none":
-        return shapes, {}
-    return shapes, _sources(student.config, teacher, settings, shapes)
-
-
 def prepare(
     student: models.Model, settings: Settings, teacher: models.Model | None = None
 ) -> tuple[models.Model, Targets]:
@@ -145,7 +130,12 @@ def prepare(
       ValueError: matrices that are chains already, or that the teacher has in another size; see
         `students.layer_map`.
     """
-    shapes, sources = planned(student, settings, teacher)
+    shapes = planned_shapes(student.config, settings)
+    if both := sorted(set(shapes) & set(student.shapes)):
+        raise ValueError(f"{both[0]} is in MPO form already; merge the student first.")
+    sources = {}
+    if teacher is not None and settings.alignment != "none":
+        sources = _sources(student.config, teacher, settings, shapes)
     arrays, targets = models.to_arrays(student), {}
 
     def decomposed(matrix, shape):

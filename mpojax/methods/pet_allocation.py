@@ -124,23 +124,18 @@ def allocate(
       ValueError: a budget below the smallest group that is left; scores that are not finite.
     """
     masks = whole_masks(spec, sizes) if masks is None else masks
-    left = copied(masks)
     for unit in spec:
-        if not all(np.isfinite(s[m]).all() for s, m in zip(scores[unit], left[unit], strict=True)):
+        if not all(np.isfinite(s[m]).all() for s, m in zip(scores[unit], masks[unit], strict=True)):
             raise ValueError(f"the scores of {unit} are not finite; look at the loss.")
     if budget < min(_smallest(groups, sizes) for groups in spec.values()):
-        check_budget(budget, spec, sizes, left)
+        check_budget(budget, spec, sizes, masks)
     if all(groups.kind == "entries" for groups in spec.values()):
-        return _fewest_entries(scores, left, budget)
-    kept = _one_by_one(scores, spec, sizes, budget, copied(left), by_cost)
+        return _fewest_entries(scores, masks, budget)
+    left = {unit: tuple(np.array(m) for m in arrays) for unit, arrays in masks.items()}
+    kept = _one_by_one(scores, spec, sizes, budget, left, by_cost)
     if cost(kept, spec, sizes):
         return kept
-    return _best_alone(scores, spec, sizes, budget, left, by_cost)
-
-
-def copied(masks: Masks) -> Masks:
-    """Masks of their own memory."""
-    return {unit: tuple(np.array(m) for m in arrays) for unit, arrays in masks.items()}
+    return _best_alone(scores, spec, sizes, budget, masks, by_cost)
 
 
 def _best_alone(scores, spec: Spec, sizes: Sizes, budget: int, left: Masks, by_cost: bool) -> Masks:
