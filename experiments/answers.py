@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import data, models, training
-from mpojax.training import task_metrics, text_metrics
+from mpojax.training import evaluation, language_modeling, task_metrics, text_metrics
 
 AVERAGE = training.TasksEvaluator.AVERAGE
 
@@ -39,6 +39,7 @@ class AnswersEvaluator:
         self.sampling = models.Sampling(beams=beams)
         self.main = {name: task.metrics[0] for name, task in tasks.items()}
         self._merged = jax.jit(models.merged)
+        self._nats = jax.jit(lambda model, batch: language_modeling.predict(model, batch)["loss"])
 
     @property
     def metric(self) -> str:
@@ -76,6 +77,7 @@ class AnswersEvaluator:
         answers, kept = [], []
         for index in range(len(split)):
             batch = split.rows(index, slice(None))
+            self._check_finite(name, model, split, index)
             made = models.generate(
                 model,
                 jnp.asarray(batch["input_ids"]),
@@ -91,3 +93,13 @@ class AnswersEvaluator:
             kept.append({key: np.asarray(array)[rows] for key, array in batch.items()})
         logging.info("%s: %d answers, such as %r", name, len(answers), answers[0])
         return answers, {key: np.concatenate([part[key] for part in kept]) for key in kept[0]}
+
+    def _check_finite(self, name: str, model, split: data.EvalData, index: int) -> None:
+        """Of logits that are NaN any token is the best one; the loss of the true answer is NaN."""
+        examples = split.order[index * split.batch_size :]
+        evaluation.check_finite(
+            {"nats": np.asarray(self._nats(model, split.rows(index, slice(None))))},
+            np.pad(examples, (0, split.batch_size), mode="edge"),  # of copies that fill up
+            (f"{name}/{self.main[name]}",),
+            f"batch {index + 1} of {len(split)}",
+        )

@@ -2,7 +2,13 @@
 
 from mpojax.training.checkpoints import Checkpoints
 from mpojax.training.dry_run import Report, abstract_state, dry_run
-from mpojax.training.evaluation import Evaluator, accuracy, classify, score
+from mpojax.training.evaluation import (
+    Evaluator,
+    NonFiniteOutputError,
+    accuracy,
+    classify,
+    score,
+)
 from mpojax.training.hooks import (
     Call,
     Checkpoint,
@@ -41,6 +47,7 @@ __all__ = [
     "Loop",
     "MetricsWriter",
     "NonFiniteLossError",
+    "NonFiniteOutputError",
     "Progress",
     "Report",
     "RouterStatistics",

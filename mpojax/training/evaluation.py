@@ -5,7 +5,7 @@ the host over all examples, so that it never depends on batch size or number of 
 of a benchmark fits: accuracy, F1, correlations, or a perplexity from per-example sums.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,19 +24,36 @@ Columns = Mapping[str, np.ndarray]  # {name: (N, ...)}, one row per example
 PredictFunction = Callable[[Any, dict], dict]
 
 
+class NonFiniteOutputError(FloatingPointError):
+    """What a model gives for an example is NaN or infinite, so that no metric of it means a thing.
+
+    An argmax or a ranking would hide it: of logits that are all NaN the "best" class is the first.
+    """
+
+
 class Evaluator:
     """Runs a model over evaluation data; compiled once per batch shape.
 
     Args:
       predict_fn: (model, batch) -> {name: (B, ...)}, per-example results; the batch's `labels` are
-        added by themselves.
+        added by themselves. `is_finite` (B,), where it is given, says whether the outputs behind
+        them are finite.
       metric_fn: {name: (N, ...)} on the host -> {metric: number}.
+      metrics: their names, for errors; default: the name of `metric_fn`.
+
+    Raises:
+      NonFiniteOutputError: when called, for outputs that are not finite, or results that are NaN
+        or +infinite; names the metrics, the batch and the first such example.
     """
 
     def __init__(
-        self, predict_fn: PredictFunction, metric_fn: Callable[[Columns], dict[str, float]]
+        self,
+        predict_fn: PredictFunction,
+        metric_fn: Callable[[Columns], dict[str, float]],
+        metrics: Sequence[str] = (),
     ):
         self.predict_fn, self.metric_fn = predict_fn, metric_fn
+        self.metrics = tuple(metrics) or (getattr(metric_fn, "__name__", "metrics"),)
         self._compiled: dict[Mesh, Callable] = {}
 
     def __call__(
@@ -52,8 +69,13 @@ class Evaluator:
         model: nnx.Module | state_lib.TrainState,
         data: pipeline.EvalData,
         mesh: Mesh | None = None,
+        *,
+        metrics: Sequence[str] = (),
     ) -> dict[str, np.ndarray]:
-        """Per-example results {name: (N, ...)} of all examples, in the data's order."""
+        """Per-example results {name: (N, ...)} of all examples, in the data's order.
+
+        `metrics` are named in errors instead of the evaluator's own.
+        """
         mesh = mesh or sharding.make_mesh()
         rows = sharding.local_rows(data.batch_size, mesh)
         parts = _parts(model, mesh)
@@ -63,14 +85,21 @@ class Evaluator:
                 self._predict, static_argnums=0, out_shardings=everywhere
             )
         predict, collected, waiting = self._compiled[mesh], [], None
+
+        def fetch(results: dict) -> None:
+            collected.append(_real_rows(results))
+            where = f"batch {len(collected)} of {len(data)}"
+            examples = data.order[(len(collected) - 1) * data.batch_size :]
+            check_finite(collected[-1], examples, metrics or self.metrics, where)
+
         with jax.set_mesh(mesh):
             for index in range(len(data)):
                 batch = sharding.place_batch(data.rows(index, rows), data.batch_size, mesh)
                 running = predict(*parts, batch)
                 if waiting is not None:  # fetched one batch late: the device never waits
-                    collected.append(_real_rows(waiting))
+                    fetch(waiting)
                 waiting = running
-        collected.append(_real_rows(waiting))
+        fetch(waiting)
         back = np.argsort(data.order)  # batches may go by length
         return {name: np.concatenate([c[name] for c in collected])[back] for name in collected[0]}
 
@@ -85,17 +114,52 @@ class Evaluator:
 def classify(model: Any, batch: dict) -> dict[str, jax.Array]:
     """`predict_fn` of a text classifier: the most likely class (B,) of its logits (B, C)."""
     logits = objectives.outputs(model, batch)
-    return {"predictions": jnp.argmax(logits, axis=-1).astype(jnp.int32)}
+    predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return {"predictions": predictions, "is_finite": rows_are_finite(logits)}
 
 
 def score(model: Any, batch: dict) -> dict[str, jax.Array]:
     """`predict_fn` of a regression: the one output (B,) of its logits (B, 1), float32."""
-    return {"predictions": objectives.scores(objectives.outputs(model, batch)).astype(jnp.float32)}
+    scores = objectives.scores(objectives.outputs(model, batch)).astype(jnp.float32)
+    return {"predictions": scores, "is_finite": jnp.isfinite(scores)}
+
+
+def rows_are_finite(values: jax.Array) -> jax.Array:
+    """(B, ...) -> (B,): whether all values of a row are finite."""
+    return jnp.all(jnp.isfinite(values), axis=tuple(range(1, values.ndim)))
 
 
 def accuracy(columns: Columns) -> dict[str, float]:
     """Share of examples whose prediction equals the label."""
     return {"accuracy": task_metrics.accuracy(columns["predictions"], columns["labels"])}
+
+
+def check_finite(
+    columns: dict[str, np.ndarray], examples: np.ndarray, metrics: Sequence[str], where: str
+) -> None:
+    """Checks the results of one batch; takes `is_finite` out of them.
+
+    Args:
+      columns: results of the batch's examples, as `Evaluator` has them.
+      examples: their indices in the data; there may be more.
+      metrics: computed from them.
+      where: the batch.
+
+    Raises:
+      NonFiniteOutputError: see `Evaluator`.
+    """
+    good = np.array(columns.pop("is_finite", True))
+    for value in columns.values():
+        if jnp.issubdtype(value.dtype, jnp.floating):
+            is_number = ~np.isnan(value) & (value != np.inf)  # -inf: "impossible", as of spans
+            good = good & is_number.reshape(len(value), -1).all(1)
+    if not good.all():
+        first = examples[np.flatnonzero(~good)[0]]
+        raise NonFiniteOutputError(
+            f"{', '.join(metrics)}: the model's output for {np.sum(~good)} of {len(good)} examples "
+            f"in {where} is NaN or infinite (the first: example {first}, counted from 0). The "
+            "model's parameters may hold NaN, or its dtype may be too narrow for its activations"
+        )
 
 
 def _parts(model: nnx.Module | state_lib.TrainState, mesh: Mesh) -> tuple:

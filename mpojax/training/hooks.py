@@ -10,6 +10,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
+from mpojax import checks
 from mpojax.data import pipeline
 from mpojax.training import checkpoints as checkpoints_lib
 from mpojax.training import evaluation
@@ -88,6 +89,7 @@ class Evaluate(Hook):
         higher_is_better: bool = True,
         at_start: bool = False,
     ):
+        checks.check({"every": every}, {"every": checks.integer(0)}, f"Evaluate({name!r})")
         self.name, self.data, self.evaluator, self.every = name, data, evaluator, every
         self.best, self.higher_is_better, self.at_start = best, higher_is_better, at_start
         self.last: dict[str, float] = {}
@@ -123,7 +125,12 @@ class Evaluate(Hook):
 
     def _evaluate(self, loop: "Loop") -> None:
         with loop.untimed():
-            self.last = self.evaluator(loop.state, self.data, loop.mesh)
+            loop.flush()  # a loss that is not finite says more than what follows from it
+            try:
+                self.last = self.evaluator(loop.state, self.data, loop.mesh)
+            except evaluation.NonFiniteOutputError as error:
+                where = f"step {loop.step}, {self.name}/"
+                raise evaluation.NonFiniteOutputError(f"{where}{error}") from error
             self.last_step = loop.step
             loop.log({f"{self.name}/{key}": value for key, value in self.last.items()})
             if self.best is not None:
@@ -150,6 +157,7 @@ class Checkpoint(Hook):
     name, order = "checkpoint", 90
 
     def __init__(self, every: int = 0, keep_last: int = 1, at_end: bool = True):
+        checks.check({"every": every}, {"every": checks.integer(0)}, "Checkpoint")
         self.every, self.keep_last, self.at_end = every, keep_last, at_end
         self._checkpoints: checkpoints_lib.Checkpoints | None = None
 
@@ -271,6 +279,7 @@ class Call(Hook):
     """Calls a function `(loop)` every `every` steps: the short way to a hook of one's own."""
 
     def __init__(self, function: Callable[["Loop"], None], every: int = 1):
+        checks.check({"every": every}, {"every": checks.integer(1)}, "Call")
         self.function, self.every = function, every
 
     def after_step(self, loop: "Loop") -> None:

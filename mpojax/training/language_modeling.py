@@ -141,7 +141,7 @@ class LanguageModelEvaluator(evaluation.Evaluator):
     """See `evaluator`."""
 
     def __init__(self):
-        super().__init__(predict, metrics)
+        super().__init__(predict, metrics, ("loss", "accuracy", "perplexity"))
 
     def __call__(
         self,

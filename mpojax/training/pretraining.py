@@ -14,7 +14,7 @@ import optax
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mpojax import files
+from mpojax import checks, files
 from mpojax.training import evaluation, hooks, sharding
 
 TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
@@ -56,7 +56,7 @@ def metrics(columns: evaluation.Columns) -> dict[str, float]:
 
 def evaluator() -> evaluation.Evaluator:
     """The evaluator of a `data.PretrainEvalData`."""
-    return evaluation.Evaluator(predict, metrics)
+    return evaluation.Evaluator(predict, metrics, ("mlm_loss", "mlm_accuracy"))
 
 
 def _sums(model, batch: Mapping, key) -> dict[str, jax.Array]:
@@ -120,6 +120,7 @@ class FilledMasks(hooks.Hook):
         rows: int = 2,
         tokens: int = 48,
     ):
+        checks.check({"every": every}, {"every": checks.integer(1)}, "FilledMasks")
         self.batch = {name: np.asarray(array) for name, array in batch.items()}
         self._tokens = {number: token for token, number in tokenizer.vocabulary().items()}
         self.every, self.rows, self.tokens = every, rows, tokens

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mpojax import files
 from mpojax.data import pipeline
-from mpojax.training import hooks, language_modeling, layer_names, sharding
+from mpojax.training import evaluation, hooks, language_modeling, layer_names, sharding
 from mpojax.training import state as state_lib
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RouterStatistics(hooks.Hook):
     def _look(self, loop: "Loop") -> None:
         with loop.untimed():
             names = layers_with_experts(loop.state)
-            layers = self._measure(loop)
+            layers = self._measure(loop, names)
             if len(names) != len(layers):
                 raise ValueError(
                     f"the model has routers in the layers {names}, but its output has the "
@@ -86,8 +86,8 @@ class RouterStatistics(hooks.Hook):
                 before = [row for row in _rows(loop.folder) if int(row[0]) != loop.step]
                 _write(loop.folder, before + rows)
 
-    def _measure(self, loop: "Loop") -> list[dict[str, np.ndarray]]:
-        """Statistics of each layer with experts over all batches, float64."""
+    def _measure(self, loop: "Loop", names: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """Statistics of each layer with experts, called `names`, over all batches, float64."""
         if self._compiled is None:
             everywhere = NamedSharding(loop.mesh, PartitionSpec())
             self._compiled = jax.jit(_routing, static_argnums=0, out_shardings=everywhere)
@@ -100,6 +100,7 @@ class RouterStatistics(hooks.Hook):
             layers = [_weighted(layer) for layer in _by_layer(jax.device_get(found))]
             if not layers:
                 raise ValueError("RouterStatistics needs a model with experts; this one has none")
+            _check_finite(layers, names, index)
             sums = (
                 layers
                 if sums is None
@@ -170,6 +171,16 @@ def _weighted(layer: Any) -> dict[str, np.ndarray]:
     tokens = np.float64(layer.tokens)
     means = {name: np.asarray(getattr(layer, name), np.float64) * tokens for name in _MEANS}
     return {"tokens": tokens} | means
+
+
+def _check_finite(layers: Sequence[dict], names: Sequence[str], batch: int) -> None:
+    for name, layer in zip(names, layers, strict=False):
+        for metric, value in layer.items():
+            if not np.all(np.isfinite(value)):
+                raise evaluation.NonFiniteOutputError(
+                    f"router/{name}/{metric}: what the router gives for batch {batch + 1} is NaN "
+                    "or infinite; the model's parameters may hold NaN"
+                )
 
 
 def _added(one: dict, other: dict) -> dict[str, np.ndarray]:

@@ -36,8 +36,8 @@ class SpanEvaluator(evaluation.Evaluator):
         for name, value in (("n_best", n_best), ("max_answer_length", max_answer_length)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        super().__init__(self._best_places, dict)
-        self.split, self.metrics = split, metrics
+        super().__init__(self._best_places, dict, metrics)
+        self.split = split
         self.n_best, self.max_answer_length = n_best, max_answer_length
 
     def __call__(self, model, data: pipeline.EvalData, mesh=None) -> dict[str, float]:
@@ -70,12 +70,13 @@ class SpanEvaluator(evaluation.Evaluator):
         logits = objectives.span_logits(objectives.outputs(model, batch), batch)
         logits = logits.astype(jnp.float32)
         context = batch["context_mask"][:, None, :] != 0
+        finite = evaluation.rows_are_finite(jnp.where(context, logits, 0.0))
         logits = jnp.where(context, logits, -jnp.inf)
         # Windows may be cropped to fewer tokens than n_best: all batches give equal shapes.
         short = max(0, self.n_best - logits.shape[2])
         logits = jnp.pad(logits, ((0, 0), (0, 0), (0, short)), constant_values=-jnp.inf)
         scores, places = jax.lax.top_k(logits, self.n_best)
-        return {"scores": scores, "places": places}
+        return {"scores": scores, "places": places, "is_finite": finite}
 
 
 def best_spans(

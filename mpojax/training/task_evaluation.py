@@ -34,4 +34,4 @@ def evaluator(
             raise ValueError(f"the data has no labels; encode a split of task {task.name!r}")
         return {n: f(columns["predictions"], columns["labels"]) for n, f in chosen.items()}
 
-    return evaluation.Evaluator(predict, metrics)
+    return evaluation.Evaluator(predict, metrics, task.metrics)

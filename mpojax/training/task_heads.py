@@ -138,7 +138,8 @@ class TasksEvaluator:
         outputs = self.heads[-1].stop
 
         def predict(model: Any, batch: dict) -> dict[str, jax.Array]:
-            return {"logits": _checked(objectives.outputs(model, batch), outputs)}
+            logits = _checked(objectives.outputs(model, batch), outputs)
+            return {"logits": logits, "is_finite": evaluation.rows_are_finite(logits)}
 
         self._logits = evaluation.Evaluator(predict, dict)
 
@@ -148,8 +149,9 @@ class TasksEvaluator:
         """`data` holds the examples of every task; other arguments as in `Evaluator`."""
         found: dict[str, float] = {}
         for head in self.heads:
-            columns = self._logits.columns(model, data[head.task], mesh)
             single = self.evaluators[head.task]
+            names = [f"{head.task}/{name}" for name in single.metrics]
+            columns = self._logits.columns(model, data[head.task], mesh, metrics=names)
             logits = columns.pop("logits")
             # What the task's own evaluator would see, had it a model of its own.
             predicted = single.predict_fn(lambda *unused, of=head, x=logits: of.own(x), {})

@@ -1,7 +1,9 @@
 """Runs of encoder-decoders on tasks as text to text, on texts of toy size."""
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import answers, language_models, router_plot, text_to_text
 from mpojax import data, interop, models, training
@@ -114,6 +116,10 @@ class TestOneTask:
             evaluate = answers.AnswersEvaluator({"mood": task}, words, {"mood": 2}, beams)
             metrics = evaluate(model, {"mood": data.EvalData(arrays, 3)})
             assert metrics == {"accuracy": 1.0, "invalid": 0.0}
+        graph, state = nnx.split(model)
+        broken = nnx.merge(graph, jax.tree.map(lambda x: x * np.nan, state))
+        with pytest.raises(training.NonFiniteOutputError, match=r"^mood/accuracy: .*batch 1 of"):
+            evaluate(broken, {"mood": data.EvalData(arrays, 3)})
 
     def test_a_finished_run_is_known(self, learnt, monkeypatch):
         monkeypatch.setattr(text_to_text, "prepare", None)

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mpojax import data as data_lib
 from mpojax import training
 from mpojax.layers import roles
 from mpojax.training import metrics as metrics_lib
-from mpojax.training import sharding
+from mpojax.training import pretraining, sharding
 from tests.training import helpers
 
 
@@ -161,3 +162,87 @@ class TestEvaluation:
         assert evaluator(placed, helpers.dev_data(), mesh) == evaluator(
             helpers.Classifier(), helpers.dev_data()
         )
+
+
+class Broken(nnx.Module):
+    """Logits that are NaN, or infinite, for the examples whose first token is 1."""
+
+    def __init__(self, value=np.nan, outputs=2):
+        self.value, self.outputs = nnx.Param(jnp.float32(value)), outputs
+
+    def __call__(self, input_ids, *unused, **more):
+        logits = jnp.ones((len(input_ids), self.outputs), jnp.float32)
+        return jnp.where(input_ids[:, :1] == 1, self.value[...], logits)
+
+
+class TestOutputsThatAreNotFinite:
+    """An argmax of NaN is class 0: without a check half of the examples would be right."""
+
+    def arrays(self, bad=21, labels=np.int32):
+        ids = np.zeros((37, 3), np.int32)
+        ids[bad, 0] = 1
+        return {"input_ids": ids, "labels": np.arange(37).astype(labels) % 2}
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("predict", [training.classify, training.score])
+    def test_metric_batch_and_example_are_named(self, predict, value):
+        evaluator = training.Evaluator(predict, training.accuracy)
+        model = Broken(value, outputs=2 if predict is training.classify else 1)
+        message = (
+            r"^accuracy: the model's output for 1 of 16 examples in batch 2 of 3 is NaN or infinite"
+            r" \(the first: example 21, counted from 0\)"
+        )
+        with pytest.raises(training.NonFiniteOutputError, match=message):
+            evaluator(model, data_lib.EvalData(self.arrays(), 16))
+        good = self.arrays()
+        good["input_ids"][:] = 0
+        evaluator(model, data_lib.EvalData(good, 16))
+
+    def test_examples_go_by_the_data_though_batches_go_by_length(self):
+        lengths = np.full(37, 3)
+        lengths[21] = 1
+        mask = (np.arange(3)[None] < lengths[:, None]).astype(np.int32)
+        source = self.arrays() | {"attention_mask": mask}
+        evaluator = training.Evaluator(training.classify, training.accuracy)
+        with pytest.raises(training.NonFiniteOutputError, match=r"batch 1 of 3 .*example 21,"):
+            evaluator(Broken(), data_lib.EvalData(source, 16, lengths=(1, 2)))
+
+    def test_results_of_own_functions(self):
+        for value, is_refused in ((np.nan, True), (np.inf, True), (-np.inf, False)):
+            evaluator = training.Evaluator(
+                lambda model, batch: {"nats": model(batch["input_ids"])},
+                lambda columns: {"nats": float(np.sum(columns["nats"]))},
+                metrics=("nats",),
+            )
+            data = data_lib.EvalData(self.arrays(), 16)
+            if is_refused:
+                with pytest.raises(training.NonFiniteOutputError, match=r"^nats: "):
+                    evaluator(Broken(value), data)
+            else:
+                assert evaluator(Broken(value), data) == {"nats": -np.inf}
+
+    def test_in_a_run_the_split_and_the_step_are_named(self):
+        def predict(model, batch):
+            return {"predictions": model(batch["x"])[:, 0] * jnp.nan}
+
+        evaluator = training.Evaluator(predict, lambda columns: {}, metrics=("f1",))
+        hook = training.Evaluate("dev", helpers.dev_data(), evaluator, every=2)
+        with pytest.raises(training.NonFiniteOutputError, match=r"^step 2, dev/f1: .*16 of 16"):
+            helpers.run(steps=4, hooks=[hook])
+
+
+@pytest.mark.parametrize(
+    ("make", "low"),
+    [
+        (lambda every: training.Evaluate("dev", None, None, every), 0),
+        (lambda every: training.Checkpoint(every), 0),
+        (lambda every: training.Call(print, every), 1),
+        (lambda every: training.UpdateStatistics({}, every), 1),
+        (lambda every: training.RouterStatistics(None, every), 0),
+        (lambda every: pretraining.FilledMasks({}, None, every), 1),
+    ],
+)
+def test_intervals_that_would_do_nothing(make, low):
+    for every in (low - 1, -5):
+        with pytest.raises(ValueError, match=f"every={every} must"):
+            make(every)

@@ -228,6 +228,12 @@ def test_evaluation_of_a_decoder_does_not_depend_on_the_batches():
     counted.num_words = 20
     made = evaluate(model, counted)
     assert made["word_perplexity"] == pytest.approx(np.exp(loss * weights.sum() / 20), rel=1e-4)
+    graph, state = nnx.split(model)
+    broken = nnx.merge(graph, jax.tree.map(lambda x: x * jnp.nan, state))
+    with pytest.raises(
+        training.NonFiniteOutputError, match=r"^loss, accuracy, perplexity: .* 1 of"
+    ):
+        evaluate(broken, data.EvalData(arrays, 8))
 
 
 def test_every_target_of_the_batch_counts_alike_in_micro_batches():

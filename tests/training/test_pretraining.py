@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from mpojax.training import pretraining
+from mpojax import training
+from mpojax.training import evaluation, pretraining
 
 
 class Model:
@@ -86,6 +87,18 @@ def test_evaluation_does_not_depend_on_the_batches():
     np.testing.assert_allclose(whole["mlm_loss"], _expected()[0], rtol=1e-6)
     hits = (np.argmax(WORDS, -1) == BATCH["mlm_labels"]) * BATCH["mlm_weights"]
     np.testing.assert_allclose(whole["mlm_accuracy"], hits.sum() / 5)
+
+
+def test_logits_that_are_not_finite_are_refused_when_evaluated():
+    words = WORDS.copy()
+    words[1, 2] = np.nan
+    found = pretraining.predict(Model(words, ORDER), BATCH)
+    columns = {name: np.asarray(value) for name, value in found.items()}
+    names = pretraining.evaluator().metrics
+    with pytest.raises(
+        training.NonFiniteOutputError, match=r"mlm_accuracy: .* example 1"
+    ):
+        evaluation.check_finite(columns, np.arange(2), names, "batch 1 of 1")
 
 
 def test_nothing_to_predict_is_zero_and_finite():

@@ -2,8 +2,11 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import router_plot
 from mpojax import data, training
@@ -26,6 +29,12 @@ def hook(every=2, **more):
 def expected(model, arrays):
     """Load of every expert, (layers, experts), over all tokens; by the model itself."""
     return model.forward(arrays["input_ids"]).routing[0]
+
+
+def broken(model):
+    """The model with parameters that are NaN."""
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state))
 
 
 class TestHook:
@@ -86,6 +95,10 @@ class TestHook:
             hook(every=-1)
         with pytest.raises(ValueError, match="batches=0 must be at least 1"):
             hook(batches=0)
+        with pytest.raises(
+            training.NonFiniteOutputError, match=r"router/layer_00/.*batch 1 is"
+        ):
+            small_decoder.run(steps=1, hooks=[hook()], made=broken(small_decoder.model()))
         plain = small_decoder.model(experts=())
         with pytest.raises(ValueError, match="needs a model with experts; this one has none"):
             small_decoder.run(steps=1, hooks=[hook()], made=plain)

@@ -155,6 +155,21 @@ def test_loss(split, arrays):
         loss_fn(lambda *a: jnp.zeros((7, 12, 3)), batch, key)
 
 
+def test_logits_that_are_not_finite(split, arrays):
+    """Only those of the context count: padding and the question are never an answer."""
+    model = SpanModel()
+    data_ = data.EvalData(arrays, 8)
+    evaluator = span_evaluation.SpanEvaluator(split)
+    letter = arrays["input_ids"][0][arrays["context_mask"][0] != 0][0]
+    model.table[...] = model.table[...].at[WORDS.index("[PAD]")].set(jnp.nan)
+    evaluator(model, data_)
+    model.table[...] = model.table[...].at[letter].set(jnp.nan)
+    with pytest.raises(
+        training.NonFiniteOutputError, match=r"^f1, exact_match: .*batch 1 of"
+    ):
+        evaluator(model, data_)
+
+
 def test_data_of_another_split(split, arrays):
     evaluator = span_evaluation.SpanEvaluator(split.take(5))
     with pytest.raises(ValueError, match="does not hold the windows of this evaluator's split"):

@@ -175,6 +175,13 @@ def test_evaluation_is_that_of_the_single_tasks():
     np.testing.assert_allclose(found["average"], mean)
 
 
+def test_logits_that_are_not_finite_are_named_with_their_task():
+    graph, state = nnx.split(shared_model())
+    broken = nnx.merge(graph, jax.tree.map(lambda x: x * jnp.nan, state))
+    with pytest.raises(training.NonFiniteOutputError, match=r"^pair/accuracy, pair/f1: .*8 of 8"):
+        evaluate(broken)
+
+
 def test_the_cut_out_head_gives_scores_in_the_units_of_the_labels():
     model, head = shared_model(), HEADS[1]
     batch = tokens()
