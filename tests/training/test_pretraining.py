@@ -95,9 +95,7 @@ def test_logits_that_are_not_finite_are_refused_when_evaluated():
     found = pretraining.predict(Model(words, ORDER), BATCH)
     columns = {name: np.asarray(value) for name, value in found.items()}
     names = pretraining.evaluator().metrics
-    with pytest.raises(
-        training.NonFiniteOutputError, match=r"mlm_accuracy: .* example 1"
-    ):
+    with pytest.raises(training.NonFiniteOutputError, match=r"mlm_accuracy: .* example 1"):
         evaluation.check_finite(columns, np.arange(2), names, "batch 1 of 1")
 
 

@@ -95,9 +95,7 @@ class TestHook:
             hook(every=-1)
         with pytest.raises(ValueError, match="batches=0 must be at least 1"):
             hook(batches=0)
-        with pytest.raises(
-            training.NonFiniteOutputError, match=r"router/layer_00/.*batch 1 is"
-        ):
+        with pytest.raises(training.NonFiniteOutputError, match=r"router/layer_00/.*batch 1 is"):
             small_decoder.run(steps=1, hooks=[hook()], made=broken(small_decoder.model()))
         plain = small_decoder.model(experts=())
         with pytest.raises(ValueError, match="needs a model with experts; this one has none"):

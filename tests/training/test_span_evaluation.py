@@ -164,9 +164,7 @@ def test_logits_that_are_not_finite(split, arrays):
     model.table[...] = model.table[...].at[WORDS.index("[PAD]")].set(jnp.nan)
     evaluator(model, data_)
     model.table[...] = model.table[...].at[letter].set(jnp.nan)
-    with pytest.raises(
-        training.NonFiniteOutputError, match=r"^f1, exact_match: .*batch 1 of"
-    ):
+    with pytest.raises(training.NonFiniteOutputError, match=r"^f1, exact_match: .*batch 1 of"):
         evaluator(model, data_)
 
 
