@@ -9,34 +9,28 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
-from mpojax import files, models
+from mpojax import checks, files, models
 from mpojax.interop import (
     checkpoint_config,
     huggingface,
     language_models,
     language_settings,
+    peft_config,
     safe_weights,
 )
 from mpojax.layers import AdapterSettings
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Starts of peft that leave the base as it is; others (pissa, olora, corda, loftq) change it.
-_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-# Settings of peft that change what an adapter computes; anything else than this is refused.
-_PLAIN = {
-    "use_dora": False,
-    "bias": "none",
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-}
+_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+# Adapters may have been made on the model without its head, or with another one.
+_BASE_PREFIX = re.compile(r"^(bert|albert|distilbert|mobilebert|transformer|model)\.")
+_HEADS = {"classifier.weight": "classifier", "qa_outputs.weight": "span"}
 
 
 def save_peft(
@@ -53,8 +47,9 @@ def save_peft(
       base_model: named in the configuration.
 
     Raises:
-      ValueError: other adapters; a matrix that transformers stores together with others (the
-        queries, keys and values of GPT-2); a model without counterpart there.
+      ValueError: other adapters; on the queries, keys and values of GPT-2, which transformers
+        stores as one matrix, adapters that do not share their `down`; a model without counterpart
+        there.
     """
     settings = models.adapter_settings(model.config)
     other = [str(s) for _, s in model.config.adapters if not _is_plain(s)]
@@ -63,20 +58,15 @@ def save_peft(
             f"peft's format holds plain low-rank adapters; the model has {other or 'none at all'}. "
             "interop.save_adapter keeps every kind."
         )
-    modules, arrays = _modules(model), models.to_arrays(model)
+    arrays = models.to_arrays(model)
     tensors, ranks, alphas = {}, {}, {}
-    for path, chosen in settings.items():
-        if path not in modules:
-            raise ValueError(
-                f"{path} is a part of a larger matrix in transformers: an adapter of its own has "
-                "no counterpart. Merge it, or use interop.save_adapter."
-            )
-        scale = model.config.adapter_scale if chosen.scale is None else chosen.scale
-        name = modules[path]
-        ranks[name], alphas[name] = chosen.rank, scale * chosen.rank
-        for leaf, theirs in (("down", "lora_A"), ("up", "lora_B")):
-            array = np.asarray(arrays[f"{path}/adapter/{leaf}"], np.float32)
-            tensors[f"{_PREFIX}{name}.{theirs}.weight"] = np.ascontiguousarray(array.T)
+    for name, paths in _modules(_names(model.config), model.config).items():
+        if not any(path in settings for path in paths):
+            continue
+        down, up, scale = _factors(paths, settings, arrays, model.config.adapter_scale)
+        ranks[name], alphas[name] = down.shape[1], scale * down.shape[1]
+        for factor, array in (("A", down), ("B", up)):
+            tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] = np.ascontiguousarray(array.T)
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     content = {
         "peft_type": "LORA",
@@ -94,7 +84,7 @@ def save_peft(
     }
     folder = pathlib.Path(folder)
     files.write_atomic(folder / WEIGHTS, safetensors_numpy.save(tensors))
-    files.write_atomic(folder / CONFIG, json.dumps(content, indent=1) + "\n")
+    files.write_atomic(folder / peft_config.CONFIG, json.dumps(content, indent=1) + "\n")
 
 
 def _is_plain(settings: AdapterSettings) -> bool:
@@ -102,115 +92,211 @@ def _is_plain(settings: AdapterSettings) -> bool:
     return settings.kind == "low_rank" and settings.offset_seed is None
 
 
+def _factors(
+    paths: tuple[str, ...], settings: Mapping, arrays: Mapping, scale: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(down, up, scale) beside matrices that transformers stores side by side in one.
+
+    Raises:
+      ValueError: a part without an update, or with another `down` or scale than the others.
+    """
+    chosen = [settings.get(path) for path in paths]
+    scales = [scale if s is None or s.scale is None else s.scale for s in chosen]
+    downs, ups = (
+        [np.asarray(arrays[f"{p}/adapter/{n}"], np.float32) for p in paths if p in settings]
+        for n in ("down", "up")
+    )
+    shared = all(np.array_equal(down, downs[0]) for down in downs) and len(set(scales)) == 1
+    if len(downs) < len(paths) or not shared:
+        lone = next(path for path in paths if path in settings)
+        raise ValueError(
+            f"{lone} is a part of a larger matrix in transformers, with {', '.join(paths)}: an "
+            "adapter there has one down map and scale for all of them. Merge the adapters, or use "
+            "interop.save_adapter."
+        )
+    return downs[0], np.concatenate(ups, axis=1), scales[0]
+
+
 def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
     """The base model with the adapters of a folder of peft; `base` stays as it is.
 
+    Whole modules that peft has tuned and saved (`modules_to_save`) take the place of those of the
+    base; an encoder without a head gets the one in the folder. The update of GPT-2's joint matrix
+    of queries, keys and values becomes three with the same `down`.
+
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: another method than LoRA or settings that are not supported; tensors that are
-        missing, unknown or misshapen.
+      ValueError: another method than LoRA or settings that are not known or not supported; tensors
+        that are missing, unexpected, of another shape, or not what the settings say.
     """
     folder = pathlib.Path(folder)
-    content = _read_config(folder)
-    tensors = safe_weights.read_weights(folder / WEIGHTS)
-    safe_weights.check_finite(tensors, str(folder / WEIGHTS))
+    lora = peft_config.read(folder)
     if base.config.adapters:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")
-    paths = {name: path for path, name in _modules(base).items()}
-    # Adapters may have been made on the model without its head, or with another one.
-    short = {
-        re.sub(r"^(bert|albert|distilbert|mobilebert|transformer|model)\.", "", n): p
-        for n, p in paths.items()
-    }
-    found: dict[str, dict[str, np.ndarray]] = {}
-    unknown = []
+    tensors = _read_tensors(folder)
+    base = _with_saved_head(base, tensors, folder)
+    names, found, saved = _names(base.config), {}, {}
+    modules = _modules(names, base.config)
+    bare = {_BASE_PREFIX.sub("", name): name for name in names}
+    unexpected = []
     for name, tensor in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-        module = match and match[1]
-        bare = module and re.sub(
-            r"^(bert|albert|distilbert|mobilebert|transformer|model)\.", "", module
-        )
-        path = paths.get(module) or short.get(bare)
-        if path is None:
-            unknown.append(name)
+        factor = _FACTOR.fullmatch(name)
+        wanted = f"{factor[1]}.weight" if factor else name
+        known = wanted if wanted in names else bare.get(_BASE_PREFIX.sub("", wanted))
+        if known is None or (factor and known.removesuffix(".weight") not in modules):
+            unexpected.append(name)
+        elif factor:
+            _put(
+                found.setdefault((known.removesuffix(".weight"), factor[1]), {}), factor[2], tensor
+            )
         else:
-            found.setdefault(path, {"name": module})["down" if match[2] == "A" else "up"] = tensor.T
-    if unknown:
-        raise ValueError(f"{folder} has tensors that do not fit the model: {', '.join(unknown)}.")
-    return _adapted(base, content, found, folder)
+            _put(saved, known, tensor)
+    if unexpected:
+        raise ValueError(
+            f"{folder} has tensors that do not fit the model: {checks.listed(unexpected)}."
+        )
+    arrays = models.to_arrays(base) | _saved_arrays(base, names, saved, folder)
+    return _adapted(base, arrays, lora, modules, found, folder)
 
 
-def _adapted(base, content: Mapping, found: Mapping, folder) -> models.Model:
-    sizes, adapters, arrays = models.matrix_sizes(base.config), [], models.to_arrays(base)
+def _put(entries: dict, key: str, tensor: np.ndarray) -> None:
+    if key in entries:
+        raise ValueError(f"the adapter has the tensor {key} twice, under two names.")
+    entries[key] = tensor
+
+
+def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """{name without peft's prefix: tensor}."""
+    path, pickled = folder / WEIGHTS, folder / "adapter_model.bin"
+    if pickled.is_file() and not path.is_file():
+        raise ValueError(
+            f"{folder} holds its weights only as {pickled.name}, which this library never "
+            'unpickles. Convert it: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{pickled}', weights_only=True), '{path}')\""
+        )
+    tensors = safe_weights.read_weights(path)
+    safe_weights.check_finite(tensors, str(path))
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if not safe_weights.is_floating(tensor) or not name.startswith(_PREFIX)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} has tensors that are not floating point or not called {_PREFIX}...: "
+            f"{checks.listed(wrong)}."
+        )
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _with_saved_head(base: models.Model, tensors: Mapping, folder) -> models.Model:
+    """The base with a head for the one in the folder, where it has none."""
+    name = next((name for name in _HEADS if name in tensors and tensors[name].ndim == 2), None)
+    is_encoder = isinstance(base.config, models.EncoderConfig)
+    if name is None or not is_encoder or base.config.num_labels is not None:
+        return base
+    if _HEADS[name] == "classifier" and base.config.pooling == "none":
+        raise ValueError(
+            f"{folder} has a classifier, but the base has no pooler to put it on: load the "
+            "sequence classifier that the adapter was tuned with."
+        )
+    return models.with_head(base, len(tensors[name]), head=_HEADS[name], rngs=nnx.Rngs(0))
+
+
+def _saved_arrays(base: models.Model, names, saved: Mapping, folder) -> dict[str, np.ndarray]:
+    """{logical path: array} of the tensors that replace those of the base."""
+    arrays, new, problems = models.to_arrays(base), {}, []
+    is_tied = getattr(base.config, "tied", getattr(base.config, "masked_lm", False))
+    for name, tensor in saved.items():
+        paths, transform = names[name]
+        tensor = tensor.T if transform == "transpose" else tensor
+        shapes = [arrays[path].shape for path in paths if path in arrays]
+        if len(shapes) < len(paths):
+            problems.append(f"{name}: the base has it in MPO form")
+        elif is_tied and paths == ("embeddings/word/table",):
+            problems.append(f"{name}: the base has one matrix for tokens and outputs, peft two")
+        elif tensor.shape != (shape := (*shapes[0][:-1], sum(shape[-1] for shape in shapes))):
+            problems.append(f"{name} is {tensor.shape}, must be {shape}")
+        else:
+            new |= _parts(paths, tensor, [shape[-1] for shape in shapes])
+    if problems:
+        raise ValueError(
+            f"{folder} has modules_to_save that do not fit the model: "
+            f"{checks.listed(problems, '; ')}."
+        )
+    return new
+
+
+def _parts(paths, tensor: np.ndarray, widths: list[int]) -> dict[str, np.ndarray]:
+    parts = np.split(tensor, np.cumsum(widths)[:-1], axis=-1)
+    return {p: np.ascontiguousarray(a, np.float32) for p, a in zip(paths, parts, strict=True)}
+
+
+def _adapted(base, arrays: dict, lora, modules, found: Mapping, folder) -> models.Model:
+    """The model with the factors {(module, its name in the folder): {"A": ..., "B": ...}}."""
+    sizes, adapters = models.matrix_sizes(base.config), []
     if not found:
         raise ValueError(f"{folder} holds no adapter.")
-    for path, parts in found.items():
-        if not {"down", "up"} <= set(parts):
-            raise ValueError(f"{folder} lacks one of the two factors of {parts['name']}.")
-        rank = parts["down"].shape[1]
-        expected = (sizes[path][0], rank), (rank, sizes[path][1])
-        if (parts["down"].shape, parts["up"].shape) != expected:
-            raise ValueError(
-                f"{folder}: the factors of {parts['name']} are {parts['down'].shape} and "
-                f"{parts['up'].shape}; they must be {expected[0]} and {expected[1]}."
-            )
-        alpha = _patterned(content.get("alpha_pattern"), parts["name"], content["lora_alpha"])
-        root = rank**0.5 if content.get("use_rslora") else rank
-        settings = AdapterSettings(rank=rank, scale=float(alpha / root))
-        adapters.append((re.escape(path), settings))
-        for leaf in ("down", "up"):
-            arrays[f"{path}/adapter/{leaf}"] = np.ascontiguousarray(parts[leaf], np.float32)
+    for (module, name), factors in found.items():
+        paths = modules[module]
+        widths = [sizes[path][1] for path in paths]
+        down, up = _checked_factors(factors, name, lora, sizes[paths[0]][0], sum(widths), folder)
+        settings = AdapterSettings(rank=down.shape[1], scale=lora.scale(name))
+        for path, part in _parts(paths, up, widths).items():
+            adapters.append((re.escape(path), settings))
+            arrays[f"{path}/adapter/down"] = np.ascontiguousarray(down, np.float32)
+            arrays[f"{path}/adapter/up"] = part
     config = dataclasses.replace(base.config, adapters=tuple(adapters))
     return models.from_arrays(config, base.shapes, arrays)
 
 
-def _patterned(patterns: Mapping[str, Any] | None, name: str, default):
-    """peft's rule: keys are regular expressions for the end of a module's name."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
+def _checked_factors(factors: Mapping, name: str, lora, width: int, out_width: int, folder):
+    """(down, up), which are what the settings say.
+
+    Raises:
+      ValueError: a factor is missing, of another shape, or beside a module that peft would skip.
+    """
+    if set(factors) != {"A", "B"}:
+        raise ValueError(f"{folder} lacks one of the two factors of {name}.")
+    down, up = factors["A"].T, factors["B"].T
+    rank = lora.rank(name)
+    expected = (width, rank), (rank, out_width)
+    if (down.shape, up.shape) != expected:
+        raise ValueError(
+            f"{folder}: the factors of {name} are {down.shape} and {up.shape}; by the model and "
+            f"the rank in {peft_config.CONFIG} they must be {expected[0]} and {expected[1]}."
+        )
+    if not lora.is_targeted(name):
+        raise ValueError(
+            f"{folder} has an update of {name}, which target_modules, exclude_modules and "
+            f"layers_to_transform in {peft_config.CONFIG} leave out: peft would not use it."
+        )
+    return down, up
 
 
-def _modules(model: models.Model) -> dict[str, str]:
-    """{matrix path: name of its module in transformers}, of matrices stored by themselves."""
-    config = dataclasses.replace(model.config, adapters=())
+def _modules(names: Mapping, config: models.Config) -> dict[str, tuple[str, ...]]:
+    """{module of transformers: matrix paths side by side in it}, of what may have an adapter."""
+    matrices = {models.dense_name(path): path for path in models.adaptable(config)}
+    return {
+        name.removesuffix(".weight"): tuple(matrices[path] for path in paths)
+        for name, (paths, _) in names.items()
+        if all(path in matrices for path in paths)
+    }
+
+
+def _names(config: models.Config) -> dict[str, tuple[tuple[str, ...], str]]:
+    """{name of a tensor in transformers: (paths of arrays side by side in it, transform)}."""
+    config = dataclasses.replace(config, adapters=())
     expected = models.array_shapes(config)
     if isinstance(config, models.EncoderConfig):
         architecture = checkpoint_config.architecture_for(config)
         kind = checkpoint_config.kind_of(config)
         prefix = "" if kind == "none" else architecture.prefix
-        table = huggingface.name_table(architecture, config, expected)
-        pairs = [(prefix + name, (path,)) for name, (path, _) in table.items()]
+        outside = {name for name, _, _ in architecture.outside[kind]}
+        single = huggingface.name_table(architecture, config, expected)
+        table = {name: ((path,), transform) for name, (path, transform) in single.items()}
     else:
         architecture = language_settings.architecture_for(config)
+        prefix, outside = architecture.prefix, {language_models.HEAD}
         table = language_models.name_table(architecture.rows[config.gated], config, expected)
-        pairs = [(architecture.prefix + name, paths) for name, (paths, _) in table.items()]
-    names = {models.dense_name(path): path for path in models.adaptable(config)}
-    return {
-        names[paths[0]]: name.removesuffix(".weight")
-        for name, paths in pairs
-        if len(paths) == 1 and paths[0] in names
-    }
-
-
-def _read_config(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter of peft in {folder}: it has no {CONFIG}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind, _, _ = content["peft_type"], content["r"], content["lora_alpha"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no configuration of a LoRA: {error}.") from error
-    problems = [
-        f"{n}={content[n]!r}" for n, v in _PLAIN.items() if content.get(n, v) not in (v, [])
-    ]
-    if (start := content.get("init_lora_weights", True)) not in _STARTS:
-        problems.append(f"init_lora_weights={start!r}, whose base is not the original,")
-    if kind != "LORA" or problems:
-        raise ValueError(
-            f"{path} has settings that are not supported: peft_type={kind!r} "
-            f"{' '.join(problems)} (supported: plain LORA)."
-        )
-    return content
+    return {n if n in outside else prefix + n: entry for n, entry in table.items()}

@@ -1,0 +1,165 @@
+"""adapter_config.json of peft: what of it is a plain LoRA, and which module has which numbers.
+
+Known are the settings of peft 0.1 to 0.21. What changes the function of an adapter and has no
+counterpart here is refused by name, and so is what is not known and not empty.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mpojax import checks
+
+CONFIG = "adapter_config.json"
+_MAX_RANK, _MAX_PATTERNS = 2**24, 10_000
+_NAMES = checks.sequence(checks.text(1000)) | checks.null()
+_FIELDS = {
+    "r": checks.integer(1, _MAX_RANK),
+    "lora_alpha": checks.number(),
+    "use_rslora": checks.flag() | checks.null(),
+    "target_modules": checks.text() | _NAMES,
+    "exclude_modules": checks.text() | _NAMES,
+    "modules_to_save": _NAMES,
+    "layers_to_transform": checks.integer(0) | checks.sequence(checks.integer(0)) | checks.null(),
+    "layers_pattern": checks.text(1000) | _NAMES,
+    "rank_pattern": checks.mapping(checks.integer(1, _MAX_RANK)) | checks.null(),
+    "alpha_pattern": checks.mapping(checks.number()) | checks.null(),
+}
+_REQUIRED = ("peft_type", "r", "lora_alpha")
+# What these turn on computes something else than a plain LoRA; null, false and empty are fine.
+_OFF = (
+    *("alora_invocation_tokens", "arrow_config", "enable_lora", "kasa_config", "layer_replication"),
+    *("lora_bias", "megatron_config", "monteclora_config", "target_parameters"),
+    *("trainable_token_indices", "use_bdlora", "use_dora", "use_qalora"),
+)
+# About provenance, training, how a start was computed, or how a weight is stored by peft.
+_HARMLESS = (
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
+    *("task_type", "lora_dropout", "velora_config", "ensure_weight_tying", "runtime_config"),
+    *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "qalora_group_size"),
+    *("fan_in_fan_out", "megatron_core", "merge_weights"),
+)
+# Starts that leave the base as it is; others (pissa, olora, corda, loftq, lora_ga) change it.
+_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+_PATTERNED = ("rank_pattern", "alpha_pattern", "layers_pattern")
+_EMPTY = (None, False, "", [], {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """The settings of a plain LoRA, as peft reads them.
+
+    Attributes:
+      content: of adapter_config.json.
+      ranks, alphas: (expression for a whole module name, value), of what differs from the default.
+      layers: expressions for the start of a module name up to the number of its layer.
+    """
+
+    content: Mapping[str, Any]
+    ranks: list[tuple[re.Pattern, int]]
+    alphas: list[tuple[re.Pattern, float]]
+    layers: list[re.Pattern]
+
+    def rank(self, module: str) -> int:
+        """Of the update beside a module."""
+        return _patterned(self.ranks, module, self.content["r"])
+
+    def scale(self, module: str) -> float:
+        """What the update is multiplied with: alpha / r, or alpha / sqrt(r)."""
+        alpha = _patterned(self.alphas, module, self.content["lora_alpha"])
+        return float(alpha / self.rank(module) ** (0.5 if self.content.get("use_rslora") else 1))
+
+    def is_targeted(self, module: str) -> bool:
+        """Whether peft puts an update beside a module.
+
+        Of lists of names; where a regular expression chooses modules, the tensors say which.
+        """
+        targets, excluded = self.content.get("target_modules"), self.content.get("exclude_modules")
+        if isinstance(excluded, list) and _ends_with(module, excluded):
+            return False
+        if not isinstance(targets, list):
+            return True
+        layers = self.content.get("layers_to_transform")
+        if not _ends_with(module, targets) or layers in (None, []):
+            return _ends_with(module, targets)
+        return self._layer(module) in (layers if isinstance(layers, list) else [layers])
+
+    def _layer(self, module: str) -> int | None:
+        found = (expression.match(module) for expression in self.layers)
+        match = next(filter(None, found), None)
+        return match and int(match["layer"])
+
+
+def read(folder: pathlib.Path) -> Lora:
+    """The settings in a folder of peft.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another method, settings that are not known or not supported, or of a wrong type;
+        all are named.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no adapter of peft in {folder}: it has no {CONFIG}.")
+    content = checks.read_json(path)
+    found = [f"{name} is missing" for name in _REQUIRED if name not in content]
+    found += checks.problems(content, _FIELDS) + _unsupported(content)
+    expressions = {} if found else {name: _expressions(content, name) for name in _PATTERNED}
+    found += [
+        f"{name} takes too many steps to match: name the modules"
+        for name, each in expressions.items()
+        if len(each) > _MAX_PATTERNS or sum(map(checks.match_steps, each)) > checks.MAX_MATCH_STEPS
+    ]
+    if found:
+        raise ValueError(
+            f"{path} has settings that are not supported (supported: plain LoRA): "
+            f"{checks.listed(found, '; ')}."
+        )
+    compiled = {name: list(map(re.compile, each)) for name, each in expressions.items()}
+    values = {name: (content.get(name) or {}).values() for name in _PATTERNED[:2]}
+    ranks, alphas = (list(zip(compiled[n], v, strict=True)) for n, v in values.items())
+    return Lora(content, ranks, alphas, compiled["layers_pattern"])
+
+
+def known() -> tuple[str, ...]:
+    """Names of settings whose meaning is known, supported or not."""
+    return ("peft_type", "bias", "init_lora_weights", *_FIELDS, *_OFF, *_HARMLESS)
+
+
+def _unsupported(content: Mapping[str, Any]) -> list[str]:
+    shown = {name: checks.shortened(value) for name, value in content.items()}
+    found = []
+    if content.get("peft_type", "LORA") != "LORA":
+        found.append(f"peft_type={shown['peft_type']}")
+    if content.get("bias", "none") not in ("none", *_EMPTY):
+        found.append(f"bias={shown['bias']}")
+    if content.get("init_lora_weights") not in _STARTS:
+        found.append(f"init_lora_weights={shown['init_lora_weights']}, whose base is not the one")
+    found += [f"{n}={shown[n]}" for n in _OFF if content.get(n) not in _EMPTY]
+    return found + [
+        f"{name}={shown[name]}, which is not known{checks.did_you_mean(name, known())}"
+        for name, value in content.items()
+        if name not in known() and value not in _EMPTY
+    ]
+
+
+def _expressions(content: Mapping[str, Any], name: str) -> list[str]:
+    """What peft makes of the patterns in a field."""
+    patterns = content.get(name) or []
+    if name != "layers_pattern":  # keys are for the end of a name
+        return [rf"(.*\.)?({pattern})$" for pattern in patterns]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    # Without one, the first number behind any two parts of a name.
+    named = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in patterns if pattern]
+    return named or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
+
+
+def _patterned(patterns: list[tuple[re.Pattern, Any]], module: str, default):
+    return next((value for pattern, value in patterns if pattern.match(module)), default)
+
+
+def _ends_with(module: str, names: list[str]) -> bool:
+    parts = module.split(".")
+    return not {".".join(parts[k:]) for k in range(len(parts))}.isdisjoint(names)
