@@ -11,11 +11,12 @@ from absl import logging
 from flax import nnx
 
 from experiments import adapters, fitting, sources
-from mpojax import data, files, interop, models, training
+from mpojax import checks, data, files, interop, models, training
 from mpojax.methods import mpop, multitask
 from mpojax.training import objectives
 
 HELD_OUT = "held_out"  # as `config.dev_split`
+_COUNTS = ("train_examples", "dev_examples", "held_out_examples", "calibration_examples")
 _HEADS_FILE = "tasks.json"  # beside the weights of a model of several tasks
 
 
@@ -65,6 +66,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     mpop.check_trainable(config.trainable)
     check_compression(config)
     adapters.check(config)
+    check_counts(config, *_COUNTS)
     if config.steps < 1:
         raise ValueError(f"config.steps={config.steps} must be at least 1.")
     if config.architecture and config.architecture not in models.PRESETS:
@@ -83,6 +85,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.shots={config.shots} and config.train_examples={config.train_examples} both "
             "say how many examples are trained on: give one."
         )
+
+
+def check_counts(config: ml_collections.ConfigDict, *names: str) -> None:
+    """Raises ValueError for counts that are negative; 0 stands for all, or for none."""
+    fields = {f"config.{name}": config[name] for name in names}
+    checks.check(fields, dict.fromkeys(fields, checks.integer(0)), "counts")
 
 
 def check_compression(config: ml_collections.ConfigDict) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from experiments import generating, language_models, language_tuning, launch, tuning
+from experiments import generating, jobs, language_models, language_tuning, launch, tuning
 from mpojax import data, models, training
 from mpojax.training import language_modeling
 
@@ -40,6 +40,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "config.task and config.tasks are of experiments.text_to_text; plain text is named by "
             "config.texts."
         )
+    jobs.check_counts(config, "test_tokens")
     if config.length < 2:
         raise ValueError(f"config.length={config.length} must be at least 2.")
     if not config.dev_split:

@@ -19,7 +19,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from experiments import answers, language_models, language_tuning, launch, tuning
+from experiments import answers, jobs, language_models, language_tuning, launch, tuning
 from mpojax import data, models
 from mpojax.training import text_metrics
 
@@ -36,6 +36,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       ValueError: a field that is wrong whatever they are.
     """
     language_models.check(config)
+    jobs.check_counts(config, "train_examples", "dev_examples")
     if bool(config.task) == bool(config.tasks):
         raise ValueError("give config.task, one task, or config.tasks, several: just one of them.")
     if len(set(config.tasks)) < len(config.tasks):

@@ -136,7 +136,7 @@ with tfds.core.registered.skip_registration():
 
         def _split_generators(self, dl_manager) -> dict[str, Iterator]:
             return {
-                tfds_folders.split_name(name): self._generate_examples(name, split)
+                glue.hub_split(name): self._generate_examples(name, split)
                 for name, split in self._task.splits.items()
             }
 

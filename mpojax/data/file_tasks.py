@@ -7,7 +7,7 @@ from mpojax.data import text_classification
 
 PREFIX = "file:"
 _EXAMPLE = "'file:train=a.tsv,dev=b.tsv;text=COLUMN;label=COLUMN'"
-_OPTIONS = ("text", "pair", "label", "kind", "labels", "metric", "dev", "name")
+_OPTIONS = ("text", "pair", "label", "kind", "labels", "metric", "dev", "name", "quoting")
 
 
 def load(line: str, data_dir: str | os.PathLike | None = None) -> text_classification.TextTask:
@@ -40,6 +40,7 @@ def load(line: str, data_dir: str | os.PathLike | None = None) -> text_classific
         labels=_several(options.get("labels", "")),
         metrics=_several(options.get("metric", "")),
         dev_split=dev,
+        quoting=options.get("quoting", "auto"),
     )
 
 

@@ -1,13 +1,16 @@
-"""The nine GLUE tasks (Wang et al. 2018, arXiv:1804.07461) from a folder in GLUE's own layout.
+"""The nine GLUE tasks (Wang et al. 2018, arXiv:1804.07461) from a folder of files.
 
-What tells the tasks apart is data: the table `TASKS`. Classes stand in the order of TensorFlow
-Datasets, so that class numbers agree whatever the data is read from.
+The folder is in GLUE's own layout, or holds files of the hub's data set nyu-mll/glue: train,
+validation and test as .tsv, .csv, .jsonl or .parquet, with a column `label` of class numbers. What
+tells the tasks apart is data: the table `TASKS`. Classes stand in the order of TensorFlow Datasets
+and of the hub, so that class numbers agree whatever the data is read from.
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -58,7 +61,8 @@ class GlueTask:
       dev_split: see `text_classification.TextTask`.
       score_range: of a regression's labels.
       skip_broken: rows with missing fields are left out, with a warning.
-      features: names of the two columns in TensorFlow Datasets; () = as in `columns`.
+      features: names of the two columns in TensorFlow Datasets and on the hub; () = as in
+        `columns`.
     """
 
     folder: str
@@ -77,12 +81,38 @@ class GlueTask:
     def kind(self) -> str:
         return "classification" if self.label_names else "regression"
 
-    def file_names(self) -> tuple[str, ...]:
-        """Names of the files that tell the folder of a task from others."""
+    @property
+    def hub_columns(self) -> tuple[str, ...]:
+        """Names of all columns in files of the hub, but for that of the row number, `idx`."""
+        return (*(self.features or self.columns), _HUB_LABEL)
+
+    def source(self, folder: pathlib.Path, split: str) -> Source | None:
+        """The files of a split in a folder, None where there are none."""
+        own = (source for source in self.splits[split] if source.present(folder))
+        return next(own, None) or _hub_source(folder, split)
+
+    def is_in(self, folder: pathlib.Path) -> bool:
+        """Whether a folder holds files of the task, by their names."""
         sources = [source for split in self.splits.values() for source in split]
-        return tuple(name for source in sources for name in source.files)
+        names = [name for source in sources for name in source.files]
+        hub = any(_hub_source(folder, split) for split in self.splits)
+        return hub or any((folder / name).is_file() for name in names)
 
 
+def hub_split(split: str) -> str:
+    """What the hub and TensorFlow Datasets call a split: validation_matched for dev_matched."""
+    return re.sub("^dev", "validation", split)
+
+
+def _hub_source(folder: pathlib.Path, split: str) -> Source | None:
+    name = hub_split(split)
+    shards = sorted(path.name for path in folder.glob(f"{name}-*-of-*.parquet"))
+    whole = [name + suffix for suffix in readers.SUFFIXES if (folder / (name + suffix)).is_file()]
+    found = whole[:1] or shards
+    return Source(tuple(found)) if found else None
+
+
+_HUB_LABEL = "label"
 _COLA = ("source", "label", "star", "sentence")
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -194,10 +224,10 @@ TASKS: dict[str, GlueTask] = {
 
 
 def load(name: str, folder: str | os.PathLike) -> text_classification.TextTask:
-    """One task from its folder of TSV files, e.g. `glue/RTE`.
+    """One task from its folder of files, e.g. `glue/RTE`.
 
     The training and development files are needed; the test file is read where it is there, and its
-    labels too.
+    labels too, unless it has -1 in their place.
 
     Raises:
       FileNotFoundError: a needed file is missing; names those that were looked for.
@@ -207,7 +237,7 @@ def load(name: str, folder: str | os.PathLike) -> text_classification.TextTask:
     task, folder = TASKS[name], pathlib.Path(folder)
     splits = {}
     for split, sources in task.splits.items():
-        source = next((source for source in sources if source.present(folder)), None)
+        source = task.source(folder, split)
         if source is not None:
             splits[split] = _read_split(task, folder, source, labelled=_needed(split))
         elif _needed(split):
@@ -243,21 +273,26 @@ def _read_file(task: GlueTask, folder: pathlib.Path, name: str, source: Source, 
     """(texts, pairs or None, labels or None) of one file."""
     ids = ("#1 ID", "#2 ID") if source.ids else ()
     path = folder / name
-    table = readers.read(path, (*task.columns, task.label, *ids), source.header, task.skip_broken)
+    if _is_of_hub(task, path, source):
+        *columns, label = task.hub_columns
+        table = readers.read(path, task.hub_columns, quoting="auto")
+    else:
+        columns, label = task.columns, task.label
+        table = readers.read(path, (*columns, label, *ids), source.header, task.skip_broken)
     if table.skipped:
         logging.warning(
             "%s: rows on lines %s have missing fields and are left out", path, table.skipped
         )
     if not len(table):
         raise ValueError(f"{path} holds no examples")
-    texts = table.texts(task.columns[0])
-    pairs = table.texts(task.columns[1]) if len(task.columns) > 1 else None
+    texts = table.texts(columns[0])
+    pairs = table.texts(columns[1]) if len(columns) > 1 else None
     labels = None
-    if labelled or task.label in table.header:
+    if labelled or (label in table.header and not any(table.unlabelled(label))):
         if task.kind == "regression":
-            labels = table.scores(task.label, *task.score_range)
+            labels = table.scores(label, *task.score_range)
         else:
-            labels = table.classes(task.label, task.values or task.label_names)
+            labels = table.classes(label, _written(task, table[label]))
     if not source.ids:
         return texts, pairs, labels
     listed = _id_pairs(folder / source.ids)
@@ -271,6 +306,22 @@ def _read_file(task: GlueTask, folder: pathlib.Path, name: str, source: Source, 
             f"{path} holds no examples of this split: no row fits the ids in {folder / source.ids}"
         )
     return [texts[i] for i in kept], [pairs[i] for i in kept], labels[kept]
+
+
+def _is_of_hub(task: GlueTask, path: pathlib.Path, source: Source) -> bool:
+    """Whether a file has the columns of the hub, not those of GLUE's own file of that name."""
+    if path.suffix not in (".tsv", ".txt"):
+        return True
+    header = readers.read_header(path)
+    is_own = source.header is None and {*task.columns, task.label} <= set(header)
+    return set(task.hub_columns) <= set(header) and ("idx" in header or not is_own)
+
+
+def _written(task: GlueTask, labels: Sequence) -> tuple[str, ...]:
+    """The classes as a column writes them: by their numbers as on the hub, or as GLUE's files."""
+    numbers = tuple(map(str, range(len(task.label_names))))
+    is_numeric = all(readers.is_whole_number(str(label).strip()) for label in labels)
+    return numbers if is_numeric else task.values or task.label_names
 
 
 def _id_pairs(path: pathlib.Path) -> set[tuple[str, str]]:

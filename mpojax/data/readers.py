@@ -1,15 +1,26 @@
-"""Tables of examples from .tsv, .csv and .jsonl files, with errors that name the line."""
+"""Tables of examples from .tsv, .csv, .jsonl and .parquet files; errors name file and line."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
+
+from mpojax import checks
+
+QUOTINGS = ("off", "on", "auto")
+# What programs write where a value is missing, in lower case.
+_MISSING = ("nan", "<na>")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +31,7 @@ class Table:
       path: the file.
       header: names of all its columns.
       columns: {name: one value per example} of the columns that were asked for and are there.
-      lines: line of the file on which each example begins, from 1.
+      lines: line of the file on which each example begins, from 1; of Parquet, its row.
       skipped: lines of broken rows that were left out.
     """
 
@@ -46,19 +57,28 @@ class Table:
         return self.columns[name]
 
     def labels(self, name: str) -> list[str]:
-        """A column of labels as text, none of them empty."""
+        """A column of labels as text, none of them missing."""
         found = [("" if value is None else str(value)).strip() for value in self[name]]
         for line, value in zip(self.lines, found, strict=True):
             if not value:
                 raise ValueError(f"{self.path}, line {line}: {name} is empty; every row needs one")
+            if value.lower() in _MISSING:
+                raise ValueError(
+                    f"{self.path}, line {line}: {name} is {value!r}, which stands for a missing "
+                    "value; fill it in, leave the row out, or name all classes (labels=...)"
+                )
         return found
 
+    def unlabelled(self, name: str) -> list[bool]:
+        """Whether each label is -1, which stands for one that is not published."""
+        return [str(value).strip() in ("-1", "-1.0") for value in self[name]]
+
     def classes(self, name: str, values: Sequence[str]) -> np.ndarray:
-        """Class numbers (N,) int32 of a column of labels: the place of each one in `values`."""
-        index = {value: place for place, value in enumerate(values)}
-        return self._converted(
-            name, lambda text: index.get(text), f"allowed are {list(values)}", np.int32
-        )
+        """Class numbers (N,) int32 of a column of labels: the index of each one in `values`.
+
+        Whole numbers may be written with or without a decimal point: 1.0 is 1.
+        """
+        return self._converted(name, class_index(values), f"allowed are {list(values)}", np.int32)
 
     def scores(self, name: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
         """Numbers (N,) float32 of a column of scores, each finite and from `low` to `high`."""
@@ -93,33 +113,59 @@ class Table:
         return result
 
 
+def is_whole_number(text: str) -> bool:
+    """Whether a label is a whole number in ASCII digits, maybe with zeros after the point."""
+    return _WHOLE_NUMBER.fullmatch(text) is not None
+
+
+def whole_number(text: str) -> str:
+    """`1.0` as `1`, as programs differ in how they write whole numbers; other texts unchanged."""
+    found = _WHOLE_NUMBER.fullmatch(text)
+    return found[1] if found else text
+
+
+def class_index(names: Sequence[str]) -> Callable[[str], int | None]:
+    """Maps a label to the index of its name, None where there is no such name."""
+    index = {whole_number(name): i for i, name in enumerate(names)}
+    index |= {name: i for i, name in enumerate(names)}  # the exact name comes first
+    return lambda text: index.get(text, index.get(whole_number(text)))
+
+
 def read(
     path: str | os.PathLike,
     wanted: Collection[str] | None = None,
     header: Sequence[str] | None = None,
     skip_broken: bool = False,
+    quoting: str = "off",
 ) -> Table:
-    """Reads a .tsv (or .txt), .csv or .jsonl file, UTF-8, with or without a byte-order mark.
+    """Reads a .tsv (or .txt), .csv, .jsonl or .parquet file, text as UTF-8 with or without a BOM.
 
-    TSV is read with quoting switched off, CSV with quoting on. Empty lines are no examples.
+    Empty lines are no examples. Parquet needs the package pyarrow.
 
     Args:
       wanted: names of the columns to keep; None keeps all.
       header: names of the columns of a file without a header line; None takes the first line.
       skip_broken: leaves out TSV rows with another number of fields instead of raising.
+      quoting: of TSV (CSV is always read with quoting). "off": quotes are text. "on": a field in
+        quotes may hold tabs and line breaks, and quotes in it are doubled. "auto": "on" for files
+        that can only have been written so, see `looks_quoted`.
 
     Raises:
       FileNotFoundError: no such file.
+      ImportError: a Parquet file without pyarrow installed.
       ValueError: another kind of file, or a row that does not parse; names file and line.
     """
     path = pathlib.Path(path)
+    checks.check({"quoting": quoting}, {"quoting": checks.one_of(*QUOTINGS)}, str(path))
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    if path.suffix not in _KINDS:
-        raise ValueError(f"{path}: unknown kind {path.suffix!r}; allowed are {sorted(_KINDS)}")
-    if path.suffix == ".jsonl":
-        return _read_jsonl(path, wanted)
-    rows = _KINDS[path.suffix](path)
+    suffix = path.suffix.lower()
+    if suffix in _TABLES:
+        return _TABLES[suffix](path, wanted)
+    if suffix not in _ROWS:
+        known = sorted([*_TABLES, *_ROWS])
+        raise ValueError(f"{path}: unknown kind {path.suffix!r}; allowed are {known}")
+    rows = iter(_ROWS[suffix](path, quoting))
     if header is None:
         try:
             header = next(rows)[1]
@@ -144,10 +190,21 @@ def read(
     return table
 
 
+def read_header(path: pathlib.Path) -> tuple[str, ...]:
+    """Fields of the first line of a TSV file, as they stand; none of an empty file."""
+    return tuple(next(_plain_tsv(path), (1, []))[1])
+
+
 Row = tuple[int, list[str]]  # line number, fields
 
 
-def _tsv(path: pathlib.Path) -> Iterator[Row]:
+def _tsv(path: pathlib.Path, quoting: str) -> Iterable[Row]:
+    if quoting == "auto":
+        quoting = "on" if looks_quoted(path) else "off"
+    return _delimited(path, "\t") if quoting == "on" else _plain_tsv(path)
+
+
+def _plain_tsv(path: pathlib.Path) -> Iterator[Row]:
     # Lines end at \n alone: sentences hold stray \r and Unicode separators.
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(_decoded(file, path), 1):
@@ -156,19 +213,81 @@ def _tsv(path: pathlib.Path) -> Iterator[Row]:
                 yield number, line.split("\t")
 
 
-def _csv(path: pathlib.Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(_decoded(file, path), strict=True)
+def looks_quoted(path: pathlib.Path) -> bool:
+    """Whether a TSV file with a header was written with quoting, as csv.writer and pandas do.
+
+    A file that reads well without quoting counts as plain, unless all fields of its header are in
+    quotes, or every field that has quotes is in quotes as a whole and some have doubled ones
+    inside. Any other file must read well with quoting.
+    """
+    rows = list(_plain_tsv(path))
+    quoted = [field for _, fields in rows for field in fields if '"' in field]
+    if not quoted:
+        return False
+    header = rows[0][1]
+    if all(map(_is_quoted, header)) or any(len(fields) != len(header) for _, fields in rows):
+        return _reads_quoted(path)
+    if not all(map(_is_quoted, quoted)):
+        return False
+    if any('""' in field[1:-1] for field in quoted):
+        return True
+    logging.warning(
+        "%s: quotes around fields, such as %s, are read as part of the text; if a program put them "
+        "there, add ;quoting=on to the task",
+        *(path, checks.shortened(quoted[0])),
+    )
+    return False
+
+
+def _is_quoted(field: str) -> bool:
+    """Whether a field is in quotes, with quotes inside doubled."""
+    inner = field[1:-1].replace('""', "")
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
+
+
+def _reads_quoted(path: pathlib.Path) -> bool:
+    try:
+        rows = [fields for _, fields in _delimited(path, "\t")]
+    except ValueError:
+        return False
+    return all(len(fields) == len(rows[0]) for fields in rows)
+
+
+def _csv(path: pathlib.Path, quoting: str) -> list[Row]:
+    return _delimited(path, ",")
+
+
+def _delimited(path: pathlib.Path, delimiter: str) -> list[Row]:
+    """Rows of a file with quoting."""
+    rows = []
+    with _long_fields(path), open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(_decoded(file, path), strict=True, delimiter=delimiter)
         while True:
             first = reader.line_num + 1  # a quoted field may hold line breaks
             try:
                 fields = next(reader)
             except StopIteration:
-                return
+                return rows
             except csv.Error as error:
-                raise ValueError(f"{path}, line {first}: not valid CSV: {error}") from error
+                kind = "CSV" if delimiter == "," else "TSV with quoting"
+                raise ValueError(f"{path}, line {first}: not valid {kind}: {error}") from error
             if fields:
-                yield first, fields
+                rows.append((first, fields))
+
+
+_FIELD_LIMIT = threading.Lock()  # csv has one limit for the whole process
+
+
+@contextlib.contextmanager
+def _long_fields(path: pathlib.Path) -> Iterator[None]:
+    """Lets csv read fields as long as the file."""
+    with _FIELD_LIMIT:
+        limit = csv.field_size_limit()
+        csv.field_size_limit(max(limit, min(path.stat().st_size, 2**31 - 1)))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _read_jsonl(path: pathlib.Path, wanted: Collection[str] | None) -> Table:
@@ -195,6 +314,24 @@ def _read_jsonl(path: pathlib.Path, wanted: Collection[str] | None) -> Table:
     return Table(path, header, {name: [row[name] for row in rows] for name in names}, lines)
 
 
+def _read_parquet(path: pathlib.Path, wanted: Collection[str] | None) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a Parquet file: install pyarrow to read it (pip install 'mpojax[hub]')"
+        ) from error
+    try:
+        header = tuple(parquet.read_schema(path).names)
+        names = [name for name in header if wanted is None or name in wanted]
+        found = parquet.read_table(path, columns=names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file that can be read: {error}") from error
+    columns = {name: found.column(name).to_pylist() for name in names}
+    return Table(path, header, columns, list(range(1, found.num_rows + 1)))
+
+
 def _decoded(lines: Iterator[str], path: pathlib.Path) -> Iterator[str]:
     try:
         yield from lines
@@ -202,4 +339,6 @@ def _decoded(lines: Iterator[str], path: pathlib.Path) -> Iterator[str]:
         raise ValueError(f"{path} is not UTF-8 text: {error}; convert it to UTF-8") from error
 
 
-_KINDS = {".tsv": _tsv, ".txt": _tsv, ".csv": _csv, ".jsonl": None}
+_ROWS = {".tsv": _tsv, ".txt": _tsv, ".csv": _csv}
+_TABLES = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+SUFFIXES = (*_ROWS, *_TABLES)

@@ -79,6 +79,11 @@ def token_spans(offsets: np.ndarray, context: np.ndarray, characters: np.ndarray
     return np.where(whole[:, None], np.stack([start, end], 1), 0).astype(np.int32)
 
 
+def is_in(folder: pathlib.Path) -> bool:
+    """Whether a folder holds one of the files, by their names."""
+    return any((folder / name).is_file() for name in FILES.values())
+
+
 def load(folder: str | os.PathLike) -> text_classification.TextTask:
     """The task `squad` from train-v1.1.json and dev-v1.1.json.
 

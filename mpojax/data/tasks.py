@@ -4,7 +4,15 @@ import functools
 import os
 import pathlib
 
-from mpojax.data import file_tasks, glue, squad, text_classification, tfds_folders, vader
+from mpojax.data import (
+    file_tasks,
+    glue,
+    glue_hub,
+    squad,
+    text_classification,
+    tfds_folders,
+    vader,
+)
 
 # A data set that is not what its users would expect keeps a name of its own.
 TASKS = (*glue.TASKS, "squad", "vader_movie")
@@ -27,12 +35,16 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
 
     - GLUE's own files, e.g. `glue/RTE/train.tsv` or `RTE/train.tsv`; for SQuAD v1.1
       `squad/train-v1.1.json` and `squad/dev-v1.1.json`;
+    - files of the hub's nyu-mll/glue, e.g. `rte/validation-00000-of-00001.parquet`, or saved as
+      `glue/rte/validation.csv` or `glue/RTE/dev.tsv` (see `glue`; Parquet needs pyarrow);
     - a TensorFlow Datasets folder in array_record format, e.g. `glue/rte/2.0.0` or
       `squad/v1.1/3.0.0` (see `tools/prepare_tfds.py`; needs the extra `tfds`, no TensorFlow).
 
-    Where both are there, GLUE's own files are read. `vader_movie` fetches its own data.
+    Where several are there, the first of them is read. Without `data_dir`, a GLUE task that is not
+    found is fetched from the hub once, where the extra `hub` is installed. `vader_movie` fetches
+    its own data.
 
-    Your own .tsv, .csv or .jsonl files, one per split:
+    Your own .tsv, .csv, .jsonl or .parquet files, one per split:
 
         file:train=a.tsv,dev=b.tsv
         file:train=a.csv,dev=b.csv,test=c.csv;text=premise;pair=hypothesis;label=gold;metric=f1
@@ -47,13 +59,18 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
     - `metric`: one or more of accuracy, f1, matthews (classification) or spearman, pearson
       (regression), the main one first; default accuracy, or both correlations;
     - `dev`: the split by which models are compared, default `dev`;
-    - `name`: of the task in results, default `file`.
+    - `name`: of the task in results, default `file`;
+    - `quoting`: of .tsv files, default `auto`: fields in quotes, as csv.writer and pandas write
+      those with quotes, tabs or line breaks inside, are read as what stands in them where the file
+      can only have been written so; `on` or `off` says it for every field.
 
     Relative paths start at `data_dir` if that is given, else at the current folder.
 
     Raises:
       FileNotFoundError: a folder or file is missing; names what was looked for.
-      ImportError: a TensorFlow Datasets folder without tensorflow-datasets installed.
+      ConnectionError: a task is to be fetched and cannot be; says which file to put where.
+      ImportError: a TensorFlow Datasets folder without tensorflow-datasets installed, or a Parquet
+        file without pyarrow.
       ValueError: an unknown task or option, or data that is not what it should be; names the file,
         and the line where there is one.
     """
@@ -62,26 +79,30 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
     check_task(name)
     if name == "vader_movie":
         return vader.load()
-    if name == "squad":
-        dataset, config, own, load = "squad", tfds_folders.SQUAD_CONFIG, "squad", squad.load
-        files = tuple(squad.FILES.values())
-    else:
-        dataset, config, own = "glue", name, glue.TASKS[name].folder
-        files = glue.TASKS[name].file_names()
-        load = functools.partial(glue.load, name)
     root = pathlib.Path(data_dir or os.environ.get("MPOJAX_DATA") or "../shared/data").expanduser()
-    candidates = [root / own] if own == dataset else [root / dataset / own, root / own]
-    for folder in (*candidates, root):
-        if any((folder / file).is_file() for file in files):
+    if name == "squad":
+        dataset, config, load = "squad", tfds_folders.SQUAD_CONFIG, squad.load
+        own, hub, is_in = [root / "squad"], [], squad.is_in
+    else:
+        task = glue.TASKS[name]
+        dataset, config, load, is_in = "glue", name, functools.partial(glue.load, name), task.is_in
+        own = [root / "glue" / task.folder, root / task.folder]
+        hub = [root / "glue" / name, root / name]
+    for folder in (*own, *hub, root):
+        if is_in(folder):
             return load(folder)
     prepared = tfds_folders.find(root, dataset, config)
     if prepared is not None:
         return tfds_folders.load(name, prepared)
-    folder = next((folder for folder in candidates if folder.is_dir()), None)
+    folder = next((folder for folder in own if folder.is_dir()), None)
     if folder is not None:
         return load(folder)  # says which files it lacks
+    can_fetch = name in glue.TASKS and not data_dir
+    if can_fetch and glue_hub.is_installed():
+        return glue_hub.load(name)
     raise FileNotFoundError(
-        f"no folder {' or '.join(map(str, candidates))}, and no TensorFlow Datasets folder "
+        f"no folder {' or '.join(map(str, own))}, and no TensorFlow Datasets folder "
         f"{root / dataset / config}; pass data_dir (or set MPOJAX_DATA) to the folder that holds "
-        f"{candidates[0].relative_to(root)} or {dataset}/{config}"
+        f"{own[0].relative_to(root)} or {dataset}/{config}"
+        + (", or install what fetches it: pip install 'mpojax[hub]'" if can_fetch else "")
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mpojax import checks
 from mpojax.data import readers
 from mpojax.data import tokenizer as tokenizer_lib
 
@@ -46,12 +47,14 @@ class Split:
         return len(self.texts)
 
     def take(self, count: int, seed: int = 0) -> "Split":
-        """A fixed random sample of `count` examples (all, if there are fewer).
+        """A fixed random sample of `count` examples; all of them if there are fewer, or for -1.
 
         Not the first ones: files are often sorted by label or source.
+
+        Raises:
+          ValueError: another count below 1.
         """
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
-        return self.select(chosen)
+        return self.select(sample(len(self), count, seed))
 
     def split_off(self, count: int, seed: int = 0) -> tuple["Split", "Split"]:
         """(the rest, a fixed random sample of `count` examples).
@@ -136,6 +139,12 @@ class TextTask:
         return self.splits[split]
 
 
+def sample(size: int, count: int, seed: int) -> np.ndarray:
+    """Ascending indices of a fixed random sample of `count` of `size` examples; -1: all of them."""
+    checks.check({"count": count}, {"count": checks.integer(1) | checks.one_of(-1)}, "take")
+    return np.sort(np.random.default_rng(seed).permutation(size)[: None if count == -1 else count])
+
+
 def from_arrays(
     name: str, splits: Mapping[str, tuple[Sequence[str], Sequence[int | str]]]
 ) -> TextTask:
@@ -162,18 +171,20 @@ def from_files(
     labels: Sequence[str] = (),
     metrics: Sequence[str] = (),
     dev_split: str = "dev",
+    quoting: str = "auto",
 ) -> TextTask:
-    """A task from one .tsv, .csv or .jsonl file per split, with named columns.
+    """A task from one .tsv, .csv, .jsonl or .parquet file per split, with named columns.
 
-    TSV is read with quoting switched off, CSV with quoting on, both with a header line.
+    TSV and CSV have a header line.
 
     Args:
       text, pair, label: columns of the text, of a second text, and of the label. Only a split
-        whose name begins with "test" may lack the labels.
+        whose name begins with "test" may lack the labels, or have -1 in place of all of them.
       kind: "classification" or "regression" (labels are numbers).
       labels: names of the classes in the order of their numbers; by default all labels of the
         training split (of all splits where there is none), sorted, whole numbers by value.
       metrics, dev_split: see `TextTask`.
+      quoting: of .tsv files, "auto", "on" or "off": see `readers.read`.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -183,14 +194,15 @@ def from_files(
     if kind not in ("classification", "regression"):
         raise ValueError(f"kind={kind!r}: files may hold 'classification' or 'regression'")
     wanted = {text, label} | ({pair} if pair else set())
-    tables = {split: readers.read(path, wanted) for split, path in files.items()}
+    tables = {split: readers.read(path, wanted, quoting=quoting) for split, path in files.items()}
     for table in tables.values():
         if not len(table):
             raise ValueError(f"{table.path} holds no examples")
     labelled = {
         split: table
         for split, table in tables.items()
-        if label in table.header or not split.startswith("test")
+        if not split.startswith("test")
+        or (label in table.header and not all(table.unlabelled(label)))
     }
     names = ()
     if kind == "classification":
@@ -212,17 +224,19 @@ def _names_of_classes(tables: Mapping[str, readers.Table], label: str) -> tuple[
 
 
 def label_names(labels: Sequence[int | str]) -> tuple[str, ...]:
-    """Sorted distinct labels as strings; whole numbers sort by value."""
+    """Sorted distinct labels as strings; whole numbers sort by value, and 1.0 is 1."""
     distinct = {str(label) for label in labels}
-    if all(label.isdigit() for label in distinct):
-        return tuple(sorted(distinct, key=int))
-    return tuple(sorted(distinct))
+    if not all(map(readers.is_whole_number, distinct)):
+        return tuple(sorted(distinct))
+    whole = {readers.whole_number(label) for label in distinct}
+    return tuple(sorted(whole, key=lambda label: (int(label), label)))
 
 
 def to_classes(labels: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
-    """Class numbers (N,) int32: the place of each label in `names`."""
-    index = {name: place for place, name in enumerate(names)}
-    unknown = sorted({str(label) for label in labels} - set(index))
-    if unknown:
+    """Class numbers (N,) int32: the index of each label in `names`."""
+    index = readers.class_index(names)
+    found = [index(str(label)) for label in labels]
+    if None in found:
+        unknown = sorted({str(label) for label in labels if index(str(label)) is None})
         raise ValueError(f"unknown labels {unknown[:5]}; allowed are {list(names)}")
-    return np.array([index[str(label)] for label in labels], np.int32)
+    return np.array(found, np.int32)

@@ -43,8 +43,8 @@ class TextPairs:
         return len(self.sources)
 
     def take(self, count: int, seed: int = 0) -> "TextPairs":
-        """A fixed random sample of `count` examples (all, if there are fewer)."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        """A fixed random sample of `count` examples; all of them if there are fewer, or for -1."""
+        chosen = text_classification.sample(len(self), count, seed)
         return TextPairs(
             [self.sources[i] for i in chosen],
             None if self.targets is None else [self.targets[i] for i in chosen],

@@ -16,7 +16,7 @@ from mpojax.data import (
 )
 
 PAIRS_PREFIX = "pairs:"
-_OPTIONS = ("source", "target", "prefix", "name")
+_OPTIONS = ("source", "target", "prefix", "name", "quoting")
 
 
 def load_text_to_text(
@@ -28,10 +28,11 @@ def load_text_to_text(
 
     - a GLUE task, `vader_movie`, or your own labelled files as `file:...`: see `load_task`;
     - `bible`: King James to World English verses (see `bible`); fetches its own data;
-    - your own pairs of texts in .tsv, .csv or .jsonl files, one per split:
+    - your own pairs of texts in .tsv, .csv, .jsonl or .parquet files, one per split:
       `pairs:train=a.tsv,dev=b.tsv;source=old;target=new;prefix=translate`, where `source` and
       `target` are columns (by default named so), `prefix` comes before every source (default:
-      nothing) and `name` is that of the task in results. Relative paths start at `data_dir`.
+      nothing), `name` is that of the task in results and `quoting` is as for `file:...`. Relative
+      paths start at `data_dir`.
 
     Args:
       data_dir: see `load_task`.
@@ -68,7 +69,8 @@ def _load_pairs(line: str, data_dir: str | os.PathLike | None) -> text_to_text.T
     root = os.path.expanduser(data_dir or ".")
     loaded = {}
     for split, path in files.items():
-        table = readers.read(os.path.join(root, os.path.expanduser(path)), {source, target})
+        file = os.path.join(root, os.path.expanduser(path))
+        table = readers.read(file, {source, target}, quoting=options.get("quoting", "auto"))
         if not len(table):
             raise ValueError(f"{table.path} holds no examples")
         sources = [prefix + text for text in table.texts(source)]

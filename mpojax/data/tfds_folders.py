@@ -71,18 +71,13 @@ def load(name: str, folder: pathlib.Path) -> text_classification.TextTask:
             )
     splits = {}
     for split in task.splits:
-        if split_name(split) in builder.info.splits:
+        if glue.hub_split(split) in builder.info.splits:
             splits[split] = _glue_split(builder, folder, split, task)
         elif not split.startswith("test"):
             raise ValueError(_no_split(builder, folder, split))
     return text_classification.TextTask(
         name, splits, task.label_names, task.kind, task.metrics, task.dev_split
     )
-
-
-def split_name(split: str) -> str:
-    """What TensorFlow Datasets calls a split, e.g. "validation_matched" for "dev_matched"."""
-    return re.sub("^dev", "validation", split)
 
 
 def _open(folder: pathlib.Path) -> Any:
@@ -125,7 +120,7 @@ def _glue_split(
 
 def _squad_split(builder: Any, folder: pathlib.Path, split: str) -> squad.SpanSplit:
     _check_features(builder, folder, ("id", "question", "context", "answers"))
-    if split_name(split) not in builder.info.splits:
+    if glue.hub_split(split) not in builder.info.splits:
         raise ValueError(_no_split(builder, folder, split))
     rows = [
         (
@@ -137,23 +132,23 @@ def _squad_split(builder: Any, folder: pathlib.Path, split: str) -> squad.SpanSp
         )
         for row in _rows(builder, folder, split)
     ]
-    return squad.make_split(f"{folder}, split {split_name(split)!r}", rows)
+    return squad.make_split(f"{folder}, split {glue.hub_split(split)!r}", rows)
 
 
 def _rows(builder: Any, folder: pathlib.Path, split: str) -> list[dict]:
     try:
-        source = builder.as_data_source(split=split_name(split))
+        source = builder.as_data_source(split=glue.hub_split(split))
         count = len(source)
         rows = []
         for first in range(0, count, _CHUNK):
             rows += source.__getitems__(range(first, min(first + _CHUNK, count)))
     except (RuntimeError, OSError, IndexError) as error:
         raise ValueError(
-            f"{folder}: the split {split_name(split)!r} cannot be read: {error}; prepare the "
+            f"{folder}: the split {glue.hub_split(split)!r} cannot be read: {error}; prepare the "
             "folder again"
         ) from error
     if not rows:
-        raise ValueError(f"{folder}: the split {split_name(split)!r} holds no examples")
+        raise ValueError(f"{folder}: the split {glue.hub_split(split)!r} holds no examples")
     return rows
 
 
@@ -171,13 +166,13 @@ def _check_labels(
     wrong = np.flatnonzero(~((labels >= low) & (labels <= high)))
     if len(wrong):
         raise ValueError(
-            f"{folder}, split {split_name(split)!r}, example {wrong[0]}: label is "
+            f"{folder}, split {glue.hub_split(split)!r}, example {wrong[0]}: label is "
             f"{labels[wrong[0]]}; a number from {low:g} to {high:g} is needed"
         )
 
 
 def _no_split(builder: Any, folder: pathlib.Path, split: str) -> str:
-    return f"{folder} has no split {split_name(split)!r}; has {sorted(builder.info.splits)}"
+    return f"{folder} has no split {glue.hub_split(split)!r}; has {sorted(builder.info.splits)}"
 
 
 def _read_info(folder: pathlib.Path) -> dict:
