@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mpojax import models
-from mpojax.interop import language_models
+from mpojax.interop import generation_config, language_models
 from mpojax.interop.architectures import linear
 from mpojax.interop.architectures import rows as join_rows
 from mpojax.interop.gguf_files import GGUFFile
@@ -37,6 +37,17 @@ ROWS = join_rows(
         ("output.weight", "head/kernel", "transpose"),
     ),
 )
+_TOKENS = {
+    "bos_id": ("tokenizer.ggml.bos_token_id",),
+    # End of text, of a turn, of a message.
+    "eos_id": tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")),
+    "pad_id": ("tokenizer.ggml.padding_token_id",),
+}
+_SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+}
 _FREQUENCIES = "rope_freqs.weight"
 # Low and high frequency factors and first positions of LLaMA 3.1 to 3.3; files hold their effect.
 _LLAMA3 = (1.0, 4.0, 8192)
@@ -104,8 +115,8 @@ def _config(file: GGUFFile, tensors: Mapping[str, np.ndarray]) -> models.Decoder
     vocab_size = len(tensors.get("token_embd.weight", ()))
     base = float(file.get("llama.rope.freq_base", 10_000.0))
     ids = {
-        name: file.get(f"tokenizer.ggml.{theirs}_token_id")
-        for name, theirs in (("bos_id", "bos"), ("eos_id", "eos"), ("pad_id", "padding"))
+        name: [i for key in keys if (i := file.get(key)) is not None and i < vocab_size]
+        for name, keys in _TOKENS.items()
     }
     try:
         return models.DecoderConfig(
@@ -131,10 +142,20 @@ def _config(file: GGUFFile, tensors: Mapping[str, np.ndarray]) -> models.Decoder
             dropout=0.0,
             embedding_dropout=0.0,
             attention_dropout=0.0,
-            **{name: i if i is not None and i < vocab_size else None for name, i in ids.items()},
+            pad_id=next(iter(ids["pad_id"]), None),
+            bos_id=next(iter(ids["bos_id"]), None),
+            eos_id=tuple(ids["eos_id"]),
+            sampling=_sampling(file),
         )
     except ValueError as error:
         raise ValueError(f"{file.path} has an impossible configuration: {error}") from error
+
+
+def _sampling(file: GGUFFile) -> models.Sampling:
+    """How tokens are chosen by default: greedy, where the file has none of these entries."""
+    found = {name: file.get(key) for name, key in _SAMPLING.items()}
+    given = {name: value for name, value in found.items() if value is not None}
+    return generation_config.sampling({"do_sample": bool(given), "top_k": 0, **given})
 
 
 def _count(file: GGUFFile, key: str, default: int | None) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from absl import logging
 
+from mpojax.interop.generation_config import token_ids
 from mpojax.interop.gpt2 import GPT2
 from mpojax.interop.language_architectures import Config, LanguageArchitecture
 from mpojax.interop.llama import LLAMA, MISTRAL, QWEN2
@@ -17,6 +18,7 @@ ARCHITECTURES = {a.model_type: a for a in (GPT2, T5, LLAMA, MISTRAL, QWEN2)}
 _OWN_FIELDS = (
     *("tied", "remat", "stack_breaks", "dtype", "source_config", "adapter_scale", "adapters"),
     *("dropout", "embedding_dropout", "attention_dropout", "experts"),
+    *("sampling", "source_generation_config"),
 )
 
 
@@ -81,7 +83,7 @@ def to_config(
     }
     for key, (ours, default) in architecture.ids.items():
         given = values.get(key, default)
-        settings[ours] = _token_id(given, values["vocab_size"])
+        settings[ours] = token_ids(key, given, values["vocab_size"])
         if settings[ours] is None and given is not None:
             logging.info("%s: %s=%r is no token of the vocabulary; left out", where, key, given)
     if settings.get("scale_logits") and not tied:
@@ -122,8 +124,8 @@ def from_config(architecture: LanguageArchitecture, config: Config) -> dict:
     content.update({theirs: getattr(config, ours) for theirs, ours in architecture.fields.items()})
     for key, (ours, _) in architecture.ids.items():
         value = getattr(config, ours)
-        # What was read as this id, such as the first of a list, stays as it was.
-        if key not in content or _token_id(content[key], config.vocab_size) != value:
+        # What was read as these ids stays as it was.
+        if key not in content or token_ids(key, content[key], config.vocab_size) != value:
             content[key] = value
     content["tie_word_embeddings"] = config.tied
     content.update(architecture.write(config, content))
@@ -132,13 +134,6 @@ def from_config(architecture: LanguageArchitecture, config: Config) -> dict:
     content.pop("torch_dtype", None)
     content["dtype"] = "float32"
     return content
-
-
-def _token_id(value, vocab_size: int) -> int | None:
-    """The first id of a list; None for what is no token, such as -1."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return value if value is not None and 0 <= value < vocab_size else None
 
 
 def _misfits(architecture: LanguageArchitecture, config: Config) -> list[str]:

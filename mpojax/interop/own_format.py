@@ -8,8 +8,9 @@ from mpojax import models, mpo
 # 1: BERT-shaped encoders alone. 2: settings of other encoders as well; those of version 1 are read.
 # 3: layers that share parts of their parameters, adapters, pre-training heads. 4: language models.
 # 5: kinds of adapters; a number in place of their settings is a low rank.
-FORMAT_VERSION = 5
-READ_VERSIONS = (1, 2, 3, 4, 5)
+# 6: several end tokens, and how a language model chooses tokens by default.
+FORMAT_VERSION = 6
+READ_VERSIONS = (1, 2, 3, 4, 5, 6)
 KINDS = {"decoder": models.DecoderConfig, "encoder_decoder": models.EncoderDecoderConfig}
 
 

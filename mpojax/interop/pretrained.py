@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mpojax import files, models
-from mpojax.interop import gguf_files, gguf_models, huggingface, own_format
+from mpojax.interop import generation_config, gguf_files, gguf_models, huggingface, own_format
 from mpojax.interop.safe_weights import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -72,6 +72,7 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
     if _MARK in content:
         return _from_own_folder(folder, content[_MARK], tensors)
     config, arrays = huggingface.import_model(content, tensors, str(folder), pretraining_head)
+    config = generation_config.read(config, folder)
     return models.from_arrays(config, {}, arrays)
 
 
@@ -140,6 +141,8 @@ def export_huggingface(
     check_finite(arrays, "the model")
     content, tensors = huggingface.export_model(model.config, arrays)
     texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
+    if not isinstance(model.config, models.EncoderConfig):
+        texts[generation_config.NAME] = _json(generation_config.written(model.config))
     if tokenizer_from is not None:
         texts.update(_tokenizer_files(pathlib.Path(tokenizer_from)))
     # transformers requires the entry "format".
@@ -173,7 +176,8 @@ def local_folder(source: str | os.PathLike) -> pathlib.Path:
             f"there is no folder {folder}. To fetch the hub model of that name: pip install "
             "huggingface_hub."
         ) from error
-    patterns = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES]
+    patterns = ["*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES]
+    patterns += [CONFIG_NAME, generation_config.NAME]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
     except Exception as error:

@@ -1,9 +1,10 @@
 """Beam search: the continuations of highest score, several kept for each row.
 
 The rules are those of transformers' `generate(num_beams=..., early_stopping=False)`, so that the
-same model gives the same texts: of 2 * beams candidates those that ended go to the finished texts
-if they are among the best `beams`, and the best `beams` that did not end go on; a row stops when
-its best running text, at its present length, scores below all of its finished ones.
+same model gives the same texts: of 2 * beams candidates, or (1 + end tokens) * beams where there
+are several end tokens, those that ended go to the finished texts if they are among the best
+`beams`, and the best `beams` that did not end go on; a row stops when its best running text, at its
+present length, scores below all of its finished ones.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax.models.sampling import Sampling
+from mpojax.models.sampling import Sampling, is_one_of
 from mpojax.models.tower import Cache
 
 # Score of a text that is none: below every log probability.
@@ -65,7 +66,7 @@ def search(
     logits: jax.Array,
     cache: Cache,
     num: int,
-    end: tuple[int | None, int],
+    end: tuple[tuple[int, ...], int],
     sampling: Sampling,
 ) -> tuple[jax.Array, jax.Array]:
     """(ids (batch, num) int32, lengths (batch,) int32) of the best text of each row.
@@ -75,7 +76,7 @@ def search(
       logits: (batch, vocabulary), of the first tokens.
       cache: of the prompts, (batch) rows.
       num: tokens of the longest text.
-      end: the token that ends a text (None: nothing does), and what fills the places after it.
+      end: the tokens that end a text (none: nothing does), and what fills the places after it.
       sampling: gives beams and length penalty.
     """
     batch, beams = logits.shape[0], sampling.beams
@@ -102,16 +103,14 @@ def search(
     return best.ids[:, 0], best.lengths[:, 0]
 
 
-def _advance(state: _State, logits, end_id: int | None, sampling: Sampling) -> _State:
+def _advance(state: _State, logits, end_ids: tuple[int, ...], sampling: Sampling) -> _State:
     """Every running text goes on by a token."""
     beams, running = sampling.beams, state.running
     batch, _, num = running.ids.shape
-    candidates, parents = _candidates(state, logits)
+    candidates, parents = _candidates(state, logits, len(end_ids))
     is_last = state.place + 1 == num
-    ended = jnp.broadcast_to(is_last, candidates.scores.shape)
-    if end_id is not None:
-        tokens = jax.lax.dynamic_slice_in_dim(candidates.ids, state.place, 1, axis=2)[..., 0]
-        ended = ended | (tokens == end_id)
+    tokens = jax.lax.dynamic_slice_in_dim(candidates.ids, state.place, 1, axis=2)[..., 0]
+    ended = is_last | is_one_of(tokens, end_ids)
 
     goes_on = candidates.scores + jnp.where(ended, _NEVER, 0.0)
     which = jax.lax.top_k(goes_on, beams)[1]
@@ -122,7 +121,7 @@ def _advance(state: _State, logits, end_id: int | None, sampling: Sampling) -> _
     # As float64 and rounded once, as the reference does.
     powers = np.arange(1, num + 1, dtype=np.float64) ** sampling.length_penalty
     power = jnp.asarray(powers.astype(np.float32))[state.place]
-    among_best = jnp.arange(2 * beams, dtype=jnp.int32)[None] < beams
+    among_best = jnp.arange(ended.shape[1], dtype=jnp.int32)[None] < beams
     new = ended & among_best
     scores = candidates.scores / power
     scores = scores + jnp.where(state.may_improve[:, None], 0.0, _NEVER)
@@ -136,8 +135,8 @@ def _advance(state: _State, logits, end_id: int | None, sampling: Sampling) -> _
     return _State(state.place + 1, cache, next_running, finished, improves)
 
 
-def _candidates(state: _State, logits) -> tuple[_Texts, jax.Array]:
-    """The 2 * beams best texts that are one token longer, and the numbers of their parents.
+def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array]:
+    """The best texts that are one token longer, and the numbers of their parents.
 
     So many that `beams` are left to go on even where the best ones all end.
     """
@@ -145,7 +144,8 @@ def _candidates(state: _State, logits) -> tuple[_Texts, jax.Array]:
     batch, beams, _ = running.ids.shape
     gains = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(batch, beams, -1)
     totals = gains + running.scores[:, :, None]
-    scores, flat = jax.lax.top_k(totals.reshape(batch, -1), 2 * beams)
+    kept = min(max(2, 1 + num_ends), gains.shape[-1]) * beams
+    scores, flat = jax.lax.top_k(totals.reshape(batch, -1), kept)
     parents, tokens = (part.astype(jnp.int32) for part in jnp.divmod(flat, gains.shape[-1]))
     longer = running.pick(parents)
     ids = jax.lax.dynamic_update_slice(longer.ids, tokens[..., None], (0, 0, state.place))

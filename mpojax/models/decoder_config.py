@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 
 from mpojax.layers import ACTIVATIONS, NORMS, AdapterSettings
 from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.models import matrices as matrices_lib
+from mpojax.models.sampling import GREEDY, Sampling
 
 POSITIONS = ("learned", "rotary")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -30,6 +32,19 @@ class LanguageModelConfig:
             for p, s in self.experts
         )
         object.__setattr__(self, "experts", experts)
+        if isinstance(self.sampling, Mapping):
+            object.__setattr__(self, "sampling", Sampling(**self.sampling))
+        if isinstance(self.eos_id, (tuple, list)):
+            ids = tuple(dict.fromkeys(self.eos_id))
+            one = len(ids) == 1
+            object.__setattr__(self, "eos_id", ids[0] if one else ids or None)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generated text."""
+        if isinstance(self.eos_id, tuple):
+            return self.eos_id
+        return () if self.eos_id is None else (self.eos_id,)
 
     def _check_common(self, sizes: tuple[str, ...], rates: tuple[str, ...]):
         for name in sizes:
@@ -46,14 +61,19 @@ class LanguageModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1).")
         if not self.norm_eps > 0.0:
             raise ValueError(f"norm_eps={self.norm_eps!r} must be above 0.")
-        if not isinstance(json.loads(self.source_config), dict):
-            raise ValueError("source_config must be the JSON text of an object.")
-        for name in ("pad_id", "bos_id", "eos_id", "decoder_start_id"):
-            value = getattr(self, name, None)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ValueError(
-                    f"{name}={value} must lie in 0..{self.vocab_size - 1}, or be None."
-                )
+        for name in ("source_config", "source_generation_config"):
+            if not isinstance(json.loads(getattr(self, name)), dict):
+                raise ValueError(f"{name} must be the JSON text of an object.")
+        if not isinstance(self.sampling, Sampling):
+            raise ValueError(f"sampling={self.sampling!r} must be a models.Sampling.")
+        ids = {name: (getattr(self, name, None),) for name in ("pad_id", "bos_id")}
+        ids |= {"eos_id": self.end_ids, "decoder_start_id": (getattr(self, "decoder_start_id", 0),)}
+        for name, values in ids.items():
+            for value in values:
+                if value is not None and not 0 <= value < self.vocab_size:
+                    raise ValueError(
+                        f"{name}={value} must lie in 0..{self.vocab_size - 1}, or be None."
+                    )
         blocks = matrices_lib.feed_forwards(self)
         for pattern, _ in self.experts:
             if not any(re.fullmatch(pattern, path) for path in blocks):
@@ -97,14 +117,18 @@ class DecoderConfig(LanguageModelConfig):
       tied: logits come from the word table; False: from a matrix of their own, `head`.
       dropout: rate on the outputs of every block, when a dropout key is given.
       embedding_dropout, attention_dropout: the same on embeddings and attention probabilities.
-      pad_id, bos_id, eos_id: token ids, None where there is none.
+      pad_id, bos_id: token ids, None where there is none.
+      eos_id: the token that ends a text, or several, the first of which stands for all where one is
+        needed; None where there is none.
+      sampling: how `generate` chooses tokens where the caller does not say.
       experts: (regular expression over feed-forward paths such as layers/3/feed_forward, settings)
         pairs; the first that matches decides, a block that none matches stays plain.
       adapters, adapter_scale: as in `EncoderConfig`.
       remat: recompute each layer in the backward pass instead of keeping its activations.
       stack_breaks: layers at which a new stack begins although it need not.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
-      source_config: JSON text of the checkpoint configuration the model came from, for export.
+      source_config, source_generation_config: JSON texts of config.json and generation_config.json
+        of the checkpoint the model came from, for export.
     """
 
     vocab_size: int
@@ -131,7 +155,8 @@ class DecoderConfig(LanguageModelConfig):
     attention_dropout: float = 0.1
     pad_id: int | None = None
     bos_id: int | None = None
-    eos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
+    sampling: Sampling = GREEDY
     experts: Experts = ()
     adapters: tuple[tuple[str, AdapterSettings], ...] = ()
     adapter_scale: float = 1.0
@@ -139,6 +164,7 @@ class DecoderConfig(LanguageModelConfig):
     stack_breaks: tuple[int, ...] = ()
     dtype: str = "float32"
     source_config: str = "{}"
+    source_generation_config: str = "{}"
 
     def __post_init__(self):
         self._normalise()
@@ -204,16 +230,16 @@ class EncoderDecoderConfig(LanguageModelConfig):
 
     Attributes:
       vocab_size, hidden_size, num_heads, intermediate_size, activation, gated, norm_eps, tied,
-        experts, adapters, adapter_scale, remat, stack_breaks, dtype, source_config: as in
-        `DecoderConfig`; paths begin with encoder/layers/ or decoder/layers/, and `stack_breaks`
-        holds for both towers.
+        experts, adapters, adapter_scale, remat, stack_breaks, dtype, source_config,
+        source_generation_config, eos_id, sampling: as in `DecoderConfig`; paths begin with
+        encoder/layers/ or decoder/layers/, and `stack_breaks` holds for both towers.
       num_layers, num_decoder_layers: layers of the encoder and the decoder; None: as many.
       head_size: width of a head; num_heads * head_size may differ from `hidden_size`.
       scale_logits: with a tied table, hidden states are multiplied with hidden_size^-0.5 before.
       relative_buckets: rows of each table of distances.
       relative_distance: from which on all distances are one bucket.
       dropout: rate on embeddings, attention probabilities, inside and after every block.
-      pad_id, eos_id, decoder_start_id: token ids.
+      pad_id, decoder_start_id: token ids.
     """
 
     vocab_size: int
@@ -232,7 +258,8 @@ class EncoderDecoderConfig(LanguageModelConfig):
     scale_logits: bool = True
     dropout: float = 0.1
     pad_id: int = 0
-    eos_id: int = 1
+    eos_id: int | tuple[int, ...] | None = 1
+    sampling: Sampling = GREEDY
     decoder_start_id: int = 0
     experts: Experts = ()
     adapters: tuple[tuple[str, AdapterSettings], ...] = ()
@@ -241,6 +268,7 @@ class EncoderDecoderConfig(LanguageModelConfig):
     stack_breaks: tuple[int, ...] = ()
     dtype: str = "float32"
     source_config: str = "{}"
+    source_generation_config: str = "{}"
 
     def __post_init__(self):
         self._normalise()

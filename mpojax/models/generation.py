@@ -22,8 +22,8 @@ class Generated:
     """What `generate` gives.
 
     Attributes:
-      ids: (batch, max_new_tokens) int32: the tokens after the prompt, up to and with the end token;
-        then `pad_id` of the settings, or `eos_id` where there is none.
+      ids: (batch, max_new_tokens) int32: the tokens after the prompt, up to and with an end token;
+        then `pad_id` of the settings, or the first `eos_id` where there is none.
       lengths: (batch,) int32: tokens of each row, the end token counted.
     """
 
@@ -37,7 +37,7 @@ def generate(
     attention_mask: jax.Array | None = None,
     *,
     max_new_tokens: int,
-    sampling: Sampling = sampling_lib.GREEDY,
+    sampling: Sampling | None = None,
     key: jax.Array | None = None,
 ) -> Generated:
     """Continues prompts, or answers sources, until every row has ended or is full.
@@ -62,7 +62,8 @@ def generate(
       attention_mask: (batch, length), True or nonzero at real tokens; None: all real. The prompts
         of a decoder are padded on the left.
       max_new_tokens: rows without an end are cut after so many.
-      sampling: how tokens are chosen.
+      sampling: how tokens are chosen; None: as `config.sampling` says, which is greedy unless the
+        checkpoint of the model says otherwise.
       key: of the draws, where tokens are drawn. What is drawn for row i depends on the key, on i
         and on its prompt alone.
 
@@ -77,11 +78,7 @@ def generate(
     input_ids, attention_mask = _as_array(input_ids), _as_array(attention_mask)
     _check_shapes(input_ids, attention_mask)
     _check_length(model.config, np.shape(input_ids)[1], max_new_tokens)
-    if sampling.draws and key is None:
-        raise ValueError(
-            f"temperature={sampling.temperature} draws tokens: give a key, such as "
-            "jax.random.key(0), or leave the temperature out for the likeliest tokens."
-        )
+    sampling = _checked_sampling(model.config, sampling, key)
     _check_values(model, input_ids, attention_mask)
     return _generate(
         model,
@@ -96,9 +93,9 @@ def generate(
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampling"))
 def _generate(model, input_ids, attention_mask, key, *, max_new_tokens, sampling) -> Generated:
     config, model = model.config, dropless(model)
-    filler = config.pad_id if config.pad_id is not None else config.eos_id
+    filler = (config.pad_id, *config.end_ids, 0)
+    end = (config.end_ids, next(token for token in filler if token is not None))
     logits, mask, cache = _prefill(model, input_ids, attention_mask, max_new_tokens)
-    end = (config.eos_id, filler or 0)
     if sampling.beams > 1:
         mask = None if mask is None else jnp.repeat(mask, sampling.beams, axis=0)
     arguments = (functools.partial(_decode, model, mask), logits, cache, max_new_tokens, end)
@@ -108,7 +105,7 @@ def _generate(model, input_ids, attention_mask, key, *, max_new_tokens, sampling
 
 
 def _one_by_one(step, logits, cache: Cache, num: int, end, sampling, key) -> Generated:
-    """Greedy, or drawn: a row ends with `end[0]` and is filled up with `end[1]`."""
+    """Greedy, or drawn: a row ends with one of `end[0]` and is filled up with `end[1]`."""
     batch = logits.shape[0]
     keys = None if key is None else sampling_lib.row_keys(key, batch)
     ids = jnp.full((batch, num), end[1], jnp.int32)
@@ -119,9 +116,7 @@ def _one_by_one(step, logits, cache: Cache, num: int, end, sampling, key) -> Gen
         chosen = jnp.where(ended, end[1], chosen)
         ids = jax.lax.dynamic_update_slice(ids, chosen[:, None], (0, place))
         lengths = lengths + jnp.where(ended, 0, 1)
-        if end[0] is not None:
-            ended = ended | (chosen == end[0])
-        return ids, lengths, ended
+        return ids, lengths, ended | sampling_lib.is_one_of(chosen, end[0])
 
     def goes_on(state):
         place, _, (_, _, ended) = state
@@ -162,6 +157,18 @@ def _decode(model, mask, ids, cache):
     else:
         output = model.forward(ids[:, None], mask, cache=cache)
     return output.logits[:, 0], output.cache
+
+
+def _checked_sampling(config, sampling: Sampling | None, key) -> Sampling:
+    """What the caller chose, or the default of the model."""
+    chosen = config.sampling if sampling is None else sampling
+    if chosen.draws and key is None:
+        default = "" if sampling is not None else " (the default of this model)"
+        raise ValueError(
+            f"temperature={chosen.temperature}{default} draws tokens: give a key, such as "
+            "jax.random.key(0), or sampling=models.Sampling() for the likeliest tokens."
+        )
+    return chosen
 
 
 def _as_array(rows):

@@ -67,6 +67,11 @@ class Sampling:
         return self.temperature > 0.0
 
 
+def is_one_of(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    """Whether each token is among the ids."""
+    return jnp.isin(tokens, jnp.asarray(ids, jnp.int32))
+
+
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
     """A key for each row; that of row i depends on (key, i) alone, not on the number of rows."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows, dtype=jnp.uint32))

@@ -182,7 +182,7 @@ def test_token_ids(caplog):
     content |= {"eos_token_id": [7, 8], "pad_token_id": -1, "bos_token_id": None}
     with caplog.at_level(logging.INFO, logger="absl"):
         config, arrays = _import(content, tensors)
-    assert (config.eos_id, config.pad_id, config.bos_id) == (7, None, None)
+    assert (config.eos_id, config.pad_id, config.bos_id) == ((7, 8), None, None)
     assert "pad_token_id=-1 is no token of the vocabulary" in caplog.text
     written, _ = huggingface.export_model(config, arrays)
     for key in ("eos_token_id", "pad_token_id", "bos_token_id"):

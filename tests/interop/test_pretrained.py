@@ -59,7 +59,7 @@ def test_save_and_load_is_the_same_model(small, tmp_path):
     interop.save_pretrained(small, tmp_path / "model")
     _equal(interop.load_pretrained(str(tmp_path / "model")), small)
     content = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
-    assert content["mpojax"]["format_version"] == 5
+    assert content["mpojax"]["format_version"] == 6
     names = set(safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors"))
     assert names == set(models.to_arrays(small))
     size = (tmp_path / "model" / "model.safetensors").stat().st_size

@@ -1,5 +1,6 @@
 """Generated texts against transformers: greedy and beam search, token for token."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,11 +40,11 @@ def _theirs(model, ids, mask, new: int = NEW, **settings) -> np.ndarray:
     return made[:, 1 if model.config.is_encoder_decoder else ids.shape[1] :]
 
 
-def _same(ours: models.Generated, theirs: np.ndarray, eos: int | None) -> np.ndarray:
+def _same(ours: models.Generated, theirs: np.ndarray, eos) -> np.ndarray:
     """Asserts equal texts; their lengths."""
     ids, lengths = np.asarray(ours.ids), np.asarray(ours.lengths)
     for row, (text, length) in enumerate(zip(ids, lengths, strict=True)):
-        ends = np.flatnonzero(theirs[row] == eos) if eos is not None else []
+        ends = np.flatnonzero(np.isin(theirs[row], eos)) if eos is not None else []
         expected = theirs[row][: ends[0] + 1] if len(ends) else theirs[row]
         np.testing.assert_array_equal(text[:length], expected, err_msg=f"row {row}")
         assert (text[length:] == 0).all()
@@ -154,3 +155,105 @@ def test_beams_of_an_encoder_decoder(tmp_path, version, beams, length_penalty):
             theirs, ids, mask, eos_token_id=eos, num_beams=beams, length_penalty=length_penalty
         )
         _same(ours, expected, eos)
+
+
+SEVERAL = {
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "llama": ("LlamaForCausalLM", LLAMA),
+    "t5": ("T5ForConditionalGeneration", {**T5, "pad_token_id": 0, "decoder_start_token_id": 0}),
+}
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_ends_of_a_folder(tmp_path, kind, beams):
+    """Whatever file names them, each of them ends a text; the folder says how many beams."""
+    name, settings = SEVERAL[kind]
+    theirs = families.model(name, 5, 0.3, **settings)
+    ids, mask = (rows[:4] for rows in (_sources(4) if kind == "t5" else _inputs(4)))
+    never = _theirs(theirs, ids, mask, eos_token_id=59, num_beams=beams)
+    first, second = (int(never[row, place]) for row, place in ((0, 2), (1, 4)))
+    assert first != second
+    for of_config, ends in ((first, [second, first, second]), ([second, first, 58], [first])):
+        folder = tmp_path / str(ends)
+        theirs.config.eos_token_id = of_config
+        theirs.generation_config = reference.transformers.GenerationConfig(
+            eos_token_id=ends, pad_token_id=0, decoder_start_token_id=0, num_beams=beams
+        )
+        loaded = interop.load_pretrained(families.saved(theirs, folder))
+        assert loaded.config.end_ids == tuple(dict.fromkeys(ends))
+        assert loaded.config.sampling == models.Sampling(beams=beams)
+        made = models.generate(loaded, ids, mask, max_new_tokens=NEW)
+        lengths = _same(made, _theirs(theirs, ids, mask, eos_token_id=ends, num_beams=beams), ends)
+        assert lengths.min() < NEW or beams > 1
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_defaults_of_a_folder_are_written_back(tmp_path, kind):
+    name, settings = SEVERAL[kind]
+    theirs = families.model(name, 5, 0.3, **settings)
+    theirs.generation_config = reference.transformers.GenerationConfig(
+        eos_token_id=[7, 8], pad_token_id=3, do_sample=True, temperature=0.5, repetition_penalty=1.1
+    )
+    loaded = interop.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    assert (loaded.config.end_ids, loaded.config.pad_id) == ((7, 8), 3)
+    assert loaded.config.sampling == models.Sampling(temperature=0.5, top_k=50)
+    interop.save_pretrained(loaded, tmp_path / "saved")
+    again = interop.load_pretrained(tmp_path / "saved")
+    assert again.config == loaded.config
+    interop.export_huggingface(again, tmp_path / "exported")
+    auto = "AutoModelForSeq2SeqLM" if kind == "t5" else "AutoModelForCausalLM"
+    back = reference.load(tmp_path / "exported", getattr(reference.transformers, auto))
+    for key, value in theirs.generation_config.to_diff_dict().items():
+        if value is not None and not key.startswith(("_", "transformers")):
+            assert getattr(back.generation_config, key) == value
+    changed = models.reconfigure(loaded, eos_id=9, sampling=models.Sampling(beams=4))
+    interop.export_huggingface(changed, tmp_path / "changed")
+    back = reference.load(tmp_path / "changed", getattr(reference.transformers, auto))
+    found = back.generation_config
+    assert (found.eos_token_id, found.num_beams, found.do_sample) == (9, 4, False)
+    assert interop.load_pretrained(tmp_path / "changed").config.sampling.beams == 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+        {"do_sample": True, "top_k": 0, "top_p": 0.5},
+        {"do_sample": True, "temperature": 1.7, "top_k": 7},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_draws_of_a_folder_are_from_their_distribution(tmp_path, settings):
+    """The same tokens are possible, with the same probabilities."""
+    theirs = families.model("LlamaForCausalLM", 6, 0.3, **LLAMA)
+    theirs.generation_config = reference.transformers.GenerationConfig(
+        eos_token_id=2, pad_token_id=0, **settings
+    )
+    loaded = interop.load_pretrained(families.saved(theirs, tmp_path))
+    logits = np.random.default_rng(0).normal(size=(5, families.VOCABULARY)).astype(np.float32)
+    config, _ = theirs._prepare_generation_config(None)
+    tensor = reference.torch.tensor(logits)
+    expected = theirs._get_logits_processor(config)(None, tensor).softmax(-1).numpy()
+    ours = models.sampling.filtered(jnp.asarray(logits), loaded.config.sampling)
+    np.testing.assert_allclose(jax.nn.softmax(ours), expected, rtol=1e-5, atol=1e-7)
+    assert (np.asarray(jax.nn.softmax(ours)) == 0).sum() == (expected == 0).sum() > 0
+
+
+def test_the_caller_decides_over_the_folder(tmp_path):
+    theirs = families.model("LlamaForCausalLM", 6, 0.3, **LLAMA)
+    theirs.generation_config = reference.transformers.GenerationConfig(
+        eos_token_id=2, pad_token_id=0, do_sample=True, temperature=0.6, top_p=0.9
+    )
+    loaded = interop.load_pretrained(families.saved(theirs, tmp_path))
+    ids, mask = (rows[:4] for rows in _inputs(0))
+    drawn = models.generate(loaded, ids, mask, max_new_tokens=4, key=jax.random.key(0))
+    given = models.generate(
+        loaded, ids, mask, max_new_tokens=4, key=jax.random.key(0), sampling=loaded.config.sampling
+    )
+    np.testing.assert_array_equal(drawn.ids, given.ids)
+    greedy = models.generate(loaded, ids, mask, max_new_tokens=4, sampling=models.Sampling())
+    _same(greedy, _theirs(theirs, ids, mask, new=4, eos_token_id=2), 2)
+    with pytest.raises(ValueError, match=r"the default of this model\) draws tokens: give a key"):
+        models.generate(loaded, ids, mask, max_new_tokens=4)
