@@ -26,12 +26,15 @@ _VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/")
 def _quiet_libraries() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
-    logging.get_absl_handler().addFilter(
-        lambda record: (
-            record.levelno > logging.converter.STANDARD_INFO
-            or not any(part in record.pathname for part in _VERBOSE)
-        )
-    )
+    logging.get_absl_handler().addFilter(_is_for_users)
+
+
+def _is_for_users(record) -> bool:
+    if not any(part in record.pathname for part in _VERBOSE):
+        return True
+    # Tracebacks of errors, such as a full disk in a thread that saves, which are raised as well.
+    is_traceback = record.exc_info is not None and logging.get_verbosity() < logging.DEBUG
+    return record.levelno > logging.converter.STANDARD_INFO and not is_traceback
 
 
 def run(

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
+from typing import BinaryIO
 
 # Names of temporary files and folders start so: what a killed process leaves can be told apart.
 _PREFIX = ".mpojax-"
@@ -60,6 +61,64 @@ def temporary_folder(parent: pathlib.Path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def open_own(path: str | os.PathLike, flags: int) -> int:
+    """Opens a file that is written in place, such as a lock or a log, never through a link.
+
+    Where someone else may write to the folder, a link there would let them choose what this process
+    overwrites.
+
+    Args:
+      path: made where it does not exist, if `flags` has O_CREAT.
+      flags: of `os.open`.
+
+    Returns:
+      The file descriptor.
+
+    Raises:
+      ValueError: a link, also a hard one, or no regular file stands there.
+      OSError: it cannot be opened.
+    """
+    try:
+        # Non-blocking: a named pipe would wait for a reader for ever.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(_link_text(path)) from error
+        raise
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    what = "has another name (a hard link)" if stat.S_ISREG(found.st_mode) else "is no regular file"
+    raise ValueError(f"{path} {what}, which would be overwritten: remove it, or use another folder")
+
+
+def open_append(path: str | os.PathLike) -> BinaryIO:
+    """Opens a log for appending, see `open_own`; unbuffered, so that `close` writes nothing."""
+    descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return os.fdopen(descriptor, "ab", buffering=0)
+
+
+def check_no_links(folder: pathlib.Path) -> None:
+    """Checks that nothing in a folder, at any depth, leads out of it.
+
+    Raises:
+      ValueError: there is a symbolic link; names it.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = pathlib.Path(parent, name)
+            if path.is_symlink():
+                raise ValueError(_link_text(path))
+
+
+def _link_text(path: str | os.PathLike) -> str:
+    return (
+        f"{path} is a symbolic link, through which another place would be written to: remove it "
+        "(the whole folder may be reached through a link)"
+    )
+
+
 def is_leftover(path: pathlib.Path) -> bool:
     """Whether the name is that of a temporary file or folder, left behind by a killed process."""
     return path.name.startswith(_PREFIX) and ".tmp" in path.suffixes
@@ -68,7 +127,7 @@ def is_leftover(path: pathlib.Path) -> bool:
 def remove_leftovers(folder: pathlib.Path) -> None:
     """Removes what killed processes left behind."""
     for path in folder.iterdir():
-        if is_leftover(path) and path.is_dir():
+        if is_leftover(path) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif is_leftover(path):
             path.unlink(missing_ok=True)
@@ -77,7 +136,7 @@ def remove_leftovers(folder: pathlib.Path) -> None:
 def fill(path: pathlib.Path, content: str | bytes | Callable[[pathlib.Path], object]) -> None:
     """Writes a new file, not atomically, and waits until it is on the disk."""
     # Not tempfile.mkstemp, whose files are private to the user whatever the umask says.
-    path.touch()
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     if callable(content):
         mode = stat.S_IMODE(path.stat().st_mode)
         content(path)
@@ -86,6 +145,15 @@ def fill(path: pathlib.Path, content: str | bytes | Callable[[pathlib.Path], obj
         path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike):
+    """Errors of the file system inside it are raised as `explain` has them."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path) from error
 
 
 def explain(

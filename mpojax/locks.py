@@ -9,6 +9,8 @@ import platform
 
 from absl import logging
 
+from mpojax import files
+
 NAME = ".lock"
 
 # Files that this process holds locked: {folder: file descriptor}. A record lock is lost when any
@@ -23,12 +25,12 @@ def hold(folder: str | os.PathLike) -> None:
     Asking again in the same process changes nothing.
 
     Raises:
-      ValueError: another process holds it; says which.
+      ValueError: another process holds it; says which. Or the lock is a link to another file.
     """
     folder = pathlib.Path(folder).absolute()
     if _is_held(folder):
         return
-    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = files.open_own(folder / NAME, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -58,7 +60,7 @@ def _is_held(folder: pathlib.Path) -> bool:
     if folder not in _held:
         return False
     try:
-        there, mine = os.stat(folder / NAME), os.fstat(_held[folder])
+        there, mine = os.lstat(folder / NAME), os.fstat(_held[folder])
     except OSError:
         there = mine = None
     if there is not None and (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev):

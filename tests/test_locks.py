@@ -78,6 +78,24 @@ def test_refused_folders_stay_free(tmp_path):
     assert can_lock(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard", "dangling"])
+def test_a_lock_that_is_a_link(tmp_path, kind):
+    """What it leads to is never overwritten."""
+    target, link = tmp_path / "precious", tmp_path / "run" / locks.NAME
+    link.parent.mkdir()
+    if kind != "dangling":
+        target.write_text("kept")
+    link.hardlink_to(target) if kind == "hard" else link.symlink_to(target)
+    for take in (locks.hold, lambda folder: training.Workdir(folder, {"a": 1})):
+        with pytest.raises(ValueError, match=r"\.lock (is a symbolic|has another name.*hard) link"):
+            take(link.parent)
+    assert [p.name for p in link.parent.iterdir()] == [locks.NAME]
+    if kind == "dangling":
+        assert not target.exists()
+    else:
+        assert target.read_text() == "kept"
+
+
 def test_without_locks_of_the_file_system(tmp_path, monkeypatch, caplog):
     def unsupported(*unused):
         raise OSError(95, os.strerror(95))

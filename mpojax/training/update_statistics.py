@@ -3,7 +3,6 @@
 For studies of stability, such as a very deep encoder under several initialisations.
 """
 
-import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax import files
 from mpojax.training import hooks, layer_names, metrics
 from mpojax.training import state as state_lib
 
@@ -49,18 +47,13 @@ class UpdateStatistics(hooks.Hook):
             raise ValueError(f"every={every} must be at least 1")
         self.roles, self.every = dict(roles), every
         self._before: Any = None
-        self._file = None
+        self._lines: metrics.JsonLines | None = None
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self._measure = jax.jit(_squares)
 
     def begin(self, loop: "Loop") -> None:
         if loop.folder is not None and jax.process_index() == 0:
-            path = loop.folder / NAME
-            metrics.drop_after(path, loop.step)
-            try:
-                self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-            except OSError as error:
-                raise files.explain(error, path) from error
+            self._lines = metrics.JsonLines(loop.folder / NAME, loop.step)
         self._keep(loop)
 
     def after_step(self, loop: "Loop") -> None:
@@ -72,9 +65,9 @@ class UpdateStatistics(hooks.Hook):
 
     def close(self) -> None:
         self._before = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def _keep(self, loop: "Loop") -> None:
         if (loop.step + 1) % self.every == 0 and loop.step < loop.steps:
@@ -93,16 +86,12 @@ class UpdateStatistics(hooks.Hook):
             ratio, norm = _ratio_and_norm(totals[name])
             values |= {f"update_ratio/{name}": ratio, f"parameter_norm/{name}": norm}
         loop.log({name: x for name, x in values.items() if np.isfinite(x)}, keep=False)
-        if self._file is not None:
+        if self._lines is not None:
             line: dict[str, Any] = {"step": loop.step}
             for (group, role), sums in cells.items():
                 safe = [x if np.isfinite(x) else None for x in _ratio_and_norm(sums)]
                 line[f"{group}/{role}"] = safe
-            try:
-                self._file.write(json.dumps(line) + "\n")
-                self._file.flush()
-            except OSError as error:
-                raise files.explain(error, self._file.name) from error
+            self._lines.write(line)
 
 
 def read(folder: str | pathlib.Path) -> dict[str, np.ndarray]:

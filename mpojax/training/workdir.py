@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import shlex
@@ -31,7 +32,8 @@ class Workdir:
     Holds `config.json`, `versions.json` (an entry per start), `metrics.jsonl`, TensorBoard events,
     `checkpoints/` and, once finished, `result.json`. The same config on the same folder resumes.
     The folder is locked until the result is written or the process ends, so that no second run can
-    work in it meanwhile; the processes of one distributed run are one run.
+    work in it meanwhile; the processes of one distributed run are one run. Temporary files of
+    killed starts are removed.
 
     Args:
       path: absent, empty, or the folder of the same run.
@@ -39,7 +41,7 @@ class Workdir:
 
     Raises:
       ValueError: the folder holds another experiment; says what differs and how to mend it. Or
-        another process is at work in it.
+        another process is at work in it, or something in it is a symbolic link.
       OSError: it cannot be written.
     """
 
@@ -75,6 +77,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             present = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if "config.json" in present or not present:  # never in a folder that is not a run's
+                files.check_no_links(self.path)
                 locks.hold(self.path)
         except OSError as error:
             raise files.explain(error, self.path) from error
@@ -88,11 +91,18 @@ class Workdir:
             )
         else:
             self.write_json("config.json", self.config)
+        self._remove_leftovers()
         self.write_json("versions.json", [*self._starts(), versions()])
         if self.finished:
             logging.info("%s is finished: see %s", self.path, self.path / "result.json")
         elif self.resuming:
             logging.info("%s holds this run already: resuming", self.path)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed starts left behind, but for runs of their own inside this folder."""
+        for parent, folders, _ in os.walk(self.path):
+            folders[:] = [n for n in folders if not pathlib.Path(parent, n, locks.NAME).exists()]
+            files.remove_leftovers(pathlib.Path(parent))
 
     def _compare(self) -> None:
         try:

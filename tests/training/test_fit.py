@@ -200,6 +200,22 @@ class TestStep:
         with training.Checkpoints(tmp_path / "checkpoints") as saved:
             assert saved.all_steps() == [4]
 
+    def test_disk_full_while_metrics_are_written(self, tmp_path):
+        def fill(loop):
+            if loop.step == 9:
+                loop._writer._lines._file.close()
+                loop._writer._lines._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+
+        hooks = [training.Call(fill), training.Checkpoint(every=4)]
+        with pytest.raises(OSError, match=r"metrics.jsonl: the disk is full; free some space"):
+            helpers.run(tmp_path / "full", hooks=hooks)
+        again = helpers.run(tmp_path / "full", hooks=[training.Checkpoint(every=4)])
+        whole = helpers.run(tmp_path / "whole", hooks=[training.Checkpoint(every=4)])
+        assert again.steps_run == 12
+        helpers.assert_same_bits(again.state, whole.state)
+        paths = [tmp_path / name / "metrics.jsonl" for name in ("full", "whole")]
+        assert paths[0].read_text() == paths[1].read_text()
+
     def test_infinite_gradient_of_a_finite_loss_is_never_saved(self, tmp_path):
         @jax.custom_vjp
         def explode(x, factor):

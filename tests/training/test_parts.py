@@ -4,14 +4,18 @@ import dataclasses
 import errno
 import json
 import os
+import struct
+import threading
 from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
-from mpojax import files, training
+from mpojax import files, locks, training
 from mpojax.training import metrics as metrics_lib
+from mpojax.training import update_statistics
 from mpojax.training import workdir as workdir_lib
 from tests.training import helpers
 
@@ -108,6 +112,80 @@ class TestMetrics:
         with pytest.raises(OSError, match="a file stands where a folder is needed"):
             training.MetricsWriter(tmp_path / "file")
 
+    @pytest.mark.parametrize("part", ["lines", "events"])
+    def test_full_disk(self, tmp_path, part):
+        """The caller gets one error, no thread has another one, and the next start goes on."""
+        before = threading.active_count()
+        writer = training.MetricsWriter(tmp_path)
+        assert threading.active_count() == before
+        writer.write(1, {"loss": 1.0})
+        if part == "lines":
+            writer._lines._file.close()
+            writer._lines._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+        else:
+            writer._events._writer._writer.close()
+            writer._events._writer._writer = open("/dev/full", "wb")  # noqa: SIM115
+
+        def write():
+            for step in range(2, 1000):  # the events are buffered
+                writer.write(step, {"loss": 1.0})
+
+        with pytest.raises(OSError, match=r"cannot write .*the disk is full; free some space"):
+            write()
+        writer.close()
+        with training.MetricsWriter(tmp_path, resume_step=1) as writer:
+            writer.write(2, {"loss": 2.0})
+        lines = metrics_lib.read(tmp_path / "metrics.jsonl")
+        assert [line["loss"] for line in lines] == [1.0, 2.0]
+
+    def test_events_are_those_that_tensorboard_reads(self, tmp_path):
+        for start in (0, 1):
+            with training.MetricsWriter(tmp_path, resume_step=start) as writer:
+                writer.write(start + 1, {"loss": 0.5, "dev/f1": float("nan")})
+        [path] = (tmp_path / "tensorboard").iterdir()
+        content, events = path.read_bytes(), []
+        while content:
+            [length] = struct.unpack("<Q", content[:8])
+            events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+        assert events[0].file_version == "brain.Event:2"
+        assert (events[1].step, events[1].session_log.status) == (2, event_pb2.SessionLog.START)
+        scalars = [(e.step, e.summary.value[0]) for e in events[2:]]
+        assert [(step, x.tag) for step, x in scalars] == [(2, "loss"), (2, "dev/f1")]
+        assert scalars[0][1].simple_value == 0.5
+        assert np.isnan(scalars[1][1].simple_value)
+
+    def test_through_links(self, tmp_path):
+        target = tmp_path / "precious"
+        target.write_text("kept")
+        for name in ("metrics.jsonl", update_statistics.NAME):
+            path = tmp_path / "run" / name
+            path.parent.mkdir(exist_ok=True)
+            path.symlink_to(tmp_path / "absent")
+            with pytest.raises(ValueError, match="is a symbolic link"):
+                metrics_lib.JsonLines(path, 0)
+            path.unlink()
+            path.hardlink_to(target)
+            lines = metrics_lib.JsonLines(path, 0)  # a file of its own takes the place of the link
+            lines.write({"step": 1})
+            lines.close()
+            assert path.read_text() == '{"step": 1}\n'
+        assert target.read_text() == "kept"
+        assert not (tmp_path / "absent").exists()
+
+    def test_a_broken_line_is_named(self, tmp_path):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n}{\n{"step": 2}\n')
+        with pytest.raises(ValueError, match=r"metrics.jsonl: a line is not valid JSON"):
+            training.MetricsWriter(tmp_path)
+
+
+# Everything that a run's folder may hold, files and folders.
+PARTS = (
+    *(".lock", "config.json", "versions.json", "result.json", "metrics.jsonl", "summary.txt"),
+    *("router.csv", "update_statistics.jsonl", "samples.txt", "report.md", "plots", "model"),
+    *("checkpoints", "checkpoints/5", "best-dev", "tensorboard", "model/model.safetensors"),
+)
+
 
 class TestWorkdir:
     CONFIG: ClassVar = {"seed": 1, "model": {"bond": 8, "layers": (1, 2)}}
@@ -188,3 +266,51 @@ class TestWorkdir:
     def test_what_json_cannot_hold(self, tmp_path):
         with pytest.raises(ValueError, match="as JSON"):
             workdir_lib.plain({"f": lambda: 0})
+
+    @pytest.mark.parametrize("name", PARTS)
+    def test_links_are_refused_and_what_they_lead_to_stays(self, tmp_path, name):
+        run = training.Workdir(tmp_path / "run", self.CONFIG)
+        locks.release(run.path)
+        target, link = tmp_path / "precious", run.path / name
+        target.mkdir()
+        (target / "model.safetensors").write_text("kept")
+        if link.suffix:
+            target = target / "model.safetensors"
+        link.unlink(missing_ok=True)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(target)
+        before = sorted(p.name for p in run.path.iterdir())
+        with pytest.raises(ValueError, match=f"{name} is a symbolic link.*remove it"):
+            training.Workdir(run.path, self.CONFIG)
+        assert sorted(p.name for p in run.path.iterdir()) == before
+        kept = tmp_path / "precious" / "model.safetensors"
+        assert kept.read_text() == "kept"
+        assert [p.name for p in kept.parent.iterdir()] == [kept.name]
+
+    def test_the_whole_folder_may_be_reached_through_a_link(self, tmp_path):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "run").symlink_to(tmp_path / "disk")
+        assert not training.Workdir(tmp_path / "run", self.CONFIG).resuming
+        assert training.Workdir(tmp_path / "run", self.CONFIG).resuming
+
+    def test_what_killed_starts_left_is_removed(self, tmp_path):
+        run = training.Workdir(tmp_path, self.CONFIG)
+        inner = training.Workdir(tmp_path / "cells" / "one", self.CONFIG)  # may be at work
+        left, kept = [], [inner.path / ".mpojax-9.tmp.json"]
+        for folder in (tmp_path, tmp_path / "plots", tmp_path / "model" / "deep"):
+            folder.mkdir(parents=True, exist_ok=True)
+            left += [folder / ".mpojax-0a1b.tmp.json", folder / ".mpojax-0a1b.tmp" / "file"]
+            kept += [folder / ".mpojax.json", folder / "a.tmp"]
+        for path in (*left, *kept):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("x")
+        locks.release(run.path)
+        assert training.Workdir(tmp_path, self.CONFIG).resuming
+        assert not [
+            path
+            for path in left
+            if path.exists() or (path.parent.name.endswith("tmp") and path.parent.exists())
+        ]
+        assert all(path.exists() for path in kept)
+        assert training.Workdir(inner.path, self.CONFIG).resuming
+        assert not kept[0].exists()
