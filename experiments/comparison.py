@@ -8,9 +8,9 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
-from experiments import fitting
+from experiments import fitting, sources
 from mpojax import interop, models, training
-from mpojax.data import tasks, tokenizer
+from mpojax.data import tasks
 from mpojax.methods import mpop
 
 
@@ -47,7 +47,7 @@ def load_arrays(config, source: str) -> tuple[dict, dict, int]:
       ValueError: an unknown task or split, or a split without labels.
     """
     task = tasks.load_task(config.task, config.data_dir or None)
-    words = tokenizer.Tokenizer.from_folder(source)
+    words, _ = sources.load_tokenizer(source)
     arrays = []
     for name, limit in ((config.train_split, 0), (config.test_split, config.test_examples)):
         split = task[name].take(limit) if limit else task[name]

@@ -74,7 +74,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if workdir is not None and workdir.finished:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
-    source = sources.model_folder(config.model)
+    source = sources.locate(config.model)
     dense = interop.load_pretrained(source)
     check_variants(dense, [variant for variant in variants if not variant.needs_calibration])
     calibration = calibrate(config, dense, variants, source)
@@ -152,7 +152,7 @@ def calibrate(config, dense, variants: list[Variant], source: str) -> interop.Ca
         )
     task = data.load_task(settings.task, settings.data_dir or None)
     split = task[settings.split].take(settings.examples)
-    tokens = split.encode(data.Tokenizer.from_folder(source), settings.max_length)
+    tokens = split.encode(sources.load_tokenizer(source)[0], settings.max_length)
     batches = data.EvalData(tokens, 32, lengths=(16, 32, 64, settings.max_length))
     first_order = any(v.allocation == "first_order" for v in variants)
     loss = training.objective(task.kind) if first_order else None

@@ -22,7 +22,7 @@ import jax
 import ml_collections
 from flax import nnx
 
-from experiments import fitting, jobs, launch, tuning
+from experiments import fitting, jobs, launch, sources, tuning
 from mpojax import data, models, training
 from mpojax.methods import mpop, opdf, students
 from mpojax.training import distillation, replacement
@@ -144,7 +144,7 @@ def _prepare(config: ml_collections.ConfigDict) -> _Job:
 def _check_words(config: ml_collections.ConfigDict, source: str) -> None:
     """Raises ValueError where the teacher was saved with another vocabulary."""
     try:
-        theirs = data.Tokenizer.from_folder(config.teacher)
+        theirs, _ = sources.load_tokenizer(sources.locate(config.teacher, "config.teacher"))
     except FileNotFoundError:
         return  # saved without one; its word table has been compared
     if theirs.vocabulary() != data.Tokenizer.from_folder(source).vocabulary():
@@ -157,7 +157,7 @@ def _check_words(config: ml_collections.ConfigDict, source: str) -> None:
 def _teachers(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config under which the teacher loads as it was tuned."""
     loaded = config.copy_and_resolve_references()
-    loaded.start_from = config.teacher
+    loaded.start_from = sources.locate(config.teacher, "config.teacher")
     loaded.matrices, loaded.rules, loaded.settings = (), (), {}
     loaded.budget = loaded.bond = None
     return loaded

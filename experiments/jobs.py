@@ -214,9 +214,10 @@ def tokenizer(config: ml_collections.ConfigDict) -> tuple[str, data.Tokenizer]:
     Raises:
       FileNotFoundError: there is none.
     """
-    source = sources.model_folder(config.model)
+    source = sources.locate(config.model)
     try:
-        return source, data.Tokenizer.from_folder(source)
+        words, folder = sources.load_tokenizer(source)
+        return folder, words
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"config.model={config.model!r}: {error}. Copy the tokenizer of the model there; or "
@@ -227,12 +228,12 @@ def tokenizer(config: ml_collections.ConfigDict) -> tuple[str, data.Tokenizer]:
 def load_model(
     config: ml_collections.ConfigDict, source: str, words: data.Tokenizer
 ) -> models.Model:
-    """The model of `config.start_from`, or else of the folder `source`.
+    """The model of `config.start_from`, or else of `config.model`; `source` is its tokenizer's.
 
     Raises:
       ValueError: its word table has fewer rows than the tokenizer has tokens.
     """
-    folder = config.start_from or source
+    folder = model_of(config)
     model = interop.load_pretrained(folder)
     if words.vocab_size > model.config.vocab_size:
         raise ValueError(
@@ -240,6 +241,13 @@ def load_model(
             f"{model.config.vocab_size} rows: they do not belong together."
         )
     return model
+
+
+def model_of(config: ml_collections.ConfigDict) -> str:
+    """Where the weights are: of `config.start_from`, or else of `config.model`."""
+    if config.start_from:
+        return sources.locate(config.start_from, "config.start_from")
+    return sources.locate(config.model)
 
 
 def tuned_head(
@@ -251,7 +259,7 @@ def tuned_head(
     """
     if not config.start_from:
         return model, False
-    heads = read_heads(config.start_from)
+    heads = read_heads(model_of(config))
     own = [known for known in heads if known.task == task.name]
     model = multitask.single_task(model, own[0]) if own else model
     tuned = bool(own) if heads else not model.config.masked_lm

@@ -1,11 +1,7 @@
 """What a config of `configs/mpoe` asks for, loaded: tokenizer and model, maybe with experts."""
 
-import atexit
 import dataclasses
-import pathlib
 import re
-import shutil
-import tempfile
 from typing import Any
 
 import jax
@@ -109,7 +105,7 @@ def load(config: ml_collections.ConfigDict) -> tuple[models.Model, data.Tokenize
       ValueError, FileNotFoundError, ImportError: model, tokenizer or settings that do not fit.
     """
     words, folder = tokenizer(config)
-    source = config.model and _source(config.model)
+    source = config.model and sources.locate(config.model)
     model = interop.load_pretrained(source) if source else fresh(config, words)
     _check_vocabulary(config, model, words, folder)
     if config.keep_layers:
@@ -135,12 +131,8 @@ def tokenizer(config: ml_collections.ConfigDict) -> tuple[data.Tokenizer, str]:
     Raises:
       FileNotFoundError: there is none.
     """
-    folder = _source(config.tokenizer or config.model)
-    if folder.endswith(".gguf"):
-        file, folder = folder, tempfile.mkdtemp(prefix="mpojax-tokenizer-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        interop.write_gguf_tokenizer(file, folder)
-    return data.Tokenizer.from_folder(folder), folder
+    field = "config.tokenizer" if config.tokenizer else "config.model"
+    return sources.load_tokenizer(sources.locate(config.tokenizer or config.model, field))
 
 
 def documents(tokens: np.ndarray, words: data.Tokenizer) -> list[str]:
@@ -149,13 +141,6 @@ def documents(tokens: np.ndarray, words: data.Tokenizer) -> list[str]:
         return [words.decode(tokens)]
     parts = np.split(tokens, np.flatnonzero(tokens == words.eos_id))
     return [words.decode(part[part != words.eos_id]) for part in parts]
-
-
-def _source(name: str) -> str:
-    if name.startswith("package:") and name.endswith(".gguf"):
-        folder, _, file = name.rpartition("/")
-        return str(pathlib.Path(sources.model_folder(folder)) / file)
-    return name if name.endswith(".gguf") else sources.model_folder(name)
 
 
 def fresh(config: ml_collections.ConfigDict, words: data.Tokenizer) -> models.Model:

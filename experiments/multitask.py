@@ -87,7 +87,7 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     evaluators = {name: training.evaluator(task, dev[name]) for name, task in tasks.items()}
     heads = training.make_heads(tasks, {name: split.labels for name, split in train.items()})
     model = jobs.load_model(config, source, words)
-    tuned = jobs.read_heads(config.start_from) if config.start_from else ()
+    tuned = jobs.read_heads(jobs.model_of(config)) if config.start_from else ()
     goes_on = [_block(head) for head in tuned] == [_block(head) for head in heads]
     heads = tuned if goes_on else heads
     model = jobs.with_head(config, model, heads[-1].stop, goes_on=goes_on)

@@ -14,7 +14,7 @@ import pathlib
 
 import ml_collections
 
-from experiments import fitting, jobs, launch, tuning
+from experiments import fitting, jobs, launch, sources, tuning
 from mpojax import data, interop, models, training
 from mpojax.methods import mpop, opdf, opf
 
@@ -96,7 +96,7 @@ def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     paths = opf.candidates(job.model, settings)
     if settings.strategy == "dynamic":
         return job
-    tuned = interop.load_pretrained(config.scored_by)
+    tuned = interop.load_pretrained(sources.locate(config.scored_by, "config.scored_by"))
     ours, theirs = (models.array_shapes(m.config) for m in (job.model, tuned))
     if ours != theirs or tuned.shapes or type(tuned) is not type(job.model):
         raise ValueError(

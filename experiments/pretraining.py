@@ -95,9 +95,9 @@ def plan(config: ml_collections.ConfigDict, corpus: data.Corpus) -> Plan:
     fields = config.model.to_dict()
     teacher = None
     if config.start.kind == "teacher":
-        folder = sources.model_folder(config.start.teacher)
-        teacher = interop.load_pretrained(folder, pretraining_head=True)
-        corpus.check_tokenizer(data.Tokenizer.from_folder(folder))
+        source = sources.locate(config.start.teacher, "config.start.teacher")
+        teacher = interop.load_pretrained(source, pretraining_head=True)
+        corpus.check_tokenizer(sources.load_tokenizer(source)[0])
         if teacher.shapes or teacher.config.adapters:
             teacher = interop.merge(teacher)
         fields = _with_teacher(fields, teacher.config)

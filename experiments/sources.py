@@ -1,43 +1,47 @@
-"""Where models come from: a folder, a hub id, or the files of an installed package."""
+"""The models that a config names: where they are, their tokenizers, a line about them."""
 
-import importlib.util
-import pathlib
+import atexit
+import shutil
+import tempfile
 
-from mpojax import interop, models
-
-_PACKAGE = "package:"
+from mpojax import data, interop, models
 
 
-def model_folder(name: str) -> str:
-    """The folder of a checkpoint.
+def locate(name: str, field: str = "config.model") -> str:
+    """The folder or GGUF file of a model; a name means the same in every field of every config.
 
     Args:
-      name: a folder, a hub id `owner/name`, or `package:NAME/SUBFOLDER` for files that an installed
-        package carries; the package is located, never imported.
+      name: a folder, a GGUF file, a hub id, or `package:NAME/PATH` for a folder or GGUF file that
+        an installed package carries (it is found, never imported).
+      field: of the config, named in errors.
 
     Raises:
-      ValueError: no name was given.
+      ValueError: no name was given; a path that leaves its package.
       ImportError: the package is not installed.
-      FileNotFoundError: there is no such folder.
+      OSError: there is no such model (FileNotFoundError), or the hub cannot be reached.
     """
     if not name:
         raise ValueError(
-            "config.model is empty: pass --config.model=FOLDER, the folder of a checkpoint with "
+            f"{field} is empty: pass --{field}=FOLDER, the folder of a checkpoint with "
             "config.json and safetensors weights."
         )
-    if not name.startswith(_PACKAGE):
-        return str(interop.local_folder(name))
-    package, _, subfolder = name[len(_PACKAGE) :].partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            f"{name}: the package is not installed; run pip install --no-deps "
-            f"{package.replace('_', '-')}"
-        )
-    folder = pathlib.Path(spec.submodule_search_locations[0]) / subfolder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name}: the installed package has no folder {subfolder!r}.")
-    return str(folder)
+    return str(interop.locate(name, f"--{field}"))
+
+
+def load_tokenizer(source: str) -> tuple[data.Tokenizer, str]:
+    """The tokenizer of a model that `locate` found, and the folder with its files.
+
+    A GGUF file's is written to a temporary folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: one that is not supported.
+    """
+    if source.endswith(".gguf"):
+        file, source = source, tempfile.mkdtemp(prefix="mpojax-tokenizer-")
+        atexit.register(shutil.rmtree, source, ignore_errors=True)
+        interop.write_gguf_tokenizer(file, source)
+    return data.Tokenizer.from_folder(source), source
 
 
 def describe(model) -> str:

@@ -83,7 +83,7 @@ def change_shares(before: str, after: str) -> dict[str, tuple[float, float, floa
 
 
 def _dense_arrays(name: str) -> dict[str, np.ndarray]:
-    model = interop.load_pretrained(sources.model_folder(name))
+    model = interop.load_pretrained(sources.locate(name))
     return models.to_arrays(interop.merge(model) if model.shapes else model)
 
 

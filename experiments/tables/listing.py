@@ -151,9 +151,9 @@ def find_weights(model: str, architecture: str, model_dir: str) -> tuple[str, st
             if named and (folder / "config.json").is_file() and list(folder.glob("*.safetensors")):
                 return str(folder), ""
         return "", f"no config.json and safetensors in {tried[0]} or {tried[2]}"
-    if not model or pathlib.Path(model).is_dir() or model.startswith("package:"):
+    if not model or pathlib.Path(model).expanduser().exists() or model.startswith("package:"):
         try:
-            sources.model_folder(model)
+            sources.locate(model)
         except (OSError, ValueError, ImportError) as error:
             return "", str(error)
         return "", ""

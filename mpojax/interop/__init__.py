@@ -22,13 +22,13 @@ from mpojax.interop.planned import planned_shapes
 from mpojax.interop.pretrained import (
     export_huggingface,
     load_pretrained,
-    local_folder,
     save_pretrained,
 )
 from mpojax.interop.report import CompressionReport, MatrixRow
 from mpojax.interop.rules import Settings
 from mpojax.interop.rules import parse as parse_rule
 from mpojax.interop.safe_weights import read_weights, write_folder
+from mpojax.interop.sources import local_folder, locate
 from mpojax.interop.surgery import check_rules, compress, merge
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "load_peft",
     "load_pretrained",
     "local_folder",
+    "locate",
     "merge",
     "parse_rule",
     "planned_experts",

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from mpojax import files, models
-from mpojax.interop import generation_config, gguf_files, gguf_models, huggingface, own_format
+from mpojax.interop import generation_config, gguf_models, huggingface, own_format
 from mpojax.interop.safe_weights import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -19,23 +18,11 @@ from mpojax.interop.safe_weights import (
     read_metadata,
     write_folder,
 )
+from mpojax.interop.sources import TOKENIZER_FILES, locate
 
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
 _MARK = "mpojax"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 
 
 def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False) -> models.Model:
@@ -51,8 +38,8 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
 
     Args:
       source: folder with config.json and safetensors weights; a file `*.gguf`, or a folder with one
-        and no config.json (needs the optional package gguf); or, where there is no such path, a
-        hub id `owner/name`, which needs the optional package huggingface_hub and a network.
+        and no config.json (needs the optional package gguf); `package:NAME/PATH` for those of an
+        installed package; or, where there is no such path, a hub id. See `locate`.
       pretraining_head: of Hugging Face's BERT and ALBERT, keep the heads for masked words and for
         the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
 
@@ -62,10 +49,10 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
         corrupt or non-finite weights, or weights in a pickle format.
       ImportError: a hub id without huggingface_hub, a GGUF file without gguf.
     """
-    if (file := gguf_files.find(source)) is not None:
-        config, arrays = gguf_models.import_file(file)
+    folder = locate(source)
+    if not folder.is_dir():
+        config, arrays = gguf_models.import_file(folder)
         return models.from_arrays(config, {}, arrays)
-    folder = local_folder(source)
     content = _read_config(folder)
     tensors = read_checkpoint(folder)
     check_finite(tensors, str(folder))
@@ -95,7 +82,7 @@ def save_pretrained(
       FileNotFoundError: `tokenizer_from` holds no tokenizer files.
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     _check_ours(folder)
     arrays = models.to_arrays(model)
     check_finite(arrays, "the model")
@@ -104,7 +91,7 @@ def save_pretrained(
     content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
     texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
     if tokenizer_from is not None:
-        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from)))
+        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from).expanduser()))
     write_folder(folder, arrays, {_MARK: fingerprint}, texts)
 
 
@@ -135,7 +122,7 @@ def export_huggingface(
             f"{next(iter(model.shapes))}), which transformers cannot load. Make it dense first: "
             "export_huggingface(merge(model), folder)."
         )
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     _check_ours(folder)
     arrays = models.to_arrays(model)
     check_finite(arrays, "the model")
@@ -144,46 +131,9 @@ def export_huggingface(
     if not isinstance(model.config, models.EncoderConfig):
         texts[generation_config.NAME] = _json(generation_config.written(model.config))
     if tokenizer_from is not None:
-        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from)))
+        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from).expanduser()))
     # transformers requires the entry "format".
     write_folder(folder, tensors, {"format": "pt", _MARK: "export"}, texts)
-
-
-def local_folder(source: str | os.PathLike) -> pathlib.Path:
-    """The folder of a checkpoint; a hub id is downloaded, weights, configuration and tokenizer.
-
-    For what needs the folder beside the model: the tokenizer, or `tokenizer_from` of an export.
-
-    Raises:
-      FileNotFoundError: no such folder, and no such model on the hub.
-      NotADirectoryError: `source` is a file.
-      ImportError: a hub id without the optional package huggingface_hub.
-    """
-    folder = pathlib.Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise NotADirectoryError(f"{folder} is a file; give the folder that holds {CONFIG_NAME}.")
-    if not _HUB_ID.fullmatch(str(source)):
-        raise FileNotFoundError(
-            f"there is no folder {folder}, and it does not look like a hub id (owner/name) either; "
-            "give the folder of a checkpoint (a run that has ended leaves one in WORKDIR/model)."
-        )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(
-            f"there is no folder {folder}. To fetch the hub model of that name: pip install "
-            "huggingface_hub."
-        ) from error
-    patterns = ["*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES]
-    patterns += [CONFIG_NAME, generation_config.NAME]
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(str(source), allow_patterns=patterns))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"there is no folder {folder}, and the hub gave no model of that name: {error}"
-        ) from error
 
 
 def _read_config(folder: pathlib.Path) -> dict:
@@ -253,11 +203,11 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
 
 def _tokenizer_files(folder: pathlib.Path) -> dict[str, bytes]:
     found = {
-        name: (folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file()
+        name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()
     }
     if not found:
         raise FileNotFoundError(
-            f"tokenizer_from={folder} holds none of {', '.join(_TOKENIZER_FILES)}."
+            f"tokenizer_from={folder} holds none of {', '.join(TOKENIZER_FILES)}."
         )
     return found
 

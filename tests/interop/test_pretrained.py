@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from mpojax import files, interop, models
-from mpojax.interop import pretrained
+from mpojax.interop import sources
 from tests.interop import helpers
 
 IDS = jnp.asarray([[1, 5, 9, 2], [7, 0, 0, 0]])
@@ -282,4 +282,4 @@ def test_a_folder_of_that_name_comes_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     helpers.write(pathlib.Path("owner") / "name")
     assert isinstance(interop.load_pretrained("owner/name"), models.Encoder)
-    assert pretrained._HUB_ID.fullmatch("../up") is None
+    assert sources._HUB_ID.fullmatch("../up") is None

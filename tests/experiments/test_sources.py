@@ -1,0 +1,82 @@
+"""A model's name means the same in every field of every config."""
+
+import pytest
+
+from configs import compress as compress_config
+from configs.mpobert import pretraining as pretraining_config
+from configs.mpoe import base as language_config
+from configs.mpop import base as tuning_config
+from configs.opdf import base as distillation_config
+from experiments import compress, distill, jobs, language_models, pretraining, sources
+from mpojax import data, interop
+from tests.interop import gguf_helpers
+
+
+def _distillation(config):
+    config.model = "owner/model"
+    distill._teachers(config)
+
+
+# Field of a config: (the config, what reads the field).
+FIELDS = {
+    "compress model": (compress_config, "model", lambda c: compress.main(c, "run")),
+    "finetune model": (tuning_config, "model", jobs.tokenizer),
+    "finetune start_from": (tuning_config, "start_from", jobs.model_of),
+    "distill teacher": (distillation_config, "teacher", _distillation),
+    "pretrain start.teacher": (
+        pretraining_config,
+        "start.teacher",
+        lambda c: pretraining.plan(c, None),
+    ),
+    "language_model model": (language_config, "model", language_models.tokenizer),
+    "language_model tokenizer": (language_config, "tokenizer", language_models.tokenizer),
+}
+
+
+@pytest.mark.parametrize(("module", "field", "read"), FIELDS.values(), ids=FIELDS)
+@pytest.mark.parametrize("name", ["owner/name", "package:no_such/model", "~/no.gguf", "/no/folder"])
+def test_every_field_that_names_a_model(tmp_path, monkeypatch, module, field, read, name):
+    """All of them ask the same function, which is told their option."""
+    asked = []
+
+    def locate(source, option):
+        asked.append((source, option))
+        raise ConnectionError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(interop, "locate", locate)
+    config = module.get_config()
+    if field == "start.teacher":
+        config.start.kind = "teacher"
+    with config.unlocked():
+        config.update_from_flattened_dict({field: name})
+    with pytest.raises(ConnectionError):
+        read(config)
+    assert asked == [(name, f"--config.{field}")]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_name_says_which_field():
+    with pytest.raises(ValueError, match=r"config.teacher is empty: pass --config.teacher=FOLDER"):
+        sources.locate("", "config.teacher")
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "package", "home"])
+def test_gguf_models_are_one_model_in_every_form(tmp_path, monkeypatch, form):
+    """The tokenizer comes out of the file."""
+    folder = tmp_path / "carrier" / "model"
+    folder.mkdir(parents=True)
+    gguf_helpers.write_with_tokenizer(folder / "small.gguf")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = {
+        "file": str(folder / "small.gguf"),
+        "folder": str(folder),
+        "package": "package:carrier/model/small.gguf",
+        "home": "~/carrier/model/small.gguf",
+    }[form]
+    source = sources.locate(name)
+    assert source == str(folder / "small.gguf")
+    tokenizer, written = sources.load_tokenizer(source)
+    assert isinstance(tokenizer, data.Tokenizer)
+    assert data.Tokenizer.from_folder(written).vocabulary() == tokenizer.vocabulary()
