@@ -18,15 +18,57 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from mpojax import files, models
+from mpojax import checks, files, models
 from mpojax.interop import adapters as adapters_lib
 from mpojax.interop import safe_weights
 from mpojax.layers import AdapterSettings
+from mpojax.layers.adapter_settings import KINDS
 
 # Version 1 drew the same offset starts in every layer.
 FORMAT_VERSION = 2
+# Of a file: more of either is no adapter that was saved here.
+_MAX_SIZE, _MAX_PATTERNS = 2**24, 10_000
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 _INDICES, _VALUES = "entries/indices", "entries/values"
+
+
+def _is_adapters(value: Any) -> bool:
+    """Whether these are pairs (pattern, settings) whose patterns take bounded time to match."""
+    if not isinstance(value, list) or not 0 < len(value) <= _MAX_PATTERNS:
+        return False
+    pairs = checks.sequence(checks.sequence(checks.anything(), 2))
+    if not pairs.accepts(value) or not all(isinstance(settings, dict) for _, settings in value):
+        return False
+    patterns = [pattern for pattern, _ in value]
+    if not all(isinstance(pattern, str) and len(pattern) <= 1000 for pattern in patterns):
+        return False
+    return sum(map(checks.match_steps, patterns)) <= checks.MAX_MATCH_STEPS
+
+
+_SIZE = checks.integer(1, _MAX_SIZE) | checks.null()
+_SIZES = checks.sequence(checks.integer(1, _MAX_SIZE)) | checks.null()
+_FIELDS = {
+    "adapters": checks.Allowed(
+        "a list of pairs (regular expression without nested repeats, settings)", _is_adapters
+    ),
+    "adapter_scale": checks.number(),
+    "base": checks.text(100),
+    "layers": checks.mapping(checks.sequence(checks.integer(0, _MAX_SIZE))),
+    "offset_bases": checks.sequence(checks.sequence(checks.number(), 2)),
+    "parameters": checks.integer(0),
+}
+_REQUIRED = ("adapters", "adapter_scale", "base", "layers")
+# Fields of `AdapterSettings`.
+_SETTINGS = {
+    "kind": checks.one_of(*KINDS),
+    **dict.fromkeys(("rank", "width", "bond"), _SIZE),
+    "num_cores": checks.integer(1, 64),
+    **dict.fromkeys(("bonds", "in_factors", "out_factors"), _SIZES),
+    "activation": checks.text(100),
+    "side": checks.text(100),
+    "scale": checks.number() | checks.null(),
+    "offset_seed": checks.integer(-(2**31), 2**32 - 1) | checks.null(),
+}
 
 
 def save_adapter(
@@ -54,7 +96,7 @@ def save_adapter(
     own = {name: np.asarray(arrays[name], np.float32) for name in tuned}
     content = {
         "format_version": FORMAT_VERSION,
-        "adapters": [[pattern, _to_dict(s)] for pattern, s in model.config.adapters],
+        "adapters": _saved_settings(model),
         "adapter_scale": model.config.adapter_scale,
         "parameters": sum(array.size for array in own.values()),
         "base": fingerprint(model),
@@ -88,7 +130,8 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
     content = _read_settings(folder)
     tensors = safe_weights.read_weights(folder / WEIGHTS)
     safe_weights.check_finite(tensors, str(folder / WEIGHTS))
-    model = _with_adapters(base, content)
+    held = sum(tensor.size for tensor in tensors.values())
+    model = _with_adapters(base, content, held, folder)
     _check_base(base, model, content, folder)
     arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
     head = set(_head_names(model.config, arrays))
@@ -97,7 +140,7 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
         new |= _filled(arrays, sorted(tuned), tensors, folder)
         expected = set(tuned) | head
     else:
-        new |= _unstacked(tensors, content["layers"])
+        new |= _unstacked(tensors, content["layers"], folder)
         expected = set(tuned) | head
     problems = [f"missing: {name}" for name in sorted(expected - set(new))]
     problems += [f"unknown: {name}" for name in sorted(set(new) - expected)]
@@ -107,7 +150,9 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
         if new[name].shape != arrays[name].shape
     ]
     if problems:
-        raise ValueError(f"the adapter in {folder} does not fit:\n  " + "\n  ".join(problems))
+        raise ValueError(
+            f"the adapter in {folder} does not fit:\n  " + checks.listed(problems, "\n  ")
+        )
     return models.from_arrays(model.config, model.shapes, arrays | new)
 
 
@@ -177,25 +222,27 @@ def _sketch(matrix: np.ndarray) -> tuple[float, float]:
     return tuple(float(f"{number:.9g}") for number in numbers)
 
 
-def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
-    """The base with fresh adapters of the settings in a file."""
+def _with_adapters(
+    base: models.Model, content: Mapping, held: int, folder: pathlib.Path
+) -> models.Model:
+    """The base with fresh adapters of a file's settings; `held` elements are in its tensors."""
     if base.config.adapters:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")
-    try:
-        adapters = tuple((p, AdapterSettings.of(s)) for p, s in content["adapters"])
-    except TypeError as error:
-        raise ValueError(f"the adapter has settings that are not known here: {error}.") from error
+    adapters = tuple((p, AdapterSettings.of(s)) for p, s in content["adapters"])
     config = dataclasses.replace(
         base.config, adapters=adapters, adapter_scale=content["adapter_scale"]
     )
     arrays = models.to_arrays(base)
+    shapes = _adapter_shapes(config, base, held, folder)
     for path, settings in _offsets(config).items():
         down, up, update = adapters_lib.offset_start(config, path, settings)
         key = models.dense_name(path)
+        if key not in arrays:
+            raise ValueError(f"the adapter in {folder} needs a dense {path}: merge the model.")
         arrays[key] = np.float32(arrays[key] - update)
         arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": up}
-    for name, shape in models.array_shapes(config, base.shapes).items():
-        if "/adapter/" in name and name not in arrays:
+    for name, shape in shapes.items():
+        if name not in arrays:
             # Where single entries are kept, the others do nothing.
             arrays[name] = np.full(shape, float(name.endswith("/adapter/scale")), np.float32)
     made = models.from_arrays(config, base.shapes, arrays)
@@ -204,10 +251,41 @@ def _with_adapters(base: models.Model, content: Mapping) -> models.Model:
     return models.from_arrays(config, base.shapes, arrays)
 
 
+def _adapter_shapes(config, base: models.Model, held: int, folder) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is added to the base, before anything is allocated.
+
+    Raises:
+      ValueError: far more than the file and the base hold.
+    """
+    shapes = models.array_shapes(config, base.shapes)
+    added = {name: shape for name, shape in shapes.items() if "/adapter/" in name}
+    needed = sum(map(math.prod, added.values()))
+    own = sum(models.count_parameters(base).values())
+    # Where single entries are kept, the file is smaller than its adapters.
+    if needed > 8 * (held + own) + 2**20:
+        raise ValueError(
+            f"the adapter in {folder} is damaged: its settings need {needed:,} parameters, its "
+            f"tensors hold {held:,} and the base {own:,}."
+        )
+    return added
+
+
 def _head_names(config, arrays: Mapping) -> list[str]:
     if getattr(config, "num_labels", None) is None:
         return []
     return sorted(name for name in arrays if name.startswith("head/"))
+
+
+def _saved_settings(model: models.Model) -> list[list]:
+    """[pattern, settings] pairs; what takes too long to match is written path by path."""
+    pairs = [[pattern, _to_dict(settings)] for pattern, settings in model.config.adapters]
+    if _is_adapters(pairs):
+        return pairs
+    added = models.adapter_settings(model.config).items()
+    tuned = models.adapter_arrays(model).items()
+    return [[re.escape(path), _to_dict(settings)] for path, settings in added] + [
+        [re.escape(name), {"kind": kind}] for name, kind in tuned if "/adapter/" not in name
+    ]
 
 
 def _to_dict(settings: AdapterSettings) -> dict[str, Any]:
@@ -236,14 +314,19 @@ def _stacked(arrays: Mapping[str, np.ndarray], layers: dict) -> dict[str, np.nda
     return found
 
 
-def _unstacked(tensors: Mapping[str, np.ndarray], layers: Mapping) -> dict[str, np.ndarray]:
+def _unstacked(tensors: Mapping[str, np.ndarray], layers: Mapping, folder) -> dict[str, np.ndarray]:
     found = {}
     for key, tensor in tensors.items():
         if key not in layers:
             found[key] = tensor
             continue
-        pattern = key.partition("#")[0]
-        for number, part in zip(layers[key], tensor, strict=False):
+        pattern, numbers = key.partition("#")[0], layers[key]
+        if tensor.shape[:1] != (len(numbers),):
+            raise ValueError(
+                f"the adapter in {folder} is damaged: {key} has the shape {tensor.shape}, its "
+                f"settings name {len(numbers)} layers."
+            )
+        for number, part in zip(numbers, tensor, strict=True):
             found[pattern.replace("layers/*/", f"layers/{number}/")] = part
     return found
 
@@ -276,16 +359,19 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(f"no adapter in {folder}: it has no {SETTINGS}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["format_version"]
-        known = {"adapters", "adapter_scale", "base", "layers"} <= set(content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no description of an adapter: {error}.") from error
+    content = checks.read_json(path)
+    if "format_version" not in content:
+        raise ValueError(f"{path} is no description of an adapter: it has no format_version.")
+    version = content["format_version"]
     has_old_offsets = version == 1 and "offset_seed" in path.read_text(encoding="utf-8")
-    if version not in (1, FORMAT_VERSION) or has_old_offsets or not known:
+    if version not in (1, FORMAT_VERSION) or has_old_offsets:
         raise ValueError(
-            f"{path} has format version {version}; this library reads {FORMAT_VERSION}. Update "
-            "mpojax, or write the adapter again."
+            f"{path} has format version {checks.shortened(version)}; this library reads "
+            f"{FORMAT_VERSION}. Update mpojax, or write the adapter again."
         )
+    checks.check(content, _FIELDS, str(path), required=_REQUIRED)
+    for pattern, settings in content["adapters"]:
+        where = f"{path}: adapters {checks.shortened(pattern)}"
+        checks.check_names(settings, _SETTINGS, where)
+        checks.check(settings, _SETTINGS, where)
     return content

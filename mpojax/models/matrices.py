@@ -162,9 +162,10 @@ def check_adapters(config: "Config") -> None:
 def adapter_settings(config: "Config") -> dict[str, AdapterSettings]:
     """{matrix path: settings} of the adapters that are added beside matrices."""
     found = {}
-    added = [(pattern, s) for pattern, s in config.adapters if not s.in_place]
+    # Compiled once: Python keeps no more than 512 patterns.
+    added = [(re.compile(pattern), s) for pattern, s in config.adapters if not s.in_place]
     for path in adaptable(config) if added else ():
-        matching = [settings for pattern, settings in added if re.fullmatch(pattern, path)]
+        matching = [settings for pattern, settings in added if pattern.fullmatch(path)]
         if matching:
             found[path] = matching[0]
     return found

@@ -1,0 +1,121 @@
+"""Damaged and hostile metadata of adapters, ours and peft's: one clear error, or the adapter."""
+
+import copy
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import strategies as st
+
+from mpojax import interop, models
+from tests.interop.test_adapter_kinds import KINDS, MODELS, add, moved, outputs
+
+LOADERS = {
+    "ours": ("adapter.json", interop.load_adapter),
+    "peft": ("adapter_config.json", interop.load_peft),
+}
+DEEP = json.loads("[" * 70 + "]" * 70)
+HOSTILE = (
+    *(None, True, -1, 0, 5, 10**12, 10**40, 1e308, float("nan"), float("inf"), "", "abc", "bias"),
+    *("(a+)+b$", ".*" * 8, "[", "x" * 5000, [], {}, [1], [[1, 2]], {"a": 1}, {"(a+)+": 2}, DEEP),
+)
+NAMES = (
+    *("rank", "bond", "num_cores", "offset_seed", "scale", "kind", "more", "alpha_pattern"),
+    *("rank_pattern", "layers_pattern", "layers_to_transform", "exclude_modules", "use_rslora"),
+)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return models.build(MODELS["bert"], rngs=nnx.Rngs(1))
+
+
+@pytest.fixture(scope="module")
+def saved(base, tmp_path_factory):
+    """{kind of folder: (folder, content of its settings)}."""
+    found = {}
+    for kind, (name, _) in LOADERS.items():
+        folder = tmp_path_factory.mktemp(kind)
+        rule = KINDS["offset" if kind == "ours" else "low_rank"]
+        save = interop.save_adapter if kind == "ours" else interop.save_peft
+        save(moved(add(base, rule)), folder)
+        found[kind] = folder, json.loads((folder / name).read_text())
+    return found
+
+
+def places(value, path=()):
+    """Where something stands in nested lists and dicts."""
+    yield path
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, entry in entries if isinstance(value, (dict, list)) else ():
+        if isinstance(entry, (dict, list)):
+            yield from places(entry, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def changed(content, draw):
+    """The content with one entry replaced, left out or added."""
+    content = copy.deepcopy(content)
+    *parents, last = draw(st.sampled_from(list(places(content))[1:]))
+    holder = content
+    for key in parents:
+        holder = holder[key]
+    kind = draw(st.sampled_from(["replace", "replace", "delete", "add"]))
+    if kind == "delete":
+        del holder[last]
+    else:
+        added = kind == "add" and isinstance(holder, dict)
+        holder[draw(st.sampled_from(NAMES)) if added else last] = draw(st.sampled_from(HOSTILE))
+    return content
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(data=st.data())
+def test_every_change_loads_or_is_one_clear_error(base, saved, kind, data):
+    folder, content = saved[kind]
+    name, load = LOADERS[kind]
+    (folder / name).write_text(json.dumps(changed(content, data.draw)))
+    message = ""
+    try:
+        loaded = load(base, folder)
+    except (ValueError, OSError) as error:
+        message = str(error)
+    else:
+        assert models.adapter_arrays(loaded)
+    assert len(message) < 2000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offset_bases": 5}, "offset_bases=5 must be a list"),
+        ({"layers": None}, "layers=None must be a mapping"),
+        ({"adapters": [["layers/.*", {"rank": 10**12}]]}, "rank=1000000000000 must be an integer"),
+        (
+            {"adapters": [["layers/.*", {"rank": 2**24}]]},
+            r"settings need [\d,]+ parameters, its tensors",
+        ),
+        ({"adapters": [["(a+)+b", {"rank": 2}]]}, "regular expression without nested repeats"),
+        ({"adapters": [["layers/.*", {"rnak": 2}]]}, "unknown 'rnak', did you mean 'rank'"),
+        ({"adapter_scale": DEEP}, "nested too deeply"),
+    ],
+)
+def test_what_is_wrong_is_named(base, saved, changes, message):
+    folder, content = saved["ours"]
+    (folder / "adapter.json").write_text(json.dumps(content | changes))
+    with pytest.raises(ValueError, match=message):
+        interop.load_adapter(base, folder)
+
+
+def test_patterns_that_take_long_to_match_are_saved_path_by_path(base, tmp_path):
+    tuned = moved(
+        add(base, (".*a.*t.*t.*n.*query", {"rank": 2}), (".*b.*i.*a.*s", {"kind": "bias"}))
+    )
+    interop.save_adapter(tuned, tmp_path)
+    loaded = interop.load_adapter(base, tmp_path)
+    np.testing.assert_array_equal(outputs(loaded), outputs(tuned))
+    assert models.adapter_arrays(loaded) == models.adapter_arrays(tuned)
