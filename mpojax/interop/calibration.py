@@ -152,23 +152,25 @@ def calibrate(
 
     Args:
       model: the dense model (matrices in MPO form already are left out).
-      batches: mappings with "input_ids" (B, S) integers; "attention_mask" (B, S), nonzero at real
-        tokens, default all; "token_type_ids" (B, S); "example_mask" (B,), False in rows that do not
-        count; and what `loss` reads.
+      batches: mappings of arrays, of which each model takes what it knows: "input_ids" (B, S)
+        integers; "attention_mask" (B, S), nonzero at real tokens, default all; "token_type_ids"
+        (B, S); for an encoder-decoder "decoder_input_ids" (B, T) with "decoder_attention_mask", or
+        else "target_weights", nonzero at real tokens; "example_mask" (B,), False in rows that do
+        not count; and what `loss` reads.
       loss: for first-order sensitivities: (model, batch, None) -> mean loss over the rows, or a
         pair that begins with it, such as `training.objective("classification")`. Without it no
         gradients are kept.
       progress: called with the number of batches done after each one.
 
     Raises:
-      ValueError: no batches, a batch without input_ids or without any real token, or activations
-        that are not finite; names the batch.
+      ValueError: no batches, a batch without the ids that the model reads or without any real
+        token, or activations that are not finite; names the batch.
     """
     paths = taps.dense_modules(model)
     totals: dict | None = None
     examples, number = 0, 0
     for number, batch in enumerate(batches, 1):
-        arrays, weights = _checked_batch(batch, number)
+        arrays, weights = _checked_batch(model, batch, number)
         found = jax.device_get(taps.collect(model, arrays, weights, loss))
         if not all(np.all(np.isfinite(value)) for value in jax.tree.leaves(found)):
             raise ValueError(
@@ -177,7 +179,7 @@ def calibrate(
             )
         found = jax.tree.map(lambda value: np.asarray(value, np.float64), found)
         totals = found if totals is None else jax.tree.map(np.add, totals, found)
-        examples += int(weights.any(axis=1).sum())
+        examples += int(weights[0].any(axis=1).sum())
         if progress is not None:
             progress(number)
     if totals is None:
@@ -203,24 +205,53 @@ def fingerprint(w) -> str:
     return hashlib.blake2b(np.ascontiguousarray(w, np.float32), digest_size=8).hexdigest()
 
 
-def _checked_batch(batch, number: int):
-    """(arrays on the device, float32 weights (B, S): 1 at tokens that count)."""
-    if "input_ids" not in batch:
-        raise ValueError(
-            f"calibration batch {number} has no 'input_ids', only {sorted(batch)}; batches are "
-            "mappings of token arrays (B, S)."
-        )
-    shape = np.shape(batch["input_ids"])
-    weights = np.asarray(batch.get("attention_mask", np.ones(shape))) != 0
-    if "example_mask" in batch:
-        weights = weights & np.asarray(batch["example_mask"], bool)[:, None]
-    if len(shape) != 2 or weights.shape != shape or not weights.any():
-        raise ValueError(
-            f"calibration batch {number} has input_ids {shape} and a mask {weights.shape} with "
-            f"{weights.sum()} real tokens; both must be (B, S) with at least one real token."
-        )
+def _checked_batch(model: models.Model, batch, number: int):
+    """(arrays on the device, float32 weights (B, S) of each kind of ids: 1 at real tokens)."""
+    batch = {name: array for name, array in batch.items() if array is not None}
+    sides = [_Side("input_ids", ("attention_mask",))]
+    if "decoder_input_ids" in model.batch_inputs:
+        masks = ("decoder_attention_mask", "target_weights")
+        sides.append(_Side("decoder_input_ids", masks))
+    weights = [side.weights(batch, f"calibration batch {number}") for side in sides]
+    if len(weights) == 2 and weights[0].shape[1] == weights[1].shape[1]:
+        # The taps tell sources from targets by their lengths: a column of padding changes nothing.
+        mask = batch.get("attention_mask", np.ones(weights[0].shape, np.int32))
+        more = {"input_ids": batch["input_ids"], "attention_mask": mask}
+        batch |= {name: _padded(array) for name, array in more.items()}
+        weights[0] = _padded(weights[0])
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    return arrays, weights.astype(np.float32)
+    return arrays, tuple(each.astype(np.float32) for each in weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """Ids of a batch, and the arrays that say which of them are real, the first that is there."""
+
+    ids: str
+    masks: tuple[str, ...]
+
+    def weights(self, batch: Mapping, where: str) -> np.ndarray:
+        """Booleans (B, S): tokens that count."""
+        if self.ids not in batch:
+            raise ValueError(
+                f"{where} has no {self.ids!r}, only {sorted(batch)}; batches are mappings of token "
+                "arrays (B, S)."
+            )
+        shape = np.shape(batch[self.ids])
+        given = (batch[name] for name in self.masks if name in batch)
+        weights = np.asarray(next(given, np.ones(shape))) != 0
+        if "example_mask" in batch:
+            weights = weights & np.asarray(batch["example_mask"], bool)[:, None]
+        if len(shape) != 2 or weights.shape != shape or not weights.any():
+            raise ValueError(
+                f"{where} has {self.ids} {shape} and a mask {weights.shape} with {weights.sum()} "
+                "real tokens; both must be (B, S) with at least one real token."
+            )
+        return weights
+
+
+def _padded(array) -> np.ndarray:
+    return np.pad(np.asarray(array), ((0, 0), (0, 1)))
 
 
 def _share_equal(statistics: dict[str, InputStatistics]):

@@ -15,8 +15,6 @@ from flax import nnx
 from mpojax import layers, models
 from mpojax.models import arrays as arrays_lib
 
-TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
-
 
 def dense_modules(model) -> dict[tuple, list[tuple[str, int | None]]]:
     """{path of a dense matrix' module: [(matrix path, index on the leading axis or None)]}."""
@@ -37,7 +35,8 @@ def collect(model, batch, weights, loss):
     Args:
       model: any model, dense in part at least.
       batch: token arrays (B, S), and what `loss` reads.
-      weights: (B, S) float32, 1 at tokens that count, else 0.
+      weights: (B, S) float32, 1 at tokens that count, else 0: of the sources and the targets (B, T)
+        of an encoder-decoder, which must differ in length, else one alone.
       loss: (model, batch, None) -> mean loss or a pair that begins with it; None for no gradients.
 
     Returns:
@@ -58,17 +57,17 @@ def collect(model, batch, weights, loss):
         observed = jax.tree.map(lambda leaf: leaf, model)  # a copy, for its modules are exchanged
         for path in probes:
             stacked = sinks[path].shape[:-1]
-            lead = jnp.broadcast_to(weights, (*stacked, *weights.shape))
+            lead = [jnp.broadcast_to(each, (*stacked, *each.shape)) for each in weights]
             inner, passing = _module_at(observed, path), loss is not None
             tapped = _Tapped(inner, probes[path], sinks[path], lead, passing)
             setattr(_module_at(observed, path[:-1]), path[-1], tapped)
         if loss is None:
-            tokens = {name: batch[name] for name in TOKEN_ARRAYS if name in batch}
-            return jnp.sum(observed(**tokens).astype(jnp.float32))
+            inputs = (batch.get(name) for name in model.batch_inputs)
+            return jnp.sum(observed(*inputs).astype(jnp.float32))
         result = loss(observed, batch, None)
         mean = result[0] if isinstance(result, tuple) else result
         # The sum over examples: batches of any size then weigh by their examples.
-        return mean * weights.shape[0]
+        return mean * weights[0].shape[0]
 
     with jax.default_matmul_precision("highest"):
         return jax.grad(value, argnums=(0, 1))(probes, sinks)
@@ -80,19 +79,26 @@ class _Tapped(nnx.Module):
     def __init__(self, inner, probe, sink, weights, passing: bool):
         self.inner, self.passing = inner, passing
         self.probe, self.sink = nnx.Variable(probe), nnx.Variable(sink)
-        self.weights = nnx.Variable(weights)
+        self.weights = nnx.List([nnx.Variable(each) for each in weights])
 
     def __call__(self, x):
-        probe, sink, weights = self.probe[...], self.sink[...], self.weights[...]
+        probe, sink = self.probe[...], self.sink[...]
         if isinstance(self.inner, layers.Embed):
-            # Positions come as (S,), one row for all examples.
-            weights = weights if x.ndim == 2 else weights.sum(axis=0)
+            weights = self._weights(x.shape[-1])
+            if x.shape != weights.shape:
+                # Positions come as (S,) or (1, S), one row for all examples.
+                weights = weights.sum(axis=0).reshape(x.shape)
             rows = _observe_ids(self.inner(x), probe, x, weights)
             return _observe_output(rows, sink, weights, self.passing)
         # Behind the pooling there is one vector for each example.
-        weights = weights if x.ndim == 3 else weights.max(axis=1)
+        is_pooled = x.ndim == 2
+        weights = self.weights[0][...].max(axis=1) if is_pooled else self._weights(x.shape[1])
         y = self.inner(_observe_input(x, probe, weights, self.passing))
         return _observe_output(y, sink, weights, self.passing)
+
+    def _weights(self, length: int):
+        """Those of the texts that are so long: sources or targets, which differ in length."""
+        return next(w[...] for w in self.weights if w.shape[1] == length)
 
     def __getattr__(self, name):
         # Such as the `attend` of a tied table.

@@ -51,6 +51,8 @@ class Tables(nnx.Module):
 class LanguageModel(Transformer):
     """Token ids -> logits of the next token; see `DecoderConfig`."""
 
+    batch_inputs = ("input_ids", "attention_mask")
+
     def __init__(
         self,
         config: DecoderConfig,

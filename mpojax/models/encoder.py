@@ -83,7 +83,14 @@ def _with_neighbours(x: jax.Array) -> jax.Array:
 
 
 class Transformer(nnx.Module):
-    """What every model holds: its settings, and the shapes of its matrices in MPO form."""
+    """What every model holds: its settings, and the shapes of its matrices in MPO form.
+
+    Attributes:
+      batch_inputs: what the model reads of a batch of arrays, in the order of its arguments; a
+        batch may lack all but the ids, and hold more.
+    """
+
+    batch_inputs = ("input_ids", "attention_mask", "token_type_ids")
 
     def __init__(self, config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape] | None):
         """Checks `shapes`; no parameters yet.

@@ -47,6 +47,11 @@ class BiasedTower(Tower):
 class EncoderDecoder(Transformer):
     """Source ids and target ids -> logits of the next target token; see `EncoderDecoderConfig`."""
 
+    batch_inputs = (
+        *("input_ids", "attention_mask"),
+        *("decoder_input_ids", "decoder_attention_mask"),
+    )
+
     def __init__(
         self,
         config: EncoderDecoderConfig,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models
-from tests.interop import helpers
+from mpojax import interop, models, training
+from mpojax.layers import relative_bias
+from tests.interop import helpers, language_helpers
 
 IDS = np.random.default_rng(0).integers(0, 40, (4, 7))
 MASK = (np.arange(7) < np.array([[7], [3], [5], [1]])).astype(np.int32)
@@ -149,6 +150,145 @@ def test_matrices_in_mpo_form_are_left_out(dense):
     found = interop.calibrate(model, [BATCH])
     assert "layers/0/attention/query" not in found.statistics
     assert "layers/0/attention/key" in found.statistics
+
+
+def _weighted(x, weights):
+    """(mean over the inputs of x^T x, how many) in float64."""
+    rows = np.asarray(x, np.float64)[weights]
+    return rows.T @ rows / len(rows), len(rows)
+
+
+class NaiveT5:
+    """T5 (v1.0) by the book in float64; `inputs` holds what enters each matrix."""
+
+    def __init__(self, arrays, config):
+        self.arrays = {name: np.asarray(a, np.float64) for name, a in arrays.items()}
+        self.config, self.inputs = config, {}
+
+    def map(self, path, x):
+        self.inputs[path] = x
+        return x @ self.arrays[f"{path}/kernel"]
+
+    def norm(self, path, x):
+        mean_square = np.mean(x**2, axis=-1, keepdims=True)
+        return x / np.sqrt(mean_square + self.config.norm_eps) * self.arrays[f"{path}/scale"]
+
+    def attention(self, path, x, memory, mask, bias):
+        heads = (*x.shape[:1], -1, self.config.num_heads, self.config.head_size)
+        q, k, v = (
+            self.map(f"{path}/{name}", y).reshape(heads)
+            for name, y in (("query", x), ("key", memory), ("value", memory))
+        )
+        scores = np.where(mask, np.einsum("bqhd,bkhd->bhqk", q, k) + bias, -1e30)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("bhqk,bkhd->bqhd", weights, v)
+        return self.map(f"{path}/out", mixed.reshape(*x.shape[:2], -1))
+
+    def bias(self, tower, length):
+        places = jnp.arange(length)
+        numbers = relative_bias.buckets(
+            places[None] - places[:, None],
+            *(self.config.relative_buckets, self.config.relative_distance, tower == "encoder"),
+        )
+        return np.moveaxis(self.arrays[f"{tower}/relative_bias/table"][np.asarray(numbers)], 2, 0)
+
+    def run(self, tower, depth, ids, mask, memory=None, memory_mask=None):
+        x, bias = self.arrays["embeddings/word/table"][ids], self.bias(tower, ids.shape[1])
+        for layer in (f"{tower}/layers/{i}" for i in range(depth)):
+            normed = self.norm(f"{layer}/attention_norm", x)
+            x = x + self.attention(f"{layer}/attention", normed, normed, mask, bias)
+            if memory is not None:
+                normed = self.norm(f"{layer}/cross_attention_norm", x)
+                x = x + self.attention(f"{layer}/cross_attention", normed, memory, memory_mask, 0.0)
+            inner = self.map(f"{layer}/feed_forward/up", self.norm(f"{layer}/feed_forward_norm", x))
+            x = x + self.map(f"{layer}/feed_forward/down", np.maximum(inner, 0.0))
+        return self.norm(f"{tower}/final_norm", x)
+
+
+@pytest.mark.parametrize("length", [5, 7], ids=["shorter targets", "targets as long as sources"])
+def test_encoder_decoders_against_a_naive_reference(length):
+    """Encoder, decoder, and cross-attention, whose keys and values read the encoder's output."""
+    config = dataclasses.replace(language_helpers.T5, dropout=0.0)
+    arrays = {n: 0.3 * a for n, a in language_helpers.arrays(config).items()}
+    model = models.from_arrays(config, {}, arrays)
+    targets = np.random.default_rng(1).integers(0, 40, (4, length))
+    real = (np.arange(length) < np.array([[2], [5], [1], [4]])).astype(np.int32)
+    batch = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": targets}
+    found = interop.calibrate(model, [batch | {"decoder_attention_mask": real}])
+    naive = NaiveT5(arrays, config)
+    mask = MASK[:, None, None, :] > 0
+    memory = naive.run("encoder", 2, IDS, mask)
+    causal = np.tril(np.ones((length, length), bool)) & (real[:, None, None, :] > 0)
+    naive.run("decoder", 3, targets, causal, memory, mask)
+    assert {*naive.inputs, "embeddings/word"} == set(found.statistics)
+    for path, x in naive.inputs.items():
+        of_source = path.startswith("encoder") or path.endswith(
+            ("cross_attention/key", "cross_attention/value")
+        )
+        expected, count = _weighted(x, (MASK if of_source else real) > 0)
+        assert found.statistics[path].count == count
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found.covariance(path), expected, rtol=1e-4, atol=1e-5 * scale)
+    words = np.bincount(np.append(IDS[MASK > 0], targets[real > 0]), minlength=40)
+    np.testing.assert_allclose(found.covariance("embeddings/word"), words / words.sum(), atol=1e-7)
+    # As training batches have it: weights of targets, all of whose inputs are seen.
+    by_weights = interop.calibrate(model, [batch | {"target_weights": real.astype(np.float32)}])
+    path = "decoder/layers/0/attention/query"
+    assert by_weights.statistics[path].count == real.sum()
+    np.testing.assert_allclose(by_weights.covariance(path), found.covariance(path), rtol=1e-5)
+
+
+def test_gradients_of_an_encoder_decoder():
+    """The loss of language models; a longer source that is padding changes nothing."""
+    config = dataclasses.replace(language_helpers.T5, dropout=0.0)
+    model = models.from_arrays(config, {}, language_helpers.arrays(config))
+    batch = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS, "targets": IDS}
+    batch["target_weights"] = MASK.astype(np.float32)
+    longer = {
+        name: np.pad(batch[name], ((0, 0), (0, 2))) for name in ("input_ids", "attention_mask")
+    }
+    loss = training.language_model_loss()
+    one, other = (interop.calibrate(model, [b], loss=loss) for b in (batch, batch | longer))
+    assert one.num_examples == other.num_examples == 4
+    for path, entry in one.statistics.items():
+        assert entry.gradient > 0
+        assert entry.gradient == pytest.approx(other.statistics[path].gradient, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_decoders(name):
+    """With and without a mask; token types, which they do not know, are not read."""
+    config = language_helpers.CONFIGS[name]
+    model = models.from_arrays(config, {}, language_helpers.arrays(config))
+    types = {"token_type_ids": np.ones_like(IDS)}
+    found = interop.calibrate(model, [BATCH | types])
+    assert set(found.statistics) == set(models.matrix_sizes(config))
+    assert found.statistics["layers/0/attention/query"].count == 16
+    plain = interop.calibrate(model, [{"input_ids": IDS} | types])
+    full = interop.calibrate(model, [{"input_ids": IDS, "attention_mask": np.ones_like(IDS)}])
+    for path, entry in full.statistics.items():
+        assert plain.statistics[path].count == entry.count > 0
+        np.testing.assert_allclose(
+            plain.covariance(path), entry.covariance, rtol=1e-4, atol=1e-5 * entry.covariance.max()
+        )
+    if name == "gpt2":
+        expected = np.append(np.full(7, 1 / 7), np.zeros(9))
+        np.testing.assert_allclose(plain.covariance("embeddings/position"), expected, atol=1e-7)
+
+
+def test_batches_of_an_encoder_decoder_need_both_kinds_of_ids():
+    model = models.from_arrays(
+        language_helpers.T5, {}, language_helpers.arrays(language_helpers.T5)
+    )
+    with pytest.raises(ValueError, match="batch 1 has no 'decoder_input_ids'"):
+        interop.calibrate(model, [BATCH])
+    with pytest.raises(
+        ValueError, match=r"has decoder_input_ids \(4, 7\) and a mask .* with 0 real"
+    ):
+        interop.calibrate(
+            model, [BATCH | {"decoder_input_ids": IDS, "target_weights": np.zeros(IDS.shape)}]
+        )
 
 
 @pytest.mark.parametrize(
