@@ -17,7 +17,7 @@ from mpojax.methods import mpop
 def run(
     config: ml_collections.ConfigDict,
     workdir: training.Workdir,
-    arrays: tuple[dict, dict, int],
+    arrays: tuple[dict, dict, tuple[str, ...]],
     variants: list,
     compressed: dict,
 ) -> dict[str, list[dict]] | None:
@@ -40,13 +40,15 @@ def run(
     return results
 
 
-def load_arrays(config, source: str) -> tuple[dict, dict, int]:
-    """Token arrays of the training split and of the one that is reported; number of classes.
+def load_arrays(config, source: str) -> tuple[dict, dict, tuple[str, ...]]:
+    """Token arrays of the training split and of the one that is reported; names of the classes.
 
     Raises:
       ValueError: an unknown task or split, or a split without labels.
     """
     task = tasks.load_task(config.task, config.data_dir or None)
+    if task.kind != "classification":
+        raise ValueError(f"config.task={config.task!r} is a {task.kind}: compare on classes.")
     words, _ = sources.load_tokenizer(source)
     arrays = []
     for name, limit in ((config.train_split, 0), (config.test_split, config.test_examples)):
@@ -55,13 +57,14 @@ def load_arrays(config, source: str) -> tuple[dict, dict, int]:
             raise ValueError(f"split {name!r} of task {task.name!r} has no labels; choose another.")
         arrays.append(split.encode(words, config.max_length))
         logging.info("%s: %d examples for %s", task.name, len(split), name)
-    return arrays[0], arrays[1], task.num_labels
+    return arrays[0], arrays[1], task.label_names
 
 
 def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, workdir) -> bool:
     """One cell; False when a signal asked to stop (an unfinished cell keeps its checkpoint)."""
     train, test, labels = arrays
-    model = models.with_head(encoder, labels, pooling=config.pooling, rngs=nnx.Rngs(seed))
+    head = {"pooling": config.pooling, "label_names": labels}
+    model = models.with_head(encoder, len(labels), **head, rngs=nnx.Rngs(seed))
     model = models.reconfigure(model, dropout=config.dropout, attention_dropout=config.dropout)
     trainable = mpop.trainable_filter(variant.trainable)
     counts = mpop.parameter_counts(model, trainable)

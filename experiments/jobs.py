@@ -141,7 +141,8 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     train, dev, held_out = splits(config, task)
     head = "span" if task.kind == "span" else "classifier"
     model, goes_on = tuned_head(config, load_model(config, source, words), task, head)
-    model = with_head(config, model, task.num_labels, head, goes_on=goes_on)
+    names = task.label_names
+    model = with_head(config, model, task.num_labels, head, label_names=names, goes_on=goes_on)
     encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
     evaluate, loss = training.evaluator(task, dev), training.objective(task.kind)
     calibration = None
@@ -255,7 +256,8 @@ def tuned_head(
 ) -> tuple[models.Model, bool]:
     """The model, and whether its head was tuned on the task (or one like it) and goes on.
 
-    Of a model of several tasks the head of this one is cut out.
+    Of a model of several tasks the head of this one is cut out. A head of other classes, or of
+    these in another order, does not go on.
     """
     if not config.start_from:
         return model, False
@@ -264,7 +266,22 @@ def tuned_head(
     model = multitask.single_task(model, own[0]) if own else model
     tuned = bool(own) if heads else not model.config.masked_lm
     same = (model.config.num_labels, model.config.head) == (task.num_labels, head)
+    if tuned and same and not same_classes(model.config.label_names, task.label_names):
+        logging.warning(
+            "config.start_from=%r has a head for the classes %s, not for those of %s, %s: the head "
+            "is made anew",
+            *(config.start_from, list(model.config.label_names)),
+            *(task.name, list(task.label_names)),
+        )
+        same = False
     return model, tuned and same
+
+
+def same_classes(known: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether classes may be the same, in the same order; numbers are no names."""
+    if not known or all(map(str.isdigit, known)) or all(map(str.isdigit, wanted)):
+        return True
+    return [name.lower() for name in known] == [name.lower() for name in wanted]
 
 
 def with_head(
@@ -273,19 +290,26 @@ def with_head(
     outputs: int,
     head: str = "classifier",
     *,
+    label_names: Sequence[str] = (),
     goes_on: bool = False,
 ) -> models.Model:
-    """The model with a fresh head, or its own where `goes_on`; adapters, dropout by the config."""
+    """The model with a fresh head, or its own where `goes_on`; adapters, dropout by the config.
+
+    Its outputs are named by `label_names`.
+    """
     if goes_on:
         if config.pooling not in ("", model.config.pooling):
             raise ValueError(
                 f"config.pooling={config.pooling!r}, but the head of {config.start_from} was tuned "
                 f"with {model.config.pooling!r}; leave it empty."
             )
+        source = model.config.with_label_names(label_names).source_config
+        model = models.reconfigure(model, source_config=source)
     else:
         known = model.config.pooling if model.config.pooling != "none" else "pooler"
         pooling, rngs = config.pooling or known, nnx.Rngs(config.seed)
-        model = models.with_head(model, outputs, pooling=pooling, head=head, rngs=rngs)
+        of_head = {"pooling": pooling, "head": head, "label_names": label_names}
+        model = models.with_head(model, outputs, **of_head, rngs=rngs)
     model = adapters.adapted(config, model)
     if config.dropout >= 0:
         rates = dict.fromkeys(("dropout", "attention_dropout"), float(config.dropout))

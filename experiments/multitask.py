@@ -14,7 +14,9 @@ With `--config.save_model=True` the shared model is kept: `experiments.finetune`
 `--config.start_from=WORKDIR/model` goes on with the head of its one task.
 """
 
+import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -88,9 +90,10 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     heads = training.make_heads(tasks, {name: split.labels for name, split in train.items()})
     model = jobs.load_model(config, source, words)
     tuned = jobs.read_heads(jobs.model_of(config)) if config.start_from else ()
-    goes_on = [_block(head) for head in tuned] == [_block(head) for head in heads]
-    heads = tuned if goes_on else heads
-    model = jobs.with_head(config, model, heads[-1].stop, goes_on=goes_on)
+    goes_on = _same_heads(tuned, heads)
+    heads = _renamed(tuned, heads) if goes_on else heads
+    names = [name for head in heads for name in head.outputs]
+    model = jobs.with_head(config, model, len(names), label_names=names, goes_on=goes_on)
     model, report = jobs.compressed(config, model)
     mixture = data.Mixture(
         {name: split.encode(words, config.max_length) for name, split in train.items()},
@@ -132,8 +135,27 @@ def _load_tasks(config: ml_collections.ConfigDict) -> dict[str, data.TextTask]:
     return tasks
 
 
+def _same_heads(tuned: Sequence[training.TaskHead], heads: Sequence[training.TaskHead]) -> bool:
+    """Whether the columns of a saved model are those of the tasks, class by class."""
+    same = [_block(head) for head in tuned] == [_block(head) for head in heads]
+    return same and all(
+        jobs.same_classes(known.label_names, head.label_names)
+        for known, head in zip(tuned, heads, strict=True)
+    )
+
+
 def _block(head: training.TaskHead) -> tuple:
     return head.task, head.kind, head.start, head.stop
+
+
+def _renamed(
+    tuned: Sequence[training.TaskHead], heads: Sequence[training.TaskHead]
+) -> tuple[training.TaskHead, ...]:
+    """The saved heads under the names that the tasks have for their classes."""
+    return tuple(
+        dataclasses.replace(known, label_names=head.label_names)
+        for known, head in zip(tuned, heads, strict=True)
+    )
 
 
 def _describe(
@@ -156,6 +178,7 @@ def _describe(
             "train_examples": job.train.sizes[head.task],
             "dev_examples": job.dev[head.task].num_examples,
             "columns": [head.start, head.stop],
+            "label_names": head.label_names,
         }
     return {"tasks": tasks} | outcome.facts
 

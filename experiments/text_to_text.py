@@ -178,7 +178,8 @@ def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
     sizes = {name: split.num_examples for name, split in job.test.items()}
     # Of several tasks each has a size of its own.
     tested = {"test_examples": sum(sizes.values())} if len(job.dev) == 1 else {}
-    return {**tested, "test_sizes": sizes, **language_models.facts(config, outcome)}
+    named = {"label_names": {name: task.label_names for name, task in job.evaluate.tasks.items()}}
+    return {**tested, "test_sizes": sizes, **named, **language_models.facts(config, outcome)}
 
 
 def summary(result: dict) -> str:

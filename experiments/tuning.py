@@ -191,7 +191,8 @@ def save(
 
 
 def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) -> dict[str, Any]:
-    counts = mpop.parameter_counts(outcome.state.model(), outcome.trainable)
+    model = outcome.state.model()
+    counts = mpop.parameter_counts(model, outcome.trainable)
     return {
         "task": job.name,
         "variant": config.variant,
@@ -206,6 +207,7 @@ def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) 
         "kept_dense": len(job.report.kept_dense) if job.report else 0,
         "train_examples": job.train.num_examples,
         "dev_examples": job.dev_examples,
+        "label_names": getattr(model.config, "label_names", ()),
         "steps": int(outcome.state.step),
         "metrics": outcome.metrics,
         **outcome.facts,

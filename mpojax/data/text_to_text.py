@@ -123,7 +123,7 @@ class TextToTextTask:
       name: of the task; the sources of labelled tasks start with it.
       splits: {name: pairs of texts}.
       kind: "classification", "regression" or "generation" (any text is an answer).
-      num_labels: classes; 0 unless a classification.
+      label_names: of the classes, in the order of their numbers; empty unless a classification.
       metrics: the main one first: those of the labelled task, or "bleu".
       dev_split: the split by which models are compared during development.
       score_range: of the labels of a regression.
@@ -132,7 +132,7 @@ class TextToTextTask:
     name: str
     splits: Mapping[str, TextPairs]
     kind: str = "generation"
-    num_labels: int = 0
+    label_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("bleu",)
     dev_split: str = "dev"
     score_range: tuple[float, float] = (-math.inf, math.inf)
@@ -143,6 +143,11 @@ class TextToTextTask:
                 f"task {self.name!r} has no split {split!r}; has {sorted(self.splits)}"
             )
         return self.splits[split]
+
+    @property
+    def num_labels(self) -> int:
+        """Classes; 0 unless a classification."""
+        return len(self.label_names)
 
     def target_length(self, tokenizer: Tokenizer, limit: int = 128) -> int:
         """Tokens of the longest possible target with its end; of free texts, `limit`."""
@@ -206,7 +211,7 @@ def from_task(task: text_classification.TextTask) -> TextToTextTask:
         task.name,
         {name: _pairs_of(task, split) for name, split in task.splits.items()},
         task.kind,
-        len(task.label_names),
+        task.label_names,
         task.metrics,
         task.dev_split,
         (known and known.score_range) or (-math.inf, math.inf),

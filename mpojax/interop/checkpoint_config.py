@@ -13,6 +13,8 @@ _OWN_FIELDS = (
     *("activation", "classifier_dropout", "pooling", "pooler_activation", "num_labels", "head"),
     *("remat", "stack_breaks", "dtype", "source_config", "masked_lm", "adapter_scale"),
 )
+# What configurations of all types say in the same way.
+_OF_EVERY_TYPE = ("id2label", "label2id", "problem_type")
 PRETRAINING_KINDS = ("pretraining", "masked_lm")
 
 
@@ -151,7 +153,7 @@ def from_encoder_config(architecture: Architecture, config: models.EncoderConfig
     """
     content = json.loads(config.source_config)
     if content.get("model_type") != architecture.model_type:
-        content = {}
+        content = {name: content[name] for name in _OF_EVERY_TYPE if name in content}
     kind = kind_of(config)
     content.update({theirs: getattr(config, ours) for theirs, ours in architecture.fields.items()})
     for key, (other, values) in architecture.derived.items():

@@ -22,9 +22,11 @@ def describe(model: models.Model) -> dict:
     settings = dataclasses.asdict(model.config)
     kind = next((name for name, config in KINDS.items() if type(model.config) is config), None)
     entry = {"encoder": settings} if kind is None else {"kind": kind, "config": settings}
+    names = getattr(model.config, "label_names", ())
     return {
         "format_version": FORMAT_VERSION,
         **entry,
+        **({"label_names": list(names)} if names else {}),  # for readers; `source_config` has them
         "shapes": {path: shape.to_dict() for path, shape in model.shapes.items()},
     }
 

@@ -10,4 +10,6 @@ def single_task(
 
     A regression's scale goes into the head, so that its output is a label.
     """
-    return models.head_columns(model, head.start, head.stop, scale=head.scale, shift=head.shift)
+    cut = models.head_columns(model, head.start, head.stop, scale=head.scale, shift=head.shift)
+    source = cut.config.with_label_names(head.label_names).source_config
+    return models.reconfigure(cut, source_config=source)

@@ -6,7 +6,7 @@ transformations, on traced arrays.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,7 @@ def with_head(
     *,
     pooling: str | None = None,
     head: str = "classifier",
+    label_names: Sequence[str] = (),
     rngs: nnx.Rngs,
 ) -> heads.SequenceClassifier | heads.SpanExtractor:
     """A model on the encoder of `model`, with a fresh head (and pooler, where there was none).
@@ -129,12 +130,16 @@ def with_head(
         new pooling does not use are dropped. A span head reads no sentence vector: it drops them
         whatever is given here.
       head: "classifier" or "span".
+      label_names: of the classes, which exports name; those of a former head are forgotten.
       rngs: for the fresh parameters: a matrix of variance 1 / hidden size, zero bias.
+
+    Raises:
+      ValueError: not one label name for each output.
     """
     pooling = model.config.pooling if pooling is None else pooling
     pooling = "none" if head == "span" else pooling
     changes = {"num_labels": num_labels, "pooling": pooling, "head": head, "masked_lm": False}
-    config = dataclasses.replace(model.config, **changes)
+    config = dataclasses.replace(model.config, **changes).with_label_names(label_names)
     sizes = matrix_sizes(config)
     shapes = {path: s for path, s in model.shapes.items() if path in sizes and path != "head"}
     dropped = ("head/", "masked_lm/")

@@ -36,6 +36,7 @@ def head_columns(
     for name in ("head/kernel", "head/bias"):
         arrays[name] = arrays[name][..., start:stop] * np.float32(scale)
     arrays["head/bias"] = arrays["head/bias"] + np.float32(shift)
-    config = dataclasses.replace(model.config, num_labels=stop - start)
+    names = model.config.label_names[start:stop]
+    config = dataclasses.replace(model.config, num_labels=stop - start).with_label_names(names)
     shapes = {path: shape for path, shape in model.shapes.items() if path != "head"}
     return arrays_lib.from_arrays(config, shapes, arrays)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 from mpojax.layers import ACTIVATIONS, NORMS, ROLES, AdapterSettings
 from mpojax.models import matrices as matrices_lib
@@ -11,6 +12,8 @@ POOLER_ACTIVATIONS = ("tanh", "relu")
 HEADS = ("classifier", "span")
 PROJECTIONS = ("sum", "word")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+# What a checkpoint configuration says of its head alone.
+_OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,8 @@ class EncoderConfig:
       stack_breaks: layers at which a new stack begins although its matrices have the shapes of the
         layer before; variables of one stack are trained or frozen together.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
-      source_config: JSON text of the checkpoint configuration the model came from, for export.
+      source_config: JSON text of the checkpoint configuration the model came from, for export; it
+        names the head's classes, as transformers does: see `label_names`.
     """
 
     vocab_size: int
@@ -124,6 +128,35 @@ class EncoderConfig:
             raise ValueError(f"pad_id={self.pad_id} must lie in 0..{self.vocab_size - 1}.")
         if not isinstance(json.loads(self.source_config), dict):
             raise ValueError("source_config must be the JSON text of an object.")
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs; empty where they have none of their own."""
+        names = json.loads(self.source_config).get("id2label")
+        if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+            return ()
+        ordered = tuple(str(names[str(i)]) for i in range(len(names)))
+        is_generic = ordered == tuple(f"LABEL_{i}" for i in range(len(ordered)))
+        return () if is_generic or len(ordered) != self.num_labels else ordered
+
+    def with_label_names(self, names: Sequence[str] = ()) -> "EncoderConfig":
+        """The settings with other names of the head's outputs, none of a former head left.
+
+        Raises:
+          ValueError: not one name for each output.
+        """
+        if names and len(names) != self.num_labels:
+            raise ValueError(
+                f"label_names={tuple(names)} must be num_labels={self.num_labels} names."
+            )
+        source = json.loads(self.source_config)
+        content = {name: value for name, value in source.items() if name not in _OF_THE_HEAD}
+        if names:
+            content["id2label"] = {str(i): str(name) for i, name in enumerate(names)}
+            content["label2id"] = {str(name): i for i, name in enumerate(names)}
+        if self.num_labels == 1 and self.head == "classifier":
+            content["problem_type"] = "regression"
+        return dataclasses.replace(self, source_config=json.dumps(content, sort_keys=True))
 
     @property
     def attention_size(self) -> int:

@@ -38,6 +38,18 @@ class TaskHead:
     stop: int
     scale: float = 1.0
     shift: float = 0.0
+    label_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "label_names", tuple(self.label_names))  # JSON has lists alone
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the columns among those of all tasks, such as rte/entailment or stsb/score."""
+        names = self.label_names or ("score",)
+        if len(names) != self.stop - self.start:  # classes of a model saved without their names
+            names = tuple(map(str, range(self.stop - self.start)))
+        return tuple(f"{self.task}/{name}" for name in names)
 
     def own(self, logits):
         """(B, all outputs) -> (B, outputs of the task), a regression in the units of its labels."""
@@ -76,7 +88,8 @@ def make_heads(
         if task.kind == "regression":
             values = np.asarray(labels[name], np.float64)
             scale, shift = float(values.std()) or 1.0, float(values.mean())
-        heads.append(TaskHead(name, task.kind, start, start + task.num_labels, scale, shift))
+        stop = start + task.num_labels
+        heads.append(TaskHead(name, task.kind, start, stop, scale, shift, task.label_names))
     return tuple(heads)
 
 

@@ -3,13 +3,14 @@
 import csv
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
 
 from configs.mpop import base
-from experiments import finetune, trajectory
-from mpojax import interop, models, training
+from experiments import finetune, jobs, trajectory
+from mpojax import data, interop, models, training
 from tests.experiments.test_compress import SETTINGS, WORDS
 
 MATRICES = (".*/(query|up|down)", "embeddings/word")
@@ -73,6 +74,7 @@ def test_a_lightweight_run_at_a_budget(config, tmp_path):
     assert result["trained"] < result["total"] <= 0.8 * dense_total()
     assert 0 < result["relative_error"] < 1
     saved = interop.load_pretrained(tmp_path / "model")
+    assert result["label_names"] == list(saved.config.label_names) == ["bad", "good"]
     assert sum(models.count_parameters(saved).values()) == result["total"]
     with open(tmp_path / "compression.csv", encoding="utf-8") as file:
         assert {row["path"] for row in csv.DictReader(file)} >= {"layers/0/feed_forward/up"}
@@ -133,6 +135,25 @@ def test_last_layers_train_from_a_model_tuned_before(config, tmp_path):
     assert not any(path.startswith("layers/0/") for path in changed)
     assert any(path.startswith("layers/1/") for path in changed)
     assert "head/kernel" in changed
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "same"),
+    [
+        ((), ("a", "b"), True),  # a model saved without the names
+        (("0", "1"), ("no", "yes"), True),
+        (("NO", "YES"), ("no", "yes"), True),
+        (("yes", "no"), ("no", "yes"), False),
+        (("bug", "feature"), ("no", "yes"), False),
+    ],
+)
+def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same):
+    model = models.with_head(
+        interop.load_pretrained(checkpoint), 2, pooling="mean", label_names=known, rngs=nnx.Rngs(0)
+    )
+    config = ml_collections.ConfigDict({"start_from": str(checkpoint)})
+    task = data.TextTask("mine", {}, wanted)
+    assert jobs.tuned_head(config, model, task, "classifier") == (model, same)
 
 
 def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
@@ -198,7 +219,7 @@ def test_a_regression_run(config, texts, tmp_path):
     config.steps = 2
     assert finetune.run(config, tmp_path) == 0
     result = result_of(tmp_path)
-    assert result["metric_name"] == "spearman"
+    assert (result["metric_name"], result["label_names"]) == ("spearman", [])
     assert set(result["metrics"]) == {"spearman", "pearson"}
 
 

@@ -90,6 +90,15 @@ def test_all_tasks_are_learnt_at_once(finished):
     assert [task["columns"] for task in tasks.values()] == [[0, 2], [2, 3], [3, 5]]
     assert [task["metric_name"] for task in tasks.values()] == ["accuracy", "spearman", "f1"]
     assert (result["train_examples"], result["dev_examples"]) == (84, 84)
+    assert [task["label_names"] for task in tasks.values()] == [["bad", "good"], [], ["0", "1"]]
+    assert result["label_names"] == ["mood/bad", "mood/good", "score/score", "odd/0", "odd/1"]
+    saved = interop.load_pretrained(folder / "model")
+    assert list(saved.config.label_names) == result["label_names"]
+    mood, score, _ = jobs.read_heads(folder / "model")
+    assert single_task(saved, mood).config.label_names == ("bad", "good")
+    assert (
+        json.loads(single_task(saved, score).config.source_config)["problem_type"] == "regression"
+    )
     text = (folder / "summary.txt").read_text(encoding="utf-8")
     assert "3 tasks, albert12, seed 0, after" in text
     assert "57.1%" in text

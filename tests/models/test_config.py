@@ -133,3 +133,21 @@ def test_shapes_that_do_not_fit_are_all_named():
     with pytest.raises(ValueError, match="layers/9/attention/query is no matrix") as error:
         matrices.checked_shapes(CONFIG, shapes)
     assert "pooler is 8 x 8, its shape is for 8 x 16" in str(error.value)
+
+
+def test_names_of_classes():
+    three = dataclasses.replace(CONFIG, num_labels=3)
+    named = three.with_label_names(("bug", "feature", "question"))
+    assert named.label_names == ("bug", "feature", "question")
+    assert dataclasses.replace(named, num_labels=2).label_names == ()  # not those of another head
+    assert named.with_label_names() == three.with_label_names()
+    assert three.label_names == ()
+    generic = three.with_label_names([f"LABEL_{i}" for i in range(3)])
+    assert generic.label_names == ()
+    with pytest.raises(ValueError, match=r"label_names=\('a',\) must be num_labels=3 names"):
+        three.with_label_names(["a"])
+
+
+@pytest.mark.parametrize("text", ['{"id2label": 5}', '{"id2label": {"0": 1}}', '{"id2label": []}'])
+def test_names_of_classes_that_are_none(text):
+    assert dataclasses.replace(CONFIG, num_labels=2, source_config=text).label_names == ()
