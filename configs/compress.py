@@ -3,7 +3,8 @@
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
         --config.budget=0.5 --workdir=runs/mine
 
-FOLDER is a BERT-family checkpoint with config.json and safetensors weights, or a hub id.
+FOLDER is a checkpoint of the BERT family, GPT-2, LLaMA or T5 with config.json and safetensors
+weights, or a hub id.
 `--config.budget` is the share of the model's parameters to keep (or a number of parameters);
 `--config.bond=64` caps every bond instead; with neither the chains are exact. A plain low rank of
 the same size stands beside the result. Seconds for a small encoder, about a minute for BERT-base.
@@ -26,8 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ""
     config.budget = config_dict.placeholder(float)
     config.bond = config_dict.placeholder(int)
-    # Regular expressions over matrix paths such as layers/0/attention/query.
-    config.matrices = (".*/(query|key|value|out|up|down)", "embeddings/word")
+    config.keep_dense = True  # matrices whose chains would save nothing may stay dense
+    # Regular expressions over matrix paths such as layers/0/attention/query. "default": all of the
+    # layers, the token embedding and a language model's output map, of any architecture.
+    config.matrices = ("default",)
     config.task = ""  # none: nothing is trained
     # Texts for variants that look at activations: a task, or `file:...` (`mpojax.data.load_task`).
     config.calibration = {
@@ -43,24 +46,28 @@ def get_config() -> ml_collections.ConfigDict:
             "matrices": config.get_ref("matrices"),
             "budget": config.get_ref("budget"),
             "bond": config.get_ref("bond"),
+            "keep_dense": config.get_ref("keep_dense"),
         },
         "svd": {
             "label": "low rank (SVD), same size",
             "matrices": config.get_ref("matrices"),
             "settings": {"form": "low_rank"},
             "same_size_as": "mpo",
+            "keep_dense": config.get_ref("keep_dense"),
         },
         "svd_aware": {
             "label": "low rank for the outputs, same size",
             "matrices": config.get_ref("matrices"),
             "settings": {"form": "low_rank", "data_aware": True},
             "same_size_as": "mpo",
+            "keep_dense": config.get_ref("keep_dense"),
         },
         "searched": {
             "label": "searched chain for the outputs, same size",
             "matrices": config.get_ref("matrices"),
             "settings": {"search": True, "data_aware": True},
             "same_size_as": "mpo",
+            "keep_dense": config.get_ref("keep_dense"),
         },
     }
     config.compare = ("mpo", "svd")

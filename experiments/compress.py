@@ -1,4 +1,4 @@
-"""Compresses a pre-trained encoder and shows what was gained and lost.
+"""Compresses a pre-trained model and shows what was gained and lost.
 
     python -m experiments.compress --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
@@ -32,7 +32,8 @@ class Variant:
 
     Attributes:
       name, label: key of its files and text for people.
-      matrices: regular expressions over matrix paths; none leaves the model dense.
+      matrices: regular expressions over matrix paths, or "default", as in the rules of
+        `mpojax.interop.compress`; none leaves the model dense.
       settings: rule settings for all of them, fields of `mpojax.interop.Settings`.
       budget: parameters of the whole model, a share of the dense count or a number.
       bond: cap for every bond.

@@ -1,10 +1,10 @@
 """Models in and out: Hugging Face folders, weight files, dense <-> MPO.
 
 model = interop.load_pretrained("path/or/hub-id")
-small, report = interop.compress(model, [(".*/(query|key|value|out|up|down)", dict(bond=64))])
+small, report = interop.compress(model, [(".*/(query|key|value|out)", dict(bond=64))])
 interop.save_pretrained(small, "folder")
 calibration = interop.calibrate(model, batches)  # by the outputs on real texts
-rules = [(".*/(query|key|value|out|up|down)", dict(search=True, data_aware=True))]
+rules = [("default", dict(search=True, data_aware=True))]  # all matrices worth compressing
 small, report = interop.compress(model, rules, budget=0.6, calibration=calibration)
 interop.export_huggingface(interop.merge(small), "other-folder")
 wider = interop.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))], rngs=nnx.Rngs(0))
@@ -25,7 +25,7 @@ from mpojax.interop.pretrained import (
     save_pretrained,
 )
 from mpojax.interop.report import CompressionReport, MatrixRow
-from mpojax.interop.rules import Settings
+from mpojax.interop.rules import Settings, default_matrices
 from mpojax.interop.rules import parse as parse_rule
 from mpojax.interop.safe_weights import read_weights, write_folder
 from mpojax.interop.sources import local_folder, locate
@@ -47,6 +47,7 @@ __all__ = [
     "calibrate",
     "check_rules",
     "compress",
+    "default_matrices",
     "export_huggingface",
     "extract",
     "fingerprint",

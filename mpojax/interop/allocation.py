@@ -5,12 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
-from mpojax import mpo
-from mpojax.interop.report import role_of_path
+from mpojax import checks, mpo
+from mpojax.interop.report import CompressionReport, role_of_path
 from mpojax.interop.rules import Target
 
 ALLOCATIONS = ("error", "first_order")
+# A matrix of a larger error is hardly what it was; one of a smaller share saves next to nothing.
+_LARGE_ERROR, _SMALL_SHARE = 0.5, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +157,39 @@ def _limit(budget, dense_total: int) -> int:
         f"budget={budget!r} must be a fraction in (0, 1] of the dense parameters, given as a float "
         "(use 1.0 for all parameters), or an integer above 1: the number of parameters."
     )
+
+
+def warn_if_uneven(report: CompressionReport, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Warns of matrices that a budget has spoiled while it left others as they were.
+
+    Args:
+      report: of a compression to a budget.
+      sizes: of all matrices of the model.
+    """
+    spoiled: dict[str, float] = {}
+    for row in report.rows:
+        error = row.relative_error if row.output_error is None else row.output_error
+        if error > _LARGE_ERROR:
+            spoiled[row.role] = max(error, spoiled.get(row.role, 0.0))
+    advice = {
+        'let rules match what they leave out (the pattern "default")': report.unmatched,
+        "set keep_dense=False": report.kept_dense,
+    }
+    whole = {what: _large_roles(paths, sizes, report) for what, paths in advice.items()}
+    roles = [role for found in whole.values() for role in found]
+    if spoiled and roles:
+        logging.warning(
+            "The budget leaves relative errors of %s, but %s as they were: %s.",
+            checks.listed([f"{error:.2f} in {role}" for role, error in spoiled.items()]),
+            checks.listed(roles),
+            ", or ".join([what for what in advice if whole[what]] + ["raise the budget"]),
+        )
+
+
+def _large_roles(paths, sizes, report: CompressionReport) -> list[str]:
+    """Roles that hold a share of the model worth compressing."""
+    total: dict[str, int] = {}
+    for path in paths:
+        total[role_of_path(path)] = total.get(role_of_path(path), 0) + math.prod(sizes[path])
+    least = _SMALL_SHARE * report.dense_parameters
+    return [role for role, number in total.items() if number >= least]

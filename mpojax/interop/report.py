@@ -89,6 +89,7 @@ class CompressionReport:
       spectra: singular values of every bond of the uncut matrices, {path: one array per bond}.
       dense_parameters, parameters: numbers in the whole model before and after.
       kept_dense: matrices that a budget left dense, because a chain would have saved nothing.
+      unmatched: dense matrices that no rule matched.
     """
 
     rows: tuple[MatrixRow, ...]
@@ -96,6 +97,7 @@ class CompressionReport:
     dense_parameters: int
     parameters: int
     kept_dense: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -175,8 +177,9 @@ class CompressionReport:
     def summary(self) -> str:
         """One line with the totals."""
         output = "" if self.output_error is None else f", of the outputs {self.output_error:.4f}"
+        left = f"; {len(self.unmatched)} matched by no rule" if self.unmatched else ""
         return (
-            f"{len(self.rows)} matrices; parameters of the model {self.dense_parameters:,} → "
+            f"{len(self.rows)} matrices{left}; parameters of the model {self.dense_parameters:,} → "
             f"{self.parameters:,} ({100 * self.ratio:.1f} %); stored "
             f"{self.dense_stored_bytes / 1e6:.1f} → {self.stored_bytes / 1e6:.1f} MB; "
             f"relative error {self.relative_error:.4f}{output} (root mean square over matrices)"
@@ -193,6 +196,7 @@ class CompressionReport:
             "relative_error": self.relative_error,
             "output_error": self.output_error,
             "kept_dense": list(self.kept_dense),
+            "unmatched": list(self.unmatched),
             "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in self.rows],
         }
 
@@ -274,8 +278,15 @@ class CompressionReport:
         return roles
 
     def _kept_lines(self) -> list[str]:
-        roles = dict.fromkeys(map(role_of_path, self.kept_dense))
-        return [f"kept dense, as a chain saves nothing there: {', '.join(roles)}"] if roles else []
+        lines = {
+            "kept dense, as a chain saves nothing there": self.kept_dense,
+            "dense, as no rule matches them": self.unmatched,
+        }
+        return [
+            f"{what}: {', '.join(dict.fromkeys(map(role_of_path, paths)))}"
+            for what, paths in lines.items()
+            if paths
+        ]
 
     def _factor_lines(self) -> list[str]:
         lines = {}

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mpojax import mpo
+from mpojax import models, mpo
 
 FORMS = ("mpo", "low_rank")
+DEFAULT, _IN_LAYERS = "default", r"(.*/)?layers/[0-9]+/.+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,26 @@ class Settings:
         return full if self.bond is None else full.with_bonds(self.bond)
 
 
+def default_matrices(config: models.Config) -> tuple[str, ...]:
+    """What the pattern "default" of a rule stands for: the matrices worth compressing.
+
+    All matrices of the layers, the token embedding, and a language model's own output map; not
+    heads, poolers and the small embeddings of positions and token types.
+
+        >>> default_matrices(models.DecoderConfig(vocab_size=99, tied=False))
+        ('(.*/)?layers/[0-9]+/.+', 'embeddings/word', 'head')
+    """
+    return _default(models.matrix_sizes(config))
+
+
+def _default(sizes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    found = [_IN_LAYERS, "embeddings/word"]
+    # A language model's head has an output for each token.
+    if "head" in sizes and sizes["head"][1] == sizes["embeddings/word"][0]:
+        found.append("head")
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """One matrix to compress: its settings, the full chain, and the chain with fixed bonds."""
@@ -157,6 +178,7 @@ def resolve(
 
     Args:
       rules: (regular expression, settings); an expression must match a whole matrix path.
+        "default" stands for those of `default_matrices`.
       sizes: {matrix path: (in_features, out_features)} of the model.
       already_mpo: shapes of matrices that are in MPO form.
       default_bond: cap for rules that say nothing about bonds.
@@ -167,7 +189,7 @@ def resolve(
     Raises:
       ValueError: anything wrong with the rules; see the message.
     """
-    owner = match(rules, sizes)
+    owner = match(_expanded(rules, sizes), sizes)
     for path, (pattern, settings) in owner.items():
         if path in already_mpo:
             raise ValueError(
@@ -177,6 +199,18 @@ def resolve(
         if default_bond is not None and settings.leaves_bonds_open and settings.tolerance is None:
             owner[path] = (pattern, dataclasses.replace(settings, bond=default_bond))
     return [_target(path, *owner[path], sizes[path]) for path in sizes if path in owner]
+
+
+def _expanded(rules, sizes: Mapping[str, tuple[int, int]]):
+    """The rules with patterns in the place of "default"."""
+    if isinstance(rules, str | bytes | Mapping):
+        return rules  # refused by `match`
+    expanded = []
+    for rule in rules:
+        is_default = isinstance(rule, tuple | list) and rule and rule[0] == DEFAULT
+        patterns = _default(sizes) if is_default else ()
+        expanded += [(pattern, *rule[1:]) for pattern in patterns] or [rule]
+    return expanded
 
 
 def match(

@@ -43,6 +43,7 @@ def compress(
       rules: (regular expression over matrix paths, settings); settings are the fields of
         `mpojax.interop.Settings`, for example
         `[(".*/(query|key|value|out|up|down)", dict(bond=64)), ("embeddings/word", dict(rank=64))]`.
+        The pattern "default" stands for all that are worth it, see `interop.default_matrices`.
       budget: numbers that the whole compressed model may have: a float in (0, 1] is a fraction of
         its dense count, an integer above 1 the count itself. Bonds that the rules leave open are
         chosen for least error; a matrix whose chain would save nothing stays dense.
@@ -80,7 +81,12 @@ def compress(
     order = [target.path for target in targets]
     rows = tuple(decomposer.rows[path] for path in order if path in decomposer.rows)
     kept = tuple(path for path in order if path in decomposer.kept)
-    return compressed, CompressionReport(rows, decomposer.spectra, dense_total, total, kept)
+    sizes = _compressible(model.config)
+    unmatched = tuple(path for path in sizes if path not in {*order, *model.shapes})
+    report = CompressionReport(rows, decomposer.spectra, dense_total, total, kept, unmatched)
+    if budget is not None:
+        allocation_lib.warn_if_uneven(report, sizes)
+    return compressed, report
 
 
 def check_rules(
@@ -101,12 +107,7 @@ def _checked(
     model, arrays, rules, budget, bond, calibration, allocation
 ) -> tuple[list[Target], int | None]:
     """What the rules match, and what a budget leaves for the matrices with open bonds."""
-    sizes = models.matrix_sizes(model.config)
-    if getattr(model.config, "experts", ()):
-        # Those of experts are many matrices under one path: compress before `add_experts`.
-        is_one = {path: not model.config.experts_of(path.rpartition("/")[0]) for path in sizes}
-        sizes = {path: size for path, size in sizes.items() if is_one[path]}
-    targets = rules_lib.resolve(rules, sizes, model.shapes, bond)
+    targets = rules_lib.resolve(rules, _compressible(model.config), model.shapes, bond)
     room = None
     if budget is not None:
         now = sum(math.prod(array.shape) for array in arrays.values())
@@ -120,6 +121,15 @@ def _checked(
             )
     _check_calibration(targets, arrays, calibration, allocation, room)
     return targets, room
+
+
+def _compressible(config) -> dict[str, tuple[int, int]]:
+    """Sizes of all matrices but those of experts."""
+    sizes = models.matrix_sizes(config)
+    if not getattr(config, "experts", ()):
+        return sizes
+    # Those of experts are many matrices under one path: compress before `add_experts`.
+    return {p: size for p, size in sizes.items() if not config.experts_of(p.rpartition("/")[0])}
 
 
 def _check_calibration(targets, arrays, calibration, allocation, room):

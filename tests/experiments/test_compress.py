@@ -14,6 +14,7 @@ from configs import quickstart
 from experiments import compress, console, sources, study_files
 from mpojax import interop, models, training
 from mpojax.data import tasks, text_classification
+from tests.models import small_language
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "fine", "poor"]
 SETTINGS = models.EncoderConfig(
@@ -203,6 +204,21 @@ def test_own_checkpoint_without_training(checkpoint, tmp_path, changes):
         assert float(table["mpo"]["relative_weight_error"]) < 1e-6
     assert (tmp_path / "run" / "plots" / "error_vs_bond.png").is_file()
     assert not (tmp_path / "run" / "cells").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_language_models_whole(tmp_path, capsys, name):
+    """Every matrix of the layers takes part, gates among them."""
+    kinds = {**small_language.DECODERS, "t5": small_language.T5_GATED}
+    interop.export_huggingface(small_language.dense(kinds[name]), tmp_path / "model")
+    config = own(tmp_path / "model", budget=0.6, keep_dense=False, compare=("mpo",))
+    assert compress.main(config, str(tmp_path / "run")) == 0
+    done = {row["path"] for row in rows(tmp_path / "run" / "compression" / "mpo.csv")}
+    paths = models.matrix_sizes(kinds[name])
+    left = sorted(set(paths) - done)
+    assert left == (["embeddings/position"] if name == "gpt2" else [])
+    shown = capsys.readouterr().out
+    assert all(f"no rule matches them: {path}" in shown for path in left)
 
 
 def test_error_curve_is_monotone_and_exact(checkpoint, tmp_path):

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mpojax import interop
+from mpojax import interop, models
 from mpojax.interop.report import matrix_table
 from tests.interop import helpers
 
@@ -104,3 +104,26 @@ def test_plots_name_the_extra_they_need(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"mpojax\[plot\]"):
         report.plot(tmp_path / "error.png")
+
+
+def test_what_no_rule_matched_is_named(report):
+    left = list(models.matrix_sizes(helpers.model().config))
+    left = [path for path in left if path not in {row.path for row in report.rows}]
+    assert list(report.unmatched) == report.to_dict()["unmatched"] == left
+    for text in (report.table(), report.to_markdown()):
+        assert "dense, as no rule matches them: " in text
+        assert "layers/*/attention/key" in text
+        assert f"{len(left)} matched by no rule" in " ".join(text.split())
+
+
+def test_a_budget_that_spoils_some_matrices_and_leaves_others_warns(caplog):
+    with caplog.at_level("WARNING", logger="absl"):
+        interop.compress(helpers.model(), [(".*/(up|down)", {})], budget=0.75)
+    assert "relative errors of 0." in caplog.text
+    assert "in layers/*/feed_forward/up" in caplog.text
+    assert "embeddings/word" in caplog.text.partition(", but ")[2]
+    assert 'let rules match what they leave out (the pattern "default")' in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="absl"):
+        interop.compress(helpers.model(), [("default", {})], budget=0.98)
+    assert not caplog.text

@@ -1,10 +1,14 @@
 """Rules: what they choose, and every way to get one wrong, before any work."""
 
+import dataclasses
+import re
+
 import pytest
 
-from mpojax import interop, mpo
+from mpojax import interop, models, mpo
 from mpojax.interop import rules as rules_lib
 from tests.interop import helpers
+from tests.models import small, small_language
 
 SIZES = {
     "embeddings/word": (40, 12),
@@ -117,3 +121,28 @@ def test_nothing_happens_before_all_rules_are_checked(monkeypatch):
     monkeypatch.setattr(mpo, "decompose_with_spectra", fail)
     with pytest.raises(ValueError, match="matches no matrix"):
         interop.compress(helpers.model(), [(".*/query", {}), ("nothing", {})])
+
+
+@pytest.mark.parametrize(
+    ("config", "left"),
+    [
+        (small.BERT, {"embeddings/position", "embeddings/token_type", "pooler", "head"}),
+        (small.MOBILEBERT, None),
+        (small_language.GPT2, {"embeddings/position"}),
+        (small_language.LLAMA, set()),
+        (small_language.T5, set()),
+        (small_language.T5_GATED, set()),
+    ],
+)
+def test_the_default_knows_each_architecture(config, left):
+    if config is small.BERT:
+        config = dataclasses.replace(config, num_labels=2)
+    sizes = models.matrix_sizes(config)
+    chosen = [target.path for target in rules_lib.resolve([("default", {"bond": 2})], sizes, {})]
+    assert all(path in chosen for path in sizes if "layers/" in path)
+    assert left is None or set(sizes) - set(chosen) == left
+    patterns = interop.default_matrices(config)
+    assert chosen == [path for path in sizes if any(re.fullmatch(p, path) for p in patterns)]
+    both = [("default", {"bond": 2}), ("embeddings/word", {"rank": 1})]
+    with pytest.raises(ValueError, match="both match embeddings/word"):
+        rules_lib.resolve(both, sizes, {})
