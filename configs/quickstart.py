@@ -69,6 +69,8 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         "weight_decay": 0.0,
         "clip_norm": 1.0,
     }
+    config.dtype = "float32"  # of the computation; "bfloat16" where the hardware has it
+    config.remat = False  # recompute layers in the backward pass
     config.mesh = {}  # sizes of data / fsdp / tensor / expert; all devices on data
     config.checkpoint_every = 40
     config.log_every = 10

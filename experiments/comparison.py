@@ -65,7 +65,13 @@ def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, work
     train, test, labels = arrays
     head = {"pooling": config.pooling, "label_names": labels}
     model = models.with_head(encoder, len(labels), **head, rngs=nnx.Rngs(seed))
-    model = models.reconfigure(model, dropout=config.dropout, attention_dropout=config.dropout)
+    model = models.reconfigure(
+        model,
+        dropout=config.dropout,
+        attention_dropout=config.dropout,
+        dtype=config.dtype,
+        remat=config.remat,
+    )
     trainable = mpop.trainable_filter(variant.trainable)
     counts = mpop.parameter_counts(model, trainable)
     optimizer = fitting.make_optimizer(config, model, config.steps)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import ml_collections
 from absl import logging
 
-from experiments import comparison, launch, sources, study_files
+from experiments import comparison, config_fields, launch, sources, study_files
 from mpojax import data, interop, training
 from mpojax.methods import mpop
 from mpojax.training import progress as progress_lib
@@ -67,6 +67,7 @@ class Variant:
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole job; returns the exit status."""
     start = time.perf_counter()
+    config_fields.check(config)
     variants = read_variants(config)
     # A folder with a run is compared first; a new one is claimed once everything has been checked,
     # so that a mistyped command leaves nothing behind.
@@ -230,4 +231,4 @@ def compress_variant(
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, ("model", "matrices", "variants", "compare"))

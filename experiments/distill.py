@@ -22,6 +22,7 @@ import jax
 import ml_collections
 from flax import nnx
 
+from configs.opdf import base
 from experiments import fitting, jobs, launch, sources, tuning
 from mpojax import data, models, training
 from mpojax.methods import mpop, opdf, students
@@ -71,7 +72,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("start_from", "keep_best", "eval_every", "adapters", "squeeze", "calibration_examples"),
         "a student starts from config.teacher, and its last state is reported",
     )
-    fitting.check_rate_exponent(config)
     if not all(isinstance(layer, int) and layer >= 0 for layer in config.student_layers):
         raise ValueError(
             f"config.student_layers={config.student_layers} must be layers of the teacher."
@@ -283,4 +283,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, base.get_config())

@@ -15,6 +15,7 @@ import pathlib
 import jax
 import ml_collections
 
+from configs.mpop import base
 from experiments import fitting, jobs, launch, trajectory, tuning
 from mpojax import data, training
 from mpojax.methods import mpop, squeeze_costs, squeeze_settings, squeezing
@@ -151,4 +152,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, base.get_config())

@@ -75,15 +75,6 @@ def over_parameterised(
     return fields
 
 
-def check_rate_exponent(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for an exponent that would raise the rates of long chains."""
-    if not config.rate_exponent >= 0:
-        raise ValueError(
-            f"config.rate_exponent={config.rate_exponent!r} must be at least 0: rates of cores are "
-            "divided by (number of cores)^rate_exponent."
-        )
-
-
 def fit(
     config: ml_collections.ConfigDict,
     train: data.TrainData,
@@ -138,7 +129,17 @@ def prepare(config: ml_collections.ConfigDict, has_chains: bool):
 def train_data(
     config: ml_collections.ConfigDict, examples: Mapping[str, np.ndarray], seed: int
 ) -> data.TrainData:
-    """Batches of encoded training examples by the config; `seed` is that of their order."""
+    """Batches of encoded training examples by the config; `seed` is that of their order.
+
+    Raises:
+      ValueError: batches in which every example would stand more than ten times.
+    """
+    count = len(examples["input_ids"])
+    if config.batch_size > 10 * count:
+        raise ValueError(
+            f"config.batch_size={config.batch_size} is more than ten times the {count} training "
+            "examples; lower it."
+        )
     return data.TrainData(examples, config.batch_size, seed=seed, lengths=config.lengths)
 
 

@@ -10,13 +10,12 @@ import ml_collections
 from absl import logging
 from flax import nnx
 
-from experiments import adapters, fitting, sources
-from mpojax import checks, data, files, interop, models, training
+from experiments import adapters, config_fields, fitting, sources
+from mpojax import data, files, interop, models, training
 from mpojax.methods import mpop, multitask
 from mpojax.training import objectives
 
 HELD_OUT = "held_out"  # as `config.dev_split`
-_COUNTS = ("train_examples", "dev_examples", "held_out_examples", "calibration_examples")
 _HEADS_FILE = "tasks.json"  # beside the weights of a model of several tasks
 
 
@@ -63,20 +62,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: a field that is wrong whatever model and task are.
     """
+    config_fields.check(config)
     mpop.check_trainable(config.trainable)
     check_compression(config)
     adapters.check(config)
-    check_counts(config, *_COUNTS)
-    if config.steps < 1:
-        raise ValueError(f"config.steps={config.steps} must be at least 1.")
     if config.architecture and config.architecture not in models.PRESETS:
         raise ValueError(
             f"config.architecture={config.architecture!r} must be one of {sorted(models.PRESETS)}."
-        )
-    if config.shots < 0 or config.draw < 0:
-        raise ValueError(
-            f"config.shots={config.shots} (examples of each class; 0 for all) and config.draw="
-            f"{config.draw} must not be negative."
         )
     if config.draw and not config.shots:
         raise ValueError(f"config.draw={config.draw} has nothing to draw: give config.shots.")
@@ -85,12 +77,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.shots={config.shots} and config.train_examples={config.train_examples} both "
             "say how many examples are trained on: give one."
         )
-
-
-def check_counts(config: ml_collections.ConfigDict, *names: str) -> None:
-    """Raises ValueError for counts that are negative; 0 stands for all, or for none."""
-    fields = {f"config.{name}": config[name] for name in names}
-    checks.check(fields, dict.fromkeys(fields, checks.integer(0)), "counts")
 
 
 def check_compression(config: ml_collections.ConfigDict) -> None:
@@ -232,16 +218,26 @@ def load_model(
     """The model of `config.start_from`, or else of `config.model`; `source` is its tokenizer's.
 
     Raises:
-      ValueError: its word table has fewer rows than the tokenizer has tokens.
+      ValueError: it is no encoder, or too small for the tokenizer's tokens or for max_length.
     """
     folder = model_of(config)
     model = interop.load_pretrained(folder)
+    if not isinstance(model.config, models.EncoderConfig):
+        raise ValueError(
+            f"{folder} is no encoder: experiments.language_model tunes decoders, and "
+            "experiments.text_to_text encoder-decoders."
+        )
+    if config.max_length > model.config.max_positions:
+        raise ValueError(
+            f"config.max_length={config.max_length} is more than the "
+            f"{model.config.max_positions} positions of {folder}."
+        )
     if words.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer in {source} has {words.vocab_size} tokens, the word table of {folder} "
             f"{model.config.vocab_size} rows: they do not belong together."
         )
-    return model
+    return models.reconfigure(model, dtype=config.dtype, remat=config.remat)
 
 
 def model_of(config: ml_collections.ConfigDict) -> str:

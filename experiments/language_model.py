@@ -18,7 +18,8 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from experiments import generating, jobs, language_models, language_tuning, launch, tuning
+from configs.mpoe import base
+from experiments import generating, language_models, language_tuning, launch, tuning
 from mpojax import data, models, training
 from mpojax.training import language_modeling
 
@@ -40,9 +41,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             "config.task and config.tasks are of experiments.text_to_text; plain text is named by "
             "config.texts."
         )
-    jobs.check_counts(config, "test_tokens")
-    if config.length < 2:
-        raise ValueError(f"config.length={config.length} must be at least 2.")
     if not config.dev_split:
         raise ValueError("config.dev_split is empty: a run reports the loss of some split.")
     if config.train_split in (config.dev_split, config.test_split) and not config.dev_texts:
@@ -185,4 +183,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, base.get_config())

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from experiments import sources, tuning
+from experiments import config_fields, sources, tuning
 from mpojax import data, interop, models, training
 from mpojax.training import gradient_mask
 from mpojax.training import state as state_lib
@@ -25,22 +25,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: a field that is wrong whatever model and data are.
     """
-    for name in ("steps", "batch_size", "accumulate", "eval_batch_size", "log_every"):
-        if config[name] < 1:
-            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
-    if config.batch_size % config.accumulate:
-        raise ValueError(
-            f"config.batch_size={config.batch_size} rows cannot be split into config.accumulate="
-            f"{config.accumulate} parts; make it a multiple of that."
-        )
-    for name in (
-        *("balance_weight", "z_weight", "keep_layers", "eval_every", "router_every"),
-        *("test_tokens", "train_examples", "dev_examples"),
-    ):
-        if config[name] < 0:
-            raise ValueError(f"config.{name}={config[name]} must not be negative.")
-    if not 0.0 <= config.label_smoothing < 1.0:
-        raise ValueError(f"config.label_smoothing={config.label_smoothing} must lie in [0, 1).")
+    config_fields.check(config)
     if bool(config.model) == bool(config.fresh.to_dict()):
         raise ValueError(
             "give config.model, a folder with a model, or config.fresh, the sizes of a fresh one: "

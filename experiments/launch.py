@@ -5,13 +5,14 @@ Several processes: see `experiments.processes`.
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import processes
+from experiments import command_line, processes
+from mpojax import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/quickstart.py or configs/quickstart.py:smoke."
@@ -39,20 +40,28 @@ def _is_for_users(record) -> bool:
 
 def run(
     main: Callable[[ml_collections.ConfigDict, str], int | None],
+    fields: Iterable[str],
     needs_workdir: Callable[[], bool] = lambda: True,
 ) -> None:
     """Parses the flags and calls main(config, workdir); its result is the exit status.
 
-    Failures that the library explains (ValueError, OSError, a missing extra, a loss that is not
-    finite) end with their message and status 2 instead of a traceback; `-v=1` shows that too.
+    A mistyped command line, and failures that the library explains (ValueError, OSError, a missing
+    extra, a loss that is not finite), end with one message and status 2 instead of a traceback;
+    `-v=1` shows that too.
+
+    Args:
+      fields: that a config of this entry point has.
     """
     flags.mark_flag_as_required("config")
 
     def wrapped(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
-        if _WORKDIR.value is None and needs_workdir():
-            raise app.UsageError("--workdir=FOLDER is missing: the folder of this run")
+        if not _WORKDIR.value and needs_workdir():
+            command_line.refuse("--workdir=FOLDER is missing: the folder of this run")
+        if missing := [name for name in fields if name not in _CONFIG.value]:
+            command_line.refuse(
+                f"--config={flags.FLAGS['config'].config_filename} is of another entry point than "
+                f"{argv[0]}: it lacks {checks.listed(missing, limit=5)}"
+            )
         _quiet_libraries()
         try:
             processes.start()
@@ -71,4 +80,4 @@ def run(
                 processes.leave(status)
         sys.exit(status or 0)
 
-    app.run(wrapped)
+    app.run(wrapped, flags_parser=command_line.parse)

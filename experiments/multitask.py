@@ -22,6 +22,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+from configs.mpop import base
 from experiments import fitting, jobs, launch, tuning
 from mpojax import data, training
 
@@ -53,10 +54,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"config.tasks names {twice} twice; name every task once.")
-    if not 0.0 <= config.exponent <= 1.0:
-        raise ValueError(
-            f"config.exponent={config.exponent} must lie in 0 (equal shares) .. 1 (by size)."
-        )
     for name in _SINGLE:
         if config[name]:
             raise ValueError(f"config.{name}={config[name]!r} has no meaning with several tasks.")
@@ -207,4 +204,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, (*base.get_config(), "tasks", "exponent", "metrics"))

@@ -14,6 +14,7 @@ import pathlib
 
 import ml_collections
 
+from configs.opf import base
 from experiments import fitting, jobs, launch, sources, tuning
 from mpojax import data, interop, models, training
 from mpojax.methods import mpop, opdf, opf
@@ -49,7 +50,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         (*_COMPRESSION, "trainable", "keep_best", "eval_every", "adapters", "squeeze"),
         "the whole dense model is trained, and its last state reported",
     )
-    fitting.check_rate_exponent(config)
     if settings.strategy == "dynamic":
         _check_optimizer(config.optimizer)
 
@@ -167,4 +167,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, base.get_config())

@@ -15,6 +15,7 @@ import pathlib
 import jax
 import ml_collections
 
+from configs.pet_search import base
 from experiments import fitting, jobs, kept_plot, launch, tuning
 from mpojax import data, interop, models, training
 from mpojax.methods import mpop, pet_masks, pet_search, pet_settings
@@ -213,4 +214,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, base.get_config())

@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags, logging
 from flax import nnx
 
+from configs.mpobert import pretraining as defaults
 from experiments import fitting, launch, pretraining, tuning
 from mpojax import data, files, models, training
 from mpojax.methods import mpop
@@ -193,4 +194,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main, needs_workdir=lambda: not _DRY_RUN.value)
+    launch.run(main, defaults.get_config(), needs_workdir=lambda: not _DRY_RUN.value)

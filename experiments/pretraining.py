@@ -6,7 +6,7 @@ import jax
 import ml_collections
 
 from configs.mpobert import pretraining as defaults
-from experiments import sources
+from experiments import config_fields, sources
 from mpojax import data, interop, layers, models, mpo, training
 from mpojax.methods import mpobert, mpobert_start
 
@@ -39,6 +39,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: a field that is wrong whatever they are.
     """
+    config_fields.check(config)
     for name, value, allowed in (
         ("architecture", config.architecture, defaults.ARCHITECTURES),
         ("start.kind", config.start.kind, defaults.STARTS),
@@ -48,14 +49,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"config.{name}={value!r} must be one of {', '.join(allowed)}.")
-    for name in ("steps", "batch_size", "accumulate", "length", "eval_batch_size", "log_every"):
-        if config[name] < 1:
-            raise ValueError(f"config.{name}={config[name]} must be at least 1.")
-    if config.batch_size % config.accumulate:
-        raise ValueError(
-            f"config.batch_size={config.batch_size} rows cannot be split into config.accumulate="
-            f"{config.accumulate} parts; make it a multiple of that."
-        )
     if not config.corpus:
         raise ValueError(
             "config.corpus is empty: pass --config.corpus=FOLDER, made by python -m "
@@ -65,17 +58,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError("config.start.kind='teacher' needs config.start.teacher, a model folder.")
     if config.start.kind == "scratch":
         _check_length(config, config.model.max_positions)
-    for name in ("deviation", "adapter_deviation"):
-        if not config.start[name] > 0:
-            raise ValueError(f"config.start.{name}={config.start[name]} must be above 0.")
-    central, taught = config.start.central, config.start.taught_layers
+    central = config.start.central
     if central != "mean" and not str(central).isdigit():
         raise ValueError(
             f"config.start.central={central!r} must be 'mean', or the number of one of the "
             "teacher's layers, from 0."
         )
-    if taught is not None and taught < 0:
-        raise ValueError(f"config.start.taught_layers={taught} must not be negative.")
 
 
 def _check_length(config: ml_collections.ConfigDict, max_positions: int) -> None:

@@ -30,7 +30,7 @@ import ml_collections
 from absl import logging
 
 from experiments import cells as cells_lib
-from experiments import launch, sweep_files, sweep_view
+from experiments import config_fields, launch, sweep_files, sweep_view
 from experiments import plots as plots_lib
 from mpojax import files
 from mpojax.training import workdir as workdir_lib
@@ -58,6 +58,7 @@ class Stopped(BaseException):
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole sweep; returns the exit status: 0 finished or stopped, 1 when a cell failed."""
+    config_fields.check_axes(config)
     runner, check = find_runner(config.get("runner"))
     cells = cells_lib.expand(config)
     repeats = read_repeats(config, cells)
@@ -248,4 +249,4 @@ def _free_memory() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, ("runner", "cell", "axes"))

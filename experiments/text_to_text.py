@@ -19,7 +19,8 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from experiments import answers, jobs, language_models, language_tuning, launch, tuning
+from configs.mpoe import base
+from experiments import answers, language_models, language_tuning, launch, tuning
 from mpojax import data, models
 from mpojax.training import text_metrics
 
@@ -36,16 +37,10 @@ def check(config: ml_collections.ConfigDict) -> None:
       ValueError: a field that is wrong whatever they are.
     """
     language_models.check(config)
-    jobs.check_counts(config, "train_examples", "dev_examples")
     if bool(config.task) == bool(config.tasks):
         raise ValueError("give config.task, one task, or config.tasks, several: just one of them.")
     if len(set(config.tasks)) < len(config.tasks):
         raise ValueError(f"config.tasks={config.tasks} names a task twice.")
-    for name in ("max_length", "target_length"):
-        if config[name] < 2:
-            raise ValueError(f"config.{name}={config[name]} must be at least 2.")
-    if config.beams < 1:
-        raise ValueError(f"config.beams={config.beams} must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,4 +188,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, base.get_config())

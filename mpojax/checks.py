@@ -44,6 +44,10 @@ class Allowed:
             lambda value: self.accepts(value) or other.accepts(value),
         )
 
+    def noted(self, note: str) -> "Allowed":
+        """The same values, with a note about what they mean."""
+        return dataclasses.replace(self, what=f"{self.what} ({note})")
+
 
 def integer(low: int | None = None, high: int | None = None) -> Allowed:
     """Integers from `low` to `high`, both included; a bool is none."""
@@ -53,25 +57,27 @@ def integer(low: int | None = None, high: int | None = None) -> Allowed:
             return False
         return (low is None or value >= low) and (high is None or value <= high)
 
-    return Allowed("an integer" + _bounds(low, high), accepts)
+    return Allowed(f"an integer {_bounds(low, high)}".strip(), accepts)
 
 
 def number(
-    low: float | None = None, high: float | None = None, *, above: float | None = None
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Allowed:
-    """Finite numbers from `low` to `high`, both included, or greater than `above`."""
+    """Finite numbers from `low` to `high`, both included, or between `above` and `below`."""
 
     def accepts(value) -> bool:
         if not isinstance(value, Real) or isinstance(value, bool) or not _is_finite(value):
             return False
-        if above is not None and not value > above:
-            return False
-        return (low is None or value >= low) and (high is None or value <= high)
+        inside = (low is None or value >= low) and (high is None or value <= high)
+        return inside and (above is None or value > above) and (below is None or value < below)
 
-    bounds = _bounds(low, high)
-    if above is not None:
-        bounds = f" above {above}" + ("" if high is None else f" and at most {high}")
-    return Allowed("a finite number" + bounds, accepts)
+    open_ends = [f"above {above}"] * (above is not None) + [f"below {below}"] * (below is not None)
+    bounds = [_bounds(low, high)] * (low is not None or high is not None)
+    return Allowed(" ".join(["a finite number", " and ".join(bounds + open_ends)]).strip(), accepts)
 
 
 def text(max_length: int = 100_000) -> Allowed:
@@ -108,15 +114,40 @@ def sequence(of: Allowed, length: int | None = None) -> Allowed:
     return Allowed(f"a list{count}, each {of.what}", accepts)
 
 
-def mapping(of: Allowed) -> Allowed:
-    """Mappings from strings to allowed values."""
+def mapping(of: Allowed, names: Sequence[str] | None = None) -> Allowed:
+    """Mappings from strings, all of them among `names` where given, to allowed values."""
 
     def accepts(value) -> bool:
         return isinstance(value, Mapping) and all(
-            isinstance(name, str) and of.accepts(entry) for name, entry in value.items()
+            (isinstance(name, str) if names is None else name in names) and of.accepts(entry)
+            for name, entry in value.items()
         )
 
-    return Allowed(f"a mapping of names, each {of.what}", accepts)
+    keys = "names" if names is None else f"names out of {', '.join(names)}"
+    return Allowed(f"a mapping of {keys}, each {of.what}", accepts)
+
+
+def pair(first: Allowed, second: Allowed) -> Allowed:
+    """Lists and tuples of two entries."""
+
+    def accepts(value) -> bool:
+        fits = isinstance(value, (list, tuple)) and len(value) == 2
+        return fits and first.accepts(value[0]) and second.accepts(value[1])
+
+    return Allowed(f"a pair of {first.what} and {second.what}", accepts)
+
+
+def expression() -> Allowed:
+    """Regular expressions of the user's own; see `pattern` for those out of files."""
+
+    def accepts(value) -> bool:
+        try:
+            re.compile(value)
+        except (re.error, TypeError, RecursionError):
+            return False
+        return isinstance(value, str)
+
+    return Allowed("a regular expression", accepts)
 
 
 def anything() -> Allowed:
@@ -167,7 +198,7 @@ def problems(values: Mapping[str, Any], fields: Mapping[str, Allowed]) -> list[s
 def check(
     values: Mapping[str, Any],
     fields: Mapping[str, Allowed],
-    where: str,
+    where: str = "",
     required: Iterable[str] = (),
 ) -> None:
     """Checks values against their fields; names without a field are not looked at.
@@ -184,7 +215,7 @@ def check(
     found = [f"{name} is missing" for name in required if name not in values]
     found += problems(values, fields)
     if found:
-        raise ValueError(f"{where}: {listed(found, '; ')}.")
+        raise ValueError(f"{where}{': ' if where else ''}{listed(found, '; ')}.")
 
 
 def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -208,20 +239,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name nearest to a mistyped one, None where none is near.
+    """The known name that a mistyped one most likely stands for, None where none is near.
 
-    Of dotted names, one whose last part is the name counts as near: learning_rate finds
-    optimizer.learning_rate.
+    Names may be dotted. In this order: the same last part elsewhere (learning_rate finds
+    optimizer.learning_rate), its initials (lr), a similar one beside it, a similar one elsewhere.
     """
-    known = list(known)
-    last = name.rpartition(".")[2]
-    if same := [each for each in known if each.rpartition(".")[2] == last]:
-        return min(same, key=len)
-    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
-        return close[0]
-    lasts = {each.rpartition(".")[2]: each for each in reversed(known)}
-    close = difflib.get_close_matches(last, lasts, n=1, cutoff=0.75)
-    return lasts[close[0]] if close else None
+    known = sorted(known, key=lambda each: (each.count("."), len(each)))
+    lasts = [each.rpartition(".")[2] for each in known]
+    parent, _, last = name.rpartition(".")
+    initials = ["".join(word[:1] for word in each.split("_")) for each in lasts]
+    for candidates in (lasts, initials):
+        if last in candidates:
+            return known[candidates.index(last)]
+    beside = [each for each in known if each.rpartition(".")[0] == parent]
+    for group, cutoff in ((beside, 0.6), (known, 0.75)):
+        by_last = {each.rpartition(".")[2]: each for each in reversed(group)}
+        if close := difflib.get_close_matches(last, by_last, n=1, cutoff=cutoff):
+            return by_last[close[0]]
+    return None
 
 
 def listed(items: Sequence[Any], separator: str = ", ", limit: int = 10) -> str:
@@ -313,9 +348,9 @@ def _is_finite(value: Real) -> bool:
         return False
 
 
-def _bounds(low, high) -> str:
+def _bounds(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f" from {low} to {high}"
+        return f"from {low} to {high}"
     if low is not None:
-        return f" of at least {low}"
-    return "" if high is None else f" of at most {high}"
+        return f"of at least {low}"
+    return "" if high is None else f"of at most {high}"

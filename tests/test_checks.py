@@ -12,6 +12,7 @@ SPECS = [
     (checks.integer(0, 3), [0, 3], [-1, 4]),
     (checks.number(0), [0, 0.5, 3], [-1e-9, math.nan, math.inf, True, "0", 10**400]),
     (checks.number(above=0, high=1), [1e-9, 1], [0, 1.1]),
+    (checks.number(0, below=1), [0, 0.99], [1, -0.1]),
     (checks.text(), ["", "a"], [1, None, b"a"]),
     (checks.flag(), [True, False], [0, 1, "yes"]),
     (checks.integer(1) | checks.null(), [1, None], [0, "x"]),
@@ -24,6 +25,9 @@ SPECS = [
         [r"(.*/)?layers/\d+/.*/(query|up)", "a{999}", r"(?!head).*/bias|.*norm.*", "(?>a+)b"],
         ["(a+)+b", "(a|a)*b", "(a*)*", ".*" * 6, "[", "(" * 499 + "a" + ")*" * 499, "a" * 1001, 1],
     ),
+    (checks.mapping(checks.number(), names=("a",)), [{}, {"a": 1}], [{"b": 1}, {"a": None}]),
+    (checks.pair(checks.text(), checks.flag()), [("a", True), ["", False]], ["ab", ("a",), (1, 2)]),
+    (checks.expression(), ["", "a.*"], ["(", 5, None]),
     (checks.anything(), [None, object()], []),
 ]
 
@@ -56,6 +60,8 @@ def test_a_mistake_names_field_value_and_what_is_allowed():
         ("optimizer.learning_rat", "optimizer.learning_rate"),
         ("optimiser.learning_rate", "optimizer.learning_rate"),
         ("learning_rte", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("start.seeed", "seed"),
         ("qqqq", None),
     ],
 )

@@ -73,6 +73,8 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.0,
         "clip_norm": 1.0,
     }
+    config.dtype = "float32"  # of the computation; "bfloat16" where the hardware has it
+    config.remat = False  # recompute layers in the backward pass
     config.mesh = {}  # sizes of data / fsdp / tensor / expert; all devices on data
     config.eval_every = 0  # 0: only at the end
     config.keep_best = False  # report the best development state instead of the last

@@ -159,7 +159,10 @@ def test_layers_and_attention_are_compared(config, tmp_path):
         ({"start_from": "folder"}, "config.start_from='folder': a student starts from"),
         ({"squeeze": {"steps": 2}}, "config.squeeze={'steps': 2}: a student starts from"),
         ({"matrices": (".*/query",)}, "set config.opdf.enabled=False"),
-        ({"rate_exponent": -1.0}, "config.rate_exponent=-1.0 must be at least 0"),
+        (
+            {"rate_exponent": -1.0},
+            "config.rate_exponent=-1.0 must be a finite number of at least 0",
+        ),
     ],
 )
 def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):

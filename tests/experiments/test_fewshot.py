@@ -70,7 +70,7 @@ def test_held_out_examples_are_never_among_the_shots(config, tmp_path):
     ("changes", "message"),
     [
         ({"shots": -1}, "config.shots=-1"),
-        ({"shots": 1, "draw": -1}, "config.draw=-1 must not be negative"),
+        ({"shots": 1, "draw": -1}, "config.draw=-1 must be an integer of at least 0"),
         ({"draw": 1}, "config.draw=1 has nothing to draw: give config.shots"),
         ({"shots": 2, "train_examples": 4}, "give one"),
         ({"shots": 11}, r"too few examples of \{'good': 10\}; ask for at most 10"),

@@ -66,6 +66,22 @@ def test_a_dense_run(config, tmp_path, capsys):
     assert finetune.run(config, tmp_path) == 0  # finished: nothing is done again
 
 
+def test_compute_fields(config, tmp_path):
+    """Recomputed layers change nothing, bfloat16 little; the saved parameters stay float32."""
+    config.save_model = True
+    changes = {"plain": {}, "remat": {"remat": True}, "bfloat16": {"dtype": "bfloat16"}}
+    losses, weights = {}, {}
+    for name, change in changes.items():
+        config.update(change)
+        assert finetune.run(config, tmp_path / name) == 0
+        losses[name] = result_of(tmp_path / name)["fit"]["metrics"]["loss"]
+        weights[name] = models.to_arrays(interop.load_pretrained(tmp_path / name / "model"))
+    np.testing.assert_allclose(losses["remat"], losses["plain"], rtol=1e-5)
+    np.testing.assert_allclose(losses["bfloat16"], losses["plain"], rtol=0.05)
+    assert losses["bfloat16"] != losses["plain"]
+    assert {array.dtype for array in weights["bfloat16"].values()} == {np.dtype(np.float32)}
+
+
 def test_a_lightweight_run_at_a_budget(config, tmp_path):
     config.matrices, config.budget, config.trainable = MATRICES, 0.8, "lightweight"
     config.save_model = True

@@ -213,7 +213,7 @@ MOOD = TASKS["mood"][0]
         ({"tasks": (MOOD, MOOD + ";label=label")}, "two tasks called 'mood'"),
         ({"tasks": ("sst2", "squad")}, "'squad', whose answers are spans"),
         ({"tasks": ("sst2", "imdb")}, "unknown task 'imdb'"),
-        ({"exponent": 2.0}, "config.exponent=2.0 must lie in 0"),
+        ({"exponent": 2.0}, "config.exponent=2.0 must be a finite number from 0 to 1"),
         ({"metrics": {"rte": "f1"}}, r"config.metrics is about \['rte'\]"),
         ({"metrics": {"mood": "matthews"}}, "task 'mood' has no metric 'matthews'"),
         ({"held_out_examples": 4}, "config.held_out_examples=4 has no meaning"),

@@ -160,12 +160,18 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
         ({"mesh.fsdp": 3}, "mesh sizes"),
         ({"batch_size": 6}, "batch_size=6 cannot be split"),
         ({"accumulate": 2}, "in config.accumulate=2 micro-batches cannot be split"),
-        ({"steps": 0}, "config.steps=0 must be at least 1"),
+        ({"steps": 0}, "config.steps=0 must be an integer of at least 1"),
         ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
-        ({"start.adapter_deviation": 0.0}, "start.adapter_deviation=0.0 must be above 0"),
+        (
+            {"start.adapter_deviation": 0.0},
+            "start.adapter_deviation=0.0 must be a finite number above 0",
+        ),
         ({"start.central": "last"}, "config.start.central='last' must be 'mean', or the number"),
         ({"optimizer.name": "adam", "optimizer.weight_decay": 0.1}, "weight_decay=0.1 has no"),
-        ({"start.taught_layers": -1}, "config.start.taught_layers=-1 must not be negative"),
+        (
+            {"start.taught_layers": -1},
+            "config.start.taught_layers=-1 must be an integer of at least 0",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_made(corpus, tmp_path, fields, message):

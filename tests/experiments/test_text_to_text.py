@@ -215,10 +215,13 @@ class TestMistakes:
             ({"task": ""}, "just one of them"),
             ({"tasks": ("sst2", "rte")}, "just one of them"),
             ({"task": "", "tasks": ("rte", "rte")}, "names a task twice"),
-            ({"max_length": 1}, "config.max_length=1 must be at least 2"),
-            ({"target_length": 0}, "config.target_length=0 must be at least 2"),
-            ({"beams": 0}, "config.beams=0 must be at least 1"),
-            ({"optimizer__central_mask__rate": -0.5}, r"rate=-0.5 must lie in \[0, 1\]"),
+            ({"max_length": 1}, "config.max_length=1 must be an integer of at least 2"),
+            ({"target_length": 0}, "config.target_length=0 must be an integer of at least 2"),
+            ({"beams": 0}, "config.beams=0 must be an integer of at least 1"),
+            (
+                {"optimizer__central_mask__rate": -0.5},
+                r"rate=-0.5 must be a finite number from 0 to 1",
+            ),
             ({"mesh": {"expert": 2}}, "has no experts to split"),
         ],
     )

@@ -1,0 +1,178 @@
+"""Command lines: parsed, and what is wrong with one explained in a line.
+
+`ml_collections` parses; where it fails, the command line is looked at again to say which field or
+value is wrong, what is allowed, and what was probably meant.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import ml_collections
+from absl import app, flags
+
+from experiments import config_fields
+from mpojax import checks
+
+# What a field takes on the command line, by the type of its default.
+_TYPES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: 'a tuple, such as "(1, 2)" or 1,2',
+    ml_collections.ConfigDict: "a mapping, such as \"{'name': 1}\"",
+}
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses all flags, `--config` among them; returns what is left of `argv`.
+
+    A mistake ends the process with one line on stderr and status 2.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise app.UsageError(f"unexpected argument {rest[1]!r}; options start with --")
+        if _config_argument(argv) is not None:
+            list(flags.FLAGS.config)  # a file that was not found shows only now
+    except Exception as error:
+        refuse(explain(argv, error))
+    return rest
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the process: one line on stderr, status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def explain(argv: Sequence[str], error: Exception) -> str:
+    """What is wrong with a command line that could not be parsed."""
+    source = _config_argument(argv)
+    if source is None:
+        return "--config=FILE is missing, a config file such as configs/mpop/base.py"
+    if isinstance(error, (flags.UnrecognizedFlagError, app.UsageError)):
+        return _first_line(error)
+    try:
+        config = load_config(source)
+        for name, value in _overrides(argv):
+            _check_name(config, name, value, source)
+    except ValueError as found:
+        return str(found)
+    return _value_error(config, error)
+
+
+def load_config(source: str) -> ml_collections.ConfigDict:
+    """The config of `FILE` or `FILE:ARGUMENT`.
+
+    Raises:
+      ValueError: there is no such file, it is no config, or the argument is not one of its own.
+    """
+    file, colon, argument = source.partition(":")
+    path = pathlib.Path(file).expanduser()
+    if not path.is_file():
+        known = sorted(map(str, pathlib.Path("configs").rglob("*.py")))
+        known = [name for name in known if not name.endswith("__init__.py")]
+        close = difflib.get_close_matches(file, known, n=1, cutoff=0.5)
+        hint = f", did you mean {close[0]}?" if close else ""
+        raise ValueError(f"--config={source}: there is no file {file}{hint}")
+    spec = importlib.util.spec_from_file_location("config_to_explain", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = module.get_config
+    except SyntaxError as error:
+        raise ValueError(f"--config={file}, line {error.lineno}: {error.msg}") from error
+    except AttributeError as error:
+        raise ValueError(f"--config={file} has no function get_config ({error})") from error
+    except Exception as error:
+        raise ValueError(
+            f"--config={file}: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    return _called(get_config, file, [argument] if colon else [])
+
+
+def _called(get_config: Callable, file: str, arguments: list[str]) -> ml_collections.ConfigDict:
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError as error:
+        takes = "needs" if not arguments else "takes no"
+        raise ValueError(
+            f"--config={':'.join([file, *arguments])}: this config {takes} argument, as in "
+            f"{file}{':ARGUMENT' if not arguments else ''}"
+        ) from error
+    try:
+        config = get_config(*arguments)
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"--config={file}: {kind}{_first_line(error)}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"--config={file}: get_config must return a ConfigDict, not {config!r}")
+    return config
+
+
+def _config_argument(argv: Sequence[str]) -> str | None:
+    """The value of `--config`, in either of the ways to give it."""
+    for index, argument in enumerate(argv):
+        if found := re.fullmatch(r"--?config=(.*)", argument, re.DOTALL):
+            return found.group(1)
+        if re.fullmatch(r"--?config", argument):
+            return next(iter(argv[index + 1 :]), None)
+    return None
+
+
+def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(dotted field, value) of every `--config.FIELD=VALUE`."""
+    for argument in argv:
+        if found := re.match(r"--?(?:no)?config\.([^=]*)=?", argument):
+            yield found.group(1), argument[found.end() :]
+
+
+def _check_name(config: ml_collections.ConfigDict, name: str, value: str, source: str) -> None:
+    """Raises ValueError for a field that the config does not have, naming the nearest."""
+    holder: Any = config
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if isinstance(holder, ml_collections.ConfigDict) and part in holder:
+            holder = holder[part]
+            continue
+        whole = ".".join(parts[:index])
+        if isinstance(holder, ml_collections.ConfigDict) and not len(holder) and whole:
+            rest = ".".join(parts[index:])
+            raise ValueError(
+                f"--config.{name}: {whole} is empty here and is given as a whole, such as "
+                f"--config.{whole}=\"{{'{rest}': {value or '...'}}}\""
+            )
+        known = [leaf for leaf, _ in config_fields.leaves(config)]
+        near = checks.nearest(name, known)
+        hint = f", did you mean --config.{near}={value}?" if near else f"; it has {_some(known)}"
+        raise ValueError(f"--config.{name}: {source} has no such field{hint}")
+
+
+def _value_error(config: ml_collections.ConfigDict, error: Exception) -> str:
+    """About a value of the wrong type."""
+    text = _first_line(error)
+    found = re.search(r"config\.([\w.]+)=(.*?): ", text)
+    if not found:
+        return text
+    *parents, last = found.group(1).split(".")
+    for part in parents:
+        config = config[part]
+    allowed = _TYPES.get(config.get_type(last), "another value")
+    default = config[last]
+    example = f"; the default is {default!r}" if isinstance(default, (int, float, str)) else ""
+    return f"--config.{found.group(1)}={found.group(2)[:80]} must be {allowed}{example}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _some(names: list[str]) -> str:
+    return checks.listed(sorted({name.partition(".")[0] for name in names}), limit=40)

@@ -1,0 +1,50 @@
+"""Runs command lines of the entry points, each in a fork of a process that has imported them.
+
+    python -m tests.experiments.run_lines < LINES
+
+A line is a JSON list: module, then its arguments. Prints a JSON object with status and stderr for
+each.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import sys
+import tempfile
+import traceback
+import warnings
+
+IMPORTED = ("finetune", "compress", "pretraining", "sweep")
+
+
+def run(module: str, arguments: list[str]) -> dict:
+    """Status and stderr of one command."""
+    with tempfile.TemporaryFile() as log:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(log.fileno(), 2)
+            os._exit(_child(module, arguments))
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        log.seek(0)
+        return {"status": status, "stderr": log.read().decode("utf-8", "replace")}
+
+
+def _child(module: str, arguments: list[str]) -> int:
+    warnings.simplefilter("ignore")  # runpy: the module was imported before
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as error:
+        return error.code or 0
+    except BaseException:
+        traceback.print_exc()
+    return 1
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        importlib.import_module(f"experiments.{name}")
+    for line in sys.stdin:
+        module, *arguments = json.loads(line)
+        print(json.dumps(run(module, arguments)), flush=True)
