@@ -291,7 +291,10 @@ def read_json(path: str | os.PathLike, fields: Mapping[str, Allowed] | None = No
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, too many for a file of settings.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        source = path.read_text(encoding="utf-8-sig")
+        content = json.loads(source)
+        if "\\ud" in source.lower():  # perhaps half a character, which is no text
+            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply for a file of settings.") from error
     except ValueError as error:

@@ -23,6 +23,10 @@ class Tokenizer:
         end of text: the attention mask tells both apart.
       bos_token, bos_id, eos_token, eos_id: beginning and end of a text, one token in GPT-2; None
         where the tokenizer has none. `encode` adds them only where the tokenizer's files say so.
+      truncation_side: "right" or "left": the end of a text that `encode` cuts.
+
+    Padding is always on the right, whatever padding_side in the files: positions count from the
+    first token, and the attention mask tells padding apart.
     """
 
     def __init__(
@@ -32,8 +36,12 @@ class Tokenizer:
         *,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        truncation_side: str = "right",
+        split_special_tokens: bool = False,
     ):
         self._backend = backend
+        self._split_special = backend.encode_special_tokens = split_special_tokens
+        self.truncation_side = truncation_side
         self.bos_token, self.bos_id = bos_token, self._id("bos_token", bos_token)
         self.eos_token, self.eos_id = eos_token, self._id("eos_token", eos_token)
         pad_token = pad_token or eos_token or "[PAD]"
@@ -59,14 +67,14 @@ class Tokenizer:
           ValueError: a file is corrupt, a special token that is named is not in the vocabulary, or
             there is none to pad with.
         """
-        folder = pathlib.Path(folder)
-        settings = tokenizer_files.read_settings(folder)
-        backend = tokenizer_files.read(folder, settings)
-        roles = {
-            role: tokenizer_files.special_token(backend, settings, role)
-            for role in tokenizer_files.USUAL_NAMES
-        }
-        return cls(backend, **(roles | ({"pad_token": pad_token} if pad_token else {})))
+        loaded = tokenizer_files.read(pathlib.Path(folder))
+        roles = loaded.roles | ({"pad_token": pad_token} if pad_token else {})
+        return cls(
+            loaded.backend,
+            **roles,
+            truncation_side=loaded.truncation_side,
+            split_special_tokens=loaded.split_special_tokens,
+        )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and tokenizer_config.json into a folder, made where needed."""
@@ -77,6 +85,10 @@ class Tokenizer:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
             role: token for role, token in roles.items() if token is not None
         }
+        if self.truncation_side != "right":
+            settings["truncation_side"] = self.truncation_side
+        if self._split_special:
+            settings["split_special_tokens"] = True
         files.write_atomic(
             folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False)
         )
@@ -104,10 +116,12 @@ class Tokenizer:
 
         Returns:
           int32 arrays (N, max_length): input_ids, attention_mask (1 = real token), token_type_ids.
-          Too long inputs lose tokens at the end, of the longer one in a pair.
+          Too long inputs lose tokens at `truncation_side`, of the longer one in a pair.
         """
         self._check(texts, pairs, max_length)
-        self._backend.enable_truncation(max_length=max_length, strategy="longest_first")
+        self._backend.enable_truncation(
+            max_length, strategy="longest_first", direction=self.truncation_side
+        )
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return self._arrays(self._padded(inputs, max_length), max_length)
 
@@ -120,9 +134,10 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            with _library_errors():
+                encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         finally:
-            self._backend.encode_special_tokens = False
+            self._backend.encode_special_tokens = self._split_special
         return [encoding.ids for encoding in encodings]
 
     def encode_windows(
@@ -188,7 +203,8 @@ class Tokenizer:
         """Texts of at most `max_tokens` tokens, and the tokens of the longest one."""
         self._backend.no_truncation()
         self._backend.no_padding()
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        with _library_errors():
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         cut = [
             text[: e.offsets[max_tokens - 1][1]] if len(e) > max_tokens else text
             for text, e in zip(texts, encodings, strict=True)
@@ -199,7 +215,8 @@ class Tokenizer:
         self._backend.enable_padding(
             length=max_length, pad_id=self.pad_id, pad_token=self.pad_token
         )
-        return self._backend.encode_batch(inputs)
+        with _library_errors():
+            return self._backend.encode_batch(inputs)
 
     def _arrays(self, encodings: list, max_length: int) -> dict[str, np.ndarray]:
         fields = {
@@ -211,3 +228,7 @@ class Tokenizer:
             name: np.array([getattr(e, field) for e in encodings], np.int32).reshape(-1, max_length)
             for name, field in fields.items()
         }
+
+
+def _library_errors():
+    return tokenizer_files.library_errors("the tokenizer cannot encode the text")
