@@ -1,5 +1,6 @@
 """Checkpoints: Orbax behind one small class."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -7,10 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
+from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from mpojax import files
+from mpojax import checks, files
 from mpojax.training import sharding as sharding_lib
 from mpojax.training import state as state_lib
 
@@ -30,6 +35,7 @@ class Checkpoints:
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} must be at least 1")
         self.folder = pathlib.Path(folder).absolute()
+        self._intact: set[int] = set()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep_last),
             # The training loop decides when to save.
@@ -74,12 +80,44 @@ class Checkpoints:
     def all_steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
+    def recover(self) -> int | None:
+        """The newest step whose files can all be read; later ones are set aside, with a warning.
+
+        A folder that was copied while a run saved, or not to its end, holds such steps. They are
+        renamed to `damaged-<step>`, for a run would else never get past them. Reads the files of
+        one step once, on process 0.
+
+        Returns:
+          None where nothing was saved.
+
+        Raises:
+          ValueError: no step can be read; says why. Nothing is changed then.
+        """
+        steps = self.all_steps()
+        if not steps:
+            return None
+        intact, problem = -1, "see the message of process 0"
+        if jax.process_index() == 0:
+            intact, problem = self._first_intact(steps[::-1])
+        if jax.process_count() > 1:
+            intact = int(multihost_utils.broadcast_one_to_all(np.int32(intact)))
+        if intact < 0:
+            raise ValueError(
+                f"no checkpoint in {self.folder} can be read, of {steps}: {problem}. Copy the "
+                "folder again from where it is whole, or remove it to start from the first step"
+            )
+        if intact != steps[-1]:
+            self._manager.reload()
+        self._intact.add(intact)
+        return intact
+
     def extra(self, step: int | None = None) -> dict:
         """The JSON-able facts saved with a step (default: the latest)."""
         step = self._known(step)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())
-        )
+        with self._reading(step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())
+            )
         return dict(restored["extra"])
 
     def restore(
@@ -97,17 +135,21 @@ class Checkpoints:
           step: default: the latest.
 
         Raises:
-          ValueError: the checkpoint holds other names, shapes or dtypes; lists them.
+          ValueError: the checkpoint holds other names, shapes or dtypes; lists them. Or its files
+            cannot be read.
           FileNotFoundError: there is no such step.
         """
         step = self._known(step)
         if shardings is None:
             shardings = jax.tree.map(lambda x: x.sharding, state)
         wanted = sharding_lib.abstract(state, shardings).arrays()
-        self._check(wanted, step)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-        )
+        with self._reading(step):
+            saved = self._manager.item_metadata(step)["state"]
+        self._check(state_lib.flatten(getattr(saved, "tree", saved)), wanted, step)
+        with self._reading(step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+            )
         return state.with_arrays(restored["state"])
 
     def close(self) -> None:
@@ -126,9 +168,44 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint {step or ''} in {self.folder}; has {steps}")
         return steps[-1] if step is None else step
 
-    def _check(self, wanted: Mapping, step: int) -> None:
-        saved = self._manager.item_metadata(step)["state"]
-        saved = state_lib.flatten(getattr(saved, "tree", saved))
+    def _first_intact(self, steps: list[int]) -> tuple[int, str]:
+        """The first of the steps that can be read, those before it set aside; else -1 and why."""
+        problems = {}
+        for step in steps:
+            problem = _damage(self.folder / str(step))
+            if not problem:
+                for damaged, why in problems.items():
+                    logging.warning(
+                        "checkpoint %d in %s is damaged and set aside: %s. Going on from %d",
+                        *(damaged, self.folder, why, step),
+                    )
+                    self._set_aside(damaged)
+                return step, ""
+            problems[step] = problem
+        return -1, problems[steps[0]]
+
+    def _set_aside(self, step: int) -> None:
+        names = (f"damaged-{step}{'-' * bool(n)}{n or ''}" for n in range(10_000))
+        target = next(self.folder / name for name in names if not (self.folder / name).exists())
+        with files.explained(target):
+            (self.folder / str(step)).rename(target)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int):
+        """Errors of damaged files, which come as long texts of several libraries, in one line."""
+        try:
+            if step not in self._intact and (problem := _damage(self.folder / str(step))):
+                raise ValueError(problem)
+            self._intact.add(step)
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"checkpoint {step} in {self.folder} cannot be read, its files are damaged or "
+                f"incomplete: {_one_line(error)}. Copy it again from where it is whole, or remove "
+                "it to go on from the one before"
+            ) from error
+
+    def _check(self, saved: Mapping, wanted: Mapping, step: int) -> None:
         wanted = state_lib.flatten(wanted)
         problems = [f"{path}: only in the checkpoint" for path in sorted(set(saved) - set(wanted))]
         problems += [f"{path}: not in the checkpoint" for path in sorted(set(wanted) - set(saved))]
@@ -157,6 +234,30 @@ class Checkpoints:
                 raise
             cause = OSError(int(number[1]), os.strerror(int(number[1])))
             raise files.explain(cause, self.folder) from error
+
+
+# Where Orbax keeps them.
+_EXTRA, _TREE, _ARRAYS = "extra/metadata", "state/_METADATA", "state/manifest.ocdbt"
+
+
+def _damage(folder: pathlib.Path) -> str:
+    """What is wrong with the files of a saved step; empty where all of them can be read."""
+    try:
+        for name in (_EXTRA, _TREE):
+            checks.read_json(folder / name)
+        (folder / _ARRAYS).stat()  # without it the store is empty, which is no error
+        base = {"driver": "file", "path": f"{folder / 'state'}/"}
+        store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        for key in store.list().result():
+            store.read(key).result()  # one at a time: a state may not fit into the memory of a host
+    except (OSError, ValueError) as error:
+        return _one_line(error)
+    return ""
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0]
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:

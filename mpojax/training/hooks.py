@@ -151,6 +151,8 @@ class Evaluate(Hook):
 class Checkpoint(Hook):
     """Saves every `every` steps, at a stop and at the end; restores the latest at the start.
 
+    Where the files of the latest are damaged, the one before; see `Checkpoints.recover`.
+
     With `at_end=False` the last state is not saved: for runs that keep their result otherwise.
     """
 
@@ -164,7 +166,7 @@ class Checkpoint(Hook):
     def restore(self, loop: "Loop") -> None:
         folder = loop.need_folder("Checkpoint") / "checkpoints"
         self._checkpoints = checkpoints_lib.Checkpoints(folder, self.keep_last)
-        if self._checkpoints.latest_step() is None:
+        if self._checkpoints.recover() is None:
             return
         saved = self._checkpoints.extra()
         # Without them, a run that was killed after its last step would end without metrics.

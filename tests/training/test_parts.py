@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import re
+import shutil
 import struct
 import threading
 from typing import ClassVar
@@ -82,6 +84,90 @@ class TestCheckpoints:
         with pytest.raises(OSError, match="a file stands where a folder is needed"):
             training.Checkpoints(tmp_path / "file" / "checkpoints")
         assert (tmp_path / "file").read_text() == "kept"
+
+
+def _cut(step):
+    for path in step.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(step):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def _without(pattern):
+    def remove(step):
+        for path in list(step.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove
+
+
+DAMAGES = {
+    "files cut short": (_cut, "Byte range"),
+    "nothing but the folder": (_empty, "extra/metadata"),
+    "no tree": (_without("state/_METADATA"), "No such file.*_METADATA"),
+    "no manifest": (_without("state/manifest.ocdbt"), "manifest"),
+    "no arrays": (_without("state/d"), "state/d/"),
+    "no facts": (_without("extra/metadata"), "extra/metadata"),
+    "broken facts": (lambda s: (s / "extra" / "metadata").write_text("{"), "is not valid JSON"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory):
+    """(folder, final state) of a run with checkpoints 4 and 6."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    hooks = [training.Checkpoint(every=2, keep_last=2)]
+    return folder, helpers.run(folder, steps=6, hooks=hooks).state
+
+
+class TestDamage:
+    """As a copy that was not finished leaves a folder."""
+
+    @pytest.mark.parametrize("kind", DAMAGES)
+    def test_the_checkpoint_before_is_taken(self, tmp_path, saved_run, caplog, kind):
+        damage, problem = DAMAGES[kind]
+        run = shutil.copytree(saved_run[0], tmp_path / "run")
+        damage(run / "checkpoints" / "6")
+        hooks = [training.Checkpoint(every=2, keep_last=2)]
+        again = helpers.run(run, steps=6, hooks=hooks)
+        assert again.steps_run == 2
+        helpers.assert_same_bits(again.state, saved_run[1])
+        warnings = [record.getMessage() for record in caplog.records]
+        message = f"checkpoint 6 in .* is damaged and set aside: .*{problem}.*Going on from 4"
+        assert re.search(message, "\n".join(warnings))
+        names = sorted(path.name for path in (run / "checkpoints").iterdir())
+        assert names == ["4", "6", "damaged-6"]
+
+    @pytest.mark.parametrize("kind", ["files cut short", "no tree", "nothing but the folder"])
+    def test_no_other_one(self, tmp_path, saved_run, kind):
+        run = shutil.copytree(saved_run[0], tmp_path / "run")
+        for step in ("4", "6"):
+            DAMAGES[kind][0](run / "checkpoints" / step)
+        with pytest.raises(
+            ValueError, match=r"no checkpoint in .* can be read, of \[4, 6\]: .*Copy"
+        ) as error:
+            helpers.run(run, steps=6, hooks=[training.Checkpoint()])
+        assert "\n" not in str(error.value)
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
+
+    @pytest.mark.parametrize("kind", DAMAGES)
+    def test_read_directly(self, tmp_path, saved_run, kind):
+        """One line that blames the files, not the model."""
+        shutil.copytree(saved_run[0] / "checkpoints", tmp_path / "run")
+        DAMAGES[kind][0](tmp_path / "run" / "6")
+
+        def read():
+            with training.Checkpoints(tmp_path / "run") as saved:
+                saved.extra()
+                saved.restore(saved_run[1])
+
+        with pytest.raises(ValueError, match=r"^checkpoint 6 in .* cannot be read") as error:
+            read()
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 700
 
 
 class TestMetrics:
