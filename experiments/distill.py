@@ -131,11 +131,13 @@ def _prepare(config: ml_collections.ConfigDict) -> _Job:
         student, report = jobs.compressed(config, teacher)
     else:
         depth = teacher.config.num_layers
-        student = students.with_layers(teacher, config.student_layers or range(depth // 2))
+        chosen = config.student_layers, config.opdf.layer_map
+        student = students.with_layers(teacher, students.starting_layers(*chosen, depth))
     if config.host == "theseus":
         replacement.runs_of_layers(_layer_map(config, student, teacher), teacher.config.num_layers)
     settings = read_settings(config)
     if settings is not None:
+        settings = dataclasses.replace(settings, layer_map=_layer_map(config, student, teacher))
         student, targets = opdf.prepare(student, settings, teacher)
     fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
     return _Job(**fields | {"report": report, "student": student, "targets": targets})
@@ -165,7 +167,10 @@ def _teachers(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def _layer_map(config, student: models.Model, teacher: models.Model) -> tuple[int, ...]:
     depths = student.config.num_layers, teacher.config.num_layers
-    return students.layer_map(config.opdf.layer_map, *depths)
+    chosen = config.opdf.layer_map
+    if not chosen and config.host == "kd":  # with "theseus" the map says what is replaced
+        chosen = config.student_layers
+    return students.layer_map(chosen, *depths)
 
 
 def _train(

@@ -19,7 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     """Default config."""
     config = base.get_config()
     config.teacher = ""  # folder of a model that experiments.finetune saved
-    config.student_layers = ()  # of the teacher, with which the student starts; (): its first half
+    # Of the teacher, with which the student starts; (): those of opdf.layer_map, by default every
+    # second one. Where these are given and no map is, they are what the student is aligned with.
+    config.student_layers = ()
     # "kd": the student learns the teacher's outputs; "theseus": its layers replace the teacher's.
     config.host = "kd"
     # Of "theseus": fields of mpojax.training.replacement.Settings.

@@ -13,6 +13,8 @@ qnli qqp mnli. The student starts as the teacher's first six layers; embeddings,
 frozen. Rates, epochs, growth and L: the authors' code and logs, the first value where these have
 several; batch 32, length 128, AdamW without decay, linear to zero without warm-up, seed 42. The
 authors align nothing (their loss has no gradient); rates of cores are not divided here, as theirs.
+theseus_opdf pulls layer l towards the last layer that it replaces, 2l + 1, by the authors' map,
+not towards the layer l with which it starts.
 """
 
 import dataclasses

@@ -38,6 +38,21 @@ def layer_map(chosen: Sequence[int], student_layers: int, teacher_layers: int) -
     return tuple(chosen)
 
 
+def starting_layers(
+    chosen: Sequence[int], mapped: Sequence[int], teacher_layers: int
+) -> tuple[int, ...]:
+    """The teacher's layers with which a student starts.
+
+    Args:
+      chosen: these layers; empty: those that the student's layers are mapped to, so that it starts
+        where it is pulled to.
+      mapped: the map; empty: that of `layer_map` for half as many layers.
+      teacher_layers: how many.
+    """
+    depth = len(mapped) or max(1, teacher_layers // 2)
+    return tuple(chosen) or layer_map(mapped, depth, teacher_layers)
+
+
 def with_layers(teacher: models.Model, layers: Sequence[int]) -> models.Model:
     """A dense model of some of the teacher's layers, with its embeddings, pooler and head.
 

@@ -9,6 +9,7 @@ from configs.mpop import base as finetune_base
 from configs.opdf import base, minilm
 from experiments import distill, finetune
 from mpojax import interop, models, training
+from mpojax.methods import opdf
 from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
 
 
@@ -94,9 +95,22 @@ def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher
 @pytest.mark.slow
 def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
     config.log_every, config.steps, config.opdf.lam = 1, 12, 10.0
+    config.opdf.layer_map = (1,)  # not what the student starts as
     assert distill.run(config, tmp_path) == 0
     values = [m["alignment"] for m in training.metrics.read(tmp_path / "metrics.jsonl")]
     assert 0 < values[-1] < values[0]
+
+
+@pytest.mark.parametrize(("start", "mapped", "layer"), [((), (), 1), ((), (0,), 0), ((0,), (), 0)])
+def test_the_student_starts_where_it_is_pulled_to(config, teacher, start, mapped, layer):
+    config.student_layers, config.opdf.layer_map = start, mapped
+    job = distill._prepare(config)
+    arrays, known = models.to_arrays(interop.merge(job.student)), models.to_arrays(job.model)
+    for name in ("attention/query/kernel", "feed_forward/up/kernel", "feed_forward/up/bias"):
+        same = arrays[f"layers/0/{name}"], known[f"layers/{layer}/{name}"]
+        np.testing.assert_allclose(*same, rtol=0, atol=1e-6)
+    assert job.targets
+    assert float(opdf.alignment_loss(job.student, job.targets, "procrustes_core")) < 1e-20
 
 
 def test_a_run_that_is_stopped_goes_on(config, tmp_path, monkeypatch):

@@ -149,6 +149,20 @@ def test_published_counts(layers, totals):
         assert count == dense + added
 
 
+def test_a_student_starts_where_it_is_pulled_to(pair):
+    teacher = pair[1]
+    assert students.starting_layers((), (), 6) == (1, 3, 5)
+    assert students.starting_layers((), (0, 5), 6) == (0, 5)
+    assert students.starting_layers((0, 1), (2, 5), 6) == (0, 1)
+    assert students.starting_layers((), (), 1) == (0,)
+    student = students.with_layers(teacher, students.starting_layers((), (), 6))
+    large, targets = opdf.prepare(student, settings(), teacher)
+    assert float(opdf.alignment_loss(large, targets, "procrustes_core")) < 1e-20
+    first = students.with_layers(teacher, (0, 1, 2))
+    large, targets = opdf.prepare(first, settings(), teacher)
+    assert float(opdf.alignment_loss(large, targets, "procrustes_core")) > 1e-2
+
+
 def test_layer_maps():
     assert students.layer_map((), 6, 12) == (1, 3, 5, 7, 9, 11)
     assert students.layer_map((), 3, 6) == (1, 3, 5)
