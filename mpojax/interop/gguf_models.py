@@ -60,7 +60,7 @@ def import_file(path: str | os.PathLike) -> tuple[models.DecoderConfig, dict[str
       ImportError: the package gguf is not installed.
       FileNotFoundError: no such file.
       ValueError: an unsupported architecture, setting or quantisation, a damaged file, non-finite
-        weights, or tensors that are missing, surplus or misshapen (all are named).
+        weights, or tensors that are missing, unexpected or of another shape.
     """
     file = GGUFFile(path)
     architecture = file.need("general.architecture")

@@ -12,9 +12,16 @@ import numpy as np
 from absl import logging
 
 from mpojax import models
-from mpojax.interop import checkpoint_config, language_models, language_settings, name_maps
+from mpojax.interop import (
+    checkpoint_config,
+    language_models,
+    language_settings,
+    name_maps,
+    tensor_names,
+)
 from mpojax.interop.architectures import Architecture
-from mpojax.interop.safe_weights import is_floating
+
+_TABLE = "embeddings.word_embeddings.weight"
 
 
 def import_model(
@@ -32,17 +39,21 @@ def import_model(
       pretraining_head: keep the heads of pre-training, where there are some.
 
     Raises:
-      ValueError: an unsupported architecture or setting; or tensors that are missing, surplus or
-        misshapen (all are named).
+      ValueError: an unsupported architecture or setting; or tensors that are missing,
+        unexpected or of another shape.
     """
     if source.get("model_type") in language_settings.ARCHITECTURES:
         return language_models.import_model(source, tensors, where)
     architecture, name = checkpoint_config.read_architecture(source, where)
     checkpoint_config.check_settings(architecture, source, where)
-    tensors = _unprefixed(architecture, tensors, where)
+    tensors = tensor_names.bare(
+        tensors, {_TABLE}, architecture.prefix, name_maps.HARMLESS_BUFFERS.__contains__, where
+    )
+    if not source.get("architectures"):
+        name = _class_of(architecture, tensors)
     kind = checkpoint_config.head_kind(architecture, name, pretraining_head)
     if kind in checkpoint_config.PRETRAINING_KINDS:
-        tensors = _without_tied_output(tensors, where)
+        kind, tensors = _with_pretraining_head(architecture, tensors, where)
     elif name in architecture.pretraining:
         tensors = _without(architecture.dropped, "the pre-training head", tensors, where)
     if kind == "span" or not checkpoint_config.pooler_has_weights(architecture, source):
@@ -57,7 +68,11 @@ def import_model(
         logging.info("%s has no pooler; the model is built without one", where)
     expected = models.array_shapes(config)
     table = name_table(architecture, config, expected)
-    _check_coverage(table, tensors, expected, where)
+    shapes = {
+        name: expected[path][::-1] if transform == "transpose" else expected[path]
+        for name, (path, transform) in table.items()
+    }
+    models.check_coverage(shapes, tensors, f"the weights in {where} do not fit its configuration")
     return config, {
         path: tensors[name].T if transform == "transpose" else tensors[name]
         for name, (path, transform) in table.items()
@@ -109,20 +124,32 @@ def export_model(
     return checkpoint_config.from_encoder_config(architecture, config), tensors
 
 
-def _unprefixed(architecture: Architecture, tensors: Mapping, where: str) -> dict[str, np.ndarray]:
-    """Names without the prefix, harmless buffers left out, old suffixes renamed."""
-    plain: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
-        short = name.removeprefix(architecture.prefix)
-        if short in name_maps.HARMLESS_BUFFERS:
-            continue
-        for old, new in name_maps.RENAMED_SUFFIXES:
-            if short.endswith(old):
-                short = short.removesuffix(old) + new
-        if short in plain:
-            raise ValueError(f"{where} holds {short} twice, with and without prefix or old suffix.")
-        plain[short] = tensor
-    return plain
+def _class_of(architecture: Architecture, tensors: Mapping) -> str:
+    """The class whose head is among the tensors, for configurations that name none."""
+    if any(re.fullmatch(architecture.dropped, name) for name in tensors):
+        return architecture.pretraining[0]
+    for kind in ("classifier", "span"):
+        if any(name in tensors for name, _, _ in architecture.outside[kind]):
+            return architecture.classes[kind]
+    return architecture.classes["none"]
+
+
+def _with_pretraining_head(
+    architecture: Architecture, tensors: dict, where: str
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The kind of head that the tensors are of, and the tensors that it needs.
+
+    Not the class decides: published files of BertForMaskedLM and AlbertForMaskedLM also have the
+    head for the succession or order of sentences, with or without the pooler that it reads.
+    """
+    tensors = _without_copies(tensors, where)
+    order = [n for n, path, _ in architecture.outside["pretraining"] if path.startswith("head/")]
+    has_pooler = any(name.startswith("pooler.") for name in tensors)
+    if has_pooler and any(name in tensors for name in order):
+        logging.info("%s: kept the heads for masked words and for pairs of sentences", where)
+        return "pretraining", tensors
+    pattern, what = "|".join(map(re.escape, order)), "the head for pairs, as there is no pooler"
+    return "masked_lm", _without(pattern, what, tensors, where)
 
 
 def _without(pattern: str, what: str, tensors: dict, where: str) -> dict:
@@ -133,18 +160,23 @@ def _without(pattern: str, what: str, tensors: dict, where: str) -> dict:
     return {name: tensor for name, tensor in tensors.items() if name not in dropped}
 
 
-def _without_tied_output(tensors: dict, where: str) -> dict:
-    """Drops the second copy of the word table and of the output's bias that some files hold."""
-    table = tensors.get("embeddings.word_embeddings.weight")
-    for name, tensor in tensors.items():
-        is_output = name.endswith("predictions.decoder.weight")
-        if is_output and not np.array_equal(tensor, table):
-            raise ValueError(
-                f"{where}: {name} differs from the word embeddings; only tied output maps are "
-                "supported."
-            )
-    decoder = re.compile(r".*predictions\.decoder\.(weight|bias)")
-    return {name: tensor for name, tensor in tensors.items() if not decoder.fullmatch(name)}
+def _without_copies(tensors: Mapping, where: str) -> dict[str, np.ndarray]:
+    """Drops second names of the token embedding and of the output's bias.
+
+    Where the two biases differ transformers adds that of the decoder.
+    """
+    kept = dict(tensors)
+    for name in tensors:
+        if name.endswith("predictions.decoder.weight"):
+            table = kept.setdefault(_TABLE, kept.pop(name))
+            if not np.array_equal(tensors[name], table):
+                raise ValueError(
+                    f"{where}: {name} differs from the word embeddings; only tied output maps are "
+                    "supported."
+                )
+        elif name.endswith("predictions.decoder.bias"):
+            kept[name.replace(".decoder.", ".")] = kept.pop(name)
+    return kept
 
 
 def name_table(
@@ -167,20 +199,3 @@ def name_table(
             for theirs, ours in (numbers if mark in name or mark in path else [(0, 0)])
         ]
     return {name: (path, transform) for name, path, transform in rows if path in arrays}
-
-
-def _check_coverage(table, tensors, expected, where):
-    problems = [f"missing: {name}" for name in table if name not in tensors]
-    problems += [f"surplus: {name}" for name in tensors if name not in table]
-    for name, (path, transform) in table.items():
-        if name not in tensors:
-            continue
-        shape = expected[path][::-1] if transform == "transpose" else expected[path]
-        if tensors[name].shape != shape:
-            problems.append(f"misshapen: {name} is {tensors[name].shape}, must be {shape}")
-        elif not is_floating(tensors[name]):
-            problems.append(f"not floating point: {name} is {tensors[name].dtype}")
-    if problems:
-        raise ValueError(
-            f"the weights in {where} do not fit its configuration:\n  " + "\n  ".join(problems)
-        )

@@ -9,10 +9,9 @@ import numpy as np
 from absl import logging
 
 from mpojax import models
-from mpojax.interop import language_settings
+from mpojax.interop import language_settings, tensor_names
 from mpojax.interop.architectures import Row
 from mpojax.interop.language_architectures import Config, LanguageArchitecture
-from mpojax.interop.safe_weights import is_floating
 
 # Checkpoint name -> (paths of the arrays side by side in it, transform).
 Table = dict[str, tuple[tuple[str, ...], str]]
@@ -31,12 +30,15 @@ def import_model(
       where: named in errors, such as the folder.
 
     Raises:
-      ValueError: an unsupported architecture or setting; or tensors that are missing, surplus or
-        misshapen (all are named).
+      ValueError: an unsupported architecture or setting; or tensors that are missing,
+        unexpected or of another shape.
     """
     architecture, name = language_settings.read_architecture(source, where)
     values = language_settings.checked(architecture, source, where)
-    tensors = _unprefixed(architecture, tensors, where)
+    tables = {architecture.table, *architecture.copies} - {HEAD}
+    tensors = tensor_names.bare(
+        tensors, tables, architecture.prefix, architecture.is_harmless, where
+    )
     tied = _is_tied(architecture, name, values, tensors, where)
     tensors = _without_copies(architecture, tied, tensors, where)
     config = language_settings.to_config(architecture, source, values, tied, where)
@@ -114,44 +116,19 @@ def collect(
     """Arrays by logical path, from exactly the tensors that the table names.
 
     Raises:
-      ValueError: tensors are missing, surplus, misshapen or not floating point; all are named.
+      ValueError: tensors are missing, unexpected, of another shape or not floating point.
     """
-    problems = [f"missing: {name}" for name in table if name not in tensors]
-    problems += [f"surplus: {name}" for name in tensors if name not in table]
+    shapes = {}
     for name, (paths, transform) in table.items():
-        if name not in tensors:
-            continue
         shape = (*expected[paths[0]][:-1], sum(expected[path][-1] for path in paths))
-        shape = shape[::-1] if transform == "transpose" else shape
-        if tensors[name].shape != shape:
-            problems.append(f"misshapen: {name} is {tensors[name].shape}, must be {shape}")
-        elif not is_floating(tensors[name]):
-            problems.append(f"not floating point: {name} is {tensors[name].dtype}")
-    if problems:
-        raise ValueError(
-            f"the weights in {where} do not fit its configuration:\n  " + "\n  ".join(problems)
-        )
+        shapes[name] = shape[::-1] if transform == "transpose" else shape
+    models.check_coverage(shapes, tensors, f"the weights in {where} do not fit its configuration")
     arrays = {}
     for name, (paths, transform) in table.items():
         whole = tensors[name].T if transform == "transpose" else tensors[name]
         ends = np.cumsum([expected[path][-1] for path in paths])[:-1]
         arrays.update(zip(paths, np.split(whole, ends, axis=-1), strict=True))
     return arrays
-
-
-def _unprefixed(
-    architecture: LanguageArchitecture, tensors: Mapping, where: str
-) -> dict[str, np.ndarray]:
-    """Names without the prefix, constant buffers left out."""
-    plain: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
-        short = name.removeprefix(architecture.prefix)
-        if architecture.is_harmless(short):
-            continue
-        if short in plain:
-            raise ValueError(f"{where} holds {short} twice, with and without the prefix.")
-        plain[short] = tensor
-    return plain
 
 
 def _is_tied(architecture: LanguageArchitecture, name: str, values, tensors, where: str) -> bool:

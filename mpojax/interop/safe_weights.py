@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mpojax import files
+from mpojax import checks, files
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -40,12 +40,14 @@ def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     if (folder / INDEX_NAME).is_file():
         shards = [folder / name for name in sorted(set(_read_index(folder / INDEX_NAME).values()))]
         if lost := [shard.name for shard in shards if not shard.is_file()]:
-            raise FileNotFoundError(f"{folder} lacks the shards {', '.join(lost)} of {INDEX_NAME}.")
+            raise FileNotFoundError(
+                f"{folder} lacks the shards {checks.listed(lost)} of {INDEX_NAME}."
+            )
         return shards
     found = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if found:
         raise ValueError(
-            f"{folder} holds its weights only as {', '.join(found)}, not as {WEIGHTS_NAME}. "
+            f"{folder} holds its weights only as {checks.listed(found)}, not as {WEIGHTS_NAME}. "
             f"{_HOW_TO_CONVERT}"
         )
     inside = folder / "model"  # of a run that has ended
@@ -69,15 +71,15 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     for shard in shards:
         part = read_weights(shard)
         if twice := sorted(set(part) & set(tensors)):
-            raise ValueError(f"{shard} repeats tensors of another shard: {', '.join(twice)}.")
+            raise ValueError(f"{shard} repeats tensors of another shard: {checks.listed(twice)}.")
         tensors.update(part)
     index = pathlib.Path(folder) / INDEX_NAME
     promised = set(_read_index(index))
     if promised != set(tensors):
-        missing, surplus = sorted(promised - set(tensors)), sorted(set(tensors) - promised)
+        missing, more = sorted(promised - set(tensors)), sorted(set(tensors) - promised)
         raise ValueError(
-            f"{index} does not match its shards: missing {missing}, surplus {surplus}. Download "
-            "the checkpoint again."
+            f"{index} does not match its shards: missing {checks.shortened(missing)}, "
+            f"unexpected {checks.shortened(more)}. Download the checkpoint again."
         )
     return tensors
 
@@ -117,8 +119,8 @@ def check_finite(tensors: Mapping[str, np.ndarray], where: str):
             )
     if bad:
         raise ValueError(
-            f"{where} holds weights that are NaN or infinite: {', '.join(bad)}. The checkpoint is "
-            "damaged or its training diverged; use an earlier one."
+            f"{where} holds weights that are NaN or infinite: {checks.listed(bad)}. The checkpoint "
+            "is damaged or its training diverged; use an earlier one."
         )
 
 
@@ -188,7 +190,7 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
         raise ValueError(f"{path} is not a valid index of shards: {error!r}.") from error
     # Names come from a file: nothing outside the folder may be opened through them.
     if outside := sorted({f for f in names.values() if pathlib.PurePath(f).name != f}):
-        raise ValueError(f"{path} names shards outside its folder: {', '.join(outside)}.")
+        raise ValueError(f"{path} names shards outside its folder: {checks.listed(outside)}.")
     return names
 
 

@@ -10,6 +10,7 @@ from mpojax.models.adapters import (
 from mpojax.models.arrays import (
     array_shapes,
     central_cores,
+    check_coverage,
     count_parameters,
     from_arrays,
     logical_names,
@@ -80,6 +81,7 @@ __all__ = [
     "array_shapes",
     "build",
     "central_cores",
+    "check_coverage",
     "count_parameters",
     "dense_name",
     "dropless",

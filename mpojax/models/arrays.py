@@ -19,6 +19,9 @@ from mpojax.models.config import EncoderConfig
 from mpojax.models.kinds import Config, Model
 from mpojax.models.matrices import matrix_sizes
 
+# Of mismatches in one message, with the line above them ten.
+_MAX_LINES = 9
+
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
     """Parameters by logical path.
@@ -43,12 +46,12 @@ def from_arrays(
     """The model of these settings with these parameters (float32 copies); inverse of `to_arrays`.
 
     Raises:
-      ValueError: arrays missing, surplus, of the wrong shape or not floating point; all are named.
+      ValueError: arrays missing, unexpected, of another shape or not floating point.
     """
     abstract = nnx.eval_shape(lambda: kinds.build(config, shapes, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
     entries = list(variables(abstract))
-    _check_coverage(entries, arrays)
+    check_coverage(dict(_expected(entries)), arrays, "arrays do not fit the model")
     filled = []
     for path, variable, layer_range in entries:
         parts = [arrays[name] for name, _ in logical_names(path, layer_range)]
@@ -63,6 +66,50 @@ def array_shapes(
     """Shape of every array that `from_arrays` needs, by logical path; nothing is allocated."""
     abstract = nnx.eval_shape(lambda: kinds.build(config, shapes, rngs=nnx.Rngs(0)))
     return dict(_expected(variables(abstract)))
+
+
+def check_coverage(expected: Mapping[str, tuple[int, ...]], arrays: Mapping, what: str) -> None:
+    """Checks that exactly the expected arrays are there, floating point and of their shapes.
+
+    Args:
+      expected: shape of each array, by name.
+      arrays: by name.
+      what: begins the message.
+
+    Raises:
+      ValueError: how many are missing, unexpected, of another shape or not floating point, and the
+        first of each kind by name: ten lines at most.
+    """
+    found = {
+        "missing": [name for name in expected if name not in arrays],
+        "unexpected": [name for name in arrays if name not in expected],
+        "shape mismatch": [
+            f"{name} is {tuple(arrays[name].shape)}, must be {shape}"
+            for name, shape in expected.items()
+            if name in arrays and tuple(arrays[name].shape) != shape
+        ],
+        "not floating point": [
+            f"{name} is {arrays[name].dtype}"
+            for name in expected
+            if name in arrays and not jnp.issubdtype(arrays[name].dtype, jnp.floating)
+        ],
+    }
+    found = {kind: names for kind, names in found.items() if names}
+    if found:
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in found.items())
+        raise ValueError("\n  ".join([f"{what} ({counts}):", *_first_lines(found)]))
+
+
+def _first_lines(found: Mapping[str, list[str]]) -> list[str]:
+    """A line for each name; of too many the first of each kind, and how many more there are."""
+    is_long = sum(map(len, found.values())) > _MAX_LINES
+    lines = []
+    for kind, names in found.items():
+        most = _MAX_LINES // len(found) if is_long else len(names)
+        if len(names) > most:
+            names = [*names[: most - 1], f"{len(names) - most + 1} more"]
+        lines += [f"{kind}: {name}" for name in names]
+    return lines
 
 
 def count_parameters(model: Model) -> dict[str, int]:
@@ -208,22 +255,6 @@ def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:
         shape = variable.shape if layer_range is None else variable.shape[1:]
         for name, _ in logical_names(path, layer_range):
             yield name, tuple(shape)
-
-
-def _check_coverage(entries, arrays: Mapping):
-    expected = dict(_expected(entries))
-    problems = [f"missing: {name} {expected[name]}" for name in expected if name not in arrays]
-    problems += [f"surplus: {name}" for name in arrays if name not in expected]
-    for name, shape in expected.items():
-        if name not in arrays:
-            continue
-        array = arrays[name]
-        if tuple(array.shape) != shape:
-            problems.append(f"misshapen: {name} is {tuple(array.shape)}, must be {shape}")
-        elif not jnp.issubdtype(array.dtype, jnp.floating):
-            problems.append(f"not floating point: {name} is {array.dtype}")
-    if problems:
-        raise ValueError("arrays do not fit the model:\n  " + "\n  ".join(problems))
 
 
 def _stacked(parts: list) -> jax.Array:

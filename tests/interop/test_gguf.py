@@ -130,9 +130,9 @@ def test_tensors_are_covered_both_ways(tmp_path):
     with pytest.raises(ValueError, match=r"weights in .*small.gguf do not fit") as error:
         interop.load_pretrained(gguf_helpers.write(tmp_path / "small.gguf", tensors=tensors))
     assert sorted(line.strip() for line in str(error.value).splitlines()[1:]) == [
-        "misshapen: output_norm.weight is (31,), must be (32,)",
         "missing: blk.1.ffn_gate.weight",
-        "surplus: blk.0.more",
+        "shape mismatch: output_norm.weight is (31,), must be (32,)",
+        "unexpected: blk.0.more",
     ]
 
 

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
 
 from mpojax import models
 from mpojax.interop import huggingface
-from tests.interop import helpers
+from tests.interop import helpers, language_helpers
 from tests.interop.helpers import CONFIG, SETTINGS
 
 
@@ -60,6 +61,85 @@ def test_prefix_buffers_and_old_names_are_known():
         _import(CONFIG, {**tensors, "embeddings.LayerNorm.gamma": np.ones(12)})
 
 
+WRAPPED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "data parallel": lambda name: f"module.{name}",
+    "lightning": lambda name: f"model.{name}",
+    "sentence-transformers": lambda name: f"0.auto_model.{name}",
+    "several": lambda name: f"module._orig_mod.model.{name}",
+    "each layer compiled": lambda name: re.sub(
+        r"(layer|layers|h|block)\.(\d+)\.", r"\1.\2._orig_mod.", name
+    ),
+    "sharded": lambda name: (
+        f"_fsdp_wrapped_module.{name.replace('.weight', '._fsdp_wrapped_module.weight')}"
+    ),
+    "own class": lambda name: f"my_net.backbone.{name}",
+}
+
+
+@pytest.mark.parametrize("rename", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("kind", ["bert", "classifier", "gpt2", "llama", "t5"])
+def test_prefixes_and_wrappers_are_left_out_and_logged(kind, rename, caplog):
+    if kind in language_helpers.CONFIGS:
+        content, tensors = language_helpers.checkpoint(language_helpers.CONFIGS[kind])
+    else:
+        settings = dataclasses.replace(SETTINGS, num_labels=3 if kind == "classifier" else None)
+        content, tensors = huggingface.export_model(settings, helpers.arrays(settings))
+    config, expected = _import(content, tensors)
+    with caplog.at_level(logging.INFO, logger="absl"):
+        again, arrays = _import(content, {rename(name): t for name, t in tensors.items()})
+    assert again == config
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    assert re.search(r"tensors such as \S+ are read as \S+\.\S+", caplog.text)
+    # What does not fit is named by the names that transformers has.
+    wrong = {rename(name): t for name, t in tensors.items()} | {"criterion.weight": np.ones(1)}
+    with pytest.raises(ValueError, match=r"\(1 unexpected\):\n  unexpected: criterion.weight$"):
+        _import(content, wrong)
+
+
+def test_two_models_in_one_file_are_not_guessed_at():
+    tensors = helpers.tensors()
+    both = {f"{part}.{name}": t for part in ("student", "teacher") for name, t in tensors.items()}
+    with pytest.raises(ValueError, match=r"missing: embeddings\.word_embeddings\.weight") as error:
+        _import(CONFIG, both)
+    assert len(str(error.value).splitlines()) <= 10
+    with pytest.raises(ValueError, match=r"holds \S+ twice"):
+        _import(CONFIG, tensors | {f"_orig_mod.{name}": t for name, t in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    ("head", "architecture"),
+    [
+        (None, "BertModel"),
+        ("classifier", "BertForSequenceClassification"),
+        ("span", "BertForQuestionAnswering"),
+        ("masked_lm", "BertForMaskedLM"),
+        ("pretraining", "BertForPreTraining"),
+    ],
+)
+def test_configurations_without_a_class_are_read_by_the_tensors(head, architecture):
+    """As many older folders of the hub have it."""
+    settings = SETTINGS
+    if head is not None:
+        settings = dataclasses.replace(
+            SETTINGS,
+            num_labels=None if head == "masked_lm" else 2,
+            pooling="none" if head in ("span", "masked_lm") else "pooler",
+            head="span" if head == "span" else "classifier",
+            masked_lm=head in ("masked_lm", "pretraining"),
+        )
+    content, tensors = huggingface.export_model(settings, helpers.arrays(settings))
+    assert content["architectures"] == [architecture]
+    named = huggingface.import_model(content, tensors, "FOLDER", pretraining_head=True)
+    del content["architectures"]
+    config, arrays = huggingface.import_model(content, tensors, "FOLDER", pretraining_head=True)
+    assert dataclasses.replace(config, source_config="{}") == dataclasses.replace(
+        named[0], source_config="{}"
+    )
+    assert set(arrays) == set(named[1])
+
+
 PRETRAINING = ["BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"]
 HEADS = ["cls.predictions.bias", "cls.predictions.decoder.weight"]
 
@@ -79,8 +159,8 @@ def test_pretraining_heads_are_left_out_and_logged(architecture, heads, has_pool
     assert config.pooling == ("pooler" if has_pooler else "none")
     assert set(arrays) == set(models.array_shapes(config))
     assert all(name in caplog.text for name in heads)
-    # The same tensors in a plain encoder are surplus.
-    with pytest.raises(ValueError, match=f"surplus: {heads[0]}"):
+    # The same tensors in a plain encoder are unexpected.
+    with pytest.raises(ValueError, match=f"unexpected: {heads[0]}"):
         _import(CONFIG, tensors)
 
 
@@ -110,11 +190,13 @@ def test_a_classifier_keeps_its_head():
     assert (config.num_labels, config.classifier_dropout) == (3, 0.3)
     np.testing.assert_array_equal(arrays["head/kernel"], helpers.arrays(settings)["head/kernel"])
     del content["id2label"]
-    with pytest.raises(ValueError, match=r"misshapen: classifier.weight is \(3, 12\), must be \(2"):
+    with pytest.raises(
+        ValueError, match=r"shape mismatch: classifier.weight is \(3, 12\), must be \(2"
+    ):
         _import(content, tensors)
 
 
-def test_missing_surplus_and_misshapen_are_all_named():
+def test_missing_unexpected_and_shape_mismatches_are_all_named():
     tensors = helpers.tensors()
     del tensors["encoder.layer.0.attention.self.key.bias"]
     del tensors["embeddings.word_embeddings.weight"]
@@ -125,12 +207,12 @@ def test_missing_surplus_and_misshapen_are_all_named():
     with pytest.raises(ValueError, match="weights in FOLDER do not fit") as error:
         _import(CONFIG, tensors)
     assert sorted(line.strip() for line in str(error.value).splitlines()[1:]) == [
-        "misshapen: encoder.layer.1.output.dense.weight is (24, 12), must be (12, 24)",
         "missing: embeddings.word_embeddings.weight",
         "missing: encoder.layer.0.attention.self.key.bias",
         "not floating point: pooler.dense.bias is int64",
-        "surplus: encoder.layer.2.output.dense.bias",
-        "surplus: something.else",
+        "shape mismatch: encoder.layer.1.output.dense.weight is (24, 12), must be (12, 24)",
+        "unexpected: encoder.layer.2.output.dense.bias",
+        "unexpected: something.else",
     ]
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from mpojax import interop, models
 from mpojax.interop import huggingface
 from mpojax.layers.expert_settings import ExpertSettings
+from mpojax.models import arrays as arrays_lib
 from tests.interop import language_helpers as helpers
 
 every_kind = pytest.mark.parametrize("name", helpers.CONFIGS)
@@ -32,13 +33,14 @@ def test_export_and_import_are_inverse(config):
 
 
 @every_kind
-def test_every_tensor_is_needed_and_none_may_be_left_over(name):
+def test_every_tensor_is_needed_and_none_may_be_left_over(name, monkeypatch):
+    monkeypatch.setattr(arrays_lib, "_MAX_LINES", 1000)
     content, tensors = helpers.checkpoint(helpers.CONFIGS[name])
     with pytest.raises(ValueError, match="weights in FOLDER do not fit") as error:
         _import(content, {"more": np.zeros(1)})
     named = {line.strip() for line in str(error.value).splitlines()[1:]}
     short = {name.removeprefix("transformer.").removeprefix("model.") for name in tensors}
-    assert named == {*(f"missing: {name}" for name in short), "surplus: more"}
+    assert named == {*(f"missing: {name}" for name in short), "unexpected: more"}
     wrong = {**tensors, "more": np.zeros(1, np.float32)}
     last = list(tensors)[-1]
     wrong[last] = tensors[last][..., :-1]
@@ -47,7 +49,7 @@ def test_every_tensor_is_needed_and_none_may_be_left_over(name):
     with pytest.raises(ValueError, match="weights in FOLDER do not fit") as error:
         _import(content, wrong)
     lines = sorted(line.strip().partition(":")[0] for line in str(error.value).splitlines()[1:])
-    assert lines == ["misshapen", "not floating point", "surplus"]
+    assert lines == ["not floating point", "shape mismatch", "unexpected"]
 
 
 def test_queries_keys_and_values_of_gpt2_are_one_tensor():

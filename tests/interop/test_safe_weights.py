@@ -53,7 +53,7 @@ def test_shards_are_joined(tmp_path):
     [
         ({"m-1": {"a": "a"}}, {"a": "m-1", "b": "m-2"}, FileNotFoundError, "lacks the shards m-2"),
         ({"m-1": {"a": "a"}}, {"a": "m-1", "b": "m-1"}, ValueError, r"missing \['b'\]"),
-        ({"m-1": {"a": "a", "b": "b"}}, {"a": "m-1"}, ValueError, r"surplus \['b'\]"),
+        ({"m-1": {"a": "a", "b": "b"}}, {"a": "m-1"}, ValueError, r"unexpected \['b'\]"),
         (
             {"m-1": {"a": "a"}, "m-2": {"a": "a", "b": "b"}},
             {"a": "m-1", "b": "m-2"},
@@ -63,7 +63,7 @@ def test_shards_are_joined(tmp_path):
         ({}, {"a": "../m-1"}, ValueError, "names shards outside its folder: ../m-1"),
         ({}, "nothing", ValueError, "not a valid index of shards"),
     ],
-    ids=["lost shard", "missing", "surplus", "twice", "outside", "no map"],
+    ids=["lost shard", "missing", "unexpected", "twice", "outside", "no map"],
 )
 def test_shards_that_do_not_fit_their_index(tmp_path, shards, weight_map, error, message):
     shards = {name: {key: WEIGHTS[key] for key in keys} for name, keys in shards.items()}

@@ -1,9 +1,12 @@
 """Heads of pre-training against transformers, both ways, and MPOBERT through transformers."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -51,6 +54,62 @@ def test_logits_and_the_way_back(tmp_path, name, kind):
     bare = interop.load_pretrained(tmp_path / "theirs")
     assert not bare.config.masked_lm
     assert bare.config.num_labels is None
+
+
+@pytest.mark.parametrize("has_order", [True, False])
+@pytest.mark.parametrize("has_pooler", [True, False])
+@pytest.mark.parametrize("kind", ["ForPreTraining", "ForMaskedLM"])
+@pytest.mark.parametrize("name", ["bert", "albert"])
+def test_folders_as_the_hub_has_them(tmp_path, name, kind, has_pooler, has_order):
+    """Every head under either class, old names, copies of tied parameters, buffers."""
+    family = FAMILIES[name]
+    theirs = family.model("ForPreTraining", seed=3)
+    inputs = family.inputs()
+    mask = inputs[1] == 1
+    words, order = _expected(theirs, inputs, name)
+    reference.quietly(theirs.save_pretrained, tmp_path)
+    root = "cls.predictions" if name == "bert" else "predictions"
+    tensors = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"): value
+        for key, value in safetensors.numpy.load_file(tmp_path / "model.safetensors").items()
+        if (has_pooler or "pooler" not in key)
+        and (has_order or not key.startswith(("cls.seq_relationship", "sop_classifier")))
+    }
+    tensors[f"{root}.decoder.weight"] = tensors[f"{name}.embeddings.word_embeddings.weight"]
+    tensors[f"{root}.decoder.bias"] = tensors[f"{root}.bias"]
+    tensors[f"{name}.embeddings.position_ids"] = np.arange(24)[None]
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    content["architectures"] = [name.capitalize() + kind]
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    ours = interop.load_pretrained(tmp_path, pretraining_head=True)
+    found, found_order = run(ours, *map(jnp.asarray, inputs))
+    np.testing.assert_allclose(found[mask], words[mask], rtol=0, atol=TOLERANCE)
+    if has_pooler and has_order:
+        np.testing.assert_allclose(found_order[:, 0], order, rtol=0, atol=TOLERANCE)
+    else:
+        assert found_order is None
+    bare = interop.load_pretrained(tmp_path)
+    assert (bare.config.masked_lm, bare.config.num_labels) == (False, None)
+    assert bare.config.pooling == ("pooler" if has_pooler else "none")
+
+
+@pytest.mark.parametrize("name", ["bert", "albert"])
+def test_two_biases_of_the_output(tmp_path, name):
+    """transformers adds that of the decoder where a file holds both."""
+    family = FAMILIES[name]
+    theirs = family.model("ForMaskedLM", seed=6)
+    reference.quietly(theirs.save_pretrained, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    bias = "cls.predictions.bias" if name == "bert" else "predictions.bias"
+    tensors[bias.replace("bias", "decoder.bias")] = tensors[bias] + 1
+    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+    inputs = family.inputs()
+    mask = inputs[1] == 1
+    words = _expected(reference.load(tmp_path, type(theirs)), inputs, name)[0]
+    found, _ = run(interop.load_pretrained(tmp_path, pretraining_head=True), *inputs)
+    np.testing.assert_allclose(found[mask], words[mask], rtol=0, atol=TOLERANCE)
 
 
 def test_mpobert_goes_through_transformers_as_an_albert_of_many_groups(tmp_path):
