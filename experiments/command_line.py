@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import config_fields
 from mpojax import checks
@@ -28,6 +28,31 @@ _TYPES = {
     tuple: 'a tuple, such as "(1, 2)" or 1,2',
     ml_collections.ConfigDict: "a mapping, such as \"{'name': 1}\"",
 }
+
+
+# Failures that are explained by their message.
+_EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Parses all flags and calls main(argv); its result is the exit status.
+
+    A mistyped command line, and failures that are explained (ValueError, OSError, a missing extra,
+    a loss that is not finite), end with one message and status 2 instead of a traceback; `-v=1`
+    shows that too.
+    """
+    app.run(lambda argv: sys.exit(status_of(lambda: main(argv))), flags_parser=parse)
+
+
+def status_of(work: Callable[[], int | None]) -> int:
+    """Does the work; the exit status, 2 after a failure that is explained."""
+    try:
+        return work() or 0
+    except _EXPLAINED as error:
+        if logging.get_verbosity() >= logging.DEBUG:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -54,11 +79,17 @@ def refuse(message: str) -> NoReturn:
 
 def explain(argv: Sequence[str], error: Exception) -> str:
     """What is wrong with a command line that could not be parsed."""
+    text = _first_line(error)
     source = _config_argument(argv)
+    missing = re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value.*", text)
+    if missing and missing.group(1) != "config":
+        return f"--{missing.group(1)}=... is missing: {flags.FLAGS[missing.group(1)].help}"
+    if isinstance(error, app.UsageError) or (
+        isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config.")
+    ):
+        return text
     if source is None:
         return "--config=FILE is missing, a config file such as configs/mpop/base.py"
-    if isinstance(error, (flags.UnrecognizedFlagError, app.UsageError)):
-        return _first_line(error)
     try:
         config = load_config(source)
         for name, value in _overrides(argv):

@@ -3,12 +3,11 @@
 Several processes: see `experiments.processes`.
 """
 
-import sys
 import traceback
 from collections.abc import Callable, Iterable
 
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments import command_line, processes
@@ -40,44 +39,40 @@ def _is_for_users(record) -> bool:
 
 def run(
     main: Callable[[ml_collections.ConfigDict, str], int | None],
-    fields: Iterable[str],
+    fields: Iterable[str] = (),
     needs_workdir: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Parses the flags and calls main(config, workdir); its result is the exit status.
+    """Runs main(config, workdir) on the flags, whose result is the exit status.
 
-    A mistyped command line, and failures that the library explains (ValueError, OSError, a missing
-    extra, a loss that is not finite), end with one message and status 2 instead of a traceback;
-    `-v=1` shows that too.
+    What the user can fix ends with one message and status 2: see `command_line.run`.
 
     Args:
       fields: that a config of this entry point has.
     """
     flags.mark_flag_as_required("config")
 
+    def work():
+        processes.start()
+        return main(_CONFIG.value, _WORKDIR.value)
+
     def wrapped(argv):
         if not _WORKDIR.value and needs_workdir():
-            command_line.refuse("--workdir=FOLDER is missing: the folder of this run")
+            raise ValueError("--workdir=FOLDER is missing: the folder of this run")
         if missing := [name for name in fields if name not in _CONFIG.value]:
-            command_line.refuse(
+            raise ValueError(
                 f"--config={flags.FLAGS['config'].config_filename} is of another entry point than "
                 f"{argv[0]}: it lacks {checks.listed(missing, limit=5)}"
             )
         _quiet_libraries()
         try:
-            processes.start()
-            status = main(_CONFIG.value, _WORKDIR.value)
-        except Exception as error:
-            is_explained = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError))
-            is_explained &= logging.get_verbosity() < logging.DEBUG
-            if not is_explained and not processes.is_started():
+            status = command_line.status_of(work)
+        except Exception:
+            if not processes.is_started():
                 raise
-            if is_explained:
-                print(f"error: {error}", file=sys.stderr)
-            else:
-                traceback.print_exc()
-            status = 2 if is_explained else 1
-            if processes.is_started():
-                processes.leave(status)
-        sys.exit(status or 0)
+            traceback.print_exc()
+            status = 1
+        if status and processes.is_started():
+            processes.leave(status)
+        return status
 
-    app.run(wrapped, flags_parser=command_line.parse)
+    command_line.run(wrapped)

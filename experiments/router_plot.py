@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
-from experiments import plots
+from experiments import command_line, plots
 from mpojax import files
 from mpojax.training import router_statistics
 
@@ -112,4 +112,4 @@ def main(argv):
 if __name__ == "__main__":
     # Here, not above: runs that draw their routers have flags of their own.
     flags.DEFINE_string("run", None, "Folder of the run.", required=True)
-    app.run(main)
+    command_line.run(main)

@@ -22,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import command_line
 from mpojax import files
 from tools import text_sources
 
@@ -138,18 +139,13 @@ def _run(source: text_sources.Source, command: list[str], folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point; failures that are explained end with their message and status 2."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+    """Entry point."""
+    del argv
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
-    try:
-        fetch_all(_OUT.value, _SOURCES.value)
-    except (ValueError, ImportError, OSError) as error:  # ConnectionError is an OSError
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    fetch_all(_OUT.value, _SOURCES.value)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["out"])
-    app.run(main)
+    command_line.run(main)

@@ -13,10 +13,10 @@ import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 
-from absl import app, flags
+from absl import flags
 from matplotlib import figure as figure_lib
 
-from experiments import console
+from experiments import command_line, console
 from mpojax import files
 from mpojax.training import metrics
 
@@ -162,4 +162,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

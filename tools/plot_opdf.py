@@ -9,9 +9,9 @@ metric of every run against the parameters that its student has while it learns.
 import statistics
 from collections.abc import Sequence
 
-from absl import app
 from matplotlib import figure as figure_lib
 
+from experiments import command_line
 from mpojax import files
 from tools import study_tables
 
@@ -122,4 +122,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

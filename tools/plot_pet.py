@@ -12,9 +12,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from absl import app
 from matplotlib import figure as figure_lib
 
+from experiments import command_line
 from mpojax import files
 from tools import study_tables
 
@@ -138,4 +138,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

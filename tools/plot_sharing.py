@@ -12,10 +12,10 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable
 
-from absl import app, flags
+from absl import flags
 from matplotlib import figure as figure_lib
 
-from experiments import console
+from experiments import command_line, console
 from mpojax import files
 from mpojax.training import metrics, update_statistics
 
@@ -207,4 +207,4 @@ def _spread(values: Iterable[float], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -15,10 +15,10 @@ on when the same command is started again; a corpus that is complete is left as 
 import contextlib
 import logging as std_logging
 import os
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import command_line
 from mpojax.data import corpus, corpus_building, text_documents
 from mpojax.training import progress
 
@@ -91,29 +91,24 @@ def _cores() -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point; failures that are explained end with their message and status 2."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+    """Entry point."""
+    del argv
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # which accelerators there are not
-    try:
-        settings = corpus_building.Settings(
-            vocab_size=_VOCAB_SIZE.value,
-            tokenizer=_TOKENIZER.value,
-            valid=_VALID.value,
-            documents=_DOCUMENTS.value,
-            max_tokens=_MAX_TOKENS.value,
-            shards=_SHARDS.value,
-        )
-        made = prepare(_TEXT.value, _OUT.value, settings, _WORKERS.value)
-        print(summary(made))
-        _warn_of_few_documents(made, settings.valid)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    settings = corpus_building.Settings(
+        vocab_size=_VOCAB_SIZE.value,
+        tokenizer=_TOKENIZER.value,
+        valid=_VALID.value,
+        documents=_DOCUMENTS.value,
+        max_tokens=_MAX_TOKENS.value,
+        shards=_SHARDS.value,
+    )
+    made = prepare(_TEXT.value, _OUT.value, settings, _WORKERS.value)
+    print(summary(made))
+    _warn_of_few_documents(made, settings.valid)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["text", "out"])
-    app.run(main)
+    command_line.run(main)

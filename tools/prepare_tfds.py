@@ -13,12 +13,12 @@ Tasks that TensorFlow Datasets publishes without test labels keep theirs if the 
 import contextlib
 import os
 import pathlib
-import sys
 from collections.abc import Iterator
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import command_line
 from mpojax import data, files
 from mpojax.data import glue, squad, tfds_folders
 from mpojax.training import progress
@@ -184,20 +184,15 @@ def _squad_example(task: data.TextTask, split: squad.SpanSplit, number: int) -> 
 
 
 def main(argv: list[str]) -> None:
-    """Entry point; failures that are explained end with their message and status 2."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
+    """Entry point."""
+    del argv
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
     tfds.disable_progress_bar()
-    try:
-        convert_all(_DATA_DIR.value, _TASK.value, _OUT.value)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    convert_all(_DATA_DIR.value, _TASK.value, _OUT.value)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["data_dir", "task", "out"])
-    app.run(main)
+    command_line.run(main)

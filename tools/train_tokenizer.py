@@ -10,10 +10,10 @@ gives the same files.
 
 import os
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
 
+from experiments import command_line
 from mpojax import data
 
 _TEXT = flags.DEFINE_string("text", None, "Text by name: see data.load_texts.")
@@ -43,17 +43,12 @@ def train(
 
 
 def main(argv: list[str]) -> None:
-    """Entry point; failures that are explained end with their message and status 2."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; options start with --")
-    try:
-        made = train(_TEXT.value, _OUT.value, _VOCAB_SIZE.value, _DATA_DIR.value)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point."""
+    del argv
+    made = train(_TEXT.value, _OUT.value, _VOCAB_SIZE.value, _DATA_DIR.value)
     print(f"{_OUT.value}: vocabulary of {made.vocab_size} tokens")
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["text", "out"])
-    app.run(main)
+    command_line.run(main)

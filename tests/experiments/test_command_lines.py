@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from experiments import config_fields
-from mpojax import interop, models
+from mpojax import data, interop, models
 from tests.experiments.test_compress import SETTINGS, WORDS
 from tests.interop import language_helpers
 
@@ -73,9 +73,14 @@ LINES = [
     ("finetune", ["--config=FOLDER/raises.py"], "raises.py: ZeroDivisionError: division by zero"),
     ("finetune", ["--config=FOLDER/wrong.py"], "get_config must return a ConfigDict, not 5"),
     ("finetune", ["--config=configs/mpobert/pretraining.py"], "is of another entry point than"),
+    ("finetune", ["--config.steps=1", "--no-config"], "--config=FILE is missing, a config file"),
     ("finetune", ["--nope=1"], "Unknown command line flag 'nope'"),
     ("finetune", ["steps=3"], "unexpected argument 'steps=3'; options start with --"),
     ("finetune", ["--workdir="], "--workdir=FOLDER is missing"),
+    # Tools.
+    ("tools.train_tokenizer", ["--text=FOLDER"], "--out=... is missing: New folder of the tok"),
+    ("tools.prepare_corpus", ["--text=FOLDER/no", "--out=FOLDER/x"], "vocab_size=None"),
+    ("tools.fetch_texts", ["--nope"], "Unknown command line flag 'nope'"),
     # What depends on model and data, before anything is trained.
     ("finetune", ["--config.model=FOLDER/gpt2"], "gpt2 is no encoder: experiments.language_model"),
     ("finetune", ["--config.max_length=512"], "is more than the 16 positions of"),
@@ -111,6 +116,8 @@ def answers(tmp_path_factory):
 
 def _command(folder, number, module, arguments) -> list[str]:
     arguments = [argument.replace("FOLDER", str(folder)) for argument in arguments]
+    if "." in module:
+        return [module, *arguments]
     if module == "finetune":
         arguments[:0] = [
             f"--config.model={folder / 'model'}",
@@ -119,7 +126,9 @@ def _command(folder, number, module, arguments) -> list[str]:
             "--config.max_length=8",
             "--config.lengths=(8,)",
         ]
-    if any(argument.startswith("--config=") for argument in arguments):
+    if "--no-config" in arguments:
+        arguments = arguments[:-1]
+    elif any(argument.startswith("--config=") for argument in arguments):
         arguments = [a for a in arguments if not a.startswith("--config.")]
     else:
         arguments.insert(0, CONFIGS[module])
@@ -130,7 +139,8 @@ def _write_inputs(folder):
     interop.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder / "model")
     (folder / "model" / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     decoder = models.build(language_helpers.GPT2, rngs=nnx.Rngs(0))
-    interop.export_huggingface(decoder, folder / "gpt2", tokenizer_from=folder / "model")
+    interop.export_huggingface(decoder, folder / "gpt2")
+    data.Tokenizer.from_folder(folder / "model").save(folder / "gpt2")
     rows = "good fine film\tgood\nbad poor plot\tbad\n" * 10
     (folder / "t.tsv").write_text("text\tlabel\n" + rows)
     (folder / "syntax.py").write_text("\ndef get_config(:\n")
