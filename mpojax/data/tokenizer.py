@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 
-from mpojax import files
+from mpojax import checks, files
 from mpojax.data import tokenizer_files
 
 
@@ -51,7 +51,8 @@ class Tokenizer:
         number = None if token is None else self._backend.token_to_id(token)
         if token is not None and number is None:
             raise ValueError(
-                f"the tokenizer has no token {token!r}; pass {role}= with one of its tokens"
+                f"the tokenizer has no token {checks.shortened(token)}; pass {role}= with one of "
+                "its tokens"
             )
         return number
 

@@ -92,11 +92,7 @@ def _adjust_albert(backend, settings) -> None:
 
 
 def _build_gpt2(vocabulary, merges, settings) -> tokenizers.Tokenizer:
-    try:
-        model = models.BPE(vocab=vocabulary, merges=list(merges))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"the merges do not fit the vocabulary: {error}") from error
-    backend = tokenizers.Tokenizer(model)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_prefix_space(settings))
     backend.decoder = decoders.ByteLevel()
     return backend

@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import pathlib
 import shlex
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,8 +97,8 @@ def library_errors(message: str):
         is_panic = type(error).__name__ == "PanicException"
         if is_ours or not (is_panic or isinstance(error, Exception)):
             raise
-        why = textwrap.shorten(str(error), 300, placeholder=" ...")
-        raise ValueError(f"{message}: {why}") from error
+        why = " ".join(str(error)[:1000].split())
+        raise ValueError(f"{message}: {why[:300]}{'...' * (len(why) > 300)}") from error
 
 
 def _special_token(backend: tokenizers.Tokenizer, values: Mapping, role: str) -> str | None:
@@ -152,11 +151,14 @@ def _rebuild(folder: pathlib.Path, settings: Settings) -> tuple[tokenizers.Token
     ]
     if missing:
         raise ValueError(
-            f"{folder / names[0]} lacks the special tokens {missing}; it is not a vocabulary of "
-            f"this kind, or tokenizer_config.json must name others ({', '.join(kind.required)})"
+            f"{folder / names[0]} lacks the special tokens {checks.shortened(missing)}; it is not "
+            "a vocabulary of this kind, or tokenizer_config.json must name others "
+            f"({', '.join(kind.required)})"
         )
-    with library_errors(str(folder)):
+    fault = "the merges do not fit the vocabulary" if merges else "not a vocabulary"
+    with library_errors(f"{folder / names[-1]}: {fault}"):
         backend = kind.build(vocabulary, merges, values)
+    with library_errors(str(folder)):
         _add_tokens(backend, settings, kind.roles, folder)
         _check_ids(backend, settings.added, folder / names[0])
         if kind.plain_specials:
@@ -259,8 +261,8 @@ def _has_id(backend, role: str, token, settings: Settings, folder) -> bool:
     if role in USUAL_NAMES or not (role in settings.values or role in LISTS):
         return False  # one of the class, or told by `Tokenizer` where no other is chosen
     raise ValueError(
-        f"{folder}: {role} names {str(token)!r}, which has no id in the vocabulary or among the "
-        "added tokens; give it one in added_tokens.json, or remove it"
+        f"{folder}: {role} names {checks.shortened(str(token))}, which has no id in the vocabulary "
+        "or among the added tokens; give it one in added_tokens.json, or remove it"
     )
 
 
@@ -282,10 +284,11 @@ def _make_plain(backend, settings: Settings, defaults: Mapping[str, str]) -> Non
 
 def _check_ids(backend, declared: Mapping[int, tokenizers.AddedToken], path) -> None:
     """Raises ValueError where an added token has another id than its file says."""
+    ids = {number: backend.token_to_id(token.content) for number, token in declared.items()}
     wrong = [
-        f"{token.content!r} has id {backend.token_to_id(token.content)}, not {number}"
-        for number, token in declared.items()
-        if backend.token_to_id(token.content) != number
+        f"{checks.shortened(declared[number].content)} has id {found}, not {number}"
+        for number, found in ids.items()
+        if found != number
     ]
     if wrong:
         raise ValueError(

@@ -63,7 +63,8 @@ _NUMBERED = checks.Allowed(
 )
 # A name of Python: it stands in code that messages recommend to run.
 _CLASS = checks.null() | checks.Allowed(
-    "the name of a class", lambda value: isinstance(value, str) and value.isidentifier()
+    "the name of a class",
+    lambda value: isinstance(value, str) and value.isidentifier() and len(value) < 100,
 )
 _OPTIONAL_FLAG = checks.flag() | checks.null()
 _CONFIG = _SPECIAL | {
