@@ -1,7 +1,7 @@
 """Tokenised text on disk: a folder with a tokenizer and array_record files of documents.
 
     corpus.json                               format, sizes, splits, settings (written last)
-    tokenizer.json or vocab.txt               the tokenizer (tokenizer_config.json beside it)
+    tokenizer.json or vocab.txt (...)         the tokenizer, as model folders hold it
     train-00003-of-00016.array_record         one record per document
     train-00003-of-00016.lengths.npy          (documents,) tokens of each
     train-00003-of-00016.sentences.npy        (sentences,) their starts, from 0 in each document

@@ -19,7 +19,12 @@ from mpojax.data import workers as workers_lib
 from mpojax.data.tokenizer import Tokenizer
 
 _PLAN = "plan.json"
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json"),
+    *("vocab.json", "merges.txt", "added_tokens.json"),
+)
+# Copied too, but no part of a corpus' settings: it names special tokens, which documents lack.
+_SPECIAL_TOKENS = "special_tokens_map.json"
 # A vocabulary is trained on a sample of about so much text.
 _VOCABULARY_BYTES = 2**30
 # (what, done, total): kilobytes of text.
@@ -172,8 +177,9 @@ def _find_tokenizer(settings: Settings) -> pathlib.Path | None:
     return folder
 
 
-def _tokenizer_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+def _tokenizer_files(folder: pathlib.Path, *more: str) -> list[pathlib.Path]:
+    names = (*_TOKENIZER_FILES, *more)
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _plan(settings: Settings, tokenizer: pathlib.Path | None, source: dict, shards: int) -> dict:
@@ -237,9 +243,9 @@ def _begin(out: pathlib.Path, plan: dict) -> bool:
 
 def _put_tokenizer(out, settings, tokenizer, pieces, threshold, advance) -> None:
     """Copies the tokenizer, or trains one, where the folder has none yet."""
-    # The last file says that the others are there: tokenizer.json, or vocab.txt without one.
+    # The last file says that the others are there: tokenizer.json, or the vocabulary without one.
     if tokenizer:
-        for path in reversed(_tokenizer_files(tokenizer)):
+        for path in reversed(_tokenizer_files(tokenizer, _SPECIAL_TOKENS)):
             files.write_atomic(out / path.name, path.read_bytes())
     elif not (out / "tokenizer.json").is_file():
         texts = _VocabularyTexts(pieces, settings.documents, threshold, advance)

@@ -116,14 +116,13 @@ def _read_whole(path: pathlib.Path, settings: Settings) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     if settings.written_here:
         return backend
-    tokenizer_classes.adjust(settings.class_name, backend, settings.values)
-    kind = tokenizer_classes.KINDS.get(settings.class_name)
     before = backend.get_vocab()
-    _add_tokens(backend, settings, kind.roles if kind else {}, path.parent)
+    with library_errors(str(path.parent)):
+        tokenizer_classes.adjust(settings.class_name, backend, settings.values)
+        kind = tokenizer_classes.KINDS.get(settings.class_name)
+        _add_tokens(backend, settings, kind, path.parent)
     new = {n: token for n, token in settings.added.items() if token.content not in before}
     _check_ids(backend, new, path)
-    if kind and kind.plain_specials:
-        _make_plain(backend, settings, kind.roles)
     return backend
 
 
@@ -144,6 +143,19 @@ def _rebuild(folder: pathlib.Path, settings: Settings) -> tuple[tokenizers.Token
     kind = kind or _kind_of(names, vocabulary)
     there = vocabulary.keys() | {token.content for token in settings.added.values()}
     values = {r: t for r, t in kind.roles.items() if t in there} | settings.values
+    _check_required(kind, values, there, folder / names[0])
+    fault = "the merges do not fit the vocabulary" if merges else "not a vocabulary"
+    with library_errors(f"{folder / names[-1]}: {fault}"):
+        backend = kind.build(vocabulary, merges, values)
+    with library_errors(str(folder)):
+        _add_tokens(backend, settings, kind, folder)
+        kind.surround(backend, values)
+    _check_ids(backend, settings.added, folder / names[0])
+    return backend, values
+
+
+def _check_required(kind: tokenizer_classes.Kind, values: Mapping, there: set[str], path) -> None:
+    """Raises ValueError where a token that the kind cannot do without is not there."""
     missing = [
         values.get(role) or kind.roles[role]
         for role in kind.required
@@ -151,20 +163,10 @@ def _rebuild(folder: pathlib.Path, settings: Settings) -> tuple[tokenizers.Token
     ]
     if missing:
         raise ValueError(
-            f"{folder / names[0]} lacks the special tokens {checks.shortened(missing)}; it is not "
-            "a vocabulary of this kind, or tokenizer_config.json must name others "
+            f"{path} lacks the special tokens {checks.shortened(missing)}; it is not a vocabulary "
+            "of this kind, or tokenizer_config.json must name others "
             f"({', '.join(kind.required)})"
         )
-    fault = "the merges do not fit the vocabulary" if merges else "not a vocabulary"
-    with library_errors(f"{folder / names[-1]}: {fault}"):
-        backend = kind.build(vocabulary, merges, values)
-    with library_errors(str(folder)):
-        _add_tokens(backend, settings, kind.roles, folder)
-        _check_ids(backend, settings.added, folder / names[0])
-        if kind.plain_specials:
-            _make_plain(backend, settings, kind.roles)
-        kind.surround(backend, values)
-    return backend, values
 
 
 def _named_kind(folder, settings: Settings, found: list) -> tokenizer_classes.Kind | None:
@@ -225,12 +227,12 @@ def _raise_not_found(folder: pathlib.Path, settings: Settings):
     )
 
 
-def _add_tokens(backend, settings: Settings, defaults: Mapping[str, str], folder) -> None:
+def _add_tokens(backend, settings: Settings, kind: tokenizer_classes.Kind | None, folder) -> None:
     """Adds the added tokens and makes the special ones special, as transformers does.
 
-    Args:
-      defaults: special tokens by role, of the class; those that the vocabulary lacks are left out.
+    Special tokens that only the kind names, and that the vocabulary lacks, are left out.
     """
+    specials = _specials(settings, kind.roles if kind else {})
     in_file = {token.content for token in backend.get_added_tokens_decoder().values()}
     added = [
         token
@@ -240,14 +242,17 @@ def _add_tokens(backend, settings: Settings, defaults: Mapping[str, str], folder
     known = in_file | {token.content for token in added}
     special = {  # Of different ones with one content the last stands; repeated ones do not count.
         (type(token), repr(token)): token
-        for role, token in _specials(settings, defaults)
+        for role, token in specials
         if str(token) not in known and _has_id(backend, role, token, settings, folder)
     }
-    in_roles = {str(token) for role, token in _specials(settings, defaults) if role not in LISTS}
+    in_roles = {str(token) for role, token in specials if role not in LISTS}
     tokens = added + [_as_special(token) for token in special.values()]
     for token in tokens:
         token.special = token.special or token.content in in_roles
     backend.add_tokens(tokens)
+    if kind and kind.plain_specials:
+        names = [str(token) for _, token in specials]
+        backend.add_tokens([_as_special(n) for n in names if backend.token_to_id(n) is not None])
 
 
 def _has_id(backend, role: str, token, settings: Settings, folder) -> bool:
@@ -275,11 +280,6 @@ def _specials(settings: Settings, defaults: Mapping[str, str]) -> list[tuple[str
 
 def _as_special(token: str | tokenizers.AddedToken) -> tokenizers.AddedToken:
     return tokenizers.AddedToken(token, special=True) if isinstance(token, str) else token
-
-
-def _make_plain(backend, settings: Settings, defaults: Mapping[str, str]) -> None:
-    names = [str(token) for _, token in _specials(settings, defaults)]
-    backend.add_tokens([_as_special(n) for n in names if backend.token_to_id(n) is not None])
 
 
 def _check_ids(backend, declared: Mapping[int, tokenizers.AddedToken], path) -> None:

@@ -110,7 +110,7 @@ class Settings:
         """Whether tokenizer_config.json holds what `Tokenizer.save` writes and nothing else."""
         known = {"tokenizer_class", "truncation_side", "split_special_tokens", *USUAL_NAMES}
         alone = known.issuperset(self.values) and not self.added
-        return alone and self.class_name == "PreTrainedTokenizer"
+        return alone and self.values.get("tokenizer_class") == "PreTrainedTokenizerFast"
 
 
 def read_settings(folder: pathlib.Path) -> Settings:

@@ -247,6 +247,20 @@ def test_own_tokenizer(text, made, tmp_path):
         corpus.check_tokenizer(data.Tokenizer.from_folder(model))
 
 
+def test_own_tokenizer_with_added_tokens(text, made, tmp_path):
+    vocabulary = data.Corpus(made).tokenizer().vocabulary()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n")
+    (model / "added_tokens.json").write_text(json.dumps({"<e1>": len(vocabulary)}))
+    (model / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<e1>"]}')
+    settings = dataclasses.replace(SETTINGS, vocab_size=None, tokenizer=model)
+    corpus = corpus_building.build(text, tmp_path / "out", settings)
+    corpus.check_tokenizer(data.Tokenizer.from_folder(model))
+    assert corpus.tokenizer().token_to_id("<e1>") == len(vocabulary)
+    assert corpus.vocab_size == len(vocabulary) + 1
+
+
 def test_model_of_another_vocabulary(made):
     corpus = data.Corpus(made)
     corpus.check_vocab_size(corpus.vocab_size)
