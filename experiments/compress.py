@@ -17,10 +17,11 @@ import time
 from collections.abc import Mapping
 
 import ml_collections
+import numpy as np
 from absl import logging
 
 from experiments import comparison, config_fields, launch, sources, study_files
-from mpojax import data, interop, training
+from mpojax import data, interop, models, training
 from mpojax.methods import mpop
 from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
@@ -78,6 +79,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         return 0
     source = sources.locate(config.model)
     dense = interop.load_pretrained(source)
+    check_task(config, dense)
     check_variants(dense, [variant for variant in variants if not variant.needs_calibration])
     calibration = calibrate(config, dense, variants, source)
     check_variants(dense, variants, calibration)
@@ -156,14 +158,47 @@ def calibrate(config, dense, variants: list[Variant], source: str) -> interop.Ca
     split = task[settings.split].take(settings.examples)
     tokens = split.encode(sources.load_tokenizer(source)[0], settings.max_length)
     batches = data.EvalData(tokens, 32, lengths=(16, 32, 64, settings.max_length))
-    first_order = any(v.allocation == "first_order" for v in variants)
+    first_order = [v.name for v in variants if v.allocation == "first_order"]
+    if first_order and not isinstance(dense, models.ModelWithHead):
+        raise ValueError(
+            f"variant {first_order[0]!r}: allocation='first_order' weighs by the loss on the "
+            f"calibration task, and {config.model} has no head for one: load a fine-tuned model, "
+            "or leave allocation='error'."
+        )
     loss = training.objective(task.kind) if first_order else None
     with progress_lib.progress(f"calibrating on {len(split)} examples of {task.name}") as advance:
         return interop.calibrate(
             dense,
-            (batches[index] for index in range(len(batches))),
+            (_readable(dense, batches[index]) for index in range(len(batches))),
             loss=loss,
             progress=lambda done: advance(done, len(batches), ""),
+        )
+
+
+def _readable(dense, batch: Mapping) -> Mapping:
+    """A batch of texts for any model: the decoder of an encoder-decoder reads them, too."""
+    if not isinstance(dense, models.EncoderDecoder):
+        return batch
+    ids, mask = (np.asarray(batch[name]) for name in ("input_ids", "attention_mask"))
+    start = dense.config.decoder_start_id
+    shifted = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+    return {**batch, "decoder_input_ids": shifted, "decoder_attention_mask": mask}
+
+
+def check_task(config, dense) -> None:
+    """Raises ValueError where the config names a task that it cannot train this model on."""
+    if not config.task:
+        return
+    if "train_split" not in config:
+        raise ValueError(
+            f"config.task={config.task!r}: this config compresses and trains nothing. Take "
+            "configs/quickstart.py, or give models/mpo of this run's folder to "
+            "--config.start_from of experiments.finetune."
+        )
+    if not isinstance(dense.config, models.EncoderConfig):
+        raise ValueError(
+            f"config.task={config.task!r}: a comparison fine-tunes encoders, and {config.model} is "
+            "none. Leave config.task empty: the result can be tuned by other experiments."
         )
 
 

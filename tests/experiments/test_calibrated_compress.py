@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import tokenizers
 from flax import nnx
 
 from configs import compress as compress_config
 from experiments import compress
 from mpojax import interop, models
 from tests.experiments.test_compress import SETTINGS, WORDS
+from tests.models import small_language
 
 
 @pytest.fixture
@@ -47,5 +49,38 @@ def test_variants_by_outputs_stand_beside_the_plain_ones(config, tmp_path):
 def test_texts_are_asked_for_before_anything_is_written(config, tmp_path):
     config.calibration.task = ""
     with pytest.raises(ValueError, match=r"config.calibration.task"):
+        compress.main(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_language_models_by_outputs(config, tmp_path, name):
+    kinds = {"gpt2": small_language.GPT2, "t5": small_language.T5_GATED}
+    interop.export_huggingface(small_language.dense(kinds[name]), tmp_path / "model")
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    words = json.dumps({"pad_token": "[PAD]", "unk_token": "[UNK]"})
+    (tmp_path / "model" / "tokenizer_config.json").write_text(words)
+    config.model, config.compare = str(tmp_path / "model"), ("mpo", "svd_aware")
+    config.variants.svd_aware.settings = {"form": "low_rank", "data_aware": True, "ridge": 0.1}
+    assert compress.main(config, str(tmp_path / "run")) == 0
+    record = json.loads((tmp_path / "run" / "compression" / "svd_aware.json").read_text())
+    assert all(row["output_error"] is not None for row in record["rows"])
+    assert record["relative_output_error"] < record["relative_error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "sst2"}, "config.task='sst2': this config compresses and trains nothing"),
+        ({"variants.mpo.allocation": "first_order"}, "has no head for one"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_early(config, tmp_path, changes, message):
+    config.variants.mpo.allocation = "error"
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
         compress.main(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
