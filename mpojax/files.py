@@ -171,6 +171,16 @@ def explain(
     return type(error)(error.errno, f"cannot write {path}: {advice} ({note})")
 
 
+def check_fetched(path: str | os.PathLike) -> None:
+    """Raises ValueError for the text that Git LFS leaves in place of a file it has not fetched."""
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise ValueError(
+            f"{path} is a pointer of Git LFS, not the file itself: run git lfs pull in its folder."
+        )
+
+
 def sha256(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:

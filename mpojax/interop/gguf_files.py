@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mpojax import files
+
 SUFFIX = ".gguf"
 
 
@@ -47,6 +49,7 @@ class GGUFFile:
         self.path = pathlib.Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"no GGUF file at {self.path}.")
+        files.check_fetched(self.path)
         gguf = _package(self.path)
         try:
             self._reader = gguf.GGUFReader(self.path)

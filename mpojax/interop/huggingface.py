@@ -79,6 +79,18 @@ def import_model(
     }
 
 
+def check_supported(source: Mapping, where: str) -> None:
+    """Checks the model type and the class before weights are looked for, read or converted.
+
+    Raises:
+      ValueError: one that is not supported.
+    """
+    if source.get("model_type") in language_settings.ARCHITECTURES:
+        language_settings.read_architecture(source, where)
+    else:
+        checkpoint_config.read_architecture(source, where)
+
+
 def export_model(
     config: models.Config, arrays: Mapping[str, np.ndarray]
 ) -> tuple[dict, dict[str, np.ndarray]]:

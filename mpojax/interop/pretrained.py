@@ -8,17 +8,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpojax import files, models
-from mpojax.interop import generation_config, gguf_models, huggingface, own_format
+from mpojax import checks, files, models
+from mpojax.interop import (
+    generation_config,
+    gguf_models,
+    huggingface,
+    other_folders,
+    own_format,
+)
+from mpojax.interop.other_folders import CONFIG_NAME, TOKENIZER_FILES, WEIGHTS_NAME
 from mpojax.interop.safe_weights import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
     check_finite,
     read_checkpoint,
     read_metadata,
     write_folder,
 )
-from mpojax.interop.sources import TOKENIZER_FILES, locate
+from mpojax.interop.sources import local_folder, locate
 
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
@@ -54,6 +59,8 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
         config, arrays = gguf_models.import_file(folder)
         return models.from_arrays(config, {}, arrays)
     content = _read_config(folder)
+    if _MARK not in content:
+        huggingface.check_supported(content, str(folder))
     tensors = read_checkpoint(folder)
     check_finite(tensors, str(folder))
     if _MARK in content:
@@ -91,7 +98,7 @@ def save_pretrained(
     content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
     texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
     if tokenizer_from is not None:
-        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from).expanduser()))
+        texts.update(_tokenizer_files(local_folder(tokenizer_from)))
     write_folder(folder, arrays, {_MARK: fingerprint}, texts)
 
 
@@ -131,24 +138,15 @@ def export_huggingface(
     if not isinstance(model.config, models.EncoderConfig):
         texts[generation_config.NAME] = _json(generation_config.written(model.config))
     if tokenizer_from is not None:
-        texts.update(_tokenizer_files(pathlib.Path(tokenizer_from).expanduser()))
+        texts.update(_tokenizer_files(local_folder(tokenizer_from)))
     # transformers requires the entry "format".
     write_folder(folder, tensors, {"format": "pt", _MARK: "export"}, texts)
 
 
 def _read_config(folder: pathlib.Path) -> dict:
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no {CONFIG_NAME}; a model folder has {CONFIG_NAME} and {WEIGHTS_NAME}."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}.")
-    return content
+    if not (folder / CONFIG_NAME).is_file():
+        raise other_folders.without_config(folder)
+    return checks.read_json(folder / CONFIG_NAME)
 
 
 def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):

@@ -14,17 +14,8 @@ import safetensors
 import safetensors.numpy
 
 from mpojax import checks, files
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_HOW_TO_CONVERT = (
-    "This library never unpickles, because a pickle file can run any program. Convert it once, "
-    'where you trust it: python -c "import transformers; '
-    "transformers.AutoModel.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')\" "
-    "writes model.safetensors."
-)
+from mpojax.interop import other_folders
+from mpojax.interop.other_folders import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
 
 def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -44,17 +35,7 @@ def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
                 f"{folder} lacks the shards {checks.listed(lost)} of {INDEX_NAME}."
             )
         return shards
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
-    if found:
-        raise ValueError(
-            f"{folder} holds its weights only as {checks.listed(found)}, not as {WEIGHTS_NAME}. "
-            f"{_HOW_TO_CONVERT}"
-        )
-    inside = folder / "model"  # of a run that has ended
-    hint = f" Its folder {inside} does; give that." if (inside / WEIGHTS_NAME).is_file() else ""
-    raise FileNotFoundError(
-        f"{folder} holds no weights: expected {WEIGHTS_NAME} or {INDEX_NAME}.{hint}"
-    )
+    raise other_folders.without_weights(folder)
 
 
 def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -92,8 +73,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: a pickle format, or a corrupt or truncated file.
     """
     path = pathlib.Path(path)
-    if path.suffix in _PICKLE_SUFFIXES:
-        raise ValueError(f"{path} is not a safetensors file. {_HOW_TO_CONVERT}")
+    if path.suffix in other_folders.PICKLE_SUFFIXES:
+        raise ValueError(f"{path} is not a safetensors file. {other_folders.how_to_convert(path)}")
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -198,6 +179,7 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
 def _opened(path: pathlib.Path) -> Iterator:
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}.")
+    files.check_fetched(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file

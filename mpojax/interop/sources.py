@@ -6,20 +6,8 @@ import pathlib
 import re
 
 from mpojax.interop import generation_config, gguf_files
-from mpojax.interop.safe_weights import CONFIG_NAME
+from mpojax.interop.other_folders import CONFIG_NAME, TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 _PACKAGE = "package:"
 # Names from before owners were part of them have none: "bert-base-uncased".
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
