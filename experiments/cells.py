@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from mpojax import data
 from mpojax.training import workdir as workdir_lib
 
 _LONGEST_NAME = 150
@@ -127,6 +128,8 @@ def _read_axis(name: str, values, config) -> Axis:
         values = config[values]
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
+    if name == "task" and _are_texts(values):
+        values = data.task_names(values)  # a command line gives several as one text
     if isinstance(values, Mapping):
         changes = {}
         for label, fields in values.items():
@@ -151,6 +154,10 @@ def _read_axis(name: str, values, config) -> Axis:
     if not changes:
         raise ValueError(f"axis {name!r} has no values; give at least one or leave the axis out.")
     return Axis(name, changes, shown)
+
+
+def _are_texts(values) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
 
 
 def set_field(config: ml_collections.ConfigDict, field: str, value, where: str) -> None:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from experiments import fitting, sources
 from mpojax import interop, models, training
-from mpojax.data import tasks
+from mpojax.data import fingerprint, tasks
 from mpojax.methods import mpop
 
 
@@ -58,6 +58,15 @@ def load_arrays(config, source: str) -> tuple[dict, dict, tuple[str, ...]]:
         arrays.append(split.encode(words, config.max_length))
         logging.info("%s: %d examples for %s", task.name, len(split), name)
     return arrays[0], arrays[1], task.label_names
+
+
+def fingerprints(arrays: tuple[dict, dict, tuple[str, ...]]) -> dict[str, dict]:
+    """What `training.Workdir.check_data` compares; `arrays` as of `load_arrays`."""
+    parts = {"train": arrays[0], "test": arrays[1]}
+    return {
+        name: {"examples": len(part["labels"]), "fingerprint": fingerprint.of_arrays(part)}
+        for name, part in parts.items()
+    }
 
 
 def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, workdir) -> bool:

@@ -85,6 +85,8 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     check_variants(dense, variants, calibration)
     arrays = comparison.load_arrays(config, source) if config.task else None
     workdir = workdir or workdir_lib.Workdir(folder, config)
+    if arrays:
+        workdir.check_data(comparison.fingerprints(arrays))
     print(f"model: {config.model}, {sources.describe(dense)}")
 
     compressed = {}

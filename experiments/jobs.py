@@ -79,6 +79,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def with_task_names(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with each of `config.tasks` by itself, however it is written.
+
+    A command line gives several as one text; a run is the same either way.
+    """
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():
+        config.tasks = data.task_names(config.tasks)
+    return config
+
+
 def check_compression(config: ml_collections.ConfigDict) -> None:
     """Checks the fields about compression without weights or data.
 

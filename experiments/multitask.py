@@ -42,7 +42,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       ValueError: a field that is wrong whatever the model is.
     """
     jobs.check(config)
-    names = list(config.tasks)
+    names = data.task_names(config.tasks)
     if not names:
         raise ValueError("config.tasks is empty: name the tasks, such as sst2,cola,mrpc,rte.")
     for name in names:
@@ -62,6 +62,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop."""
     check(config)
+    config = jobs.with_task_names(config)
     return tuning.run(
         config, folder, prepare=prepare, train=tuning.tune, describe=_describe, summary=summary
     )
@@ -119,7 +120,7 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
 
 def _load_tasks(config: ml_collections.ConfigDict) -> dict[str, data.TextTask]:
     tasks: dict[str, data.TextTask] = {}
-    for entry in config.tasks:
+    for entry in data.task_names(config.tasks):
         task = data.load_task(entry, config.data_dir or None)
         if task.name in tasks:
             raise ValueError(

@@ -84,6 +84,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     model = pretraining.build(config, planned)
     optimizer = fitting.make_optimizer(config, model, config.steps)
     workdir = workdir or training.Workdir(folder, config)
+    workdir.check_data(tuning.fingerprints({"train": train, "dev": dev}))
     _describe(config, model, train, corpus)
     result = _fit(config, workdir.path, model, optimizer, train, dev, corpus)
     if result.interrupted:

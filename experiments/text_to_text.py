@@ -20,7 +20,7 @@ import ml_collections
 from absl import logging
 
 from configs.mpoe import base
-from experiments import answers, language_models, language_tuning, launch, tuning
+from experiments import answers, jobs, language_models, language_tuning, launch, tuning
 from mpojax import data, models
 from mpojax.training import text_metrics
 
@@ -39,7 +39,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     language_models.check(config)
     if bool(config.task) == bool(config.tasks):
         raise ValueError("give config.task, one task, or config.tasks, several: just one of them.")
-    if len(set(config.tasks)) < len(config.tasks):
+    names = data.task_names(config.tasks)
+    if len(set(names)) < len(names):
         raise ValueError(f"config.tasks={config.tasks} names a task twice.")
 
 
@@ -77,7 +78,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     Raises:
       ValueError: model, tasks or settings that do not fit.
     """
-    names = [config.task] if config.task else list(config.tasks)
+    names = [config.task] if config.task else data.task_names(config.tasks)
     loaded = [data.load_text_to_text(name, config.data_dir or None) for name in names]
     tasks = {task.name: task for task in loaded}
     if len(tasks) < len(loaded):
@@ -156,6 +157,7 @@ def _has_test(task: data.TextToTextTask) -> bool:
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop."""
     check(config)
+    config = jobs.with_task_names(config)
     return tuning.run(
         config, folder, prepare=prepare, train=_tune, describe=_describe, summary=summary
     )

@@ -90,6 +90,8 @@ def run(
     job = prepare(config)
     fitting.make_optimizer(config, job.model, config.steps)  # a mistake in it shows before
     workdir = workdir or training.Workdir(folder, config)
+    parts = {name: getattr(job, name, None) for name in ("train", "dev", "held_out", "test")}
+    workdir.check_data(fingerprints(parts))
     if job.report is not None and jax.process_index() == 0:
         job.report.to_csv(workdir.path / "compression.csv")
     outcome = train(config, job, workdir.path)
@@ -108,6 +110,22 @@ def run(
         for name in _LEFTOVERS:
             shutil.rmtree(workdir.path / name, ignore_errors=True)
     return int(outcome.stop_requested)
+
+
+def fingerprints(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `training.Workdir.check_data` compares.
+
+    Args:
+      parts: batches by name, or {task: batches}; None for what a run does not have.
+    """
+    found = {}
+    for name, part in parts.items():
+        tasks = part if isinstance(part, Mapping) else {"": part}
+        for task, batches in tasks.items():
+            if batches is not None:
+                entry = {"examples": batches.num_examples, "fingerprint": batches.fingerprint()}
+                found[f"{name}/{task}" if task else name] = entry
+    return found
 
 
 def tune(config: ml_collections.ConfigDict, job: jobs.Job, folder: pathlib.Path) -> Outcome | None:

@@ -17,7 +17,7 @@ from mpojax.data.squad import SpanSplit
 from mpojax.data.tasks import TASKS, check_task, load_task
 from mpojax.data.text_classification import Split, TextTask, from_arrays, from_files
 from mpojax.data.text_to_text import TextPairs, TextToTextTask
-from mpojax.data.text_to_text_tasks import load_text_to_text, multi_task
+from mpojax.data.text_to_text_tasks import load_text_to_text, multi_task, task_names
 from mpojax.data.tokenizer import Tokenizer
 from mpojax.data.vocabulary import train_bpe
 
@@ -49,5 +49,6 @@ __all__ = [
     "load_text_to_text",
     "load_texts",
     "multi_task",
+    "task_names",
     "train_bpe",
 ]

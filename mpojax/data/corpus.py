@@ -21,6 +21,7 @@ from collections.abc import Iterable
 import numpy as np
 from array_record.python import array_record_data_source
 
+from mpojax.data import fingerprint
 from mpojax.data import vocabulary as vocabulary_lib
 from mpojax.data.tokenizer import Tokenizer
 
@@ -119,6 +120,12 @@ class Corpus:
         if split not in self.splits:
             raise ValueError(f"{self.folder} has no split {split!r}; it has {list(self.splits)}")
         return self.splits[split]
+
+    def fingerprint(self, split: str) -> str:
+        """Digest of the split's entry in corpus.json, and of the lengths of its documents."""
+        entry = [self.vocab_size, *(dataclasses.asdict(shard) for shard in self.shards(split))]
+        lengths = self.lengths(split)
+        return fingerprint.of_arrays({"entry": np.array(json.dumps(entry)), "lengths": lengths})
 
     def lengths(self, split: str) -> np.ndarray:
         """(N,) int32: tokens of every document."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import grain
 import numpy as np
 
-from mpojax.data import plain_texts
+from mpojax.data import fingerprint, plain_texts
 from mpojax.data.tokenizer import Tokenizer
 
 # Documents are tokenised in groups of so many characters: a compromise of speed and memory.
@@ -47,6 +47,10 @@ class TokenStream:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def fingerprint(self) -> str:
+        """Digest of the tokens, and of the number of words that perplexities divide by."""
+        return fingerprint.of_arrays({"tokens": self.tokens, "words": np.array(self.num_words)})
 
     @classmethod
     def from_documents(
@@ -160,6 +164,10 @@ class LanguageModelData:
         """Whole batches of one epoch, rounded up."""
         return -(-self.num_examples // self.batch_size)
 
+    def fingerprint(self) -> str:
+        """Digest of the text."""
+        return self.stream.fingerprint()
+
     def rows(self, step: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
         """Only some rows of batch `step`: no other rows are made."""
         if step < 0:
@@ -225,6 +233,10 @@ class LanguageModelEvalData:
 
     def __len__(self) -> int:
         return -(-self.num_examples // self.batch_size)
+
+    def fingerprint(self) -> str:
+        """Digest of the text."""
+        return self.stream.fingerprint()
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.rows(index, slice(None))

@@ -204,6 +204,11 @@ class _PretrainRows:
             memory=memory,
         )
         self.num_examples = len(self._rows.index)
+        self._corpus, self._split = corpus, split
+
+    def fingerprint(self) -> str:
+        """Digest of the part of the corpus that the rows are of."""
+        return self._corpus.fingerprint(self._split)
 
     @property
     def padding_share(self) -> float:

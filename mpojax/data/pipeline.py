@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
+from mpojax.data import fingerprint
+
 Arrays = Mapping[str, np.ndarray]
 
 # (N, S): what is cropped
@@ -61,6 +63,10 @@ class TrainData:
         """Whole batches of one epoch, rounded up."""
         return -(-self.num_examples // self.batch_size)
 
+    def fingerprint(self) -> str:
+        """Digest of the examples."""
+        return fingerprint.of_arrays(self._arrays)
+
 
 class EvalData:
     """Every example exactly once, in batches of one static size.
@@ -78,6 +84,10 @@ class EvalData:
         self._arrays = arrays
         self._crop = _Crop(arrays, lengths)
         self.order = self._crop.by_length() if len(lengths) else np.arange(self.num_examples)
+
+    def fingerprint(self) -> str:
+        """Digest of the examples."""
+        return fingerprint.of_arrays(self._arrays)
 
     @property
     def host_arrays(self) -> dict[str, np.ndarray]:

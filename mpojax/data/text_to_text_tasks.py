@@ -16,6 +16,8 @@ from mpojax.data import (
 )
 
 PAIRS_PREFIX = "pairs:"
+_OWN = (file_tasks.PREFIX, PAIRS_PREFIX)
+_BIBLE = "bible"
 _OPTIONS = ("source", "target", "prefix", "name", "quoting")
 
 
@@ -42,7 +44,7 @@ def load_text_to_text(
     Raises:
       FileNotFoundError, ImportError, ConnectionError, ValueError: as `load_task`.
     """
-    if name == "bible":
+    if name == _BIBLE:
         splits = {
             split: text_to_text.TextPairs([f"bible: {text}" for text in old], new)
             for split, (old, new) in bible.load().items()
@@ -54,6 +56,23 @@ def load_text_to_text(
     if paper_splits and name in glue.TASKS:
         task = glue_splits.paper_splits(task)
     return text_to_text.from_task(task)
+
+
+def task_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Several tasks from a comma list such as "cola,rte", from a sequence, or from both at once.
+
+    Commas inside `file:...` and `pairs:...` stay with them: such an entry ends where the name of a
+    task, or another such entry, follows.
+    """
+    found: list[str] = []
+    for part in ",".join([value] if isinstance(value, str) else value).split(","):
+        part = part.strip()
+        is_own = part.startswith(_OWN) or part in (*tasks.TASKS, _BIBLE)
+        if found and found[-1].startswith(_OWN) and not is_own:
+            found[-1] += f",{part}"
+        elif part:
+            found.append(part)
+    return tuple(found)
 
 
 def _load_pairs(line: str, data_dir: str | os.PathLike | None) -> text_to_text.TextToTextTask:

@@ -19,9 +19,10 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mpojax import files, locks
+from mpojax import checks, files, locks
 
 _PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
+_DATA = "data.json"  # what a run is trained and evaluated on
 # On how many devices a run works does not make it another: checkpoints go on on any mesh.
 _NOT_COMPARED = ("mesh",)
 
@@ -29,7 +30,8 @@ _NOT_COMPARED = ("mesh",)
 class Workdir:
     """A run's folder, checked and claimed before any work starts.
 
-    Holds `config.json`, `versions.json` (an entry per start), `metrics.jsonl`, TensorBoard events,
+    Holds `config.json`, `versions.json` (an entry per start), `data.json` (fingerprints of the data
+    that it began with), `metrics.jsonl`, TensorBoard events,
     `checkpoints/` and, once finished, `result.json`. The same config on the same folder resumes.
     The folder is locked until the result is written or the process ends, so that no second run can
     work in it meanwhile; the processes of one distributed run are one run. Temporary files of
@@ -61,6 +63,45 @@ class Workdir:
     def finished(self) -> bool:
         """Whether `result.json` is there, thus nothing is left to do."""
         return (self.path / "result.json").is_file()
+
+    def check_data(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Checks that a run goes on with the data that it began with, noted in `data.json`.
+
+        A run without that file, begun by an older version, gets it now.
+
+        Args:
+          parts: of each part, such as train and dev: its number of `examples` and `fingerprint`.
+
+        Raises:
+          ValueError: the data have changed; says which part and what to do.
+        """
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                self._compare_data(plain(parts))
+            except (OSError, ValueError) as error:
+                problem = error
+        self._agree(problem)
+
+    def _compare_data(self, parts: dict[str, dict]) -> None:
+        path = self.path / _DATA
+        if not path.is_file():
+            self.write_json(_DATA, parts)
+            return
+        there = checks.read_json(path)
+        if there == parts:
+            return
+        locks.release(self.path)
+        changed = [name for name in {**there, **parts} if there.get(name) != parts.get(name)]
+        lines = [
+            f"{name} ({_examples(there, name)} then, {_examples(parts, name)} now)"
+            for name in changed
+        ]
+        raise ValueError(
+            f"workdir {self.path} holds a run on other data. Changed since it began: "
+            f"{checks.listed(lines)}. Put the files of the data (and the tokenizer) back as they "
+            "were, or start anew in another --workdir."
+        )
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`, by which a run counts as finished (process 0 only)."""
@@ -144,6 +185,11 @@ class Workdir:
                 raise ValueError(f"process 0 refused the workdir {self.path}; see its message")
         if problem is not None:
             raise problem
+
+
+def _examples(parts: Mapping[str, Any], name: str) -> str:
+    entry = parts.get(name)
+    return "absent" if not isinstance(entry, dict) else f"{entry.get('examples')} examples"
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

@@ -280,3 +280,32 @@ class TestSeveralTasks:
     def test_errors(self, tokenizer):
         with pytest.raises(ValueError, match=r"temperature=0\.5 must be at least 1"):
             data.multi_task({"a": self.arrays(tokenizer, 4)}, 2, seed=0, temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("cola,rte", ("cola", "rte")),
+        (("cola", "rte"), ("cola", "rte")),
+        (("cola,rte",), ("cola", "rte")),
+        (["cola, rte", "bible"], ("cola", "rte", "bible")),
+        ("cola", ("cola",)),
+        ((), ()),
+        ("", ()),
+        ("imdb,rte", ("imdb", "rte")),
+        ("file:train=a.tsv,dev=b.tsv;labels=no,yes", ("file:train=a.tsv,dev=b.tsv;labels=no,yes",)),
+        (
+            "cola,file:train=a,dev=b;name=x,rte,pairs:train=c,dev=d,file:train=e,dev=f",
+            (
+                "cola",
+                "file:train=a,dev=b;name=x",
+                "rte",
+                "pairs:train=c,dev=d",
+                "file:train=e,dev=f",
+            ),
+        ),
+    ],
+)
+def test_lists_of_tasks(value, names):
+    assert data.task_names(value) == names
+    assert data.task_names(names) == names

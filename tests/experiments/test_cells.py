@@ -42,6 +42,13 @@ def test_names_are_safe_short_and_different():
         cells.expand(config)
 
 
+def test_a_comma_list_of_tasks_is_several_tasks():
+    config = toy_config()
+    config.tasks = ("cola,rte",)  # --config.tasks=cola,rte
+    config.axes = (("task", "tasks"),)
+    assert [cell.config.task for cell in cells.expand(config)] == ["cola", "rte"]
+
+
 def test_skip_leaves_combinations_out():
     config = toy_config()
     config.skip = ({"variant": "dense", "seed": (1,)}, {"optimizer.learning_rate": 2.8e-6})

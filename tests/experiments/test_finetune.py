@@ -172,7 +172,7 @@ def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same)
     assert jobs.tuned_head(config, model, task, "classifier") == (model, same)
 
 
-def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, monkeypatch):
     class StopAtTwo(training.Hook):
         def after_step(self, loop):
             if loop.step == 2:
@@ -183,6 +183,14 @@ def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
         patch.setattr(training, "StopOnSignal", StopAtTwo)
         assert finetune.main(config, str(tmp_path / "stopped")) == 0
     assert not (tmp_path / "stopped" / "result.json").exists()
+    file = texts / "train.tsv"
+    content = file.read_text(encoding="utf-8")
+    file.write_text(content + "good plot\tgood\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"other data.*train \(48 examples then, 49 examples now\)"
+    ):
+        finetune.run(config, tmp_path / "stopped")
+    file.write_text(content, encoding="utf-8")
     assert finetune.run(config, tmp_path / "stopped") == 0
     straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
     assert straight["metrics"] == resumed["metrics"]

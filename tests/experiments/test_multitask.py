@@ -197,6 +197,7 @@ def test_a_compressed_model_with_equal_shares(config, tmp_path):
 
 def test_a_few_shots_of_every_task(config, tmp_path):
     config.shots, config.draw = 3, 1
+    config.tasks = (",".join(config.tasks),)  # as a command line gives it
     assert multitask.run(config, tmp_path) == 0
     tasks = result_of(tmp_path)["tasks"]
     assert [task["train_examples"] for task in tasks.values()] == [6, 3, 6]
@@ -213,6 +214,8 @@ MOOD = TASKS["mood"][0]
         ({"tasks": (MOOD, MOOD + ";label=label")}, "two tasks called 'mood'"),
         ({"tasks": ("sst2", "squad")}, "'squad', whose answers are spans"),
         ({"tasks": ("sst2", "imdb")}, "unknown task 'imdb'"),
+        ({"tasks": ("sst2,imdb",)}, "unknown task 'imdb'"),
+        ({"train_examples": -1}, "config.train_examples=-1 must be an integer of at least 0"),
         ({"exponent": 2.0}, "config.exponent=2.0 must be a finite number from 0 to 1"),
         ({"metrics": {"rte": "f1"}}, r"config.metrics is about \['rte'\]"),
         ({"metrics": {"mood": "matthews"}}, "task 'mood' has no metric 'matthews'"),
