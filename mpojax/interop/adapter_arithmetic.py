@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mpojax import layers, models
+from mpojax import checks, layers, models
 from mpojax.interop.adapter_files import fingerprint
 from mpojax.layers import AdapterSettings
 
@@ -62,8 +62,8 @@ def extract(
             arrays[name] = array
     if unknown:
         raise ValueError(
-            f"{', '.join(unknown)} differ, too, which no adapter can hold: fine-tune with frozen "
-            "tables, or save the whole model."
+            f"{checks.listed(unknown)} differ, too, which no adapter can hold: fine-tune with "
+            "frozen tables, or save the whole model."
         )
     if not adapters:
         raise ValueError("base and tuned are equal: there is nothing to extract.")

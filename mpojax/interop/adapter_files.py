@@ -124,7 +124,7 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
     Raises:
       FileNotFoundError: no adapter there.
       ValueError: a damaged or newer file, another base model than the one that the adapter was
-        tuned on, missing, unknown or misshapen arrays.
+        tuned on, arrays that are missing, unexpected or of another shape.
     """
     folder = pathlib.Path(folder)
     content = _read_settings(folder)
@@ -142,17 +142,8 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
     else:
         new |= _unstacked(tensors, content["layers"], folder)
         expected = set(tuned) | head
-    problems = [f"missing: {name}" for name in sorted(expected - set(new))]
-    problems += [f"unknown: {name}" for name in sorted(set(new) - expected)]
-    problems += [
-        f"misshapen: {name} is {new[name].shape}, must be {arrays[name].shape}"
-        for name in sorted(expected & set(new))
-        if new[name].shape != arrays[name].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"the adapter in {folder} does not fit:\n  " + checks.listed(problems, "\n  ")
-        )
+    shapes = {name: tuple(arrays[name].shape) for name in sorted(expected)}
+    models.check_coverage(shapes, new, f"the adapter in {folder} does not fit")
     return models.from_arrays(model.config, model.shapes, arrays | new)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from absl import logging
 
-from mpojax import models
+from mpojax import checks, models
 from mpojax.interop import (
     checkpoint_config,
     language_models,
@@ -120,9 +120,9 @@ def export_model(
         )
     expected = models.array_shapes(config)
     table = name_table(architecture, config, expected)
-    if surplus := sorted(set(expected) - {path for path, _ in table.values()}):
+    if unmatched := sorted(set(expected) - {path for path, _ in table.values()}):
         raise ValueError(
-            f"{', '.join(surplus)} have no counterpart in {architecture.classes[kind]} of "
+            f"{checks.listed(unmatched)} have no counterpart in {architecture.classes[kind]} of "
             "transformers."
         )
     outside = {theirs for theirs, _, _ in architecture.outside[kind]}
@@ -168,7 +168,7 @@ def _without(pattern: str, what: str, tensors: dict, where: str) -> dict:
     """Drops tensors that are no part of the model, and says so."""
     dropped = [name for name in tensors if re.fullmatch(pattern, name)]
     if dropped:
-        logging.info("%s: left out %s (%s)", where, what, ", ".join(dropped))
+        logging.info("%s: left out %s (%s)", where, what, checks.listed(dropped))
     return {name: tensor for name, tensor in tensors.items() if name not in dropped}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from absl import logging
 
-from mpojax import models
+from mpojax import checks, models
 from mpojax.interop import language_settings, tensor_names
 from mpojax.interop.architectures import Row
 from mpojax.interop.language_architectures import Config, LanguageArchitecture
@@ -70,9 +70,9 @@ def export_model(
     content = language_settings.from_config(architecture, config)
     table = name_table(architecture.rows[config.gated], config, arrays)
     covered = {path for paths, _ in table.values() for path in paths}
-    if surplus := sorted(set(arrays) - covered):
+    if unmatched := sorted(set(arrays) - covered):
         raise ValueError(
-            f"{', '.join(surplus)} have no counterpart in {architecture.classes[0]} of "
+            f"{checks.listed(unmatched)} have no counterpart in {architecture.classes[0]} of "
             "transformers."
         )
     tensors = {}

@@ -128,8 +128,8 @@ def test_arrays_are_covered_both_ways(tmp_path):
         interop.load_adapter(base(), tmp_path)
     for line in (
         "missing: layers/0/attention/query/adapter/down",
-        "unknown: more",
-        "misshapen: head/bias is (7,), must be (2,)",
+        "unexpected: more",
+        "shape mismatch: head/bias is (7,), must be (2,)",
     ):
         assert line in str(error.value)
 
