@@ -337,8 +337,10 @@ def _entries(arrays: Mapping[str, np.ndarray], mask: Mapping) -> dict[str, np.nd
 def _filled(arrays: Mapping, names, tensors: dict, folder) -> dict[str, np.ndarray]:
     indices, values = tensors.pop(_INDICES), tensors.pop(_VALUES, np.zeros(0, np.float32))
     flat = np.concatenate([np.ravel(arrays[name]) for name in names]).astype(np.float32)
+    lists = indices.ndim == 1 and indices.shape == values.shape
+    numbers = np.issubdtype(indices.dtype, np.integer) and safe_weights.is_floating(values)
     inside = indices.size == 0 or (indices.min() >= 0 and indices.max() < flat.size)
-    if tensors or indices.shape != values.shape or not inside:
+    if tensors or not lists or not numbers or not inside:
         raise ValueError(f"the adapter in {folder} is damaged: its entries do not fit the model.")
     flat[indices] = values
     ends = np.cumsum([math.prod(arrays[name].shape) for name in names])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import strategies as st
+from safetensors import numpy as safetensors_numpy
 
 from mpojax import interop, models
 from tests.interop.test_adapter_kinds import KINDS, MODELS, add, moved, outputs
@@ -119,3 +120,26 @@ def test_patterns_that_take_long_to_match_are_saved_path_by_path(base, tmp_path)
     loaded = interop.load_adapter(base, tmp_path)
     np.testing.assert_array_equal(outputs(loaded), outputs(tuned))
     assert models.adapter_arrays(loaded) == models.adapter_arrays(tuned)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"entries/indices": np.zeros(3, np.float32)},
+        {"entries/indices": np.full(3, 10**6, np.int32)},
+        {"entries/indices": np.zeros((3, 1), np.int32), "entries/values": np.zeros((3, 1))},
+        {"entries/values": np.zeros(3, bool)},
+        {"more": np.zeros(3, np.float32)},
+    ],
+)
+def test_single_entries_that_do_not_fit(base, tmp_path, changes):
+    interop.save_adapter(moved(add(base, KINDS["low_rank"])), tmp_path)
+    entries = {"entries/indices": np.arange(3, dtype=np.int32)}
+    entries |= {"entries/values": np.ones(3, np.float32)}
+    head = {n: a for n, a in models.to_arrays(base).items() if n.startswith("head/")}
+    path = tmp_path / "adapter.safetensors"
+    safetensors_numpy.save_file(entries | head, path)
+    interop.load_adapter(base, tmp_path)
+    safetensors_numpy.save_file(entries | head | changes, path)
+    with pytest.raises(ValueError, match="is damaged: its entries do not fit"):
+        interop.load_adapter(base, tmp_path)
