@@ -10,7 +10,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import command_line, processes
+from experiments import command_line, peers, processes
 from mpojax import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,7 +53,8 @@ def run(
 
     def work():
         processes.start()
-        return main(_CONFIG.value, _WORKDIR.value)
+        with peers.together():
+            return main(_CONFIG.value, _WORKDIR.value)
 
     def wrapped(argv):
         if not _WORKDIR.value and needs_workdir():

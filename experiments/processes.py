@@ -18,6 +18,8 @@ import traceback
 import jax
 from absl import flags, logging
 
+from experiments import peers
+
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT at which process 0 listens, for a run of several processes."
 )
@@ -85,6 +87,8 @@ def arguments(
 def start() -> None:
     """Joins the processes of the run by the flags; all but process 0 fall silent.
 
+    From here on the loss of a process ends the others, see `experiments.peers`.
+
     Must come before anything that asks jax for its devices.
 
     Raises:
@@ -112,6 +116,8 @@ def start() -> None:
             f"--distributed found no cluster ({error}); it knows SLURM, TPU pods, Open MPI and "
             "Kubernetes. Elsewhere give --coordinator, --num_processes and --process_id"
         ) from error
+    if jax.process_count() > 1:
+        peers.watch(jax.process_index(), jax.process_count())
     if jax.process_index() == 0:
         logging.info(
             "%d processes, %d devices, %d of them here",
@@ -161,5 +167,6 @@ def leave(status: int) -> None:
 def _shut_down() -> None:
     try:
         jax.distributed.shutdown()
+        peers.farewell()  # all have come to this end
     except RuntimeError:
         logging.debug("%s", traceback.format_exc())

@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -24,6 +26,14 @@ MAIN = """
         if config.mistake == "everywhere":
             raise ValueError(f"a mistake seen by {jax.process_index()}")
         training.Workdir(folder, {"a": 1})
+        if config.mistake.startswith("killed"):
+            import os, signal
+            import numpy as np
+            from jax.experimental import multihost_utils
+            for step in range(1000):
+                multihost_utils.broadcast_one_to_all(np.ones(3))
+                if step == 5 and config.mistake == f"killed {jax.process_index()}":
+                    os.kill(os.getpid(), signal.SIGKILL)
         if config.mistake == "one" and jax.process_index() == 1:
             raise OSError("no data here")
         if config.mistake == "one":
@@ -146,6 +156,23 @@ def test_a_mistake_of_one_ends_the_others_too(tmp_path):
     assert second[0] == 2
     assert "error: no data here" in second[2]
     assert first[0] != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line(tmp_path, killed):
+    running = two(tmp_path, mistake=f"killed {killed}")
+    running[killed].communicate(timeout=60)
+    assert running[killed].returncode == -signal.SIGKILL
+    start = time.monotonic()
+    [(status, _, errors)] = finish([running[1 - killed]], timeout=30)
+    assert time.monotonic() - start < 10
+    assert status == 2, errors
+    said = [line for line in errors.splitlines() if "INFO" not in line and line[:1] != "I"]
+    assert said == [
+        f"error: process {killed} of 2 is gone (see what it said last), and process {1 - killed} "
+        "ends with it; the same command, for all processes, resumes the run"
+    ]
 
 
 def test_half_given_flags_and_no_cluster(tmp_path):
