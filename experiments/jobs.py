@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 from absl import logging
@@ -17,6 +18,19 @@ from mpojax.training import objectives
 
 HELD_OUT = "held_out"  # as `config.dev_split`
 _HEADS_FILE = "tasks.json"  # beside the weights of a model of several tasks
+
+
+# What tells models of one architecture apart, by its name in their configs.
+SIZES = (
+    *("vocab_size", "embedding_size", "hidden_size", "intermediate_size"),
+    *("num_layers", "num_decoder_layers", "num_heads"),
+)
+
+
+def sizes(config: Any) -> dict[str, int]:
+    """The `SIZES` that a model's config has."""
+    found = {name: getattr(config, name, None) for name in SIZES}
+    return {name: size for name, size in found.items() if size is not None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,6 +215,7 @@ def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) 
         "task": job.name,
         "variant": config.variant,
         "architecture": config.architecture,
+        "model": jobs.sizes(model.config),
         "seed": config.seed,
         "metric_name": job.metric,
         "metric": outcome.metrics[job.metric],

@@ -41,6 +41,11 @@ def lines(
     found, problems = [], {}
     for row in _rows_to_run(tables[name]):
         found.append(f"\n{row.label}")
+        if not _is_measured(row, tables[name]):
+            found.append(
+                f"  Published on the {row.split} set alone, whose labels are not public: the "
+                "commands give scores that the table has no place for."
+            )
         made_by = _pretraining(row)
         for columns in _runs_of(row, tables[name].columns):
             config = scores.load_config(row, columns[0])
@@ -75,9 +80,16 @@ def lines(
 
 
 def _rows_to_run(table: layout.Table) -> Sequence[layout.Row]:
-    """One row for each config: two published rows may have the same."""
-    rows = [row for row in table.rows if row.config and row.split == table.columns[0].split]
-    return {(row.config, row.variant): row for row in rows}.values()
+    """One row for each config: of two published rows, the one whose split we measure."""
+    measured = [row for row in table.rows if row.config and _is_measured(row, table)]
+    others = [row for row in table.rows if row.config and not _is_measured(row, table)]
+    # The last of equal keys counts; the keys stand in the order of the measured rows.
+    chosen = {(row.config, row.variant): row for row in measured}
+    return [*chosen.values(), *(r for r in others if (r.config, r.variant) not in chosen)]
+
+
+def _is_measured(row: layout.Row, table: layout.Table) -> bool:
+    return row.split == table.columns[0].split
 
 
 def _runs_of(row: layout.Row, columns: Sequence[layout.Column]) -> list[Sequence[layout.Column]]:

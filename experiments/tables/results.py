@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -109,10 +109,13 @@ def score(
     task: str = "",
     tuned: Sequence[str] = (),
     split: str = "dev",
+    model: Mapping[str, int] | None = None,
+    total: Callable[[], int] | None = None,
 ) -> Score | None:
     """Mean over the seeds of the runs of one row and task; None where there are none.
 
-    Runs are those of the same architecture, variant, task and shots. Where several kinds of them
+    Runs are those of the same architecture, variant, task and shots. A model of other sizes than
+    the row's makes another kind, whatever its config calls it. Where several kinds of them
     are there (another number of steps, say), those with the row's own config count, else the kind
     that differs least; kinds are never mixed. Of two runs with one seed the later path counts.
 
@@ -123,18 +126,23 @@ def score(
       task: of a row with several tasks; else the config names it.
       tuned: fields of the config that the row leaves open: the best of all settings counts.
       split: that the metric is of.
+      model: sizes of the row's model, see `experiments.jobs.sizes`; None where they are unknown.
+      total: number of its parameters, by which runs are compared that recorded no sizes.
     """
     row = workdir_lib.plain(config)
     task = task or _tasks(row)[0]
     kinds: dict[str, list[Run]] = {}
     for run in runs:
         if _is_same(run, row, task) and _value(run, task, metric) is not None:
-            kind = workdir_lib.fingerprint(_fixed(run.config, tuned))
+            kind = workdir_lib.fingerprint(
+                {"config": _fixed(run.config, tuned), "model": run.result.get("model")}
+            )
             kinds.setdefault(kind, []).append(run)
     if not kinds:
         return None
     differences = {
         kind: workdir_lib.differences(_fixed(row, tuned), _fixed(same[0].config, tuned))
+        + _other_model(same[0].result, model or {}, total)
         for kind, same in kinds.items()
     }
     kind = min(kinds, key=lambda kind: (len(differences[kind]), -len(kinds[kind])))
@@ -146,6 +154,25 @@ def score(
     best = max(found, key=lambda score: score.mean)
     differs = tuple(map(_reworded, differences[kind]))
     return dataclasses.replace(best, differs=differs, settings=len(found))
+
+
+def _other_model(
+    result: Mapping[str, Any], model: Mapping[str, int], total: Callable[[], int] | None
+) -> list[str]:
+    """In what the model of a run differs from the row's: the name in a config proves nothing."""
+    found = result.get("model")
+    if isinstance(found, Mapping):
+        both = [name for name in model if name in found]
+        return workdir_lib.differences(
+            {name: model[name] for name in both}, {name: found[name] for name in both}
+        )
+    if total is None or not isinstance(result.get("counts"), Mapping):
+        return []
+    wanted, there = total(), result["counts"].get("total")
+    # Heads for other numbers of labels are far smaller.
+    if isinstance(there, int) and abs(there - wanted) > 0.01 * wanted:
+        return [f"parameters: {wanted:,} there, {there:,} here"]
+    return []
 
 
 def _is_same(run: Run, row: Mapping[str, Any], task: str) -> bool:

@@ -4,11 +4,13 @@ import bisect
 import importlib
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_collections
 
+from configs.mpobert import finetune
 from configs.mpop import rows as rows_lib
+from experiments import jobs
 from experiments.tables import layout, results
 from experiments.tables.page import Page
 from mpojax import interop, models
@@ -86,7 +88,36 @@ def average(row: layout.Row, columns: Sequence[layout.Column], runs) -> float | 
 def _score(row, column, runs, config) -> results.Score | None:
     if row.split != column.split:
         return None
-    return results.score(runs, config, column.metric, column.task, row.tuned, column.split)
+    return results.score(
+        runs,
+        config,
+        column.metric,
+        column.task,
+        row.tuned,
+        column.split,
+        model=_sizes(row, config),
+        total=_total(row, config),
+    )
+
+
+def _sizes(row: layout.Row, config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Sizes of the row's model; nothing where they are unknown."""
+    if "mpobert" in row.config:
+        return jobs.sizes(finetune.encoder(row.variant)[0])
+    known = {**models.PRESETS, **models.LANGUAGE_PRESETS}
+    found = jobs.sizes(known.get(config.architecture))
+    if student := config.get("student_layers"):
+        found["num_layers"] = len(student)
+    return found
+
+
+def _total(row: layout.Row, config: ml_collections.ConfigDict) -> Callable[[], int] | None:
+    """How many parameters the row's model has, where that is fixed beforehand."""
+    if "mpobert" in row.config:
+        return lambda: finetune.counts(row.variant)["total"]
+    if row.runner != "finetune" or config.budget is not None or config.squeeze.get("budget"):
+        return None
+    return lambda: planned_counts(config)[0]["total"]
 
 
 def planned_counts(config: ml_collections.ConfigDict) -> tuple[dict[str, int], int | None]:

@@ -262,7 +262,10 @@ def test_list_shows_every_row_that_can_run(tmp_path, capsys):
     assert shown == {
         f"{name}, dev"
         for name in ("ALBERT12", "ALBERT24", "MPOBERT12", "MPOBERT48", "BERT12", "MPOBERT48+")
-    }
+    } | {"MobileBERT24, test", "DistilBERT6, test"}
+    for name in ("mobilebert24", "distilbert6"):
+        assert f"--config=configs/mpobert/finetune.py:{name},rte" in printed
+    assert printed.count("Published on the test set alone") == 2
     assert (
         "python -m experiments.finetune --config=configs/mpobert/finetune.py:mpobert12,rte "
         f"--config.model={model} --workdir=runs/finetune/mpobert12-rte"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.mpop import albert, bert, rows
-from experiments import table
+from experiments import jobs, table
 from experiments.tables import analyses, layout, listing, page, published, results, scores
 from mpojax import interop, models, mpo
 from mpojax.training import workdir
@@ -23,7 +23,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def put(folder, config, metrics, **changes):
+def put(folder, config, metrics, more=None, **changes):
     """A finished run, as `experiments.finetune` leaves it."""
     for name, value in changes.items():
         config[name] = value
@@ -40,7 +40,7 @@ def put(folder, config, metrics, **changes):
         "trained": 1_000_000,
         "dev_examples": 277,
     }
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps(result | (more or {})), encoding="utf-8")
 
 
 def our_counts(label):
@@ -107,6 +107,49 @@ def test_budgets_are_met_by_the_largest_cap_that_fits():
     config.squeeze.budget = 70.4e6 / 109_483_778
     share, _ = scores.planned_counts(config)
     assert share == counts
+
+
+class TestOtherModels:
+    """Runs of a config with weights of another model than its own."""
+
+    SMALL = jobs.sizes(models.EncoderConfig(100, 64, 4, 4, 128, max_positions=64))
+    OWN = jobs.sizes(models.PRESETS["albert-base-v2"])
+
+    def cell(self, folder):
+        assert table.main(["mpop_table3", f"--workdir={folder}"]) == 0
+        text = (folder / "mpop_table3.md").read_text(encoding="utf-8")
+        records = read_csv(folder / "mpop_table3.csv")
+        [found] = [r for r in records if (r["row"], r["task"]) == ("ALBERT_rep", "rte")]
+        return found, text
+
+    def test_are_starred_and_named(self, tmp_path):
+        more = {"model": self.SMALL}
+        put(tmp_path / "a", albert.get_config("dense,rte"), {"accuracy": 0.5}, more)
+        found, text = self.cell(tmp_path)
+        assert (found["ours"], found["own_config"]) == ("50.0", "False")
+        assert "50.0* |" in text
+        assert "hidden_size: 768 in the row, 64 in the run" in text
+        assert "num_layers: 12 in the row, 4 in the run" in text
+
+    def test_give_way_to_the_model_of_the_row(self, tmp_path):
+        for seed, (sizes, value) in enumerate(
+            [(self.SMALL, 0.9), (self.SMALL, 0.8), (self.OWN, 0.7)]
+        ):
+            config = albert.get_config("dense,rte")
+            put(tmp_path / str(seed), config, {"accuracy": value}, {"model": sizes}, seed=seed)
+        found, text = self.cell(tmp_path)
+        assert (found["ours"], found["seeds"], found["own_config"]) == ("70.0", "1", "True")
+        assert "in the run" not in text
+
+    @pytest.mark.parametrize(
+        ("total", "own"), [(11_685_122, True), (11_685_891, True), (300_000, False)]
+    )
+    def test_older_results_are_compared_by_their_counts(self, tmp_path, total, own):
+        more = {"counts": {"total": total}}
+        put(tmp_path / "a", albert.get_config("dense,rte"), {"accuracy": 0.5}, more)
+        found, text = self.cell(tmp_path)
+        assert found["own_config"] == str(own)
+        assert ("parameters: 11,685,122 in the row, 300,000 in the run" in text) != own
 
 
 def test_scores_are_means_over_seeds_and_kinds_are_not_mixed(tmp_path):
