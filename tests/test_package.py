@@ -51,6 +51,21 @@ def test_layers_and_models_need_nothing_heavy(module):
     assert run.returncode == 0, run.stderr
 
 
+def test_experiments_start_without_what_only_some_runs_use():
+    """tensorboardX alone would load all of torch."""
+    late = ["matplotlib", "sklearn", "tensorboardX", "torch", "transformers"]
+    code = f"import sys\nsys.modules |= dict.fromkeys({late})\nimport experiments.finetune"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_kernel_example_of_the_readme(capsys):
     """The second Python block of the README, word for word."""
     rng = np.random.default_rng(0)

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-from tensorboardX import record_writer, summary
-from tensorboardX.proto import event_pb2
 
 from mpojax import files
 
@@ -100,6 +98,11 @@ class _Events:
     """
 
     def __init__(self, folder: pathlib.Path):
+        # Imported at the first use: it imports torch, too, where that is installed.
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._proto, self._scalar = event_pb2, summary.scalar
         self._folder, self._is_broken, self._flushed = folder, False, 0.0
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
         with files.explained(folder):
@@ -108,14 +111,15 @@ class _Events:
 
     def start(self, step: int) -> None:
         """Begins the file; TensorBoard forgets what earlier starts wrote from this step on."""
-        now, log = time.time(), event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        version = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
-        self._write([version, event_pb2.Event(wall_time=now, step=step, session_log=log)])
+        now, proto = time.time(), self._proto
+        log = proto.SessionLog(status=proto.SessionLog.START)
+        version = proto.Event(wall_time=now, file_version="brain.Event:2")
+        self._write([version, proto.Event(wall_time=now, step=step, session_log=log)])
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.time()
         self._write(
-            event_pb2.Event(wall_time=now, step=step, summary=summary.scalar(name, value))
+            self._proto.Event(wall_time=now, step=step, summary=self._scalar(name, value))
             for name, value in values.items()
         )
 
@@ -127,7 +131,7 @@ class _Events:
             with files.explained(self._folder):
                 self._writer.close()
 
-    def _write(self, events: Iterable[event_pb2.Event]) -> None:
+    def _write(self, events: Iterable[Any]) -> None:
         self._is_broken = True
         with files.explained(self._folder):
             for event in events:
