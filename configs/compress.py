@@ -1,4 +1,4 @@
-"""Compress your own checkpoint, without training.
+r"""Compress your own checkpoint, without training.
 
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
         --config.budget=0.5 --workdir=runs/mine

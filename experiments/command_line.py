@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import ml_collections
 from absl import app, flags, logging
 
-from experiments import config_fields
+from experiments import config_fields, help_page
 from mpojax import checks
 
 # What a field takes on the command line, by the type of its default.
@@ -58,8 +58,10 @@ def status_of(work: Callable[[], int | None]) -> int:
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses all flags, `--config` among them; returns what is left of `argv`.
 
-    A mistake ends the process with one line on stderr and status 2.
+    A mistake ends the process with one line on stderr and status 2; `--help`, with its page.
     """
+    if set(argv[1:]) & set(help_page.FLAGS):
+        _help([argument for argument in argv if argument not in help_page.FLAGS])
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
@@ -69,6 +71,15 @@ def parse(argv: Sequence[str]) -> list[str]:
     except Exception as error:
         refuse(explain(argv, error))
     return rest
+
+
+def _help(argv: Sequence[str]) -> NoReturn:
+    source, config = _config_argument(argv), None
+    if source is not None:
+        parse(argv)
+        config = flags.FLAGS.config
+    print(help_page.page(source, config), end="")
+    sys.exit(0)
 
 
 def refuse(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Compresses a pre-trained model and shows what was gained and lost.
+r"""Compresses a pre-trained model and shows what was gained and lost.
 
     python -m experiments.compress --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \

@@ -145,6 +145,13 @@ def check_axes(config: ml_collections.ConfigDict) -> None:
     _check({name: value for name, value in leaves(config) if not name.startswith("cell.")}, AXES)
 
 
+def allowed(name: str, is_sweep: bool) -> Allowed | None:
+    """What a field may be, None where that depends on more than the field."""
+    if name.startswith("cell."):
+        return FIELDS.get(name.removeprefix("cell."))
+    return (AXES if is_sweep else FIELDS).get(name)
+
+
 def _check(values: dict[str, Any], fields: dict[str, Allowed]) -> None:
     finite = {name: number() for name, value in values.items() if isinstance(value, float)}
     known = {name: allowed for name, allowed in fields.items() if name in values}

@@ -1,4 +1,4 @@
-"""Distils a fine-tuned encoder into a smaller one: of fewer layers, or with compressed matrices.
+r"""Distils a fine-tuned encoder into a smaller one: of fewer layers, or with compressed matrices.
 
     python -m experiments.finetune --config=configs/mpop/minilm.py:dense,sst2 \
         --config.save_model=True --workdir=runs/teacher

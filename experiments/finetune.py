@@ -1,4 +1,4 @@
-"""Fine-tunes one model on one task with one seed; compressed before, or squeezed on the way.
+r"""Fine-tunes one model on one task with one seed; compressed before, or squeezed on the way.
 
     python -m experiments.finetune --config=configs/mpop/minilm.py:full_lfa,sst2 --workdir=runs/lfa
     python -m experiments.finetune --config=configs/mpop/base.py --config.model=FOLDER \

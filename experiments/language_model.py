@@ -1,4 +1,4 @@
-"""Tunes a decoder on plain text, or trains a fresh one; maybe with experts.
+r"""Tunes a decoder on plain text, or trains a fresh one; maybe with experts.
 
     python -m experiments.language_model --config=configs/mpoe/base.py --config.model=FOLDER \
         --config.texts=wikitext2 --config.data_dir=DATA --workdir=runs/mine

@@ -1,4 +1,4 @@
-"""Trains one model on several tasks at once: a shared encoder, one head for each task.
+r"""Trains one model on several tasks at once: a shared encoder, one head for each task.
 
     python -m experiments.multitask --config=configs/mpobert/multitask.py:mpobert12 \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/multitask

@@ -1,4 +1,4 @@
-"""Fine-tunes a model with some of its matrices over-parameterised (OPF): dense again at the end.
+r"""Fine-tunes a model with some of its matrices over-parameterised (OPF): dense again at the end.
 
     python -m experiments.opf --config=configs/opf/minilm.py:dynamic,sst2 --workdir=runs/opf
     python -m experiments.opf --config=configs/opf/minilm.py:static,sst2 \

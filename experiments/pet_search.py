@@ -1,4 +1,4 @@
-"""Searches a super-set of small updates to a budget of parameters, on one task with one seed.
+r"""Searches a super-set of small updates to a budget of parameters, on one task with one seed.
 
     python -m experiments.pet_search --config=configs/pet_search/minilm.py:structured_2,sst2 \
         --config.data_dir=DATA --workdir=runs/search

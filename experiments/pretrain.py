@@ -1,4 +1,4 @@
-"""Pre-trains an encoder on a corpus: masked words and the order of sentences.
+r"""Pre-trains an encoder on a corpus: masked words and the order of sentences.
 
     python -m tools.prepare_corpus --text=TEXTS --out=CORPUS --vocab_size=8000
     python -m experiments.pretrain --config=configs/mpobert/base12.py --config.corpus=CORPUS \

@@ -1,4 +1,4 @@
-"""Runs every cell of a sweep: one config, its axes, one folder for each combination.
+r"""Runs every cell of a sweep: one config, its axes, one folder for each combination.
 
     python -m experiments.sweep --config=configs/sweeps/bond_dims.py --workdir=runs/bonds
     python -m experiments.sweep --config=configs/sweeps/bond_dims.py:sst2 --workdir=runs/bonds \

@@ -95,9 +95,10 @@ def _make(name: str, runs: Sequence[results.Run], options: argparse.Namespace) -
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.table",
-        description="Tables of papers: published values beside ours.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help=", ".join([*TABLES, *published_mpoe.GROUPS]))
+    parser.add_argument("name", help="one of those above")
     parser.add_argument("--workdir", default="", help="folder with finished runs, at any depth")
     parser.add_argument("--out", default="", help="folder for Markdown, CSV and plots")
     parser.add_argument("--list", action="store_true", help="show the command of every row")

@@ -1,4 +1,4 @@
-"""Tunes an encoder-decoder (T5) on one task or several, as text to text; maybe with experts.
+r"""Tunes an encoder-decoder (T5) on one task or several, as text to text; maybe with experts.
 
     python -m experiments.text_to_text --config=configs/mpoe/t5.py:mpoe8,rte \
         --config.data_dir=DATA --workdir=runs/t5-mpoe8-rte

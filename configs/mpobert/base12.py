@@ -1,4 +1,4 @@
-"""MPOBERT12: 12 layers of width 768 around one set of central cores.
+r"""MPOBERT12: 12 layers of width 768 around one set of central cores.
 
     python -m experiments.pretrain --config=configs/mpobert/base12.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert12

@@ -1,4 +1,4 @@
-"""MPOBERT24: 24 layers of width 1024, the released code's step towards 48.
+r"""MPOBERT24: 24 layers of width 1024, the released code's step towards 48.
 
     python -m experiments.pretrain --config=configs/mpobert/base24.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert24

@@ -1,4 +1,4 @@
-"""MPOBERT48: 48 layers of width 1024 around one set of central cores.
+r"""MPOBERT48: 48 layers of width 1024 around one set of central cores.
 
     python -m experiments.pretrain --config=configs/mpobert/base48.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert48

@@ -1,4 +1,4 @@
-"""MPOBERT48plus: 48 layers of width 1024 in three blocks with central cores of their own.
+r"""MPOBERT48plus: 48 layers of width 1024 in three blocks with central cores of their own.
 
     python -m experiments.pretrain --config=configs/mpobert/base48plus.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert48plus

@@ -1,4 +1,4 @@
-"""A few examples of one task: `configs/mpobert/fewshot.py:VARIANT,TASK`.
+r"""A few examples of one task: `configs/mpobert/fewshot.py:VARIANT,TASK`.
 
     python -m experiments.finetune --config=configs/mpobert/fewshot.py:mpobert12,sst2 \
         --config.model=FOLDER --config.data_dir=DATA --config.shots=10 --workdir=runs/sst2-10

@@ -1,4 +1,4 @@
-"""Fine-tuning on one task, the rows of the tables: `configs/mpobert/finetune.py:VARIANT,TASK`.
+r"""Fine-tuning on one task, the rows of the tables: `configs/mpobert/finetune.py:VARIANT,TASK`.
 
     python -m experiments.pretrain --config=configs/mpobert/base12.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert12

@@ -1,4 +1,4 @@
-"""One model on eight GLUE tasks at once: `configs/mpobert/multitask.py:VARIANT[,TASK+TASK...]`.
+r"""One model on eight GLUE tasks at once: `configs/mpobert/multitask.py:VARIANT[,TASK+TASK...]`.
 
     python -m experiments.multitask --config=configs/mpobert/multitask.py:mpobert12 \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/multitask/mpobert12

@@ -1,4 +1,4 @@
-"""Defaults of every pre-training run: one model, one corpus, one seed.
+r"""Defaults of every pre-training run: one model, one corpus, one seed.
 
     python -m tools.prepare_corpus --text=TEXTS --out=CORPUS --vocab_size=8000
     python -m experiments.pretrain --config=configs/mpobert/pretraining.py \

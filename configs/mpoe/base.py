@@ -1,4 +1,4 @@
-"""Defaults of every run of a language model: one model, its texts or task, one seed.
+r"""Defaults of every run of a language model: one model, its texts or task, one seed.
 
     python -m experiments.language_model --config=configs/mpoe/base.py --config.model=FOLDER \
         --config.texts=wikitext2 --config.data_dir=DATA --workdir=runs/mine

@@ -1,4 +1,4 @@
-"""One T5-base on eight GLUE tasks at once, table 2: `configs/mpoe/multitask.py:VARIANT`.
+r"""One T5-base on eight GLUE tasks at once, table 2: `configs/mpoe/multitask.py:VARIANT`.
 
     python -m experiments.text_to_text --config=configs/mpoe/multitask.py:mpoe4 \
         --config.data_dir=DATA --workdir=runs/multitask/mpoe4

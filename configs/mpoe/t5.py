@@ -1,4 +1,4 @@
-"""T5 on one GLUE task as text to text, table 1: `configs/mpoe/t5.py:VARIANT,TASK`.
+r"""T5 on one GLUE task as text to text, table 1: `configs/mpoe/t5.py:VARIANT,TASK`.
 
     python -m experiments.text_to_text --config=configs/mpoe/t5.py:mpoe8,rte \
         --config.data_dir=DATA --workdir=runs/t5/mpoe8-rte

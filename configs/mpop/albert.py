@@ -1,4 +1,4 @@
-"""ALBERT-base-v2, the rows of the paper's table 3: `configs/mpop/albert.py:VARIANT,TASK`.
+r"""ALBERT-base-v2, the rows of the paper's table 3: `configs/mpop/albert.py:VARIANT,TASK`.
 
     python -m experiments.finetune --config=configs/mpop/albert.py:full_lfa,sst2 \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/albert/full_lfa-sst2

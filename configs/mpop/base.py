@@ -1,4 +1,4 @@
-"""Defaults of every fine-tuning run: one model, one task, one seed.
+r"""Defaults of every fine-tuning run: one model, one task, one seed.
 
     python -m experiments.finetune --config=configs/mpop/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --workdir=runs/mine

@@ -1,4 +1,4 @@
-"""BERT-base uncased, rows of the paper's tables 4 and 5: `configs/mpop/bert.py:VARIANT,TASK`.
+r"""BERT-base uncased, rows of the paper's tables 4 and 5: `configs/mpop/bert.py:VARIANT,TASK`.
 
     python -m experiments.finetune --config=configs/mpop/bert.py:mpop,rte \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/bert/mpop-rte

@@ -1,4 +1,4 @@
-"""DistilBERT, rows of the paper's table 4: `configs/mpop/distilbert.py:VARIANT,TASK`.
+r"""DistilBERT, rows of the paper's table 4: `configs/mpop/distilbert.py:VARIANT,TASK`.
 
     python -m experiments.finetune --config=configs/mpop/distilbert.py:mpop,rte \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/distilbert/mpop-rte

@@ -1,4 +1,4 @@
-"""MobileBERT, rows of the paper's table 4: `configs/mpop/mobilebert.py:VARIANT,TASK`.
+r"""MobileBERT, rows of the paper's table 4: `configs/mpop/mobilebert.py:VARIANT,TASK`.
 
     python -m experiments.finetune --config=configs/mpop/mobilebert.py:mpop,rte \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/mobilebert/mpop-rte

@@ -1,4 +1,4 @@
-"""Defaults of every distillation: a fine-tuned teacher, a student of some of its layers.
+r"""Defaults of every distillation: a fine-tuned teacher, a student of some of its layers.
 
     python -m experiments.distill --config=configs/opdf/base.py --config.teacher=runs/mine/model \
         --config.model=FOLDER --config.task=sst2 --config.data_dir=DATA --workdir=runs/student

@@ -1,4 +1,4 @@
-"""BERT-base into six layers by BERT-of-Theseus, plain and over-parameterised: rows of table 1.
+r"""BERT-base into six layers by BERT-of-Theseus, plain and over-parameterised: rows of table 1.
 
     python -m experiments.finetune --config=configs/mpop/bert.py:dense,rte --config.model=FOLDER \
         --config.data_dir=DATA --config.save_model=True --workdir=runs/bert/dense-rte

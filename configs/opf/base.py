@@ -1,4 +1,4 @@
-"""Defaults of fine-tuning with some matrices over-parameterised, which are merged at the end (OPF).
+r"""Defaults of fine-tuning with some matrices over-parameterised, merged at the end (OPF).
 
     python -m experiments.opf --config=configs/opf/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --workdir=runs/mine

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 fine-tuned with over-parameterised matrices, two cores' worth of training.
+r"""all-MiniLM-L6-v2 fine-tuned with over-parameterised matrices, two cores' worth of training.
 
     python -m experiments.opf --config=configs/opf/minilm.py:dynamic,sst2 \
         --config.data_dir=DATA --workdir=runs/opf

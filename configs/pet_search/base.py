@@ -1,4 +1,4 @@
-"""Defaults of every run that tunes small updates, searched or not: one model, one task, one seed.
+r"""Defaults of every run that tunes small updates, searched or not: one model, one task, one seed.
 
     python -m experiments.pet_search --config=configs/pet_search/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --config.search.budget=20000 --workdir=runs/mine

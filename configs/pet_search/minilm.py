@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 on GLUE tasks that fit two cores: small updates by hand, searched, and drawn.
+r"""all-MiniLM-L6-v2 on GLUE tasks that fit two cores: small updates by hand, searched, and drawn.
 
     python -m experiments.pet_search --config=configs/pet_search/minilm.py:structured_2,sst2 \
         --config.data_dir=DATA --workdir=runs/search

@@ -1,4 +1,4 @@
-"""Few-shot runs of one model: tasks x shots x draws x seeds, the paper's table 3 with its spread.
+r"""Few-shot runs of one model: tasks x shots x draws x seeds, the paper's table 3 with its spread.
 
     python -m experiments.sweep --config=configs/sweeps/fewshot.py:mpobert12 \
         --config.cell.model=FOLDER --config.cell.data_dir=DATA --workdir=runs/fewshot/mpobert12

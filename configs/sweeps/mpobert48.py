@@ -1,4 +1,4 @@
-"""The search behind the 48-layer rows: learning rate x core rate x batch, for one task.
+r"""The search behind the 48-layer rows: learning rate x core rate x batch, for one task.
 
     python -m experiments.sweep --config=configs/sweeps/mpobert48.py:mpobert48,rte \
         --config.cell.data_dir=DATA --workdir=runs/search/mpobert48-rte

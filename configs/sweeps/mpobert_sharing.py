@@ -1,4 +1,4 @@
-"""What layers should share: nothing, central cores, or everything, at equal depth and equal size.
+r"""What layers should share: nothing, central cores, or everything, at equal depth and equal size.
 
     python -m tools.fetch_texts --out=TEXTS
     python -m tools.prepare_corpus --text=TEXTS --out=CORPUS --vocab_size=512

@@ -1,4 +1,4 @@
-"""What experts should share, how often the shared core should move, and how many to have.
+r"""What experts should share, how often the shared core should move, and how many to have.
 
     python -m tools.fetch_texts --out=TEXTS
     python -m tools.train_tokenizer --text=brown+wikipedia+austen+wordnet --data_dir=TEXTS \\

@@ -1,4 +1,4 @@
-"""The systems of the MPOP paper on all-MiniLM-L6-v2: SST-2, CoLA, MRPC and RTE, three seeds.
+r"""The systems of the MPOP paper on all-MiniLM-L6-v2: SST-2, CoLA, MRPC and RTE, three seeds.
 
     python -m experiments.sweep --config=configs/sweeps/mpop_minilm.py --workdir=runs/mpop_minilm \
         --config.cell.data_dir=DATA

@@ -1,4 +1,4 @@
-"""A three-layer student of a fine-tuned all-MiniLM-L6-v2: over-parameterised or not, equal steps.
+r"""A three-layer student of a fine-tuned all-MiniLM-L6-v2: over-parameterised or not, equal steps.
 
     python -m experiments.finetune --config=configs/mpop/minilm.py:dense,sst2 --config.steps=400 \
         --config.data_dir=DATA --config.save_model=True --workdir=runs/teacher

@@ -1,4 +1,4 @@
-"""The learning rates of `configs/pet_search/minilm.py`: as many tried for every method.
+r"""The learning rates of `configs/pet_search/minilm.py`: as many tried for every method.
 
     python -m experiments.sweep --config=configs/sweeps/pet_rates.py --workdir=runs/pet_rates \
         --config.cell.data_dir=DATA

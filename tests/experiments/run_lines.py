@@ -2,8 +2,8 @@
 
     python -m tests.experiments.run_lines < LINES
 
-A line is a JSON list: module, then its arguments. Prints a JSON object with status and stderr for
-each.
+A line is a JSON list: module, then its arguments. Prints a JSON object with status, stdout and
+stderr for each.
 """
 
 import importlib
@@ -19,22 +19,29 @@ IMPORTED = ("finetune", "compress", "pretraining", "sweep")
 
 
 def run(module: str, arguments: list[str]) -> dict:
-    """Status and stderr of one command."""
-    with tempfile.TemporaryFile() as log:
+    """Status and output of one command."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
         pid = os.fork()
         if pid == 0:
+            os.dup2(out.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            os._exit(_child(module, arguments))
+            status = _child(module, arguments)
+            sys.stdout.flush()
+            os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        log.seek(0)
-        return {"status": status, "stderr": log.read().decode("utf-8", "replace")}
+        return {"status": status, "stdout": _text(out), "stderr": _text(log)}
+
+
+def _text(file) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
 
 
 def _child(module: str, arguments: list[str]) -> int:
     warnings.simplefilter("ignore")  # runpy: the module was imported before
     sys.argv = [module, *arguments]
     try:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as error:
         return error.code or 0
     except BaseException:

@@ -1,0 +1,151 @@
+"""What `--help` and `python -m experiments` print."""
+
+import ast
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import __main__ as listing
+from experiments import command_line, config_fields, help_page
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENTRIES = dict(listing.entry_points("experiments"))
+# Entry points without a config.
+OTHERS = ("experiments.router_plot", "experiments.table")
+WITH_CONFIG = {
+    "experiments.finetune": "configs/mpop/minilm.py:dense,sst2",
+    "experiments.sweep": "configs/sweeps/bond_dims.py:smoke",
+    "experiments.compress": "configs/compress.py",
+}
+LINES = [
+    *[[name, "--help"] for name in ENTRIES],
+    ["tools.train_tokenizer", "-h"],
+    *[[name, f"--config={config}", "--help"] for name, config in WITH_CONFIG.items()],
+    ["experiments.finetune", "--config=configs/mpop/base.py", "--config.steps=12", "--help"],
+    ["experiments.finetune", "--help", "--config=configs/mpop/bas.py"],
+]
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """{command: (status, stdout, stderr)}."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.experiments.run_lines"],
+        input="".join(json.dumps(line) + "\n" for line in LINES),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        timeout=300,
+        check=True,
+    )
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    return {
+        " ".join(line): (page["status"], page["stdout"], page["stderr"])
+        for line, page in zip(LINES, found, strict=True)
+    }
+
+
+def _docstring(name: str) -> str:
+    source = (ROOT / name.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_help_says_what_is_run_and_how(pages, name):
+    status, page, stderr = pages[f"{name} --help"]
+    assert (status, stderr) == (0, "")
+    assert _docstring(name) in page
+    if name not in OTHERS:
+        assert "\n  --config=FILE[:ARGUMENT] " in page
+        assert "\n  --workdir=FOLDER " in page
+        assert "--jax_" not in page  # flags of libraries are on the page of --helpfull
+
+
+def test_help_shows_the_flags_of_an_entry_point_itself(pages):
+    assert "\n  --dry_run " in pages["experiments.pretrain --help"][1]
+    status, page, _ = pages["tools.train_tokenizer -h"]
+    assert status == 0
+    assert "\n  --out=... " in page
+
+
+@pytest.mark.parametrize("name", WITH_CONFIG)
+def test_help_lists_every_field_of_a_config(pages, name):
+    source = WITH_CONFIG[name]
+    status, page, stderr = pages[f"{name} --config={source} --help"]
+    assert (status, stderr) == (0, "")
+    for field, _ in config_fields.leaves(command_line.load_config(source)):
+        assert f"\n  {field}=" in page
+
+
+def test_help_explains_fields(pages):
+    page = pages[f"experiments.finetune --config={WITH_CONFIG['experiments.finetune']} --help"][1]
+    words = " ".join(page.split())
+    assert "accumulate=1 micro-batches per step [an integer of at least 1]" in words
+    assert "trainable='all' a name in mpojax.methods.mpop.FILTERS" in words
+    assert "optimizer.learning_rate=0.0001 peak [a finite number of at least 0]" in words
+    assert page.index("\n  model=") < page.index("\n  steps=") < page.index("\n  log_every=")
+    sweep = " ".join(pages[next(line for line in pages if "bond_dims" in line)][1].split())
+    assert "cell.accumulate=1 micro-batches per step [an integer of at least 1]" in sweep
+    assert "seeds=(0,) [a list, each an integer from 0" in sweep
+
+
+def test_help_has_the_values_of_the_command_line(pages):
+    page = pages["experiments.finetune --config=configs/mpop/base.py --config.steps=12 --help"][1]
+    assert "\n  steps=12 " in page
+
+
+def test_help_of_a_mistyped_config_is_one_line(pages):
+    status, page, stderr = pages["experiments.finetune --help --config=configs/mpop/bas.py"]
+    assert (status, page) == (2, "")
+    assert "did you mean configs/mpop/base.py?" in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_comments_are_found_where_a_field_is_made(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs.mpop import base\n"
+        "def get_config():\n"
+        "    config = base.get_config()\n"
+        "    # Two lines\n"
+        "    # above.\n"
+        "    config.mine = 1  # and behind\n"
+        "    config.part = {\n"
+        "        'one': 1,  # inside\n"
+        "        # Above.\n"
+        "        'two': (\n"
+        "            2,\n"
+        "        ),\n"
+        "    }\n"
+        "    config.accumulate = 4  # of no interest: explained in base.py\n"
+        "    return config\n",
+        encoding="utf-8",
+    )
+    found = help_page.comments(file)
+    assert found["mine"] == "Two lines above. and behind"
+    assert (found["part.one"], found["part.two"]) == ("inside", "Above.")
+    assert found["accumulate"] == "micro-batches per step"
+
+
+def test_commands_in_docstrings_keep_their_backslashes():
+    for folder in ("configs", "experiments", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            source = path.read_text(encoding="utf-8")
+            if source.startswith('"""'):
+                assert "\\\n" not in source.split('"""')[1], path
+
+
+def test_the_list_of_entry_points(capsys):
+    assert listing.main([]) == 0
+    page = capsys.readouterr().out
+    for name, summary in ENTRIES.items():
+        assert f"python -m {name} " in page
+        assert summary.endswith(".")
+        assert summary in page
+    assert listing.main(["finetun"]) == 2
+    assert "did you mean python -m experiments.finetune?" in capsys.readouterr().err
