@@ -9,7 +9,7 @@ from flax import nnx
 
 from mpojax import layers, mpo
 from mpojax.layers.dropout import dropout, split_or_none
-from mpojax.models import matrices, stacking
+from mpojax.models import description, matrices, stacking
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder_layers import norm
 
@@ -105,6 +105,12 @@ class Transformer(nnx.Module):
     def shapes(self) -> dict[str, mpo.MPOShape]:
         """MPO shapes by matrix path; matrices that are not named are dense."""
         return dict(self.shape_items)
+
+    def __repr__(self) -> str:
+        """A page; `nnx.display(model)` shows every array."""
+        return description.describe(self)
+
+    __str__ = __repr__
 
 
 class Encoder(Transformer):

@@ -38,6 +38,12 @@ class FitResult:
     def interrupted(self) -> bool:
         return self.stopped is not None
 
+    def __repr__(self) -> str:
+        """A page, without the state's arrays."""
+        facts = [f"{name}={value!r}" for name, value in self.summary().items() if name != "metrics"]
+        metrics = [f"  {name}: {value:.6g}" for name, value in self.metrics.items()]
+        return "\n".join([f"FitResult({', '.join(facts)})", *metrics, f"  {self.state!r}"])
+
     def summary(self) -> dict[str, Any]:
         """Everything but the state, JSON-able."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "state"]

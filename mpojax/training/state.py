@@ -15,6 +15,7 @@ from flax import nnx
 
 from mpojax.layers import roles as role_lib
 
+_PARTS = ("trainable", "frozen", "optimizer")  # of a state, the trees of arrays
 Filter = Any  # an NNX filter: a variable type, `...`, a predicate (path, variable) or nnx.Any(...)
 
 
@@ -88,6 +89,11 @@ class TrainState:
             definition=definition,
         )
 
+    def __repr__(self) -> str:
+        """A line, without the arrays; `print(state.model())` says more."""
+        parts = ", ".join(f"{name} {_size(getattr(self, name))}" for name in _PARTS)
+        return f"TrainState(step {self.step}: {parts})"
+
     def model(self) -> nnx.Module:
         """The module with the state's arrays (shared, not copied)."""
         return self.definition.merge(self.trainable, self.frozen)
@@ -132,6 +138,12 @@ class TrainState:
         optimizer = jax.tree.unflatten(treedef, [leaves[name] for name in names])
         rest = {name: arrays[name] for name in ("step", "key", "trainable", "frozen")}
         return dataclasses.replace(self, optimizer=optimizer, **rest)
+
+
+def _size(tree: Any) -> str:
+    arrays = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape")]
+    num_bytes = sum(x.size * x.dtype.itemsize for x in arrays)
+    return f"{sum(x.size for x in arrays):,} ({len(arrays)} arrays, {num_bytes / 1e6:,.1f} MB)"
 
 
 def split(model: nnx.Module, trainable: Filter) -> tuple[ModelDefinition, dict, dict]:
