@@ -4,8 +4,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from mpojax import checks
 from mpojax.layers import ACTIVATIONS, NORMS, ROLES, AdapterSettings
 from mpojax.models import matrices as matrices_lib
+from mpojax.models import setting_types
 
 POOLINGS = ("none", "pooler", "mean", "first")
 POOLER_ACTIVATIONS = ("tanh", "relu")
@@ -107,6 +109,8 @@ class EncoderConfig:
     source_config: str = "{}"
 
     def __post_init__(self):
+        # Of an encoder padding has an id in any case.
+        setting_types.check(self, pad_id=checks.integer())
         # JSON has lists alone.
         for name in ("stack_breaks", "shared_roles"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -184,16 +188,6 @@ class EncoderConfig:
         return range(0, self.num_layers, self.block_size if self.shares_everything else 1)
 
     def _check_sizes(self):
-        optional = ("num_labels", "embedding_size", "bottleneck_size", "layer_groups")
-        for name in (
-            *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
-            *("max_positions", "token_types", "num_feed_forwards", *optional),
-        ):
-            value, least = getattr(self, name), 0 if name == "token_types" else 1
-            if value is None and name in optional:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
         if self.attention_size % self.num_heads:
             name = "hidden_size" if self.bottleneck_size is None else "bottleneck_size"
             raise ValueError(

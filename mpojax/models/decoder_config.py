@@ -5,9 +5,11 @@ import json
 import re
 from collections.abc import Mapping
 
+from mpojax import checks
 from mpojax.layers import ACTIVATIONS, NORMS, AdapterSettings
 from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.models import matrices as matrices_lib
+from mpojax.models import setting_types
 from mpojax.models.sampling import GREEDY, Sampling
 
 POSITIONS = ("learned", "rotary")
@@ -23,6 +25,10 @@ class LanguageModelConfig:
     shares_parts = shares_everything = False
 
     def _normalise(self):
+        # What is absent follows from other settings.
+        sizes = ("num_kv_heads", "head_size", "num_decoder_layers")
+        size = checks.integer(1) | checks.null()
+        setting_types.check(self, **dict.fromkeys(sizes, size))
         # JSON has lists and dicts alone.
         object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))
         adapters = tuple((str(p), AdapterSettings.of(s)) for p, s in self.adapters)
@@ -46,11 +52,7 @@ class LanguageModelConfig:
             return self.eos_id
         return () if self.eos_id is None else (self.eos_id,)
 
-    def _check_common(self, sizes: tuple[str, ...], rates: tuple[str, ...]):
-        for name in sizes:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+    def _check_common(self, rates: tuple[str, ...]):
         for name, allowed in (("activation", sorted(ACTIVATIONS)), ("dtype", COMPUTE_DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -172,20 +174,14 @@ class DecoderConfig(LanguageModelConfig):
             object.__setattr__(self, "rotary_scaling", tuple(self.rotary_scaling))
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if self.head_size is None and self.num_heads:
+        if self.head_size is None:
             if self.hidden_size % self.num_heads:
                 raise ValueError(
                     f"hidden_size={self.hidden_size} is not a multiple of num_heads="
                     f"{self.num_heads}; give head_size."
                 )
             object.__setattr__(self, "head_size", self.hidden_size // self.num_heads)
-        self._check_common(
-            (
-                *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
-                *("num_kv_heads", "head_size", "max_positions"),
-            ),
-            ("dropout", "embedding_dropout", "attention_dropout"),
-        )
+        self._check_common(("dropout", "embedding_dropout", "attention_dropout"))
         for name, allowed in (("positions", POSITIONS), ("norm", sorted(NORMS))):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -274,13 +270,7 @@ class EncoderDecoderConfig(LanguageModelConfig):
         self._normalise()
         if self.num_decoder_layers is None:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
-        self._check_common(
-            (
-                *("vocab_size", "hidden_size", "num_layers", "num_decoder_layers", "num_heads"),
-                *("intermediate_size", "head_size", "relative_buckets", "relative_distance"),
-            ),
-            ("dropout",),
-        )
+        self._check_common(("dropout",))
         if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
             raise ValueError(
                 f"relative_buckets={self.relative_buckets} must be a multiple of 4, and "
