@@ -22,6 +22,8 @@ from typing import Any
 
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_DEPTH = 64
+# Characters of a list in a message, as long as its separators are short.
+_MAX_LISTED = 1000
 # Of a regular expression on a name of this many characters; about a second on a thousand names.
 MAX_MATCH_STEPS, _NAME_LENGTH = 10**7, 50
 
@@ -261,9 +263,16 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def listed(items: Sequence[Any], separator: str = ", ", limit: int = 10) -> str:
     """Items in one text, no more than `limit` of them."""
-    items = [str(item) for item in items]
-    more = len(items) - limit
-    return separator.join(items[:limit]) + (f"{separator}... and {more} more" if more > 0 else "")
+    texts, more = [str(item) for item in items[:limit]], len(items) - limit
+    if sum(map(len, texts)) > _MAX_LISTED:
+        texts = [cut(text, _MAX_LISTED // len(texts)) for text in texts]
+    return separator.join(texts) + (f"{separator}... and {more} more" if more > 0 else "")
+
+
+def cut(text: str, length: int = 300) -> str:
+    """The text, without its middle where it is longer."""
+    half = (length - 5) // 2
+    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
 
 
 def shortened(value: Any, length: int = 80) -> str:

@@ -16,17 +16,37 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from array_record.python import array_record_data_source
 
+from mpojax import checks
 from mpojax.data import fingerprint
 from mpojax.data import vocabulary as vocabulary_lib
 from mpojax.data.tokenizer import Tokenizer
 
 FORMAT = 1
 DESCRIPTION = "corpus.json"
+_AGAIN = "copy the folder again, or prepare it again"
+_COUNT = checks.integer(0, 2**62)
+_FIELDS = {
+    "vocab_size": checks.integer(1, 2**31 - 1),
+    "special_tokens": checks.mapping(checks.anything()),
+    "settings": checks.mapping(checks.anything()),
+    "splits": checks.mapping(checks.mapping(checks.anything())),
+}
+_SPLIT = {"shards": checks.sequence(checks.mapping(checks.anything()))}
+_FILE = checks.Allowed(
+    "the name of an array_record file in the folder",
+    lambda value: (
+        isinstance(value, str)
+        and len(value) < 256
+        and pathlib.PurePath(value).name == value
+        and value.endswith(".array_record")
+    ),
+)
+_SHARD = {"file": _FILE, **dict.fromkeys(("documents", "tokens", "sentences", "bytes"), _COUNT)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +114,7 @@ class Corpus:
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder).expanduser().absolute()
         description = _read_description(self.folder)
-        self.vocab_size = int(description["vocab_size"])
+        self.vocab_size = description["vocab_size"]
         self.special = vocabulary_lib.SpecialTokens(**description["special_tokens"])
         self.settings = description["settings"]
         self.splits = {
@@ -136,7 +156,11 @@ class Corpus:
         return self._array(split, "sentences")
 
     def _array(self, split: str, what: str) -> np.ndarray:
-        parts = [np.load(self.folder / s.array_file(what)) for s in self.shards(split)]
+        counts = {"lengths": "documents", "sentences": "sentences"}
+        parts = [
+            _read_array(self.folder / shard.array_file(what), getattr(shard, counts[what]))
+            for shard in self.shards(split)
+        ]
         return np.concatenate(parts)
 
     def check_vocab_size(self, vocab_size: int) -> None:
@@ -225,13 +249,40 @@ def _read_description(folder: pathlib.Path) -> dict:
             f"no corpus in {folder}: it lacks {DESCRIPTION}, which is written last; start or "
             "finish it with tools/prepare_corpus.py"
         )
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    description = checks.read_json(path)
     if description.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has format {description.get('format')!r}; this version reads {FORMAT}: "
-            "prepare the corpus again"
+            f"{path} has format {checks.shortened(description.get('format'))}; this version reads "
+            f"{FORMAT}: prepare the corpus again"
         )
+    checks.check(description, _FIELDS, str(path), _FIELDS)
+    special = dict.fromkeys(vocabulary_lib.SpecialTokens._fields, checks.integer(0))
+    _check_exactly(description["special_tokens"], special, f"{path}: special_tokens")
+    for name, split in description["splits"].items():
+        where = f"{path}: split {checks.shortened(name)}"
+        checks.check(split, _SPLIT, where, _SPLIT)
+        for shard in split["shards"]:
+            _check_exactly(shard, _SHARD, where)
     return description
+
+
+def _check_exactly(values: dict, fields: Mapping[str, checks.Allowed], where: str) -> None:
+    checks.check(values, fields, where, fields)
+    checks.check_names(values, fields, where)
+
+
+def _read_array(path: pathlib.Path, count: int) -> np.ndarray:
+    """An array of a shard.
+
+    Raises:
+      ValueError: it is not what was written: `count` integers.
+    """
+    try:
+        # Mapped, not read: a header may promise more than the file holds. Never unpickled.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged: {checks.cut(str(error))}; {_AGAIN}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.shape != (count,):
+        found = getattr(array, "shape", None), getattr(array, "dtype", None)
+        raise ValueError(f"{path} is damaged: {found} in place of {count} integers; {_AGAIN}")
+    return np.array(array)

@@ -11,7 +11,35 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mpojax import checks
+from mpojax.checks import anything, flag, integer, mapping, null, number, sequence, text
+from mpojax.models import setting_types
+
 Row = tuple[str, str, str]
+
+
+# Of every config.json, of whatever model.
+COMMON = {
+    "model_type": text(200),
+    "architectures": sequence(text(200)) | null(),
+    "id2label": mapping(anything()) | null(),
+    "label2id": mapping(anything()) | null(),
+    "num_labels": integer(1) | null(),
+    "tie_word_embeddings": flag() | null(),
+    "mpojax": mapping(anything()),
+}
+
+
+def types_of(
+    fields: Mapping[str, str], defaults: Mapping[str, Any], more: Mapping[str, checks.Allowed]
+) -> dict[str, checks.Allowed]:
+    """The type of every entry of config.json: those of our settings, and `more`.
+
+    Null in place of one of our settings stands for its default.
+    """
+    own = {theirs: setting_types.FIELDS[ours] for theirs, ours in fields.items()}
+    optional = {key for key in own if key in defaults and not own[key].accepts(None)}
+    return {**own, **{key: own[key] | null() for key in optional}, **more}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +66,7 @@ class Architecture:
       derived: {configuration key: (another key, {value of that: value of this})}, settings that
         follow from others.
       refused: (what is wrong, predicate of the settings), for settings that do not go together.
+      types: of the keys that are in none of the above.
     """
 
     model_type: str
@@ -55,6 +84,15 @@ class Architecture:
     required: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     derived: Mapping[str, tuple[str, Mapping]] = dataclasses.field(default_factory=dict)
     refused: tuple[tuple[str, Callable[[Mapping], bool]], ...] = ()
+    types: Mapping[str, checks.Allowed] = dataclasses.field(default_factory=dict)
+
+    @property
+    def all_types(self) -> dict[str, checks.Allowed]:
+        """The type of every key."""
+        rates = {key: number() | null() for key in self.head_dropout.values() if key is not None}
+        return types_of(
+            self.fields, self.defaults, {self.activation: text(100) | null(), **rates, **self.types}
+        )
 
     @property
     def prefix(self) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from mpojax import models
+from mpojax import checks, models
 from mpojax.interop import language_settings, name_maps
 from mpojax.interop.architectures import Architecture
 
@@ -61,8 +61,9 @@ def kind_of(config: models.EncoderConfig) -> str:
 
 def check_settings(architecture: Architecture, source: Mapping, where: str):
     """Raises ValueError that names every setting that is missing or not supported."""
+    checks.check(source, architecture.all_types, where)
     problems = [
-        f"{key}={source[key]!r} (supported: {allowed[0]!r})"
+        f"{key}={checks.shortened(source[key])} (supported: {allowed[0]!r})"
         for key, allowed in architecture.required.items()
         if key in source and source[key] not in allowed
     ]

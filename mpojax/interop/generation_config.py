@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from absl import logging
 
 from mpojax import checks, models
-from mpojax.checks import flag, integer, null, number, sequence
-from mpojax.interop.language_architectures import Config
+from mpojax.checks import flag, integer, null, number
+from mpojax.interop.language_architectures import TOKEN_IDS, Config
 
 NAME = "generation_config.json"
 # {entry: field of our settings}.
@@ -22,7 +22,6 @@ _TOKENS = {
     "pad_token_id": "pad_id",
     "decoder_start_token_id": "decoder_start_id",
 }
-TOKEN_IDS = integer() | null() | sequence(integer())
 FIELDS = {
     **dict.fromkeys(_TOKENS, TOKEN_IDS),
     "do_sample": flag() | null(),

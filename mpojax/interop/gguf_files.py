@@ -3,14 +3,16 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import math
 import os
 import pathlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from mpojax import files
+from mpojax import checks, files
 
 SUFFIX = ".gguf"
 
@@ -52,18 +54,20 @@ class GGUFFile:
         files.check_fetched(self.path)
         gguf = _package(self.path)
         try:
-            self._reader = gguf.GGUFReader(self.path)
-        except (ValueError, KeyError, IndexError, OverflowError, MemoryError, TypeError) as error:
+            self._reader = _reader(gguf)(self.path)
+        except (ValueError, LookupError, OverflowError, TypeError, RecursionError) as error:
             if "GGMLQuantizationType" in str(error):
                 raise ValueError(
                     f"{self.path} has a tensor in a quantisation that the package gguf does not "
-                    f"know ({error}). Use a file in another one, such as Q8_0 or F16, or a newer "
-                    "gguf."
+                    f"know ({checks.cut(str(error))}). Use a file in another one, such as Q8_0 or "
+                    "F16, or a newer gguf."
                 ) from error
             raise ValueError(
                 f"{self.path} ({self.path.stat().st_size} bytes) is not a complete GGUF file: "
-                f"{error}. It is corrupt or was cut short; copy or download it again."
+                f"{checks.cut(str(error))}. It is corrupt or was cut short; copy or download it "
+                "again."
             ) from error
+        self.check({"split.count": checks.integer(0)})
         if (parts := self.get("split.count", 0)) > 1:
             raise ValueError(
                 f"{self.path} is one of {parts} parts of a model; join them first "
@@ -73,7 +77,20 @@ class GGUFFile:
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the metadata: a number, a string, a bool or a list of them."""
         field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self.path}: {key} in its metadata is damaged.") from error
+
+    def check(self, fields: Mapping[str, checks.Allowed]) -> None:
+        """Checks values of the metadata that are there.
+
+        Raises:
+          ValueError: names each that is not allowed.
+        """
+        found = {key: self.get(key) for key in fields}
+        present = {key: value for key, value in found.items() if value is not None}
+        checks.check(present, fields, str(self.path))
 
     def need(self, key: str) -> Any:
         """The same for a key that must be there.
@@ -91,12 +108,22 @@ class GGUFFile:
         Raises:
           ValueError: a quantisation that the package cannot undo; names tensor and type.
         """
-        return {tensor.name: self._dequantised(tensor) for tensor in self._reader.tensors}
+        tensors = self._reader.tensors
+        total = sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
+        # The smallest types keep eight elements or so in a byte; tensors may overlap in no file.
+        if total > 16 * self.path.stat().st_size:
+            raise ValueError(f"{self.path} is too small for the {total:,} elements of its tensors.")
+        return {tensor.name: self._dequantised(tensor) for tensor in tensors}
 
     def _dequantised(self, tensor) -> np.ndarray:
         gguf = _package(self.path)
         try:
-            array = gguf.dequantize(tensor.data, tensor.tensor_type)
+            with np.errstate(all="ignore"):  # What is not finite is refused by name.
+                array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self.path}: tensor {checks.cut(tensor.name)} is damaged."
+            ) from error
         except NotImplementedError as error:
             raise ValueError(
                 f"{self.path}: tensor {tensor.name} has type {tensor.tensor_type.name}, which the "
@@ -105,6 +132,21 @@ class GGUFFile:
             ) from error
         shape = tuple(int(size) for size in reversed(tensor.shape))
         return np.asarray(array, np.float32).reshape(shape)
+
+
+def _reader(gguf: ModuleType) -> type:
+    """The package's reader, which at the end of a file gives arrays that are too short; it then
+    reads counts of a damaged header for hours.
+    """
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, override_order=None):
+            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            if int(offset) < 0 or end > len(self.data):
+                raise ValueError(f"bytes {int(offset)} to {end} are not there")
+            return super()._get(int(offset), dtype, int(count), override_order)
+
+    return Reader
 
 
 def _package(path: pathlib.Path) -> ModuleType:

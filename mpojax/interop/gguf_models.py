@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpojax import models
-from mpojax.interop import generation_config, language_models
+from mpojax import checks, models
+from mpojax.checks import flag, integer, number, sequence, text
+from mpojax.interop import generation_config, language_models, sizes
 from mpojax.interop.architectures import linear
 from mpojax.interop.architectures import rows as join_rows
 from mpojax.interop.gguf_files import GGUFFile
@@ -48,6 +49,29 @@ _SAMPLING = {
     "top_k": "general.sampling.top_k",
     "top_p": "general.sampling.top_p",
 }
+_SIZE = integer(1, 2**31 - 1)
+_COUNT = _SIZE | sequence(_SIZE)
+_TYPES = {
+    "general.architecture": text(100),
+    "llama.attention.head_count": _COUNT,
+    "llama.attention.head_count_kv": _COUNT,
+    "llama.feed_forward_length": _COUNT,
+    **dict.fromkeys(("llama.attention.key_length", "llama.attention.value_length"), _SIZE),
+    "llama.rope.dimension_count": _SIZE,
+    **dict.fromkeys(("llama.embedding_length", "llama.context_length"), _SIZE),
+    "llama.attention.sliding_window": integer(),
+    "llama.block_count": integer(1, 10_000),
+    "llama.expert_count": integer(0),
+    "llama.attention.layer_norm_rms_epsilon": number(above=0.0),
+    "llama.attention.causal": flag(),
+    "llama.rope.freq_base": number(above=0.0),
+    "llama.rope.scaling.type": text(100),
+    **dict.fromkeys(("llama.rope.scale_linear", "llama.rope.scaling.factor"), number()),
+    **{key: integer() for keys in _TOKENS.values() for key in keys},
+    "general.sampling.temp": number(0.0),
+    "general.sampling.top_k": integer(0),
+    "general.sampling.top_p": number(above=0.0),
+}
 _FREQUENCIES = "rope_freqs.weight"
 # Low and high frequency factors and first positions of LLaMA 3.1 to 3.3; files hold their effect.
 _LLAMA3 = (1.0, 4.0, 8192)
@@ -63,6 +87,7 @@ def import_file(path: str | os.PathLike) -> tuple[models.DecoderConfig, dict[str
         weights, or tensors that are missing, unexpected or of another shape.
     """
     file = GGUFFile(path)
+    file.check(_TYPES)
     architecture = file.need("general.architecture")
     if architecture != "llama":
         raise ValueError(
@@ -74,6 +99,7 @@ def import_file(path: str | os.PathLike) -> tuple[models.DecoderConfig, dict[str
     check_finite(tensors, str(file.path))
     config = _config(file, tensors)
     tensors.pop(_FREQUENCIES, None)
+    sizes.check(config, tensors, str(file.path))
     for name, heads in (("attn_q", config.num_heads), ("attn_k", config.num_kv_heads)):
         for key in tensors:
             if re.fullmatch(rf"blk\.\d+\.{name}\.(weight|bias)", key):
@@ -167,7 +193,9 @@ def _count(file: GGUFFile, key: str, default: int | None) -> int | None:
     value = file.get(key, default)
     if isinstance(value, list):
         if len(set(value)) != 1:
-            raise ValueError(f"{key} differs between layers, which is not supported: {value}.")
+            raise ValueError(
+                f"{key} differs between layers, which is not supported: {checks.shortened(value)}."
+            )
         value = value[0]
     return value
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from mpojax import models
+from mpojax.checks import integer, null, text
 from mpojax.interop.architectures import Row, norm, rows
 from mpojax.interop.language_architectures import LanguageArchitecture, activation, activation_name
 
@@ -98,6 +99,7 @@ GPT2 = LanguageArchitecture(
         "eos_token_id": ("eos_id", 50256),
         "pad_token_id": ("pad_id", None),
     },
+    types={"n_inner": integer(1) | null(), "activation_function": text(100)},
     fixed={},  # The defaults of our settings are GPT-2.
     # Not here: reorder_and_upcast_attn, which is about rounding in half precision alone.
     required={

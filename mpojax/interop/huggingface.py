@@ -17,6 +17,7 @@ from mpojax.interop import (
     language_models,
     language_settings,
     name_maps,
+    sizes,
     tensor_names,
 )
 from mpojax.interop.architectures import Architecture
@@ -66,6 +67,7 @@ def import_model(
     config = checkpoint_config.to_encoder_config(architecture, source, kind, has_pooler, where)
     if kind == "none" and config.pooling == "none":
         logging.info("%s has no pooler; the model is built without one", where)
+    sizes.check(config, tensors, where)
     expected = models.array_shapes(config)
     table = name_table(architecture, config, expected)
     shapes = {

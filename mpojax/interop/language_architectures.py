@@ -12,11 +12,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mpojax import models
+from mpojax import checks, models
+from mpojax.checks import integer, null, sequence
 from mpojax.interop import name_maps
-from mpojax.interop.architectures import Row
+from mpojax.interop.architectures import Row, types_of
 
 Config = models.DecoderConfig | models.EncoderDecoderConfig
+
+TOKEN_IDS = integer() | null() | sequence(integer())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class LanguageArchitecture:
       fields: {configuration key: field of our settings}.
       defaults: values of keys that may be absent.
       ids: {configuration key: (field, value where the key is absent)} of token ids.
+      types: of the keys that `read` looks at.
       fixed: fields that have one value in every model of this type.
       required: values that change the computation: a key that is present must have one of these.
       refused: (what is wrong, predicate of the settings).
@@ -59,6 +63,7 @@ class LanguageArchitecture:
     fields: Mapping[str, str]
     defaults: Mapping[str, Any]
     ids: Mapping[str, tuple[str, int | None]]
+    types: Mapping[str, checks.Allowed]
     fixed: Mapping[str, Any]
     required: Mapping[str, tuple]
     read: Callable[[Mapping], dict]
@@ -67,6 +72,12 @@ class LanguageArchitecture:
     write: Callable[[Config, Mapping], dict]
     refused: tuple[tuple[str, Callable[[Mapping], bool]], ...] = ()
     tensors_decide: str | None = None
+
+    @property
+    def all_types(self) -> dict[str, checks.Allowed]:
+        """The type of every key."""
+        ids = dict.fromkeys(self.ids, TOKEN_IDS)
+        return types_of(self.fields, self.defaults, {**ids, **self.types})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import checks, models
-from mpojax.interop import language_settings, tensor_names
+from mpojax.interop import language_settings, sizes, tensor_names
 from mpojax.interop.architectures import Row
 from mpojax.interop.language_architectures import Config, LanguageArchitecture
 
@@ -42,6 +42,7 @@ def import_model(
     tied = _is_tied(architecture, name, values, tensors, where)
     tensors = _without_copies(architecture, tied, tensors, where)
     config = language_settings.to_config(architecture, source, values, tied, where)
+    sizes.check(config, tensors, where)
     expected = models.array_shapes(config)
     table = name_table(architecture.rows[config.gated], config, expected)
     return config, collect(table, tensors, expected, where)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from absl import logging
 
+from mpojax import checks
 from mpojax.interop.generation_config import token_ids
 from mpojax.interop.gpt2 import GPT2
 from mpojax.interop.language_architectures import Config, LanguageArchitecture
@@ -44,12 +45,13 @@ def checked(architecture: LanguageArchitecture, source: Mapping, where: str) -> 
     Raises:
       ValueError: settings that are missing or not supported; all are named.
     """
+    checks.check(source, architecture.all_types, where)
     values = {**architecture.defaults, **source}
     for key in architecture.fields:
         if values.get(key) is None and key in architecture.defaults:
             values[key] = architecture.defaults[key]
     problems = [
-        f"{key}={source[key]!r} (supported: {allowed[0]!r})"
+        f"{key}={checks.shortened(source[key])} (supported: {allowed[0]!r})"
         for key, allowed in architecture.required.items()
         if key in source and source[key] not in allowed
     ]

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from mpojax import models
+from mpojax import checks, models
+from mpojax.checks import anything, flag, integer, mapping, null, number, sequence, text
 from mpojax.interop.architectures import linear, rows
 from mpojax.interop.language_architectures import LanguageArchitecture, activation, activation_name
 
@@ -12,6 +13,21 @@ _ROPE_KEYS = (
     *("factor", "low_freq_factor", "high_freq_factor"),
     "original_max_position_embeddings",
 )
+_ROPE_TYPES = {
+    **dict.fromkeys((*_ROPE_KEYS, "rope_theta", "partial_rotary_factor"), number() | null()),
+    "rope_type": text(100),
+    "type": text(100),
+}
+_TYPES = {
+    "hidden_act": text(100),
+    "num_key_value_heads": integer(1) | null(),
+    "head_dim": integer(1) | null(),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), mapping(anything()) | null()),
+    **dict.fromkeys(("rope_theta", "partial_rotary_factor"), number() | null()),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), flag() | null()),
+    "sliding_window": integer() | null(),
+    "layer_types": sequence(text(100)) | null(),
+}
 
 
 def _rope(values: Mapping) -> dict:
@@ -21,6 +37,8 @@ def _rope(values: Mapping) -> dict:
       ValueError: a scaling other than that of LLaMA 3.
     """
     settings = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if problems := checks.problems(settings, _ROPE_TYPES):
+        raise ValueError(f"rotary positions: {'; '.join(problems)}")
     base = settings.get("rope_theta", values.get("rope_theta"))
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in ("default", "llama3"):
@@ -168,6 +186,7 @@ LLAMA = LanguageArchitecture(
         "eos_token_id": ("eos_id", 2),
         "pad_token_id": ("pad_id", None),
     },
+    types=_TYPES,
     fixed={
         "positions": "rotary",
         "norm": "rms_norm",

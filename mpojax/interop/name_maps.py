@@ -1,5 +1,6 @@
 """Names and settings of Hugging Face checkpoints, as data: one `Architecture` per model type."""
 
+from mpojax.checks import flag, null
 from mpojax.interop.architectures import Architecture, Row, linear, norm, rows
 
 EMBEDDINGS = rows(
@@ -257,6 +258,10 @@ MOBILEBERT = Architecture(
         "classifier_activation": True,
     },
     pooler_flag="classifier_activation",
+    types={
+        "classifier_activation": flag() | null(),
+        "key_query_shared_bottleneck": flag() | null(),
+    },
     head_dropout={"none": "classifier_dropout", "classifier": "classifier_dropout", "span": None},
     fixed={"projection": "word"},
     required={**_REQUIRED, "use_bottleneck": (True, None)},

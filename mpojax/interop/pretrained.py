@@ -16,6 +16,7 @@ from mpojax.interop import (
     other_folders,
     own_format,
 )
+from mpojax.interop.architectures import COMMON
 from mpojax.interop.other_folders import CONFIG_NAME, TOKENIZER_FILES, WEIGHTS_NAME
 from mpojax.interop.safe_weights import (
     check_finite,
@@ -146,7 +147,7 @@ def export_huggingface(
 def _read_config(folder: pathlib.Path) -> dict:
     if not (folder / CONFIG_NAME).is_file():
         raise other_folders.without_config(folder)
-    return checks.read_json(folder / CONFIG_NAME)
+    return checks.read_json(folder / CONFIG_NAME, COMMON)
 
 
 def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
@@ -165,7 +166,8 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
     try:
         return own_format.build(content, tensors)
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{folder} is not a complete mpojax model: {error}") from error
+        reason = checks.cut(str(error), 1200)
+        raise ValueError(f"{folder} is not a complete mpojax model: {reason}") from error
 
 
 def _check_ours(folder: pathlib.Path):

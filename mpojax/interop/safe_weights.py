@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import re
@@ -16,6 +15,8 @@ import safetensors.numpy
 from mpojax import checks, files
 from mpojax.interop import other_folders
 from mpojax.interop.other_folders import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+
+_INDEX = {"weight_map": checks.mapping(checks.text(255))}
 
 
 def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -164,11 +165,11 @@ def _write_weights(path: pathlib.Path, tensors: Mapping, metadata: Mapping[str, 
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a valid index of shards: {error!r}.") from error
+    content = checks.read_json(path)
+    checks.check(content, _INDEX, f"{path} is not a valid index of shards", _INDEX)
+    names = content["weight_map"]
+    if not names:
+        raise ValueError(f"{path} is not a valid index of shards: it names none.")
     # Names come from a file: nothing outside the folder may be opened through them.
     if outside := sorted({f for f in names.values() if pathlib.PurePath(f).name != f}):
         raise ValueError(f"{path} names shards outside its folder: {checks.listed(outside)}.")
@@ -185,6 +186,7 @@ def _opened(path: pathlib.Path) -> Iterator:
             yield file
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: {error}. It "
+            f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: "
+            f"{checks.cut(str(error))}. It "
             "is corrupt or was cut short; copy or download it again."
         ) from error

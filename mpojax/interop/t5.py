@@ -3,8 +3,14 @@
 from collections.abc import Mapping
 
 from mpojax import models
+from mpojax.checks import flag, null, text
 from mpojax.interop.architectures import Row, rows
-from mpojax.interop.language_architectures import LanguageArchitecture, activation, activation_name
+from mpojax.interop.language_architectures import (
+    TOKEN_IDS,
+    LanguageArchitecture,
+    activation,
+    activation_name,
+)
 
 _ENCODER, _DECODER = "encoder.block.{i}.layer", "decoder.block.{j}.layer"
 _OUR_ENCODER, _OUR_DECODER = "encoder/layers/{i}", "decoder/layers/{j}"
@@ -134,6 +140,11 @@ T5 = LanguageArchitecture(
         "decoder_start_token_id": None,
     },
     ids={"pad_token_id": ("pad_id", 0), "eos_token_id": ("eos_id", 1)},
+    types={
+        "feed_forward_proj": text(100),
+        "decoder_start_token_id": TOKEN_IDS,
+        "scale_decoder_outputs": flag() | null(),
+    },
     fixed={},
     required={
         "is_encoder_decoder": (True, None),

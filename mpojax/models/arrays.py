@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import layers, mpo
+from mpojax import checks, layers, mpo
 from mpojax.models import heads, kinds, stacking
 from mpojax.models.config import EncoderConfig
 from mpojax.models.kinds import Config, Model
@@ -108,7 +108,7 @@ def _first_lines(found: Mapping[str, list[str]]) -> list[str]:
         most = _MAX_LINES // len(found) if is_long else len(names)
         if len(names) > most:
             names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-        lines += [f"{kind}: {name}" for name in names]
+        lines += [f"{kind}: {checks.cut(name, 120)}" for name in names]
     return lines
 
 

@@ -245,7 +245,8 @@ class EncoderConfig:
         if not all(layer in allowed for layer in self.stack_breaks):
             shared = "" if self.layer_groups is None else " (first layers of blocks that share)"
             raise ValueError(
-                f"stack_breaks={self.stack_breaks} must be layers among {list(allowed)}{shared}."
+                f"stack_breaks={checks.shortened(self.stack_breaks)} must be layers among "
+                f"{checks.shortened(list(allowed))}{shared}."
             )
         if self.trigram_input and (self.embedding_size is None or self.projection != "word"):
             raise ValueError(

@@ -67,7 +67,8 @@ class LanguageModelConfig:
             if not isinstance(json.loads(getattr(self, name)), dict):
                 raise ValueError(f"{name} must be the JSON text of an object.")
         if not isinstance(self.sampling, Sampling):
-            raise ValueError(f"sampling={self.sampling!r} must be a models.Sampling.")
+            found = checks.shortened(self.sampling)
+            raise ValueError(f"sampling={found} must be a models.Sampling.")
         ids = {name: (getattr(self, name, None),) for name in ("pad_id", "bos_id")}
         ids |= {"eos_id": self.end_ids, "decoder_start_id": (getattr(self, "decoder_start_id", 0),)}
         for name, values in ids.items():
@@ -195,7 +196,8 @@ class DecoderConfig(LanguageModelConfig):
         self._check_rotary()
         if not all(0 < layer < self.num_layers for layer in self.stack_breaks):
             raise ValueError(
-                f"stack_breaks={self.stack_breaks} must be layers in 1..{self.num_layers - 1}."
+                f"stack_breaks={checks.shortened(self.stack_breaks)} must be layers in "
+                f"1..{self.num_layers - 1}."
             )
 
     def _check_rotary(self):
@@ -208,8 +210,9 @@ class DecoderConfig(LanguageModelConfig):
         is_right = len(self.rotary_scaling) == 4 and all(x > 0 for x in self.rotary_scaling)
         if not is_right or self.rotary_scaling[1] >= self.rotary_scaling[2]:
             raise ValueError(
-                f"rotary_scaling={self.rotary_scaling} must be (factor, low frequency factor, high "
-                "frequency factor, first positions), all above 0 and low below high, or None."
+                f"rotary_scaling={checks.shortened(self.rotary_scaling)} must be (factor, low "
+                "frequency factor, high frequency factor, first positions), all above 0 and low "
+                "below high, or None."
             )
 
     # What T5 has otherwise.
@@ -279,7 +282,8 @@ class EncoderDecoderConfig(LanguageModelConfig):
         deepest = max(self.num_layers, self.num_decoder_layers)
         if not all(0 < layer < deepest for layer in self.stack_breaks):
             raise ValueError(
-                f"stack_breaks={self.stack_breaks} must be layers in 1..{deepest - 1}."
+                f"stack_breaks={checks.shortened(self.stack_breaks)} must be layers in "
+                f"1..{deepest - 1}."
             )
 
     # What `DecoderConfig` lets choose and T5 fixes.

@@ -19,10 +19,11 @@ _FLAGS = (
     *("trigram_input", "masked_lm", "bottleneck_attention", "remat", "gated", "tied"),
     *("attention_bias", "attention_out_bias", "feed_forward_bias", "scale_logits"),
 )
-_TEXTS = (
+_NAMES = (
     *("activation", "norm", "pooling", "pooler_activation", "head", "projection", "positions"),
-    *("dtype", "source_config", "source_generation_config"),
+    "dtype",
 )
+_TEXTS = ("source_config", "source_generation_config")
 _TOKENS = ("pad_id", "bos_id", "decoder_start_id")
 
 FIELDS = {
@@ -30,6 +31,7 @@ FIELDS = {
     **dict.fromkeys(_OPTIONAL_SIZES, integer(1) | null()),
     **dict.fromkeys(_NUMBERS, number()),
     **dict.fromkeys(_FLAGS, flag()),
+    **dict.fromkeys(_NAMES, text(100)),
     **dict.fromkeys(_TEXTS, text(2**24)),
     **dict.fromkeys(_TOKENS, integer() | null()),
     "token_types": integer(0),
