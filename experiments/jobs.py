@@ -155,6 +155,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     names = task.label_names
     model = with_head(config, model, task.num_labels, head, label_names=names, goes_on=goes_on)
     encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
+    check_token_types(model, encoded[:2], source)
     evaluate, loss = training.evaluator(task, dev), training.objective(task.kind)
     calibration = None
     if config.calibration_examples:
@@ -263,6 +264,19 @@ def load_model(
             f"{model.config.vocab_size} rows: they do not belong together."
         )
     return models.reconfigure(model, dtype=config.dtype, remat=config.remat)
+
+
+def check_token_types(model: models.Model, encoded: list[dict], source: str) -> None:
+    """Raises ValueError for token types that the model has no embedding of."""
+    known = getattr(model.config, "token_types", 0)
+    largest = max(int(arrays["token_type_ids"].max(initial=0)) for arrays in encoded)
+    if known and largest >= known:
+        raise ValueError(
+            f"pairs of texts have token types 0 to {largest}, the model has embeddings of {known} "
+            f"(type_vocab_size={known}). If it was trained with zeros, as transformers users pass, "
+            f"say so in {source}/tokenizer_config.json: "
+            '"model_input_names": ["input_ids", "attention_mask"].'
+        )
 
 
 def model_of(config: ml_collections.ConfigDict) -> str:

@@ -93,8 +93,10 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     names = [name for head in heads for name in head.outputs]
     model = jobs.with_head(config, model, len(names), label_names=names, goes_on=goes_on)
     model, report = jobs.compressed(config, model)
+    encoded = {name: split.encode(words, config.max_length) for name, split in train.items()}
+    jobs.check_token_types(model, list(encoded.values()), source)
     mixture = data.Mixture(
-        {name: split.encode(words, config.max_length) for name, split in train.items()},
+        encoded,
         config.batch_size,
         seed=config.seed,
         exponent=config.exponent,

@@ -24,6 +24,8 @@ class Tokenizer:
       bos_token, bos_id, eos_token, eos_id: beginning and end of a text, one token in GPT-2; None
         where the tokenizer has none. `encode` adds them only where the tokenizer's files say so.
       truncation_side: "right" or "left": the end of a text that `encode` cuts.
+      has_token_types: False where model_input_names of tokenizer_config.json lacks token_type_ids:
+        they are zeros then, of the second text of a pair too.
 
     Padding is always on the right, whatever padding_side in the files: positions count from the
     first token, and the attention mask tells padding apart.
@@ -38,10 +40,12 @@ class Tokenizer:
         eos_token: str | None = None,
         truncation_side: str = "right",
         split_special_tokens: bool = False,
+        has_token_types: bool = True,
     ):
         self._backend = backend
         self._split_special = backend.encode_special_tokens = split_special_tokens
         self.truncation_side = truncation_side
+        self.has_token_types = has_token_types
         self.bos_token, self.bos_id = bos_token, self._id("bos_token", bos_token)
         self.eos_token, self.eos_id = eos_token, self._id("eos_token", eos_token)
         pad_token = pad_token or eos_token or "[PAD]"
@@ -75,6 +79,7 @@ class Tokenizer:
             **roles,
             truncation_side=loaded.truncation_side,
             split_special_tokens=loaded.split_special_tokens,
+            has_token_types=loaded.has_token_types,
         )
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -90,6 +95,8 @@ class Tokenizer:
             settings["truncation_side"] = self.truncation_side
         if self._split_special:
             settings["split_special_tokens"] = True
+        if not self.has_token_types:
+            settings["model_input_names"] = ["input_ids", "attention_mask"]
         files.write_atomic(
             folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False)
         )
@@ -225,10 +232,13 @@ class Tokenizer:
             "attention_mask": "attention_mask",
             "token_type_ids": "type_ids",
         }
-        return {
+        arrays = {
             name: np.array([getattr(e, field) for e in encodings], np.int32).reshape(-1, max_length)
             for name, field in fields.items()
         }
+        if not self.has_token_types:
+            arrays["token_type_ids"] = np.zeros_like(arrays["input_ids"])
+        return arrays
 
 
 def _library_errors():

@@ -47,12 +47,14 @@ class Loaded:
       roles: its token by role, for the roles of `USUAL_NAMES`; None where it has none.
       truncation_side: "left" or "right": where too long texts lose tokens.
       split_special_tokens: whether names of special tokens in a text are text.
+      has_token_types: whether the model takes token types (model_input_names).
     """
 
     backend: tokenizers.Tokenizer
     roles: dict[str, str | None]
     truncation_side: str
     split_special_tokens: bool
+    has_token_types: bool
 
 
 def read(folder: pathlib.Path) -> Loaded:
@@ -75,6 +77,7 @@ def read(folder: pathlib.Path) -> Loaded:
         {role: _special_token(backend, values, role) for role in USUAL_NAMES},
         values.get("truncation_side") or (backend.truncation or {}).get("direction", "right"),
         values.get("split_special_tokens", False),
+        "token_type_ids" in (values.get("model_input_names") or ("token_type_ids",)),
     )
 
 

@@ -79,6 +79,7 @@ _CONFIG = _SPECIAL | {
     "add_eos_token": _OPTIONAL_FLAG,
     "split_special_tokens": checks.flag(),
     "truncation_side": checks.one_of("left", "right"),
+    "model_input_names": checks.sequence(checks.text(100)) | checks.null(),
 }
 _MODEL_CONFIG = {"model_type": checks.text(200) | checks.null(), "tokenizer_class": _CLASS}
 
@@ -109,6 +110,7 @@ class Settings:
     def written_here(self) -> bool:
         """Whether tokenizer_config.json holds what `Tokenizer.save` writes and nothing else."""
         known = {"tokenizer_class", "truncation_side", "split_special_tokens", *USUAL_NAMES}
+        known.add("model_input_names")
         alone = known.issuperset(self.values) and not self.added
         return alone and self.values.get("tokenizer_class") == "PreTrainedTokenizerFast"
 

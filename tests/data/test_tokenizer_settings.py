@@ -319,6 +319,22 @@ def test_truncation_side(tmp_path, words, side):
             assert got.tolist() == want
 
 
+@pytest.mark.parametrize("names", [None, ["input_ids", "attention_mask"]])
+def test_token_types_where_the_model_takes_some(tmp_path, names):
+    """transformers gives none where model_input_names has none: zeros to a model with a table."""
+    settings = {"tokenizer_class": "BertTokenizer"} | (
+        {"model_input_names": names} if names else {}
+    )
+    write(tmp_path, WORDS, tokenizer_config=settings)
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)(["the"], ["cat"])
+    ours = data.Tokenizer.from_folder(tmp_path)
+    ours.save(tmp_path / "again")
+    for tokenizer in (ours, data.Tokenizer.from_folder(tmp_path / "again")):
+        got = tokenizer.encode(["the"], ["cat"], max_length=5)["token_type_ids"]
+        assert got.tolist() == theirs.get("token_type_ids", [[0] * 5])
+        assert got.max() == (0 if names else 1)
+
+
 def test_truncation_side_of_tokenizer_json(tmp_path):
     backend = bert_backend()
     backend.enable_truncation(4, direction="left")

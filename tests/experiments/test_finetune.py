@@ -1,7 +1,10 @@
 """Fine-tuning runs from end to end, on a checkpoint of toy size."""
 
 import csv
+import dataclasses
 import json
+import pathlib
+import re
 
 import ml_collections
 import numpy as np
@@ -64,6 +67,26 @@ def test_a_dense_run(config, tmp_path, capsys):
     assert "accuracy 1.0000 on 12 examples" in capsys.readouterr().out
     assert not (tmp_path / "checkpoints").exists()
     assert finetune.run(config, tmp_path) == 0  # finished: nothing is done again
+
+
+def test_pairs_need_two_token_types_or_zeros(config, texts, tmp_path):
+    """The message of a model with one token type says what to write, and that works."""
+    settings = dataclasses.replace(SETTINGS, token_types=1)
+    folder = tmp_path / "model"
+    interop.export_huggingface(models.build(settings, rngs=nnx.Rngs(0)), folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    rows = ["good\tfine\t1", "bad\tplot\t0"] * 8
+    (tmp_path / "pairs.tsv").write_text("\n".join(["a\tb\tlabel", *rows]) + "\n")
+    config.model, config.data_dir, config.steps = str(folder), str(tmp_path), 1
+    config.task = "file:train=pairs.tsv,dev=pairs.tsv;text=a;pair=b"
+    with pytest.raises(
+        ValueError, match=r"token types 0 to 1, .*of 1 \(type_vocab_size=1\)"
+    ) as error:
+        finetune.run(config, tmp_path / "refused")
+    path, advice = re.search(r"say so in (\S+): (.*)\.$", str(error.value)).groups()
+    pathlib.Path(path).write_text("{" + advice + "}", encoding="utf-8")
+    assert finetune.run(config, tmp_path / "run") == 0
+    assert 0.0 <= result_of(tmp_path / "run")["metric"] <= 1.0
 
 
 def test_compute_fields(config, tmp_path):
