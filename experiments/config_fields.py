@@ -17,6 +17,9 @@ from mpojax.models.config import COMPUTE_DTYPES
 from mpojax.training import sharding
 
 _COUNT = integer(1)
+_STEPS = integer(0).noted(
+    "0: only evaluates, in finetune, multitask, language_model and text_to_text"
+)
 _OR_ALL = integer(0).noted("0: all")
 _EVERY = integer(0).noted("in steps; 0: never, or at the end alone")
 _SEED = integer(0, 2**63 - 1)
@@ -46,7 +49,8 @@ _DATA = {
 }
 _TRAINING = {
     "seed": _SEED,
-    **dict.fromkeys(("steps", "batch_size", "accumulate", "eval_batch_size", "log_every"), _COUNT),
+    "steps": _STEPS,
+    **dict.fromkeys(("batch_size", "accumulate", "eval_batch_size", "log_every"), _COUNT),
     **dict.fromkeys(("eval_every", "checkpoint_every", "router_every"), _EVERY),
     **dict.fromkeys(("samples_every", "statistics_every"), _EVERY),
     "mesh": mapping(integer(1) | one_of(-1), names=sharding.AXES),
@@ -126,13 +130,16 @@ AXES: dict[str, Allowed] = {
 }
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, *, can_only_evaluate: bool = False) -> None:
     """Checks every field that has bounds or choices; all other numbers must be finite.
+
+    Args:
+      can_only_evaluate: the run has a meaning without a step of training.
 
     Raises:
       ValueError: names each wrong field, its value and what is allowed.
     """
-    _check(dict(leaves(config)), FIELDS)
+    _check(dict(leaves(config)), FIELDS | ({} if can_only_evaluate else {"steps": _COUNT}))
     if "accumulate" in config and config.batch_size % config.accumulate:
         raise ValueError(
             f"config.batch_size={config.batch_size} rows cannot be split into config.accumulate="

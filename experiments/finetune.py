@@ -32,7 +32,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: a field that is wrong whatever the model is.
     """
-    jobs.check(config)
+    jobs.check(config, can_only_evaluate=True)
     settings = read_squeeze(config)
     if settings is not None and config.trainable not in mpop.FILTERS:
         raise ValueError(
@@ -41,6 +41,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if settings is not None and not jobs.read_rules(config) and not config.start_from:
         raise ValueError("config.squeeze needs a model in MPO form: give config.matrices or rules.")
+    if settings is not None and not config.steps:
+        raise ValueError(
+            "config.steps=0 only evaluates: give the steps before the first cut, or no "
+            "config.squeeze."
+        )
     if settings is not None and config.keep_best:
         raise ValueError(
             "config.keep_best has no meaning with config.squeeze, which decides itself."

@@ -70,13 +70,16 @@ class Job:
     has_tuned_head: bool = False
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, *, can_only_evaluate: bool = False) -> None:
     """Checks what every fine-tuning config says, without weights or data.
+
+    Args:
+      can_only_evaluate: whether `config.steps` may be 0.
 
     Raises:
       ValueError: a field that is wrong whatever model and task are.
     """
-    config_fields.check(config)
+    config_fields.check(config, can_only_evaluate=can_only_evaluate)
     mpop.check_trainable(config.trainable)
     check_compression(config)
     adapters.check(config)

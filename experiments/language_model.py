@@ -43,7 +43,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if not config.dev_split:
         raise ValueError("config.dev_split is empty: a run reports the loss of some split.")
-    if config.train_split in (config.dev_split, config.test_split) and not config.dev_texts:
+    is_evaluated = config.train_split in (config.dev_split, config.test_split)
+    if config.steps and is_evaluated and not config.dev_texts:
         raise ValueError(
             f"config.train_split={config.train_split!r} is evaluated, too: choose other splits."
         )
@@ -64,7 +65,7 @@ class Job:
       model: with its experts.
       source: folder of its tokenizer.
       tokenizer: the tokenizer itself.
-      train, dev, test: blocks of text; no test split: None.
+      train, dev, test: blocks of text; None for no test split, and for what trains nothing.
       evaluate: evaluator of the latter two.
     """
 
@@ -72,7 +73,7 @@ class Job:
     model: models.LanguageModel
     source: str
     tokenizer: data.Tokenizer
-    train: data.LanguageModelData
+    train: data.LanguageModelData | None
     dev: data.LanguageModelEvalData
     test: data.LanguageModelEvalData | None
     evaluate: training.Evaluator
@@ -107,9 +108,14 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     def evaluated(*which) -> data.LanguageModelEvalData:
         return data.LanguageModelEvalData(stream(*which), config.length, config.eval_batch_size)
 
-    texts = stream(config.texts, config.train_split)
-    train = data.LanguageModelData(texts, config.length, config.batch_size, seed=config.seed)
-    held_out = config.dev_texts or config.texts
+    held_out, train = config.dev_texts or config.texts, None
+    if config.steps:
+        texts = stream(config.texts, config.train_split)
+        train = data.LanguageModelData(texts, config.length, config.batch_size, seed=config.seed)
+        logging.info(
+            "%s: %s tokens to train on, an epoch is %d steps",
+            *(config.texts, f"{train.num_tokens:,}", train.steps_per_epoch),
+        )
     dev, test = evaluated(held_out, config.dev_split), None
     if config.test_split:
         test = evaluated(config.test_texts or held_out, config.test_split, config.test_tokens)
@@ -124,11 +130,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
             f"config.length={config.length} is more than the {model.config.max_positions} "
             "positions of the model; shorten the blocks."
         )
-    logging.info(
-        "%s: %s tokens to train on, an epoch is %d steps; %s held out",
-        *(config.texts, f"{train.num_tokens:,}", train.steps_per_epoch),
-        f"{dev.num_tokens:,}",
-    )
+    logging.info("%s: %s tokens held out", held_out, f"{dev.num_tokens:,}")
     evaluate = language_modeling.evaluator()
     job = Job(config.texts, model, folder, words, train, dev, test, evaluate)
     generating.check_job(config, job)

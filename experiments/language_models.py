@@ -25,7 +25,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: a field that is wrong whatever model and data are.
     """
-    config_fields.check(config)
+    config_fields.check(config, can_only_evaluate=True)
     if bool(config.model) == bool(config.fresh.to_dict()):
         raise ValueError(
             "give config.model, a folder with a model, or config.fresh, the sizes of a fresh one: "

@@ -3,18 +3,25 @@
 Several processes: see `experiments.processes`.
 """
 
+import pathlib
 import traceback
 from collections.abc import Callable, Iterable
 
+import jax
 import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments import command_line, peers, processes
-from mpojax import checks
+from mpojax import checks, files
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/quickstart.py or configs/quickstart.py:smoke."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder that keeps compiled programs for later runs on machines of this kind; it grows.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumed if it holds this run.")
 
@@ -37,6 +44,25 @@ def _is_for_users(record) -> bool:
     return record.levelno > logging.converter.STANDARD_INFO and not is_traceback
 
 
+def _keep_programs(folder: str) -> None:
+    """Has jax keep compiled programs in a folder; by default as JAX_COMPILATION_CACHE_DIR says.
+
+    There is no default folder: programs for CPUs are those of one processor's instructions, which a
+    home that several machines share would mix, and jax never removes any.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    if "://" not in folder:  # jax itself knows gs:// and the like
+        path = pathlib.Path(folder).expanduser().absolute()
+        with files.explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+        folder = str(path)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    # A run compiles many small programs besides its step.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def run(
     main: Callable[[ml_collections.ConfigDict, str], int | None],
     fields: Iterable[str] = (),
@@ -52,6 +78,8 @@ def run(
     flags.mark_flag_as_required("config")
 
     def work():
+        if _CACHE.value:
+            _keep_programs(_CACHE.value)
         processes.start()
         with peers.together():
             return main(_CONFIG.value, _WORKDIR.value)

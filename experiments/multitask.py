@@ -41,7 +41,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: a field that is wrong whatever the model is.
     """
-    jobs.check(config)
+    jobs.check(config, can_only_evaluate=True)
     names = data.task_names(config.tasks)
     if not names:
         raise ValueError("config.tasks is empty: name the tasks, such as sst2,cola,mrpc,rte.")

@@ -224,7 +224,7 @@ def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) 
         "counts": counts,
         "relative_error": job.report.relative_error if job.report else 0.0,
         "kept_dense": len(job.report.kept_dense) if job.report else 0,
-        "train_examples": job.train.num_examples,
+        "train_examples": 0 if job.train is None else job.train.num_examples,
         "dev_examples": job.dev_examples,
         "label_names": getattr(model.config, "label_names", ()),
         "steps": int(outcome.state.step),

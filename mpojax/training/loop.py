@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mpojax import checks
 from mpojax.training import hooks as hooks_lib
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import sharding as sharding_lib
@@ -50,7 +51,7 @@ class Loop:
         self,
         state: state_lib.TrainState,
         step_function: step_lib.TrainStep,
-        data: Data,
+        data: Data | None,
         *,
         steps: int,
         mesh: Mesh,
@@ -61,7 +62,7 @@ class Loop:
     ):
         self.data, self.steps, self.mesh, self.rules = data, steps, mesh, rules
         self.step_function, self.folder, self.log_every = step_function, folder, log_every
-        _check(steps, log_every, hooks)
+        _check(data, steps, log_every, hooks)
         self.hooks = sorted(hooks, key=lambda hook: hook.order)
         self.last_metrics: dict[str, float] = {}
         self.stopped: str | None = None
@@ -70,7 +71,7 @@ class Loop:
         self._writer: metrics_lib.MetricsWriter | None = None
         self._untimed_seconds = 0.0
         self._untimed_depth = 0
-        self._rows = sharding_lib.local_rows(data.batch_size, mesh)
+        self._rows = sharding_lib.local_rows(data.batch_size, mesh) if steps else slice(0)
         self.replace(state=state)
 
     def replace(
@@ -244,11 +245,11 @@ def _kinds(state: state_lib.TrainState) -> tuple:
 _ALWAYS_FETCHED = ("loss", "gradient_norm", "budget_share")
 
 
-def _check(steps: int, log_every: int, hooks: Sequence[hooks_lib.Hook]) -> None:
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    if log_every < 1:
-        raise ValueError(f"log_every={log_every} must be at least 1")
+def _check(data: Data | None, steps: int, log_every: int, hooks: Sequence[hooks_lib.Hook]) -> None:
+    counts = {"steps": steps, "log_every": log_every}
+    checks.check(counts, {"steps": checks.integer(0), "log_every": checks.integer(1)})
+    if steps and data is None:
+        raise ValueError(f"steps={steps} need data to train on; data=None is for steps=0")
     names = [hook.name for hook in hooks if hook.name]
     if len(set(names)) != len(names):
         raise ValueError(f"hooks of one run need different names; got {sorted(names)}")
@@ -257,7 +258,7 @@ def _check(steps: int, log_every: int, hooks: Sequence[hooks_lib.Hook]) -> None:
 def fit(
     state: state_lib.TrainState,
     loss_fn: step_lib.LossFunction,
-    data: Data,
+    data: Data | None,
     *,
     optimizer: Any,
     steps: int,
@@ -276,10 +277,11 @@ def fit(
     Args:
       state: initial state; see `TrainState.create`. Its buffers are donated.
       loss_fn: (model, batch, key) -> (mean loss, {metric: scalar}).
-      data: batches by step.
+      data: batches by step; may be None without steps.
       optimizer: the one that made the state's optimizer state. One whose schedule follows seconds
         gets the hook `TimeBudget` if `hooks` has none.
-      steps: total number, earlier processes of the run included; with a time budget the most.
+      steps: total number, earlier processes of the run included; with a time budget the most. 0
+        only evaluates: hooks begin and end.
       mesh: default: all devices on `data`.
       rules: how parameters are split over the mesh.
       hooks: see `mpojax.training.hooks`; without a `Checkpoint` nothing is saved or resumed.

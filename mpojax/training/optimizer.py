@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from mpojax import mpo
+from mpojax import checks, mpo
 from mpojax.layers import roles as role_lib
 from mpojax.training import gradient_mask, schedules, transforms
 from mpojax.training import state as state_lib
@@ -97,7 +97,7 @@ def make_optimizer(
     Args:
       config: see `default_config`; missing keys take their defaults.
       roles: {parameter path: role}, from `training.roles(model)`.
-      total_steps: where the schedule ends.
+      total_steps: where the schedule ends; 0 for a state that is only evaluated.
       chains: {path of a central core: shape of its chain}, from `models.central_cores(model)`: lets
         Muon see a central core as a matrix.
       seed: of what `central_mask` draws.
@@ -230,8 +230,7 @@ def _check_schedule(config: ml_collections.ConfigDict, total_steps: int) -> None
         raise ValueError(
             f"unknown schedule_unit {config.schedule_unit!r}; allowed are {list(schedules.UNITS)}"
         )
-    if total_steps < 1:
-        raise ValueError(f"total_steps={total_steps} must be at least 1")
+    checks.check({"total_steps": total_steps}, {"total_steps": checks.integer(0)})
     if config.schedule_unit == "seconds":
         if not config.budget_seconds:
             raise ValueError(
@@ -249,7 +248,7 @@ def _check_schedule(config: ml_collections.ConfigDict, total_steps: int) -> None
             f"budget_seconds={config.budget_seconds} has no meaning with schedule_unit='steps'; "
             "set schedule_unit='seconds', or leave it at 0"
         )
-    if schedules.warmup_length(config.warmup_steps, total_steps) > total_steps:
+    if 0 < total_steps < schedules.warmup_length(config.warmup_steps, total_steps):
         raise ValueError(
             f"warmup_steps={config.warmup_steps} is more than the run's {total_steps} steps"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from flax import nnx
 
 from mpojax.training import state as state_lib
@@ -78,7 +79,11 @@ class TrainStep:
         result = self._compiled(state, batch, share)
         if self.traces != before:
             jax.block_until_ready(result)
-            self.compile_seconds += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.compile_seconds += seconds
+            logging.info(
+                "compiled the training step in %.1f s, its first execution included", seconds
+            )
         return result
 
     def trace(
@@ -98,6 +103,7 @@ class TrainStep:
 
     def _step(self, state: state_lib.TrainState, batch: dict, share: jax.Array | None) -> tuple:
         self.traces += 1
+        logging.info("compiling the training step ...")  # while it is traced: once a compilation
         gradients, loss, metrics = self._gradients(state, batch)
         timing = {"share": share[0]} if self.by_time else {}
         updates, optimizer_state = self.optimizer.update(

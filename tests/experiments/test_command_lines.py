@@ -77,6 +77,7 @@ LINES = [
     ("finetune", ["--nope=1"], "Unknown command line flag 'nope'"),
     ("finetune", ["steps=3"], "unexpected argument 'steps=3'; options start with --"),
     ("finetune", ["--workdir="], "--workdir=FOLDER is missing"),
+    ("finetune", ["--compilation_cache=FOLDER/t.tsv"], "a file stands where a folder is needed"),
     # Tools.
     ("tools.train_tokenizer", ["--text=FOLDER"], "--out=... is missing: New folder of the tok"),
     ("tools.prepare_corpus", ["--text=FOLDER/no", "--out=FOLDER/x"], "vocab_size=None"),

@@ -89,6 +89,19 @@ def test_pairs_need_two_token_types_or_zeros(config, texts, tmp_path):
     assert 0.0 <= result_of(tmp_path / "run")["metric"] <= 1.0
 
 
+def test_no_steps_only_evaluate(config, checkpoint, tmp_path):
+    config.save_model, config.keep_best, config.steps = True, True, 0
+    config.optimizer.warmup_steps = 2  # of a training that does not take place
+    assert finetune.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    assert set(result["metrics"]) == {"accuracy"}
+    assert (result["steps"], result["best_step"], result["fit"]["traces"]) == (0, 0, 0)
+    given = models.to_arrays(interop.load_pretrained(checkpoint))
+    saved = models.to_arrays(interop.load_pretrained(tmp_path / "model"))
+    assert all(np.array_equal(saved[path], array) for path, array in given.items() if path in saved)
+    assert len(set(saved) & set(given)) > 10
+
+
 def test_compute_fields(config, tmp_path):
     """Recomputed layers change nothing, bfloat16 little; the saved parameters stay float32."""
     config.save_model = True
@@ -228,7 +241,8 @@ def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, 
         ({"squeeze": {"steps": 3}}, "needs a model in MPO form"),
         ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "keep_best": True}, "keep_best"),
         ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "trainable": "last_1"}, "squeezed"),
-        ({"steps": 0}, "config.steps=0"),
+        ({"steps": -1}, "config.steps=-1"),
+        ({"steps": 0, "squeeze": {"steps": 3}, "matrices": ("pooler",)}, "config.steps=0 only"),
         ({"task": "imdb"}, "unknown task 'imdb'"),
         ({"matrices": ("no_such",)}, "matches no matrix"),
         ({"budget": 0.5}, "config.budget=0.5 has no matrices"),

@@ -99,6 +99,16 @@ class TestBase:
             assert [result[name] for name in names] == [tokens]
         assert result["test_words"] == len((texts / "test.txt").read_text().split())
 
+    def test_no_steps_only_evaluate_and_need_no_training_text(self, base, texts, tmp_path):
+        config = toy_language.config(
+            texts, fresh={}, tokenizer="", model=str(base / "model"), steps=0, train_split="no"
+        )
+        assert language_model.main(config, str(tmp_path)) == 0
+        result, known = result_of(tmp_path), result_of(base)
+        assert result["metrics"] == pytest.approx(known["metrics"])
+        assert (result["steps"], result["train_examples"]) == (0, 0)
+        assert len(logged(tmp_path, "dev/perplexity")) == 1
+
     def test_the_model_is_the_one_reported(self, base, texts):
         model = interop.load_pretrained(base / "model")
         words = data.Tokenizer.from_folder(base / "model")

@@ -63,7 +63,7 @@ class TestMistakes:
             ({"model": "somewhere"}, "just one of them"),
             ({"fresh": {}}, "just one of them"),
             ({"tokenizer": ""}, "config.fresh needs config.tokenizer"),
-            ({"steps": 0}, "config.steps=0 must be an integer of at least 1"),
+            ({"steps": -1}, "config.steps=-1 must be an integer of at least 0"),
             ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
             (
                 {"balance_weight": -1.0},

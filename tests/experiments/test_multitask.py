@@ -159,6 +159,14 @@ def test_several_tasks_go_on_with_their_heads(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_no_steps_only_evaluate(finished, tmp_path):
+    config, folder = finished
+    config = config.copy_and_resolve_references()
+    config.start_from, config.steps, config.accumulate = str(folder / "model"), 0, 1
+    assert multitask.run(config, tmp_path) == 0
+    assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
+
+
 def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
     class StopAtTwo(training.Hook):
         def after_step(self, loop):
@@ -224,7 +232,7 @@ MOOD = TASKS["mood"][0]
         ({"dev_split": "train"}, "config.dev_split='train'"),
         ({"shots": -1}, "config.shots=-1"),
         ({"shots": 7}, "shots=7: task 'odd' has too few examples"),
-        ({"steps": 0}, "config.steps=0"),
+        ({"steps": -1}, "config.steps=-1"),
         ({"trainable": "some"}, "unknown trainable set"),
     ],
 )

@@ -125,6 +125,15 @@ class TestOneTask:
         monkeypatch.setattr(text_to_text, "prepare", None)
         assert text_to_text.run(*learnt) == 0
 
+    def test_no_steps_only_evaluate(self, learnt, tmp_path):
+        config, folder = learnt
+        config = config.copy_and_resolve_references()
+        config.model, config.tokenizer, config.steps = str(folder / "model"), "", 0
+        config.experts.form = "dense"  # the saved model has its experts
+        config.fresh = {}
+        assert text_to_text.run(config, tmp_path) == 0
+        assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
+
     @pytest.mark.slow
     def test_answers_that_are_none_are_wrong(self, texts, tmp_path):
         """Without training."""

@@ -57,6 +57,21 @@ class TestResume:
         assert hook.last
         assert hook.best_value is not None
 
+    def test_no_steps_only_evaluate(self, tmp_path):
+        hook, (state, optimizer) = helpers.dev_hook(), helpers.start(helpers.LIGHTWEIGHT, 0)
+        given = jax.tree.map(np.asarray, state)
+        hooks = [hook, training.Checkpoint(every=1), training.Progress("none")]
+        result = training.fit(
+            state, None, None, optimizer=optimizer, steps=0, hooks=hooks, folder=tmp_path
+        )
+        assert (result.steps_run, result.traces, result.interrupted) == (0, 0, False)
+        helpers.assert_same_bits(result.state, given)
+        assert result.metrics == {f"dev/{name}": value for name, value in hook.last.items()}
+        with pytest.raises(ValueError, match="steps=1 need data to train on"):
+            training.fit(result.state, None, None, optimizer=optimizer, steps=1)
+        with pytest.raises(ValueError, match="steps=-1 must be an integer of at least 0"):
+            training.fit(result.state, None, None, optimizer=optimizer, steps=-1)
+
     def test_run_killed_after_its_last_checkpoint_still_ends_with_its_metrics(self, tmp_path):
         def hooks():
             return [helpers.dev_hook(every=0), training.Checkpoint(every=5, at_end=False)]
@@ -248,3 +263,13 @@ class TestStep:
             )
         with training.Checkpoints(tmp_path / "checkpoints") as saved:
             assert saved.all_steps() == [4]
+
+
+def test_compilation_is_announced_and_timed(caplog):
+    """Once for each program: what is silent for long looks as if it hung."""
+    with caplog.at_level("INFO", logger="absl"):
+        result = helpers.run(steps=3)
+    said = [r.getMessage() for r in caplog.records if "the training step" in r.getMessage()]
+    assert said[0] == "compiling the training step ..."
+    assert said[1].startswith("compiled the training step in ")
+    assert len(said) == 2 * result.traces == 2
