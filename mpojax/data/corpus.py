@@ -16,6 +16,8 @@ import functools
 import json
 import os
 import pathlib
+import tokenize
+import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -29,6 +31,11 @@ from mpojax.data.tokenizer import Tokenizer
 FORMAT = 1
 DESCRIPTION = "corpus.json"
 _AGAIN = "copy the folder again, or prepare it again"
+# What numpy raises for bytes that are no array.
+_DAMAGED = (
+    *(ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError, RecursionError),
+    tokenize.TokenError,
+)
 _COUNT = checks.integer(0, 2**62)
 _FIELDS = {
     "vocab_size": checks.integer(1, 2**31 - 1),
@@ -278,9 +285,11 @@ def _read_array(path: pathlib.Path, count: int) -> np.ndarray:
       ValueError: it is not what was written: `count` integers.
     """
     try:
-        # Mapped, not read: a header may promise more than the file holds. Never unpickled.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd headers, which are refused or read
+            # Mapped, not read: a header may promise more than the file holds. Never unpickled.
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _DAMAGED as error:
         raise ValueError(f"{path} is damaged: {checks.cut(str(error))}; {_AGAIN}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.shape != (count,):
         found = getattr(array, "shape", None), getattr(array, "dtype", None)
