@@ -10,6 +10,7 @@ import inspect
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -103,8 +104,8 @@ def explain(argv: Sequence[str], error: Exception) -> str:
         return "--config=FILE is missing, a config file such as configs/mpop/base.py"
     try:
         config = load_config(source)
-        for name, value in _overrides(argv):
-            _check_name(config, name, value, source)
+        for override in _overrides(argv):
+            _check_name(config, *override, source)
     except ValueError as found:
         return str(found)
     return _value_error(config, error)
@@ -117,7 +118,7 @@ def load_config(source: str) -> ml_collections.ConfigDict:
       ValueError: there is no such file, it is no config, or the argument is not one of its own.
     """
     file, colon, argument = source.partition(":")
-    path = pathlib.Path(file).expanduser()
+    path = pathlib.Path(file)
     if not path.is_file():
         known = sorted(map(str, pathlib.Path("configs").rglob("*.py")))
         known = [name for name in known if not name.endswith("__init__.py")]
@@ -134,9 +135,7 @@ def load_config(source: str) -> ml_collections.ConfigDict:
     except AttributeError as error:
         raise ValueError(f"--config={file} has no function get_config ({error})") from error
     except Exception as error:
-        raise ValueError(
-            f"--config={file}: {type(error).__name__}: {_first_line(error)}"
-        ) from error
+        raise ValueError(f"--config={file}: {_with_place(error)}") from error
     return _called(get_config, file, [argument] if colon else [])
 
 
@@ -151,9 +150,10 @@ def _called(get_config: Callable, file: str, arguments: list[str]) -> ml_collect
         ) from error
     try:
         config = get_config(*arguments)
+    except ValueError as error:
+        raise ValueError(f"--config={file}: {_first_line(error)}") from error
     except Exception as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"--config={file}: {kind}{_first_line(error)}") from error
+        raise ValueError(f"--config={file}: {_with_place(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(f"--config={file}: get_config must return a ConfigDict, not {config!r}")
     return config
@@ -169,15 +169,21 @@ def _config_argument(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(dotted field, value) of every `--config.FIELD=VALUE`."""
-    for argument in argv:
-        if found := re.match(r"--?(?:no)?config\.([^=]*)=?", argument):
-            yield found.group(1), argument[found.end() :]
+def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """("" or "no", dotted field, value) of every `--config.FIELD=VALUE` and the like."""
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+        if found := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL):
+            no, name, value = found.groups()
+            if value is None and not following.startswith("-") and not no:
+                value = following
+            yield no or "", name, value or ""
 
 
-def _check_name(config: ml_collections.ConfigDict, name: str, value: str, source: str) -> None:
+def _check_name(
+    config: ml_collections.ConfigDict, no: str, name: str, value: str, source: str
+) -> None:
     """Raises ValueError for a field that the config does not have, naming the nearest."""
+    given = value and f"={value}"
     holder: Any = config
     parts = name.split(".")
     for index, part in enumerate(parts):
@@ -193,7 +199,7 @@ def _check_name(config: ml_collections.ConfigDict, name: str, value: str, source
             )
         known = [leaf for leaf, _ in config_fields.leaves(config)]
         near = checks.nearest(name, known)
-        hint = f", did you mean --config.{near}={value}?" if near else f"; it has {_some(known)}"
+        hint = f", did you mean --{no}config.{near}{given}?" if near else f"; it has {_some(known)}"
         raise ValueError(f"--config.{name}: {source} has no such field{hint}")
 
 
@@ -209,11 +215,19 @@ def _value_error(config: ml_collections.ConfigDict, error: Exception) -> str:
     allowed = _TYPES.get(config.get_type(last), "another value")
     default = config[last]
     example = f"; the default is {default!r}" if isinstance(default, (int, float, str)) else ""
+    example = "; leave it out for the default, None" if default is None else example
     return f"--config.{found.group(1)}={found.group(2)[:80]} must be {allowed}{example}"
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _with_place(error: Exception) -> str:
+    """Kind and text of an error in somebody's file, and the line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f" ({pathlib.Path(frame.filename).name}, line {frame.lineno})"
+    return f"{type(error).__name__}: {_first_line(error)}{place}"
 
 
 def _some(names: list[str]) -> str:

@@ -6,6 +6,7 @@ its runner. Types are what the command line enforces. Fields of settings objects
 fields, where that is known.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ _TRAINING = {
     "optimizer.weight_decay": number(0),
     "optimizer.clip_norm": number(0).noted("0: off"),
     "optimizer.budget_seconds": number(0),
-    "optimizer.trust_bounds": sequence(number(0)),
+    "optimizer.trust_bounds": sequence(number(0) | one_of(math.inf)),
     "optimizer.no_decay": _PATTERNS,
     "optimizer.no_trust_ratio": _PATTERNS,
     "optimizer.decay_to_start": _PATTERNS,
@@ -126,7 +127,6 @@ AXES: dict[str, Allowed] = {
     "weight_decays": sequence(number(0)),
     "warmups": sequence(number(0)),
     "repeats": sequence(text()),
-    "compare": sequence(text()),
 }
 
 

@@ -132,10 +132,10 @@ def train_data(
     """Batches of encoded training examples by the config; `seed` is that of their order.
 
     Raises:
-      ValueError: batches in which every example would stand more than ten times.
+      ValueError: a size that must be a mistake: examples repeat in small batches alone.
     """
     count = len(examples["input_ids"])
-    if config.batch_size > 10 * count:
+    if config.batch_size > max(1024, 10 * count):
         raise ValueError(
             f"config.batch_size={config.batch_size} is more than ten times the {count} training "
             "examples; lower it."

@@ -22,7 +22,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
-from configs.mpop import base
+from configs.mpobert import multitask as defaults
 from experiments import fitting, jobs, launch, tuning
 from mpojax import data, training
 
@@ -207,4 +207,4 @@ def summary(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    launch.run(main, (*base.get_config(), "tasks", "exponent", "metrics"))
+    launch.run(main, defaults.get_config())

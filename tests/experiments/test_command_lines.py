@@ -1,5 +1,6 @@
 """Mistyped command lines: one line that names field, value and what is allowed, and status 2."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import sys
 import pytest
 from flax import nnx
 
-from experiments import config_fields
+from experiments import config_fields, launch
 from mpojax import data, interop, models
 from tests.experiments.test_compress import SETTINGS, WORDS
 from tests.interop import language_helpers
@@ -70,7 +71,11 @@ LINES = [
     ("finetune", ["--config=configs/mpop/minilm.py:dense"], "the argument is VARIANT,TASK"),
     ("finetune", ["--config=FOLDER/syntax.py"], "syntax.py, line 2: "),
     ("finetune", ["--config=FOLDER/empty.py"], "has no function get_config"),
-    ("finetune", ["--config=FOLDER/raises.py"], "raises.py: ZeroDivisionError: division by zero"),
+    (
+        "finetune",
+        ["--config=FOLDER/raises.py"],
+        "raises.py: ZeroDivisionError: division by zero (raises.py, line 2)",
+    ),
     ("finetune", ["--config=FOLDER/wrong.py"], "get_config must return a ConfigDict, not 5"),
     ("finetune", ["--config=configs/mpobert/pretraining.py"], "is of another entry point than"),
     ("finetune", ["--config.steps=1", "--no-config"], "--config=FILE is missing, a config file"),
@@ -78,6 +83,10 @@ LINES = [
     ("finetune", ["steps=3"], "unexpected argument 'steps=3'; options start with --"),
     ("finetune", ["--workdir="], "--workdir=FOLDER is missing"),
     ("finetune", ["--compilation_cache=FOLDER/t.tsv"], "a file stands where a folder is needed"),
+    ("finetune", ["--config.stepz", "5"], "did you mean --config.steps=5?"),
+    ("finetune", ["--noconfig.keepbest"], "did you mean --noconfig.keep_best?"),
+    ("finetune", ["--config.bond=None"], "must be an integer; leave it out for the default, None"),
+    ("finetune", ["--config=~/x.py"], "there is no file ~/x.py"),
     # Tools.
     ("tools.train_tokenizer", ["--text=FOLDER"], "--out=... is missing: New folder of the tok"),
     ("tools.prepare_corpus", ["--text=FOLDER/no", "--out=FOLDER/x"], "vocab_size=None"),
@@ -162,6 +171,51 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(answers, number):
     assert len(lines[0]) < 1500
     assert found[number]["status"] == 2
     assert not (folder / "runs" / str(number)).exists()
+
+
+RUNNERS = {
+    "pretrain": ("configs/mpobert/base*.py", "configs/mpobert/pretraining.py"),
+    "multitask": ("configs/mpobert/multitask.py",),
+    "text_to_text": ("configs/mpoe/t5.py", "configs/mpoe/multitask.py"),
+    "language_model": ("configs/mpoe/gpt2.py", "configs/mpoe/base.py"),
+    "compress": ("configs/compress.py", "configs/quickstart.py"),
+    "sweep": ("configs/sweeps/*.py",),
+    "finetune": ("configs/mpop/*.py", "configs/mpobert/finetune.py", "configs/mpobert/fewshot.py"),
+    "distill": ("configs/opdf/*.py",),
+    "opf": ("configs/opf/*.py",),
+    "pet_search": ("configs/pet_search/*.py",),
+}
+# Of others, without an entry point.
+SHARED = {"recipes", "systems", "paper", "rows", "__init__"}
+
+
+def test_every_config_has_the_fields_of_its_entry_point():
+    """`launch.run(main, FIELDS)` refuses no config that is here, and every value is allowed."""
+    seen = set()
+    for runner, patterns in RUNNERS.items():
+        fields = _fields_of(runner)
+        for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+            if path.stem in SHARED:
+                continue
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            config = importlib.import_module(name).get_config()
+            assert set(fields) <= set(config), path
+            if runner == "sweep":
+                config_fields.check_axes(config)
+            config_fields.check(config.get("cell", config))
+            seen.add(path)
+    assert {p for p in ROOT.glob("configs/**/*.py") if p.stem not in SHARED} == seen
+
+
+def _fields_of(runner: str) -> list[str]:
+    """What the module hands to `launch.run`."""
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "run", lambda main, fields, **_: given.extend(fields))
+        source = (ROOT / "experiments" / f"{runner}.py").read_text(encoding="utf-8")
+        last = source[source.index('if __name__ == "__main__":') :].splitlines()[1].strip()
+        exec(last, vars(importlib.import_module(f"experiments.{runner}")))
+    return given
 
 
 def test_every_field_with_bounds_is_one_of_some_config():
