@@ -1,0 +1,60 @@
+"""The measures of the code, on sources whose values are plain to see."""
+
+import ast
+import subprocess
+import sys
+
+from tools import measures
+
+SOURCE = '''
+"""A module.
+
+    >>> 1
+    1
+"""
+
+
+def f(config, x):
+    # why
+    if x < 0 or (
+        x > 9
+    ):
+        raise ValueError(
+            f"x={x} must lie in 0..9"
+        )
+    assert x  # really
+    if x:
+        return config.optimizer.name
+    return config.steps
+'''
+
+
+def test_guards_comments_reads_and_examples():
+    tree = ast.parse(SOURCE)
+    assert sorted(measures.guard_lines(tree)) == [11, 12, 13, 14, 15, 16, 17]
+    assert measures.count_comments(SOURCE) == 2
+    assert sorted(measures.config_reads(tree)) == ["config.optimizer.name", "config.steps"]
+    assert [">>>" in text for text in measures.docstrings(tree)] == [True]
+
+
+def test_public_names_and_words():
+    root = measures.ROOT
+    code = {
+        root / "mpojax" / "a" / "__init__.py": "from mpojax.a.b import used, unused\n",
+        root / "mpojax" / "a" / "b.py": "def used(): ...\ndef unused(): ...\n",
+        root / "experiments" / "c.py": "used()\n",
+    }
+    tests = {root / "tests" / "test_a.py": "unused()  # surplus\n"}
+    assert measures.public_names(code, code | tests) == ({"used", "unused"}, {"unused"})
+    assert list(measures.words_found(tests)) == [(r"\bsurplus\b|\bmisshapen\b", 1, 1)]
+
+
+def test_the_command():
+    run = subprocess.run(
+        [sys.executable, "-m", "tools.measures"],
+        cwd=measures.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "lines of Python outside tests" in run.stdout

@@ -1,0 +1,178 @@
+"""Prints measures of the code: size, guards, comments, callers, examples, the field's words.
+
+    python -m tools.measures
+
+Reads the files that git tracks; nothing is imported or run. Tests count only where it says so.
+"""
+
+import ast
+import collections
+import io
+import pathlib
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator
+
+from rich import console, table
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Checks that `mpojax.checks` words in one place.
+_HAND_WRITTEN = re.compile(
+    r"must be one of|must lie in|must be an integer of at least|unknown (fields|keys|arguments)"
+)
+# {regular expression: what the field says instead}
+WORDS = {
+    r"word tables?": "token embedding",
+    r"(drawn )?by lot\b|\blots\b": "random",
+    r"kept keys": "KV cache",
+    r"\bTurns\b|wave_numbers": "rotary cos and sin, inv_freq",
+    r"\bTower\b|\bTables\b": "stack, Embeddings",
+    r"\bhas_memory\b": "cross_attention",
+    r"\bgoes_on\b": "same_stack, reuse_head, not_finished",
+    r"\b(def|class) Job\b|\bjobs\.Job\b|\bOutcome\b": "Setup, Result",
+    r"how it ended|for people\b": "the exit status, human-readable",
+    r"\brungs?\b|\bladder\b": "bond grid, allowed bonds",
+    r"\bsurplus\b|\bmisshapen\b": "unexpected, shape mismatch",
+    r"small updates": "adapters",
+    r"single entries|whole groups": "unstructured, structured",
+    r"\bmended\b|\bmends?\b": "fixed",
+    r"\btaps\b|gradients that are none": "activation capture",
+    r"\btaught_layers\b": "num_teacher_layers",
+    r"\bstack_breaks\b": "scan_boundaries",
+    r"config\.(accumulate|start_from|scored_by|fresh|texts|keep_layers|finalise|host)\b": (
+        "grad_accum_steps, init_checkpoint, scoring_checkpoint, model_config, dataset, "
+        "num_layers_kept, after_search, distillation"
+    ),
+    r"\bdeviation\b": "stddev",
+}
+
+
+def main() -> int:
+    """Prints all tables; returns the exit status."""
+    texts = {path: path.read_text(encoding="utf-8") for path in tracked(".py", ".md")}
+    code = {p: t for p, t in texts.items() if p.suffix == ".py" and not _is_test(p)}
+    shown = table.Table("measure", "value")
+    for name, value in measures(code, texts):
+        shown.add_row(name, value)
+    words = table.Table("word", "say", "times", "files")
+    for pattern, count, files in words_found(texts):
+        words.add_row(pattern, WORDS[pattern], str(count), str(files))
+    output = console.Console(width=120, file=sys.stdout)
+    output.print(shown, words)
+    return 0
+
+
+def tracked(*suffixes: str) -> list[pathlib.Path]:
+    """The files of the repository with these suffixes."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True
+    )
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.suffix in suffixes and path.is_file()]
+
+
+def measures(code: dict[pathlib.Path, str], texts: dict[pathlib.Path, str]) -> Iterator[tuple]:
+    """(name, value as text) of each measure."""
+    trees = {path: ast.parse(text) for path, text in code.items()}
+    lines = sum(text.count("\n") for text in code.values())
+    yield "lines of Python outside tests", f"{lines:,}"
+    guards = sum(len(guard_lines(tree)) for tree in trees.values())
+    yield "lines that raise, assert or guard", f"{guards:,} ({guards / lines:.1%})"
+    blocks = sum(
+        len(_HAND_WRITTEN.findall(text)) for path, text in code.items() if path.stem != "checks"
+    )
+    yield "checks worded by hand", str(blocks)
+    reads = [name for tree in trees.values() for name in config_reads(tree)]
+    yield "fields of configs read one by one", f"{len(reads)} ({len(set(reads))} names)"
+    names, unused = public_names(code, texts)
+    yield "public names without a caller outside tests", f"{len(unused)} of {len(names)}"
+    short = [path for path, text in code.items() if path.stem != "__init__" and _short(text)]
+    yield "files under 40 lines", str(len(short))
+    comments, examples = sum(map(count_comments, code.values())), 0
+    yield "lines with a comment", f"{comments:,} ({comments / lines:.1%})"
+    for tree in trees.values():
+        examples += sum(">>>" in text for text in docstrings(tree))
+    yield "docstrings with an example that is run", str(examples)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    yield "README", f"{readme.count(chr(10))} lines, {len(readme.encode()) / 1000:.1f} kB"
+
+
+def guard_lines(tree: ast.AST) -> set[int]:
+    """Lines of raise and assert statements, and of the conditions that lead to nothing else."""
+    found: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Raise, ast.Assert)):
+            found |= set(range(node.lineno, node.end_lineno + 1))
+        if isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise):
+            found |= set(range(node.lineno, node.body[0].lineno))
+    return found
+
+
+def config_reads(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of what is read off a variable called config."""
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
+            continue
+        name = ast.unparse(node)
+        if id(node) not in inner and name.startswith("config."):
+            yield name
+
+
+def public_names(
+    code: dict[pathlib.Path, str], texts: dict[pathlib.Path, str]
+) -> tuple[set[str], set[str]]:
+    """Names that packages of mpojax export, and those that nothing but tests and they mention."""
+    names: set[str] = set()
+    for path, text in code.items():
+        if path.name == "__init__.py" and "mpojax" in path.parts:
+            names |= {
+                alias.asname or alias.name
+                for node in ast.parse(text).body
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            }
+    counted: collections.Counter[str] = collections.Counter()
+    for path, text in texts.items():
+        if path.name != "__init__.py" and not _is_test(path):
+            counted.update(set(re.findall(r"\w+", text)) & names)
+    # One file defines it.
+    return names, {name for name in names if counted[name] < 2}
+
+
+def count_comments(text: str) -> int:
+    """Lines with a comment."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return len({token.start[0] for token in tokens if token.type == tokenize.COMMENT})
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    """All docstrings of a module."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield text
+
+
+def words_found(texts: dict[pathlib.Path, str]) -> Iterator[tuple[str, int, int]]:
+    """(pattern, times, files) of each of `WORDS` that is still in use."""
+    searched = {p: t for p, t in texts.items() if p.resolve() != pathlib.Path(__file__).resolve()}
+    for pattern in WORDS:
+        counts = [len(re.findall(pattern, text)) for text in searched.values()]
+        if any(counts):
+            yield pattern, sum(counts), sum(map(bool, counts))
+
+
+def _short(text: str) -> bool:
+    return text.count("\n") < 40
+
+
+def _is_test(path: pathlib.Path) -> bool:
+    parts: Iterable[str] = path.relative_to(ROOT).parts
+    return "tests" in parts or path.name == "conftest.py"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
