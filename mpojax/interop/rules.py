@@ -144,7 +144,8 @@ def default_matrices(config: models.Config) -> tuple[str, ...]:
     All matrices of the layers, the token embedding, and a language model's own output map; not
     heads, poolers and the small embeddings of positions and token types.
 
-        >>> default_matrices(models.DecoderConfig(vocab_size=99, tied=False))
+        >>> sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 16}
+        >>> default_matrices(models.DecoderConfig(vocab_size=99, tied=False, **sizes))
         ('(.*/)?layers/[0-9]+/.+', 'embeddings/word', 'head')
     """
     return _default(models.matrix_sizes(config))

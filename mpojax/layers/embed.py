@@ -1,12 +1,15 @@
 """Embedding tables: dense and MPO, with look-up `(ids)` and the tied output map `attend(x)`."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mpojax import mpo
 from mpojax.layers import initializers
-from mpojax.layers.linear import as_core_list
+from mpojax.layers.linear import as_core_list, decomposed
 
 # Variance of a fresh table, as in BERT (standard deviation 0.02).
 _TABLE_VARIANCE = 0.02**2
@@ -39,12 +42,78 @@ class Embed(nnx.Module):
 class MPOEmbed(nnx.Module):
     """Rows of a table held as a chain of cores; the table has `shape.in_features` rows."""
 
-    def __init__(self, shape: mpo.MPOShape, *, dtype: str = "float32", rngs: nnx.Rngs):
-        """Draws float32 cores of the scale of a fresh table."""
+    def __init__(
+        self,
+        shape: mpo.MPOShape,
+        *,
+        dtype: str = "float32",
+        rngs: nnx.Rngs | None = None,
+        cores: Sequence[jax.Array] | None = None,
+    ):
+        """Takes `cores`, or draws float32 ones of the scale of a fresh table."""
         self.shape = shape
         self.dtype = dtype
-        cores = initializers.random_cores(rngs.params(), shape, _TABLE_VARIANCE)
+        if cores is None:
+            cores = initializers.random_cores(rngs.params(), shape, _TABLE_VARIANCE)
         self.cores = as_core_list(cores, shape)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: np.ndarray | jax.Array,
+        *,
+        bond: int | None = None,
+        shape: mpo.MPOShape | None = None,
+        dtype: str = "float32",
+    ) -> "MPOEmbed":
+        """The embedding of a given table (num, features); see `MPOLinear.from_matrix`.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> import numpy as np
+          >>> from mpojax import layers
+          >>> table = np.random.default_rng(0).standard_normal((100, 16)).astype(np.float32)
+          >>> exact = layers.MPOEmbed.from_table(table)
+          >>> bool(np.allclose(exact(jnp.array([3, 99])), table[[3, 99]], atol=1e-5))
+          True
+          >>> small = layers.MPOEmbed.from_table(table, bond=4)
+          >>> small(jnp.array([[3, 99]])).shape, small.shape.num_params < table.size
+          ((1, 2, 16), True)
+
+        Raises:
+          ValueError: see `MPOLinear.from_matrix`.
+        """
+        cores, shape = decomposed(table, shape, bond)
+        return cls(shape, dtype=dtype, cores=cores)
+
+    @classmethod
+    def from_embed(
+        cls,
+        layer: "Embed | nnx.Embed",
+        *,
+        bond: int | None = None,
+        shape: mpo.MPOShape | None = None,
+    ) -> "MPOEmbed":
+        """The embedding of a dense one's table; see `from_table`.
+
+        Examples:
+          >>> from flax import nnx
+          >>> from mpojax import layers
+          >>> layer = layers.MPOEmbed.from_embed(nnx.Embed(100, 16, rngs=nnx.Rngs(0)), bond=4)
+          >>> layer.shape.in_features, layer.shape.out_features
+          (100, 16)
+
+        Raises:
+          TypeError: another kind of layer.
+          ValueError: see `MPOLinear.from_matrix`.
+        """
+        if type(layer) not in (Embed, nnx.Embed):
+            raise TypeError(
+                f"from_embed takes an nnx.Embed or a layers.Embed, not {type(layer).__name__}; "
+                "give the table itself to from_table."
+            )
+        table = (layer.table if isinstance(layer, Embed) else layer.embedding)[...]
+        return cls.from_table(table, bond=bond, shape=shape, dtype=jnp.dtype(layer.dtype).name)
 
     def all_cores(self) -> tuple[jax.Array, ...]:
         """The n cores in order."""

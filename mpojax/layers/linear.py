@@ -1,7 +1,10 @@
 """Linear maps: dense and MPO, with one call signature `(x, central=None)`."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mpojax import mpo
@@ -67,16 +70,108 @@ class MPOLinear(nnx.Module):
         *,
         shared_central: bool = False,
         dtype: str = "float32",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
+        cores: Sequence[jax.Array] | None = None,
     ):
-        """Draws float32 cores whose rebuilt matrix has variance 1 / in_features."""
+        """Takes `cores`, or draws float32 ones whose rebuilt matrix has variance 1 / in_features.
+
+        `dtype` is the compute dtype.
+        """
         self.shape = shape
         self.shared_central = shared_central
         self.dtype = dtype
-        cores = initializers.random_cores(rngs.params(), shape, 1.0 / shape.in_features)
+        if cores is None:
+            cores = initializers.random_cores(rngs.params(), shape, 1.0 / shape.in_features)
         self.cores = as_core_list(cores, shape, shared_central)
         self.bias = nnx.Param(jnp.zeros((shape.out_features,), jnp.float32)) if use_bias else None
         self.adapter = nnx.data(None)  # see `attach_adapters`
+
+    @classmethod
+    def from_matrix(
+        cls,
+        w: np.ndarray | jax.Array,
+        *,
+        bond: int | None = None,
+        shape: mpo.MPOShape | None = None,
+        bias: np.ndarray | jax.Array | None = None,
+        dtype: str = "float32",
+    ) -> "MPOLinear":
+        """The layer of a given matrix, decomposed on the host in float64; parameters are float32.
+
+        W ~ sum over bonds of core_1 core_2 ... core_n, exact at full bonds, which hold more numbers
+        than the matrix; a cap below them compresses (TT-SVD).
+
+        Examples:
+          >>> import numpy as np
+          >>> from mpojax import layers, mpo
+          >>> w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+          >>> exact = layers.MPOLinear.from_matrix(w)
+          >>> bool(np.allclose(exact(w), w @ w, atol=1e-4))
+          True
+          >>> small = layers.MPOLinear.from_matrix(w, bond=8)
+          >>> small.shape.bonds, small.shape.num_params < w.size
+          ((4, 8, 8, 4), True)
+          >>> low_rank = layers.MPOLinear.from_matrix(w, shape=mpo.MPOShape.low_rank(64, 64, 8))
+          >>> [core.shape for core in low_rank.all_cores()]
+          [(1, 64, 1, 8), (8, 1, 64, 1)]
+
+        Args:
+          w: matrix (in_features, out_features).
+          bond: cap of every bond dimension (tensor-train rank); None: those of `shape`.
+          shape: factor lists and bonds; None: five cores of the papers' factors for this size where
+            they gave any, else of balanced ones, at full bonds.
+          bias: vector (out_features,), or None for a layer without.
+          dtype: compute dtype.
+
+        Raises:
+          ValueError: no finite matrix of floating numbers, a bias or a shape of another size, or a
+            cap below 1.
+        """
+        cores, shape = decomposed(w, shape, bond)
+        layer = cls(shape, bias is not None, dtype=dtype, cores=cores)
+        if bias is not None:
+            if bias.shape != (shape.out_features,):
+                raise ValueError(
+                    f"bias has shape {bias.shape}; this matrix needs ({shape.out_features},)."
+                )
+            layer.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+        return layer
+
+    @classmethod
+    def from_linear(
+        cls,
+        layer: Dense | nnx.Linear,
+        *,
+        bond: int | None = None,
+        shape: mpo.MPOShape | None = None,
+    ) -> "MPOLinear":
+        """The layer of a dense one's matrix and bias; see `from_matrix`.
+
+        Of an `nnx.Linear` its own `precision`, `dot_general` and the like are not kept.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> from flax import nnx
+          >>> from mpojax import layers
+          >>> dense = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
+          >>> layer = layers.MPOLinear.from_linear(dense, bond=8)
+          >>> layer(jnp.ones((2, 64))).shape
+          (2, 32)
+
+        Raises:
+          TypeError: another kind of layer.
+          ValueError: see `from_matrix`.
+        """
+        if type(layer) not in (Dense, nnx.Linear):
+            raise TypeError(
+                f"from_linear takes an nnx.Linear or a layers.Dense, not {type(layer).__name__}; "
+                "give the matrix itself to from_matrix."
+            )
+        bias = None if layer.bias is None else layer.bias[...]
+        dtype = jnp.dtype(layer.kernel[...].dtype if layer.dtype is None else layer.dtype).name
+        made = cls.from_matrix(layer.kernel[...], bond=bond, shape=shape, bias=bias, dtype=dtype)
+        made.adapter = getattr(layer, "adapter", None)
+        return made
 
     @property
     def in_features(self) -> int:
@@ -136,6 +231,23 @@ class MPOLinear(nnx.Module):
             dense.bias = self.bias
         dense.adapter = self.adapter
         return dense
+
+
+def decomposed(
+    w: np.ndarray | jax.Array, shape: mpo.MPOShape | None, bond: int | None
+) -> tuple[list[jax.Array], mpo.MPOShape]:
+    """Float32 cores of a matrix, and their shape; see `MPOLinear.from_matrix`."""
+    w = np.asarray(w)
+    if w.ndim != 2 or not jnp.issubdtype(w.dtype, jnp.floating):
+        raise ValueError(
+            f"w has shape {w.shape} and dtype {w.dtype}; a chain is of a matrix (in_features, "
+            "out_features) of floating numbers."
+        )
+    if shape is None:
+        shape = mpo.MPOShape.published(*w.shape) or mpo.MPOShape.balanced(*w.shape)
+    shape = shape if bond is None else shape.with_bonds(bond)
+    cores = mpo.decompose(w.astype(np.float32), shape)
+    return [jnp.asarray(core) for core in cores], shape
 
 
 def rebuilt_once(module: nnx.Module, tokens: int) -> nnx.Module:

@@ -81,3 +81,22 @@ def test_compute_dtype():
         assert layer(jnp.asarray([1, 2])).dtype == jnp.bfloat16
         assert layer.attend(jnp.ones((1, 12))).dtype == jnp.bfloat16
         assert {leaf.dtype.name for leaf in jax.tree.leaves(layer)} == {"float32"}
+
+
+@pytest.mark.parametrize("kind", [layers.Embed, nnx.Embed])
+def test_a_chain_at_full_bonds_is_the_embedding_that_it_is_made_from(kind):
+    dense = kind(30, 12, rngs=nnx.Rngs(0))
+    chain = layers.MPOEmbed.from_embed(dense)
+    ids = jnp.array([[0, 7], [29, 3]])
+    np.testing.assert_allclose(chain(ids), dense(ids), rtol=1e-4, atol=1e-5)
+    x = jax.random.normal(jax.random.key(0), (2, 12))
+    np.testing.assert_allclose(chain.attend(x), dense.attend(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_is_cut_at_a_cap():
+    table = np.random.default_rng(0).standard_normal((30, 12)).astype(np.float32)
+    chain = layers.MPOEmbed.from_table(table, bond=2, dtype="bfloat16")
+    assert chain.dtype == "bfloat16"
+    assert max(chain.shape.bonds) == 2
+    with pytest.raises(TypeError, match="not Dense; give the table itself"):
+        layers.MPOEmbed.from_embed(layers.Dense(3, 4, rngs=nnx.Rngs(0)))

@@ -178,3 +178,72 @@ def test_bad_calls_say_what_is_wrong():
         shared(jnp.ones((2, 24)))
     with pytest.raises(ValueError, match=r"central core has shape .*needs \(5, 3, 3, 6\)"):
         shared(jnp.ones((2, 24)), central=core[:2])
+
+
+class TestFromWeights:
+    @pytest.mark.parametrize("use_bias", [True, False])
+    @pytest.mark.parametrize("kind", [layers.Dense, nnx.Linear])
+    def test_full_bonds_are_the_dense_layer(self, kind, use_bias):
+        dense = _fill(kind(24, 36, use_bias=use_bias, rngs=nnx.Rngs(0)))
+        chain = layers.MPOLinear.from_linear(dense)
+        x = jax.random.normal(jax.random.key(1), (3, 24))
+        assert (chain.bias is not None) == use_bias
+        np.testing.assert_allclose(chain(x), dense(x), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(_matrix(chain), dense.kernel[...], rtol=1e-4, atol=1e-5)
+
+    def test_a_cap_is_the_truncation_of_the_kernels(self):
+        w = np.random.default_rng(0).standard_normal((24, 36))
+        chain = layers.MPOLinear.from_matrix(w, bond=3)
+        assert chain.shape == mpo.MPOShape.balanced(24, 36).with_bonds(3)
+        expected = mpo.decompose(w.astype(np.float32), chain.shape)
+        for core, wanted in zip(chain.all_cores(), expected, strict=True):
+            assert core.dtype == jnp.float32
+            np.testing.assert_array_equal(core, wanted)
+
+    @pytest.mark.parametrize("name", ["three cores", "low rank"])
+    def test_a_shape_is_taken_as_it_is(self, name):
+        w = np.random.default_rng(0).standard_normal((24, SHAPES[name].out_features))
+        assert layers.MPOLinear.from_matrix(w, shape=SHAPES[name]).shape == SHAPES[name]
+
+    def test_factors_are_the_published_ones_where_there_are_any(self):
+        shape = layers.MPOLinear.from_matrix(np.zeros((768, 768), np.float32), bond=2).shape
+        assert shape == mpo.MPOShape.published(768, 768).with_bonds(2)
+
+    def test_compute_dtype_and_adapter_are_kept(self):
+        dense = nnx.Linear(24, 36, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        assert layers.MPOLinear.from_linear(dense).dtype == "bfloat16"
+        dense = layers.Dense(24, 36, dtype="bfloat16", rngs=nnx.Rngs(0))
+        layers.attach_adapters(nnx.Dict(a=dense), {"a": 2}, 1.0, rngs=nnx.Rngs(1))
+        chain = layers.MPOLinear.from_linear(dense)
+        assert chain.dtype == "bfloat16"
+        assert chain.adapter is dense.adapter is not None
+
+    def test_roles_and_gradients_are_those_of_a_chain(self):
+        chain = layers.MPOLinear.from_matrix(np.eye(24, 36, dtype=np.float32), bias=np.ones(36))
+        roles = [layers.role_of(core) for core in chain.cores]
+        assert roles.count("central") == 1
+        graph, state = nnx.split(chain)
+        gradients = jax.jit(jax.grad(lambda s: jnp.sum(nnx.merge(graph, s)(jnp.ones((2, 24))))))(
+            state
+        )
+        assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"w": np.zeros((2, 3, 4))}, ValueError, r"w has shape \(2, 3, 4\) and dtype float64"),
+            ({"w": np.zeros((4, 4), int)}, ValueError, "dtype int64; a chain is of a matrix"),
+            ({"w": np.full((4, 4), np.nan)}, ValueError, "NaN or infinite"),
+            ({"w": np.zeros((4, 4)), "bond": 0}, ValueError, "bond cap 0 must be at least 1"),
+            ({"w": np.zeros((4, 4)), "shape": SHAPES["low rank"]}, ValueError, "describe a matrix"),
+            ({"w": np.zeros((4, 4)), "bias": np.zeros(3)}, ValueError, r"bias has shape \(3,\)"),
+        ],
+    )
+    def test_mistakes(self, arguments, error, message):
+        with pytest.raises(error, match=message):
+            layers.MPOLinear.from_matrix(**arguments)
+
+    def test_other_layers_are_refused(self):
+        lora = nnx.LoRALinear(4, 4, lora_rank=2, rngs=nnx.Rngs(0))
+        with pytest.raises(TypeError, match=r"not LoRALinear; give the matrix itself"):
+            layers.MPOLinear.from_linear(lora)
