@@ -98,6 +98,11 @@ class GlueTask:
         hub = any(_hub_source(folder, split) for split in self.splits)
         return hub or any((folder / name).is_file() for name in names)
 
+    def fits(self, folder: pathlib.Path) -> bool:
+        """Whether a folder of any name holds files of the task, by their names and columns."""
+        sources = [self.source(folder, split) for split in self.splits if _needed(split)]
+        return any(_has_columns(self, folder, source) for source in sources if source)
+
 
 def hub_split(split: str) -> str:
     """What the hub and TensorFlow Datasets call a split: validation_matched for dev_matched."""
@@ -315,6 +320,16 @@ def _is_of_hub(task: GlueTask, path: pathlib.Path, source: Source) -> bool:
     header = readers.read_header(path)
     is_own = source.header is None and {*task.columns, task.label} <= set(header)
     return set(task.hub_columns) <= set(header) and ("idx" in header or not is_own)
+
+
+def _has_columns(task: GlueTask, folder: pathlib.Path, source: Source) -> bool:
+    try:
+        header = readers.read_header(folder / source.files[0])
+    except (ImportError, ValueError):  # perhaps a file of something else, which may be damaged
+        return False
+    if source.header and len(header) == len(source.header):
+        return header[source.header.index(task.label)] in task.values
+    return any(set(names) <= {*header} for names in (task.hub_columns, (*task.columns, task.label)))
 
 
 def _written(task: GlueTask, labels: Sequence) -> tuple[str, ...]:

@@ -191,8 +191,20 @@ def read(
 
 
 def read_header(path: pathlib.Path) -> tuple[str, ...]:
-    """Fields of the first line of a TSV file, as they stand; none of an empty file."""
-    return tuple(next(_plain_tsv(path), (1, []))[1])
+    """Names of the columns of a file; of TSV its first line as it stands; none of an empty file.
+
+    Raises:
+      ImportError, ValueError: as `read`.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet_header(path)
+    if suffix == ".jsonl":
+        first = next(_json_rows(path), (1, {}))
+    else:
+        rows = _delimited(path, ",", limit=1) if suffix == ".csv" else _plain_tsv(path)
+        first = next(iter(rows), (1, []))
+    return tuple(first[1])
 
 
 Row = tuple[int, list[str]]  # line number, fields
@@ -257,22 +269,23 @@ def _csv(path: pathlib.Path, quoting: str) -> list[Row]:
     return _delimited(path, ",")
 
 
-def _delimited(path: pathlib.Path, delimiter: str) -> list[Row]:
-    """Rows of a file with quoting."""
+def _delimited(path: pathlib.Path, delimiter: str, limit: float = math.inf) -> list[Row]:
+    """Rows of a file with quoting, at most `limit` of them."""
     rows = []
     with _long_fields(path), open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(_decoded(file, path), strict=True, delimiter=delimiter)
-        while True:
+        while len(rows) < limit:
             first = reader.line_num + 1  # a quoted field may hold line breaks
             try:
                 fields = next(reader)
             except StopIteration:
-                return rows
+                break
             except csv.Error as error:
                 kind = "CSV" if delimiter == "," else "TSV with quoting"
                 raise ValueError(f"{path}, line {first}: not valid {kind}: {error}") from error
             if fields:
                 rows.append((first, fields))
+    return rows
 
 
 _FIELD_LIMIT = threading.Lock()  # csv has one limit for the whole process
@@ -291,8 +304,18 @@ def _long_fields(path: pathlib.Path) -> Iterator[None]:
 
 
 def _read_jsonl(path: pathlib.Path, wanted: Collection[str] | None) -> Table:
-    rows: list[dict] = []
-    lines: list[int] = []
+    rows = list(_json_rows(path))
+    header = tuple(rows[0][1]) if rows else ()
+    names = [name for name in header if wanted is None or name in wanted]
+    for line, row in rows:
+        missing = [name for name in names if name not in row]
+        if missing:
+            raise ValueError(f"{path}, line {line}: no {missing}; the line has {sorted(row)}")
+    columns = {name: [row[name] for _, row in rows] for name in names}
+    return Table(path, header, columns, [line for line, _ in rows])
+
+
+def _json_rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(_decoded(file, path), 1):
             if not line.strip():
@@ -303,18 +326,26 @@ def _read_jsonl(path: pathlib.Path, wanted: Collection[str] | None) -> Table:
                 raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: each line must hold one JSON object")
-            rows.append(row)
-            lines.append(number)
-    header = tuple(rows[0]) if rows else ()
-    names = [name for name in header if wanted is None or name in wanted]
-    for line, row in zip(lines, rows, strict=True):
-        missing = [name for name in names if name not in row]
-        if missing:
-            raise ValueError(f"{path}, line {line}: no {missing}; the line has {sorted(row)}")
-    return Table(path, header, {name: [row[name] for row in rows] for name in names}, lines)
+            yield number, row
 
 
 def _read_parquet(path: pathlib.Path, wanted: Collection[str] | None) -> Table:
+    header = _parquet_header(path)
+    names = [name for name in header if wanted is None or name in wanted]
+    with _parquet(path) as parquet:
+        found = parquet.read_table(path, columns=names)
+    columns = {name: found.column(name).to_pylist() for name in names}
+    return Table(path, header, columns, list(range(1, found.num_rows + 1)))
+
+
+def _parquet_header(path: pathlib.Path) -> tuple[str, ...]:
+    with _parquet(path) as parquet:
+        return tuple(parquet.read_schema(path).names)
+
+
+@contextlib.contextmanager
+def _parquet(path: pathlib.Path) -> Iterator[Any]:
+    """The library that reads Parquet files; its errors name the file."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -323,13 +354,9 @@ def _read_parquet(path: pathlib.Path, wanted: Collection[str] | None) -> Table:
             f"{path} is a Parquet file: install pyarrow to read it (pip install 'mpojax[hub]')"
         ) from error
     try:
-        header = tuple(parquet.read_schema(path).names)
-        names = [name for name in header if wanted is None or name in wanted]
-        found = parquet.read_table(path, columns=names)
+        yield parquet
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file that can be read: {error}") from error
-    columns = {name: found.column(name).to_pylist() for name in names}
-    return Table(path, header, columns, list(range(1, found.num_rows + 1)))
 
 
 def _decoded(lines: Iterator[str], path: pathlib.Path) -> Iterator[str]:

@@ -40,9 +40,11 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
     - a TensorFlow Datasets folder in array_record format, e.g. `glue/rte/2.0.0` or
       `squad/v1.1/3.0.0` (see `tools/prepare_tfds.py`; needs the extra `tfds`, no TensorFlow).
 
-    Where several are there, the first of them is read. Without `data_dir`, a GLUE task that is not
-    found is fetched from the hub once, where the extra `hub` is installed. `vader_movie` fetches
-    its own data.
+    Where several are there, the first of them is read, in folders that are named after the task
+    before those that are `data_dir` itself. There, files count only if they have the columns of the
+    task: your own `train.csv` may stand in the root folder. Without `data_dir`, a GLUE task that is
+    not found is fetched from the hub once, where the extra `hub` is installed. `vader_movie`
+    fetches its own data.
 
     Your own .tsv, .csv, .jsonl or .parquet files, one per split:
 
@@ -82,21 +84,26 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
     root = pathlib.Path(data_dir or os.environ.get("MPOJAX_DATA") or "../shared/data").expanduser()
     if name == "squad":
         dataset, config, load = "squad", tfds_folders.SQUAD_CONFIG, squad.load
-        own, hub, is_in = [root / "squad"], [], squad.is_in
+        own, hub, is_in, fits = [root / "squad"], [], squad.is_in, squad.is_in
     else:
         task = glue.TASKS[name]
-        dataset, config, load, is_in = "glue", name, functools.partial(glue.load, name), task.is_in
+        dataset, config, load = "glue", name, functools.partial(glue.load, name)
+        is_in, fits = task.is_in, task.fits
         own = [root / "glue" / task.folder, root / task.folder]
         hub = [root / "glue" / name, root / name]
-    for folder in (*own, *hub, root):
+    for folder in (*own, *hub):
         if is_in(folder):
             return load(folder)
     prepared = tfds_folders.find(root, dataset, config)
     if prepared is not None:
         return tfds_folders.load(name, prepared)
-    folder = next((folder for folder in own if folder.is_dir()), None)
-    if folder is not None:
-        return load(folder)  # says which files it lacks
+    if fits(root):
+        return load(root)
+    folders = [folder for folder in own if folder.is_dir()]
+    if data_dir and is_in(root):
+        folders.append(root)
+    if folders:
+        return load(folders[0])  # says which files or columns it lacks
     can_fetch = name in glue.TASKS and not data_dir
     if can_fetch and glue_hub.is_installed():
         return glue_hub.load(name)

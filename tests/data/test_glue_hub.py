@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import glue, glue_hub
+from mpojax.data import glue, glue_hub, tfds_folders
 
 TASKS = glue.TASKS
 LABELS = {"train": (0, 1), "dev": (1, 0), "test": (-1, -1)}
@@ -83,6 +83,50 @@ def test_a_number_that_is_no_class(tmp_path, label, name):
     path.write_text(path.read_text().replace('"label": 1', f'"label": {label}'))
     with pytest.raises(ValueError, match=rf"train.jsonl, line 2: label is {label}; allowed are"):
         data.load_task(name, tmp_path)
+
+
+OWN_FILES = {
+    "train.csv": "text,label\na,0\n",
+    "validation.tsv": "text\tlabel\na\t0\n",
+    "test.jsonl": '{"text": "a", "label": 0}\n',
+    "train.jsonl": "no JSON",
+    "train.tsv": "sentence1\tgold\na\t0\n",
+    "dev.tsv": "two\tfields\n",
+    "train.txt": "Some text.\n",
+    "train.parquet": "no Parquet",
+}
+
+
+@pytest.mark.parametrize("file", OWN_FILES)
+@pytest.mark.parametrize("name", ["cola", "mrpc", "rte"])
+def test_files_of_your_own_in_the_root_folder_hide_nothing(tmp_path, monkeypatch, hub, file, name):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / file).write_text(OWN_FILES[file])
+    monkeypatch.setenv("MPOJAX_DATA", str(root))
+    check(data.load_task(name), name)
+    assert hub == [name]
+    prepared = root / "glue" / name / "2.0.0"
+    monkeypatch.setattr(tfds_folders, "find", lambda *_: prepared)
+    monkeypatch.setattr(tfds_folders, "load", lambda *found: found)
+    assert data.load_task(name, root) == (name, prepared)
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".jsonl", "-00000-of-00001.parquet"])
+@pytest.mark.parametrize("name", TASKS)
+def test_the_folder_of_the_task_itself(tmp_path, monkeypatch, hub, name, suffix):
+    write(tmp_path / "data", name, suffix)
+    check(data.load_task(name, tmp_path / "data"), name)
+    monkeypatch.setenv("MPOJAX_DATA", str(tmp_path / "data"))
+    check(data.load_task(name), name)
+    assert not hub
+
+
+def test_a_folder_that_was_given_and_has_other_columns(tmp_path):
+    (tmp_path / "train.csv").write_text("premise,label\na,0\n")
+    (tmp_path / "validation.csv").write_text("premise,label\na,0\n")
+    with pytest.raises(ValueError, match=r"train.csv has no column 'sentence1'; columns are"):
+        data.load_task("rte", tmp_path)
 
 
 @pytest.fixture
