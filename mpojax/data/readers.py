@@ -213,6 +213,8 @@ Row = tuple[int, list[str]]  # line number, fields
 def _tsv(path: pathlib.Path, quoting: str) -> Iterable[Row]:
     if quoting == "auto":
         quoting = "on" if looks_quoted(path) else "off"
+        if quoting == "on":
+            logging.info("%s: read with quoting, as csv.writer and pandas write it", path)
     return _delimited(path, "\t") if quoting == "on" else _plain_tsv(path)
 
 
@@ -230,15 +232,18 @@ def looks_quoted(path: pathlib.Path) -> bool:
 
     A file that reads well without quoting counts as plain, unless all fields of its header are in
     quotes, or every field that has quotes is in quotes as a whole and some have doubled ones
-    inside. Any other file must read well with quoting.
+    inside. Any other file must read well with quoting, and no field in quotes may hold whole rows:
+    such quotes begin in one sentence of a text and end in a later one.
     """
     rows = list(_plain_tsv(path))
     quoted = [field for _, fields in rows for field in fields if '"' in field]
     if not quoted:
         return False
     header = rows[0][1]
-    if all(map(_is_quoted, header)) or any(len(fields) != len(header) for _, fields in rows):
-        return _reads_quoted(path)
+    if all(map(_is_quoted, header)):
+        return _read_quoted(path) is not None
+    if any(len(fields) != len(header) for _, fields in rows):
+        return _joins_no_rows(path, _read_quoted(path))
     if not all(map(_is_quoted, quoted)):
         return False
     if any('""' in field[1:-1] for field in quoted):
@@ -257,12 +262,31 @@ def _is_quoted(field: str) -> bool:
     return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
 
 
-def _reads_quoted(path: pathlib.Path) -> bool:
+def _read_quoted(path: pathlib.Path) -> list[list[str]] | None:
+    """Fields of all rows with quoting, None where they do not read well so."""
     try:
         rows = [fields for _, fields in _delimited(path, "\t")]
     except ValueError:
-        return False
-    return all(len(fields) == len(rows[0]) for fields in rows)
+        return None
+    return rows if all(len(fields) == len(rows[0]) for fields in rows) else None
+
+
+def _joins_no_rows(path: pathlib.Path, rows: list[list[str]] | None) -> bool:
+    """Whether there are rows with quoting, none of which holds rows without it."""
+    if rows is None or not any(map(_holds_rows, rows)):
+        return rows is not None
+    logging.warning(
+        "%s: quotes that would hold whole rows are read as part of the text; if a program put them "
+        "around fields, add ;quoting=on to the task",
+        path,
+    )
+    return False
+
+
+def _holds_rows(fields: list[str]) -> bool:
+    """Whether two lines or more of one row have as many fields as the row has."""
+    lines = "\t".join(fields).split("\n")
+    return sum(line.count("\t") + 1 == len(fields) for line in lines) > 1
 
 
 def _csv(path: pathlib.Path, quoting: str) -> list[Row]:

@@ -69,6 +69,33 @@ def test_neither_way_of_reading(tmp_path):
         load(tmp_path, "text\tlabel\na\tyes\n", ";quoting=maybe")
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('"hello\t1\na\tb\tc\nd\t0\nworld"\t0\n', 3),  # whole rows between the quotes
+        ('"hello\t1\na\tb\tc\nworld"\t0\n', 3),  # at both of them
+        ('x\t1\n"hello\nd\t0\nworld"\t0\n', 3),
+        ('"hello\t1\tx\nd\t0\nworld"\t0\n', 2),
+    ],
+)
+def test_quotes_that_end_in_a_later_sentence_join_no_rows(tmp_path, caplog, content, line):
+    content = f"text\tlabel\n{content}"
+    with pytest.raises(ValueError, match=rf"a.tsv, line {line}: \d fields, expected 2"):
+        load(tmp_path, content)
+    if line == 3:
+        assert "add ;quoting=on to the task" in caplog.text
+        assert load(tmp_path, content, ";quoting=on")[-1].startswith("hello")
+
+
+@pytest.mark.parametrize("columns", [("text", "label"), ("label", "text")])
+def test_fields_of_several_lines_and_tabs(tmp_path, caplog, columns):
+    rows = [("one\ntwo\n\nthree", "no"), ("tab\tinside", "yes"), ("a\tb\tc\nd", "no")]
+    content = quoted([columns, *(row[:: 1 if columns[0] == "text" else -1] for row in rows)])
+    with caplog.at_level("INFO"):
+        assert load(tmp_path, content) == [text for text, _ in rows]
+    assert "a.tsv: read with quoting" in caplog.text
+
+
 @hypothesis.given(rows=ROWS)
 @hypothesis.settings(
     deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
