@@ -93,6 +93,7 @@ class Checkpoints:
         Raises:
           ValueError: no step can be read; says why. Nothing is changed then.
         """
+        self.wait()
         steps = self.all_steps()
         if not steps:
             return None
@@ -113,6 +114,7 @@ class Checkpoints:
 
     def extra(self, step: int | None = None) -> dict:
         """The JSON-able facts saved with a step (default: the latest)."""
+        self.wait()
         step = self._known(step)
         with self._reading(step):
             restored = self._manager.restore(
@@ -126,7 +128,7 @@ class Checkpoints:
         shardings: state_lib.TrainState | None = None,
         step: int | None = None,
     ) -> state_lib.TrainState:
-        """A saved state, on any mesh.
+        """A saved state, on any mesh; waits for saves in the background.
 
         Args:
           state: a state of the same structure; gives names, shapes, dtypes and the model's
@@ -139,6 +141,7 @@ class Checkpoints:
             cannot be read.
           FileNotFoundError: there is no such step.
         """
+        self.wait()
         step = self._known(step)
         if shardings is None:
             shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -165,7 +168,8 @@ class Checkpoints:
     def _known(self, step: int | None) -> int:
         steps = self.all_steps()
         if not steps or (step is not None and step not in steps):
-            raise FileNotFoundError(f"no checkpoint {step or ''} in {self.folder}; has {steps}")
+            which = "checkpoint" if step is None else f"checkpoint {step}"
+            raise FileNotFoundError(f"no {which} in {self.folder}; has {steps}")
         return steps[-1] if step is None else step
 
     def _first_intact(self, steps: list[int]) -> tuple[int, str]:
@@ -192,18 +196,29 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int):
-        """Errors of damaged files, which come as long texts of several libraries, in one line."""
+        """Errors of several libraries, which come as long texts, in one line.
+
+        Damaged files are blamed where they are damaged: other things can fail, too.
+        """
         try:
             if step not in self._intact and (problem := _damage(self.folder / str(step))):
                 raise ValueError(problem)
             self._intact.add(step)
             yield
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"checkpoint {step} in {self.folder} cannot be read, its files are damaged or "
-                f"incomplete: {_one_line(error)}. Copy it again from where it is whole, or remove "
-                "it to go on from the one before"
-            ) from error
+            raise ValueError(self._explained(step, error)) from error
+
+    def _explained(self, step: int, error: Exception) -> str:
+        problem = _damage(self.folder / str(step))
+        text = f"checkpoint {step} in {self.folder} cannot be read"
+        if not problem:
+            return f"{text}, though its files are whole: {_one_line(error)}"
+        before = [other for other in self.all_steps() if other < step]
+        advice = f", or remove it to go on from {before[-1]}" if before else ""
+        return (
+            f"{text}, its files are damaged or incomplete: {problem}. Copy it again from where it "
+            f"is whole{advice}"
+        )
 
     def _check(self, saved: Mapping, wanted: Mapping, step: int) -> None:
         wanted = state_lib.flatten(wanted)

@@ -76,8 +76,43 @@ class TestCheckpoints:
         state, _ = helpers.start()
         with training.Checkpoints(tmp_path) as saved:
             assert saved.latest_step() is None
-            with pytest.raises(FileNotFoundError, match="no checkpoint"):
+            with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; has \[\]"):
                 saved.restore(state)
+            with pytest.raises(FileNotFoundError, match=r"no checkpoint 0 in .*; has \[\]"):
+                saved.restore(state, step=0)
+
+    @pytest.mark.parametrize("read", ["restore", "extra", "recover"])
+    def test_a_save_in_the_background_is_waited_for(self, tmp_path, monkeypatch, read):
+        state, _ = helpers.start()
+        with training.Checkpoints(tmp_path) as saved:
+            waited = saved._manager.wait_until_finished
+            calls = []
+            monkeypatch.setattr(
+                saved._manager, "wait_until_finished", lambda: (calls.append(read), waited())
+            )
+            saved.save(state, {"note": 1})
+            if read == "restore":
+                helpers.assert_same_bits(saved.restore(state), state)
+            else:
+                assert saved.extra() == {"note": 1} if read == "extra" else saved.recover() == 0
+            assert calls
+        assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+    @pytest.mark.parametrize("kind", [ValueError, KeyError, OSError])
+    def test_whole_files_are_not_blamed(self, tmp_path, monkeypatch, kind):
+        state, _ = helpers.start()
+        with training.Checkpoints(tmp_path) as saved:
+            saved.save(state)
+
+            def refuse(*unused, **also_unused):
+                raise kind("no such\nsharding")
+
+            monkeypatch.setattr(saved._manager, "restore", refuse)
+            with pytest.raises(ValueError, match=r"checkpoint 0 .*files are whole: .*") as error:
+                saved.restore(state)
+            assert "sharding" in str(error.value)
+            assert "damaged" not in str(error.value)
+            assert "\n" not in str(error.value)
 
     def test_a_file_where_the_folder_should_be(self, tmp_path):
         (tmp_path / "file").write_text("kept")
@@ -154,9 +189,12 @@ class TestDamage:
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
 
     @pytest.mark.parametrize("kind", DAMAGES)
-    def test_read_directly(self, tmp_path, saved_run, kind):
+    @pytest.mark.parametrize("alone", [False, True])
+    def test_read_directly(self, tmp_path, saved_run, kind, alone):
         """One line that blames the files, not the model."""
         shutil.copytree(saved_run[0] / "checkpoints", tmp_path / "run")
+        if alone:
+            shutil.rmtree(tmp_path / "run" / "4")
         DAMAGES[kind][0](tmp_path / "run" / "6")
 
         def read():
@@ -168,6 +206,7 @@ class TestDamage:
             read()
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 700
+        assert ("remove it to go on from 4" in str(error.value)) == (not alone)
 
 
 class TestMetrics:
