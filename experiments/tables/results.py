@@ -131,29 +131,52 @@ def score(
     """
     row = workdir_lib.plain(config)
     task = task or _tasks(row)[0]
-    kinds: dict[str, list[Run]] = {}
-    for run in runs:
-        if _is_same(run, row, task) and _value(run, task, metric) is not None:
-            kind = workdir_lib.fingerprint(
-                {"config": _fixed(run.config, tuned), "model": run.result.get("model")}
-            )
-            kinds.setdefault(kind, []).append(run)
+    same = [r for r in runs if _is_same(r, row, task) and _value(r, task, metric) is not None]
+    wanted = _fixed(row, tuned)
+    changes = [
+        (
+            *workdir_lib.differences(wanted, _fixed(run.config, tuned)),
+            *_other_model(run.result, model or {}, total),
+        )
+        for run in same
+    ]
+    kinds = _kinds(same, changes)
     if not kinds:
         return None
-    differences = {
-        kind: workdir_lib.differences(_fixed(row, tuned), _fixed(same[0].config, tuned))
-        + _other_model(same[0].result, model or {}, total)
-        for kind, same in kinds.items()
-    }
-    kind = min(kinds, key=lambda kind: (len(differences[kind]), -len(kinds[kind])))
+    differs, chosen = min(kinds, key=lambda kind: (len(kind[0]), -len(kind[1])))
     settings: dict[str, list[Run]] = {}
-    for run in kinds[kind]:
+    for run in chosen:
         open_fields = {name: run.config.get(name) for name in tuned}
         settings.setdefault(workdir_lib.fingerprint(open_fields), []).append(run)
     found = [_summarised(same, task, metric, split) for same in settings.values()]
     best = max(found, key=lambda score: score.mean)
-    differs = tuple(map(_reworded, differences[kind]))
+    differs = tuple(map(_reworded, differs))
     return dataclasses.replace(best, differs=differs, settings=len(found))
+
+
+def _kinds(
+    runs: Sequence[Run], changes: Sequence[tuple[str, ...]]
+) -> list[tuple[tuple[str, ...], list[Run]]]:
+    """Runs grouped by how they differ from the row, and by the sizes of their models.
+
+    Runs that recorded no sizes, as those of older versions, belong to the others that differ alike,
+    unless these are of several models.
+    """
+    recorded: dict[tuple[str, ...], set[str]] = {}
+    for run, differs in zip(runs, changes, strict=True):
+        recorded.setdefault(differs, set()).update(_sizes_of(run))
+    kinds: dict[tuple[tuple[str, ...], frozenset[str]], list[Run]] = {}
+    for run, differs in zip(runs, changes, strict=True):
+        several = len(recorded[differs]) > 1
+        key = differs, frozenset(_sizes_of(run) if several else ())
+        kinds.setdefault(key, []).append(run)
+    return [(differs, same) for (differs, _), same in kinds.items()]
+
+
+def _sizes_of(run: Run) -> list[str]:
+    """The sizes that a run recorded, as one text; nothing where it recorded none."""
+    found = run.result.get("model")
+    return [workdir_lib.fingerprint(found)] if isinstance(found, Mapping) else []
 
 
 def _other_model(

@@ -151,6 +151,26 @@ class TestOtherModels:
         assert found["own_config"] == str(own)
         assert ("parameters: 11,685,122 in the row, 300,000 in the run" in text) != own
 
+    def test_older_and_newer_results_of_one_row_are_one_kind(self, tmp_path):
+        config, counts = albert.get_config("dense,rte"), {"counts": {"total": 11_685_122}}
+        for seed, more in enumerate((counts, {}, {**counts, "model": self.OWN})):
+            put(tmp_path / f"run{seed}", config, {"accuracy": 0.6 + seed / 10}, more, seed=seed)
+        found, text = self.cell(tmp_path)
+        assert (found["ours"], found["seeds"], found["own_config"]) == ("70.0", "3", "True")
+        assert "in the run" not in text
+
+    def test_of_unknown_sizes_are_kept_apart(self, tmp_path):
+        """The row's are unknown, too: by its config, all are alike."""
+        config = albert.get_config("dense,rte")
+        for seed, (value, more) in enumerate(
+            [(0.9, {"model": self.SMALL}), (0.5, {"model": self.OWN}), (0.7, {"model": self.OWN})]
+        ):
+            put(tmp_path / f"run{seed}", config, {"accuracy": value}, more, seed=seed)
+        found = results.score(results.find(tmp_path), config, "accuracy")
+        assert (found.mean, found.seeds) == (pytest.approx(0.6), 2)
+        put(tmp_path / "older", config, {"accuracy": 0.1}, seed=9)  # of either
+        assert results.score(results.find(tmp_path), config, "accuracy").seeds == 2
+
 
 def test_scores_are_means_over_seeds_and_kinds_are_not_mixed(tmp_path):
     for seed, value in ((42, 0.70), (43, 0.74)):
