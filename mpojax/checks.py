@@ -82,6 +82,17 @@ def number(
     return Allowed(" ".join(["a finite number", " and ".join(bounds + open_ends)]).strip(), accepts)
 
 
+def whole(low: int | None = None, high: int | None = None) -> Allowed:
+    """Integers, also as floats such as 50.0."""
+    of = integer(low, high)
+    return Allowed(
+        of.what,
+        lambda value: of.accepts(
+            int(value) if isinstance(value, float) and value.is_integer() else value
+        ),
+    )
+
+
 def text(max_length: int = 100_000) -> Allowed:
     """Strings."""
     return Allowed("a text", lambda value: isinstance(value, str) and len(value) <= max_length)

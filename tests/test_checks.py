@@ -13,6 +13,7 @@ SPECS = [
     (checks.number(0), [0, 0.5, 3], [-1e-9, math.nan, math.inf, True, "0", 10**400]),
     (checks.number(above=0, high=1), [1e-9, 1], [0, 1.1]),
     (checks.number(0, below=1), [0, 0.99], [1, -0.1]),
+    (checks.whole(0), [0, 50.0, 7], [-1, 0.5, "1", True, math.nan, None]),
     (checks.text(), ["", "a"], [1, None, b"a"]),
     (checks.flag(), [True, False], [0, 1, "yes"]),
     (checks.integer(1) | checks.null(), [1, None], [0, "x"]),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from absl import logging
 
 from mpojax import checks, models
-from mpojax.checks import flag, integer, null, number
+from mpojax.checks import flag, integer, null, number, whole
 from mpojax.interop.language_architectures import TOKEN_IDS, Config
 
 NAME = "generation_config.json"
@@ -25,11 +25,16 @@ _TOKENS = {
 FIELDS = {
     **dict.fromkeys(_TOKENS, TOKEN_IDS),
     "do_sample": flag() | null(),
-    "temperature": number(0.0) | null(),
-    "top_k": integer(0) | null(),
-    "top_p": number(above=0.0, high=1.0) | null(),
+    **dict.fromkeys(("temperature", "top_k", "top_p"), number() | null()),
     "num_beams": integer(1) | null(),
     "length_penalty": number() | null(),
+}
+# What these may be, and what turns them off: a value outside says nothing of the model, which most
+# uses of a folder never sample from.
+_RANGES = {
+    "temperature": (number(0.0), 1.0),
+    "top_k": (whole(0), 0),
+    "top_p": (number(above=0.0, high=1.0), 1.0),
 }
 # transformers keeps the 50 likeliest tokens where a file asks for draws and says no more.
 _TOP_K = 50
@@ -79,6 +84,8 @@ def read(config: models.Config, folder: pathlib.Path) -> models.Config:
     }
     found = {field: ids for field, ids in tokens.items() if ids is not None}
     _log_unsupported(own, str(path))
+    if wrong := checks.problems(own, {name: r | null() for name, (r, _) in _RANGES.items()}):
+        logging.warning("%s: %s; left out", path, "; ".join(wrong))
     return dataclasses.replace(config, sampling=sampling(own), **found)
 
 
@@ -97,6 +104,9 @@ def written(config: Config) -> dict:
 def sampling(content: Mapping) -> models.Sampling:
     """How tokens are chosen by default."""
     values = {name: value for name, value in content.items() if value is not None}
+    for name, (allowed, off) in _RANGES.items():
+        if name in values and not allowed.accepts(values[name]):
+            values[name] = off
     if (beams := values.get("num_beams", 1)) > 1:
         penalty = float(values.get("length_penalty", 1.0))
         return models.Sampling(beams=beams, length_penalty=penalty)
@@ -106,7 +116,7 @@ def sampling(content: Mapping) -> models.Sampling:
     top_p = float(values.get("top_p", 1.0))
     return models.Sampling(
         temperature=temperature,
-        top_k=values.get("top_k", _TOP_K) or None,
+        top_k=int(values.get("top_k", _TOP_K)) or None,
         top_p=top_p if top_p < 1.0 else None,
     )
 

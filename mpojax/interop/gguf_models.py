@@ -68,9 +68,7 @@ _TYPES = {
     "llama.rope.scaling.type": text(100),
     **dict.fromkeys(("llama.rope.scale_linear", "llama.rope.scaling.factor"), number()),
     **{key: integer() for keys in _TOKENS.values() for key in keys},
-    "general.sampling.temp": number(0.0),
-    "general.sampling.top_k": integer(0),
-    "general.sampling.top_p": number(above=0.0),
+    **dict.fromkeys(_SAMPLING.values(), number()),
 }
 _FREQUENCIES = "rope_freqs.weight"
 # Low and high frequency factors and first positions of LLaMA 3.1 to 3.3; files hold their effect.
@@ -180,7 +178,7 @@ def _config(file: GGUFFile, tensors: Mapping[str, np.ndarray]) -> models.Decoder
 def _sampling(file: GGUFFile) -> models.Sampling:
     """How tokens are chosen by default: greedy, where the file has none of these entries."""
     found = {name: file.get(key) for name, key in _SAMPLING.items()}
-    given = {name: value for name, value in found.items() if value is not None}
+    given = {name: _decimal(value) for name, value in found.items() if value is not None}
     return generation_config.sampling({"do_sample": bool(given), "top_k": 0, **given})
 
 

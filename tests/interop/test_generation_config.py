@@ -30,6 +30,9 @@ def _read(tmp_path, config=LLAMA, **content):
         ({"num_beams": 4}, models.Sampling(beams=4)),
         ({"num_beams": 2, "length_penalty": -1}, models.Sampling(beams=2, length_penalty=-1.0)),
         ({"num_beams": 1, "length_penalty": 2.0, "top_k": None}, models.Sampling()),
+        # Outside their ranges they are off: nothing is sampled by compression or tuning.
+        ({"do_sample": True, "top_k": -1, "top_p": 0}, models.Sampling(temperature=1.0)),
+        ({"do_sample": True, "temperature": -1, "top_k": 50.0}, models.Sampling(1.0, 50)),
     ],
 )
 def test_sampling(tmp_path, given, expected):
@@ -87,7 +90,7 @@ def test_what_is_not_supported_is_named(tmp_path, caplog, given, named):
         ({"eos_token_id": "</s>"}, "eos_token_id='</s>' must be an integer or null or a list"),
         ({"eos_token_id": [[2]]}, "eos_token_id="),
         ({"do_sample": "yes"}, "do_sample='yes' must be true or false"),
-        ({"temperature": -1.0}, "temperature=-1.0 must be a finite number of at least 0"),
+        ({"temperature": "-1"}, "temperature='-1' must be a finite number or null"),
         ({"num_beams": 0}, "num_beams=0 must be an integer of at least 1"),
     ],
 )
