@@ -38,7 +38,6 @@ class Peers:
     def __init__(self, index: int, count: int, errors: int):
         self.index, self.count, self.errors = index, count, errors
         self._others: dict[socket.socket, int] = {}  # connections and whose they are
-        self._is_over = False
         self.lost = threading.Event()
         state = distributed.global_state
         if index == 0:
@@ -49,8 +48,7 @@ class Peers:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def farewell(self) -> None:
-        """Tells the others that this process ends as it should."""
-        self._is_over = True
+        """Tells the others that this process ends as it should; it still watches them."""
         for connection in list(self._others):
             with contextlib.suppress(OSError):
                 connection.sendall(_BYE)
@@ -115,8 +113,6 @@ class Peers:
         return True
 
     def _leave(self, gone: int) -> None:
-        if self._is_over:
-            return
         self.lost.set()
         for connection in self._others:
             with contextlib.suppress(OSError):

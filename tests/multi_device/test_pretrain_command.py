@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -105,6 +106,43 @@ def test_one_command_for_one_device_and_several_processes(tmp_path, corpus):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     names = [{p.name for p in (tmp_path / n).iterdir()} for n in ("one", "two")]
     assert names[0] == names[1]
+
+
+def start_two(corpus, folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    more = [f"--workdir={folder}", "--config.mesh.fsdp=2", "--config.checkpoint_every=10"]
+    more += ["--config.steps=200", "--config.eval_every=100", "--config.samples_every=0"]
+    more += ["--config.statistics_every=0", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    return [start(command(corpus, *more, f"--process_id={i}")) for i in (0, 1)]
+
+
+@pytest.mark.slow
+def test_the_loss_of_either_process_ends_both_and_the_run_resumes_to_the_same_bits(
+    tmp_path, corpus
+):
+    finish(start_two(corpus, tmp_path / "whole"))
+    for killed, first_checkpoint in ((1, 20), (0, 60)):
+        running = start_two(corpus, tmp_path / "killed")
+        folder = tmp_path / "killed" / "checkpoints"
+        deadline = time.monotonic() + 240
+        while not any(int(p.name) >= first_checkpoint for p in folder.glob("[0-9]*[0-9]")):
+            assert time.monotonic() < deadline
+            assert [process.poll() for process in running] == [None, None]
+            time.sleep(0.01)
+        running[killed].kill()
+        _, errors = running[1 - killed].communicate(timeout=30)
+        assert running[1 - killed].returncode == 2, errors
+        assert f"error: process {killed} of 2 is gone" in errors
+        assert "Traceback" not in errors
+        assert folder.is_dir()  # not at its end yet
+        running[killed].communicate()
+    finish(start_two(corpus, tmp_path / "killed"))
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", "killed")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    lines = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "killed")]
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.slow
