@@ -12,19 +12,18 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from mpojax import files
+from mpojax import files, tokenizer_folders
 from mpojax.data import corpus as corpus_lib
 from mpojax.data import corpus_shards, text_documents, vocabulary
 from mpojax.data import workers as workers_lib
 from mpojax.data.tokenizer import Tokenizer
 
 _PLAN = "plan.json"
+# By which a corpus' settings differ. What else is copied names special tokens, which it lacks.
 _TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.txt", "tokenizer_config.json"),
-    *("vocab.json", "merges.txt", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "added_tokens.json", "encoder.json", "vocab.bpe"),
 )
-# Copied too, but no part of a corpus' settings: it names special tokens, which documents lack.
-_SPECIAL_TOKENS = "special_tokens_map.json"
 # A vocabulary is trained on a sample of about so much text.
 _VOCABULARY_BYTES = 2**30
 # (what, done, total): kilobytes of text.
@@ -177,15 +176,11 @@ def _find_tokenizer(settings: Settings) -> pathlib.Path | None:
     return folder
 
 
-def _tokenizer_files(folder: pathlib.Path, *more: str) -> list[pathlib.Path]:
-    names = (*_TOKENIZER_FILES, *more)
-    return [folder / name for name in names if (folder / name).is_file()]
-
-
 def _plan(settings: Settings, tokenizer: pathlib.Path | None, source: dict, shards: int) -> dict:
     digest = hashlib.sha256()
-    for path in _tokenizer_files(tokenizer) if tokenizer else []:
-        digest.update(path.read_bytes())
+    for name in _TOKENIZER_FILES if tokenizer else ():
+        if (tokenizer / name).is_file():
+            digest.update((tokenizer / name).read_bytes())
     return {
         "format": corpus_lib.FORMAT,
         "text": source,
@@ -243,10 +238,10 @@ def _begin(out: pathlib.Path, plan: dict) -> bool:
 
 def _put_tokenizer(out, settings, tokenizer, pieces, threshold, advance) -> None:
     """Copies the tokenizer, or trains one, where the folder has none yet."""
-    # The last file says that the others are there: tokenizer.json, or the vocabulary without one.
+    # tokenizer.json, or the vocabulary without one, is last: no part is taken for the whole.
     if tokenizer:
-        for path in reversed(_tokenizer_files(tokenizer, _SPECIAL_TOKENS)):
-            files.write_atomic(out / path.name, path.read_bytes())
+        for name, content in reversed(tokenizer_folders.copies(tokenizer).items()):
+            files.write_atomic(out / name, content)
     elif not (out / "tokenizer.json").is_file():
         texts = _VocabularyTexts(pieces, settings.documents, threshold, advance)
         trained = vocabulary.train(texts, settings.vocab_size)

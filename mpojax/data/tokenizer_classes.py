@@ -200,7 +200,7 @@ QWEN2 = Kind(
     plain_specials=True,
 )
 
-# By the class's name without "Fast", and by the model_type of folders that name no class.
+# By the class's name without "Fast".
 KINDS: Mapping[str, Kind] = {
     f"{name}Tokenizer": kind
     for kind, names in (
@@ -213,21 +213,6 @@ KINDS: Mapping[str, Kind] = {
         (QWEN2, ("Qwen2",)),
     )
     for name in names
-}
-CLASS_OF_MODEL: Mapping[str, str] = {
-    model: f"{name}Tokenizer"
-    for name, names in (
-        ("Albert", ("albert",)),
-        (
-            "Bert",
-            ("bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert"),
-        ),
-        ("MobileBert", ("mobilebert",)),
-        ("GPT2", ("codegen", "gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2")),
-        ("Roberta", ("bart", "data2vec-text", "longformer", "roberta", "roberta-prelayernorm")),
-        ("Qwen2", ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")),
-    )
-    for model in names
 }
 # transformers writes no tokenizer.json for these.
 WITHOUT_TOKENIZER_JSON = frozenset(

@@ -12,8 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from mpojax import checks
-from mpojax.data import tokenizer_classes
+from mpojax import checks, tokenizer_folders
 
 ROLES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 LISTS = ("extra_special_tokens", "additional_special_tokens")
@@ -61,14 +60,9 @@ _SPECIAL = dict.fromkeys(ROLES, _OPTIONAL) | dict.fromkeys(LISTS, _LIST)
 _NUMBERED = checks.Allowed(
     f"an object of tokens (objects with a content) by id from 0 to {MAX_ID}", _is_numbered
 )
-# A name of Python: it stands in code that messages recommend to run.
-_CLASS = checks.null() | checks.Allowed(
-    "the name of a class",
-    lambda value: isinstance(value, str) and value.isidentifier() and len(value) < 100,
-)
 _OPTIONAL_FLAG = checks.flag() | checks.null()
 _CONFIG = _SPECIAL | {
-    "tokenizer_class": _CLASS,
+    "tokenizer_class": tokenizer_folders.CLASS,
     "added_tokens_decoder": _NUMBERED,
     "do_lower_case": checks.flag(),
     "strip_accents": _OPTIONAL_FLAG,
@@ -81,7 +75,6 @@ _CONFIG = _SPECIAL | {
     "truncation_side": checks.one_of("left", "right"),
     "model_input_names": checks.sequence(checks.text(100)) | checks.null(),
 }
-_MODEL_CONFIG = {"model_type": checks.text(200) | checks.null(), "tokenizer_class": _CLASS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +102,8 @@ class Settings:
     @property
     def written_here(self) -> bool:
         """Whether tokenizer_config.json holds what `Tokenizer.save` writes and nothing else."""
-        known = {"tokenizer_class", "truncation_side", "split_special_tokens", *USUAL_NAMES}
-        known.add("model_input_names")
-        alone = known.issuperset(self.values) and not self.added
-        return alone and self.values.get("tokenizer_class") == "PreTrainedTokenizerFast"
+        name = self.values.get("tokenizer_class")
+        return not self.added and tokenizer_folders.is_written_here(self.values, name)
 
 
 def read_settings(folder: pathlib.Path) -> Settings:
@@ -122,7 +113,7 @@ def read_settings(folder: pathlib.Path) -> Settings:
       ValueError: a file is no JSON or has a field of a wrong type; names both.
     """
     config = _read_optional(folder / "tokenizer_config.json", _CONFIG)
-    model = _read_optional(folder / "config.json", _MODEL_CONFIG)
+    model = _read_optional(folder / "config.json", tokenizer_folders.MODEL_FIELDS)
     in_decoder = "added_tokens_decoder" in config
     theirs = {} if in_decoder else _read_optional(folder / "special_tokens_map.json", _SPECIAL)
     # special_tokens_map.json stands, except over an object that only tokenizers of here read.
@@ -135,16 +126,13 @@ def read_settings(folder: pathlib.Path) -> Settings:
         names = {_content(token) for token in [*map(raw.get, ROLES), *early]}
         added = _read_added(folder / "added_tokens.json", names)
     special += [(LISTS[0], _special(token)) for token in early + late]
-    name = config.get("tokenizer_class") or model.get("tokenizer_class")
-    model_type = model.get("model_type")
-    by_model = tokenizer_classes.CLASS_OF_MODEL.get(model_type)
-    # Folders of Qwen2 are known to name other classes; transformers does not believe them either.
-    class_name = by_model if model_type == "qwen2" else name or by_model
+    is_whole = (folder / "tokenizer.json").is_file()
+    class_name = tokenizer_folders.class_of(config, model, is_whole=is_whole)
     return Settings(
         {k: _content(v) if k.endswith("_token") and _is_token(v) else v for k, v in raw.items()},
         class_name and class_name.removesuffix("Fast"),
-        model_type,
-        bool(name),
+        model.get("model_type"),
+        bool(tokenizer_folders.named_class(config, model)),
         added,
         in_decoder,
         special,

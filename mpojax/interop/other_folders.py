@@ -10,23 +10,11 @@ import re
 import shlex
 from collections.abc import Iterable
 
-from mpojax import checks
+from mpojax import checks, tokenizer_folders
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _NO_PICKLE = "This library never unpickles, because a pickle file can run any program."
 _FLAX, _TENSORFLOW = "flax_model.msgpack", "tf_model.h5"
@@ -95,7 +83,7 @@ def _with_transformers(folder: pathlib.Path, more: str = "") -> str:
         f"import shutil, transformers; transformers.{_class(folder)}.from_pretrained({arguments})"
         f".save_pretrained({_text(target)})"
     )
-    if names := [name for name in TOKENIZER_FILES if (folder / name).is_file()]:
+    if names := [name for name in tokenizer_folders.FILES if (folder / name).is_file()]:
         paths = ", ".join(_text(f"{source}/{name}") for name in names)
         code += f"; [shutil.copy(path, {_text(target)}) for path in ({paths},)]"
     return f"{_python(code)} writes {target}; give that."

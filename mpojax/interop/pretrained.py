@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpojax import checks, files, models
+from mpojax import checks, files, models, tokenizer_folders
 from mpojax.interop import (
     generation_config,
     gguf_models,
@@ -17,7 +17,7 @@ from mpojax.interop import (
     own_format,
 )
 from mpojax.interop.architectures import COMMON
-from mpojax.interop.other_folders import CONFIG_NAME, TOKENIZER_FILES, WEIGHTS_NAME
+from mpojax.interop.other_folders import CONFIG_NAME, WEIGHTS_NAME
 from mpojax.interop.safe_weights import (
     check_finite,
     read_checkpoint,
@@ -82,12 +82,13 @@ def save_pretrained(
     Args:
       model: any model.
       folder: new, empty, or written by this library before.
-      tokenizer_from: folder whose tokenizer files are copied along.
+      tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
+        tells the class, tokenizer_config.json of the copy names it.
 
     Raises:
       FileExistsError: the folder holds something that this library did not write.
       ValueError: weights that are NaN or infinite.
-      FileNotFoundError: `tokenizer_from` holds no tokenizer files.
+      FileNotFoundError: `tokenizer_from` holds no tokenizer files (ValueError: damaged ones).
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
     folder = pathlib.Path(folder).expanduser()
@@ -99,7 +100,7 @@ def save_pretrained(
     content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
     texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
     if tokenizer_from is not None:
-        texts.update(_tokenizer_files(local_folder(tokenizer_from)))
+        texts.update(_tokenizer_files(local_folder(tokenizer_from), content["model_type"]))
     write_folder(folder, arrays, {_MARK: fingerprint}, texts)
 
 
@@ -116,12 +117,13 @@ def export_huggingface(
     Args:
       model: a dense model; `merge` one in MPO form first. One with experts has no counterpart.
       folder: new, empty, or written by this library before.
-      tokenizer_from: folder whose tokenizer files are copied along.
+      tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
+        tells the class, tokenizer_config.json of the copy names it.
 
     Raises:
       ValueError: the model has MPO matrices, no counterpart in transformers, or non-finite weights.
       FileExistsError: the folder holds something that this library did not write.
-      FileNotFoundError: `tokenizer_from` holds no tokenizer files.
+      FileNotFoundError: `tokenizer_from` holds no tokenizer files (ValueError: damaged ones).
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
     if model.shapes and not getattr(model.config, "experts", ()):
@@ -139,7 +141,7 @@ def export_huggingface(
     if not isinstance(model.config, models.EncoderConfig):
         texts[generation_config.NAME] = _json(generation_config.written(model.config))
     if tokenizer_from is not None:
-        texts.update(_tokenizer_files(local_folder(tokenizer_from)))
+        texts.update(_tokenizer_files(local_folder(tokenizer_from), content["model_type"]))
     # transformers requires the entry "format".
     write_folder(folder, tensors, {"format": "pt", _MARK: "export"}, texts)
 
@@ -201,14 +203,11 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_files(folder: pathlib.Path) -> dict[str, bytes]:
-    found = {
-        name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()
-    }
+def _tokenizer_files(folder: pathlib.Path, model_type: str) -> dict[str, bytes]:
+    found = tokenizer_folders.copies(folder, model_type)
     if not found:
-        raise FileNotFoundError(
-            f"tokenizer_from={folder} holds none of {', '.join(TOKENIZER_FILES)}."
-        )
+        names = ", ".join(tokenizer_folders.FILES)
+        raise FileNotFoundError(f"tokenizer_from={folder} holds none of {names}.")
     return found
 
 

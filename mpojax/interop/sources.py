@@ -5,8 +5,9 @@ import os
 import pathlib
 import re
 
+from mpojax import tokenizer_folders
 from mpojax.interop import generation_config, gguf_files
-from mpojax.interop.other_folders import CONFIG_NAME, TOKENIZER_FILES
+from mpojax.interop.other_folders import CONFIG_NAME
 
 _PACKAGE = "package:"
 # Names from before owners were part of them have none: "bert-base-uncased".
@@ -140,7 +141,7 @@ def _fetched(name: str, option: str) -> pathlib.Path:
             f"there is no folder {name}. To fetch the hub model of that name: pip install "
             f"huggingface_hub. {way_out}"
         ) from error
-    patterns = ["*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    patterns = ["*.safetensors", "*.safetensors.index.json", *tokenizer_folders.FILES]
     patterns += [CONFIG_NAME, generation_config.NAME]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))

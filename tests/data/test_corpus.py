@@ -247,6 +247,21 @@ def test_own_tokenizer(text, made, tmp_path):
         corpus.check_tokenizer(data.Tokenizer.from_folder(model))
 
 
+def test_own_tokenizer_of_a_class_that_config_json_tells(text, made, tmp_path):
+    """Cased by its settings, whatever tokenizer.json says, since it is BERT's."""
+    lowercase = data.Corpus(made).tokenizer()
+    model = tmp_path / "model"
+    lowercase.save(model)
+    (model / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    settings = dataclasses.replace(SETTINGS, vocab_size=None, tokenizer=model)
+    corpus = corpus_building.build(text, tmp_path / "out", settings)
+    source = data.Tokenizer.from_folder(model)
+    assert source.encode_plain(["A a"]) != lowercase.encode_plain(["A a"])
+    assert corpus.tokenizer().encode_plain(["A a"]) == source.encode_plain(["A a"])
+    assert data.Corpus(corpus_building.build(text, tmp_path / "out", settings).folder)
+
+
 def test_own_tokenizer_with_added_tokens(text, made, tmp_path):
     vocabulary = data.Corpus(made).tokenizer().vocabulary()
     model = tmp_path / "model"

@@ -13,7 +13,7 @@ import tokenizers
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from mpojax import data
+from mpojax import data, tokenizer_folders
 from mpojax.data import tokenizer_classes
 
 transformers = pytest.importorskip("transformers")
@@ -78,7 +78,28 @@ def write(folder, words=None, **contents):
     return folder
 
 
+def copy(folder, target, model_type):
+    """The tokenizer of a folder beside another model, or none."""
+    target.mkdir()
+    for name, content in tokenizer_folders.copies(folder, model_type).items():
+        (target / name).write_bytes(content)
+    if model_type:
+        (target / "config.json").write_text(json.dumps(config(model_type)))
+    return data.Tokenizer.from_folder(target)
+
+
+def assert_copies_alike(folder, texts=TEXTS):
+    """Copies of a tokenizer give its ids: in a folder of ours, in a corpus, in an export."""
+    source = data.Tokenizer.from_folder(folder)
+    want = source.encode(texts, max_length=100)["input_ids"].tolist()
+    with tempfile.TemporaryDirectory() as place:
+        for model_type in ("mpojax", None):
+            made = copy(folder, pathlib.Path(place, str(model_type)), model_type)
+            assert made.encode(texts, max_length=100)["input_ids"].tolist() == want
+
+
 def assert_same_ids(folder, texts=TEXTS):
+    assert_copies_alike(folder, texts)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     ours = data.Tokenizer.from_folder(folder)
     for first in texts:
@@ -457,6 +478,70 @@ def test_whatever_transformers_saved(tmp_path):
     assert_same_ids(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("words", ["cased", "Qwen2"])
+def test_a_copy_has_the_class_of_config_json(tmp_path, words):
+    source = tmp_path / "source"
+    source.mkdir()
+    if words == "cased":
+        write(source, WORDS, tokenizer_config={"do_lower_case": False}, config=config("bert"))
+        bert_backend(lowercase=True).save(str(source / "tokenizer.json"))
+        text, want = "Cat cat", [WORDS.index("Cat"), WORDS.index("cat")]
+        name = "BertTokenizer"
+    else:
+        write(source, config=config("qwen2"))
+        text, want = "20", [BYTE_TOKENS.index("2"), BYTE_TOKENS.index("0")]
+        name = "Qwen2Tokenizer"
+    made = copy(source, tmp_path / "copy", "mpojax")
+    assert made.encode_plain([text])[0] == want
+    written = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == name
+    assert copy(tmp_path / "copy", tmp_path / "again", None).encode_plain([text])[0] == want
+    theirs = getattr(transformers, name).from_pretrained(tmp_path / "copy")
+    assert theirs(text, add_special_tokens=False)["input_ids"] == want
+
+
+def test_a_copy_has_no_class_where_its_source_has_none(tmp_path):
+    """A cased tokenizer.json alone, exported beside a BERT model, whose class would lower it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source, tokenizer_config={"mask_token": "mask"})
+    (source / "vocab.json").unlink()
+    bert_backend(lowercase=False).save(str(source / "tokenizer.json"))
+    made, theirs = copy(source, tmp_path / "copy", "bert"), tmp_path / "copy"
+    theirs = transformers.AutoTokenizer.from_pretrained(theirs)
+    first = data.Tokenizer.from_folder(source)
+    for text in ("Cat mask cat", "Hello hello"):
+        want = first.encode_plain([text])[0]
+        assert made.encode_plain([text])[0] == want
+        assert theirs(text, add_special_tokens=False)["input_ids"] == want
+
+
+def test_a_copy_of_a_tokenizer_that_was_saved_here(tmp_path):
+    """Beside Qwen2's config.json it stands as it was saved, and so does a copy."""
+    write(tmp_path, config=config("qwen2"))
+    data.Tokenizer(bert_backend(), "[PAD]", eos_token="the").save(tmp_path)
+    assert_copies_alike(tmp_path)
+    assert copy(tmp_path, tmp_path / "copy", "mpojax").encode_plain(["the"])[0] == [5]
+
+
+@pytest.mark.parametrize("model_type", ["albert", "nezha", "bert"])
+def test_a_copy_of_vocab_txt(tmp_path, model_type):
+    """Of Chinese ALBERT models it is BERT's."""
+    write(tmp_path, WORDS, config=config(model_type))
+    assert_copies_alike(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["openai-gpt", "albert"])
+def test_a_copy_whose_class_would_be_lost(tmp_path, model_type):
+    write(tmp_path, config=config(model_type))
+    for target in ("mpojax", "llama", None):
+        with pytest.raises(ValueError, match=f"{model_type}' is not known here.*tokenizer_class"):
+            tokenizer_folders.copies(tmp_path, target)
+    assert tokenizer_folders.copies(tmp_path, model_type).keys() == {"vocab.json", "merges.txt"}
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    assert_copies_alike(tmp_path)
+
+
 def run_advice(error, folder):
     """Follows the advice of a message word for word, in another folder."""
     command = str(error.value)[str(error.value).index("python -c ") :]
@@ -537,7 +622,7 @@ def test_classes_and_models_as_transformers_has_them():
             if tokenizer_classes.KINDS[base] is kind
         )
         assert issubclass(getattr(transformers, name), getattr(transformers, base))
-    for model, name in tokenizer_classes.CLASS_OF_MODEL.items():
+    for model, name in tokenizer_folders.CLASS_OF_MODEL.items():
         assert tokenization_auto.TOKENIZER_MAPPING_NAMES[model] == name
     for name in tokenizer_classes.WITHOUT_TOKENIZER_JSON:
         theirs = getattr(transformers, name)

@@ -114,6 +114,23 @@ def test_export_copies_tokenizer_files(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_tokenizer_files_keep_their_class(tmp_path):
+    """Which config.json of the source tells; a BERT model's tokenizer is BERT's anyway."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "qwen2"}')
+    (source / "vocab.json").write_text("{}")
+    interop.save_pretrained(helpers.model(), tmp_path / "saved", tokenizer_from=source)
+    interop.export_huggingface(helpers.model(), tmp_path / "export", tokenizer_from=source)
+    for name in ("saved", "export"):
+        written = (tmp_path / name / "tokenizer_config.json").read_text(encoding="utf-8")
+        assert json.loads(written) == {"tokenizer_class": "Qwen2Tokenizer"}
+    (source / "config.json").write_text('{"model_type": "openai-gpt"}')
+    with pytest.raises(ValueError, match=r"names no class of its tokenizer"):
+        interop.save_pretrained(helpers.model(), tmp_path / "other", tokenizer_from=source)
+    assert not (tmp_path / "other").exists()
+
+
 def test_export_of_chains_says_merge_first(small, tmp_path):
     with pytest.raises(
         ValueError, match=r"matrices in MPO form .*export_huggingface\(merge\(model"
