@@ -79,7 +79,10 @@ def _surround_as_bert(backend, settings) -> None:
 
 
 def _adjust_albert(backend, settings) -> None:
-    """Sets ALBERT's normalizer, keeping the character map of its SentencePiece model."""
+    """Sets ALBERT's normalizer, with the character map of its SentencePiece model, and its words.
+
+    Runs of spaces, which older files shorten in their normalizer, end with the split at them.
+    """
     if not isinstance(backend.model, models.Unigram):
         return
     steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -89,6 +92,10 @@ def _adjust_albert(backend, settings) -> None:
         steps.append(normalizers.Lowercase())
     steps += _parts(backend.normalizer, normalizers.Sequence, normalizers.Precompiled)
     backend.normalizer = normalizers.Sequence(steps)
+    scheme = "always" if settings.get("add_prefix_space", True) else "never"
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme=scheme)]
+    )
 
 
 def _build_gpt2(vocabulary, merges, settings) -> tokenizers.Tokenizer:

@@ -441,6 +441,8 @@ def scored(special):
         {"do_lower_case": False},
         {"keep_accents": True},
         {"do_lower_case": False, "keep_accents": True},
+        {"add_prefix_space": False},
+        {"add_prefix_space": None},
     ],
 )
 @pytest.mark.parametrize("named", [True, False])
@@ -450,7 +452,70 @@ def test_albert(tmp_path, settings, named):
     settings = ({"tokenizer_class": "AlbertTokenizer"} if named else {}) | settings
     write(tmp_path, tokenizer_config=settings, config=config("albert"))
     (tmp_path / "vocab.json").unlink()
-    assert_same_ids(tmp_path, ["The ``Schön'' thé[MASK] the", "", "[CLS] é THE"])
+    assert_same_ids(tmp_path, ["The ``Schön'' thé[MASK] the", "", "[CLS] é THE", *SPACES])
+
+
+SPACES = ["the  the", " the", "the ", "  ", "the\tthe", "the\n\n the\r\nthe", "t[MASK]  h [SEP]\te"]
+ALBERT_PIECES = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", *PIECES, "\t", "\n", "▁▁", "▁the▁"]
+
+
+def albert_file(folder, words=None):
+    """A tokenizer.json as transformers 4 converted it from a SentencePiece model."""
+    backend = tokenizers.Tokenizer(
+        models.Unigram([(piece, -0.1 * n) for n, piece in enumerate(ALBERT_PIECES)], unk_id=1)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [
+            *(normalizers.Replace("``", '"'), normalizers.Replace("''", '"')),
+            *(normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()),
+            normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
+        ]
+    )
+    backend.pre_tokenizer = words or pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    backend.add_special_tokens(ALBERT_PIECES[:4])
+    backend.add_special_tokens([tokenizers.AddedToken("[MASK]", lstrip=True, normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    return backend
+
+
+def test_albert_shortens_runs_of_spaces(tmp_path):
+    raw = albert_file(tmp_path)
+    write(tmp_path, WORDS, tokenizer_config={"tokenizer_class": "AlbertTokenizer"})
+    (tmp_path / "vocab.txt").unlink()
+    the = ALBERT_PIECES.index("▁the")
+    ours = data.Tokenizer.from_folder(tmp_path)
+    assert raw.encode("the  the").ids == [2, the, the, 3]
+    ids = ours.encode(["the  the"], max_length=4)["input_ids"][0]
+    assert ids.tolist() == [2, the, the, 3]
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*ALBERT_PIECES, " ", "  ", "\t", "\n", "\r\n"]), st.text(max_size=3)
+        ),
+        max_size=8,
+    ).map("".join),
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("do_lower_case", "keep_accents", "add_prefix_space"), booleans)
+    ),
+    st.booleans(),
+)
+def test_albert_as_transformers(text, settings, split):
+    words = [pre_tokenizers.WhitespaceSplit()] * split + [pre_tokenizers.Metaspace()]
+    settings = {"tokenizer_class": "AlbertTokenizer"} | settings
+    with tempfile.TemporaryDirectory() as place:
+        folder = pathlib.Path(place)
+        albert_file(folder, words=pre_tokenizers.Sequence(words))
+        for name, content in {"tokenizer_config": settings, "config": config("albert")}.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        assert_same_ids(folder, [text, *SPACES])
 
 
 def test_t5_and_llama(tmp_path):
