@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import data, models, training
-from mpojax.training import evaluation, language_modeling, task_metrics, text_metrics
+from mpojax.training import evaluation, language_modeling, progress, task_metrics, text_metrics
 
 AVERAGE = training.TasksEvaluator.AVERAGE
 
@@ -74,7 +74,7 @@ class AnswersEvaluator:
 
     def answers(self, name: str, model, split: data.EvalData) -> tuple[list[str], dict]:
         """(the answers of a task, arrays of its examples), in the order of the batches."""
-        answers, kept = [], []
+        answers, kept, advance = [], [], progress.lines(f"{name}: answering", at_end=False)
         for index in range(len(split)):
             batch = split.rows(index, slice(None))
             self._check_finite(name, model, split, index)
@@ -91,6 +91,7 @@ class AnswersEvaluator:
             rows = np.flatnonzero(real)
             answers += [self.tokenizer.decode(ids[row, : lengths[row]]) for row in rows]
             kept.append({key: np.asarray(array)[rows] for key, array in batch.items()})
+            advance(index + 1, len(split), "")
         logging.info("%s: %d answers, such as %r", name, len(answers), answers[0])
         return answers, {key: np.concatenate([part[key] for part in kept]) for key in kept[0]}
 

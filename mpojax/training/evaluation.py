@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mpojax.data import pipeline
-from mpojax.training import objectives, sharding, task_metrics
+from mpojax.training import objectives, progress, sharding, task_metrics
 from mpojax.training import state as state_lib
 
 Columns = Mapping[str, np.ndarray]  # {name: (N, ...)}, one row per example
@@ -85,6 +85,7 @@ class Evaluator:
                 self._predict, static_argnums=0, out_shardings=everywhere
             )
         predict, collected, waiting = self._compiled[mesh], [], None
+        advance = progress.lines("evaluating", at_end=False)
 
         def fetch(results: dict) -> None:
             collected.append(_real_rows(results))
@@ -99,6 +100,7 @@ class Evaluator:
                 if waiting is not None:  # fetched one batch late: the device never waits
                     fetch(waiting)
                 waiting = running
+                advance(index + 1, len(data), "")
         fetch(waiting)
         back = np.argsort(data.order)  # batches may go by length
         return {name: np.concatenate([c[name] for c in collected])[back] for name in collected[0]}

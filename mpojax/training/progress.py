@@ -28,7 +28,7 @@ def progress(description: str, *, done: int = 0, every_seconds: float = 15.0) ->
     elif sys.stderr.isatty():
         yield from _bar(description, done)
     else:
-        yield _lines(description, done, every_seconds)
+        yield lines(description, done=done, every_seconds=every_seconds)
 
 
 def _bar(description: str, done: int) -> Iterator[Advance]:
@@ -42,13 +42,21 @@ def _bar(description: str, done: int) -> Iterator[Advance]:
         yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
 
 
-def _lines(description: str, first: int, every_seconds: float) -> Advance:
-    start = last = time.perf_counter()
+def lines(
+    description: str, *, done: int = 0, every_seconds: float = 15.0, at_end: bool = True
+) -> Advance:
+    """advance(done, total, text), which logs now and then; see `progress`.
+
+    Args:
+      at_end: also when all is done, however short it was.
+    """
+    first, start = done, time.perf_counter()
+    last = start
 
     def advance(done: int, total: int, text: str) -> None:
         nonlocal last
         now = time.perf_counter()
-        if done < total and now - last < every_seconds:
+        if now - last < every_seconds and not (at_end and done >= total):
             return
         last = now
         left = (now - start) / max(1, done - first) * (total - done)

@@ -17,7 +17,7 @@ from tensorboardX.proto import event_pb2
 
 from mpojax import files, locks, training
 from mpojax.training import metrics as metrics_lib
-from mpojax.training import update_statistics
+from mpojax.training import progress, update_statistics
 from mpojax.training import workdir as workdir_lib
 from tests.training import helpers
 
@@ -439,3 +439,21 @@ class TestWorkdir:
         assert all(path.exists() for path in kept)
         assert training.Workdir(inner.path, self.CONFIG).resuming
         assert not kept[0].exists()
+
+
+class TestLines:
+    def test_slow_work_is_never_silent_and_fast_work_always(self, caplog, monkeypatch):
+        clock = iter([0.0, 10.0, 16.0, 30.0, 32.0])
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+        advance = progress.lines("evaluating", at_end=False)
+        with caplog.at_level("INFO", logger="absl"):
+            for done in range(1, 5):
+                advance(done, 4, "")
+        said = [record.getMessage() for record in caplog.records]
+        assert said == ["evaluating: 2 of 4, 16 s left", "evaluating: 4 of 4, 0 s left"]
+
+    def test_the_end_is_said_where_wanted(self, caplog):
+        with caplog.at_level("INFO", logger="absl"):
+            for at_end in (True, False):
+                progress.lines(str(at_end), at_end=at_end)(1, 1, "loss 0.5")
+        assert [r.getMessage() for r in caplog.records] == ["True: 1 of 1, loss 0.5, 0 s left"]
