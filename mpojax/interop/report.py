@@ -64,6 +64,9 @@ class MatrixRow:
             self.in_factors, self.out_factors, self.bonds, self.in_features, self.out_features
         )
 
+    def __repr__(self) -> str:
+        return self.table()
+
     @property
     def ratio(self) -> float:
         """mpo_parameters / dense_parameters."""

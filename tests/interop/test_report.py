@@ -25,6 +25,7 @@ def test_the_table_is_plain_text_that_fits(report, width):
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     assert "\x1b" not in text
+    assert repr(report) == report.table()
     for row in report.rows:
         (line,) = [line for line in lines if line.lstrip().startswith(f"{row.path} ")]
         assert f"{row.in_features}x{row.out_features}" in line
