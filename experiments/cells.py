@@ -243,7 +243,5 @@ def cell_name(labels: Mapping[str, str]) -> str:
 
 
 def differing(cell: Cell, recorded: Mapping[str, Any]) -> list[str]:
-    """Lines about the fields in which a recorded config and that of the cell differ."""
-    if workdir_lib.fingerprint(recorded) == workdir_lib.fingerprint(cell.config):
-        return []
-    return workdir_lib.differences(recorded, cell.config)
+    """Lines about what makes the cell another than the one whose config was recorded."""
+    return workdir_lib.changes(recorded, cell.config)

@@ -32,7 +32,7 @@ from absl import logging
 from experiments import cells as cells_lib
 from experiments import config_fields, launch, sweep_files, sweep_view
 from experiments import plots as plots_lib
-from mpojax import files
+from mpojax import checks, files
 from mpojax.training import workdir as workdir_lib
 
 # Name -> module:function(config, folder) -> int, 0 when it has written the folder's `result.json`,
@@ -109,8 +109,7 @@ def check_cells(cells, folder: pathlib.Path, check: Callable | None) -> None:
     for cell in cells:
         record = folder / "cells" / cell.name / "config.json"
         if record.is_file():
-            there = json.loads(record.read_text(encoding="utf-8"))
-            if changes := cells_lib.differing(cell, there):
+            if changes := cells_lib.differing(cell, checks.read_json(record)):
                 raise ValueError(
                     f"cell {cell.name} was run with another config in {folder}; it differs in:\n  "
                     + "\n  ".join(changes[:10])

@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +25,10 @@ _PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpo
 _DATA = "data.json"  # what a run is trained and evaluated on
 # On how many devices a run works does not make it another: checkpoints go on on any mesh.
 _NOT_COMPARED = ("mesh",)
+# Where data lie: not compared where `data.json` says which data they are.
+_PLACES = ("data_dir", "corpus")
+# Fields that configs got later: in an older one, each stands for this value.
+_ADDED = {"dtype": "float32", "remat": False, "keep_dense": True}
 
 
 class Workdir:
@@ -39,7 +43,8 @@ class Workdir:
 
     Args:
       path: absent, empty, or the folder of the same run.
-      config: the run's whole config; its fingerprint, but for `mesh`, tells experiments apart.
+      config: the run's whole config, which tells experiments apart; see `changes`. Once
+        `data.json` is there, data may lie elsewhere.
 
     Raises:
       ValueError: the folder holds another experiment; says what differs and how to mend it. Or
@@ -146,26 +151,19 @@ class Workdir:
             files.remove_leftovers(pathlib.Path(parent))
 
     def _compare(self) -> None:
-        try:
-            there = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        there = checks.read_json(self.path / "config.json")
+        free = _PLACES if (self.path / _DATA).is_file() else ()
+        found = changes(there, self.config, (*_NOT_COMPARED, *free))
+        if found:
+            locks.release(self.path)
             raise ValueError(
-                f"{self.path / 'config.json'} is not valid JSON ({error}); choose another workdir"
-            ) from error
-        there, here = (
-            {name: value for name, value in config.items() if name not in _NOT_COMPARED}
-            for config in (there, self.config)
-        )
-        if fingerprint(there) == fingerprint(here):
-            return
-        changes = differences(there, here)
-        locks.release(self.path)
-        raise ValueError(
-            f"workdir {self.path} holds another experiment; it differs in:\n  "
-            + "\n  ".join(changes[:10])
-            + (f"\n  ... and {len(changes) - 10} more" if len(changes) > 10 else "")
-            + "\nUse another --workdir, or the config of that run (config.json there)."
-        )
+                f"workdir {self.path} holds another experiment; it differs in:\n  "
+                + "\n  ".join(found[:10])
+                + (f"\n  ... and {len(found) - 10} more" if len(found) > 10 else "")
+                + "\nUse another --workdir, or the config of that run (config.json there)."
+            )
+        if self.finished and (moved := changes(there, self.config)):
+            logging.info("a finished run's data are not read again: %s", "; ".join(moved))
 
     def _starts(self) -> list:
         path = self.path / "versions.json"
@@ -196,6 +194,36 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     """SHA-256 of a config's canonical JSON."""
     text = json.dumps(plain(config), sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def changes(
+    recorded: Mapping[str, Any], config: Mapping[str, Any], free: Sequence[str] = _NOT_COMPARED
+) -> list[str]:
+    """Lines about what makes a config another experiment than a recorded one; none for the same.
+
+    Args:
+      recorded: by this version or an older one, whose configs may lack fields.
+      config: of now.
+      free: names of fields that may differ.
+    """
+    there, here = (
+        {name: value for name, value in plain(each).items() if name not in free}
+        for each in (recorded, config)
+    )
+    there = _completed(there, here)
+    return [] if fingerprint(there) == fingerprint(here) else differences(there, here)
+
+
+def _completed(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config with the fields that came later, at any depth."""
+    filled = {
+        name: _completed(value, config[name])
+        if isinstance(value, dict) and isinstance(config.get(name), dict)
+        else value
+        for name, value in recorded.items()
+    }
+    later = {name: value for name, value in _ADDED.items() if name in config}
+    return later | filled
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -96,6 +96,30 @@ def test_another_config_is_refused(tmp_path):
         sweep.main(config, str(tmp_path))
 
 
+def without(config, names):
+    """A config of a version that had not yet some fields."""
+    older = {name: value for name, value in config.items() if name not in names}
+    return {n: without(v, names) if isinstance(v, dict) else v for n, v in older.items()}
+
+
+def test_a_sweep_begun_before_a_field_existed_goes_on(tmp_path):
+    sweep.main(toy_config(), str(tmp_path))
+    records = [tmp_path / "config.json"]
+    for cell in cells.expand(toy_config()):
+        records.append(tmp_path / "cells" / cell.name / "config.json")
+        records[-1].write_text(cell.config.to_json_best_effort(), encoding="utf-8")
+    for path in records:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(without(there, ("dtype", "remat"))), encoding="utf-8")
+    later = toy_config()
+    with later.cell.unlocked():
+        later.cell.dtype, later.cell.remat = "float32", False
+    assert sweep.main(later, str(tmp_path)) == 0
+    later.cell.dtype = "bfloat16"
+    with pytest.raises(ValueError, match="dtype: 'float32' there, 'bfloat16' here"):
+        sweep.main(later, str(tmp_path))
+
+
 def test_a_failing_cell_is_recorded_and_tried_again(tmp_path, monkeypatch):
     broken = [True]
 

@@ -347,6 +347,41 @@ class TestWorkdir:
         training.Workdir(tmp_path, self.CONFIG | {"mesh": {"fsdp": 1}})
         assert training.Workdir(tmp_path, self.CONFIG | {"mesh": {"fsdp": 4}}).resuming
 
+    def test_a_run_begun_before_a_field_existed_goes_on(self, tmp_path):
+        """What it did is what the field's default says."""
+        training.Workdir(tmp_path, self.CONFIG | {"variants": {"mpo": {"bond": 4}}})
+        model = self.CONFIG["model"]
+        now = self.CONFIG | {"dtype": "float32", "remat": False, "keep_dense": True}
+        now["variants"] = {"mpo": {"bond": 4, "keep_dense": True}}
+        assert training.Workdir(tmp_path, now).resuming
+        for change, line in (
+            ({"dtype": "bfloat16"}, "dtype: 'float32' there, 'bfloat16' here"),
+            ({"model": model | {"remat": True}}, "model.remat: False there, True here"),
+            ({"variants": {"mpo": {"bond": 4, "keep_dense": False}}}, "keep_dense: True there"),
+            ({"trainable": "all"}, "trainable: '(absent)' there, 'all' here"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(line)) as error:
+                training.Workdir(tmp_path, now | change)
+            assert str(error.value).count(" there, ") == 1
+
+    @pytest.mark.parametrize("field", ["data_dir", "corpus"])
+    def test_data_may_move_once_it_is_noted_what_they_are(self, tmp_path, caplog, field):
+        parts = {"train": {"examples": 1, "fingerprint": "a"}}
+        run = training.Workdir(tmp_path, self.CONFIG | {field: "old"})
+        with pytest.raises(ValueError, match=f"{field}: 'old' there, 'new' here"):
+            training.Workdir(tmp_path, self.CONFIG | {field: "new"})
+        run.check_data(parts)
+        moved = training.Workdir(tmp_path, self.CONFIG | {field: "new"})
+        moved.check_data(parts)
+        with pytest.raises(ValueError, match="on other data"):
+            moved.check_data({"train": {"examples": 1, "fingerprint": "b"}})
+        with pytest.raises(ValueError, match="seed: 1 there, 2 here"):
+            training.Workdir(tmp_path, self.CONFIG | {field: "new", "seed": 2})
+        run.write_result({})
+        caplog.set_level("INFO")
+        assert training.Workdir(tmp_path, self.CONFIG | {field: "new"}).finished
+        assert f"not read again: {field}: 'old' there, 'new' here" in caplog.text
+
     def test_folder_with_something_else(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(ValueError, match=r"is not empty and holds no run.*thesis.tex"):
