@@ -108,13 +108,13 @@ def check_cells(cells, folder: pathlib.Path, check: Callable | None) -> None:
     """
     for cell in cells:
         record = folder / "cells" / cell.name / "config.json"
-        if record.is_file():
-            if changes := cells_lib.differing(cell, checks.read_json(record)):
-                raise ValueError(
-                    f"cell {cell.name} was run with another config in {folder}; it differs in:\n  "
-                    + "\n  ".join(changes[:10])
-                    + "\nUse another --workdir, or remove the folder of the cell to run it anew."
-                )
+        there = checks.read_json(record) if record.is_file() else None
+        if there is not None and (changes := cells_lib.differing(cell, there)):
+            raise ValueError(
+                f"cell {cell.name} was run with another config in {folder}; it differs in:\n  "
+                + "\n  ".join(changes[:10])
+                + "\nUse another --workdir, or remove the folder of the cell to run it anew."
+            )
         if check is not None:
             try:
                 check(cell.config)

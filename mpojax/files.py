@@ -61,7 +61,7 @@ def temporary_folder(parent: pathlib.Path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def open_own(path: str | os.PathLike, flags: int) -> int:
+def open_own(path: str | os.PathLike, flags: int, *, hard_links: bool = False) -> int:
     """Opens a file that is written in place, such as a lock or a log, never through a link.
 
     Where someone else may write to the folder, a link there would let them choose what this process
@@ -70,6 +70,7 @@ def open_own(path: str | os.PathLike, flags: int) -> int:
     Args:
       path: made where it does not exist, if `flags` has O_CREAT.
       flags: of `os.open`.
+      hard_links: whether the file may have other names; nothing may be written then.
 
     Returns:
       The file descriptor.
@@ -83,10 +84,13 @@ def open_own(path: str | os.PathLike, flags: int) -> int:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ValueError(_link_text(path)) from error
+            raise ValueError(
+                f"{path} is a symbolic link, through which another file would be overwritten: "
+                "remove it (the whole folder may be reached through a link)"
+            ) from error
         raise
     found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+    if stat.S_ISREG(found.st_mode) and (hard_links or found.st_nlink <= 1):
         return descriptor
     os.close(descriptor)
     what = "has another name (a hard link)" if stat.S_ISREG(found.st_mode) else "is no regular file"
@@ -97,26 +101,6 @@ def open_append(path: str | os.PathLike) -> BinaryIO:
     """Opens a log for appending, see `open_own`; unbuffered, so that `close` writes nothing."""
     descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.fdopen(descriptor, "ab", buffering=0)
-
-
-def check_no_links(folder: pathlib.Path) -> None:
-    """Checks that nothing in a folder, at any depth, leads out of it.
-
-    Raises:
-      ValueError: there is a symbolic link; names it.
-    """
-    for parent, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = pathlib.Path(parent, name)
-            if path.is_symlink():
-                raise ValueError(_link_text(path))
-
-
-def _link_text(path: str | os.PathLike) -> str:
-    return (
-        f"{path} is a symbolic link, through which another place would be written to: remove it "
-        "(the whole folder may be reached through a link)"
-    )
 
 
 def is_leftover(path: pathlib.Path) -> bool:

@@ -30,9 +30,9 @@ def hold(folder: str | os.PathLike) -> None:
     folder = pathlib.Path(folder).absolute()
     if _is_held(folder):
         return
-    descriptor = files.open_own(folder / NAME, os.O_RDWR | os.O_CREAT)
+    descriptor = files.open_own(folder / NAME, os.O_RDWR | os.O_CREAT, hard_links=True)
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except OSError as error:
         owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
         os.close(descriptor)
@@ -43,6 +43,8 @@ def hold(folder: str | os.PathLike) -> None:
             f"another run is at work in {folder} ({owner or 'unknown'}); wait for it, stop it, or "
             "use another --workdir"
         ) from error
+    if os.fstat(descriptor).st_nlink > 1:
+        descriptor = _renewed(folder / NAME, descriptor)
     now = datetime.datetime.now().isoformat(timespec="seconds")
     os.truncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {platform.node()}, since {now}\n".encode())
@@ -54,6 +56,24 @@ def release(folder: str | os.PathLike) -> None:
     descriptor = _held.pop(pathlib.Path(folder).absolute(), None)
     if descriptor is not None:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _renewed(path: pathlib.Path, descriptor: int) -> int:
+    """A new locked file in place of a locked one that has other names, and stays as it is there.
+
+    A folder that was copied with `cp -al` shares its files with the copy.
+    """
+    with files.temporary_beside(path) as temporary:
+        # Locked before it can be found: no other process gets in between.
+        own = files.open_own(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        _lock(own)
+        os.replace(temporary, path)
+    os.close(descriptor)
+    return own
 
 
 def _is_held(folder: pathlib.Path) -> bool:

@@ -78,22 +78,48 @@ def test_refused_folders_stay_free(tmp_path):
     assert can_lock(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard", "dangling"])
+@pytest.mark.parametrize("kind", ["soft", "dangling"])
 def test_a_lock_that_is_a_link(tmp_path, kind):
     """What it leads to is never overwritten."""
     target, link = tmp_path / "precious", tmp_path / "run" / locks.NAME
     link.parent.mkdir()
     if kind != "dangling":
         target.write_text("kept")
-    link.hardlink_to(target) if kind == "hard" else link.symlink_to(target)
+    link.symlink_to(target)
     for take in (locks.hold, lambda folder: training.Workdir(folder, {"a": 1})):
-        with pytest.raises(ValueError, match=r"\.lock (is a symbolic|has another name.*hard) link"):
+        with pytest.raises(ValueError, match=r"\.lock is a symbolic link"):
             take(link.parent)
     assert [p.name for p in link.parent.iterdir()] == [locks.NAME]
     if kind == "dangling":
         assert not target.exists()
     else:
         assert target.read_text() == "kept"
+
+
+def test_a_lock_that_has_another_name(tmp_path):
+    """A file of its own takes its place: what is written is not seen under the other name."""
+    target, lock = tmp_path / "precious", tmp_path / "run" / locks.NAME
+    lock.parent.mkdir()
+    target.write_text("kept")
+    lock.hardlink_to(target)
+    training.Workdir(lock.parent, {"a": 1})
+    assert target.read_text() == "kept"
+    assert target.stat().st_nlink == 1
+    assert not can_lock(lock.parent)
+    locks.release(lock.parent)
+    assert can_lock(lock.parent)
+    assert sorted(path.name for path in lock.parent.iterdir()) == [
+        *(locks.NAME, "config.json", "versions.json")
+    ]
+
+
+def test_a_lock_with_another_name_that_is_held(tmp_path, holder):
+    (tmp_path / "copy").hardlink_to(tmp_path / locks.NAME)
+    before = (tmp_path / "copy").read_text()
+    with pytest.raises(ValueError, match=f"another run is at work in.*process {holder.pid} on "):
+        training.Workdir(tmp_path, {"a": 1})
+    assert (tmp_path / "copy").read_text() == before
+    assert (tmp_path / locks.NAME).samefile(tmp_path / "copy")
 
 
 def test_without_locks_of_the_file_system(tmp_path, monkeypatch, caplog):

@@ -39,7 +39,7 @@ class MetricsWriter:
             self._lines = JsonLines(self.path, resume_step)
             self._events = _Events(self.path.parent / "tensorboard")
             self._events.start(resume_step + 1)
-        except OSError:
+        except (OSError, ValueError):
             self.close()
             raise
 
@@ -107,6 +107,8 @@ class _Events:
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
         with files.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            # Made here, for the writer would follow a link.
+            os.close(files.open_own(folder / name, os.O_WRONLY | os.O_CREAT))
             self._writer = record_writer.RecordWriter(str(folder / name))
 
     def start(self, step: int) -> None:

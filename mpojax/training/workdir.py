@@ -39,7 +39,8 @@ class Workdir:
     `checkpoints/` and, once finished, `result.json`. The same config on the same folder resumes.
     The folder is locked until the result is written or the process ends, so that no second run can
     work in it meanwhile; the processes of one distributed run are one run. Temporary files of
-    killed starts are removed.
+    killed starts are removed. Folders in it, such as `checkpoints`, may be links to another disk; a
+    file that is a link is replaced or refused, never written through.
 
     Args:
       path: absent, empty, or the folder of the same run.
@@ -48,7 +49,7 @@ class Workdir:
 
     Raises:
       ValueError: the folder holds another experiment; says what differs and how to mend it. Or
-        another process is at work in it, or something in it is a symbolic link.
+        another process is at work in it, or its lock is a link.
       OSError: it cannot be written.
     """
 
@@ -123,7 +124,6 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             present = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if "config.json" in present or not present:  # never in a folder that is not a run's
-                files.check_no_links(self.path)
                 locks.hold(self.path)
         except OSError as error:
             raise files.explain(error, self.path) from error

@@ -280,6 +280,18 @@ class TestMetrics:
         assert scalars[0][1].simple_value == 0.5
         assert np.isnan(scalars[1][1].simple_value)
 
+    def test_events_are_not_written_through_links(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(metrics_lib.time, "time", lambda: 1.0)
+        with training.MetricsWriter(tmp_path):
+            pass
+        [path] = (tmp_path / "tensorboard").iterdir()
+        path.unlink()
+        (tmp_path / "precious").write_text("kept")
+        path.symlink_to(tmp_path / "precious")
+        with pytest.raises(ValueError, match="is a symbolic link"):
+            training.MetricsWriter(tmp_path)
+        assert (tmp_path / "precious").read_text() == "kept"
+
     def test_through_links(self, tmp_path):
         target = tmp_path / "precious"
         target.write_text("kept")
@@ -302,14 +314,6 @@ class TestMetrics:
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n}{\n{"step": 2}\n')
         with pytest.raises(ValueError, match=r"metrics.jsonl: a line is not valid JSON"):
             training.MetricsWriter(tmp_path)
-
-
-# Everything that a run's folder may hold, files and folders.
-PARTS = (
-    *(".lock", "config.json", "versions.json", "result.json", "metrics.jsonl", "summary.txt"),
-    *("router.csv", "update_statistics.jsonl", "samples.txt", "report.md", "plots", "model"),
-    *("checkpoints", "checkpoints/5", "best-dev", "tensorboard", "model/model.safetensors"),
-)
 
 
 class TestWorkdir:
@@ -427,25 +431,62 @@ class TestWorkdir:
         with pytest.raises(ValueError, match="as JSON"):
             workdir_lib.plain({"f": lambda: 0})
 
-    @pytest.mark.parametrize("name", PARTS)
-    def test_links_are_refused_and_what_they_lead_to_stays(self, tmp_path, name):
-        run = training.Workdir(tmp_path / "run", self.CONFIG)
-        locks.release(run.path)
-        target, link = tmp_path / "precious", run.path / name
-        target.mkdir()
-        (target / "model.safetensors").write_text("kept")
-        if link.suffix:
-            target = target / "model.safetensors"
-        link.unlink(missing_ok=True)
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to(target)
-        before = sorted(p.name for p in run.path.iterdir())
-        with pytest.raises(ValueError, match=f"{name} is a symbolic link.*remove it"):
-            training.Workdir(run.path, self.CONFIG)
-        assert sorted(p.name for p in run.path.iterdir()) == before
-        kept = tmp_path / "precious" / "model.safetensors"
-        assert kept.read_text() == "kept"
-        assert [p.name for p in kept.parent.iterdir()] == [kept.name]
+    @pytest.mark.parametrize(
+        "name", ["config.json", "versions.json", "data.json", "result.json", "metrics.jsonl"]
+    )
+    def test_what_files_lead_to_stays(self, tmp_path, name):
+        """A run in whose folder one of its files is a link to another run's."""
+        runs = [tmp_path / "other", tmp_path / "run"]
+        for path in runs:
+            self.work(path)
+        files_before = {path: path.read_bytes() for path in runs[0].glob("*.json*")}
+        (runs[1] / name).unlink()
+        (runs[1] / name).symlink_to(runs[0] / name)
+        (runs[1] / "note").symlink_to(tmp_path / "absent")
+        self.work(runs[1])
+        assert {path: path.read_bytes() for path in runs[0].glob("*.json*")} == files_before
+        assert (runs[1] / name).is_symlink() == (name in ("config.json", "data.json"))
+
+    def work(self, path):
+        """A run from start to end."""
+        run = training.Workdir(path, self.CONFIG)
+        run.check_data({"train": {"examples": 1, "fingerprint": "a"}})
+        with training.MetricsWriter(path, resume_step=1) as writer:
+            writer.write(2, {"loss": 1.0})
+        run.write_result({"runs": len(json.loads((path / "versions.json").read_text()))})
+
+    @pytest.mark.parametrize("name", ["checkpoints", "best-dev", "tensorboard"])
+    def test_folders_may_be_links_to_another_disk(self, tmp_path, name):
+        disk, run = tmp_path / "disk", tmp_path / "run"
+        disk.mkdir()
+        training.Workdir(run, self.CONFIG)
+        (run / name).symlink_to(disk)
+        for steps in (4, 6):
+            training.Workdir(run, self.CONFIG)
+            hooks = [helpers.dev_hook(every=2), training.Checkpoint(every=2), helpers.Stop(steps)]
+            result = helpers.run(run, steps=6, hooks=hooks)
+        assert result.steps_run == 2
+        assert (run / name).is_symlink()
+        assert list(disk.iterdir())
+
+    def test_a_folder_backed_up_with_hard_links_goes_on(self, tmp_path):
+        """As by `cp -al`: the copy stays as it is."""
+        run, copy = tmp_path / "run", tmp_path / "copy"
+
+        def start(steps):
+            training.Workdir(run, self.CONFIG)
+            hooks = [training.Checkpoint(every=2), helpers.Stop(steps)]
+            result = helpers.run(run, steps=6, hooks=hooks)
+            locks.release(run)
+            return result
+
+        start(4)
+        shutil.copytree(run, copy, copy_function=os.link)
+        before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+        assert (run / locks.NAME).samefile(copy / locks.NAME)
+        assert start(6).steps_run == 2
+        assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+        assert training.Workdir(copy, self.CONFIG).resuming
 
     def test_the_whole_folder_may_be_reached_through_a_link(self, tmp_path):
         (tmp_path / "disk").mkdir()
