@@ -58,16 +58,12 @@ class Table:
 
     def labels(self, name: str) -> list[str]:
         """A column of labels as text, none of them missing."""
-        found = [("" if value is None else str(value)).strip() for value in self[name]]
-        for line, value in zip(self.lines, found, strict=True):
-            if not value:
-                raise ValueError(f"{self.path}, line {line}: {name} is empty; every row needs one")
-            if value.lower() in _MISSING:
-                raise ValueError(
-                    f"{self.path}, line {line}: {name} is {value!r}, which stands for a missing "
-                    "value; fill it in, leave the row out, or name all classes (labels=...)"
-                )
-        return found
+        return [
+            label_text(
+                value, f"{self.path}, line {line}: {name}", ", or name all classes (labels=...)"
+            )
+            for line, value in zip(self.lines, self[name], strict=True)
+        ]
 
     def unlabelled(self, name: str) -> list[bool]:
         """Whether each label is -1, which stands for one that is not published."""
@@ -111,6 +107,26 @@ class Table:
                 raise ValueError(f"{self.path}, line {line}: {name} is {value!r}; {allowed}")
             result[place] = converted
         return result
+
+
+def label_text(label: Any, where: str, other_cure: str = "") -> str:
+    """A label as text without spaces around it.
+
+    Raises:
+      ValueError: it is missing, or a list or a dict; begins with `where`.
+    """
+    if isinstance(label, (list, dict)):
+        found = checks.shortened(label)
+        raise ValueError(f"{where} is {found}; a label must be a text or a number")
+    text = "" if label is None else str(label).strip()
+    if not text:
+        raise ValueError(f"{where} is empty; every row needs one")
+    if text.lower() in _MISSING:
+        raise ValueError(
+            f"{where} is {text!r}, which stands for a missing value; fill it in, or leave the row "
+            f"out{other_cure}"
+        )
+    return text
 
 
 def is_whole_number(text: str) -> bool:

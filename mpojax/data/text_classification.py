@@ -148,13 +148,24 @@ def sample(size: int, count: int, seed: int) -> np.ndarray:
 def from_arrays(
     name: str, splits: Mapping[str, tuple[Sequence[str], Sequence[int | str]]]
 ) -> TextTask:
-    """A task from {split: (texts, labels)}; labels are strings or integers 0..C-1."""
-    names = label_names([label for _, labels in splits.values() for label in labels])
+    """A task from {split: (texts, labels)}; labels are strings or integers 0..C-1.
+
+    Raises:
+      ValueError: a label is missing (None, not a number, nothing); names the split and the index.
+    """
+    classes = {
+        split: [
+            readers.label_text(label, f"task {name!r}, split {split!r}: labels[{i}]")
+            for i, label in enumerate(labels)
+        ]
+        for split, (_, labels) in splits.items()
+    }
+    names = label_names([label for labels in classes.values() for label in labels])
     return TextTask(
         name,
         {
-            key: Split(list(texts), to_classes(labels, names))
-            for key, (texts, labels) in splits.items()
+            split: Split(list(texts), to_classes(classes[split], names))
+            for split, (texts, _) in splits.items()
         },
         names,
     )

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mpojax import data
@@ -51,6 +52,21 @@ def test_not_a_number_in_json_is_no_class(tmp_path):
     write_rows(tmp_path, "train", [0, float("nan"), 1])
     with pytest.raises(ValueError, match=r"train.jsonl, line 2: label is 'nan'"):
         data.load_task("file:train=train.jsonl;dev=train", tmp_path)
+
+
+@pytest.mark.parametrize("label", [float("nan"), np.float32("nan"), None, "", " ", "NaN", "<NA>"])
+def test_a_missing_label_of_arrays_is_no_class(label):
+    splits = {"train": (["a"], [1]), "dev": (["a", "b", "c"], [0, label, 1])}
+    with pytest.raises(
+        ValueError, match=r"task 'x', split 'dev': labels\[1\] is (empty|.*missing)"
+    ):
+        data.from_arrays("x", splits)
+
+
+def test_labels_of_arrays_are_read_like_those_of_files():
+    task = data.from_arrays("x", {"train": (["a", "b", "c"], [1.0, 0, "1 "])})
+    assert task.label_names == ("0", "1")
+    assert task["train"].labels.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("train", [[0.0, 1.0], [0, 1], ["0.00", "1"]])
