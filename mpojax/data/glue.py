@@ -333,10 +333,11 @@ def _has_columns(task: GlueTask, folder: pathlib.Path, source: Source) -> bool:
 
 
 def _written(task: GlueTask, labels: Sequence) -> tuple[str, ...]:
-    """The classes as a column writes them: by their numbers as on the hub, or as GLUE's files."""
-    numbers = tuple(map(str, range(len(task.label_names))))
-    is_numeric = all(readers.is_whole_number(str(label).strip()) for label in labels)
-    return numbers if is_numeric else task.values or task.label_names
+    """The classes as a column writes them: by number, by name, or as GLUE's own files do."""
+    found = {str(label).strip() for label in labels}
+    if all(map(readers.is_whole_number, found)):
+        return tuple(map(str, range(len(task.label_names))))
+    return task.label_names if found & {*task.label_names} else task.values or task.label_names
 
 
 def _id_pairs(path: pathlib.Path) -> set[tuple[str, str]]:

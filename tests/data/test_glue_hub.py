@@ -1,6 +1,7 @@
 """GLUE as the hub's data set has it: columns, class numbers, splits; and fetching it once."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -74,6 +75,30 @@ def test_the_same_classes_whatever_they_are_read_from(tmp_path):
     own, hub = (data.load_task("rte", tmp_path / folder)["dev"].labels for folder in "ab")
     np.testing.assert_array_equal(own, hub)
     np.testing.assert_array_equal(own, [1, 0])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.label_names])
+def test_classes_by_their_names(tmp_path, name, suffix):
+    """As the data set is saved once its class numbers were turned into names."""
+    names = TASKS[name].label_names
+    *texts, label = TASKS[name].hub_columns
+    for split in ("train", "validation", "validation_matched", "validation_mismatched"):
+        rows = [
+            dict.fromkeys(texts, f"a {i}") | {label: each} for i, each in enumerate(names[::-1])
+        ]
+        lines = [list(rows[0]), *(row.values() for row in rows)]
+        if suffix == ".jsonl":
+            content = "\n".join(map(json.dumps, rows))
+        else:
+            content = "\n".join((",", "\t")[suffix == ".tsv"].join(line) for line in lines)
+        (tmp_path / f"{split}{suffix}").write_text(content + "\n")
+    task = data.load_task(name, tmp_path)
+    np.testing.assert_array_equal(task[task.dev_split].labels, range(len(names))[::-1])
+    path = tmp_path / f"train{suffix}"
+    path.write_text(re.sub(rf"\b{names[-1]}\b", "odd", path.read_text()))
+    with pytest.raises(ValueError, match=rf"label is 'odd'; allowed are \['{names[0]}', "):
+        data.load_task(name, tmp_path)
 
 
 @pytest.mark.parametrize(("label", "name"), [(2, "sst2"), (-1, "sst2"), (3, "mnli")])
