@@ -15,10 +15,13 @@ import os
 import pathlib
 import re
 import reprlib
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
+
+from mpojax import files
 
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_DEPTH = 64
@@ -310,21 +313,40 @@ def read_json(path: str | os.PathLike, fields: Mapping[str, Allowed] | None = No
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, too many for a file of settings.")
+    files.check_fetched(path)
     try:
         source = path.read_text(encoding="utf-8-sig")
-        content = json.loads(source)
+        content = parse_json(source, f"{path} is")
+        if _depth(content) > _MAX_DEPTH:
+            raise ValueError(f"{path} is nested too deeply for a file of settings.")
         if "\\ud" in source.lower():  # perhaps half a character, which is no text
             json.dumps(content, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply for a file of settings.") from error
-    except ValueError as error:
+    except UnicodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}.")
-    if _depth(content) > _MAX_DEPTH:
-        raise ValueError(f"{path} is nested too deeply for a file of settings.")
     check(content, fields or {}, str(path))
     return content
+
+
+def parse_json(source: str, where: str) -> Any:
+    """The value of a JSON text, which may be anything.
+
+    Raises:
+      ValueError: no JSON, nested too deeply, or with a number too long for Python; begins with
+        `where`, as in "a.json is" or "a.jsonl, line 3:".
+    """
+    try:
+        return json.loads(source)
+    except RecursionError as error:
+        raise ValueError(f"{where} nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} not valid JSON: {error}") from error
+    except ValueError as error:
+        digits = sys.get_int_max_str_digits()
+        raise ValueError(
+            f"{where} not valid JSON: a number of more than {digits} digits"
+        ) from error
 
 
 def _ways(node: Any) -> float:

@@ -93,7 +93,8 @@ def test_lists_are_cut():
         ('{"a":' * 100 + "1" + "}" * 100, "nested too deeply"),
         ('{"layers": {}}', r"layers=\{\} must be an integer"),
         (b"\xff\xfe{}", "not valid JSON"),
-        ('{"layers": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"layers": ' + "9" * 5000 + "}", "not valid JSON: a number of more than 4300 d"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 3\n", "is a pointer of Git LFS"),
     ],
 )
 def test_files_of_settings_are_refused_in_one_line(tmp_path, content, message):

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from mpojax import checks
+from mpojax import checks, files
 
 QUOTINGS = ("off", "on", "auto")
 # What programs write where a value is missing, in lower case.
 _MISSING = ("nan", "<na>")
-_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0+)?")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,100})(\.0+)?")  # longer ones sort as text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +93,20 @@ class Table:
         values = self[name]
         for line, value in zip(self.lines, values, strict=True):
             if not isinstance(value, str):
+                found = checks.shortened(value)
                 raise ValueError(
-                    f"{self.path}, line {line}: {name!r} is {value!r}, not a string of text"
+                    f"{self.path}, line {line}: {name!r} is {found}, not a string of text"
                 )
         return [value.strip() for value in values]
 
     def _converted(self, name: str, convert, allowed: str, dtype) -> np.ndarray:
         result = np.zeros(len(self), dtype)
         for place, (line, value) in enumerate(zip(self.lines, self[name], strict=True)):
-            converted = convert(str(value).strip())
+            is_plain = not isinstance(value, (list, dict))
+            converted = convert(str(value).strip()) if is_plain else None
             if converted is None:
-                raise ValueError(f"{self.path}, line {line}: {name} is {value!r}; {allowed}")
+                found = checks.shortened(value)
+                raise ValueError(f"{self.path}, line {line}: {name} is {found}; {allowed}")
             result[place] = converted
         return result
 
@@ -175,6 +177,7 @@ def read(
     checks.check({"quoting": quoting}, {"quoting": checks.one_of(*QUOTINGS)}, str(path))
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    files.check_fetched(path)
     suffix = path.suffix.lower()
     if suffix in _TABLES:
         return _TABLES[suffix](path, wanted)
@@ -360,10 +363,7 @@ def _json_rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(_decoded(file, path), 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from error
+            row = checks.parse_json(line, f"{path}, line {number}:")
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: each line must hold one JSON object")
             yield number, row

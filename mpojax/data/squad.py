@@ -1,7 +1,6 @@
 """SQuAD v1.1 (Rajpurkar et al. 2016, arXiv:1606.05250): the answer is a part of a paragraph."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
+from mpojax import checks
 from mpojax.data import text_classification
 from mpojax.data import tokenizer as tokenizer_lib
 
@@ -107,7 +107,7 @@ def make_task(splits: dict[str, SpanSplit]) -> text_classification.TextTask:
 def read(path: pathlib.Path) -> SpanSplit:
     """One file in SQuAD's own JSON layout."""
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        articles = checks.parse_json(path.read_text(encoding="utf-8"), f"{path} is")["data"]
         rows = [
             (
                 question["question"],
@@ -120,7 +120,7 @@ def read(path: pathlib.Path) -> SpanSplit:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise ValueError(

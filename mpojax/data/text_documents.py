@@ -7,12 +7,13 @@ never depends on the file system.
 
 import bisect
 import itertools
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from mpojax import checks, files
 
 # How a .txt file is cut into documents; a record of a .jsonl file is always one document.
 DOCUMENTS = ("file", "paragraph", "line")
@@ -85,12 +86,14 @@ def cut_files(paths: list[pathlib.Path], documents: str, size: int = 2**26) -> l
     """Cuts files into pieces of about `size` bytes that hold whole documents.
 
     Raises:
-      ValueError: an unknown way to cut, or a file that is too large to be one document.
+      ValueError: an unknown way to cut, a file that Git LFS has not fetched, or one that is too
+        large to be one document.
     """
     if documents not in DOCUMENTS:
         raise ValueError(f"documents={documents!r}; allowed are {list(DOCUMENTS)}")
     pieces = []
     for path in paths:
+        files.check_fetched(path)
         length = path.stat().st_size
         if documents == "file" and path.suffix == ".txt":
             if length > _LARGEST_DOCUMENT:
@@ -154,10 +157,7 @@ def _json_texts(piece: Piece, text: str) -> Iterator[str]:
         if not line.strip():
             continue
         place = f"{piece.path}, line {number}" + (f" after byte {piece.start}" * bool(piece.start))
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place} is not valid JSON: {error}") from error
+        record = checks.parse_json(line, f"{place} is")
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise ValueError(f'{place} has no text: expected an object like {{"text": "..."}}')
         try:

@@ -4,7 +4,6 @@ Such a folder is `ROOT/glue/rte/2.0.0`, prepared by `tools/prepare_tfds.py` or b
 Datasets itself. The library is imported only when a folder is read.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mpojax import checks
 from mpojax.data import glue, squad, text_classification
 
 SQUAD_CONFIG = "v1.1"
@@ -176,11 +176,7 @@ def _no_split(builder: Any, folder: pathlib.Path, split: str) -> str:
 
 
 def _read_info(folder: pathlib.Path) -> dict:
-    path = folder / _INFO
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return checks.read_json(folder / _INFO)
 
 
 def _version(name: str | os.PathLike) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import tokenizers
 
-from mpojax import checks
+from mpojax import checks, files
 from mpojax.data import tokenizer_classes, tokenizer_settings
 from mpojax.data.tokenizer_classes import BYTE_LEVEL_FILES, WORD_PIECE_FILES
 from mpojax.data.tokenizer_settings import LISTS, MAX_ID, ROLES, USUAL_NAMES, Settings
@@ -349,6 +349,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def _check_size(path: pathlib.Path) -> None:
+    files.check_fetched(path)
     size = path.stat().st_size
     if size > _MAX_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, too many for a tokenizer")

@@ -93,6 +93,12 @@ def test_missing_file(folder):
         data.load_task("file:train=none.csv,dev=b.csv", folder)
 
 
+GOOD = '{"text": "a", "label": 1}\n'
+DEEP = "[" * 10**5 + "]" * 10**5
+LONG = '{"text": "a", "label": ' + "9" * 5000 + "}"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 440449768\n"
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -101,6 +107,11 @@ def test_missing_file(folder):
         ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}', "x.jsonl, line 2: no ['label']"),
         ("x.jsonl", '{"text": 3, "label": 1}', "x.jsonl, line 1: 'text' is 3, not a string"),
         ("x.jsonl", "", "x.jsonl holds no examples"),
+        ("x.jsonl", f'{GOOD}{{"a": {DEEP}}}', "x.jsonl, line 2: nested too deeply"),
+        ("x.jsonl", f"{GOOD}{LONG}", "x.jsonl, line 2: not valid JSON: a number of more than 4300"),
+        ("x.jsonl", '{"text": "a", "label": [1]}', "x.jsonl, line 1: label is [1]; a label must"),
+        ("x.jsonl", POINTER, "x.jsonl is a pointer of Git LFS, not the file itself: run git lfs"),
+        ("x.tsv", POINTER, "x.tsv is a pointer of Git LFS, not the file itself: run git lfs"),
         ("x.csv", 'text,label\n"two\nlines",1\nb\n', "x.csv, line 4: 1 fields, expected 2"),
         ("x.csv", 'text,label\na,1\n"b"c,1\n', "x.csv, line 3: not valid CSV"),
         ("x.csv", "text,label\n", "x.csv holds no examples"),
@@ -114,6 +125,23 @@ def test_bad_files_are_named_with_the_line(tmp_path, file, content, message):
     (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)):
         data.load_task(f"file:dev={file}", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("label", [[[1] * 9000], ["9" * 9000], {"a": "b" * 9000}])
+def test_labels_of_any_size_are_shown_in_one_short_line(tmp_path, kind, label):
+    row = {"text": "a", "label": label}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"x.jsonl, line 1: label is ") as caught:
+        data.load_task(f"file:dev=x.jsonl;kind={kind}", tmp_path)
+    assert len(str(caught.value)) < 500
+
+
+def test_classes_of_many_digits(tmp_path):
+    names = ["9" * 5000, "8" * 5000]
+    (tmp_path / "x.tsv").write_text("text\tlabel\n" + "".join(f"a\t{name}\n" for name in names))
+    task = data.load_task("file:dev=x.tsv", tmp_path)
+    assert task.label_names == tuple(sorted(names))
 
 
 def test_only_wanted_columns_are_kept(folder):

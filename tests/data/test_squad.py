@@ -229,6 +229,9 @@ class TestBadFiles:
         (folder / "train-v1.1.json").write_text("{")
         with pytest.raises(ValueError, match=r"train-v1.1.json is not valid JSON"):
             data.load_task("squad", tmp_path)
+        (folder / "train-v1.1.json").write_text("[" * 10**5)
+        with pytest.raises(ValueError, match=r"train-v1.1.json is nested too deeply"):
+            data.load_task("squad", tmp_path)
         (folder / "train-v1.1.json").unlink()
         with pytest.raises(
             FileNotFoundError, match=r"needs train-v1.1.json; found \['dev-v1.1.jso"

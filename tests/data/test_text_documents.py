@@ -101,8 +101,15 @@ def test_no_text(tmp_path):
     [
         ("a.txt", b"caf\xe9 au lait", r"a\.txt is not UTF-8: byte 3 is 0xe9; convert"),
         ("a.jsonl", '{"text": "x"}\n{"text": ', r"a\.jsonl, line 2 is not valid JSON"),
+        ("a.jsonl", "[" * 10**5, r"a\.jsonl, line 1 is nested too deeply"),
+        ("a.jsonl", '{"text": ' + "9" * 5000 + "}", r"line 1 is not valid JSON: a number of more"),
         ("a.jsonl", '{"body": "x"}', r'line 1 has no text: expected an object like \{"text"'),
         ("a.jsonl", '["x"]', "line 1 has no text"),
+        (
+            "a.txt",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            r"a\.txt is a pointer of Git LF",
+        ),
         ("a.jsonl", '{"text": "\\ud800"}', "line 1 has half of a surrogate pair"),
     ],
 )

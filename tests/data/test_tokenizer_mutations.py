@@ -99,6 +99,7 @@ ODD_VALUES = [
     *([], [None], ["a", "a"], {}, {"content": 3}, {"content": {}}, {"a": {"b": [1]}}, [[["x"]]]),
 ]
 NESTED = b'{"a":' * 100_000
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 440449768\n"
 
 
 @st.composite
@@ -244,6 +245,9 @@ def test_settings_of_a_wrong_type(tmp_path, name, values, message):
         ("vocab__json", b'{"\\ud800": 0}', r"vocab\.json is not valid JSON: .*surrogates"),
         ("vocab__json", b"{}", r"vocab\.json holds no tokens"),
         ("vocab__json", NESTED, r"vocab\.json is nested too deeply"),
+        ("vocab__json", POINTER, r"vocab\.json is a pointer of Git LFS, not the file itself: run"),
+        ("tokenizer__json", POINTER, r"tokenizer\.json is a pointer of Git LFS, not the file"),
+        ("merges__txt", POINTER, r"merges\.txt is a pointer of Git LFS, not the file itself: run"),
         ("config__json", b'{"model_type": {}}', r"config\.json: model_type=\{\} must be a text"),
         ("tokenizer_config__json", NESTED, r"tokenizer_config\.json is nested too deeply"),
         ("special_tokens_map__json", b'{"eos_token": [1]}', r"map\.json: eos_token=\[1\] must be"),
