@@ -3,7 +3,9 @@
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 
+from mpojax import checks
 from mpojax.data import (
     file_tasks,
     glue,
@@ -18,12 +20,20 @@ from mpojax.data import (
 TASKS = (*glue.TASKS, "squad", "vader_movie")
 
 
-def check_task(name: str) -> None:
-    """Raises ValueError for a name that `load_task` does not know; files are not looked at."""
-    if name not in TASKS and not name.startswith(file_tasks.PREFIX):
+def check_task(name: str, also: Sequence[str] = ()) -> None:
+    """Checks the name of a task; files are not looked at.
+
+    Args:
+      also: names that are known beside those of `load_task`.
+
+    Raises:
+      ValueError: an unknown name; says which is the nearest.
+    """
+    known = sorted((*TASKS, *also))
+    if name not in known and not name.startswith(file_tasks.PREFIX):
         raise ValueError(
-            f"unknown task {name!r}; allowed are {sorted(TASKS)}, or your own files as "
-            f"'{file_tasks.PREFIX}train=a.tsv,dev=b.tsv'"
+            f"unknown task {name!r}; allowed are {known}, or your own files as "
+            f"'{file_tasks.PREFIX}train=a.tsv,dev=b.tsv'{checks.did_you_mean(name.lower(), known)}"
         )
 
 

@@ -17,6 +17,7 @@ from mpojax.data import (
 
 PAIRS_PREFIX = "pairs:"
 _OWN = (file_tasks.PREFIX, PAIRS_PREFIX)
+_ANY_TEXT = ("labels", "prefix")  # options with values that may be names of tasks
 _BIBLE = "bible"
 _OPTIONS = ("source", "target", "prefix", "name", "quoting")
 
@@ -52,6 +53,7 @@ def load_text_to_text(
         return text_to_text.TextToTextTask(name, splits)
     if name.startswith(PAIRS_PREFIX):
         return _load_pairs(name, data_dir)
+    tasks.check_task(name, also=(_BIBLE,))
     task = tasks.load_task(name, data_dir)
     if paper_splits and name in glue.TASKS:
         task = glue_splits.paper_splits(task)
@@ -61,18 +63,38 @@ def load_text_to_text(
 def task_names(value: str | Sequence[str]) -> tuple[str, ...]:
     """Several tasks from a comma list such as "cola,rte", from a sequence, or from both at once.
 
-    Commas inside `file:...` and `pairs:...` stay with them: such an entry ends where the name of a
-    task, or another such entry, follows.
+    Commas inside `file:...` and `pairs:...` stay with them: between splits (train=a,dev=b), and in
+    the options that take several values or any text, `metric` up to the name of a task, `labels`
+    and `prefix` up to another such entry. Behind those two, name the other tasks first, or give a
+    sequence.
+
+        >>> task_names("file:train=a.tsv,dev=b.tsv;name=mine,rte")
+        ('file:train=a.tsv,dev=b.tsv;name=mine', 'rte')
     """
+    lists = [value] if isinstance(value, str) else value
+    return tuple(entry for text in lists for entry in _entries(text))
+
+
+def _entries(text: str) -> list[str]:
     found: list[str] = []
-    for part in ",".join([value] if isinstance(value, str) else value).split(","):
-        part = part.strip()
-        is_own = part.startswith(_OWN) or part in (*tasks.TASKS, _BIBLE)
-        if found and found[-1].startswith(_OWN) and not is_own:
+    for part in text.split(","):
+        if found and _belongs(part.strip(), found[-1]):
             found[-1] += f",{part}"
-        elif part:
+        elif part.strip():
             found.append(part)
-    return tuple(found)
+    return [entry.strip() for entry in found]
+
+
+def _belongs(part: str, entry: str) -> bool:
+    """Whether a part of a comma list belongs to the entry before it."""
+    entry = entry.strip()
+    if not part or not entry.startswith(_OWN) or part.startswith(_OWN):
+        return False
+    _, semicolon, option = entry.rpartition(";")
+    if not semicolon:
+        return "=" in part
+    name = option.partition("=")[0].strip()
+    return name in _ANY_TEXT or (name == "metric" and part not in (*tasks.TASKS, _BIBLE))
 
 
 def _load_pairs(line: str, data_dir: str | os.PathLike | None) -> text_to_text.TextToTextTask:

@@ -309,3 +309,52 @@ class TestSeveralTasks:
 def test_lists_of_tasks(value, names):
     assert data.task_names(value) == names
     assert data.task_names(names) == names
+
+
+FILES = "file:train=a.tsv,dev=b.tsv"
+PAIRS = "pairs:train=a.tsv,dev=b.tsv"
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        # Classes may be called as tasks are; another entry, or an option of one value, ends them.
+        (f"{FILES};labels=cola,rte", (f"{FILES};labels=cola,rte",)),
+        (f"rte,{FILES};labels=cola,rte", ("rte", f"{FILES};labels=cola,rte")),
+        ((f"{FILES};labels=no,yes", "rte"), (f"{FILES};labels=no,yes", "rte")),
+        (f"{FILES};labels=no,yes;name=x,rte", (f"{FILES};labels=no,yes;name=x", "rte")),
+        (
+            f"{FILES}; labels = a, rte ; name=x , cola",
+            (f"{FILES}; labels = a, rte ; name=x", "cola"),
+        ),
+        (f"{FILES};labels=no,rte,{PAIRS},cola", (f"{FILES};labels=no,rte", PAIRS, "cola")),
+        (f"{PAIRS};prefix=so, rte,{FILES}", (f"{PAIRS};prefix=so, rte", FILES)),
+        (f"{FILES};metric=f1,accuracy,rte,sst2", (f"{FILES};metric=f1,accuracy", "rte", "sst2")),
+        (f"{FILES};metric=f1,acuracy", (f"{FILES};metric=f1,acuracy",)),
+        # What is no split does not belong to an entry.
+        (("file:train=a.tsv", "typo"), ("file:train=a.tsv", "typo")),
+        ("file:train=a.tsv,typo", ("file:train=a.tsv", "typo")),
+        (f"{FILES};name=x,typo,rte", (f"{FILES};name=x", "typo", "rte")),
+        (f"{FILES},test=c.tsv,bible", (f"{FILES},test=c.tsv", "bible")),
+        (f" {FILES} , rte,, ", (FILES, "rte")),
+        (
+            "file:train=a.tsv, dev=b.tsv;kind=regression",
+            ("file:train=a.tsv, dev=b.tsv;kind=regression",),
+        ),
+        ((FILES, "dev=c.tsv"), (FILES, "dev=c.tsv")),
+    ],
+)
+def test_lists_with_files_and_options(value, names):
+    assert data.task_names(value) == names
+    assert data.task_names(names) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("mnil", "mnli"), ("RTE", "rte"), ("sst-2", "sst2"), ("bibel", "bible"), ("stsB", "stsb")],
+)
+def test_mistyped_tasks_get_the_nearest_name(name, nearest):
+    with pytest.raises(ValueError, match=rf"unknown task '{name}'; .*, did you mean '{nearest}'\?"):
+        data.load_text_to_text(name)
+    with pytest.raises(ValueError, match=r"unknown task 'imdb'; [^?]*$"):
+        data.check_task("imdb")
