@@ -157,7 +157,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     model, goes_on = tuned_head(config, load_model(config, source, words), task, head)
     names = task.label_names
     model = with_head(config, model, task.num_labels, head, label_names=names, goes_on=goes_on)
-    encoded = [s and s.encode(words, config.max_length) for s in (train, dev, held_out)]
+    encoded = [s and _encoded(s, words, config.max_length) for s in (train, dev, held_out)]
     check_token_types(model, encoded[:2], source)
     evaluate, loss = training.evaluator(task, dev), training.objective(task.kind)
     calibration = None
@@ -181,6 +181,14 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         decide=training.evaluator(task, held_out) if held_out else evaluate,
         has_tuned_head=goes_on,
     )
+
+
+def _encoded(split: data.Split, words: data.Tokenizer, max_length: int) -> dict[str, Any]:
+    """Arrays of a split, with a digest of the texts that its evaluation reads besides."""
+    arrays = split.encode(words, max_length)
+    if isinstance(split, data.SpanSplit):
+        arrays["text_hash"] = split.text_hash(arrays)
+    return arrays
 
 
 def main_metric(task: data.TextTask, name: str = "") -> str:

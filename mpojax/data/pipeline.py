@@ -16,8 +16,9 @@ Arrays = Mapping[str, np.ndarray]
 
 # (N, S): what is cropped
 TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids", "context_mask")
-# What only the host needs, to turn predictions back into text: never part of a batch.
-HOST_ARRAYS = ("offsets", "example_index")
+# What only the host needs, to turn predictions back into text and to tell data apart by it: never
+# part of a batch.
+HOST_ARRAYS = ("offsets", "example_index", "text_hash")
 
 
 class TrainData:

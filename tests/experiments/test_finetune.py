@@ -307,3 +307,9 @@ def test_a_run_that_answers_questions(config, tmp_path):
     result = result_of(tmp_path / "run")
     assert result["metrics"] == {"f1": 1.0, "exact_match": 1.0}
     assert result["metric_name"] == "f1"
+    # Another right answer of the development split changes no token, but what is scored.
+    (tmp_path / "run" / "result.json").unlink()
+    paragraph["qas"][-1]["answers"].append({"text": "film", "answer_start": 5})
+    (tmp_path / "dev-v1.1.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"began: dev \(8 examples then, 8 examples now\)"):
+        finetune.run(config, tmp_path / "run")

@@ -1,5 +1,7 @@
 """SQuAD: loss, official metrics, and decoding against a search of all spans."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,24 @@ def split():
 @pytest.fixture(scope="module")
 def arrays(split, tokenizer):
     return split.encode(tokenizer, LENGTH, OVERLAP)
+
+
+def test_changed_answers_and_contexts_are_other_data(split, tokenizer, arrays):
+    """Though tokens and the first answer's place stay, scores are others."""
+
+    def encoded(changed):
+        found = changed.encode(tokenizer, LENGTH, OVERLAP)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+        return data.EvalData(found | {"text_hash": changed.text_hash(found)}, 4)
+
+    own = encoded(split)
+    assert encoded(split).fingerprint() == own.fingerprint()
+    assert "text_hash" not in own[0]
+    more = [*split.answers[:-1], (*split.answers[-1], "y")]
+    spaced = [*split.pairs[:-1], split.pairs[-1] + " "]
+    for change in ({"answers": more}, {"pairs": spaced}):
+        assert encoded(dataclasses.replace(split, **change)).fingerprint() != own.fingerprint()
 
 
 def search(model, arrays, split, max_length):
