@@ -1,6 +1,6 @@
 """Tokenised text on disk: a folder with a tokenizer and array_record files of documents.
 
-    corpus.json                               format, sizes, splits, settings (written last)
+    corpus.json                               format, sizes, digests, settings (written last)
     tokenizer.json or vocab.txt (...)         the tokenizer, as model folders hold it
     train-00003-of-00016.array_record         one record per document
     train-00003-of-00016.lengths.npy          (documents,) tokens of each
@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import tokenize
 import warnings
 from collections.abc import Iterable, Mapping
@@ -54,17 +55,22 @@ _FILE = checks.Allowed(
     ),
 )
 _SHARD = {"file": _FILE, **dict.fromkeys(("documents", "tokens", "sentences", "bytes"), _COUNT)}
+_SHA256 = checks.Allowed(
+    "64 hexadecimal digits",
+    lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One array_record file: its name and what is in it."""
+    """One array_record file: its name, what is in it, and its digest; older corpora have none."""
 
     file: str
     documents: int
     tokens: int
     sentences: int
     bytes: int
+    sha256: str = ""
 
     def array_file(self, what: str) -> str:
         """Name of the file of "lengths" or "sentences"."""
@@ -149,8 +155,14 @@ class Corpus:
         return self.splits[split]
 
     def fingerprint(self, split: str) -> str:
-        """Digest of the split's entry in corpus.json, and of the lengths of its documents."""
-        entry = [self.vocab_size, *(dataclasses.asdict(shard) for shard in self.shards(split))]
+        """Digest of the split's entry in corpus.json, and of the lengths of its documents.
+
+        The entry holds digests of the text; without these, as in older corpora, another text of the
+        same lengths is not told apart.
+        """
+        shards = map(dataclasses.asdict, self.shards(split))
+        known = [{name: v for name, v in shard.items() if v != ""} for shard in shards]
+        entry = [self.vocab_size, *known]
         lengths = self.lengths(split)
         return fingerprint.of_arrays({"entry": np.array(json.dumps(entry)), "lengths": lengths})
 
@@ -269,13 +281,20 @@ def _read_description(folder: pathlib.Path) -> dict:
         where = f"{path}: split {checks.shortened(name)}"
         checks.check(split, _SPLIT, where, _SPLIT)
         for shard in split["shards"]:
-            _check_exactly(shard, _SHARD, where)
+            _check_exactly(shard, _SHARD, where, {"sha256": _SHA256})
     return description
 
 
-def _check_exactly(values: dict, fields: Mapping[str, checks.Allowed], where: str) -> None:
-    checks.check(values, fields, where, fields)
-    checks.check_names(values, fields, where)
+def _check_exactly(
+    values: dict,
+    fields: Mapping[str, checks.Allowed],
+    where: str,
+    optional: Mapping[str, checks.Allowed] | None = None,
+) -> None:
+    """Checks that there are all of the fields, maybe `optional` ones, and nothing else."""
+    known = {**fields, **(optional or {})}
+    checks.check(values, known, where, fields)
+    checks.check_names(values, known, where)
 
 
 def _read_array(path: pathlib.Path, count: int) -> np.ndarray:

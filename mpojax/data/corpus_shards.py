@@ -98,7 +98,7 @@ def write_split(
         "sentences": np.concatenate([starts for _, starts in documents]),
     }
     counts = (len(documents), int(arrays["lengths"].sum()), len(arrays["sentences"]))
-    shard = corpus_lib.Shard(file, *counts, (out / file).stat().st_size)
+    shard = corpus_lib.Shard(file, *counts, (out / file).stat().st_size, files.sha256(out / file))
     for what, array in arrays.items():
         files.write_atomic(out / shard.array_file(what), functools.partial(np.save, arr=array))
     return shard

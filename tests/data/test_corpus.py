@@ -15,9 +15,9 @@ import time
 import numpy as np
 import pytest
 
-from mpojax import data
+from mpojax import data, files
 from mpojax.data import corpus as corpus_lib
-from mpojax.data import corpus_building, corpus_shards, text_documents
+from mpojax.data import corpus_building, corpus_shards, fingerprint, text_documents
 from tests.data import corpora
 
 SETTINGS = corpus_building.Settings(vocab_size=120, valid=0.2, shards=4, max_tokens=64)
@@ -56,6 +56,37 @@ def test_same_bytes_whatever_the_workers(text, made, tmp_path):
         "tokenising",
     ]
     assert all(0 <= done <= total for _, done, total in seen)
+
+
+def test_another_text_of_the_same_lengths_is_other_data(tmp_path):
+    documents = [([5, 6, 7], [0]), ([8, 9], [0])]
+    one = corpora.from_tokens(tmp_path / "one", documents, 12)
+    same = corpora.from_tokens(tmp_path / "same", documents, 12)
+    other = corpora.from_tokens(tmp_path / "other", [([5, 6, 7], [0]), ([9, 8], [0])], 12)
+    np.testing.assert_array_equal(one.lengths("train"), other.lengths("train"))
+    assert one.fingerprint("train") == same.fingerprint("train") != other.fingerprint("train")
+    for shard in one.shards("train"):
+        assert shard.sha256 == files.sha256(one.folder / shard.file)
+
+
+def test_a_corpus_without_digests_is_read_as_before(tmp_path):
+    corpus = corpora.from_tokens(tmp_path, [([5, 6, 7], [0]), ([8, 9], [0])], 12)
+    path = tmp_path / "corpus.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for shard in content["splits"]["train"]["shards"]:
+        del shard["sha256"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    older = data.Corpus(tmp_path)
+    assert [shard.sha256 for shard in older.shards("train")] == ["", ""]
+    # What a run that was begun with it has noted.
+    entry = [12, *content["splits"]["train"]["shards"]]
+    arrays = {"entry": np.array(json.dumps(entry)), "lengths": older.lengths("train")}
+    noted = fingerprint.of_arrays(arrays)
+    assert older.fingerprint("train") == noted != corpus.fingerprint("train")
+    content["splits"]["train"]["shards"][0]["sha256"] = "abc"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="sha256='abc' must be 64 hexadecimal digits"):
+        data.Corpus(tmp_path)
 
 
 def test_records_are_the_text(text, made):
