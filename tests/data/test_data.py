@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import pipeline, text_classification
+from mpojax.data import fingerprint, pipeline, text_classification
 
 
 def arrays(count=23, length=8):
@@ -263,3 +263,12 @@ def test_only_token_arrays_are_cropped():
         pipeline.TrainData(
             {"attention_mask": mask, "input_ids": mask[:, :3]}, 2, seed=0, lengths=(2,)
         )
+
+
+@pytest.mark.parametrize("dtype", [object, [("a", object)]])
+def test_arrays_of_objects_have_no_fingerprint(dtype):
+    """Their memory holds addresses: equal contents would differ, and changed ones might not."""
+    arrays = {"a": np.zeros(2, int), "b": np.zeros(2, dtype)}
+    with pytest.raises(ValueError, match=r"array 'b' is of type .*give it a type of fixed size"):
+        fingerprint.of_arrays(arrays)
+    assert fingerprint.of_arrays({"b": np.array(["x", "y"])})
