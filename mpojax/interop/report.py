@@ -64,9 +64,6 @@ class MatrixRow:
             self.in_factors, self.out_factors, self.bonds, self.in_features, self.out_features
         )
 
-    def __repr__(self) -> str:
-        return self.table()
-
     @property
     def ratio(self) -> float:
         """mpo_parameters / dense_parameters."""
@@ -101,6 +98,9 @@ class CompressionReport:
     parameters: int
     kept_dense: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return self.table()
 
     @property
     def ratio(self) -> float:
