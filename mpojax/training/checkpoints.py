@@ -80,15 +80,22 @@ class Checkpoints:
     def all_steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def recover(self) -> int | None:
+    def remove(self, step: int) -> None:
+        """Removes a saved step."""
+        self._guarded(lambda: self._manager.delete(step))
+
+    def recover(self, *, needed: bool = True) -> int | None:
         """The newest step whose files can all be read; later ones are set aside, with a warning.
 
         A folder that was copied while a run saved, or not to its end, holds such steps. They are
         renamed to `damaged-<step>`, for a run would else never get past them. Reads the files of
         one step once, on process 0.
 
+        Args:
+          needed: whether it is an error when none can be read; else all are set aside.
+
         Returns:
-          None where nothing was saved.
+          None where nothing was saved, or none can be read.
 
         Raises:
           ValueError: no step can be read; says why. Nothing is changed then.
@@ -99,16 +106,18 @@ class Checkpoints:
             return None
         intact, problem = -1, "see the message of process 0"
         if jax.process_index() == 0:
-            intact, problem = self._first_intact(steps[::-1])
+            intact, problem = self._first_intact(steps[::-1], needed)
         if jax.process_count() > 1:
             intact = int(multihost_utils.broadcast_one_to_all(np.int32(intact)))
-        if intact < 0:
+        if intact < 0 and needed:
             raise ValueError(
                 f"no checkpoint in {self.folder} can be read, of {steps}: {problem}. Copy the "
                 "folder again from where it is whole, or remove it to start from the first step"
             )
         if intact != steps[-1]:
             self._manager.reload()
+        if intact < 0:
+            return None
         self._intact.add(intact)
         return intact
 
@@ -172,27 +181,29 @@ class Checkpoints:
             raise FileNotFoundError(f"no {which} in {self.folder}; has {steps}")
         return steps[-1] if step is None else step
 
-    def _first_intact(self, steps: list[int]) -> tuple[int, str]:
+    def _first_intact(self, steps: list[int], needed: bool) -> tuple[int, str]:
         """The first of the steps that can be read, those before it set aside; else -1 and why."""
         problems = {}
         for step in steps:
             problem = _damage(self.folder / str(step))
             if not problem:
-                for damaged, why in problems.items():
-                    logging.warning(
-                        "checkpoint %d in %s is damaged and set aside: %s. Going on from %d",
-                        *(damaged, self.folder, why, step),
-                    )
-                    self._set_aside(damaged)
+                self._set_aside(problems, f"Going on from {step}")
                 return step, ""
             problems[step] = problem
+        if not needed:
+            self._set_aside(problems, "There is no other one")
         return -1, problems[steps[0]]
 
-    def _set_aside(self, step: int) -> None:
-        names = (f"damaged-{step}{'-' * bool(n)}{n or ''}" for n in range(10_000))
-        target = next(self.folder / name for name in names if not (self.folder / name).exists())
-        with files.explained(target):
-            (self.folder / str(step)).rename(target)
+    def _set_aside(self, problems: Mapping[int, str], then: str) -> None:
+        for step, problem in problems.items():
+            logging.warning(
+                "checkpoint %d in %s is damaged and set aside: %s. %s",
+                *(step, self.folder, problem, then),
+            )
+            names = (f"damaged-{step}{'-' * bool(n)}{n or ''}" for n in range(10_000))
+            target = next(self.folder / name for name in names if not (self.folder / name).exists())
+            with files.explained(target):
+                (self.folder / str(step)).rename(target)
 
     @contextlib.contextmanager
     def _reading(self, step: int):

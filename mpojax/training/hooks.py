@@ -100,10 +100,10 @@ class Evaluate(Hook):
 
     def begin(self, loop: "Loop") -> None:
         if self.best is not None:
-            folder = loop.need_folder(f"Evaluate(best={self.best!r})") / f"best-{self.name}"
-            self._checkpoints = checkpoints_lib.Checkpoints(folder)
+            self._open(loop)
         # A run may be restored at its last step, e.g. with fewer steps planned than before.
-        unfinished = loop.step == loop.steps and self.last_step != loop.step
+        has_best = self.best is None or self.best_step is not None
+        unfinished = loop.step == loop.steps and not (self.last_step == loop.step and has_best)
         if unfinished or (self.at_start and loop.step == 0):
             self._evaluate(loop)
 
@@ -116,12 +116,39 @@ class Evaluate(Hook):
             self._checkpoints.close()
 
     def state_dict(self) -> dict[str, Any]:
+        if self._checkpoints is not None:
+            self._checkpoints.wait()  # what is said to be the best must be there after a kill, too
         names = ("last", "last_step", "best_value", "best_step")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, loop: "Loop", saved: dict[str, Any]) -> None:
         self.last, self.last_step = dict(saved["last"]), saved["last_step"]
         self.best_value, self.best_step = saved["best_value"], saved["best_step"]
+        if self.best is not None:
+            self._check_best(loop)
+
+    def _open(self, loop: "Loop") -> checkpoints_lib.Checkpoints:
+        if self._checkpoints is None:
+            folder = loop.need_folder(f"Evaluate(best={self.best!r})") / f"best-{self.name}"
+            self._checkpoints = checkpoints_lib.Checkpoints(folder)
+        return self._checkpoints
+
+    def _check_best(self, loop: "Loop") -> None:
+        """Forgets a best state that is no longer there, with what stands in its place."""
+        kept = self._open(loop)
+        found = kept.recover(needed=False)
+        if found == self.best_step:
+            return
+        for step in kept.all_steps():
+            kept.remove(step)
+        # One of later steps comes again with these: it was saved after the checkpoint.
+        if self.best_step is not None and (found is None or found < self.best_step):
+            logging.warning(
+                "%s: the best state, of step %d with %s=%s, cannot be read: the best of those to "
+                "come is kept",
+                *(kept.folder, self.best_step, self.best, self.best_value),
+            )
+        self.best_value = self.best_step = None
 
     def _evaluate(self, loop: "Loop") -> None:
         with loop.untimed():

@@ -1,5 +1,7 @@
 """Hooks and evaluation."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,10 @@ from mpojax.layers import roles
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import pretraining, sharding
 from tests.training import helpers
+
+
+def _die(loop):
+    raise RuntimeError("killed")
 
 
 class TestHooks:
@@ -31,6 +37,45 @@ class TestHooks:
         helpers.assert_same_bits(best, seen[hook.best_step])
         evaluator = training.Evaluator(helpers.predict, training.accuracy)
         assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
+
+    @pytest.mark.parametrize("damage", ["emptied", "absent"])
+    @pytest.mark.parametrize("stop", [10, 20])
+    def test_a_best_state_that_is_damaged_is_forgotten(self, tmp_path, caplog, damage, stop):
+        """The run goes on to its end with the best state since then."""
+        first = helpers.dev_hook(every=2)
+        helpers.run(tmp_path, hooks=[first, training.Checkpoint(), helpers.Stop(stop)])
+        lost = tmp_path / "best-dev" / str(first.best_step)
+        shutil.rmtree(lost)
+        if damage == "emptied":
+            lost.mkdir()
+        hook = helpers.dev_hook(every=2)
+        result = helpers.run(tmp_path, hooks=[hook, training.Checkpoint()])
+        assert f"the best state, of step {first.best_step} with accuracy=" in caplog.text
+        assert hook.best_step > stop or hook.best_step == stop == 20
+        best = training.restore_best(tmp_path, result.state)
+        assert int(best.step) == hook.best_step
+        evaluator = training.Evaluator(helpers.predict, training.accuracy)
+        assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
+        names = [path.name for path in (tmp_path / "best-dev").iterdir()]
+        damaged = [f"damaged-{first.best_step}"] * (damage == "emptied")
+        assert sorted(names) == sorted([str(hook.best_step), *damaged])
+
+    def test_a_best_state_of_steps_after_the_checkpoint_comes_again(self, tmp_path, caplog):
+        """As a kill between two checkpoints leaves it."""
+        whole, values = helpers.dev_hook(every=2), iter(range(100))
+        whole.evaluator = lambda *unused: {"accuracy": float(next(values))}
+        with pytest.raises(RuntimeError, match="killed"):
+            helpers.run(
+                tmp_path, hooks=[whole, training.Checkpoint(every=5), training.Call(_die, every=9)]
+            )
+        assert (tmp_path / "best-dev" / "8").is_dir()
+        again, values = helpers.dev_hook(every=2), iter(range(2, 100))
+        again.evaluator = lambda *unused: {"accuracy": float(next(values))}
+        result = helpers.run(tmp_path, steps=8, hooks=[again, training.Checkpoint()])
+        assert result.steps_run == 3
+        assert "cannot be read" not in caplog.text
+        assert (again.best_step, again.best_value) == (8, 3.0)
+        assert int(training.restore_best(tmp_path, result.state).step) == 8
 
     def test_hook_may_change_shapes_and_resume(self, tmp_path):
         class Cut(training.Hook):
