@@ -107,8 +107,7 @@ class _Events:
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
         with files.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # Made here, for the writer would follow a link.
-            os.close(files.open_own(folder / name, os.O_WRONLY | os.O_CREAT))
+            files.write_atomic(folder / name, b"")  # in place of a link, which the writer follows
             self._writer = record_writer.RecordWriter(str(folder / name))
 
     def start(self, step: int) -> None:

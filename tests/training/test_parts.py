@@ -280,17 +280,21 @@ class TestMetrics:
         assert scalars[0][1].simple_value == 0.5
         assert np.isnan(scalars[1][1].simple_value)
 
-    def test_events_are_not_written_through_links(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("kind", ["soft", "hard"])
+    def test_events_are_not_written_through_links(self, tmp_path, monkeypatch, kind):
         monkeypatch.setattr(metrics_lib.time, "time", lambda: 1.0)
         with training.MetricsWriter(tmp_path):
             pass
         [path] = (tmp_path / "tensorboard").iterdir()
         path.unlink()
-        (tmp_path / "precious").write_text("kept")
-        path.symlink_to(tmp_path / "precious")
-        with pytest.raises(ValueError, match="is a symbolic link"):
-            training.MetricsWriter(tmp_path)
-        assert (tmp_path / "precious").read_text() == "kept"
+        target = tmp_path / "precious"
+        target.write_text("kept")
+        path.symlink_to(target) if kind == "soft" else path.hardlink_to(target)
+        with training.MetricsWriter(tmp_path):
+            pass
+        assert target.read_text() == "kept"
+        assert not path.is_symlink()
+        assert path.stat().st_size > 0
 
     def test_through_links(self, tmp_path):
         target = tmp_path / "precious"
