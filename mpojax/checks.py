@@ -16,7 +16,6 @@ import pathlib
 import re
 import reprlib
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -27,8 +26,6 @@ _MAX_JSON_BYTES = 64 * 2**20
 _MAX_DEPTH = 64
 # Characters of a list in a message, as long as its separators are short.
 _MAX_LISTED = 1000
-# Of a regular expression on a name of this many characters; about a second on a thousand names.
-MAX_MATCH_STEPS, _NAME_LENGTH = 10**7, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +151,7 @@ def pair(first: Allowed, second: Allowed) -> Allowed:
 
 
 def expression() -> Allowed:
-    """Regular expressions of the user's own; see `pattern` for those out of files."""
+    """Regular expressions of the user's own; see `patterns` for those out of files."""
 
     def accepts(value) -> bool:
         try:
@@ -169,37 +166,6 @@ def expression() -> Allowed:
 def anything() -> Allowed:
     """Any value: for what is kept and not looked at."""
     return Allowed("anything", lambda value: True)
-
-
-def pattern(max_length: int = 1000) -> Allowed:
-    """Regular expressions that match a name in bounded time; see `match_steps`."""
-    return Allowed(
-        f"a regular expression of at most {max_length} characters without nested repeats",
-        lambda value: (
-            isinstance(value, str)
-            and len(value) <= max_length
-            and match_steps(value) <= MAX_MATCH_STEPS
-        ),
-    )
-
-
-def match_steps(pattern: str) -> float:
-    """An upper bound on the ways in which a regular expression may match a name of 50 characters.
-
-    Python's matcher tries them one after the other: `(a+)+b` takes 2^n steps on n letters a. With
-    w(r) ways, w(rs) = w(r) w(s), w(r|s) = w(r) + w(s), and w(r{m,n}) = sum_k w(r)^k over the k from
-    m to n that fit.
-
-    Returns:
-      infinity for what is no regular expression.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sets that may mean something else one day
-            re.compile(pattern)
-            return _ways(re._parser.parse(pattern))
-    except (re.error, RecursionError, OverflowError):
-        return math.inf
 
 
 def problems(values: Mapping[str, Any], fields: Mapping[str, Allowed]) -> list[str]:
@@ -347,30 +313,6 @@ def parse_json(source: str, where: str) -> Any:
         raise ValueError(
             f"{where} not valid JSON: a number of more than {digits} digits"
         ) from error
-
-
-def _ways(node: Any) -> float:
-    """`match_steps` of a node of Python's parser: a sequence of (kind, arguments) pairs."""
-    found = 1.0
-    for kind, arguments in node:
-        # What follows a repeat or a group stands in its arguments, as sequences of the same class.
-        inner = [_ways(each) for each in _sequences(arguments)]
-        if str(kind) == "BRANCH":
-            found *= sum(inner)
-        elif str(kind).endswith("REPEAT"):
-            low, high = int(arguments[0]), min(int(arguments[1]), _NAME_LENGTH)
-            found *= sum(inner[0] ** k for k in range(min(low, high), high + 1))
-        else:
-            found *= math.prod(inner)
-    return found
-
-
-def _sequences(arguments: Any) -> list:
-    if isinstance(arguments, re._parser.SubPattern):
-        return [arguments]
-    if not isinstance(arguments, (list, tuple)):
-        return []
-    return [found for each in arguments for found in _sequences(each)]
 
 
 def _depth(value: Any) -> int:

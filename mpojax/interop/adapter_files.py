@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from mpojax import checks, files, models
+from mpojax import checks, files, models, patterns
 from mpojax.interop import adapters as adapters_lib
 from mpojax.interop import safe_weights
 from mpojax.layers import AdapterSettings
@@ -26,30 +26,19 @@ from mpojax.layers.adapter_settings import KINDS
 
 # Version 1 drew the same offset starts in every layer.
 FORMAT_VERSION = 2
-# Of a file: more of either is no adapter that was saved here.
-_MAX_SIZE, _MAX_PATTERNS = 2**24, 10_000
+# More is no adapter that was saved here.
+_MAX_SIZE = 2**24
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 _INDICES, _VALUES = "entries/indices", "entries/values"
 
 
-def _is_adapters(value: Any) -> bool:
-    """Whether these are pairs (pattern, settings) whose patterns take bounded time to match."""
-    if not isinstance(value, list) or not 0 < len(value) <= _MAX_PATTERNS:
-        return False
-    pairs = checks.sequence(checks.sequence(checks.anything(), 2))
-    if not pairs.accepts(value) or not all(isinstance(settings, dict) for _, settings in value):
-        return False
-    patterns = [pattern for pattern, _ in value]
-    if not all(isinstance(pattern, str) and len(pattern) <= 1000 for pattern in patterns):
-        return False
-    return sum(map(checks.match_steps, patterns)) <= checks.MAX_MATCH_STEPS
-
-
+_PAIRS = checks.sequence(checks.pair(checks.text(), checks.mapping(checks.anything())))
 _SIZE = checks.integer(1, _MAX_SIZE) | checks.null()
 _SIZES = checks.sequence(checks.integer(1, _MAX_SIZE)) | checks.null()
 _FIELDS = {
     "adapters": checks.Allowed(
-        "a list of pairs (regular expression without nested repeats, settings)", _is_adapters
+        "a list of pairs (regular expression, settings), which is not empty",
+        lambda value: _PAIRS.accepts(value) and len(value) > 0,
     ),
     "adapter_scale": checks.number(),
     "base": checks.text(100),
@@ -138,11 +127,9 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
     new = {name: tensors.pop(name) for name in list(tensors) if name in head}
     if _INDICES in tensors:
         new |= _filled(arrays, sorted(tuned), tensors, folder)
-        expected = set(tuned) | head
     else:
         new |= _unstacked(tensors, content["layers"], folder)
-        expected = set(tuned) | head
-    shapes = {name: tuple(arrays[name].shape) for name in sorted(expected)}
+    shapes = {name: tuple(arrays[name].shape) for name in sorted(head | set(tuned))}
     models.check_coverage(shapes, new, f"the adapter in {folder} does not fit")
     return models.from_arrays(model.config, model.shapes, arrays | new)
 
@@ -270,7 +257,7 @@ def _head_names(config, arrays: Mapping) -> list[str]:
 def _saved_settings(model: models.Model) -> list[list]:
     """[pattern, settings] pairs; what takes too long to match is written path by path."""
     pairs = [[pattern, _to_dict(settings)] for pattern, settings in model.config.adapters]
-    if _is_adapters(pairs):
+    if patterns.fault([pattern for pattern, _ in pairs]) is None:
         return pairs
     added = models.adapter_settings(model.config).items()
     tuned = models.adapter_arrays(model).items()
@@ -363,6 +350,8 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Update mpojax, or write the adapter again."
         )
     checks.check(content, _FIELDS, str(path), required=_REQUIRED)
+    if fault := patterns.fault([pattern for pattern, _ in content["adapters"]]):
+        raise ValueError(f"{path}: adapters: a pattern {fault}.")
     for pattern, settings in content["adapters"]:
         where = f"{path}: adapters {checks.shortened(pattern)}"
         checks.check_names(settings, _SETTINGS, where)

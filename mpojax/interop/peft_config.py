@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mpojax import checks
+from mpojax import checks, patterns
 
 CONFIG = "adapter_config.json"
-_MAX_RANK, _MAX_PATTERNS = 2**24, 10_000
+_MAX_RANK = 2**24
 _NAMES = checks.sequence(checks.text(1000)) | checks.null()
 _FIELDS = {
     "r": checks.integer(1, _MAX_RANK),
@@ -107,11 +107,8 @@ def read(folder: pathlib.Path) -> Lora:
     found = [f"{name} is missing" for name in _REQUIRED if name not in content]
     found += checks.problems(content, _FIELDS) + _unsupported(content)
     expressions = {} if found else {name: _expressions(content, name) for name in _PATTERNED}
-    found += [
-        f"{name} takes too many steps to match: name the modules"
-        for name, each in expressions.items()
-        if len(each) > _MAX_PATTERNS or sum(map(checks.match_steps, each)) > checks.MAX_MATCH_STEPS
-    ]
+    faults = {name: patterns.fault(each) for name, each in expressions.items()}
+    found += [f"{name} {fault} (name the modules)" for name, fault in faults.items() if fault]
     if found:
         raise ValueError(
             f"{path} has settings that are not supported (supported: plain LoRA): "
@@ -147,17 +144,17 @@ def _unsupported(content: Mapping[str, Any]) -> list[str]:
 
 def _expressions(content: Mapping[str, Any], name: str) -> list[str]:
     """What peft makes of the patterns in a field."""
-    patterns = content.get(name) or []
+    found = content.get(name) or []
     if name != "layers_pattern":  # keys are for the end of a name
-        return [rf"(.*\.)?({pattern})$" for pattern in patterns]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
+        return [rf"(.*\.)?({pattern})$" for pattern in found]
+    found = [found] if isinstance(found, str) else found
     # Without one, the first number behind any two parts of a name.
-    named = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in patterns if pattern]
+    named = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\." for pattern in found if pattern]
     return named or [r".*?\.[^.]*\.(?P<layer>\d+)\."]
 
 
-def _patterned(patterns: list[tuple[re.Pattern, Any]], module: str, default):
-    return next((value for pattern, value in patterns if pattern.match(module)), default)
+def _patterned(values: list[tuple[re.Pattern, Any]], module: str, default):
+    return next((value for pattern, value in values if pattern.match(module)), default)
 
 
 def _ends_with(module: str, names: list[str]) -> bool:

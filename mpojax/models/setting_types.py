@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from mpojax import checks
-from mpojax.checks import anything, flag, integer, mapping, null, number, pattern, sequence, text
+from mpojax import checks, patterns
+from mpojax.checks import anything, flag, integer, mapping, null, number, sequence, text
 
 _SIZES = (
     *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"),
@@ -53,7 +53,7 @@ RULES = {
     "adapters": sequence(sequence(anything(), 2)),
     "experts": sequence(sequence(anything(), 2)),
 }
-_RULE = {"pattern": pattern(), "settings": mapping(anything()) | number()}
+_RULE = {"pattern": text(), "settings": mapping(anything()) | number()}
 
 
 def check(config, **fields: checks.Allowed) -> None:
@@ -82,3 +82,5 @@ def check_rules(values, where: str) -> None:
     for name in RULES:
         for entry in values.get(name) or ():
             checks.check(dict(zip(_RULE, entry, strict=True)), _RULE, f"{where}: {name}")
+        if fault := patterns.fault([pattern for pattern, _ in values.get(name) or ()]):
+            raise ValueError(f"{where}: {name}: a pattern {fault}.")

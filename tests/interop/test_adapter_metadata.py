@@ -100,7 +100,10 @@ def test_every_change_loads_or_is_one_clear_error(base, saved, kind, data):
             {"adapters": [["layers/.*", {"rank": 2**24}]]},
             r"settings need [\d,]+ parameters, its tensors",
         ),
-        ({"adapters": [["(a+)+b", {"rank": 2}]]}, "regular expression without nested repeats"),
+        (
+            {"adapters": [["(a+)+b", {"rank": 2}]]},
+            "adapters: a pattern takes too many steps to match: '\\(a",
+        ),
         ({"adapters": [["layers/.*", {"rnak": 2}]]}, "unknown 'rnak', did you mean 'rank'"),
         ({"adapter_scale": DEEP}, "nested too deeply"),
     ],
@@ -110,6 +113,19 @@ def test_what_is_wrong_is_named(base, saved, changes, message):
     (folder / "adapter.json").write_text(json.dumps(content | changes))
     with pytest.raises(ValueError, match=message):
         interop.load_adapter(base, folder)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(.*/)?layers/[0-9]+/.*(query|value).*", ".*layers.*attention.*(query|value).*"],
+)
+def test_patterns_of_some_repeats_are_read(base, saved, tmp_path, pattern):
+    """As older files have them."""
+    tuned = moved(add(base, (pattern, {"rank": 2})))
+    interop.save_adapter(tuned, tmp_path)
+    content = json.loads((tmp_path / "adapter.json").read_text())
+    assert [each for each, _ in content["adapters"]] == [pattern]
+    np.testing.assert_array_equal(outputs(interop.load_adapter(base, tmp_path)), outputs(tuned))
 
 
 def test_patterns_that_take_long_to_match_are_saved_path_by_path(base, tmp_path):

@@ -127,6 +127,8 @@ def test_what_has_no_counterpart(tmp_path):
         ({"r": 10**12}, "r=1000000000000 must be an integer"),
         ({"r": 5}, r"the rank in adapter_config.json they must be \(16, 5\)"),
         ({"rank_pattern": {"(a+)+b": 3}}, "rank_pattern takes too many steps"),
+        ({"rank_pattern": {"x" * 10**6: 3}}, "rank_pattern has 1,000,010 characters; 1,000 are"),
+        ({"alpha_pattern": {"(": 3}}, r"alpha_pattern is no regular expression \(.*\(\(\)"),
         ({"target_modules": ["query"]}, "an update of .*, which target_modules"),
         ({"layers_to_transform": [0, 1]}, "layer.2.* leave out: peft would not use it"),
     ],
