@@ -117,7 +117,10 @@ def _python(code: str) -> str:
 
 def _text(value: object) -> str:
     """A string for a Python program, in double quotes, which need none within a shell's single."""
-    return json.dumps(str(value))
+    # JSON escapes an emoji as two halves, which Python does not join. Bytes of a path that are no
+    # text, lone surrogates, cannot be printed without an escape.
+    text = json.dumps(str(value), ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _new_folder(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

@@ -20,6 +20,7 @@ from mpojax.interop import (
     huggingface,
     language_models,
     language_settings,
+    other_folders,
     peft_config,
     safe_weights,
 )
@@ -170,9 +171,8 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     path, pickled = folder / WEIGHTS, folder / "adapter_model.bin"
     if pickled.is_file() and not path.is_file():
         raise ValueError(
-            f"{folder} holds its weights only as {pickled.name}, which this library never "
-            'unpickles. Convert it: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{pickled}', weights_only=True), '{path}')\""
+            f"{folder} holds its weights only as {pickled.name}. "
+            f"{other_folders.how_to_convert(pickled)}"
         )
     tensors = safe_weights.read_weights(path)
     safe_weights.check_finite(tensors, str(path))

@@ -13,8 +13,9 @@ import pytest
 from flax import nnx, serialization, traverse_util
 
 from mpojax import interop, models
-from mpojax.interop import safe_weights
+from mpojax.interop import other_folders, safe_weights
 from tests.interop import helpers, language_helpers
+from tests.interop.test_adapter_kinds import MODELS, add, moved, outputs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -128,6 +129,45 @@ def test_the_advice_for_flax_works_word_for_word(tmp_path, kind):
     follow(message, tmp_path)
     helpers.write(tmp_path / "expected", content, tensors)
     _equal(interop.load_pretrained(tmp_path), interop.load_pretrained(tmp_path / "expected"))
+
+
+ODD_NAMES = [
+    "it's $(touch x)",
+    "mod😀l",
+    '`touch x` "q" $HOME \\n',
+    "ü & ; | !x",
+    os.fsdecode(b"\xff"),
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_commands_work_for_every_name_of_a_folder(tmp_path, name):
+    """The shell runs nothing of it, and Python finds the folder."""
+    folder = tmp_path / name
+    folder.mkdir()
+    code = f"open({other_folders._text(folder / 'made')}, 'x')"
+    follow(f"{other_folders._python(code)} writes it.", tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["made"]
+    assert list(tmp_path.iterdir()) == [folder]
+    code.encode()  # it can be printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD_NAMES[:3], ids=ascii)
+def test_the_advice_for_pickled_adapters_works_word_for_word(tmp_path, name):
+    torch = pytest.importorskip("torch")
+    folder, base = tmp_path / name, models.build(MODELS["bert"], rngs=nnx.Rngs(1))
+    tuned = moved(add(base, (".*/(query|value)", {"rank": 2})))
+    interop.save_peft(tuned, folder)
+    path = folder / "adapter_model.safetensors"
+    tensors = {n: torch.tensor(t) for n, t in interop.read_weights(path).items()}
+    torch.save(tensors, folder / "adapter_model.bin")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"only as adapter_model\.bin.* never unpickles") as error:
+        interop.load_peft(base, folder)
+    follow(str(error.value), tmp_path)
+    np.testing.assert_array_equal(outputs(interop.load_peft(base, folder)), outputs(tuned))
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_tensorflow_weights_need_transformers_4(tmp_path):
