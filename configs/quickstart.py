@@ -26,7 +26,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         "dense": {"label": "dense, everything trained", "trainable": "all"},
         "mpo_full": {
             "label": "MPO, full bonds, lightweight",
-            # The word table stays dense and frozen: at full bonds its chain only costs time.
+            # The token embedding stays dense and frozen: at full bonds its chain only costs time.
             "matrices": (LAYER_MATRICES,),
             "trainable": "lightweight",
         },

@@ -102,8 +102,8 @@ def markdown(config, rows, variants, compressed, plots: list[pathlib.Path]) -> s
             f"Task `{config.task}`, split `{config.test_split}`, {config.steps} steps of "
             f"{config.batch_size} examples, seeds {tuple(config.seeds)}; spread is the sample "
             "standard deviation over seeds. Lightweight: central cores (of a low rank, its first "
-            "factor) and a dense word table are frozen; trained are the auxiliary cores, biases, "
-            "norms, position and type tables and the head."
+            "factor) and a dense token embedding are frozen; trained are the auxiliary cores, "
+            "biases, norms, position and type tables and the head."
         )
     parts += ["", *(f"![{plot.stem}](plots/{plot.name})" for plot in plots), ""]
     for variant in variants:

@@ -148,7 +148,7 @@ def _check_words(config: ml_collections.ConfigDict, source: str) -> None:
     try:
         theirs, _ = sources.load_tokenizer(sources.locate(config.teacher, "config.teacher"))
     except FileNotFoundError:
-        return  # saved without one; its word table has been compared
+        return  # saved without one; its token embedding has been compared
     if theirs.vocabulary() != data.Tokenizer.from_folder(source).vocabulary():
         raise ValueError(
             f"the tokenizer in config.teacher={config.teacher!r} has other words than that of "

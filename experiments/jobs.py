@@ -271,8 +271,8 @@ def load_model(
         )
     if words.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"the tokenizer in {source} has {words.vocab_size} tokens, the word table of {folder} "
-            f"{model.config.vocab_size} rows: they do not belong together."
+            f"the tokenizer in {source} has {words.vocab_size} tokens, the token embedding of "
+            f"{folder} {model.config.vocab_size} rows: they do not belong together."
         )
     return models.reconfigure(model, dtype=config.dtype, remat=config.remat)
 

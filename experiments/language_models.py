@@ -194,7 +194,7 @@ def _changes(config: ml_collections.ConfigDict, settings: models.Config) -> dict
 def _check_vocabulary(config, model, words: data.Tokenizer, folder: str) -> None:
     if words.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {words.vocab_size} tokens, the word table of "
+            f"the tokenizer in {folder} has {words.vocab_size} tokens, the token embedding of "
             f"{config.model} {model.config.vocab_size} rows: they do not belong together."
         )
 

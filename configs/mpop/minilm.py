@@ -12,7 +12,7 @@ import ml_collections
 from configs.mpop import base
 
 LAYERS = ".*/(query|key|value|out|up|down)"
-# Share of the dense parameters that `mpop`, `dir` and `svd` keep. The word table, half of all
+# Share of the dense parameters that `mpop`, `dir` and `svd` keep. The token embedding, half of all
 # numbers, stays dense and frozen: the layers' matrices go down to 68 % of their dense size.
 BUDGET = 0.85
 

@@ -30,8 +30,8 @@ def extract(
       energy: smallest ranks that keep this share of the squared norm of each change instead.
 
     Raises:
-      ValueError: models that do not fit, other parameters that differ (word tables, such as), or
-        not just one of rank and energy.
+      ValueError: models that do not fit, other parameters that differ (such as token
+        embeddings), or not just one of rank and energy.
     """
     _check_size(rank, energy)
     if base.config.adapters or tuned.config.adapters or base.shapes or tuned.shapes:

@@ -30,10 +30,10 @@ class LanguageArchitecture:
       model_type: its name in config.json.
       kind: class of our settings.
       classes: transformers' classes with an output map; the first one is written on export.
-      headless: classes without: logits then come from the word table.
+      headless: classes without: logits then come from the token embedding.
       prefix: of all names but those of the output map.
       rows: names, by whether feed-forward blocks are gated.
-      table: name of the word table.
+      table: name of the token embedding.
       copies: names of other copies of it that a file may hold.
       harmless: regular expression for constant buffers, which are no parameters.
       fields: {configuration key: field of our settings}.
@@ -48,7 +48,7 @@ class LanguageArchitecture:
       misfits: what of our settings has no counterpart.
       write: keys of those fields, from our settings and those of the source.
       tensors_decide: key whose presence says that not `tie_word_embeddings` but the tensors say
-        whether there is an output map beside the word table.
+        whether there is an output map beside the token embedding.
     """
 
     model_type: str

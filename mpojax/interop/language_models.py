@@ -133,14 +133,14 @@ def collect(
 
 
 def _is_tied(architecture: LanguageArchitecture, name: str, values, tensors, where: str) -> bool:
-    """Whether logits come from the word table."""
+    """Whether logits come from the token embedding."""
     if name in architecture.headless:
         if values["tie_word_embeddings"] is False:
             raise ValueError(
                 f"{where} is a {name} with tie_word_embeddings=False: it has no output map, so it "
                 f"gives no logits. Give a {architecture.classes[0]}."
             )
-        logging.info("%s is a %s; logits come from its word table", where, name)
+        logging.info("%s is a %s; logits come from its token embedding", where, name)
         return True
     if architecture.tensors_decide in values:
         head, table = tensors.get(HEAD), tensors.get(architecture.table)
@@ -151,7 +151,7 @@ def _is_tied(architecture: LanguageArchitecture, name: str, values, tensors, whe
 def _without_copies(
     architecture: LanguageArchitecture, tied: bool, tensors: Mapping, where: str
 ) -> dict[str, np.ndarray]:
-    """Drops what is the word table under another name."""
+    """Drops what is the token embedding under another name."""
     copies = [name for name in architecture.copies if name in tensors and (tied or name != HEAD)]
     table = tensors.get(architecture.table)
     if table is None:
@@ -163,8 +163,8 @@ def _without_copies(
     for name in copies:
         if not np.array_equal(tensors[name], table):
             raise ValueError(
-                f"{where}: {name} differs from the word table {architecture.table}, although the "
-                "configuration says that they are one (tie_word_embeddings)."
+                f"{where}: {name} differs from the token embedding {architecture.table}, although "
+                "the configuration says that they are one (tie_word_embeddings)."
             )
     kept = {name: tensor for name, tensor in tensors.items() if name not in copies}
     return {**kept, architecture.table: table}

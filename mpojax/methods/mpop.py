@@ -34,7 +34,7 @@ def _head(path: tuple, variable: Any) -> bool:
 
 
 def lightweight_filter() -> nnx.filterlib.Filter:
-    """The paper's rule: every parameter but the central cores, and no dense word table."""
+    """The paper's rule: every parameter but the central cores, and no dense token embedding."""
     return nnx.All(nnx.Param, nnx.Not(roles.CentralCore), nnx.Not(_word_table))
 
 

@@ -23,7 +23,7 @@ class EncoderConfig:
     """A post-norm encoder; the defaults are BERT.
 
     Attributes:
-      vocab_size: rows of the word table.
+      vocab_size: rows of the token embedding.
       hidden_size: width of the hidden states.
       num_layers: encoder layers.
       num_heads: attention heads; divides `attention_size`.
@@ -59,7 +59,7 @@ class EncoderConfig:
         paths, of which a matrix has the first that matches it, or, for the kinds in place, over
         array paths. A number stands for a low rank.
       adapter_scale: what the output of an adapter is multiplied with that has no scale of its own.
-      masked_lm: a masked language model head, tied to the word table, for pre-training; a
+      masked_lm: a masked language model head, tied to the token embedding, for pre-training; a
         classifier of two labels beside it is the head for the order of sentences.
       bottleneck_size: width inside a layer, between a map from `hidden_size` and one back to it
         (MobileBERT); None for layers without.

@@ -153,7 +153,7 @@ def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache
 
 
 def head(config, shapes: Mapping[str, mpo.MPOShape], rngs: nnx.Rngs) -> nnx.Module:
-    """The map of hidden states to logits, where it is not the word table."""
+    """The map of hidden states to logits, where it is not the token embedding."""
     size = (config.hidden_size, config.vocab_size)
     return layers.linear(*size, shapes.get("head"), False, dtype=config.dtype, rngs=rngs)
 

@@ -97,7 +97,7 @@ class DecoderConfig(LanguageModelConfig):
     """A causal pre-norm decoder; the defaults are GPT-2.
 
     Attributes:
-      vocab_size: rows of the word table.
+      vocab_size: rows of the token embedding.
       hidden_size: width of the hidden states.
       num_layers: layers.
       num_heads: attention heads of the queries.
@@ -117,7 +117,7 @@ class DecoderConfig(LanguageModelConfig):
       attention_bias: queries, keys and values have biases.
       attention_out_bias: the output map of attention has one.
       feed_forward_bias: the maps of the feed-forward block have some.
-      tied: logits come from the word table; False: from a matrix of their own, `head`.
+      tied: logits come from the token embedding; False: from a matrix of their own, `head`.
       dropout: rate on the outputs of every block, when a dropout key is given.
       embedding_dropout, attention_dropout: the same on embeddings and attention probabilities.
       pad_id, bos_id: token ids, None where there is none.

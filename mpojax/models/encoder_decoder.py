@@ -171,7 +171,7 @@ def _check_mask(name: str, mask, shape: tuple[int, ...]):
 
 
 class _Word(nnx.Module):
-    """The word table, of both towers and of the output."""
+    """The token embedding, of both towers and of the output."""
 
     def __init__(self, config, shapes, *, rngs: nnx.Rngs):
         size = (config.vocab_size, config.hidden_size)

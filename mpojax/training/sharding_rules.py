@@ -42,16 +42,16 @@ def model_rules(model: nnx.Module, min_size: int = 2**14) -> sharding_lib.Rules:
       bonds the first counts as the larger;
     * auxiliary cores: the larger bond over `fsdp`;
     * dense kernels: `KERNELS`;
-    * the dense word table: its vocabulary over `tensor` and `fsdp`; a head with more outputs than
-      inputs, such as the words: its inputs over `fsdp`, its outputs over `tensor`;
+    * the dense token embedding: its vocabulary over `tensor` and `fsdp`; a head with more outputs
+      than inputs, such as the vocabulary: its inputs over `fsdp`, its outputs over `tensor`;
     * adapters, other tables: the largest axis over `fsdp`;
-    * vectors, routers, and what has fewer numbers than `min_size`: replicated.
+    * vectors, routers, and what has fewer elements than `min_size`: replicated.
 
     An axis whose size the mesh does not divide is not split (`sharding_table` says so).
 
     Args:
       model: arrays may be abstract.
-      min_size: numbers that a parameter must have, all layers and experts together, to be split
+      min_size: elements that a parameter must have, all layers and experts together, to be split
         over more than `expert`.
     """
     flat = state_lib.flatten_variables(model)

@@ -150,5 +150,5 @@ def test_a_tokenizer_of_another_model(config, checkpoint, tmp_path):
     words = [*WORDS, *(f"word{i}" for i in range(40))]
     (tmp_path / "model" / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     config.model = str(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"has 50 tokens, the word table of .* 40 rows"):
+    with pytest.raises(ValueError, match=r"has 50 tokens, the token embedding of .* 40 rows"):
         finetune.run(config, tmp_path / "run")

@@ -245,7 +245,7 @@ LISTS = {
     (768, 3072): UP,
     (3072, 768): UP[::-1],
 }
-# Word table, layers and pooler are chains; the mapping, small tables and the head stay dense.
+# Token embedding, layers and pooler are chains; the mapping, small tables and the head stay dense.
 DECOMPOSED = re.compile(r"embeddings/word|layers/.*|pooler")
 
 # (dense, MPO at full bonds, trained in lightweight fine-tuning), each with two labels.

@@ -86,7 +86,7 @@ def test_copies_of_the_word_table(name, copy, table):
     _, expected = _import(content, tensors)
     _, arrays = _import(content, {**tensors, copy: tensors[table]})
     assert set(arrays) == set(expected)
-    with pytest.raises(ValueError, match=f"{copy} differs from the word table"):
+    with pytest.raises(ValueError, match=f"{copy} differs from the token embedding"):
         _import(content, {**tensors, copy: tensors[table] + 1})
     # The table may be there under another of its names alone.
     moved = {n: t for n, t in tensors.items() if n != table} | {copy: tensors[table]}

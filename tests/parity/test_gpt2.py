@@ -48,7 +48,7 @@ def test_logits(tmp_path, settings, padding):
 def test_names_of_the_published_file(tmp_path):
     """`gpt2` on the hub: no prefix, masks as buffers, and a second copy of the table may be there.
 
-    Its class without an output map gives the logits of the word table.
+    Its class without an output map gives the logits of the token embedding.
     """
     theirs = families.model("GPT2LMHeadModel", seed=2, **SIZES)
     ours = interop.load_pretrained(families.saved(theirs, tmp_path / "theirs"))

@@ -36,7 +36,7 @@ def test_published_sizes(tmp_path, prefix):
     expected = reference.outputs(theirs, ids, mask, types).logits.numpy()
     inputs = [jnp.asarray(array) for array in (ids, mask, types)]
     np.testing.assert_allclose(run(ours, *inputs), expected, rtol=0, atol=1e-5)
-    # Every matrix of the layers and the word table as a chain at full bonds: the same function.
+    # All matrices of the layers and the token embedding as chains at full bonds: same function.
     chains, report = interop.compress(ours, [("embeddings/word|layers/.*", {})])
     assert max(row.relative_error for row in report.rows) < 1e-6
     np.testing.assert_allclose(run(chains, *inputs), expected, rtol=0, atol=1e-4)

@@ -4,8 +4,8 @@
     python -m tools.benchmarks.finetuning --architecture=bert-base-uncased --rounds=3
 
 Whole training steps (forward, backward, AdamW) on random weights, batch and length static. The
-chains are those of all attention and feed-forward matrices, with the word table dense and frozen;
-the last rows have the word table as a chain too, as in the paper.
+chains are those of all attention and feed-forward matrices, with the token embedding dense and
+frozen; the last rows have the token embedding as a chain too, as in the paper.
 """
 
 import dataclasses

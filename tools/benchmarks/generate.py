@@ -23,7 +23,7 @@ from tools.benchmarks import timing
 
 _LAYERS = flags.DEFINE_integer("layers", 2, "Layers.")
 _EXPERTS = flags.DEFINE_integer("experts", 8, "Experts of each layer.")
-_VOCABULARY = flags.DEFINE_integer("vocabulary", 50_257, "Rows of the word table.")
+_VOCABULARY = flags.DEFINE_integer("vocabulary", 50_257, "Rows of the token embedding.")
 _ROWS = flags.DEFINE_multi_integer("rows", [1, 8], "Texts generated at once.")
 _PROMPT = flags.DEFINE_integer("prompt", 16, "Tokens of each prompt.")
 _TOKENS = flags.DEFINE_integer("tokens", 8, "New tokens whose time is taken.")
