@@ -140,7 +140,7 @@ class SpanExtractor(ModelWithHead):
 
 
 class MaskedLanguageModel(nnx.Module):
-    """Hidden states -> logits over the vocabulary: a map, a norm, the transposed token embedding."""
+    """Hidden states -> vocabulary logits: a map, a norm, the transposed token embedding."""
 
     def __init__(self, config: EncoderConfig, shape: mpo.MPOShape | None, *, rngs: nnx.Rngs):
         """`shape` is the MPO form of the map, or None for a dense one."""

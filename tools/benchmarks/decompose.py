@@ -24,7 +24,7 @@ _SKIP_BERT = flags.DEFINE_bool("skip_bert", False, "Leave out the 73 matrices of
 
 FEED_FORWARD = mpo.MPOShape((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
 ATTENTION = mpo.MPOShape((3, 4, 4, 4, 4), (4, 4, 4, 4, 3))
-# The 73 large matrices of BERT-base: the token embedding; per layer four of attention, two others.
+# The 73 large matrices of BERT-base: token embedding; per layer four of attention and two others.
 BERT_BASE = [
     (ATTENTION, 48),
     (FEED_FORWARD, 12),
