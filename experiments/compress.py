@@ -6,7 +6,7 @@ r"""Compresses a pre-trained model and shows what was gained and lost.
 
 For each variant of the config (dense, MPO at full bonds, MPO at a budget, low rank at the same
 budget): compress, save, and, where the config names a task, fine-tune what the variant trains and
-measure. Every finished part is kept in the workdir; started again, the job goes on where it was.
+measure. Every finished part is kept in the workdir; started again, the job resumes where it was.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Variant:
     """One row of the comparison, as the config describes it.
 
     Attributes:
-      name, label: key of its files and text for people.
+      name, label: key of its files and text in tables and plots.
       matrices: regular expressions over matrix paths, or "default", as in the rules of
         `mpojax.interop.compress`; none leaves the model dense.
       settings: rule settings for all of them, fields of `mpojax.interop.Settings`.
@@ -100,7 +100,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if config.task:
         results = comparison.run(config, workdir, arrays, variants, compressed)
         if results is None:
-            logging.info("stopped; start the same command again to go on")
+            logging.info("stopped; start the same command again to resume")
             return 0
     summary = study_files.write_all(
         workdir, config, variants, compressed, results, curves, time.perf_counter() - start

@@ -11,7 +11,7 @@ The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and tho
 `configs/opdf/base.py`. A student of fewer layers starts as layers of the teacher, its matrices as
 exact chains, and is saved dense. With `matrices` or `rules` the student is the teacher compressed
 by them: it learns back what truncation lost, and stays as small as it is. Started again an
-interrupted run goes on exactly.
+interrupted run resumes exactly.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class _Job(jobs.Job):
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     return tuning.main(run, config, folder)
 
 
@@ -271,7 +271,7 @@ def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict[str, Any]:
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     metrics = tuning.listed(result["metrics"])
     teacher = tuning.listed(result["teacher_metrics"])
     lines = [

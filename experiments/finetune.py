@@ -6,7 +6,7 @@ r"""Fine-tunes one model on one task with one seed; compressed before, or squeez
 
 The fields of a config are explained in `configs/mpop/base.py`. The workdir gets `result.json`,
 metrics as JSONL and TensorBoard events, the compression report, and for a squeezed model its
-trajectory as table and plot. Started again on its workdir an interrupted run goes on exactly.
+trajectory as table and plot. Started again on its workdir an interrupted run resumes exactly.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from mpojax.methods import mpop, squeeze_costs, squeeze_settings, squeezing
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     return tuning.main(run, config, folder)
 
 
@@ -140,7 +140,7 @@ def _squeeze(
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     metrics = tuning.listed(result["metrics"])
     shots = f", {result['shots']} shots, draw {result['draw']}" if result["shots"] else ""
     lines = [

@@ -42,7 +42,7 @@ def check_left_alone(config: ml_collections.ConfigDict, names: Sequence[str], wh
 
     Args:
       names: of fields that this kind of run has no use for.
-      why: it has none, for people.
+      why: it has none, as part of the message.
     """
     plain = base.get_config()
     for name in names:

@@ -300,10 +300,10 @@ def model_of(config: ml_collections.ConfigDict) -> str:
 def tuned_head(
     config: ml_collections.ConfigDict, model: models.Model, task: data.TextTask, head: str
 ) -> tuple[models.Model, bool]:
-    """The model, and whether its head was tuned on the task (or one like it) and goes on.
+    """The model, and whether its head was tuned on the task (or one like it) and is reused.
 
     Of a model of several tasks the head of this one is cut out. A head of other classes, or of
-    these in another order, does not go on.
+    these in another order, is not reused.
     """
     if not config.start_from:
         return model, False

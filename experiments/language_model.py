@@ -8,7 +8,7 @@ r"""Tunes a decoder on plain text, or trains a fresh one; maybe with experts.
 The fields of a config are explained in `configs/mpoe/base.py`. The workdir gets `result.json`,
 metrics as JSONL and TensorBoard events, what the routers of experts did (`router.csv`,
 `router.png`), and, where texts are generated, these (`continuations.txt`, `samples.txt`). Started
-again on its workdir an interrupted run goes on exactly.
+again on its workdir an interrupted run resumes exactly.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from mpojax.training import language_modeling
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     return tuning.main(run, config, folder)
 
 
@@ -171,7 +171,7 @@ def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     metrics = tuning.listed(result["metrics"])
     lines = [
         f"{result['task']}, {result['variant'] or result['form']}, seed {result['seed']}: "

@@ -8,10 +8,10 @@ r"""Trains one model on several tasks at once: a shared encoder, one head for ea
 Every batch mixes the tasks, by default in proportion to their sizes; an example counts through the
 columns of its own task. The workdir gets `result.json` (metrics of every task, and the mean of
 their main ones), `summary.txt`, metrics as JSONL and TensorBoard events. Started again on its
-workdir an interrupted run goes on exactly.
+workdir an interrupted run resumes exactly.
 
 With `--config.save_model=True` the shared model is kept: `experiments.finetune` with
-`--config.start_from=WORKDIR/model` goes on with the head of its one task.
+`--config.start_from=WORKDIR/model` reuses the head of its one task.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _SINGLE = ("dev_split", "held_out_examples", "calibration_examples")
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     return tuning.main(run, config, folder)
 
 
@@ -184,7 +184,7 @@ def _describe(
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     lines = [
         f"{len(result['tasks'])} tasks, {result['variant'] or 'no variant name'}, seed "
         f"{result['seed']}, after {result['steps']} steps",

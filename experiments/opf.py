@@ -6,7 +6,7 @@ r"""Fine-tunes a model with some of its matrices over-parameterised (OPF): dense
 
 The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and those of
 `configs/opf/base.py`. The result names the matrices that became chains, and when. Started again on
-its workdir an interrupted run goes on exactly.
+its workdir an interrupted run resumes exactly.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _COMPRESSION = ("matrices", "rules", "budget", "bond", "calibration_examples")
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     return tuning.main(run, config, folder)
 
 
@@ -154,7 +154,7 @@ def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict:
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     metrics = tuning.listed(result["metrics"])
     count = sum(len(entry["matrices"]) for entry in result["chosen"])
     lines = [

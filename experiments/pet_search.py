@@ -6,7 +6,7 @@ r"""Searches a super-set of small updates to a budget of parameters, on one task
 The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and `search`, `finalise`,
 `method` (`configs/pet_search/base.py`). The workdir gets `result.json`, metrics, the history of the
 search, what was kept for each layer and module as a table and a heat map, and the adapter. Started
-again on its workdir an interrupted run goes on exactly.
+again on its workdir an interrupted run resumes exactly.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ FINALISE = ("continue", "retrain")
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     return tuning.main(run, config, folder)
 
 
@@ -195,7 +195,7 @@ def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     metrics = tuning.listed(result["metrics"])
     lines = [
         f"{result['task']}, {result['variant'] or 'no variant name'}, seed {result['seed']}",

@@ -9,7 +9,7 @@ r"""Pre-trains an encoder on a corpus: masked words and the order of sentences.
 The fields of a config are explained in `configs/mpobert/pretraining.py`. The workdir gets
 `result.json`, metrics as JSONL and TensorBoard events, `samples.txt` with filled masks, and the
 model with its tokenizer in `model/`, ready for `experiments.finetune`. Started again on its workdir
-an interrupted run goes on exactly. `--dry_run` prints parameters, memory, FLOPs and the sharding of
+an interrupted run resumes exactly. `--dry_run` prints parameters, memory, FLOPs and the sharding of
 one step and trains nothing. Several processes: see `experiments.launch`.
 """
 
@@ -35,7 +35,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what a step would cost; tr
 
 
 def main(config: ml_collections.ConfigDict, folder: str | None) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     if _DRY_RUN.value:
         print(dry_run(config).text())
         return 0
@@ -180,7 +180,7 @@ def _model_flops(config, model: models.EncoderConfig, train: data.PretrainData) 
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     metrics = tuning.listed(result["metrics"])
     speed = result["tokens_per_second"]
     lines = [

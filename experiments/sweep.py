@@ -177,7 +177,7 @@ class Sweep:
             stopped = not self._run_cells(signals)
             rows = self._write()
         if stopped:
-            logging.info("stopped; start the same command again to go on")
+            logging.info("stopped; start the same command again to resume")
             return 0
         failed = [row["cell"] for row in rows if row["state"] == "failed"]
         if failed:

@@ -8,7 +8,7 @@ r"""Tunes an encoder-decoder (T5) on one task or several, as text to text; maybe
 Answers are generated and read as labels; the best state is chosen by the split dev, never by test.
 The fields of a config are explained in `configs/mpoe/base.py`. The workdir gets `result.json`,
 metrics as JSONL and TensorBoard events, and what the routers of experts did (`router.csv`,
-`router.png`). Started again on its workdir an interrupted run goes on exactly.
+`router.png`). Started again on its workdir an interrupted run resumes exactly.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from mpojax.training import text_metrics
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
-    """Runs the job and says how it ended."""
+    """Runs the job; returns the exit status."""
     return tuning.main(run, config, folder)
 
 
@@ -180,7 +180,7 @@ def _describe(config, job: Job, outcome: tuning.Outcome) -> dict[str, Any]:
 
 
 def summary(result: dict) -> str:
-    """The result for people."""
+    """Human-readable summary of the result."""
     lines = [
         f"{result['task']}, {result['variant'] or result['form']}, seed {result['seed']}: "
         f"{result['total']:,} parameters, {result['experts']} expert(s), {result['steps']:,} steps"

@@ -56,7 +56,7 @@ def plot(path: pathlib.Path, phases: list[dict], metric: str) -> None:
     by_size.plot(size, [phase["metric"] for phase in kept], "o-", label="accepted")
     if lost:
         size = [phase["parameters"] / 1e6 for phase in lost]
-        by_size.plot(size, [phase["metric"] for phase in lost], "x", label="taken back")
+        by_size.plot(size, [phase["metric"] for phase in lost], "x", label="reverted")
     by_size.invert_xaxis()
     by_size.set(xlabel="parameters of the model (millions), falling", ylabel=metric)
     by_size.legend()

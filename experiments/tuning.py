@@ -50,9 +50,9 @@ def main(
     config: ml_collections.ConfigDict,
     folder: str,
 ) -> int:
-    """Runs a job in a folder and says how it ended; the exit status."""
+    """Runs a job in a folder; returns the exit status."""
     if run_(config, folder):
-        logging.info("stopped; start the same command again to go on")
+        logging.info("stopped; start the same command again to resume")
         return 0
     if jax.process_index() == 0:
         print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
@@ -77,8 +77,8 @@ def run(
       folder: new, or that of the same run.
       prepare: loads what the config asks for.
       train: does the work; None when it was interrupted.
-      describe: entries of the result beside those that all runs have.
-      summary: the result for people.
+      describe: entries of the result in addition to those that all runs have.
+      summary: the human-readable summary of a result.
     """
     start = time.perf_counter()
     # A folder with a run is compared first; a new one is claimed once data, model and rules fit, so

@@ -20,7 +20,7 @@ class Page:
 
     Attributes:
       name: of its files.
-      title, source: for people.
+      title, source: printed above and below the table.
       columns, rows: texts, all rows as long as `columns`.
       records: the same with numbers, for the CSV file.
       notes: sentences below the table.

@@ -30,7 +30,7 @@ class Search(training.Hook):
     """The rounds of a search as a hook of the training loop.
 
     The optimizer must be `training.masked(...)`: its state holds the masks, so that a run that
-    is stopped goes on exactly.
+    is stopped resumes exactly.
 
     Args:
       model: the super-set, as training starts.

@@ -33,8 +33,8 @@ class Settings:
       measure: what the cheapest cut is: see `mpo.cheapest_cut`, or "loss", what the loss pays for
         each number saved, by gradients of training data (`squeeze_costs`).
       score_batches: batches of those gradients, before every phase.
-      on_drop: after a drop of more than the gap the phase is taken back; then "stop", or "ban" the
-        groups that were cut and go on with the others.
+      on_drop: after a drop of more than the gap the phase is reverted; then "stop", or "ban" the
+        groups that were cut and continue with the others.
       optimizer_state: "map" moves the moments along (`moments.transfer`); "reset" starts them anew.
     """
 

@@ -1,13 +1,13 @@
 """Dimension squeezing: bonds cut step by step, each cut followed by lightweight fine-tuning.
 
-Source: MPOP paper (ACL 2021), section 4.2 and algorithm 2, with its defects mended: spectra are
+Source: MPOP paper (ACL 2021), section 4.2 and algorithm 2, with its defects fixed: spectra are
 refreshed from the trained cores before every choice, bonds are really sliced with the optimizer's
 moments along, the development metric decides (a gain is no reason to stop), and a cut that costs
-too much is taken back.
+too much is reverted.
 
 A run is a list of phases: phase 0 tunes the given model, every other one cuts and tunes. What has
 been decided is in `squeeze.json`, the last accepted state in `accepted/`; started again on its
-folder, a run goes on where it was and takes the same way.
+folder, a run resumes where it was and follows the same path.
 """
 
 import dataclasses
@@ -128,7 +128,7 @@ class Squeezer:
         self._canonical: dict[str, tuple] = {}  # of the state that is about to be cut
 
     def run(self) -> Result:
-        """Runs, or goes on with, all phases."""
+        """Runs, or resumes, all phases."""
         self._load()
         # Two: a kill between a save and the record of it must leave the one that is on record.
         with training.Checkpoints(self.folder / "accepted", keep_last=2) as saved:

@@ -225,7 +225,7 @@ class Checkpoints:
         if not problem:
             return f"{text}, though its files are whole: {_one_line(error)}"
         before = [other for other in self.all_steps() if other < step]
-        advice = f", or remove it to go on from {before[-1]}" if before else ""
+        advice = f", or remove it to resume from {before[-1]}" if before else ""
         return (
             f"{text}, its files are damaged or incomplete: {problem}. Copy it again from where it "
             f"is whole{advice}"

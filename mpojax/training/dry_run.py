@@ -58,7 +58,7 @@ class Report:
         return {"total": self.total} | {name: getattr(self, name) for name in names}
 
     def text(self) -> str:
-        """The report for people."""
+        """Human-readable report."""
         axes = " x ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1)
         rows = [("parameters", f"{self.total:,}", f"{self.trained:,} trained")]
         rows += [(f"  {role}", f"{n:,}", "") for role, n in self.parameters.items()]

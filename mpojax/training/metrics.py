@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines for programs and tables, TensorBoard events for people."""
+"""Metrics of a run: JSON lines for programs and tables, TensorBoard events for plots."""
 
 import contextlib
 import json

@@ -135,7 +135,7 @@ def bytes_per_device(leaf: Any, spec: PartitionSpec, mesh: Mesh) -> int:
 
 
 def table_text(rows: Sequence[Placement]) -> str:
-    """The table for people: path, shape, partition, MiB per device, notes."""
+    """Human-readable table: path, shape, partition, MiB per device, notes."""
     cells = [("parameter", "shape", "split", "MiB per device", "")]
     for row in rows:
         axes = [_shown(entry) for entry in row.spec]

@@ -1,4 +1,4 @@
-"""The folder of one run: what it is, with which versions it ran, and how it ended."""
+"""Folder of one run: its config, the versions that it ran with, and its result."""
 
 import datetime
 import hashlib
@@ -23,7 +23,7 @@ from mpojax import checks, files, locks
 
 _PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
 _DATA = "data.json"  # what a run is trained and evaluated on
-# On how many devices a run works does not make it another: checkpoints go on on any mesh.
+# On how many devices a run works does not make it another: checkpoints resume on any mesh.
 _NOT_COMPARED = ("mesh",)
 # Where data lie: not compared where `data.json` says which data they are.
 _PLACES = ("data_dir", "corpus")
@@ -48,7 +48,7 @@ class Workdir:
         `data.json` is there, data may lie elsewhere.
 
     Raises:
-      ValueError: the folder holds another experiment; says what differs and how to mend it. Or
+      ValueError: the folder holds another experiment; says what differs and how to fix it. Or
         another process is at work in it, or its lock is a link.
       OSError: it cannot be written.
     """
@@ -71,7 +71,7 @@ class Workdir:
         return (self.path / "result.json").is_file()
 
     def check_data(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Checks that a run goes on with the data that it began with, noted in `data.json`.
+        """Checks that a run resumes with the data that it began with, noted in `data.json`.
 
         A run without that file, begun by an older version, gets it now.
 

@@ -1,4 +1,4 @@
-"""A run goes on with the data that it began with, or says what changed."""
+"""A run resumes with the data that it began with, or says what changed."""
 
 import json
 

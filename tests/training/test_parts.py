@@ -206,7 +206,7 @@ class TestDamage:
             read()
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 700
-        assert ("remove it to go on from 4" in str(error.value)) == (not alone)
+        assert ("remove it to resume from 4" in str(error.value)) == (not alone)
 
 
 class TestMetrics:
