@@ -1,4 +1,4 @@
-r"""Searches a super-set of small updates to a budget of parameters, on one task with one seed.
+r"""Prunes a super-set of adapters to a budget of parameters, on one task with one seed.
 
     python -m experiments.pet_search --config=configs/pet_search/minilm.py:structured_2,sst2 \
         --config.data_dir=DATA --workdir=runs/search
@@ -76,7 +76,7 @@ def read_settings(config: ml_collections.ConfigDict) -> pet_settings.Settings | 
     known = {field.name for field in dataclasses.fields(pet_settings.Settings)}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"config.search has unknown fields {unknown}; known are {sorted(known)}.")
-    # What is drawn by lot differs from run to run.
+    # The random criterion differs from run to run.
     return pet_settings.Settings(**fields | {"seed": fields.get("seed", 0) + config.seed})
 
 

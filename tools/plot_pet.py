@@ -44,9 +44,9 @@ def summary(results: Sequence[dict]) -> str:
         "Searches after Lawton et al. 2023, with formulas of our own; no reproduction.",
         f"Percent, means over {seeds} seeds ± sample deviations; fewer seeds in brackets. "
         "Parameters are those that are trained, the head apart; the file of the adapter has the "
-        "head, and for single entries their places.",
+        "head, and after an unstructured search the indices of entries.",
         "\n".join(study_tables.table(["", "parameters", "of the largest", "file", *metrics], rows)),
-        "Differences to low rank of the same size beside query and value, paired by seed, ± half "
+        "Differences to low rank of the same size for query and value, paired by seed, ± half "
         "of the 95 % interval (Student's t):",
         "\n".join(study_tables.table(["", *tasks], differences)),
     ]

@@ -3,7 +3,7 @@ r"""Defaults of every distillation: a fine-tuned teacher, a student of some of i
     python -m experiments.distill --config=configs/opdf/base.py --config.teacher=runs/mine/model \
         --config.model=FOLDER --config.task=sst2 --config.data_dir=DATA --workdir=runs/student
 
-The fields beside these are those of `configs/mpop/base.py`; `model` gives the tokenizer.
+All other fields are those of `configs/mpop/base.py`; `model` gives the tokenizer.
 """
 
 import dataclasses

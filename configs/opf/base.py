@@ -3,7 +3,7 @@ r"""Defaults of fine-tuning with some matrices over-parameterised, merged at the
     python -m experiments.opf --config=configs/opf/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --workdir=runs/mine
 
-The fields beside these are those of `configs/mpop/base.py`.
+All other fields are those of `configs/mpop/base.py`.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-r"""Defaults of every run that tunes small updates, searched or not: one model, one task, one seed.
+r"""Defaults of every run that tunes adapters, searched or not: one model, one task, one seed.
 
     python -m experiments.pet_search --config=configs/pet_search/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --config.search.budget=20000 --workdir=runs/mine
 
-As it stands: low-rank updates of rank 8 beside the matrices of all layers and all biases, searched
-for 20,000 parameters. The fields beside these are those of `configs/mpop/base.py`.
+As it stands: low-rank adapters of rank 8 parallel to the matrices of all layers, and all biases,
+searched for 20,000 parameters. All other fields are those of `configs/mpop/base.py`.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-r"""all-MiniLM-L6-v2 on GLUE tasks that fit two cores: small updates by hand, searched, and drawn.
+r"""all-MiniLM-L6-v2 on GLUE tasks that fit two cores: adapters by hand, searched, and random.
 
     python -m experiments.pet_search --config=configs/pet_search/minilm.py:structured_2,sst2 \
         --config.data_dir=DATA --workdir=runs/search
@@ -7,15 +7,15 @@ r"""all-MiniLM-L6-v2 on GLUE tasks that fit two cores: small updates by hand, se
 
     full, lfa           everything; the auxiliary cores of the model in MPO form (MPOP)
     bitfit              all biases
-    lora_R              low rank R beside query and value
+    lora_R              low rank R parallel to query and value
     bottleneck          of width 3 behind the two parts of every layer: at most as large as lora_4
-    mpo                 chains of three cores, bond 4, beside query and value: about lora_2
-    structured_R        a search for as many parameters as lora_R has: rank 8 beside the matrices of
-                        every layer, and all biases; whole ranks and bias vectors go
-    unstructured_R      the same super-set; single entries go
-    structured_mpo_2    MPO adapters of three cores beside the six matrices; bonds are cut
+    mpo                 chains of three cores, bond 4, for query and value: about lora_2
+    structured_R        a search for as many parameters as lora_R has: rank 8 parallel to the
+                        matrices of every layer, and all biases; ranks and bias vectors are pruned
+    unstructured_R      the same super-set; entries are pruned
+    structured_mpo_2    MPO adapters of three cores for the six matrices; bonds are cut
     random_*, magnitude_*
-                        the same as the searches, but groups are drawn by lot, or the smallest go
+                        the same as the searches, but random groups, or the smallest, are pruned
 
 All variants of a task see the same number of steps; the head is trained, and counts for none.
 Learning rates: `configs/sweeps/pet_rates.py`.
@@ -28,10 +28,10 @@ from configs.pet_search import base
 
 TASKS = mpop_minilm.TASKS
 STEPS = 400
-# Parameters of rank 1 beside query and value of 6 layers of width 384.
+# Parameters of rank 1 for query and value of 6 layers of width 384.
 RANK_1 = 2 * 6 * (384 + 384)
 RANKS = (1, 2, 4)
-# Of what is trained, by method: of all parameters, of auxiliary cores, of small updates and head.
+# Of what is trained, by method: of all parameters, of auxiliary cores, of adapters and head.
 RATES = {
     "full": 2e-4,
     "lfa": 5e-4,
@@ -83,7 +83,7 @@ def _variants() -> dict[str, dict]:
 
 
 def _search(rates_of: str, rank: int, **fields) -> dict:
-    # Of single entries "factor_mean" drops all biases first; the study was run with it.
+    # Unstructured, "factor_mean" drops all biases first; the study was run with it.
     search = {"budget": rank * RANK_1, "balance": "factor_mean", **fields}
     return {"adapters": _SUPERSET, "search": search, "optimizer": rates(rates_of, RATES[rates_of])}
 

@@ -1,4 +1,4 @@
-r"""Small updates of all-MiniLM-L6-v2: by hand, searched, and drawn by lot, at equal sizes.
+r"""Adapters of all-MiniLM-L6-v2: by hand, searched, and random, at equal sizes.
 
     python -m experiments.sweep --config=configs/sweeps/pet_minilm.py --workdir=runs/pet_minilm \
         --config.cell.data_dir=DATA

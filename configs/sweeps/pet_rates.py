@@ -4,8 +4,8 @@ r"""The learning rates of `configs/pet_search/minilm.py`: as many tried for ever
         --config.cell.data_dir=DATA
 
 SST-2 and MRPC, one seed that the study does not use, 500 examples held out from the training split:
-the development data that the study reports have no part in the choice. What is drawn by lot or by
-magnitude takes the rate of the search. `minilm.RATES` has the best mean over both tasks.
+the development data that the study reports have no part in the choice. Pruning at random or
+by magnitude takes the rate of the search. `minilm.RATES` has the best mean over both tasks.
 """
 
 import ml_collections

@@ -1,8 +1,8 @@
-"""Adapters in files of their own: adapter.safetensors with the numbers, adapter.json with the rest.
+"""Adapters in files of their own: adapter.safetensors with the arrays, adapter.json with the rest.
 
 Arrays of equal shape in several layers are one tensor, layers/*/attention/query/adapter/down, with
-an axis of layers in front: the header of a file stays small. What a search over single entries kept
-are two tensors: indices into all arrays one after the other, by path, and values.
+an axis of layers in front: the header of a file stays small. What an unstructured search kept are
+two tensors: indices into all arrays one after the other, by path, and values.
 """
 
 import dataclasses
@@ -137,8 +137,8 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
 def fingerprint(model: models.Model) -> str:
     """SHA-256 (32 hexadecimal digits) of all parameters that adapters and head leave alone.
 
-    The same for a base model with adapters on it, before and after their tuning. Matrices beside
-    which low ranks have an offset start are left out, since that changes them; files have two
+    The same for a base model with adapters on it, before and after their tuning. Matrices
+    whose low ranks have an offset start are left out, since that changes them; files have two
     numbers of each instead.
     """
     arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
@@ -175,7 +175,7 @@ def _check_base(
 
 
 def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
-    """Sketches of the original matrices beside which low ranks have an offset start.
+    """Sketches of the original matrices whose low ranks have an offset start.
 
     To rounding, with which the start was subtracted.
     """
@@ -221,7 +221,7 @@ def _with_adapters(
         arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": up}
     for name, shape in shapes.items():
         if name not in arrays:
-            # Where single entries are kept, the others do nothing.
+            # After an unstructured search the entries that are not kept do nothing.
             arrays[name] = np.full(shape, float(name.endswith("/adapter/scale")), np.float32)
     made = models.from_arrays(config, base.shapes, arrays)
     breaks = models.stack_breaks(made, models.adapter_arrays(made))
@@ -239,7 +239,7 @@ def _adapter_shapes(config, base: models.Model, held: int, folder) -> dict[str, 
     added = {name: shape for name, shape in shapes.items() if "/adapter/" in name}
     needed = sum(map(math.prod, added.values()))
     own = sum(models.count_parameters(base).values())
-    # Where single entries are kept, the file is smaller than its adapters.
+    # After an unstructured search the file is smaller than its adapters.
     if needed > 8 * (held + own) + 2**20:
         raise ValueError(
             f"the adapter in {folder} is damaged: its settings need {needed:,} parameters, its "

@@ -1,4 +1,4 @@
-"""Adapters on a model, by rules: added beside its matrices, or parameters that it has."""
+"""Adapters on a model, by rules: added to its matrices, or parameters that it has."""
 
 import dataclasses
 import hashlib

@@ -48,7 +48,7 @@ class LanguageArchitecture:
       misfits: what of our settings has no counterpart.
       write: keys of those fields, from our settings and those of the source.
       tensors_decide: key whose presence says that not `tie_word_embeddings` but the tensors say
-        whether there is an output map beside the token embedding.
+        whether there is an output map besides the token embedding.
     """
 
     model_type: str

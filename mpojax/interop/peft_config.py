@@ -63,16 +63,16 @@ class Lora:
     layers: list[re.Pattern]
 
     def rank(self, module: str) -> int:
-        """Of the update beside a module."""
+        """Rank of the update of a module."""
         return _patterned(self.ranks, module, self.content["r"])
 
     def scale(self, module: str) -> float:
-        """What the update is multiplied with: alpha / r, or alpha / sqrt(r)."""
+        """Factor of the update: alpha / r, or alpha / sqrt(r)."""
         alpha = _patterned(self.alphas, module, self.content["lora_alpha"])
         return float(alpha / self.rank(module) ** (0.5 if self.content.get("use_rslora") else 1))
 
     def is_targeted(self, module: str) -> bool:
-        """Whether peft puts an update beside a module.
+        """Tells if peft adds an update to a module.
 
         Of lists of names; where a regular expression chooses modules, the tensors say which.
         """

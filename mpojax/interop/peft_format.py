@@ -96,7 +96,7 @@ def _is_plain(settings: AdapterSettings) -> bool:
 def _factors(
     paths: tuple[str, ...], settings: Mapping, arrays: Mapping, scale: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """(down, up, scale) beside matrices that transformers stores side by side in one.
+    """(down, up, scale) of matrices that transformers stores side by side in one.
 
     Raises:
       ValueError: a part without an update, or with another `down` or scale than the others.
@@ -254,7 +254,7 @@ def _checked_factors(factors: Mapping, name: str, lora, width: int, out_width: i
     """(down, up), which are what the settings say.
 
     Raises:
-      ValueError: a factor is missing, of another shape, or beside a module that peft would skip.
+      ValueError: a factor is missing, of another shape, or of a module that peft would skip.
     """
     if set(factors) != {"A", "B"}:
         raise ValueError(f"{folder} lacks one of the two factors of {name}.")

@@ -168,8 +168,8 @@ def merge(model: Model, dtype: str = "float32") -> Model:
         The model has float32 weights all the same; a narrower type is checked.
 
     Raises:
-      ValueError: a bottleneck adapter; weights that `dtype` would change: small updates of a matrix
-        are lost between the numbers of 16 bits.
+      ValueError: a bottleneck adapter; weights that `dtype` would change: updates of a matrix are
+        lost in the rounding to 16 bits.
     """
     if dtype not in MERGE_DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(MERGE_DTYPES)}.")

@@ -1,4 +1,4 @@
-"""Observing what enters and leaves the matrices of a model, through gradients that are none.
+"""Capture of the activations that enter and leave the matrices of a model, by a custom VJP.
 
 A tap is put before and behind every dense matrix; its backward pass returns x^T x as the "gradient"
 of a probe instead of a derivative. So one pass of `jax.grad` collects the statistics of all

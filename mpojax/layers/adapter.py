@@ -1,4 +1,4 @@
-"""Small updates beside a matrix, dense or MPO: low rank, chains, bottlenecks, rescaling.
+"""Adapters of a matrix, dense or MPO: low rank, chains, bottlenecks, rescaling.
 
 Each is a module that a linear map calls three times: `before(x)`, `beside(y, x)` on its product
 without the bias, `after(y)` at the end. All start without effect, but for the offset start, see
@@ -23,19 +23,19 @@ DEVIATION = 0.02
 
 
 class Adapter(nnx.Module):
-    """A small update that changes nothing."""
+    """Adapter that changes nothing: the base class of all kinds."""
 
     def before(self, x: jax.Array) -> jax.Array:
-        """What the map gets instead of `x`."""
+        """Input of the map, in place of `x`."""
         return x
 
     def beside(self, y: jax.Array, x: jax.Array) -> jax.Array:
-        """What the map gives instead of y = x W, before the bias."""
+        """Product of the map before the bias, in place of y = x W."""
         del x
         return y
 
     def after(self, y: jax.Array) -> jax.Array:
-        """What the map gives instead of y = x W + b."""
+        """Output of the map, in place of y = x W + b."""
         return y
 
 
@@ -161,7 +161,7 @@ def make_adapter(
     dtype: str = "float32",
     rngs: nnx.Rngs,
 ) -> Adapter:
-    """A fresh adapter beside a matrix of this size; `scale` where the settings have none."""
+    """A fresh adapter for a matrix of this size; `scale` where the settings have none."""
     scale = scale if settings.scale is None else settings.scale
     if settings.kind == "low_rank":
         size = (in_features, out_features, settings.rank, scale)
@@ -183,8 +183,8 @@ def attach_adapters(
     *,
     rngs: nnx.Rngs,
 ) -> None:
-    """Puts a fresh adapter beside the linear maps named by path, such as "attention/query"; a
-    number is a low rank.
+    """Adds a fresh adapter to the linear maps named by path, such as "attention/query"; a number
+    is a low rank.
     """
     for path, chosen in settings.items():
         inner = module
@@ -202,7 +202,7 @@ def fold_adapter(settings: AdapterSettings, arrays: Mapping, kernel, bias, scale
 
     Args:
       settings: of the adapter.
-      arrays: its parameters by name: "down", "up", "scale", or the numbers of the cores.
+      arrays: its parameters by name: "down", "up", "scale", or the indices of the cores.
       kernel: (in_features, out_features); numpy or jax, as the arrays.
       bias: (out_features,), or None.
       scale: where the settings have none.

@@ -1,4 +1,4 @@
-"""What kind of small update a parameter gets, as data."""
+"""Settings of an adapter: its kind, size and scale."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from mpojax import mpo
 from mpojax.layers.feed_forward import ACTIVATIONS
 
-# Added beside a matrix.
+# Modules added to a matrix.
 ADDED = ("low_rank", "mpo", "bottleneck", "rescale")
 # Parameters that the model has: nothing is added, they are merely tuned. "cores": auxiliary ones.
 IN_PLACE = ("bias", "norm_scale", "cores")
@@ -24,7 +24,7 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSettings:
-    """The small update of one matrix, or of parameters in place.
+    """Adapter of one matrix, or parameters that are tuned in place.
 
     | kind       | the map y = x W + b becomes                                                |
     | low_rank   | y + s x D U, D (in, rank), U (rank, out) (LoRA, arXiv:2106.09685)          |
@@ -41,7 +41,7 @@ class AdapterSettings:
       width, activation: of a bottleneck.
       side: what is rescaled.
       scale: s; None: that of the model, `config.adapter_scale`. Fixed: it does not follow the rank.
-      offset_seed: of a low rank that started beside a base from which its start was subtracted;
+      offset_seed: of a low rank whose start was subtracted from the base;
         None: it started without effect.
     """
 
@@ -112,11 +112,11 @@ class AdapterSettings:
 
     @property
     def in_place(self) -> bool:
-        """Whether nothing is added."""
+        """True if parameters of the model are tuned and nothing is added."""
         return self.kind in IN_PLACE
 
     def shape(self, in_features: int, out_features: int) -> mpo.MPOShape:
-        """Of the chain of kind "mpo" beside a matrix of this size."""
+        """Shape of the chain of kind "mpo" for a matrix of this size."""
         if self.in_factors is not None:
             size = {"in_features": in_features, "out_features": out_features}
             full = mpo.MPOShape(self.in_factors, self.out_factors, **size)
@@ -125,7 +125,7 @@ class AdapterSettings:
         return full.with_bonds(self.bond if self.bonds is None else self.bonds)
 
     def num_params(self, in_features: int, out_features: int) -> int:
-        """Numbers added beside a matrix of this size."""
+        """Parameters added to a matrix of this size."""
         if self.kind == "low_rank":
             return self.rank * (in_features + out_features)
         if self.kind == "mpo":

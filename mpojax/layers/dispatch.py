@@ -1,4 +1,4 @@
-"""How the tokens of each expert are laid out.
+"""Dispatch of tokens to experts: the rows that each expert works on.
 
 A `Layout` is made once for a block from the router's choice; all matrices of the block use it
 (`mpojax.layers.expert_products`).

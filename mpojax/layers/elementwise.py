@@ -1,4 +1,4 @@
-"""Functions of single entries or rows, with backward passes that keep little.
+"""Functions of elements or rows, with backward passes that keep little.
 
 Written plainly, the backward pass of each keeps several arrays of its input's size for every layer;
 recomputing them from one costs a fraction of writing and reading them.

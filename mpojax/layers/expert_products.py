@@ -1,4 +1,4 @@
-"""Products of laid out tokens with the matrices of their experts.
+"""Products of dispatched tokens with the matrices of their experts.
 
 `jax.lax.ragged_dot` multiplies every token with every expert where a backend has no kernel of its
 own for it (CPU): it is used on request alone.

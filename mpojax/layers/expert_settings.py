@@ -25,7 +25,7 @@ class ExpertSettings:
       router_bias: the router's linear map has a bias.
       capacity_factor: an expert takes at most ceil(factor * assignments / number) tokens of a call,
         the others are dropped; None: no token is ever dropped.
-      dispatch: how tokens are laid out: "dense" (every expert sees every token), "capacity",
+      dispatch: of tokens to experts: "dense" (every expert sees every token), "capacity",
         "block" (sorted, each expert's tokens padded to whole blocks), "ragged"
         (`jax.lax.ragged_dot`), or "auto": "capacity" with a capacity factor, else "block" on CPU
         and "ragged" elsewhere.

@@ -1,4 +1,4 @@
-"""Attention of language models: grouped heads, rotary places, score biases, kept keys."""
+"""Attention of language models: grouped heads, rotary positions, score biases, KV cache."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Turns = tuple[jax.Array, jax.Array]
 class GroupedAttention(nnx.Module):
     """Queries of one sequence attend to keys and values of the same or another one.
 
-    Keys and values are made by a call of their own, so that they can be kept between calls. Each
+    Keys and values are made by a call of their own, so that they can be cached between calls. Each
     head of keys serves num_heads / num_kv_heads heads of queries (Ainslie et al., 2023).
     """
 

@@ -305,7 +305,7 @@ def _check_last_axis(x: jax.Array, in_features: int):
 
 
 def _finished(y: jax.Array, x: jax.Array, adapter, bias: nnx.Param | None) -> jax.Array:
-    """A product with what comes beside and after it."""
+    """A product with its bias, and the adapter parallel to it or after it."""
     if adapter is None:
         return _add_bias(y, bias)
     return adapter.after(_add_bias(adapter.beside(y, x), bias))

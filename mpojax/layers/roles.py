@@ -9,15 +9,15 @@ from flax import nnx
 
 
 class CentralCore(nnx.Param):
-    """The middle core of a chain: at full bonds it holds almost all numbers of the matrix."""
+    """The middle core of a chain: at full bonds it holds almost all parameters of the matrix."""
 
 
 class AuxiliaryCore(nnx.Param):
-    """Any other core of a chain: few numbers, but each moves the whole matrix."""
+    """Any other core of a chain: few parameters, but each moves the whole matrix."""
 
 
 class AdapterParam(nnx.Param):
-    """A parameter of an adapter beside a matrix, such as a low-rank update."""
+    """A parameter of an adapter of a matrix, such as a low-rank update."""
 
 
 # Role name -> variable type; "other" is every `nnx.Param` that none of the types above matches.

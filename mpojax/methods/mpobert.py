@@ -78,7 +78,7 @@ def settings(
       adapter_rank: of the low-rank adapters in every layer; 0 for none.
       adapter_targets: names of the adapted matrices, of `TARGETS`. The paper's counts fit the
         default, on their own or with `adapt_outside`.
-      adapt_outside: adapters beside pooler and embedding map as well.
+      adapt_outside: adapters for pooler and embedding map as well.
       share_auxiliary: auxiliary cores, too, are stored once for each block.
       bias_and_norm: "shared" by the layers of a block, or "per_layer".
       **encoder_fields: any field of `EncoderConfig`; defaults are those of ALBERT-base-v2, with the

@@ -105,7 +105,7 @@ def convert(
     trainable: nnx.filterlib.Filter,
     make_optimizer: Callable[[models.Model], optax.GradientTransformation],
 ) -> tuple[training.TrainState, optax.GradientTransformation]:
-    """The same run with more matrices as chains: it computes the same, step and moments go on.
+    """The same run with more matrices as chains: it computes the same; step and moments are kept.
 
     The moments of the new cores start afresh; see `moments.carried`.
 

@@ -42,7 +42,7 @@ def unit_cost(groups: Groups, masks: Sequence[np.ndarray], sizes: Sizes) -> int:
 
 
 def _inner(groups: Groups, sizes: Sizes) -> list[int]:
-    """Numbers of each core for one index of the bonds beside it."""
+    """Parameters of each core for one index of the bonds next to it."""
     shapes = [sizes[name] for name in groups.arrays]
     if len(shapes[0]) == 2:  # the factors of low rank
         return [shapes[0][0], shapes[1][1]]

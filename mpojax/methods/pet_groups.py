@@ -1,4 +1,4 @@
-"""Groups of a super-set of small updates, and what the loss would lose without each.
+"""Groups of a super-set of adapters, and what the loss would lose without each.
 
 After Lawton et al. 2023. Removing theta_i changes the loss to first order by -theta_i dL/dtheta_i;
 a group's score is the sum over its entries. Functions of {array path: array}, one array for each
@@ -24,7 +24,7 @@ Scores = dict[str, tuple[Any, ...]]  # {unit: one array for each group axis, see
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """The groups of one unit of a super-set: of one bias vector, or one adapter beside a matrix.
+    """The groups of one unit of a super-set: of one bias vector, or one adapter of a matrix.
 
     | kind    | a group is                                     | scores, masks                     |
     | module  | the whole unit                                 | one array ()                      |
@@ -182,7 +182,7 @@ def final_scores(
 def _norms(groups: Groups, entries: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Sizes of entries; norms of vectors, and of what passes through each index of a bond.
 
-    The latter by the two cores beside the bond: exact for low ranks, and in a gauge in which the
+    The latter by the two cores next to the bond: exact for low ranks, and in a gauge in which the
     others are orthogonal.
     """
     if groups.kind == "entries":
@@ -214,7 +214,7 @@ def normalise(
     spec: Spec,
     balance: str = "unit_mean",
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """Scores of single entries, balanced between the arrays of their unit.
+    """Unstructured scores, one for each entry, balanced between the arrays of their unit.
 
     Scores of other kinds stay. Both factors of a low rank have the same sum of scores (Euler), so
     that the entries of the smaller factor have the larger ones, whatever they are worth.

@@ -1,11 +1,12 @@
-"""PET search: a super-set of small updates, pruned while it trains to a budget of parameters.
+"""PET search: a super-set of adapters, pruned while it trains to a budget of parameters.
 
 After Lawton et al., "Neural Architecture Search for Parameter-Efficient Fine-tuning of Large
 Pre-trained Language Models" (Findings of ACL 2023): the idea is theirs, formulas and settings are
 our own. The super-set is a model with adapters (`mpojax.interop.add_adapters`) of any kind but
-bottlenecks; what is trained starts with all of it, and in rounds the groups that matter least to
-the loss, to first order, go. Groups are whole (structured: one index of a bond, one bias vector) or
-single entries. Masks keep all shapes; what remains is cut out at the end (`pet_superset.compact`).
+bottlenecks; training starts with all of it, and in rounds the groups that matter least to the
+loss, to first order, are pruned. Groups are structured (one index of a bond, one bias vector) or
+unstructured (one entry). Masks keep all shapes; what remains is cut out at the end
+(`pet_superset.compact`).
 """
 
 import dataclasses

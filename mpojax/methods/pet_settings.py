@@ -1,4 +1,4 @@
-"""Settings of a search over a super-set of small updates, see `pet_search`."""
+"""Settings of a search over a super-set of adapters, see `pet_search`."""
 
 import dataclasses
 import math

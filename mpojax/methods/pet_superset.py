@@ -53,11 +53,11 @@ class SuperSet:
           masks: of a structured search.
 
         Raises:
-          ValueError: single entries were dropped: no smaller array holds what is left.
+          ValueError: the search was unstructured: no smaller array holds what is left.
         """
         if any(groups.kind == "entries" for groups in self.spec.values()):
             raise ValueError(
-                "single entries were dropped, which leaves arrays as large as before; save what "
+                "the search was unstructured, which leaves arrays as large as before; save what "
                 "is left with interop.save_adapter(..., mask=...)."
             )
         arrays = models.to_arrays(model)
@@ -95,7 +95,7 @@ def read(model: models.Model, mode: str) -> SuperSet:
     """The super-set that the adapters of a model are.
 
     "structured": indices of bonds of low ranks and chains; whole vectors and cores. "unstructured":
-    single entries.
+    entries.
 
     Raises:
       ValueError: a model without adapters, an unknown mode, a bottleneck (which cannot be merged),
@@ -127,8 +127,8 @@ def read(model: models.Model, mode: str) -> SuperSet:
         )
         if mode == "structured" and settings[unit].offset_seed is not None:
             raise ValueError(
-                f"{unit} has an offset start, which is for single entries: dropping a rank would "
-                "leave its start behind. Use start='zero', or mode='unstructured'."
+                f"{unit} has an offset start, which needs an unstructured search: dropping a "
+                "rank would leave its start behind. Use start='zero', or mode='unstructured'."
             )
         spec[unit] = Groups(_group_kind(kind, mode), tuple(sorted(names, key=_in_order)))
     sizes = {name: arrays[name].shape for name in kinds}

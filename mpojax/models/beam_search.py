@@ -104,7 +104,7 @@ def search(
 
 
 def _advance(state: _State, logits, end_ids: tuple[int, ...], sampling: Sampling) -> _State:
-    """Every running text goes on by a token."""
+    """Extends every running text by a token."""
     beams, running = sampling.beams, state.running
     batch, _, num = running.ids.shape
     candidates, parents = _candidates(state, logits, len(end_ids))
@@ -138,7 +138,7 @@ def _advance(state: _State, logits, end_ids: tuple[int, ...], sampling: Sampling
 def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array]:
     """The best texts that are one token longer, and the numbers of their parents.
 
-    So many that `beams` are left to go on even where the best ones all end.
+    So many that `beams` are left to continue even where the best ones all end.
     """
     running = state.running
     batch, beams, _ = running.ids.shape
@@ -168,6 +168,6 @@ def _repeated(cache: Cache, beams: int) -> Cache:
 
 
 def _reordered(cache: Cache, rows: jax.Array) -> Cache:
-    """The kept keys of other rows; what is known of the source is the same for all beams."""
+    """The KV cache of other rows; what is known of the source is the same for all beams."""
     keys, values = (array[:, rows] for array in (cache.keys, cache.values))
     return dataclasses.replace(cache, keys=keys, values=values)

@@ -27,7 +27,7 @@ class LanguageModelOutput:
       logits: (batch, length, vocabulary), float32.
       routing: statistics of the experts' routers, one for each stack of layers with experts (of an
         encoder-decoder: the encoder's first), leading axis = layer.
-      cache: keys and values, where a cache was given.
+      cache: KV cache, where one was given.
     """
 
     logits: jax.Array

@@ -1,4 +1,4 @@
-"""Text generation in one compiled program, with kept keys and values."""
+"""Text generation in one compiled program, with a KV cache."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def generate(
 ) -> Generated:
     """Continues prompts, or answers sources, until every row has ended or is full.
 
-    One program reads the prompt in one call and then makes token by token; keys and values are
+    One program reads the prompt in one call and then makes token by token; the KV cache is
     written in place. It is compiled once for each shape of prompt, `max_new_tokens` and `sampling`.
 
     Matrices in MPO form are applied, or rebuilt, at every token. `generate(jax.jit(merged)(model),

@@ -160,7 +160,7 @@ def check_adapters(config: "Config") -> None:
 
 
 def adapter_settings(config: "Config") -> dict[str, AdapterSettings]:
-    """{matrix path: settings} of the adapters that are added beside matrices."""
+    """{matrix path: settings} of the adapters that are added to matrices."""
     found = {}
     # Compiled once: Python keeps no more than 512 patterns.
     added = [(re.compile(pattern), s) for pattern, s in config.adapters if not s.in_place]

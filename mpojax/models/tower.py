@@ -1,4 +1,4 @@
-"""Layers of a language model, stacked and scanned; with keys and values kept between calls."""
+"""Layers of a language model, stacked and scanned; with a KV cache."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Config = DecoderConfig | EncoderDecoderConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of all layers, kept between calls.
+    """KV cache: keys and values of all layers, kept between calls.
 
     Attributes:
       keys, values: (layers, batch, places, kv heads, head size); those from `position` on are

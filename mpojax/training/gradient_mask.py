@@ -29,16 +29,16 @@ _STREAM = 0x6D61736B
 
 @dataclasses.dataclass(frozen=True)
 class GradientMask:
-    """Which gradients are masked, how often, and what then happens.
+    """Settings of gradient masks: which gradients, how often, and what then happens.
 
     Attributes:
       rate: probability of masking: 0 masks nothing, 1 freezes the central cores ("skip").
       mode: "skip": where masked, the core, its moments, their step counts and its weight decay stay
         as they were; "zero_grad": the optimizer receives a gradient of zero, so that momentum and
-        decay go on.
+        decay continue.
       draw: "step": one draw decides for all central cores; "tensor": one for each core, thus for
         each slice of stacked layers (and of experts, where each has its own); "element": one for
-        each number.
+        each element.
       seed: of the draws.
       central: paths of the central cores, frozen ones included.
     """

@@ -109,7 +109,7 @@ class TrainState:
         optimizer: optax.GradientTransformation,
         optimizer_state: Any = None,
     ) -> "TrainState":
-        """The same run with another model, e.g. with cut bonds: step and key go on.
+        """The same run with another model, e.g. with cut bonds: step and key are kept.
 
         Args:
           optimizer_state: mapped by the caller; None starts the optimizer afresh, the learning

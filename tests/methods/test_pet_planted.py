@@ -1,4 +1,4 @@
-"""A change planted in a small network is found by the search, and missed by lot.
+"""A change planted in a small network is found by the search, and missed at random.
 
 Settings of the toy: six residual tanh layers of width 24, 512 Gaussian inputs, whole batches.
 """

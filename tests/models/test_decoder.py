@@ -1,4 +1,4 @@
-"""Decoders: kept keys, padding, causality, positions, groups of heads, chains, stacks, dtypes."""
+"""Decoders: KV cache, padding, causality, positions, groups of heads, chains, stacks, dtypes."""
 
 import dataclasses
 import math
@@ -165,7 +165,7 @@ def test_recomputed_layers_give_the_same(config):
     ours, theirs = gradient(remat), gradient(plain)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max() + 1e-6)
-    # Nor does it stand in the way of kept keys.
+    # Nor does it stand in the way of the KV cache.
     cache = remat.start_cache(3, 9)
     small.close(remat.forward(IDS, MASK, cache=cache).logits, small.run(plain, IDS, MASK))
 

@@ -1,4 +1,4 @@
-"""Encoder-decoders: kept keys, padding, causality, distances, chains, stacks, dtypes."""
+"""Encoder-decoders: KV cache, padding, causality, distances, chains, stacks, dtypes."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Generation against a loop over the whole model without kept keys; ends, beams, bad input."""
+"""Generation against a loop over the whole model without a KV cache; ends, beams, bad input."""
 
 import dataclasses
 import itertools

@@ -10,7 +10,7 @@ from mpojax import mpo
 
 
 def cores_of(w, shape, seed=None):
-    """Symmetric gauge, as the authors', with a sign for each bond's vectors drawn by lot."""
+    """Symmetric gauge, as the authors', with a random sign for each bond's vectors."""
     cores = mpo.decompose(w, shape, "symmetric")
     if seed is None:
         return cores

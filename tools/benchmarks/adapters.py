@@ -1,4 +1,4 @@
-"""Steps of small updates over one of the head alone, and what a search over them adds.
+"""Steps of adapters over one of the head alone, and what a search over them adds.
 
     python -m tools.benchmarks.adapters                    # MiniLM, 32 x 64 tokens; five minutes
 

@@ -7,7 +7,7 @@ Ratios of medians of interleaved rounds; the baseline of each table is measured 
 `matrix`: one 768 x 3072 matrix of each expert, forward, capacity 1.25, over dense experts.
 `step`: forward, backward and AdamW of layers of T5-base's width (attention, norms, experts), 8
 experts, over Switch with the same dispatch; bytes of parameters and optimizer state over its.
-`dispatch`: what laying tokens out takes of a block; dropless over capacity. `growth`: a block with
+`dispatch`: what dispatching tokens takes of a block; dropless over capacity. `growth`: a block with
 8, 16, 64 experts, forward and backward, over one dense feed-forward block.
 """
 
