@@ -85,7 +85,7 @@ def _curve_targets(dense, variants):
 
 
 def _squared_errors(w, shape, tails) -> np.ndarray:
-    """Squared relative errors of the chain and of the low rank with at most as many numbers."""
+    """Squared relative errors of the chain and of the low rank with at most as many parameters."""
     # Sequential truncation is a projection, and the central core has the norm of the whole chain.
     norm = np.linalg.norm(w)
     kept = np.linalg.norm(mpo.decompose(w, shape)[shape.central]) / norm if norm > 0 else 1.0

@@ -70,7 +70,7 @@ def get_config(argument: str = "full_lfa,sst2") -> ml_collections.ConfigDict:
 
 @functools.cache
 def squeezed_total(task: str) -> int:
-    """Numbers of the model at the caps that the authors' squeezing came to.
+    """Parameters of the model at the caps that the authors' squeezing came to.
 
     For tasks whose caps are not known, the mean of those whose caps are (9.2 M; printed 9).
     """

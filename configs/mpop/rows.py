@@ -106,7 +106,7 @@ class Model:
       architecture: a name in `mpojax.models.PRESETS`.
       weights: hub id of the checkpoint.
       groups: patterns of its matrices, none matched twice.
-      budget: numbers that "mpop", "svd" (and "dir", where no caps are published) keep.
+      budget: parameters that "mpop", "svd" (and "dir", where no caps are published) keep.
       variants: what the argument of the config may name.
     """
 

@@ -12,7 +12,7 @@ r"""What layers should share: nothing, central cores, or everything, at equal de
     python -m tools.plot_sharing --runs=runs/sharing --out=experiments/results/mpobert_sharing
 
 Real text (Brown, Wikipedia articles, Austen, WordNet); hidden size 64, sized for two cores. The
-vocabulary is small so that the layers, not the tables, hold most numbers, as in the paper's models.
+vocabulary is small so that the layers hold most parameters, as in the paper's models.
 All models start from scratch and see equally many tokens, in an order that the seed decides.
 `main`: 12 layers, three seeds, with two models of as many parameters as the MPOBERT. `depths`: 6,
 24 and 48 layers, one seed. `starts`: 24 and 48 layers from a trained encoder of 12 layers that are

@@ -126,8 +126,8 @@ def table2() -> Page:
         "Ours: multiply-adds of the cheapest contraction with one token, merging cores not "
         "counted, and of rebuilding the matrix, after which a token costs as much as dense.",
         "A contraction beats the dense matrix only where its column is below the last one: MPO "
-        "saves numbers, and multiply-adds only at small bonds. Tucker and CP are not part of this "
-        "library.",
+        "saves parameters, and multiply-adds only at small bonds. Tucker and CP are not part of "
+        "this library.",
     ]
     title = "MPOP table 2: inference complexity"
     return Page("mpop_table2", title, published.MPOP, columns, shown, records, notes)

@@ -140,7 +140,7 @@ TABLE2 = Table(
         "How the tasks were mixed and trained is not published: configs/mpobert/multitask.py.",
         "The paper's text has 82.0 against 81.4 for MRPC: 82.0 is the average of MPOBERT12, 81.4 "
         "appears in no table.",
-        "Heads of all tasks add a few thousand numbers to the counts shown.",
+        "Heads of all tasks add a few thousand parameters to the counts shown.",
     ),
 )
 

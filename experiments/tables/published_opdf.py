@@ -48,7 +48,7 @@ def numbers(layers: int, units: int | None) -> int:
 
 
 def mean_numbers(layers: int, units: Sequence[int]) -> float:
-    """Trained numbers, mean over tasks: they are affine in L."""
+    """Trained parameters, mean over tasks: they are affine in L."""
     first, second = (numbers(layers, units=u) for u in (0, 1))
     return first + (second - first) * statistics.fmean(units)
 

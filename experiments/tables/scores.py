@@ -50,7 +50,7 @@ def build(table: layout.Table, runs: Sequence[results.Run]) -> Page:
 
 
 def _legend(table: layout.Table) -> str:
-    what = "#Pr: numbers that are trained; #To: all." if table.has_trained else "#To: all numbers."
+    what = "#Pr: trained parameters; #To: all." if table.has_trained else "#To: all parameters."
     heads = ", for two labels" if table.has_heads else ""
     plain = any(column.scale == 1 for column in table.columns)
     unit = "Perplexities as they are, other scores in percent" if plain else "Scores in percent"
@@ -154,7 +154,7 @@ def millions(count: float, like: str | None) -> str:
 
 
 def _counts(table, row, configs, ours) -> tuple[float, float, str]:
-    """Trained and total numbers, mean over tasks where they depend on the task; a note."""
+    """Trained and total parameters, mean over tasks where they depend on the task; a note."""
     if table.counts is not None:
         counts = table.counts(row.variant)
         return counts["trainable"], counts["total"], ""

@@ -55,7 +55,7 @@ def chosen_shapes(
       groups: what to choose for.
       spectra: of every matrix whose bonds are open, in the norm that counts for it.
       weights: importance of each matrix' relative squared error; None for the default.
-      room: numbers of all matrices with open bonds together; None without a budget.
+      room: parameters of all matrices with open bonds together; None without a budget.
       keep_dense: whether a budget may leave matrices dense.
     """
     shapes: list[mpo.MPOShape | None] = []
@@ -102,13 +102,13 @@ def _allocated(groups, spectra, weights, room: int, keep_dense: bool) -> list[mp
 
 
 def room_for_open(targets, now: int, budget, bond, dense_total: int) -> int:
-    """Numbers that the matrices whose bonds a budget may choose can have together.
+    """Parameters that the matrices whose bonds a budget may choose can have together.
 
     Args:
       targets: all matrices that rules match.
-      now: numbers in the model as it is.
+      now: parameters in the model as it is.
       budget, bond: as given to `compress`.
-      dense_total: numbers in the model with every matrix dense.
+      dense_total: parameters in the model with every matrix dense.
 
     Raises:
       ValueError: a budget that is no budget, clashes with other settings, or cannot be met.
@@ -137,16 +137,16 @@ def room_for_open(targets, now: int, budget, bond, dense_total: int) -> int:
     smallest = fixed + sum(target.full.with_bonds(1).num_params for target in open_targets)
     if smallest > limit:
         raise ValueError(
-            f"budget={budget!r} allows {limit:,} numbers, but with every open bond at 1 the model "
-            f"still has {smallest:,}: the smallest feasible budget for these rules is "
-            f"{math.ceil(1e4 * smallest / dense_total) / 1e4} ({smallest} numbers). Let the rules "
-            "match more matrices, or raise the budget."
+            f"budget={budget!r} allows {limit:,} parameters, but with every open bond at 1 the "
+            f"model still has {smallest:,}: the smallest feasible budget for these rules is "
+            f"{math.ceil(1e4 * smallest / dense_total) / 1e4} ({smallest} parameters). Let the "
+            "rules match more matrices, or raise the budget."
         )
     return limit - fixed
 
 
 def _limit(budget, dense_total: int) -> int:
-    """Numbers that the whole model may have."""
+    """Parameters that the whole model may have."""
     if isinstance(budget, float) and 0.0 < budget <= 1.0:
         return math.floor(budget * dense_total)
     # Whole floats are counts too: command lines and configs know no other numbers.

@@ -106,7 +106,7 @@ class Decomposer:
         return mpo.canonicalize(mpo.fit(w, shape, metric).cores, target.settings.gauge)
 
     def _searched(self, targets: Sequence[Target], shape: mpo.MPOShape):
-        """(shape found, cores of each matrix), with at most as many numbers as `shape`."""
+        """(shape found, cores of each matrix), with at most as many parameters as `shape`."""
         settings, paths = targets[0].settings, [target.path for target in targets]
         matrices = [self._matrix(path) for path in paths]
         covariances, ridge = None, settings.ridge

@@ -27,16 +27,16 @@ class MatrixRow:
       in_features, out_features: size of the dense matrix.
       in_factors, out_factors: factor lists of the chain; products above the size mean padding.
       bonds: inner bond dimensions.
-      dense_parameters, mpo_parameters: numbers before and after, biases not counted.
+      dense_parameters, mpo_parameters: counts before and after, biases not counted.
       relative_error: Frobenius error of the stored float32 cores against the weights, measured.
       error_bound: sqrt(sum_k eps_k^2) / norm from the spectra: no plain truncation to these bonds
         is worse. A data-aware chain may be; its measure is `output_error`.
       entropy: entanglement entropy of each bond of the uncut matrix, in nats.
-      svd_error: error of the truncated SVD with at most as many numbers.
+      svd_error: error of the truncated SVD with at most as many parameters.
       method: "plain", "data-aware", "searched", or "searched, data-aware".
       output_error: ||X (W - W_hat)|| / ||X W|| over the inputs of the calibration set; None without
         a calibration, or where no input has entered the matrix.
-      svd_output_error: the same of the truncated SVD with at most as many numbers.
+      svd_output_error: the same of the truncated SVD with at most as many parameters.
       data_svd_output_error: the same of the data-aware one.
     """
 
@@ -87,7 +87,7 @@ class CompressionReport:
     Attributes:
       rows: one for each compressed matrix, in model order.
       spectra: singular values of every bond of the uncut matrices, {path: one array per bond}.
-      dense_parameters, parameters: numbers in the whole model before and after.
+      dense_parameters, parameters: counts in the whole model before and after.
       kept_dense: matrices that a budget left dense, because a chain would have saved nothing.
       unmatched: dense matrices that no rule matched.
     """

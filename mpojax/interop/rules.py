@@ -27,7 +27,7 @@ class Settings:
       gauge: one of `mpojax.mpo.GAUGES`; "identity" needs full bonds.
       form: "mpo", or "low_rank" for the two-core chain with its rank from a cap or the budget.
       search: choose the factor lists too: the chain of least error, low rank among them, that has
-        at most as many numbers as low rank would get from the budget, or from `rank` or `bond`.
+        at most as many parameters as low rank would get from the budget, or from `rank` or `bond`.
       data_aware: least error of the outputs on a calibration set instead of the weights.
       ridge: see `mpojax.mpo.regularized`; default 0.001, and 1 for the row frequencies of a table
         (add-one smoothing). Only with `data_aware`.

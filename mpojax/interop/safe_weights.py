@@ -97,7 +97,7 @@ def check_finite(tensors: Mapping[str, np.ndarray], where: str):
     for name, tensor in tensors.items():
         if is_floating(tensor) and not (finite := np.isfinite(tensor)).all():
             bad.append(
-                f"{name} ({tensor.size - np.count_nonzero(finite)} of {tensor.size} numbers)"
+                f"{name} ({tensor.size - np.count_nonzero(finite)} of {tensor.size} elements)"
             )
     if bad:
         raise ValueError(

@@ -44,7 +44,7 @@ def compress(
         `mpojax.interop.Settings`, for example
         `[(".*/(query|key|value|out|up|down)", dict(bond=64)), ("embeddings/word", dict(rank=64))]`.
         The pattern "default" stands for all that are worth it, see `interop.default_matrices`.
-      budget: numbers that the whole compressed model may have: a float in (0, 1] is a fraction of
+      budget: parameters of the whole compressed model, at most: a float in (0, 1] is a fraction of
         its dense count, an integer above 1 the count itself. Bonds that the rules leave open are
         chosen for least error; a matrix whose chain would save nothing stays dense.
       bond: cap for the rules that say nothing about bonds; not together with `budget`.
@@ -117,7 +117,7 @@ def _checked(
         if target.settings.search and target.settings.leaves_bonds_open and room is None:
             raise ValueError(
                 f"{target.path}: search=True needs a size: give compress a budget, or the rule a "
-                "rank: the search finds the best chain with as many numbers."
+                "rank: the search finds the best chain with as many parameters."
             )
     _check_calibration(targets, arrays, calibration, allocation, room)
     return targets, room
@@ -241,7 +241,7 @@ def dense_key(arrays: Mapping, path: str) -> str:
 
 
 def _dense_total(arrays: Mapping, shapes: Mapping[str, mpo.MPOShape]) -> int:
-    """Numbers in the model with every matrix dense."""
+    """Parameters in the model with every matrix dense."""
     total = sum(math.prod(array.shape) for name, array in arrays.items() if "/cores/" not in name)
     for path, shape in shapes.items():
         cores = [arrays[f"{path}/cores/{k}"] for k in range(shape.num_cores)]

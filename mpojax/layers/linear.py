@@ -98,7 +98,7 @@ class MPOLinear(nnx.Module):
     ) -> "MPOLinear":
         """The layer of a given matrix, decomposed on the host in float64; parameters are float32.
 
-        W ~ sum over bonds of core_1 core_2 ... core_n, exact at full bonds, which hold more numbers
+        W ~ sum over bonds of core_1 core_2 ... core_n, exact at full bonds, with more parameters
         than the matrix; a cap below them compresses (TT-SVD).
 
         Examples:

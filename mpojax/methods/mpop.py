@@ -8,7 +8,7 @@ central cores.
 The word embedding. In the paper it is always an MPO, thus its central core is frozen and its
 auxiliary cores are trained, which the roles give without a rule of its own. Where a user keeps it
 dense, the paper says nothing; we freeze it, because it stands for the frozen central core and, at
-a fifth or more of all numbers, training it would not be lightweight. Other matrices that a user
+a fifth or more of all parameters, training it would not be lightweight. Other matrices that a user
 keeps dense are trained, as in the authors' released code.
 """
 
@@ -98,7 +98,7 @@ def check_trainable(name: str) -> None:
 
 
 def head_parameters(model: models.Model) -> int:
-    """Numbers in the head of a task; 0 for a model without one."""
+    """Parameters in the head of a task; 0 for a model without one."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return sum(v.size for path, v in flat if models.adapters.is_head(model, path))
 

@@ -2,7 +2,7 @@
 
 After "Over-parameterized Student Model via Tensor Decomposition Boosted Knowledge Distillation"
 (NeurIPS 2024). Every attention and feed-forward matrix of the student becomes an un-truncated chain
-with more numbers than the matrix; a loss pulls its auxiliary cores towards those of the teacher's
+with more parameters than the matrix; a loss pulls its auxiliary cores to those of the teacher's
 matrix, decomposed alike; at the end the chains are contracted to the dense student. Cores are only
 comparable in a common gauge, which the paper's code does not have: here signs are fixed, and the
 student's bonds are rotated onto the teacher's, before training.
@@ -246,7 +246,7 @@ def role(path: str) -> str:
 
 
 def added_numbers(shape: mpo.MPOShape) -> int:
-    """N_add: how many more numbers a chain has than its matrix (equation 4)."""
+    """N_add: how many more parameters a chain has than its matrix (equation 4)."""
     return shape.num_params - shape.num_dense_params
 
 

@@ -22,8 +22,8 @@ class Settings:
       steps: training steps after each cut.
       max_phases: phases with a cut, at most.
       gap: how far the development metric may fall below that of the uncut model.
-      budget: stop once the model has at most so many numbers: a share (0, 1] of the dense count,
-        or a number above 1; None squeezes until the gap or the foot of the ladder ends it.
+      budget: stop once the model has at most so many parameters: a fraction (0, 1] of the dense
+        count, or a number above 1; None squeezes until the gap or the foot of the ladder ends it.
       matrices: regular expression over matrix paths in MPO form that may be cut.
       group_by: "role" cuts a matrix in all layers alike (layers stay in one stack), "matrix" each
         by itself.
@@ -31,7 +31,7 @@ class Settings:
         takes equal shares of the way to the budget, which is then met in phase `max_phases`.
       multiple, factor, minimum, per_bond: the ladder, see `mpo.Ladder`.
       measure: what the cheapest cut is: see `mpo.cheapest_cut`, or "loss", what the loss pays for
-        each number saved, by gradients of training data (`squeeze_costs`).
+        each parameter saved, by gradients of training data (`squeeze_costs`).
       score_batches: batches of those gradients, before every phase.
       on_drop: after a drop of more than the gap the phase is reverted; then "stop", or "ban" the
         groups that were cut and continue with the others.
@@ -75,8 +75,8 @@ class Settings:
             and (0 < self.budget <= 1 or (self.budget > 1 and float(self.budget).is_integer()))
         ):
             raise ValueError(
-                f"squeeze.budget={self.budget!r} must be a share in (0, 1] of the dense numbers, "
-                "or a whole number above 1."
+                f"squeeze.budget={self.budget!r} must be a fraction in (0, 1] of the dense "
+                "parameters, or a whole number above 1."
             )
         try:
             re.compile(self.matrices)
@@ -123,9 +123,9 @@ def check(settings: Settings, model: models.Model) -> None:
         smallest -= shape.num_params - shape.with_bonds(bonds).num_params
     if limit is not None and smallest > limit:
         raise ValueError(
-            f"squeeze.budget={settings.budget!r} allows {limit:,} numbers, but with all bonds of "
-            f"{settings.matrices!r} at {settings.minimum} the model still has {smallest:,}. Raise "
-            "the budget, lower squeeze.minimum, or let squeeze.matrices match more."
+            f"squeeze.budget={settings.budget!r} allows {limit:,} parameters, but with all bonds "
+            f"of {settings.matrices!r} at {settings.minimum} the model still has {smallest:,}. "
+            "Raise the budget, lower squeeze.minimum, or let squeeze.matrices match more."
         )
 
 

@@ -113,7 +113,7 @@ def _first_lines(found: Mapping[str, list[str]]) -> list[str]:
 
 
 def count_parameters(model: Model) -> dict[str, int]:
-    """Numbers by role ("central", "auxiliary", "adapter", "other"); their sum is the total.
+    """Parameters by role ("central", "auxiliary", "adapter", "other"); their sum is the total.
 
     Works on abstract models too. A variable held in two places is counted once.
     """

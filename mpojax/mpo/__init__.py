@@ -1,7 +1,7 @@
 """Kernels on matrix product operators (MPO, tensor-train matrices): pure functions on cores.
 
 A matrix W (in_features, out_features) is a chain of cores T_k of shape (d_{k-1}, i_k, j_k, d_k).
-The central core, index (n - 1) // 2, holds most numbers; the others are auxiliary. Low rank
+The central core, index (n - 1) // 2, holds most parameters; the others are auxiliary. Low rank
 (truncated SVD) is the chain of two cores with factor lists (in, 1) and (1, out), through the same
 functions.
 """

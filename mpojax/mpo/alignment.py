@@ -24,7 +24,7 @@ def over_parameterised_shape(
     units: int,
     sides: Mapping[int, tuple[Sequence[int], Sequence[int]]] | None = None,
 ) -> MPOShape:
-    """Full-bond chain of `units` + 2 cores with more numbers than the matrix.
+    """Full-bond chain of `units` + 2 cores with more parameters than the matrix.
 
     Each size is split into two factors as equal as can be, the larger first (768 = 32 x 24, 3072 =
     64 x 48); between them are factors of one, whose cores are square matrices on the bonds.

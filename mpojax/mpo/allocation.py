@@ -20,7 +20,7 @@ def allocate(
 
     Lowering bond k of a matrix by one adds its smallest kept squared singular value, relative to
     the squared norm of the matrix, to the squared error bound, and saves d_{k-1} a_k + a_{k+1}
-    d_{k+1} numbers with the current neighbours.
+    d_{k+1} parameters with the current neighbours.
 
     Args:
       shapes: starting shapes, usually at full bonds.
@@ -81,9 +81,9 @@ def allocate_or_keep(
 ) -> list[MPOShape | None]:
     """As `allocate`, but a matrix stays dense where a chain saves nothing; None stands for it.
 
-    A chain at full bonds has more numbers than the matrix, so a matrix that is to keep nearly all
-    of its numbers is better left alone: exact, and what the chain would have cost goes to others.
-    First every matrix whose chain would have at least as many numbers is kept, and the rest is
+    A chain at full bonds has more parameters than the matrix, so a matrix that is to keep nearly
+    all of its parameters is better left alone: exact, and what its chain would cost goes to others.
+    First every matrix whose chain would have at least as many parameters is kept, and the rest is
     allocated again; then others are kept one by one, as long as the total loss falls.
 
     Args:
@@ -189,7 +189,7 @@ class _Chain:
         )
 
     def saving(self, k):
-        """Numbers saved by lowering bond k, and those linked to it, by one."""
+        """Parameters saved by lowering bond k, and those linked to it, by one."""
         first, last = self.linked(k)
         left = self.bonds[first - 1] * self.sites[first - 1]
         right = self.sites[last] * self.bonds[last + 1]
@@ -197,11 +197,11 @@ class _Chain:
         return self.count * (left + between + right)
 
     def price(self, k):
-        """Squared error added for each number saved."""
+        """Squared error added for each parameter saved."""
         return float(self.losses[k - 1][self.bonds[k] - 1]) / self.saving(k)
 
     def cut(self, k):
-        """Lowers bond k and those linked to it; returns the numbers saved."""
+        """Lowers bond k and those linked to it; returns the parameters saved."""
         saved = self.saving(k)
         first, last = self.linked(k)
         for bond in range(first, last + 1):

@@ -9,7 +9,7 @@ from mpojax.mpo import contract
 from mpojax.mpo.shape import MPOShape
 
 # Digit look-up gathers one slice of every core for each token; tokens go through in blocks of about
-# this many gathered numbers, so that memory stays bounded.
+# this many gathered elements, so that memory stays bounded.
 _BLOCK_NUMBERS = 2**22
 METHODS = ("lookup", "rebuild")
 

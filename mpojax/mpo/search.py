@@ -7,7 +7,7 @@ sqrt(sum of the tails), in the weighted norm those of S^(1/2) W. Two and three c
 exhaustively, longer lists grow from the best shorter ones (beam). The best of each length are then
 fitted by alternating least squares and compared by their true error. Low rank, the path with the
 one cut (rows, 1), is always compared too: the result is never worse than truncated SVD, plain or
-data-aware, with as many numbers.
+data-aware, with as many parameters.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ class Searched:
     """What a search found.
 
     Attributes:
-      shape: the chain; at most the budget of numbers.
+      shape: the chain; at most the budget of parameters.
       cores: for each matrix its cores, float64.
       errors: for each matrix the relative weighted error (of the covariance without ridge).
-      low_rank_errors: for each matrix that of the best truncated SVD with at most as many numbers
-        as the budget, plain or data-aware; 1 where not even rank 1 fits.
+      low_rank_errors: for each matrix that of the best truncated SVD with at most the budget of
+        parameters, plain or data-aware; 1 where not even rank 1 fits.
       tried: (shape, estimated error) of every list that was fitted.
     """
 
@@ -59,11 +59,11 @@ def search_factors(
     sweeps: int = 4,
     steps: int = 6,
 ) -> Searched:
-    """The chain of least weighted error with at most `budget` numbers; deterministic, float64.
+    """The chain of least weighted error with at most `budget` parameters; deterministic, float64.
 
     Args:
       w: matrix (in, out), or a sequence of matrices of one size that are to share one shape.
-      budget: numbers of one chain.
+      budget: parameters of one chain.
       covariance: of the inputs, (in, in) or (in,), or a sequence of them; None for the plain norm.
       max_cores: 2 to 5, longest list.
       ridge: see `weighted.regularized`; fits use it, errors are measured without.
@@ -83,7 +83,7 @@ def search_factors(
     candidates = _screened(problem, max_cores, _WORTH_TRYING * bar)
     if base is None and not candidates:
         raise ValueError(
-            f"budget of {budget} numbers is too small: no chain for {ws[0].shape} has so few."
+            f"budget of {budget} parameters is too small: no chain for {ws[0].shape} has so few."
         )
     tried = [(shape, error) for error, shape in candidates]
     best = _raced(problem, candidates, _WORTH_FITTING * bar)

@@ -177,22 +177,22 @@ class MPOShape:
 
     @property
     def num_params(self) -> int:
-        """Numbers in all cores."""
+        """Parameters in all cores."""
         return sum(math.prod(core) for core in self.core_shapes)
 
     @property
     def num_central_params(self) -> int:
-        """Numbers in the central core."""
+        """Parameters in the central core."""
         return math.prod(self.core_shapes[self.central])
 
     @property
     def num_auxiliary_params(self) -> int:
-        """Numbers in the auxiliary cores."""
+        """Parameters in the auxiliary cores."""
         return self.num_params - self.num_central_params
 
     @property
     def num_dense_params(self) -> int:
-        """Numbers in the dense matrix, without padding."""
+        """Parameters in the dense matrix, without padding."""
         return self.in_features * self.out_features
 
     @property

@@ -57,7 +57,7 @@ class Cut:
       rung: the bond dimension after the cut, or the cap.
       shapes: the new shape of every matrix of the group.
       cost: sum over matrices and bonds of the squared singular values lost, by the measure asked.
-      saved: numbers saved.
+      saved: parameters saved.
     """
 
     group: str

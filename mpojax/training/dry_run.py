@@ -24,8 +24,8 @@ class Report:
     Attributes:
       mesh: {axis: devices}.
       batch: {name: shape} of the global batch.
-      parameters: {role: numbers}; shared ones count once.
-      trained: numbers that are trained.
+      parameters: {role: count}; shared ones count once.
+      trained: number of trained parameters.
       bytes_per_device: "parameters", "optimizer", "batch", "temporaries" (gradients and
         activations, by the compiler's plan; None where the backend does not tell), and "peak",
         their sum.

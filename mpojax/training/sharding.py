@@ -70,7 +70,7 @@ class Rules:
         `axes` has an entry per dimension: an axis name, a tuple of names, or None.
       strict: every pattern must match a parameter, and every size must be divisible. Otherwise a
         dimension is split over as many of its axes, from the first on, as divide it.
-      fsdp_min_size: parameters that no rule matches and that have at least so many numbers are
+      fsdp_min_size: parameters that no rule matches and that have at least so many elements are
         split over `fsdp` along their largest divisible dimension, but never along an axis that
         counts layers or experts; smaller ones are replicated.
     """

@@ -23,7 +23,7 @@ class UpdateStatistics(hooks.Hook):
     """Measures step `every`, 2 `every`, ...: the parameters before it are kept for one step.
 
     Logs, for each group of trained parameters, `update_ratio/<group>` = |change| / |before| and
-    `parameter_norm/<group>` = |before|, with Euclidean norms over all numbers of the group. Where
+    `parameter_norm/<group>` = |before|, with Euclidean norms over all elements of the group. Where
     the norm is zero there is no ratio. Groups:
 
     * `layer_03`: what layer 3 owns, that is, each slice of parameters with as many slices as their

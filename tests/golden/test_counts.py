@@ -167,7 +167,7 @@ def test_square_matrices_by_number_of_cores(size, n, total):
     assert mpo.MPOShape(BY_LENGTH[size, n], BY_LENGTH[size, n]).num_params == total
 
 
-# lists, {cap: total}, largest cap that saves numbers
+# lists, {cap: total}, largest cap that saves parameters
 CAPS = {
     "30000x128": (
         EMBEDDING,
@@ -230,7 +230,7 @@ def test_stored_and_free_auxiliary_numbers():
 
 
 def test_plain_svd_yardstick():
-    """Ranks of plain factorisations with as many numbers as capped chains."""
+    """Ranks of plain factorisations with as many parameters as capped chains."""
     for lists, cap, total, rank in [(UP, 223, 1493008, 388.8), (BALANCED, 131, 325168, 211.7)]:
         shape = mpo.MPOShape(*lists)
         assert shape.with_bonds(cap).num_params == total

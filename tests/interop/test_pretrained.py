@@ -213,7 +213,8 @@ def test_models_with_nan_are_not_saved(tmp_path):
 def test_checkpoints_with_nan_are_not_loaded(tmp_path):
     weights = helpers.tensors()
     weights["pooler.dense.bias"][0] = np.inf
-    with pytest.raises(ValueError, match=r"NaN or infinite: pooler.dense.bias \(1 of 12 numbers\)"):
+    message = r"NaN or infinite: pooler.dense.bias \(1 of 12 elements\)"
+    with pytest.raises(ValueError, match=message):
         interop.load_pretrained(helpers.write(tmp_path, weights=weights))
 
 

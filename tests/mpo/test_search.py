@@ -93,7 +93,7 @@ def test_the_same_result_twice():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": 3}, "budget of 3 numbers is too small"),
+        ({"budget": 3}, "budget of 3 parameters is too small"),
         ({"max_cores": 6}, r"max_cores=6 must lie in 2\.\.5"),
         ({"w": [np.ones((6, 4)), np.ones((4, 6))]}, "must be matrices of one size"),
         ({"w": np.full((6, 4), np.inf)}, "w holds NaN or infinite entries"),

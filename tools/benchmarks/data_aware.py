@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.data_aware --model=FOLDER --data_dir=DIR --out=results
 
-Every layer matrix is approximated with a share of its numbers in five ways, and the relative error
+Every layer matrix is approximated with a share of its parameters in five ways; the relative error
 of its outputs, ||X (W - W_hat)|| / ||X W||, is measured over the tokens of the calibration texts
 (training split) and of held-out texts (development split). No training.
 
@@ -30,7 +30,7 @@ _TASK = flags.DEFINE_string("task", "sst2", "Task whose texts are read.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data; default as in the library.")
 _OUT = flags.DEFINE_string("out", None, "Folder for data_aware.md and data_aware.csv.")
 _LAYERS = flags.DEFINE_list("layers", None, "Layers to measure; default first, middle and last.")
-_SHARES = flags.DEFINE_list("shares", ["0.5", "0.25"], "Shares of the numbers of each matrix.")
+_SHARES = flags.DEFINE_list("shares", ["0.5", "0.25"], "Shares of the parameters of each matrix.")
 _CALIBRATION = flags.DEFINE_integer("calibration_texts", 2048, "Texts of the training split.")
 _HELD_OUT = flags.DEFINE_integer("held_out_texts", 872, "Texts of the development split.")
 
@@ -48,7 +48,7 @@ def statistics(model, split, count: int) -> interop.Calibration:
 
 
 def approximations(w, share: float, path: str, calibration):
-    """{method: (approximation, shape)} with at most `share` of the numbers of `w`."""
+    """{method: (approximation, shape)} with at most `share` of the parameters of `w`."""
     budget, metric = int(share * w.size), calibration.metric(path)
     full = interop.Settings().full_shape(*w.shape)
     spectra = mpo.decompose_with_spectra(w, full)[1]
