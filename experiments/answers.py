@@ -1,4 +1,4 @@
-"""How well an encoder-decoder answers: texts are generated, read as labels, and scored."""
+"""Evaluation of an encoder-decoder: texts are generated, read as labels, and scored."""
 
 import statistics
 from collections.abc import Mapping

@@ -90,7 +90,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def explain(argv: Sequence[str], error: Exception) -> str:
-    """What is wrong with a command line that could not be parsed."""
+    """Explains what is wrong with a command line that could not be parsed."""
     text = _first_line(error)
     source = _config_argument(argv)
     missing = re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value.*", text)

@@ -61,7 +61,7 @@ def load_arrays(config, source: str) -> tuple[dict, dict, tuple[str, ...]]:
 
 
 def fingerprints(arrays: tuple[dict, dict, tuple[str, ...]]) -> dict[str, dict]:
-    """What `training.Workdir.check_data` compares; `arrays` as of `load_arrays`."""
+    """Fingerprints that `training.Workdir.check_data` compares; `arrays` as of `load_arrays`."""
     parts = {"train": arrays[0], "test": arrays[1]}
     return {
         name: {"examples": len(part["labels"]), "fingerprint": fingerprint.of_arrays(part)}

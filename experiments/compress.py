@@ -56,7 +56,7 @@ class Variant:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether activations (or gradients) of texts decide something."""
+        """True if activations (or gradients) of texts decide something."""
         return bool(self.settings.get("data_aware")) or self.allocation != "error"
 
     @property

@@ -1,4 +1,4 @@
-"""What the fields of a config may be: bounds and choices, the same for every entry point.
+"""Allowed values of the fields of a config: bounds and choices, the same for every entry point.
 
 Fields are named as on the command line, without `config.`; those of a sweep's `cell` are those of
 its runner. Types are what the command line enforces. Fields of settings objects (`search.rounds`,
@@ -153,7 +153,7 @@ def check_axes(config: ml_collections.ConfigDict) -> None:
 
 
 def allowed(name: str, is_sweep: bool) -> Allowed | None:
-    """What a field may be, None where that depends on more than the field."""
+    """Allowed values of a field, None where they depend on more than the field."""
     if name.startswith("cell."):
         return FIELDS.get(name.removeprefix("cell."))
     return (AXES if is_sweep else FIELDS).get(name)

@@ -1,4 +1,4 @@
-"""How a comparison is shown: text table, Markdown report, plots."""
+"""Output of a comparison: text table, Markdown report, plots."""
 
 import io
 import pathlib

@@ -89,7 +89,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def read_settings(config: ml_collections.ConfigDict) -> opdf.Settings | None:
-    """How the student is over-parameterised; None where it stays dense.
+    """Settings of the over-parameterised student; None where it stays dense.
 
     Raises:
       ValueError: an unknown field or a bad value.

@@ -122,7 +122,7 @@ def fit(
 
 
 def prepare(config: ml_collections.ConfigDict, has_chains: bool):
-    """What is done once for all micro-batches of a step: matrices are rebuilt from their cores."""
+    """Work done once for all micro-batches of a step: matrices are rebuilt from their cores."""
     return models.merged if has_chains and config.accumulate > 1 else None
 
 

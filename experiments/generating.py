@@ -52,7 +52,7 @@ def check_job(config: ml_collections.ConfigDict, job) -> None:
 
 
 def sampling(config: ml_collections.ConfigDict) -> models.Sampling:
-    """How the samples of a config are drawn.
+    """Sampling settings of a config.
 
     Raises:
       ValueError: values out of range.

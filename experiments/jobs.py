@@ -1,4 +1,4 @@
-"""What a fine-tuning config asks for, loaded: examples, and the model, maybe compressed."""
+"""Setup of a fine-tuning config: examples, and the model, maybe compressed."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def sizes(config: Any) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a config asks for, loaded: the model with its head, and batches of examples.
+    """Setup of a config: the model with its head, and batches of examples.
 
     Attributes:
       name: of the task as the config gives it, or of all tasks.
@@ -291,7 +291,7 @@ def check_token_types(model: models.Model, encoded: list[dict], source: str) -> 
 
 
 def model_of(config: ml_collections.ConfigDict) -> str:
-    """Where the weights are: of `config.start_from`, or else of `config.model`."""
+    """Source of the weights: of `config.start_from`, or else of `config.model`."""
     if config.start_from:
         return sources.locate(config.start_from, "config.start_from")
     return sources.locate(config.model)
@@ -324,7 +324,7 @@ def tuned_head(
 
 
 def same_classes(known: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether classes may be the same, in the same order; numbers are no names."""
+    """True if classes may be the same, in the same order; numbers are no names."""
     if not known or all(map(str.isdigit, known)) or all(map(str.isdigit, wanted)):
         return True
     return [name.lower() for name in known] == [name.lower() for name in wanted]

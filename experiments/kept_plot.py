@@ -1,4 +1,4 @@
-"""What a search kept for each layer and module, and how it came about: tables and a heat map."""
+"""Groups that a search kept for each layer and module, and its history: tables and a heat map."""
 
 import csv
 import io

@@ -58,7 +58,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a config asks for, loaded.
+    """Setup of a config.
 
     Attributes:
       name: of the texts.

@@ -1,4 +1,4 @@
-"""What a config of `configs/mpoe` asks for, loaded: tokenizer and model, maybe with experts."""
+"""Setup of a config of `configs/mpoe`: tokenizer and model, maybe with experts."""
 
 import dataclasses
 import re

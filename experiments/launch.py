@@ -1,4 +1,4 @@
-"""What every entry point shares: flags, logging, one clear line for a user's mistake.
+"""Common parts of the entry points: flags, logging, one clear line for a user's mistake.
 
 Several processes: see `experiments.processes`.
 """

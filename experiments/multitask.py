@@ -136,7 +136,7 @@ def _load_tasks(config: ml_collections.ConfigDict) -> dict[str, data.TextTask]:
 
 
 def _same_heads(tuned: Sequence[training.TaskHead], heads: Sequence[training.TaskHead]) -> bool:
-    """Whether the columns of a saved model are those of the tasks, class by class."""
+    """True if the columns of a saved model are those of the tasks, class by class."""
     same = [_block(head) for head in tuned] == [_block(head) for head in heads]
     return same and all(
         jobs.same_classes(known.label_names, head.label_names)

@@ -70,7 +70,7 @@ def _check_optimizer(optimizer: ml_collections.ConfigDict) -> None:
 
 
 def read_settings(config: ml_collections.ConfigDict) -> opf.Settings:
-    """Which matrices are over-parameterised.
+    """Settings of which matrices are over-parameterised.
 
     Raises:
       ValueError: an unknown field or a bad value.

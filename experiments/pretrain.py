@@ -43,7 +43,7 @@ def main(config: ml_collections.ConfigDict, folder: str | None) -> int:
 
 
 def dry_run(config: ml_collections.ConfigDict) -> training.Report:
-    """What one step would cost: nothing is allocated but a teacher, whose sizes decide.
+    """Cost of one step: nothing is allocated but a teacher, whose sizes decide.
 
     Raises:
       ValueError: what is wrong with the config, before anything is compiled.

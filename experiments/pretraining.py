@@ -1,4 +1,4 @@
-"""What a pre-training config asks for: settings of the model, how it starts, its data."""
+"""Setup of a pre-training config: settings of the model, its start, its data."""
 
 import dataclasses
 

@@ -146,7 +146,7 @@ def _wait_for(coordinator: str, seconds: int) -> None:
 
 
 def is_started() -> bool:
-    """Whether this process is one of several."""
+    """True if this process is one of several."""
     return jax.distributed.is_initialized()
 
 

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table on a terminal, log lines elsewhere."""
+"""Progress of a sweep while it runs: a table on a terminal, log lines elsewhere."""
 
 import contextlib
 import io

@@ -46,7 +46,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a config asks for, loaded.
+    """Setup of a config.
 
     Attributes:
       name: of the task, or of all joined by +.
@@ -150,7 +150,7 @@ def _check_targets(task: data.TextToTextTask, words: data.Tokenizer, most: int) 
 
 
 def _has_test(task: data.TextToTextTask) -> bool:
-    """Whether there is a test split other than that of the development, with its answers."""
+    """True if there is a test split other than that of the development, with its answers."""
     return "test" in task.splits and task.dev_split != "test" and task["test"].targets is not None
 
 

@@ -1,4 +1,4 @@
-"""What fine-tuning on one task and on several have in common: a run in its folder, and its fit.
+"""Common part of fine-tuning on one task and on several: a run in its folder, and its fit.
 
 Pre-training ends and saves in the same way.
 """
@@ -28,7 +28,7 @@ _LEFTOVERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How the training of a run ended.
+    """Result of the training of a run.
 
     Attributes:
       state: what is reported.
@@ -113,7 +113,7 @@ def run(
 
 
 def fingerprints(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What `training.Workdir.check_data` compares.
+    """Fingerprints that `training.Workdir.check_data` compares.
 
     Args:
       parts: batches by name, or {task: batches}; None for what a run does not have.

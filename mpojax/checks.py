@@ -1,4 +1,4 @@
-"""What a value may be, said once: types, bounds and choices of settings and of files' metadata.
+"""Checks of values, worded once: types, bounds and choices of settings and of files' metadata.
 
 One text for every mistake: the name, the value, what is allowed, and the nearest right name.
 

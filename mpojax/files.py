@@ -104,7 +104,7 @@ def open_append(path: str | os.PathLike) -> BinaryIO:
 
 
 def is_leftover(path: pathlib.Path) -> bool:
-    """Whether the name is that of a temporary file or folder, left behind by a killed process."""
+    """True if the name is that of a temporary file or folder, left behind by a killed process."""
     return path.name.startswith(_PREFIX) and ".tmp" in path.suffixes
 
 

@@ -21,7 +21,7 @@ _ONE, _ANY_LENGTH = np.eye(1, _LENGTH + 1)[0], np.ones(_LENGTH + 1)
 
 
 def fault(patterns: Sequence[str]) -> str | None:
-    """What is wrong with the expressions of a file, as a predicate; None if all match quickly."""
+    """Fault of the expressions of a file, as a predicate; None if all match quickly."""
     if len(patterns) > _MAX_COUNT:
         return f"has {len(patterns):,} entries; {_MAX_COUNT:,} are allowed"
     longest = max(patterns, key=len, default="")

@@ -70,7 +70,7 @@ def class_of(settings: Mapping[str, Any], model: Mapping[str, Any], *, is_whole:
 
 
 def is_written_here(names: Collection[str], class_name: str | None) -> bool:
-    """Whether settings of these names, with this class, are what `data.Tokenizer.save` writes."""
+    """True if settings of these names, with this class, are what `data.Tokenizer.save` writes."""
     return class_name == _GENERIC and _WRITTEN_HERE.issuperset(names)
 
 

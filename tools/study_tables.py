@@ -1,4 +1,4 @@
-"""What tables of studies share: finished cells, means over seeds, paired differences."""
+"""Common parts of the tables of studies: finished cells, means over seeds, paired differences."""
 
 import collections
 import json

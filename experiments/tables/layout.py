@@ -1,4 +1,4 @@
-"""What a table of scores is made of: columns, rows, and how its runs are found and counted."""
+"""Layout of a table of scores: columns, rows, and how its runs are found and counted."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -91,7 +91,7 @@ class Row:
     tuned: tuple[str, ...] = ()
 
     def argument(self, task: str) -> str:
-        """What follows the colon behind the config's file."""
+        """Argument behind the colon of the config's file."""
         return self.variant if self.joint else f"{self.variant},{task}"
 
 

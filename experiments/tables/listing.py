@@ -35,7 +35,7 @@ def lines(
     data_dir: str,
     workdir: str,
 ) -> list[str]:
-    """What `--list` prints for one table; `tables` are those of scores."""
+    """Lines that `--list` prints for one table; `tables` are those of scores."""
     if name in OTHERS:
         return [f"{name}:", *(f"  {command}" for command in OTHERS[name])]
     found, problems = [], {}

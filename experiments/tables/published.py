@@ -1,4 +1,4 @@
-"""What the MPOP paper prints, as data. Nothing here is measured by this library.
+"""Published values of the MPOP paper, as data. Nothing here is measured by this library.
 
 Source of everything: "Enabling Lightweight Fine-tuning for Pre-trained Language Model Compression
 based on Matrix Product Operators", ACL 2021, pp. 5388-5398, GLUE development sets, one run each.

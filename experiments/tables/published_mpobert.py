@@ -1,4 +1,4 @@
-"""What the MPOBERT paper prints, as data. Nothing here is measured by this library.
+"""Published values of the MPOBERT paper, as data. Nothing here is measured by this library.
 
 Source of everything: "Enhancing Scalability of Pre-trained Language Models via Efficient Parameter
 Sharing", Findings of EMNLP 2023, pp. 13771-13785, one run each. Numbers are text, so that the

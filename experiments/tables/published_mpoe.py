@@ -1,4 +1,4 @@
-"""What the MPOE paper prints, as data. Nothing here is measured by this library.
+"""Published values of the MPOE paper, as data. Nothing here is measured by this library.
 
 Source of everything: "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language
 Models", COLING 2022; means of three runs on test sets, without a spread. Numbers are text, so that

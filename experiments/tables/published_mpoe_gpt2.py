@@ -1,4 +1,4 @@
-"""What the MPOE paper prints of GPT-2, as data; see `published_mpoe`."""
+"""Published values of the MPOE paper for GPT-2, as data; see `published_mpoe`."""
 
 from configs.mpoe import gpt2
 from experiments.tables.layout import Column, Row, Table, read_scores

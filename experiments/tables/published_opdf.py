@@ -1,4 +1,4 @@
-"""What the OPDF paper prints in table 1, as data. Nothing here is measured by this library.
+"""Published values of table 1 of the OPDF paper, as data. Nothing here is measured by this library.
 
 Source: "Over-parameterized Student Model via Tensor Decomposition Boosted Knowledge Distillation",
 NeurIPS 2024; numbers are text, so that the digits are those of the paper.

@@ -199,7 +199,7 @@ def _other_model(
 
 
 def _is_same(run: Run, row: Mapping[str, Any], task: str) -> bool:
-    """Whether a run is one of a row and task, maybe with other hyper-parameters."""
+    """True if a run is one of a row and task, maybe with other hyper-parameters."""
     if any(run.config[key] != row[key] for key in ("architecture", "variant")):
         return False
     if run.config.get("shots", 0) != row.get("shots", 0):

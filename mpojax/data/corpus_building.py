@@ -32,7 +32,7 @@ Advance = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides about the content of a corpus.
+    """Settings that the content of a corpus depends on.
 
     Attributes:
       vocab_size: of a vocabulary that is trained on the text; None: `tokenizer` is used.
@@ -207,7 +207,7 @@ def _check_folder(out: pathlib.Path) -> None:
 
 
 def _begin(out: pathlib.Path, plan: dict) -> bool:
-    """Whether the corpus is complete; else the folder is ready for the work that is left.
+    """True if the corpus is complete; else the folder is ready for the work that is left.
 
     Raises:
       ValueError: it was begun with other settings; says which.

@@ -1,4 +1,4 @@
-"""What worker processes do for a corpus: a first look at the text, then one shard after another."""
+"""Work of the processes that build a corpus: a scan of the text, then one shard after another."""
 
 import dataclasses
 import errno
@@ -27,7 +27,7 @@ def document_hash(text: str) -> int:
 
 
 class Scan(NamedTuple):
-    """What a first look at a piece of text found."""
+    """Result of a first look at a piece of text."""
 
     sha256: str
     documents: int

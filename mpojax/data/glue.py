@@ -92,20 +92,20 @@ class GlueTask:
         return next(own, None) or _hub_source(folder, split)
 
     def is_in(self, folder: pathlib.Path) -> bool:
-        """Whether a folder holds files of the task, by their names."""
+        """True if a folder holds files of the task, by their names."""
         sources = [source for split in self.splits.values() for source in split]
         names = [name for source in sources for name in source.files]
         hub = any(_hub_source(folder, split) for split in self.splits)
         return hub or any((folder / name).is_file() for name in names)
 
     def fits(self, folder: pathlib.Path) -> bool:
-        """Whether a folder of any name holds files of the task, by their names and columns."""
+        """True if a folder of any name holds files of the task, by their names and columns."""
         sources = [self.source(folder, split) for split in self.splits if _needed(split)]
         return any(_has_columns(self, folder, source) for source in sources if source)
 
 
 def hub_split(split: str) -> str:
-    """What the hub and TensorFlow Datasets call a split: validation_matched for dev_matched."""
+    """Name of a split at the hub and in TensorFlow Datasets: validation_matched for dev_matched."""
     return re.sub("^dev", "validation", split)
 
 
@@ -314,7 +314,7 @@ def _read_file(task: GlueTask, folder: pathlib.Path, name: str, source: Source, 
 
 
 def _is_of_hub(task: GlueTask, path: pathlib.Path, source: Source) -> bool:
-    """Whether a file has the columns of the hub, not those of GLUE's own file of that name."""
+    """True if a file has the columns of the hub, not those of GLUE's own file of that name."""
     if path.suffix not in (".tsv", ".txt"):
         return True
     header = readers.read_header(path)

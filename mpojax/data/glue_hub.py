@@ -30,7 +30,7 @@ SIZES = {
 
 
 def is_installed() -> bool:
-    """Whether the packages that fetch and read the data set are there."""
+    """True if the packages that fetch and read the data set are there."""
     return all(map(importlib.util.find_spec, ("huggingface_hub", "pyarrow")))
 
 

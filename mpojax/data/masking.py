@@ -14,7 +14,7 @@ _WORDS = 2**64
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """How tokens are chosen, and what is put in their place.
+    """Settings of how tokens are masked, and what replaces them.
 
     Attributes:
       rate: share of a row's tokens, special ones not counted.

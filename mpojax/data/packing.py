@@ -1,4 +1,4 @@
-"""Which tokens of which documents make up each row of pre-training data.
+"""Packing: the tokens of documents that make up each row of pre-training data.
 
 A document is cut into consecutive pieces of at most a row, and pieces are packed several to a row.
 Pieces either fill their row to the last token, or end where a sentence ends; then none starts in

@@ -65,7 +65,7 @@ class Table:
         ]
 
     def unlabelled(self, name: str) -> list[bool]:
-        """Whether each label is -1, which stands for one that is not published."""
+        """True for each label that is -1, which stands for one that is not published."""
         return [str(value).strip() in ("-1", "-1.0") for value in self[name]]
 
     def classes(self, name: str, values: Sequence[str]) -> np.ndarray:
@@ -132,7 +132,7 @@ def label_text(label: Any, where: str, other_cure: str = "") -> str:
 
 
 def is_whole_number(text: str) -> bool:
-    """Whether a label is a whole number in ASCII digits, maybe with zeros after the point."""
+    """True if a label is a whole number in ASCII digits, maybe with zeros after the point."""
     return _WHOLE_NUMBER.fullmatch(text) is not None
 
 
@@ -247,7 +247,7 @@ def _plain_tsv(path: pathlib.Path) -> Iterator[Row]:
 
 
 def looks_quoted(path: pathlib.Path) -> bool:
-    """Whether a TSV file with a header was written with quoting, as csv.writer and pandas do.
+    """True if a TSV file with a header was written with quoting, as csv.writer and pandas do.
 
     A file that reads well without quoting counts as plain, unless all fields of its header are in
     quotes, or every field that has quotes is in quotes as a whole and some have doubled ones
@@ -276,7 +276,7 @@ def looks_quoted(path: pathlib.Path) -> bool:
 
 
 def _is_quoted(field: str) -> bool:
-    """Whether a field is in quotes, with quotes inside doubled."""
+    """True if a field is in quotes, with quotes inside doubled."""
     inner = field[1:-1].replace('""', "")
     return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
 
@@ -291,7 +291,7 @@ def _read_quoted(path: pathlib.Path) -> list[list[str]] | None:
 
 
 def _joins_no_rows(path: pathlib.Path, rows: list[list[str]] | None) -> bool:
-    """Whether there are rows with quoting, none of which holds rows without it."""
+    """True if there are rows with quoting, none of which holds rows without it."""
     if rows is None or not any(map(_holds_rows, rows)):
         return rows is not None
     logging.warning(
@@ -303,7 +303,7 @@ def _joins_no_rows(path: pathlib.Path, rows: list[list[str]] | None) -> bool:
 
 
 def _holds_rows(fields: list[str]) -> bool:
-    """Whether two lines or more of one row have as many fields as the row has."""
+    """True if two lines or more of one row have as many fields as the row has."""
     lines = "\t".join(fields).split("\n")
     return sum(line.count("\t") + 1 == len(fields) for line in lines) > 1
 

@@ -96,7 +96,7 @@ def token_spans(offsets: np.ndarray, context: np.ndarray, characters: np.ndarray
 
 
 def is_in(folder: pathlib.Path) -> bool:
-    """Whether a folder holds one of the files, by their names."""
+    """True if a folder holds one of the files, by their names."""
     return any((folder / name).is_file() for name in FILES.values())
 
 

@@ -86,7 +86,7 @@ def _entries(text: str) -> list[str]:
 
 
 def _belongs(part: str, entry: str) -> bool:
-    """Whether a part of a comma list belongs to the entry before it."""
+    """True if a part of a comma list belongs to the entry before it."""
     entry = entry.strip()
     if not part or not entry.startswith(_OWN) or part.startswith(_OWN):
         return False

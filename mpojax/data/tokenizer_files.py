@@ -194,7 +194,7 @@ def _named_kind(folder, settings: Settings, found: list) -> tokenizer_classes.Ki
 
 
 def _files_tell(settings: Settings, found: list) -> bool:
-    """Whether the files say enough where no class is named: they come alone, or are vocab.txt."""
+    """True if the files say enough where no class is named: they come alone, or are vocab.txt."""
     return found[0] in WORD_PIECE_FILES or settings.model_type in (None, "mpojax")
 
 
@@ -259,7 +259,7 @@ def _add_tokens(backend, settings: Settings, kind: tokenizer_classes.Kind | None
 
 
 def _has_id(backend, role: str, token, settings: Settings, folder) -> bool:
-    """Whether a special token has an id.
+    """True if a special token has an id.
 
     Raises:
       ValueError: it has none, although the folder names it.

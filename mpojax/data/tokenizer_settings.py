@@ -1,4 +1,4 @@
-"""What a model folder says of its tokenizer beside the vocabulary.
+"""Settings of a tokenizer in a model folder, besides the vocabulary.
 
 tokenizer_config.json, special_tokens_map.json, added_tokens.json and, of config.json, the model's
 type; read with the precedence of transformers.
@@ -36,7 +36,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _is_numbered(value: Any) -> bool:
-    """Whether it is an added_tokens_decoder: {id in decimal digits: token as an object}."""
+    """True if it is an added_tokens_decoder: {id in decimal digits: token as an object}."""
     return isinstance(value, Mapping) and all(
         name.isascii()
         and name.isdecimal()
@@ -79,7 +79,7 @@ _CONFIG = _SPECIAL | {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a folder says beside the vocabulary.
+    """Settings of a folder's tokenizer, besides the vocabulary.
 
     Attributes:
       values: tokenizer_config.json with special_tokens_map.json; tokens of roles as text.
@@ -101,7 +101,7 @@ class Settings:
 
     @property
     def written_here(self) -> bool:
-        """Whether tokenizer_config.json holds what `Tokenizer.save` writes and nothing else."""
+        """True if tokenizer_config.json holds what `Tokenizer.save` writes and nothing else."""
         name = self.values.get("tokenizer_class")
         return not self.added and tokenizer_folders.is_written_here(self.values, name)
 

@@ -52,7 +52,7 @@ class SpecialTokens(NamedTuple):
 
 
 def word_mark(vocabulary: Mapping[str, int]) -> str | None:
-    """How the vocabulary tells words apart, or None: all tokens are words.
+    """Mark by which the vocabulary tells words apart, or None: all tokens are words.
 
     WordPiece marks continuations ("##"), SentencePiece and byte-level vocabularies mark starts ("▁"
     or "Ġ").
@@ -165,7 +165,7 @@ def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, limit: i
 
 
 def _inside_words(character: str) -> bool:
-    """Whether BERT's pre-tokenizer may put it behind another character of one word."""
+    """True if BERT's pre-tokenizer may put it behind another character of one word."""
     ascii_mark = character.isascii() and not character.isalnum()
     chinese = "CJK" in unicodedata.name(character, "")
     return not (ascii_mark or chinese or unicodedata.category(character).startswith("P"))

@@ -52,7 +52,7 @@ class AdapterSettings(layers.AdapterSettings):
 
     @property
     def structure(self) -> layers.AdapterSettings:
-        """What the model keeps of it."""
+        """Part that the model keeps."""
         names = [field.name for field in dataclasses.fields(layers.AdapterSettings)]
         return layers.AdapterSettings(**{name: getattr(self, name) for name in names})
 

@@ -1,4 +1,4 @@
-"""What a budget leaves for each matrix of a model: bonds for the chains, or dense after all."""
+"""Allocation of a budget to the matrices of a model: bonds for the chains, or dense after all."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What a description of a checkpoint format consists of; `name_maps` holds the descriptions.
+"""Descriptions of checkpoint formats; `name_maps` holds the descriptions.
 
 A row of names is (checkpoint name, logical path, transform). `{i}` stands for the layer, `{j}` for
 a feed-forward block before the last of its layer and `{last}` for the last one, in both. The
@@ -96,7 +96,7 @@ class Architecture:
 
     @property
     def prefix(self) -> str:
-        """What task models put before the encoder's names."""
+        """Prefix of the encoder's names in task models."""
         return f"{self.model_type}."
 
     @property

@@ -1,4 +1,4 @@
-"""What enters every matrix of a model on a calibration set, and how much its output matters.
+"""Statistics of the inputs of every matrix on a calibration set, and the weight of its output.
 
 The weights alone do not say what an error costs: an error in a direction that no input has is free.
 For y = x W the squared error over inputs x is tr((W - W_hat)^T S (W - W_hat)) with the covariance
@@ -22,7 +22,7 @@ TABLE_RIDGE = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class InputStatistics:
-    """What entered one matrix.
+    """Statistics of the inputs of one matrix.
 
     Attributes:
       covariance: mean over the inputs of x^T x, float64: (in_features, in_features) of a linear
@@ -53,7 +53,7 @@ class Calibration:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether a loss was given, so that `allocation="first_order"` is possible."""
+        """True if a loss was given, so that `allocation="first_order"` is possible."""
         return all(s.gradient is not None for s in self.statistics.values())
 
     def covariance(self, path: str) -> np.ndarray:

@@ -175,7 +175,7 @@ class Decomposer:
 
 
 def _is_settled(target: Target, room: int | None) -> bool:
-    """Whether the chain has full bonds whatever the spectra are."""
+    """True if the chain has full bonds whatever the spectra are."""
     settings = target.settings
     is_open = settings.tolerance is not None or (room is not None and settings.leaves_bonds_open)
     # The identity gauge is no factorisation: its spectra come from one of their own.

@@ -44,7 +44,7 @@ def read_architecture(source: Mapping, where: str) -> tuple[Architecture, str]:
 
 
 def head_kind(architecture: Architecture, name: str, pretraining_head: bool = False) -> str:
-    """What the class keeps on its encoder: a key of `Architecture.classes`.
+    """Head that the class has on its encoder: a key of `Architecture.classes`.
 
     Of pre-training models "none", unless their heads are asked for.
     """
@@ -84,7 +84,7 @@ def check_settings(architecture: Architecture, source: Mapping, where: str):
 
 
 def pooler_has_weights(architecture: Architecture, source: Mapping) -> bool:
-    """Whether a pooler of this configuration, if there is one, is more than the first token."""
+    """True if a pooler of this configuration, if there is one, is more than the first token."""
     flag = architecture.pooler_flag
     return flag is None or bool(_with_defaults(architecture, source)[flag])
 
@@ -142,7 +142,7 @@ def architecture_for(config: models.EncoderConfig) -> Architecture:
 
 
 def has_architecture(config: models.EncoderConfig) -> bool:
-    """Whether some description fits the model."""
+    """True if some description fits the model."""
     return any(not _misfits(architecture, config) for architecture in name_maps.ARCHITECTURES)
 
 

@@ -25,7 +25,7 @@ _OF_LAYERS = (
 
 @dataclasses.dataclass(frozen=True)
 class ExpertRule:
-    """How the feed-forward blocks of one rule become experts.
+    """Settings of the experts that the feed-forward blocks of one rule become.
 
     Attributes:
       number: of experts.
@@ -107,7 +107,7 @@ class ExpertRule:
 
     @property
     def settings(self) -> layers.ExpertSettings:
-        """What the layers are told."""
+        """Settings of the layers."""
         chosen = {name: getattr(self, name) for name in _OF_LAYERS}
         return layers.ExpertSettings(share_central=self.form == "mpoe", **chosen)
 

@@ -102,7 +102,7 @@ def written(config: Config) -> dict:
 
 
 def sampling(content: Mapping) -> models.Sampling:
-    """How tokens are chosen by default."""
+    """Default sampling settings."""
     values = {name: value for name, value in content.items() if value is not None}
     for name, (allowed, off) in _RANGES.items():
         if name in values and not allowed.accepts(values[name]):

@@ -1,4 +1,4 @@
-"""What a description of a language model's checkpoint format consists of.
+"""Descriptions of the checkpoint formats of language models.
 
 `gpt2`, `t5` and `llama` hold the descriptions. A row of names is (checkpoint name, logical path,
 transform) as in `architectures`; `{i}` stands for the layer (of the encoder, where there is one)
@@ -85,7 +85,7 @@ class LanguageArchitecture:
         return (*self.classes, *self.headless)
 
     def is_harmless(self, name: str) -> bool:
-        """Whether a tensor is a constant buffer."""
+        """True if a tensor is a constant buffer."""
         return re.fullmatch(self.harmless, name) is not None
 
 

@@ -133,7 +133,7 @@ def collect(
 
 
 def _is_tied(architecture: LanguageArchitecture, name: str, values, tensors, where: str) -> bool:
-    """Whether logits come from the token embedding."""
+    """True if logits come from the token embedding."""
     if name in architecture.headless:
         if values["tie_word_embeddings"] is False:
             raise ValueError(

@@ -122,7 +122,7 @@ def _write_llama(config: models.DecoderConfig, source: Mapping) -> dict:
 
 
 def _is_windowed(values: Mapping) -> bool:
-    """Whether attention reaches less far than the longest sequence."""
+    """True if attention reaches less far than the longest sequence."""
     window = values["sliding_window"]
     return window is not None and window < values["max_position_embeddings"]
 

@@ -70,7 +70,7 @@ def without_weights(folder: pathlib.Path) -> ValueError | FileNotFoundError:
 
 
 def how_to_convert(path: pathlib.Path) -> str:
-    """What to do about a single pickle file."""
+    """Advice on converting a single pickle file."""
     command = _with_torch(path, path.with_suffix(".safetensors"))
     return f"{_NO_PICKLE} Convert it once, where you trust it: {command}"
 

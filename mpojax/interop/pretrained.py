@@ -185,7 +185,7 @@ def _check_ours(folder: pathlib.Path):
 
 
 def _has_our_mark(folder: pathlib.Path, names: list[str]) -> bool:
-    """Whether the weights, or a configuration that lost its weights, come from here."""
+    """True if the weights, or a configuration that lost its weights, come from here."""
     try:
         if names == [CONFIG_NAME]:
             return _MARK in _read_config(folder)

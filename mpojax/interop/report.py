@@ -1,4 +1,4 @@
-"""What a compression did: one row for each matrix, totals, tables and plots."""
+"""Report of a compression: one row for each matrix, totals, tables and plots."""
 
 import csv
 import dataclasses
@@ -82,7 +82,7 @@ def role_of_path(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CompressionReport:
-    """What `compress` did.
+    """Result of `compress`, matrix by matrix and in total.
 
     Attributes:
       rows: one for each compressed matrix, in model order.

@@ -13,7 +13,7 @@ DEFAULT, _IN_LAYERS = "default", r"(.*/)?layers/[0-9]+/.+"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the matrices of one rule are written as chains.
+    """Settings of the chains that the matrices of one rule become.
 
     Attributes:
       bond: cap for every bond.
@@ -103,12 +103,12 @@ class Settings:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether the chain is the two-core one; before a search, which starts from its size."""
+        """True if the chain is the two-core one; before a search, which starts from its size."""
         return self.rank is not None or self.form == "low_rank" or self.search
 
     @property
     def leaves_bonds_open(self) -> bool:
-        """Whether a budget may choose the bonds."""
+        """True if a budget may choose the bonds."""
         return self.bond is None and self.bonds is None and self.rank is None
 
     def full_shape(self, in_features: int, out_features: int) -> mpo.MPOShape:
@@ -139,7 +139,7 @@ class Settings:
 
 
 def default_matrices(config: models.Config) -> tuple[str, ...]:
-    """What the pattern "default" of a rule stands for: the matrices worth compressing.
+    """Matrices that the pattern "default" of a rule stands for: those worth compressing.
 
     All matrices of the layers, the token embedding, and a language model's own output map; not
     heads, poolers and the small embeddings of positions and token types.

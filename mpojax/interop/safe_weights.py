@@ -87,7 +87,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def is_floating(array: np.ndarray) -> bool:
-    """Whether the dtype is floating point, bfloat16 included."""
+    """True if the dtype is floating point, bfloat16 included."""
     return jnp.issubdtype(array.dtype, jnp.floating)
 
 

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a GGUF file, a hub id, or the files of an installed package."""
+"""Sources of models: a folder, a GGUF file, a hub id, or the files of an installed package."""
 
 import importlib.machinery
 import os

@@ -48,7 +48,7 @@ def probabilities(
     scale: float,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """How much each place takes from each (batch, heads, S, T), in float32.
+    """Attention weights (batch, heads, S, T), in float32.
 
     Args:
       q_BxSxNxD, k_BxTxKxD: queries and keys, see `attend`.

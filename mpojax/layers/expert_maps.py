@@ -19,7 +19,7 @@ from mpojax.layers.feed_forward import ACTIVATIONS
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """What is static about a block of experts.
+    """Static properties of a block of experts.
 
     Attributes:
       settings: experts, router, dispatch, structure.

@@ -79,7 +79,7 @@ def chain_matmul(
 
 
 def runs_one_by_one(layout: Layout) -> bool:
-    """Whether experts can come one after the other, those without tokens left out.
+    """True if experts can come one after the other, those without tokens left out.
 
     On CPU: there is nothing to gain from more work at a time, and caches to fit into.
     """

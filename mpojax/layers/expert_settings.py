@@ -9,7 +9,7 @@ STRUCTURES = ("auto", "rebuild", "shared_core")
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSettings:
-    """How many experts a feed-forward block has, and how tokens reach them.
+    """Settings of a block of experts: how many there are, and how tokens reach them.
 
     What an expert's matrices are is said by their shapes: dense, or chains whose central core all
     experts of the block share (MPOE) or each has of its own.

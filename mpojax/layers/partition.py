@@ -1,4 +1,4 @@
-"""Where activations lie on a mesh.
+"""Sharding of activations on a mesh.
 
 The compiler finds placements by itself from those of parameters and batch. Told where the
 activations of each layer belong, it divides the work of every matrix over all devices instead of

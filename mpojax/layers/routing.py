@@ -1,4 +1,4 @@
-"""Which experts a token goes to, with what weight, and what the router did with all tokens.
+"""Routers: the experts that a token goes to, with their weights, and statistics over all tokens.
 
 | router       | experts | gate                                                                  |
 | switch       | 1       | p / stop_gradient(p): value 1, straight-through gradient              |
@@ -29,7 +29,7 @@ from mpojax.layers.expert_settings import ExpertSettings
 )
 @dataclasses.dataclass(frozen=True)
 class RouterStatistics:
-    """What a router did with the real tokens of a batch; float32.
+    """Statistics of a router over the real tokens of a batch; float32.
 
     Attributes:
       tokens: () how many there are; padding is never counted.

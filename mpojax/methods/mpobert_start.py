@@ -1,4 +1,4 @@
-"""How an MPOBERT starts: from an encoder with shared layers, from any other, or from scratch.
+"""Start of an MPOBERT: from an encoder with shared layers, from any other, or from scratch.
 
 Paper: section 3.3 and Algorithm 2. The released code copies the teacher's auxiliary cores into all
 layers (here `scaling="none"`); the paper scales them in layers beyond the teacher's, and says in
@@ -35,7 +35,7 @@ Shapes = Mapping[str, mpo.MPOShape]
 
 
 def factor(scaling: str, num_layers: int, num_cores: int = 5) -> float:
-    """What each auxiliary core of a layer without a teacher is multiplied with.
+    """Factor of each auxiliary core of a layer without a teacher.
 
     Raises:
       ValueError: an unknown scaling.

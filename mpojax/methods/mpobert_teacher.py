@@ -1,4 +1,4 @@
-"""What a model takes over from a trained encoder: chains, copied or fitted, and all the rest."""
+"""Parameters taken over from a trained encoder: chains, copied or fitted, and all the rest."""
 
 from collections.abc import Iterator, Mapping
 
@@ -48,7 +48,7 @@ def check_central(central: str | int, teacher: models.EncoderConfig) -> None:
 
 
 def copies_one_layer(teacher: models.EncoderConfig, config: models.EncoderConfig) -> bool:
-    """Whether all layers of each block begin as one and the same layer of the teacher."""
+    """True if all layers of each block begin as one and the same layer of the teacher."""
     if not teacher.shares_everything:
         return False
     sources = {}
@@ -132,7 +132,7 @@ def _map(layer: int, teacher, config) -> int:
 
 
 def shares_auxiliary(config: models.EncoderConfig) -> bool:
-    """Whether several layers have the same auxiliary cores."""
+    """True if several layers have the same auxiliary cores."""
     return config.block_size > 1 and "auxiliary" in config.shared_roles
 
 

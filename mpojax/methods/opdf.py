@@ -32,7 +32,7 @@ Targets = dict[str, tuple[np.ndarray, ...]]  # {matrix path of the student: the 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a student is over-parameterised.
+    """Settings of an over-parameterised student.
 
     Attributes:
       units: L, cores between the outer two (0: the singular value decomposition at full bond).

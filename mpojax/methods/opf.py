@@ -31,7 +31,7 @@ STRATEGIES = ("static", "dynamic")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Which matrices are over-parameterised.
+    """Settings of which matrices are over-parameterised.
 
     Attributes:
       strategy: "static" or "dynamic".

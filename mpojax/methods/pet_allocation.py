@@ -1,4 +1,4 @@
-"""Which groups of a super-set go, so that what is left meets a budget of parameters."""
+"""Choice of the groups of a super-set to prune, so that the rest meets a budget of parameters."""
 
 import heapq
 import math

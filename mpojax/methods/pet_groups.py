@@ -118,7 +118,7 @@ def batch_scores(
     criterion: str,
     reference: Mapping[str, jax.Array] | None = None,
 ) -> Scores:
-    """What one batch adds to the scores of a criterion; sums over batches go to `final_scores`.
+    """Part of a criterion's scores from one batch; sums over batches go to `final_scores`.
 
     "taylor" and "taylor_signed" sum signed changes, "taylor_batch_abs" their sizes, "fisher" the
     squares of the entries' changes, "hybrid" changes, and squares for its second order.

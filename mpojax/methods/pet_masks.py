@@ -1,4 +1,4 @@
-"""What dropped groups mean for parameters: masks of entries, resets, and smaller arrays."""
+"""Effect of pruned groups on parameters: masks of entries, resets, and smaller arrays."""
 
 import math
 import re
@@ -79,7 +79,7 @@ def apply_mask(
 def compact(
     params: Mapping[str, Any], masks: Mapping, spec: Spec
 ) -> dict[str, Any | tuple[np.ndarray, Any]]:
-    """What is left, without the rest: {array path: array}.
+    """Arrays of what is left, without the rest: {array path: array}.
 
     Chains and low ranks are sliced along their bonds, units that are gone are left out; of single
     entries there are pairs (sorted indices (n,) int32 into the flat array, values (n,)).

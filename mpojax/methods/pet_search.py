@@ -79,7 +79,7 @@ class Search(training.Hook):
         self.history, self.seconds = list(saved["history"]), saved["seconds"]
 
     def masks(self, state: training.TrainState) -> dict[str, tuple[np.ndarray, ...]]:
-        """Which groups of each unit are left."""
+        """Groups of each unit that are left."""
         flat = state_lib.flatten(_host(state.optimizer.mask))
         entries = models.logical_arrays(self.model, flat)
         return pet_masks.group_masks(entries, self.superset.spec)

@@ -8,7 +8,7 @@ from mpojax.methods import pet_allocation, pet_gauge, pet_groups, pet_superset
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a super-set is searched.
+    """Settings of a search over a super-set.
 
     Attributes:
       budget: parameters that remain at most; heads do not count.

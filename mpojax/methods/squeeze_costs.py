@@ -1,4 +1,4 @@
-"""What the loss pays for a cut: scores of bond indices for dimension squeezing.
+"""Cost of a cut in the loss: scores of bond indices for dimension squeezing.
 
 The counterpart of singular values: in the central gauge index a of a bond stands for one part of
 the matrix, and its score is the change of the loss if that part went, to first order and with a

@@ -1,4 +1,4 @@
-"""What dimension squeezing is asked to do: its settings, checked before any work."""
+"""Settings of dimension squeezing, checked before any work."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ MEASURES = (*mpo.MEASURES, "loss")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to squeeze.
+    """Settings of dimension squeezing.
 
     Attributes:
       steps: training steps after each cut.

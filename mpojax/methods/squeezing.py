@@ -42,7 +42,7 @@ class Train(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What squeezing came to.
+    """Result of squeezing.
 
     Attributes:
       state: the last accepted state; None if a signal ended the run before its end.

@@ -1,4 +1,4 @@
-"""Which parameters of a model are its adapters, and how stacks of them are taken apart."""
+"""Parameters of a model that belong to its adapters, and stacks of them taken apart."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ def adapter_filter(model: Model, head: bool = True):
 
 
 def is_head(model: Model, path: tuple) -> bool:
-    """Whether a variable belongs to the head of a task, which is no part of a pre-trained model."""
+    """True if a variable belongs to the head of a task, which is no part of a pre-trained model."""
     return path[0] == "head" and getattr(model.config, "num_labels", None) is not None
 
 

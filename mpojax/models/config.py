@@ -174,12 +174,12 @@ class EncoderConfig:
 
     @property
     def shares_everything(self) -> bool:
-        """Whether the layers of a block are one layer, run several times."""
+        """True if the layers of a block are one layer, run several times."""
         return self.layer_groups is not None and set(self.shared_roles) == set(ROLES)
 
     @property
     def shares_parts(self) -> bool:
-        """Whether the layers of a block share some of their parameters and own the others."""
+        """True if the layers of a block share some of their parameters and own the others."""
         return self.layer_groups is not None and not self.shares_everything
 
     @property

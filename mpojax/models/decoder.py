@@ -21,7 +21,7 @@ from mpojax.models.tower import Cache, Tower, check_ids
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LanguageModelOutput:
-    """What `forward` of a language model gives.
+    """Output of `forward` of a language model.
 
     Attributes:
       logits: (batch, length, vocabulary), float32.

@@ -19,7 +19,7 @@ Experts = tuple[tuple[str, ExpertSettings], ...]
 
 
 class LanguageModelConfig:
-    """What both kinds of settings share: checks, experts and adapters by pattern."""
+    """Common part of both kinds of settings: checks, experts and adapters by pattern."""
 
     # Layers have parameters of their own, see `EncoderConfig`.
     shares_parts = shares_everything = False

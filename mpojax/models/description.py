@@ -1,4 +1,4 @@
-"""What `print(model)` shows: a page about the model instead of all its arrays."""
+"""Text that `print(model)` shows: a page about the model instead of all its arrays."""
 
 import math
 import re

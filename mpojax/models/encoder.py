@@ -83,7 +83,7 @@ def _with_neighbours(x: jax.Array) -> jax.Array:
 
 
 class Transformer(nnx.Module):
-    """What every model holds: its settings, and the shapes of its matrices in MPO form.
+    """Base class of all models: settings, and the shapes of the matrices in MPO form.
 
     Attributes:
       batch_inputs: what the model reads of a batch of arrays, in the order of its arguments; a
@@ -195,7 +195,7 @@ class Encoder(Transformer):
         *,
         attention: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """What every layer makes of its input; arguments as in a call.
+        """Hidden states after every layer; arguments as in a call.
 
         Args:
           attention: whether the attention probabilities are computed, too (once more, from the

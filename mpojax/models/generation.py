@@ -19,7 +19,7 @@ from mpojax.models.tower import Cache
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What `generate` gives.
+    """Output of `generate`.
 
     Attributes:
       ids: (batch, max_new_tokens) int32: the tokens after the prompt, up to and with an end token;
@@ -240,5 +240,5 @@ def _check_values(model, input_ids, attention_mask):
 
 
 def _is_concrete(array) -> bool:
-    """Whether this process can look at its values."""
+    """True if this process can look at its values."""
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)

@@ -17,7 +17,7 @@ KeysValues = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What all layers of a call see alike.
+    """Inputs that all layers of a call share.
 
     Attributes:
       mask: booleans that broadcast to (batch, heads, length, keys), or None.

@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits: the likeliest one, or drawn with filters."""
+"""Choice of the next token from logits: the likeliest one, or sampled with filters."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How `generate` chooses tokens; the default is the likeliest token at every place (greedy).
+    """Settings of how `generate` chooses tokens; by default the likeliest ones (greedy).
 
     Attributes:
       temperature: logits are divided by it before a token is drawn; 0: nothing is drawn.
@@ -63,12 +63,12 @@ class Sampling:
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn, which takes a key."""
+        """True if tokens are drawn, which takes a key."""
         return self.temperature > 0.0
 
 
 def is_one_of(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
-    """Whether each token is among the ids."""
+    """True for each token that is among the ids."""
     return jnp.isin(tokens, jnp.asarray(ids, jnp.int32))
 
 

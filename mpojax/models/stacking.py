@@ -1,4 +1,4 @@
-"""Which layers are stored together, and which of their parameters a block of layers shares.
+"""Layers that are stored together, and the parameters that a block of layers shares.
 
 A *stack* is a run of layers whose matrices have equal shapes; it is stored as one module and run by
 one scan. A *block* (`EncoderConfig.layer_groups`) is a run of layers that share parameters; a stack
@@ -46,7 +46,7 @@ def parameter_layers(config: EncoderConfig, variable, layer_range: range) -> ran
 
 
 def is_shared_role(config: EncoderConfig, variable) -> bool:
-    """Whether a block shares variables of this role."""
+    """True if a block shares variables of this role."""
     return layers.role_of(variable) in config.shared_roles
 
 

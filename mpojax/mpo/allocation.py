@@ -142,7 +142,7 @@ def _total(entry, shape: MPOShape, loss: str) -> float:
 
 
 def losses(spectrum, loss: str = "squared") -> np.ndarray:
-    """What cutting a bond from r + 1 to r adds to the loss, for r = 0, 1, ...; zeros for no matrix.
+    """Loss added by cutting a bond from r + 1 to r, for r = 0, 1, ...; zeros for no matrix.
 
     "squared": the squared singular value over the squared norm. "log": the growth of -log of the
     share of squared norm that is kept. About equal while errors are small; but in the second no
@@ -179,7 +179,7 @@ class _Chain:
         return first, last
 
     def can_cut(self, k):
-        """Whether bond k exists, is above 1, and its neighbours fit through a smaller one."""
+        """True if bond k exists, is above 1, and its neighbours fit through a smaller one."""
         if not 0 < k < len(self.bonds) - 1 or self.bonds[k] == 1:
             return False
         (first, last), smaller = self.linked(k), self.bonds[k] - 1

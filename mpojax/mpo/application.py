@@ -85,7 +85,7 @@ _apply.defvjp(_apply_forward, _apply_backward)
 
 
 class Prepared(NamedTuple):
-    """What `prepare` merged: a pytree of arrays; pass it with its plan to `apply_prepared`."""
+    """Result of `prepare`: a pytree of arrays; pass it with its plan to `apply_prepared`."""
 
     arrays: tuple[jax.Array, ...]
 

@@ -92,7 +92,7 @@ def merged_shape(run) -> tuple[int, int, int, int]:
 
 
 def left_first(groups) -> bool:
-    """Whether (L C) R costs at most as many multiply-adds as L (C R), given the group shapes."""
+    """True if (L C) R costs at most as many multiply-adds as L (C R), given the group shapes."""
     if len(groups) < 3:
         return True
     (_, i, j, p), (_, k, m, q), (_, a, b, _) = groups

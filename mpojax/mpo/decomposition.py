@@ -136,7 +136,7 @@ def matrix_to_central(matrix, shape: MPOShape):
 
 
 def is_matrix_between_identities(shape: MPOShape) -> bool:
-    """Whether the central core alone has an entry for each entry of the (padded) matrix."""
+    """True if the central core alone has an entry for each entry of the (padded) matrix."""
     centre = shape.central
     left = math.prod(shape.site_sizes[:centre])
     right = math.prod(shape.site_sizes[centre + 1 :])

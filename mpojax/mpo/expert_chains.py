@@ -19,7 +19,7 @@ STRATEGIES = ("rebuild", "two_groups", "three_groups")
 
 
 def merge(own, shared, shape: MPOShape, strategy: str, variant: tuple) -> tuple:
-    """What `apply_merged` needs, of one expert's entries of `experts.own_groups`.
+    """Merges one expert's entries of `experts.own_groups` to what `apply_merged` needs.
 
     Args:
       own: (L, C, R) of the expert, None where it owns or has none.

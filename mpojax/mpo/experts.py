@@ -219,7 +219,7 @@ def group_factors(shape: MPOShape) -> tuple[int, ...]:
 
 
 def left_product_first(shape: MPOShape) -> bool:
-    """Whether (L C) R costs at most as many multiply-adds as L (C R)."""
+    """True if (L C) R costs at most as many multiply-adds as L (C R)."""
     return contract.left_first(contract.group_shapes(shape))
 
 

@@ -82,7 +82,7 @@ class Lattice:
         return [after // before for before, after in itertools.pairwise(products)]
 
     def is_proper(self, path, bonds) -> bool:
-        """Whether every bond is cut: a full one only splits a core that holds the same unsplit."""
+        """True if every bond is cut: a full one only splits a core that holds the same unsplit."""
         return all(bond < len(self.tails[cut]) - 1 for cut, bond in zip(path, bonds, strict=True))
 
     def price(self, path):

@@ -31,7 +31,7 @@ _WORTH_FITTING = 1.15
 
 @dataclasses.dataclass(frozen=True)
 class Searched:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
       shape: the chain; at most the budget of parameters.

@@ -164,7 +164,7 @@ class MPOShape:
 
     @property
     def is_padded(self) -> bool:
-        """Whether the matrix is smaller than the product of its factors."""
+        """True if the matrix is smaller than the product of its factors."""
         return (self.in_features, self.out_features) != (
             self.padded_in_features,
             self.padded_out_features,
@@ -172,7 +172,7 @@ class MPOShape:
 
     @property
     def is_full(self) -> bool:
-        """Whether every bond is full, so that the chain can hold any matrix."""
+        """True if every bond is full, so that the chain can hold any matrix."""
         return self.bonds == self.full_bond_dims
 
     @property

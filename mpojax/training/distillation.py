@@ -64,7 +64,7 @@ def of_student(path: tuple, variable: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What the loss of a student is made of.
+    """Weights of the terms of a student's loss.
 
     Attributes:
       logits: of the distance to the teacher's probabilities; of a regression, to its outputs.

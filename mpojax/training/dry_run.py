@@ -1,4 +1,4 @@
-"""What a run would cost, without running it: nothing is allocated, the step is only compiled."""
+"""Cost of a run without running it: nothing is allocated, the step is only compiled."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from mpojax.training import step as step_lib
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one step costs.
+    """Cost of one step.
 
     Attributes:
       mesh: {axis: devices}.

@@ -25,7 +25,7 @@ PredictFunction = Callable[[Any, dict], dict]
 
 
 class NonFiniteOutputError(FloatingPointError):
-    """What a model gives for an example is NaN or infinite, so that no metric of it means a thing.
+    """Error for a NaN or infinite output of an example, of which no metric means a thing.
 
     An argmax or a ranking would hide it: of logits that are all NaN the "best" class is the first.
     """

@@ -1,4 +1,4 @@
-"""What happens between steps: a small protocol, and the hooks every run needs."""
+"""Hooks that run between steps: a small protocol, and those that every run needs."""
 
 import contextlib
 import math

@@ -66,7 +66,7 @@ def span_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]
 
 
 def outputs(model: Any, batch: dict, key: jax.Array | None = None) -> jax.Array:
-    """What the model gives for a batch of token arrays; without a key there is no dropout."""
+    """Output of the model for a batch of token arrays; without a key there is no dropout."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     return model(*(batch.get(name) for name in names), *(() if key is None else (key,)))
 

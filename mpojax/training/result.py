@@ -1,4 +1,4 @@
-"""What a training run ended with."""
+"""Result of a training run."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from mpojax.training import state as state_lib
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What a run ended with.
+    """Final state of a run.
 
     Attributes:
       state: the final state, on the mesh.

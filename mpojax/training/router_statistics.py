@@ -1,4 +1,4 @@
-"""How the routers of experts spread tokens, layer by layer, while a model is trained."""
+"""Load of the routers of experts, layer by layer, while a model is trained."""
 
 import csv
 import io
@@ -125,7 +125,7 @@ class RouterStatistics(hooks.Hook):
 
 
 def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
-    """What a run has measured: a dict for each row of `router.csv`, numbers as numbers."""
+    """Reads what a run has measured: a dict for each row of `router.csv`, numbers parsed."""
     whole = ("step", "expert")
     return [
         {

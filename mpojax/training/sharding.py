@@ -63,7 +63,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None =
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How parameters are split.
+    """Rules of how parameters are sharded.
 
     Attributes:
       table: (pattern, axes) pairs; the first pattern that fully matches a parameter path decides.
@@ -104,7 +104,7 @@ class Rules:
         return result
 
     def axes_of(self, path: str) -> tuple | None:
-        """What the table says about a path, or None."""
+        """Entry of the table for a path, or None."""
         return next((axes for pattern, axes in self.table if re.fullmatch(pattern, path)), None)
 
     def _from_rule(self, path: str, shape: tuple, axes: tuple, mesh: Mesh) -> PartitionSpec:

@@ -1,4 +1,4 @@
-"""How a model is split over a mesh, by role and path of its parameters; and a table of it.
+"""Sharding of a model over a mesh, by role and path of its parameters; and a table of it.
 
 Parameters of stacked layers have a leading axis of layers, or of the blocks that share them. It is
 never split, because the scan over layers reads one slice at a time. What a block shares is one
@@ -92,7 +92,7 @@ def _axes(path: str, shape: tuple[int, ...], role: str) -> tuple:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where one parameter lives.
+    """Sharding of one parameter.
 
     Attributes:
       path, shape, dtype: of the parameter.

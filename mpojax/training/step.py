@@ -59,7 +59,7 @@ class TrainStep:
 
     @property
     def by_time(self) -> bool:
-        """Whether the learning rate follows a budget of seconds: each call then needs `share`."""
+        """True if the learning rate follows a budget of seconds: each call then needs `share`."""
         return bool(getattr(self.optimizer, "budget_seconds", 0))
 
     def __call__(

@@ -12,7 +12,7 @@ n-gram over all references is found once, which gives the same numbers in linear
 needs to be left out, but scores of other numbers of samples or references do not compare.
 
 The scores depend on the number of references and samples, on n and on the tokenizer: print them
-(`signature`) beside every number. Needs sacrebleu, which is imported on first use.
+(`signature`) next to every score. Needs sacrebleu, which is imported on first use.
 """
 
 import bisect
@@ -128,7 +128,7 @@ def self_bleu(samples: Sequence[str], n: int = 2, *, tokenize: str = "13a") -> f
 
 
 def signature(n: int, *, tokenize: str = "13a") -> str:
-    """What decides about a score beside the texts, for tables."""
+    """Settings that a score depends on besides the texts, for tables."""
     _scorer(n, tokenize)
     import sacrebleu
 

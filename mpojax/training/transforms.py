@@ -251,7 +251,7 @@ def scale_by_muon(
 
 
 def _is_array(leaf: Any, path: str, chains: Mapping) -> bool:
-    """Whether it is a central core to be seen as a matrix; optax masks leaves of other labels."""
+    """True if it is a central core to be seen as a matrix; optax masks leaves of other labels."""
     return path in chains and hasattr(leaf, "ndim")
 
 

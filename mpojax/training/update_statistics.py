@@ -1,4 +1,4 @@
-"""How far each layer moves: the size of a step's change over the size of the parameters.
+"""Relative updates of each layer: the norm of a step's change over that of the parameters.
 
 For studies of stability, such as a very deep encoder under several initialisations.
 """
@@ -95,7 +95,7 @@ class UpdateStatistics(hooks.Hook):
 
 
 def read(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """What a run has measured, for plots.
+    """Reads what a run has measured, for plots.
 
     Returns:
       "step": (n,) int64, and for every `<group>/<role>`, such as "layer_03/auxiliary",

@@ -67,7 +67,7 @@ class Workdir:
 
     @property
     def finished(self) -> bool:
-        """Whether `result.json` is there, thus nothing is left to do."""
+        """True if `result.json` is there, thus nothing is left to do."""
         return (self.path / "result.json").is_file()
 
     def check_data(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -259,7 +259,7 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers of a run depend on besides its config."""
+    """Versions that the results of a run depend on, besides its config."""
     packages = {}
     for name in _PACKAGES:
         try:
