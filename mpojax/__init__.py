@@ -1,7 +1,17 @@
 """mpojax: transformers in matrix product operator (MPO, tensor-train matrix) form.
 
 A weight matrix becomes a chain of small tensors: a large central core and small auxiliary cores
-around it. Layers of the library, each importing only from those above it:
+around it.
+
+    import mpojax as mj
+
+    model = mj.load("folder, hub id, package:NAME/PATH or GGUF file")
+    calibration = mj.calibrate(model, batches)
+    small, report = mj.compress(model, budget=0.6, calibration=calibration)
+    mj.save(small, "small")
+    mj.save(mj.merge(small), "dense", format="huggingface")
+
+Parts of the library, each importing only from those above it:
 
     mpojax.mpo       pure functions on cores
     mpojax.layers    Flax NNX modules
@@ -11,10 +21,66 @@ around it. Layers of the library, each importing only from those above it:
     mpojax.training  one training loop
     mpojax.methods   the papers, as compositions of the above
 
-`import mpojax` loads only the kernels; import the other parts by name.
+`import mpojax` loads only the kernels; all else is imported where it is first used.
 """
 
-from mpojax import mpo
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mpojax import checks, mpo
 from mpojax.version import __version__
 
-__all__ = ["__version__", "mpo"]
+if TYPE_CHECKING:
+    from mpojax import data, interop, layers, methods, models, training
+    from mpojax.interop import Rule, add_adapters, add_experts, calibrate, compress, merge
+    from mpojax.interop import load_pretrained as load
+    from mpojax.interop import save_pretrained as save
+    from mpojax.models import generate
+
+__all__ = [
+    "Rule",
+    "__version__",
+    "add_adapters",
+    "add_experts",
+    "calibrate",
+    "compress",
+    "data",
+    "generate",
+    "interop",
+    "layers",
+    "load",
+    "merge",
+    "methods",
+    "models",
+    "mpo",
+    "save",
+    "training",
+]
+
+# Name here: (part that has it, its name there).
+_VERBS = {
+    "Rule": ("interop", "Rule"),
+    "add_adapters": ("interop", "add_adapters"),
+    "add_experts": ("interop", "add_experts"),
+    "calibrate": ("interop", "calibrate"),
+    "compress": ("interop", "compress"),
+    "generate": ("models", "generate"),
+    "load": ("interop", "load_pretrained"),
+    "merge": ("interop", "merge"),
+    "save": ("interop", "save_pretrained"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        meant = checks.did_you_mean(name, __all__)
+        raise AttributeError(f"module 'mpojax' has no attribute {name!r}{meant}")
+    if name not in _VERBS:
+        return importlib.import_module(f"mpojax.{name}")
+    part, theirs = _VERBS[name]
+    value = globals()[name] = getattr(importlib.import_module(f"mpojax.{part}"), theirs)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,7 @@ from mpojax.interop.pretrained import (
     save_pretrained,
 )
 from mpojax.interop.report import CompressionReport, MatrixRow
-from mpojax.interop.rules import Settings, default_matrices
+from mpojax.interop.rules import Rule, Settings, default_matrices
 from mpojax.interop.rules import parse as parse_rule
 from mpojax.interop.safe_weights import read_weights, write_folder
 from mpojax.interop.sources import local_folder, locate
@@ -39,6 +39,7 @@ __all__ = [
     "ExpertRule",
     "InputStatistics",
     "MatrixRow",
+    "Rule",
     "Settings",
     "adapter_settings",
     "add",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -59,7 +58,7 @@ class AdapterSettings(layers.AdapterSettings):
 
 def add_adapters(
     model: models.Model,
-    rules: Sequence[tuple[str, Mapping]],
+    rules: rules_lib.Rules,
     *,
     scale: float | None = None,
     rngs: nnx.Rngs,
@@ -70,9 +69,10 @@ def add_adapters(
 
     Args:
       model: any; matrices may be dense or in MPO form.
-      rules: (regular expression, settings), such as `[("layers/.*/(query|value)", dict(rank=8)),
-        (".*/bias", dict(kind="bias"))]`: over whole matrix paths, or array paths for kinds in
-        place. Tables, heads and experts have no adapters.
+      rules: (regular expression, settings) or `Rule`, such as `[Rule("layers/.*/(query|value)",
+        rank=8), Rule(".*/bias", kind="bias")]`: over whole matrix paths, or array paths for kinds
+        in place; settings are the fields of `AdapterSettings`. Embeddings, heads and experts have
+        no adapters.
       scale: what the output of every adapter without a scale of its own is multiplied with; None
         for that of the model.
       rngs: for what is drawn.
@@ -81,10 +81,25 @@ def add_adapters(
       ValueError: malformed rules, unknown settings, a rule that matches nothing or a matrix that
         has an adapter, another scale than that of adapters which are there; an offset start beside
         a matrix in MPO form.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.EncoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> wider = mj.add_adapters(
+        ...     model, [mj.Rule("layers/.*/(query|value)", rank=4)], rngs=nnx.Rngs(0)
+        ... )
+        >>> sorted(models.adapter_settings(wider.config))[:2]
+        ['layers/0/attention/query', 'layers/0/attention/value']
+
+    Low rank is LoRA (Hu et al. 2022, arXiv:2106.09685); other kinds: see
+    `mpojax.layers.AdapterSettings`.
     """
     present = models.adapter_settings(model.config)
-    if isinstance(rules, str | Mapping) or not len(rules):
-        raise ValueError(f"rules={rules!r} must be a non-empty list of (pattern, settings) pairs.")
+    rules_lib.check_list(rules)
     parsed = [rules_lib.parse(rule, AdapterSettings) for rule in rules]
     added = _matched(model.config, rules)
     if twice := [path for path in added if path in present]:
@@ -155,9 +170,7 @@ def offset_start(
     return down, up, scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
 
 
-def adapter_settings(
-    config, rules: Sequence[tuple[str, Mapping]]
-) -> dict[str, layers.AdapterSettings]:
+def adapter_settings(config, rules: rules_lib.Rules) -> dict[str, layers.AdapterSettings]:
     """{matrix path: settings} of the adapters that the rules add to a model of these settings.
 
     Raises:

@@ -165,6 +165,24 @@ def calibrate(
     Raises:
       ValueError: no batches, a batch without the ids that the model reads or without any real
         token, or activations that are not finite; names the batch.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> config = models.EncoderConfig(vocab_size=99, max_positions=16, **sizes)
+        >>> model = models.build(config, rngs=nnx.Rngs(0))
+        >>> ids = np.random.default_rng(0).integers(1, 99, (8, 16))
+        >>> calibration = mj.calibrate(model, [{"input_ids": ids}])
+        >>> calibration.covariance("layers/0/attention/query").shape
+        (16, 16)
+        >>> small, report = mj.compress(model, budget=0.6, calibration=calibration)
+
+    Layer-wise least squares on calibration data, as Frantar et al., "GPTQ" (ICLR 2023,
+    arXiv:2210.17323), and data-aware low rank, Chen et al., "DRONE" (NeurIPS 2021).
     """
     paths = taps.dense_modules(model)
     totals: dict | None = None

@@ -5,7 +5,7 @@ section 4.1; Komatsuzaki et al., "Sparse Upcycling" (ICLR 2023), for dense exper
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from flax import nnx
@@ -130,14 +130,14 @@ class ExpertRule:
 def planned_experts(
     config: models.DecoderConfig | models.EncoderDecoderConfig,
     shapes: Mapping[str, mpo.MPOShape],
-    rules: Sequence[tuple[str, Mapping]],
+    rules: rules_lib.Rules,
 ) -> tuple[models.DecoderConfig | models.EncoderDecoderConfig, dict[str, mpo.MPOShape]]:
     """Settings and shapes that `add_experts` would give; no weights are needed.
 
     Args:
       config, shapes: of the model without experts.
       rules: (regular expression over whole paths of feed-forward blocks such as
-        layers/3/feed_forward, fields of `ExpertRule`).
+        layers/3/feed_forward, fields of `ExpertRule`), or the same as `Rule`.
 
     Raises:
       ValueError: malformed rules, unknown fields, a rule that matches nothing or a block that has
@@ -169,7 +169,7 @@ def planned_experts(
 
 def add_experts(
     model: models.LanguageModel | models.EncoderDecoder,
-    rules: Sequence[tuple[str, Mapping]],
+    rules: rules_lib.Rules,
     *,
     rngs: nnx.Rngs,
 ) -> models.LanguageModel | models.EncoderDecoder:
@@ -189,6 +189,20 @@ def add_experts(
 
     Raises:
       ValueError: see `planned_experts`; or a model that has no experts to be.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.DecoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> wider = mj.add_experts(model, [mj.Rule(".*/feed_forward", number=4)], rngs=nnx.Rngs(0))
+        >>> wider.config.experts_of("layers/1/feed_forward").number
+        4
+
+    Gao et al., "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language
+    Models" (COLING 2022, arXiv:2203.01104).
     """
     if isinstance(model.config, models.EncoderConfig):
         raise ValueError(

@@ -1,13 +1,11 @@
 """The shapes that rules give a model, without its weights."""
 
-from collections.abc import Mapping, Sequence
-
 from mpojax import models, mpo
 from mpojax.interop import rules as rules_lib
 
 
 def planned_shapes(
-    config: models.EncoderConfig, rules: Sequence[tuple[str, Mapping]], *, bond: int | None = None
+    config: models.EncoderConfig, rules: rules_lib.Rules, *, bond: int | None = None
 ) -> dict[str, mpo.MPOShape]:
     """{matrix path: shape} that `compress` would give with these rules.
 

@@ -29,6 +29,7 @@ from mpojax.interop.sources import local_folder, locate
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
 _MARK = "mpojax"
+FORMATS = ("mpojax", "huggingface")
 
 
 def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False) -> models.Model:
@@ -53,7 +54,22 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
       FileNotFoundError: no such folder, no config.json, no weights.
       ValueError: an unsupported architecture or setting, weights that do not fit name by name,
         corrupt or non-finite weights, or weights in a pickle format.
+      ConnectionError, PermissionError: the hub cannot be reached, or a gated model.
       ImportError: a hub id without huggingface_hub, a GGUF file without gguf.
+
+    Example:
+
+        >>> import tempfile
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.EncoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mj.save(model, folder)
+        ...     same = mj.load(folder)
+        >>> same.config == model.config
+        True
     """
     folder = locate(source)
     if not folder.is_dir():
@@ -75,13 +91,15 @@ def save_pretrained(
     model: models.Model,
     folder: str | os.PathLike,
     *,
+    format: str = "mpojax",
     tokenizer_from: str | os.PathLike | None = None,
 ):
-    """Writes config.json and model.safetensors (logical names, cores as they are).
+    """Writes config.json and model.safetensors (logical names, cores as they are, float32).
 
     Args:
       model: any model.
       folder: new, empty, or written by this library before.
+      format: "mpojax", or "huggingface" for what `export_huggingface` writes.
       tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
         tells the class, tokenizer_config.json of the copy names it.
 
@@ -90,7 +108,24 @@ def save_pretrained(
       ValueError: weights that are NaN or infinite.
       FileNotFoundError: `tokenizer_from` holds no tokenizer files (ValueError: damaged ones).
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
+
+    Example:
+
+        >>> import json, pathlib, tempfile
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.EncoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mj.save(model, folder, format="huggingface")
+        ...     json.loads((pathlib.Path(folder) / "config.json").read_text())["model_type"]
+        'bert'
     """
+    checks.check({"format": format}, {"format": checks.one_of(*FORMATS)})
+    if format == "huggingface":
+        export_huggingface(model, folder, tokenizer_from=tokenizer_from)
+        return
     folder = pathlib.Path(folder).expanduser()
     _check_ours(folder)
     arrays = models.to_arrays(model)

@@ -2,13 +2,48 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from mpojax import models, mpo
+from mpojax import checks, models, mpo
 
 FORMS = ("mpo", "low_rank")
 DEFAULT, _IN_LAYERS = "default", r"(.*/)?layers/[0-9]+/.+"
+
+
+class Rule(tuple):
+    """A pattern and the settings of all that it matches: the pair (pattern, dict), by keywords.
+
+    It stands wherever such a pair does, in `compress`, `add_adapters` and `add_experts`, and is
+    checked there, as a pair is, since each reads other settings: the fields of
+    `mpojax.interop.Settings`, `AdapterSettings` and `ExpertRule`.
+
+    Args:
+      pattern: regular expression that must match a whole path, such as "layers/0/attention/query".
+      **settings: fields by name.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> mj.Rule(".*/(query|key)", bond=64)
+        Rule('.*/(query|key)', bond=64)
+        >>> mj.Rule(".*/(query|key)", bond=64) == (".*/(query|key)", {"bond": 64})
+        True
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, pattern: str, /, **settings: Any):
+        return super().__new__(cls, (pattern, settings))
+
+    def __getnewargs_ex__(self):
+        return (self[0],), self[1]
+
+    def __repr__(self) -> str:
+        return f"Rule({', '.join([repr(self[0]), *(f'{n}={v!r}' for n, v in self[1].items())])})"
+
+
+Rules = Sequence[Rule | tuple[str, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +205,7 @@ class Target:
 
 
 def resolve(
-    rules: Sequence[tuple[str, Mapping]],
+    rules: Rules,
     sizes: Mapping[str, tuple[int, int]],
     already_mpo: Mapping[str, mpo.MPOShape],
     default_bond: int | None = None,
@@ -204,8 +239,7 @@ def resolve(
 
 def _expanded(rules, sizes: Mapping[str, tuple[int, int]]):
     """The rules with patterns in the place of "default"."""
-    if isinstance(rules, str | bytes | Mapping):
-        return rules  # refused by `match`
+    check_list(rules)
     expanded = []
     for rule in rules:
         is_default = isinstance(rule, tuple | list) and rule and rule[0] == DEFAULT
@@ -214,16 +248,13 @@ def _expanded(rules, sizes: Mapping[str, tuple[int, int]]):
     return expanded
 
 
-def match(
-    rules: Sequence[tuple[str, Mapping]], paths: Iterable[str], kind: type = Settings
-) -> dict[str, tuple[str, Any]]:
+def match(rules: Rules, paths: Iterable[str], kind: type = Settings) -> dict[str, tuple[str, Any]]:
     """{path: (pattern, settings)} of the paths that a rule matches; `kind` as for `parse`.
 
     Raises:
       ValueError: malformed rules, one that matches nothing, two that match the same path.
     """
-    if isinstance(rules, str | bytes | Mapping) or not len(rules):
-        raise ValueError(f"rules={rules!r} must be a non-empty list of (pattern, settings) pairs.")
+    check_list(rules)
     paths = list(paths)
     owner: dict[str, tuple[str, Any]] = {}
     for rule in rules:
@@ -244,17 +275,27 @@ def match(
     return owner
 
 
+def check_list(rules) -> None:
+    """Raises ValueError unless there is at least one rule, in a list."""
+    is_list = isinstance(rules, Collection) and not isinstance(rules, str | bytes | Mapping | Rule)
+    if not is_list or not len(rules):
+        raise ValueError(
+            f"rules={rules!r} must be a non-empty list of (pattern, settings) pairs, such as "
+            '[Rule(".*/query", bond=64)].'
+        )
+
+
 def parse(rule, kind: type = Settings) -> tuple[str, Any]:
     """A rule whose settings are checked in themselves, without a model.
 
     Args:
-      rule: (pattern, dict of settings).
+      rule: (pattern, dict of settings), or the same as a `Rule`.
       kind: the dataclass of its settings, which checks them when it is made.
 
     Raises:
       ValueError: no pair, no regular expression, unknown settings, or settings that clash.
     """
-    if isinstance(rule, str) or len(rule) != 2:
+    if not isinstance(rule, list | tuple) or len(rule) != 2:
         raise ValueError(f"rule {rule!r} must be a pair (pattern, settings).")
     pattern, settings = rule
     try:
@@ -263,11 +304,13 @@ def parse(rule, kind: type = Settings) -> tuple[str, Any]:
         raise ValueError(f"rule {pattern!r} is not a regular expression: {error}.") from error
     if not isinstance(settings, Mapping):
         raise ValueError(f"rule {pattern!r}: settings {settings!r} must be a dict.")
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(settings) - known):
+    known = sorted(field.name for field in dataclasses.fields(kind))
+    if unknown := sorted(map(str, set(settings).difference(known))):
+        meant = [f"{name}{checks.did_you_mean(name, known)}" for name in unknown]
+        near = [text for text, name in zip(meant, unknown, strict=True) if text != name]
         raise ValueError(
-            f"rule {pattern!r} has unknown settings {', '.join(map(str, unknown))}; known are "
-            f"{', '.join(sorted(known))}."
+            f"rule {pattern!r} has unknown settings {', '.join(unknown)}; known are "
+            f"{', '.join(known)}{'; ' * bool(near)}{checks.listed(near, '; ')}."
         )
     try:
         return pattern, kind(**settings)

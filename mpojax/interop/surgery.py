@@ -23,7 +23,7 @@ MERGE_DTYPES = ("float32", "bfloat16", "float16")
 
 def compress(
     model: Model,
-    rules: Sequence[tuple[str, Mapping]],
+    rules: rules_lib.Rules | None = None,
     *,
     budget: float | int | None = None,
     bond: int | None = None,
@@ -40,10 +40,11 @@ def compress(
 
     Args:
       model: its matrices must be dense where a rule matches.
-      rules: (regular expression over matrix paths, settings); settings are the fields of
+      rules: (regular expression over matrix paths, settings) or `Rule`; settings are the fields of
         `mpojax.interop.Settings`, for example
-        `[(".*/(query|key|value|out|up|down)", dict(bond=64)), ("embeddings/word", dict(rank=64))]`.
+        `[Rule(".*/(query|key|value|out|up|down)", bond=64), Rule("embeddings/word", rank=64)]`.
         The pattern "default" stands for all that are worth it, see `interop.default_matrices`.
+        None: those, `data_aware` where there is a calibration; then `budget` or `bond` is needed.
       budget: parameters of the whole compressed model, at most: a float in (0, 1] is a fraction of
         its dense count, an integer above 1 the count itself. Bonds that the rules leave open are
         chosen for least error; a matrix whose chain would save nothing stays dense.
@@ -65,7 +66,25 @@ def compress(
     Raises:
       ValueError: rules that are malformed, match nothing, overlap, or do not fit; a budget that
         cannot be met (the smallest one is named); non-finite weights; a calibration that is
-        missing, of another model, or not usable.
+        missing, of another model, or not usable; neither rules nor a size.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}
+        >>> config = models.EncoderConfig(vocab_size=99, max_positions=16, **sizes)
+        >>> model = models.build(config, rngs=nnx.Rngs(0))
+        >>> small, report = mj.compress(model, budget=0.6)
+        >>> report.parameters <= 0.6 * report.dense_parameters
+        True
+        >>> small, report = mj.compress(model, [mj.Rule(".*/(query|key)", bond=3)])
+        >>> [row.path for row in report.rows][:2], max(report.rows[0].bonds)
+        (['layers/0/attention/query', 'layers/0/attention/key'], 3)
+
+    Gao et al., "Compressing deep neural networks by matrix product operators" (2020,
+    arXiv:1904.06194); Liu et al., MPOP (ACL 2021, arXiv:2106.02205).
     """
     _check_not_shared(model)
     arrays = models.to_arrays(model)
@@ -91,7 +110,7 @@ def compress(
 
 def check_rules(
     model: Model,
-    rules: Sequence[tuple[str, Mapping]],
+    rules: rules_lib.Rules | None = None,
     *,
     budget: float | int | None = None,
     bond: int | None = None,
@@ -107,6 +126,8 @@ def _checked(
     model, arrays, rules, budget, bond, calibration, allocation
 ) -> tuple[list[Target], int | None]:
     """What the rules match, and what a budget leaves for the matrices with open bonds."""
+    if rules is None:
+        rules = _default_rules(budget, bond, calibration)
     targets = rules_lib.resolve(rules, _compressible(model.config), model.shapes, bond)
     room = None
     if budget is not None:
@@ -121,6 +142,18 @@ def _checked(
             )
     _check_calibration(targets, arrays, calibration, allocation, room)
     return targets, room
+
+
+def _default_rules(budget, bond, calibration) -> rules_lib.Rules:
+    """All that is worth compressing, by the outputs where they are known."""
+    if budget is None and bond is None:
+        raise ValueError(
+            "compress without rules needs a size: budget=0.6 (a fraction of the parameters) or "
+            "bond=64 (a cap for every bond). Chains at full bonds, which compute the same, are "
+            'rules=[Rule("default")].'
+        )
+    aware = {} if calibration is None else {"data_aware": True}
+    return [rules_lib.Rule(rules_lib.DEFAULT, **aware)]
 
 
 def _compressible(config) -> dict[str, tuple[int, int]]:
@@ -170,6 +203,20 @@ def merge(model: Model, dtype: str = "float32") -> Model:
     Raises:
       ValueError: a bottleneck adapter; weights that `dtype` would change: updates of a matrix are
         lost in the rounding to 16 bits.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}
+        >>> config = models.EncoderConfig(vocab_size=99, max_positions=16, **sizes)
+        >>> model = models.build(config, rngs=nnx.Rngs(0))
+        >>> small, report = mj.compress(model, bond=3)
+        >>> len(small.shapes), len(mj.merge(small).shapes)
+        (13, 0)
+
+    With adapters: W + s D U as in LoRA (Hu et al. 2022, arXiv:2106.09685).
     """
     if dtype not in MERGE_DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(MERGE_DTYPES)}.")

@@ -70,6 +70,18 @@ def generate(
     Raises:
       ValueError: arguments that do not fit, before anything is compiled. Inside of a jax
         transformation the values of `input_ids` and `attention_mask` cannot be checked.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.DecoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> mj.generate(model, [[5, 6, 7]], max_new_tokens=4).ids.shape
+        (1, 4)
+
+    Ways of choosing tokens, and their sources: see `Sampling`.
     """
     if not isinstance(model, LanguageModel | EncoderDecoder):
         raise ValueError(
