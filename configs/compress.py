@@ -5,9 +5,9 @@ r"""Compress your own checkpoint, without training.
 
 FOLDER is a checkpoint of the BERT family, GPT-2, LLaMA or T5 with config.json and safetensors
 weights, or a hub id.
-`--config.budget` is the share of the model's parameters to keep (or a number of parameters);
+`--config.budget` is the fraction of the model's parameters to keep (or a number of parameters);
 `--config.bond=64` caps every bond instead; with neither the chains are exact. A plain low rank of
-the same size stands beside the result. Seconds for a small encoder, about a minute for BERT-base.
+the same size stands next to the result. Seconds for a small encoder, about a minute for BERT-base.
 
 Far better where texts of the model's use are at hand (minutes, not seconds):
 

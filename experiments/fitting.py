@@ -95,7 +95,7 @@ def fit(
       loss: such as `training.objective` gives it.
       steps: at which the run ends, those of earlier starts included.
       label: of the progress bar.
-      hooks: beside progress, checkpoints, signals and the clock of a schedule over seconds.
+      hooks: in addition to progress, checkpoints, signals and the clock of a schedule over seconds.
     """
     model = state.model()
     if optimizer.budget_seconds:

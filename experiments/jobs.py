@@ -17,7 +17,7 @@ from mpojax.methods import mpop, multitask
 from mpojax.training import objectives
 
 HELD_OUT = "held_out"  # as `config.dev_split`
-_HEADS_FILE = "tasks.json"  # beside the weights of a model of several tasks
+_HEADS_FILE = "tasks.json"  # next to the weights of a model of several tasks
 
 
 # What tells models of one architecture apart, by its name in their configs.
@@ -378,7 +378,7 @@ def read_heads(folder: str | os.PathLike) -> tuple[training.TaskHead, ...]:
 
 
 def write_heads(folder: pathlib.Path, heads: Sequence[training.TaskHead]) -> None:
-    """Puts the columns of the tasks beside the weights of a saved model."""
+    """Writes the columns of the tasks next to the weights of a saved model."""
     entries = [dataclasses.asdict(head) for head in heads]
     files.write_atomic(folder / _HEADS_FILE, json.dumps(entries, indent=1) + "\n")
 

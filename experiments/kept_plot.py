@@ -40,7 +40,7 @@ def write(
 
 
 def draw(rows: Sequence[Mapping[str, Any]], title: str = ""):
-    """The heat map: kept share of the super-set by layer (up) and module (across).
+    """The heat map: kept fraction of the super-set by layer (up) and module (across).
 
     Cells give the number of parameters kept; modules that the super-set lacks are blank.
     """

@@ -6,7 +6,7 @@ r"""Runs every cell of a sweep: one config, its axes, one folder for each combin
 
 A sweep's config has `runner` (a name in `RUNNERS`), `cell` (the whole config of one run), `axes`
 and optionally `skip` (see `experiments.cells.expand`), `plots` (see `experiments.plots`) and
-`repeats`: the axes over which means and deviations are taken, default ("seed",); see
+`repeats`: the axes over which means and standard deviations are taken, default ("seed",); see
 `experiments.sweep_files.summary`.
 All cells are checked before the first one runs. Finished cells are kept, an interrupted one goes
 on, a failing one is recorded in its `failed.json`, passed over, and tried again at the next start.
@@ -36,7 +36,7 @@ from mpojax import checks, files
 from mpojax.training import workdir as workdir_lib
 
 # Name -> module:function(config, folder) -> int, 0 when it has written the folder's `result.json`,
-# anything else when it was asked to stop. A function `check(config)` beside it is called for every
+# anything else when it was asked to stop. A function `check(config)` next to it is called for every
 # cell before anything runs.
 RUNNERS = {
     "finetune": "experiments.finetune:run",

@@ -11,7 +11,7 @@ from experiments import console, study_files
 from mpojax import files
 
 # Axes that repeat a measurement, where a sweep's config does not name others in `repeats`: means
-# and deviations are taken over the first, after means over the rest.
+# and standard deviations are taken over the first, after means over the rest.
 REPEATS = ("seed",)
 # Columns of `summary.md`, where there are such; the CSV files have all.
 _SHOWN = ("metric_name", "n", "metric", "total", "trained", "relative_error")

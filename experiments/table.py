@@ -1,4 +1,4 @@
-"""The tables of a paper: published values beside ours.
+"""The tables of a paper: published values next to ours.
 
     python -m experiments.table mpop_table3 --workdir=runs --out=tables
     python -m experiments.table mpop_table3 --list --model_dir=CHECKPOINTS --data_dir=DATA

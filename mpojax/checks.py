@@ -224,7 +224,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that a mistyped one most likely stands for, None where none is near.
 
     Names may be dotted. In this order: the same last part elsewhere (learning_rate finds
-    optimizer.learning_rate), its initials (lr), a similar one beside it, a similar one elsewhere.
+    optimizer.learning_rate), its initials (lr), a similar one next to it, a similar one elsewhere.
     """
     known = sorted(known, key=lambda each: (each.count("."), len(each)))
     lasts = [each.rpartition(".")[2] for each in known]

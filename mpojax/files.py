@@ -18,7 +18,7 @@ _PREFIX = ".mpojax-"
 def write_atomic(
     path: str | os.PathLike, content: str | bytes | Callable[[pathlib.Path], object]
 ) -> None:
-    """Writes a whole file through a temporary one beside it; an older file survives errors.
+    """Writes a whole file through a temporary one next to it; an older file survives errors.
 
     The file gets the permissions that the user's umask gives to new files.
 

@@ -31,15 +31,15 @@ def variants_of(results: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def summary(results: Sequence[dict]) -> str:
-    """One row for each variant; means over seeds ± sample deviations."""
+    """One row for each variant; means over seeds ± sample standard deviations."""
     variants = variants_of(results)
     seeds = max(map(len, variants.values()))
     rows = [_row(name, runs, variants, seeds) for name, runs in variants.items()]
     teacher = results[0]["teacher_metrics"][results[0]["metric_name"]]
     head = (
         f"{results[0]['task']}, {results[0]['metric_name']}; teacher {100 * teacher:.1f}. Means "
-        "over seeds ± sample deviations; differences are paired by seed, ± half of the 95 % "
-        "interval (Student's t)."
+        "over seeds ± sample standard deviations; differences are paired by seed, ± half of "
+        "the 95 % interval (Student's t)."
     )
     return "\n".join([head, "", *study_tables.table(_HEADERS, rows)]) + "\n"
 

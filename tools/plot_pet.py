@@ -3,8 +3,8 @@
     python -m tools.plot_pet --sweep=runs/pet_minilm --out=experiments/results/pet_minilm
 
 Reads the finished cells; what is not there is left out. Writes `summary.md`, `quality.png` (metric
-against trained parameters, one line for a method, its band the deviation over seeds) and
-`kept.png` (mean share of the super-set that the structured searches kept, by layer and module).
+against trained parameters, one line for a method, its band the standard deviation over seeds) and
+`kept.png` (mean fraction of the super-set that the structured searches kept, by layer and module).
 """
 
 import collections
@@ -42,7 +42,7 @@ def summary(results: Sequence[dict]) -> str:
             differences.append((name, *cells))
     parts = [
         "Searches after Lawton et al. 2023, with formulas of our own; no reproduction.",
-        f"Percent, means over {seeds} seeds ± sample deviations; fewer seeds in brackets. "
+        f"Percent, means over {seeds} seeds ± sample standard deviations; fewer seeds in brackets. "
         "Parameters are those that are trained, the head apart; the file of the adapter has the "
         "head, and after an unstructured search the indices of entries.",
         "\n".join(study_tables.table(["", "parameters", "of the largest", "file", *metrics], rows)),

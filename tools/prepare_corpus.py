@@ -28,7 +28,7 @@ _OUT = flags.DEFINE_string(
 )
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of a model's tokenizer.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Size of a vocabulary to train on the text.")
-_VALID = flags.DEFINE_float("valid", 0.02, "Share of the documents to hold out.")
+_VALID = flags.DEFINE_float("valid", 0.02, "Fraction of the documents to hold out.")
 _DOCUMENTS = flags.DEFINE_enum(
     "documents", "file", text_documents.DOCUMENTS, "What is one document in a .txt file."
 )

@@ -59,7 +59,7 @@ def convert(task: data.TextTask, out: str | os.PathLike) -> pathlib.Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(target.parent)
-        # Beside its place, so that the last step is one rename.
+        # Next to its place, so that the last step is one rename.
         with files.temporary_folder(target.parent) as temporary:
             builder = _builder_class(dataset)(task, config, temporary)
             settings = tfds.download.DownloadConfig(

@@ -55,7 +55,7 @@ def pairs_of(runs: Sequence[dict], others: Sequence[dict]) -> list[float]:
 
 
 def spread(values: Sequence[float], seeds: int) -> str:
-    """Mean ± sample deviation; with their number where that is not `seeds`."""
+    """Mean ± sample standard deviation; with their number where that is not `seeds`."""
     return _with_number(values, seeds, "", 1.0)
 
 

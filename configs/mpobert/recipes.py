@@ -126,7 +126,7 @@ def apply(config: ml_collections.ConfigDict, task: str) -> None:
     config.keep_best, config.eval_every = True, max(1, config.steps // 10)
     config.optimizer = optimizer(recipe.learning_rate, recipe.core_rate)
     config.optimizer.weight_decay = recipe.weight_decay
-    # As a share, so that a shorter run has a shorter warm-up.
+    # As a fraction, so that a shorter run has a shorter warm-up.
     config.optimizer.warmup_steps = recipe.warmup / config.steps
 
 

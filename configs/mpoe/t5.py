@@ -56,7 +56,7 @@ class Size:
     architecture: str
     learning_rate: float
     batch_size: int
-    longest_warmup: float  # share of the run
+    longest_warmup: float  # fraction of the run
 
     def epochs(self, task: str) -> int:
         """Of a task."""
@@ -85,7 +85,7 @@ def get_config(argument: str = "mpoe8,rte") -> ml_collections.ConfigDict:
     config.steps = size.epochs(task) * math.ceil(examples(task) / size.batch_size)
     config.eval_every = max(EVAL_EVERY, config.steps // 20)
     config.optimizer.learning_rate = size.learning_rate
-    # As a share, so that a shorter run has a shorter warm-up.
+    # As a fraction, so that a shorter run has a shorter warm-up.
     config.optimizer.warmup_steps = min(size.longest_warmup, WARMUP / config.steps)
     return config
 

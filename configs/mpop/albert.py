@@ -16,7 +16,7 @@ In the paper "dir" starts from the dense model tuned on the task: run "dense" wi
 
 Cost (estimated): 800 steps of 32 x 128 tokens (MRPC, RTE) take minutes on one GPU and most of a day
 on two CPU cores; MNLI is 110,000 steps. Expected: the published values, which are one run each
-(WNLI is the share of its majority class); `python -m experiments.table mpop_table3` shows them.
+(WNLI is the fraction of its majority class); `python -m experiments.table mpop_table3` shows them.
 """
 
 import functools

@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.matrices = ()  # regular expressions over matrix paths; none: the model stays dense
     config.settings = {}  # fields of mpojax.interop.Settings
     config.rules = ()  # (pattern, settings) pairs; replace matrices and settings
-    config.budget = config_dict.placeholder(float)  # share of the dense parameters, or a number
+    config.budget = config_dict.placeholder(float)  # fraction of the dense parameters, or a number
     config.bond = config_dict.placeholder(int)  # cap for every bond
     config.keep_dense = True  # whether a budget may leave matrices dense (which are then trained)
     # Training examples whose activations data-aware settings, and their gradients the allocation
@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
         "learning_rate": 2e-5,
         "role_learning_rates": {},  # such as {"auxiliary": 1e-4}
         "schedule": "linear",
-        "warmup_steps": 0.1,  # below 1: a share of all steps
+        "warmup_steps": 0.1,  # below 1: a fraction of all steps
         "weight_decay": 0.0,
         "clip_norm": 1.0,
     }

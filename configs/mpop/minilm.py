@@ -12,8 +12,8 @@ import ml_collections
 from configs.mpop import base
 
 LAYERS = ".*/(query|key|value|out|up|down)"
-# Share of the dense parameters that `mpop`, `dir` and `svd` keep. The token embedding, half of all
-# numbers, stays dense and frozen: the layers' matrices go down to 68 % of their dense size.
+# Fraction of the dense parameters that `mpop`, `dir` and `svd` keep. The token embedding, half of
+# all parameters, stays dense and frozen: the layers' matrices go down to 68 % of their dense size.
 BUDGET = 0.85
 
 # Two lengths in all, and two classes everywhere: with JAX_COMPILATION_CACHE_DIR set to a folder,

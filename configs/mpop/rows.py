@@ -200,8 +200,8 @@ def _set_hyper_parameters(config, variant: str, task: Task) -> None:
     task = dataclasses.replace(task, **changes)
     config.steps, config.batch_size = task.total_steps, task.batch_size
     config.optimizer.learning_rate = task.learning_rate
-    # As a share, so that a shorter run has a shorter warm-up. The schedule of a squeezed run counts
-    # the steps of all its phases; it warms up in the first.
+    # As a fraction, so that a shorter run has a shorter warm-up. The schedule of a squeezed run
+    # counts the steps of all its phases; it warms up in the first.
     steps = task.total_steps
     if variant == "mpop":
         phases = squeeze(1.0)

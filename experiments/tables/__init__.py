@@ -1,1 +1,1 @@
-"""The tables and figures of papers: published values beside ours; see `experiments.table`."""
+"""The tables and figures of papers: published values next to ours; see `experiments.table`."""

@@ -165,8 +165,8 @@ TABLE3 = Table(
     has_trained=False,
     counts=finetune.counts,
     notes=(
-        "The protocol is not published; ours: K examples of every class. Mean and deviation are "
-        "over draws, where there are several: configs/sweeps/fewshot.py has five.",
+        "The protocol is not published; ours: K examples of every class. Mean and standard "
+        "deviation are over draws, where there are several: configs/sweeps/fewshot.py has five.",
         "Chance: SST-2 50, MNLI 33.3 (the largest class 35.4). No published MNLI value is far from "
         "it, and none has a variance.",
     ),

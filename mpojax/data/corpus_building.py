@@ -37,8 +37,8 @@ class Settings:
     Attributes:
       vocab_size: of a vocabulary that is trained on the text; None: `tokenizer` is used.
       tokenizer: folder of a model's tokenizer.
-      valid: share of the documents that is held out as the split "valid", chosen by the SHA-256 of
-        their text. Above 0, at least one document is held out.
+      valid: fraction of the documents that is held out as the split "valid", chosen by the SHA-256
+        of their text. Above 0, at least one document is held out.
       documents: how .txt files are cut into documents, "file", "paragraph" or "line".
       max_tokens: longer documents become several, cut where a sentence starts.
       shards: None: by the size of the text.

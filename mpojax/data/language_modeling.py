@@ -119,7 +119,7 @@ class LanguageModelData:
     leaves at both ends, less than two blocks, is not read in that epoch. Rows are numbered over all
     batches: batches of another size hold the same rows in the same order.
 
-    A batch of B rows holds input_ids, targets (B, S) int32 (the next token of each place) and
+    A batch of B rows holds input_ids, targets (B, S) int32 (the next token of each position) and
     target_weights (B, S) float32, all 1.
 
     Args:

@@ -212,7 +212,7 @@ class _PretrainRows:
 
     @property
     def padding_share(self) -> float:
-        """Share of padding in the rows of an epoch."""
+        """Fraction of padding in the rows of an epoch."""
         return self._rows.index.padding_share
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
@@ -228,7 +228,7 @@ class PretrainData(_PretrainRows):
 
     A batch of B rows of S tokens holds input_ids, attention_mask, token_type_ids (B, S) int32,
     with packing segments (B, S) int32 (0 = padding, 1.. = pieces); mlm_positions, mlm_labels (B, P)
-    int32, mlm_weights (B, P) float32; with sop sop_positions (places of [CLS]), sop_labels (1 =
+    int32, mlm_weights (B, P) float32; with sop sop_positions (those of [CLS]), sop_labels (1 =
     swapped) (B, K) int32, sop_weights (B, K) float32. Weights of 0 mark fillers. P is
     `masking.predictions(length)`, K is `max_segments`, or 1 without packing.
 

@@ -17,7 +17,7 @@ class Masking:
     """Settings of how tokens are masked, and what replaces them.
 
     Attributes:
-      rate: share of a row's tokens, special ones not counted.
+      rate: fraction of a row's tokens, special ones not counted.
       whole_words: whole words are chosen; else single tokens.
       mask_share, random_share: of the chosen tokens so many become `[MASK]`, and so many another
         token drawn from all that are not special; the rest stay as they are.

@@ -9,7 +9,7 @@ from mpojax.data import pipeline
 
 
 class Mixture(pipeline.TrainData):
-    """Endless batches of several tasks: rows of `TrainData` with `task` (B,) int32 beside them.
+    """Endless batches of several tasks: rows of `TrainData` with `task` (B,) int32 added to them.
 
     Every task has its own shuffled epochs. Tasks alternate in fixed proportions, to which any
     stretch of rows keeps within an example or two for each task. `labels` (B,) are float32: class
@@ -25,7 +25,7 @@ class Mixture(pipeline.TrainData):
 
     Attributes:
       sizes: {name: examples}.
-      shares: {name: share of the rows}, of sum 1.
+      shares: {name: fraction of the rows}, of sum 1.
 
     Raises:
       ValueError: no tasks, an exponent outside 0..1, a task without labels or with several per

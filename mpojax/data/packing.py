@@ -36,7 +36,7 @@ class RowIndex:
 
     @property
     def padding_share(self) -> float:
-        """Share of the places of all rows that hold neither text nor a piece's special tokens."""
+        """Fraction of all positions that hold neither text nor a piece's special tokens."""
         used = int(self.size.sum()) + self.overhead * len(self.size)
         return 1 - used / (len(self) * self.length)
 

@@ -67,7 +67,7 @@ def load_texts(
     Args:
       data_dir: where relative names are looked for; default: the current folder, then
         `$MPOJAX_DATA`, else `../shared/data`.
-      held_out: share of a folder's documents in each of dev and test.
+      held_out: fraction of a folder's documents in each of dev and test.
 
     Raises:
       FileNotFoundError: a folder or file is missing; names what was looked for.

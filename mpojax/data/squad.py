@@ -50,8 +50,8 @@ class SpanSplit(text_classification.Split):
     ) -> dict[str, np.ndarray]:
         """Arrays of F >= N overlapping windows: see `Tokenizer.encode_windows`.
 
-        `labels` (F, 2) int32 are the places of the first and last token of the first answer; (0, 0)
-        in windows that do not hold all of it.
+        `labels` (F, 2) int32 are the positions of the first and last token of the first answer;
+        (0, 0) in windows that do not hold all of it.
         """
         arrays = tokenizer.encode_windows(
             self.texts, self.pairs, max_length, overlap, max_question_length
@@ -76,7 +76,7 @@ def _text_hash(context: str, answers: tuple[str, ...]) -> int:
 
 
 def token_spans(offsets: np.ndarray, context: np.ndarray, characters: np.ndarray) -> np.ndarray:
-    """Places of the first and last token (F, 2) int32 of a span of characters.
+    """Positions of the first and last token (F, 2) int32 of a span of characters.
 
     Args:
       offsets: (F, S, 2) first and last-plus-one character of each token.

@@ -24,7 +24,7 @@ def check_task(name: str, also: Sequence[str] = ()) -> None:
     """Checks the name of a task; files are not looked at.
 
     Args:
-      also: names that are known beside those of `load_task`.
+      also: names that are known besides those of `load_task`.
 
     Raises:
       ValueError: an unknown name; says which is the nearest.

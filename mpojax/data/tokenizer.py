@@ -180,8 +180,8 @@ class Tokenizer:
         if not 0 <= overlap < room:
             raise ValueError(
                 f"overlap={overlap} must be from 0 to below the {room} context tokens that "
-                f"max_length={max_length} leaves beside questions of up to {longest} tokens; raise "
-                "max_length, or lower overlap or max_question_length"
+                f"max_length={max_length} leaves besides questions of up to {longest} tokens; "
+                "raise max_length, or lower overlap or max_question_length"
             )
         self._backend.enable_truncation(max_length, stride=overlap, strategy="only_second")
         inputs = list(zip(questions, contexts, strict=True))
@@ -202,7 +202,7 @@ class Tokenizer:
         special = self._backend.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
             raise ValueError(
-                f"max_length={max_length} leaves no room for text beside {special} special tokens"
+                f"max_length={max_length} leaves no room for text besides {special} special tokens"
             )
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"{len(texts)} texts but {len(pairs)} pairs; lengths must be equal")

@@ -234,7 +234,7 @@ WITHOUT_TOKENIZER_JSON = frozenset(
 
 
 def adjust(class_name: str | None, backend: tokenizers.Tokenizer, settings: Mapping) -> None:
-    """Sets what a class takes from tokenizer_config.json beside a tokenizer.json."""
+    """Sets what a class takes from tokenizer_config.json in addition to a tokenizer.json."""
     if class_name == "AlbertTokenizer":
         _adjust_albert(backend, settings)
     elif class_name in KINDS:

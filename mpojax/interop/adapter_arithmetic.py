@@ -27,7 +27,7 @@ def extract(
     Args:
       base, tuned: of equal settings, without adapters, matrices dense.
       rank: of every update, at most.
-      energy: smallest ranks that keep this share of the squared norm of each change instead.
+      energy: smallest ranks that keep this fraction of the squared norm of each change instead.
 
     Raises:
       ValueError: models that do not fit, other parameters that differ (such as token
@@ -81,7 +81,7 @@ def resize(
     Args:
       model: with low-rank adapters.
       rank: of each, at most; or
-      energy: smallest ranks that keep this share of each update's squared norm.
+      energy: smallest ranks that keep this fraction of each update's squared norm.
 
     Raises:
       ValueError: no low-rank adapter, one with an offset start, or not just one of the two sizes.

@@ -134,11 +134,11 @@ def add_adapters(
 
 
 def _start(config, arrays: dict, path: str, settings: AdapterSettings) -> None:
-    """Puts the down map of the wanted deviation in place, or both factors of an offset start."""
+    """Sets the down map with the wanted standard deviation, or both factors of an offset start."""
     names = [f"{path}/adapter/{name}" for name in ("down", "up")]
     if settings.start == "zero":
         deviation = settings.deviation or len(arrays[names[0]]) ** -0.5
-        # Drawn with the default deviation.
+        # Sampled with the default standard deviation.
         arrays[names[0]] = np.float32(arrays[names[0]] * (deviation / layers.ADAPTER_DEVIATION))
         return
     key = models.dense_name(path)

@@ -187,7 +187,7 @@ def warn_if_uneven(report: CompressionReport, sizes: Mapping[str, tuple[int, int
 
 
 def _large_roles(paths, sizes, report: CompressionReport) -> list[str]:
-    """Roles that hold a share of the model worth compressing."""
+    """Roles that hold a fraction of the model worth compressing."""
     total: dict[str, int] = {}
     for path in paths:
         total[role_of_path(path)] = total.get(role_of_path(path), 0) + math.prod(sizes[path])

@@ -79,7 +79,7 @@ def locate(source: str | os.PathLike, option: str = "source") -> pathlib.Path:
 def local_folder(source: str | os.PathLike) -> pathlib.Path:
     """The folder of a checkpoint; a hub id is downloaded, weights, configuration and tokenizer.
 
-    For what needs the folder beside the model: the tokenizer, or `tokenizer_from` of an export. Of
+    For what needs the folder besides the model: the tokenizer, or `tokenizer_from` of an export. Of
     a GGUF file it is the folder that holds it.
 
     Raises:

@@ -19,7 +19,7 @@ def random_cores(key: jax.Array, shape: mpo.MPOShape, variance: float) -> tuple[
     An entry of the matrix sums prod(bonds) products of one entry of each core, so its variance is
     prod(bonds) times the product of the core variances; every core gets the same share of it. The
     draws are scaled to exactly that mean square: outer cores have few entries, and their chance
-    deviations would multiply.
+    standard deviations would multiply.
     """
     share = (variance / math.prod(shape.bond_dims)) ** (1.0 / shape.num_cores)
     # One draw for all cores: each draw is a program of its own to compile.

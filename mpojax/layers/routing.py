@@ -33,11 +33,11 @@ class RouterStatistics:
 
     Attributes:
       tokens: () how many there are; padding is never counted.
-      load: (experts,) share of all assignments that each expert gets, before any is dropped; no
+      load: (experts,) fraction of all assignments that each expert gets, before any is dropped; no
         gradient.
       probability: (experts,) mean router probability.
       entropy: () mean entropy of a token's router probabilities, in nats.
-      dropped: () share of assignments dropped for lack of capacity.
+      dropped: () fraction of assignments dropped for lack of capacity.
       balance: () experts * sum(load * probability): 1 when uniform, `experts` when all tokens go to
         one expert with probability 1.
       z_loss: () mean square of the logarithm of the router's partition sum.

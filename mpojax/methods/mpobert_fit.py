@@ -19,7 +19,7 @@ def fit_auxiliary(w, start, shape: mpo.MPOShape, sweeps: int = 8, tolerance: flo
       start: n cores; the central one stays as it is.
       shape: of the chain.
       sweeps: at most so many solutions of either side.
-      tolerance: stop when a sweep lowers the relative error by less than this share of it.
+      tolerance: stop when a sweep lowers the relative error by less than this fraction of it.
 
     Returns:
       (cores, relative error ||W - W_hat|| / ||W||).

@@ -38,7 +38,7 @@ def lightweight_filter() -> nnx.filterlib.Filter:
     return nnx.All(nnx.Param, nnx.Not(roles.CentralCore), nnx.Not(_word_table))
 
 
-# What a config's `trainable` may name, beside `last_1`, `last_2`, ...: the last layers of a model,
+# What a config's `trainable` may name, besides `last_1`, `last_2`, ...: the last layers of a model,
 # its embeddings, pooler and head (table 5 of the paper).
 FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
     "all": lambda: nnx.Param,

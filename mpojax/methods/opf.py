@@ -37,8 +37,8 @@ class Settings:
       strategy: "static" or "dynamic".
       number: N, matrices of each role in all.
       each: n, of each role at a time ("dynamic").
-      every: steps between two times ("dynamic"); below 1: a share of all steps. The paper gives no
-        number.
+      every: steps between two times ("dynamic"); below 1: a fraction of all steps. The paper gives
+        no number.
       score_batches: batches of training data that scores are summed over.
       units: cores between the outer two of every chain.
       matrices: regular expression over matrix paths.

@@ -14,9 +14,9 @@ class Settings:
       budget: parameters that remain at most; heads do not count.
       mode: "structured" or "unstructured".
       rounds: in which groups are dropped.
-      warm_steps: before the first; below 1: a share of all steps. Updates start at zero, where
+      warm_steps: before the first; below 1: a fraction of all steps. Updates start at zero, where
         every score is zero.
-      last_round: step of the last; below 1: a share of all steps.
+      last_round: step of the last; below 1: a fraction of all steps.
       schedule: how the budgets of the rounds fall, "geometric" or "cubic".
       criterion: of `pet_groups.CRITERIA`.
       score_batches: batches of training data that a round's scores are summed over. Each costs

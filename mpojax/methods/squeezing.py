@@ -151,7 +151,7 @@ class Squeezer:
         if len(self.phases) > self.settings.max_phases:
             return f"{self.settings.max_phases} phases are done"
         if self.pending is not None and not self.pending["cuts"]:
-            return "nothing is left to cut" + (" beside what is banned" if self.banned else "")
+            return "nothing is left to cut" + (" besides what is banned" if self.banned else "")
         return None
 
     def _phase(self, state: training.TrainState, saved) -> tuple[training.TrainState, bool]:

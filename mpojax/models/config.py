@@ -60,7 +60,7 @@ class EncoderConfig:
         array paths. A number stands for a low rank.
       adapter_scale: what the output of an adapter is multiplied with that has no scale of its own.
       masked_lm: a masked language model head, tied to the token embedding, for pre-training; a
-        classifier of two labels beside it is the head for the order of sentences.
+        classifier of two labels next to it is the head for the order of sentences.
       bottleneck_size: width inside a layer, between a map from `hidden_size` and one back to it
         (MobileBERT); None for layers without.
       bottleneck_attention: queries, keys and values all read the narrow residual stream. False:

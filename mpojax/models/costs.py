@@ -21,7 +21,7 @@ def model_flops(
 
     Args:
       batch_size, length: of the batch, padding included.
-      predictions: masked places per row whose logits are computed.
+      predictions: masked positions per row whose logits are computed.
       sentences: sentence vectors per row, where the model has a pooler or a head.
     """
     sizes = matrices.matrix_sizes(config)

@@ -98,8 +98,8 @@ class LanguageModel(Transformer):
             with one (batch, places of the cache), whose later places do not matter yet.
           dropout_key: turns dropout, and the noise of a noisy router, on.
           cache: of earlier calls, see `start_cache`; the ids are those that follow.
-          last_only: logits (batch, 1, vocabulary) of the last place alone: of a long prompt nothing
-            else is wanted, and all of them are large.
+          last_only: logits (batch, 1, vocabulary) of the last position alone: of a long prompt
+            no others are needed, and all of them are large.
 
         Raises:
           ValueError: shapes that do not fit, a sequence longer than `config.max_positions`, or more

@@ -67,7 +67,7 @@ class Embeddings(nnx.Module):
 
 
 def _positions(segments: jax.Array) -> jax.Array:
-    """Places (batch, length) within each run of equal segment numbers."""
+    """Positions (batch, length) within each run of equal segment numbers."""
     places = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
     begins = jnp.concatenate(
         [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
@@ -76,7 +76,7 @@ def _positions(segments: jax.Array) -> jax.Array:
 
 
 def _with_neighbours(x: jax.Array) -> jax.Array:
-    """Rows (batch, length, width) beside the next and the previous one, zeros at the ends."""
+    """Rows (batch, length, width) next to the following and the previous one, zeros at the ends."""
     following = jnp.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))
     previous = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return jnp.concatenate([following, x, previous], axis=-1)

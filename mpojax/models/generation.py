@@ -247,7 +247,7 @@ def _check_values(model, input_ids, attention_mask):
         if wrong.size:
             raise ValueError(
                 f"attention_mask has padding after a real token in row {wrong[0]}; new tokens "
-                "follow the last place, so pad prompts on the left."
+                "follow the last position, so pad prompts on the left."
             )
 
 

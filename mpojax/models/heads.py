@@ -199,9 +199,9 @@ class PretrainingModel(ModelWithHead):
 
         Args:
           input_ids, attention_mask, token_type_ids, dropout_key, segments: as in `Encoder`.
-          mlm_positions: (batch, P), the places whose tokens are predicted; None for all. Only there
-            the logits are computed.
-          sop_positions: (batch, K), the first places of the packed texts; None for the first one.
+          mlm_positions: (batch, P), the positions whose tokens are predicted; None for all. Logits
+            are computed for these alone.
+          sop_positions: (batch, K), the first positions of packed texts; None for the first one.
 
         Returns:
           (batch, P, vocabulary), and (batch, K, 2) or None for a model without that head.
@@ -213,7 +213,7 @@ class PretrainingModel(ModelWithHead):
         if self.head is None:
             return logits, None
         firsts = hidden[:, :1] if sop_positions is None else _rows_at(hidden, sop_positions)
-        # Each first token is a sentence of its own to the pooler, which reads place 0.
+        # Each first token is a sentence of its own to the pooler, which reads position 0.
         vectors = pool(self.encoder, firsts.reshape(-1, 1, firsts.shape[-1]), None)
         vectors = dropout(vectors, self.config.classifier_dropout or 0.0, head_key)
         vectors = vectors.reshape(firsts.shape)
@@ -221,7 +221,7 @@ class PretrainingModel(ModelWithHead):
 
 
 def _rows_at(hidden: jax.Array, positions: jax.Array) -> jax.Array:
-    """(batch, length, hidden) at (batch, P) places -> (batch, P, hidden)."""
+    """(batch, length, hidden) at (batch, P) positions -> (batch, P, hidden)."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 

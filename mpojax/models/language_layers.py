@@ -22,7 +22,7 @@ class Context:
     Attributes:
       mask: booleans that broadcast to (batch, heads, length, keys), or None.
       bias: added to the scores of self-attention, or None.
-      turns: rotary angles of the places, or None.
+      turns: rotary (cos, sin) of the positions, or None.
       tokens: (batch, length) booleans, True at real tokens: what experts are for; None for all.
       memory: (batch, places, hidden), the encoder's output, or None.
       memory_mask: as `mask`, for the memory.

@@ -22,9 +22,9 @@ class Cache:
     """KV cache: keys and values of all layers, kept between calls.
 
     Attributes:
-      keys, values: (layers, batch, places, kv heads, head size); those from `position` on are
+      keys, values: (layers, batch, length, kv heads, head size); those from `position` on are
         still empty.
-      position: int32 scalar, the next free place.
+      position: int32 scalar, the next free one.
       memory: keys and values of the encoder's output, (layers, batch, its places, heads, head
         size) each; None for a decoder without.
     """

@@ -145,7 +145,7 @@ def losses(spectrum, loss: str = "squared") -> np.ndarray:
     """Loss added by cutting a bond from r + 1 to r, for r = 0, 1, ...; zeros for no matrix.
 
     "squared": the squared singular value over the squared norm. "log": the growth of -log of the
-    share of squared norm that is kept. About equal while errors are small; but in the second no
+    fraction of squared norm that is kept. About equal while errors are small; but in the second no
     gain elsewhere makes up for a matrix of which nothing is left.
     """
     squares = np.asarray(spectrum, np.float64) ** 2

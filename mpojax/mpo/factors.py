@@ -6,7 +6,7 @@ import math
 
 # A list is useful when its largest factor is at most this multiple of size ** (1 / n).
 _USEFUL_RATIO = 4.0
-# Padding may add at most this share of rows (30,522 -> 30,618 adds 0.3 %).
+# Padding may add at most this fraction of rows (30,522 -> 30,618 adds 0.3 %).
 _MAX_PADDING = 0.02
 
 

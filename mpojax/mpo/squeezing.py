@@ -1,7 +1,7 @@
 """Cutting the bonds of many chains step by step: which cut is the cheapest, and what it moves.
 
 The decision part of dimension squeezing (MPOP paper, algorithm 2), on shapes and spectra alone, and
-the gauge maps by which quantities beside the cores (gradients, moments) follow a new gauge.
+the gauge maps by which quantities that go with the cores (gradients, moments) follow a new gauge.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Ladder:
 
     Attributes:
       multiple: rungs are multiples of this.
-      factor: a cut lowers a bond at least to this share of it; 1 takes the next rung.
+      factor: a cut lowers a bond at least to this fraction of it; 1 takes the next rung.
       minimum: no cut goes below.
       per_bond: each bond is cut by itself; else one cap lowers all bonds of a chain together.
     """

@@ -15,7 +15,7 @@ from mpojax.training import objectives
 class Pair(nnx.Module):
     """A student with its teacher as one model, which computes what the student does.
 
-    The teacher, and constants beside it, are in the state of a run without being trained: they have
+    The teacher, and its constants, are in the state of a run without being trained: they have
     neither gradients nor optimizer state, and a checkpoint holds them.
 
     Attributes:

@@ -132,7 +132,7 @@ def rows_are_finite(values: jax.Array) -> jax.Array:
 
 
 def accuracy(columns: Columns) -> dict[str, float]:
-    """Share of examples whose prediction equals the label."""
+    """Fraction of examples whose prediction equals the label."""
     return {"accuracy": task_metrics.accuracy(columns["predictions"], columns["labels"])}
 
 

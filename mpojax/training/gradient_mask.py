@@ -88,7 +88,7 @@ class MaskState(NamedTuple):
 
     Attributes:
       count: () int32, updates so far; numbers the draws.
-      share: () float32, share of the central cores' parameters that the last update masked.
+      share: () float32, fraction of the central cores' parameters that the last update masked.
       total: () float32, sum of all shares.
       inner: state of what is masked.
     """

@@ -38,7 +38,7 @@ class Loop:
       state: after `step` steps; its buffers are donated to the next step, so keep no reference.
       step, steps: finished steps and their planned number. A hook that runs before the others may
         set `steps = step`: the step was the last one.
-      share: the spent share of the time budget where the schedule follows one, else None.
+      share: the spent fraction of the time budget where the schedule follows one, else None.
       step_function: the compiled step.
       mesh, rules: where arrays live.
       folder: the run's folder, or None.

@@ -52,12 +52,12 @@ def span_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]
 
     Args:
       model: as in `classification_loss`, with logits (B, S, 2) of start and end.
-      batch: token arrays (B, S) and labels (B, 2) int32, places of the first and the last token of
-        the answer; (0, 0), the first token, for windows without the answer.
+      batch: token arrays (B, S) and labels (B, 2) int32, positions of the first and the last token
+        of the answer; (0, 0), the first token, for windows without the answer.
       key: random key of the step.
 
     Returns:
-      The loss, and the share of windows in which both places are the most likely ones.
+      The loss, and the fraction of windows in which both positions are the most likely ones.
     """
     logits, labels = span_logits(outputs(model, batch, key), batch), labels_of(batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

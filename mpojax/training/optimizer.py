@@ -39,9 +39,9 @@ def default_config() -> ml_collections.ConfigDict:
             "learning_rate": 1e-4,  # peak
             "role_learning_rates": {},  # {role: peak}, e.g. {"auxiliary": 1e-3}
             "schedule": "linear",  # after the warm-up: constant, or falling to end_factor * peak
-            "warmup_steps": 0.0,  # below 1: a share of all steps, or of the budget
+            "warmup_steps": 0.0,  # below 1: a fraction of all steps, or of the budget
             "end_factor": 0.0,
-            # "seconds": the schedule follows the spent share of budget_seconds, all time of the
+            # "seconds": the schedule follows the spent fraction of budget_seconds, all time of the
             # training loop included; the run ends with the budget, or with its steps.
             "schedule_unit": "steps",
             "budget_seconds": 0.0,
@@ -69,7 +69,7 @@ class Optimizer(NamedTuple):
     """An optax transformation that also knows its learning rate.
 
     Attributes:
-      schedule: (finished updates, or spent share of the budget) -> learning rate of the next one.
+      schedule: (finished updates, or spent fraction of the budget) -> learning rate of the next.
       learning_rate: (optimizer state, share=None) -> the same, by the state's own count.
       budget_seconds: what the schedule follows instead of steps; `update` then needs the extra
         argument `share`. 0: it follows steps.
@@ -239,8 +239,8 @@ def _check_schedule(config: ml_collections.ConfigDict, total_steps: int) -> None
             )
         if config.warmup_steps >= 1:
             raise ValueError(
-                f"warmup_steps={config.warmup_steps} must be below 1, a share of the budget, with "
-                "schedule_unit='seconds'"
+                f"warmup_steps={config.warmup_steps} must be below 1, a fraction of the budget, "
+                "with schedule_unit='seconds'"
             )
         return
     if config.budget_seconds:

@@ -31,7 +31,7 @@ def pretraining_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array
       key: random key of the step.
 
     Returns:
-      The sum of both, each a mean over the places of weight 1; and {metric: scalar}.
+      The sum of both, each a mean over the positions of weight 1; and {metric: scalar}.
     """
     sums = _sums(model, batch, key)
     totals = {name: jnp.sum(value) for name, value in sums.items()}
@@ -44,12 +44,12 @@ def pretraining_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array
 
 
 def predict(model: Any, batch: dict) -> dict[str, jax.Array]:
-    """Sums over the places of every row (B,), for `evaluation.Evaluator`."""
+    """Sums over the positions of every row (B,), for `evaluation.Evaluator`."""
     return _sums(model, batch, None)
 
 
 def metrics(columns: evaluation.Columns) -> dict[str, float]:
-    """Means over all places: mlm_loss (nats), mlm_accuracy, and the same of the sentence order."""
+    """Means over all positions: mlm_loss (nats), mlm_accuracy, the same of the sentence order."""
     totals = {name: float(np.sum(value, dtype=np.float64)) for name, value in columns.items()}
     return _means(totals, max)
 
@@ -90,7 +90,7 @@ def _means(totals: Mapping, maximum) -> dict:
     means = {}
     for name in ("mlm", "sop"):
         if f"{name}_weight" in totals:
-            weight = maximum(totals[f"{name}_weight"], 1e-6)  # without any place the loss is 0
+            weight = maximum(totals[f"{name}_weight"], 1e-6)  # without any position the loss is 0
             for what in ("loss", "accuracy"):
                 means[f"{name}_{what}"] = totals[f"{name}_{what}"] / weight
     return means

@@ -39,7 +39,7 @@ class Settings:
 
 
 class Rated:
-    """Batches of training data with the probability of their step beside each row."""
+    """Batches of training data with the probability of their step for each row."""
 
     def __init__(self, data: Any, settings: Settings):
         self.data, self.settings = data, settings

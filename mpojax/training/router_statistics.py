@@ -32,9 +32,9 @@ class RouterStatistics(hooks.Hook):
 
     Before the first step, every `every` steps and after the last. For each layer with experts,
     named as by `UpdateStatistics` (`layer_03`, `decoder_layer_03`): `router/<layer>/load_05`, the
-    share of tokens that the router sends to expert 5; `router/<layer>/max_load`, the largest of
+    fraction of tokens that the router sends to expert 5; `router/<layer>/max_load`, the largest of
     them over that of an even load; `router/<layer>/entropy` of a token's probabilities, in nats;
-    `router/<layer>/dropped`, the share of assignments dropped for lack of capacity.
+    `router/<layer>/dropped`, the fraction of assignments dropped for lack of capacity.
 
     The run's folder gets `router.csv`: a row for each step, layer and expert, see `COLUMNS`; from
     `entropy` on they are those of the layer. See `read`.

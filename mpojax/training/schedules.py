@@ -1,7 +1,7 @@
-"""The course of the learning rate, with peak 1: over steps, or over a budget of seconds.
+"""Learning-rate schedules with peak 1: over steps, or over a budget of seconds.
 
-Over seconds, the place in the course is the spent share of the budget (0 at the start, 1 at the
-end). It comes from a clock outside of the compiled step, see `training.TimeBudget`.
+Over seconds, the position in the schedule is the spent fraction of the budget (0 at the start, 1
+at the end). It comes from a clock outside of the compiled step, see `training.TimeBudget`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ UNITS = ("steps", "seconds")
 
 
 def warmup_length(steps: float, total_steps: int) -> int:
-    """Steps of the warm-up; a number below 1 is a share of all steps."""
+    """Steps of the warm-up; a number below 1 is a fraction of all steps."""
     return round(steps * total_steps) if 0 < steps < 1 else int(steps)
 
 
@@ -25,9 +25,9 @@ def by_step(name: str, warmup_steps: float, end_factor: float, total_steps: int)
 
     Args:
       name: one of `NAMES`: what follows the warm-up.
-      warmup_steps: of linear growth; below 1: a share of all steps.
+      warmup_steps: of linear growth; below 1: a fraction of all steps.
       end_factor: factor at the end, of linear and cosine.
-      total_steps: where the course ends.
+      total_steps: where the schedule ends.
     """
     warmup = warmup_length(warmup_steps, total_steps)
     rest = max(1, total_steps - warmup)
@@ -45,7 +45,7 @@ def by_step(name: str, warmup_steps: float, end_factor: float, total_steps: int)
 
 
 def by_share(name: str, warmup: float, end_factor: float) -> Callable[[Any], jax.Array]:
-    """(spent share of the budget) -> factor of the peak rate; `warmup` is a share, too."""
+    """(spent fraction of the budget) -> factor of the peak rate; `warmup` is a share, too."""
 
     def factor(share):
         share = jnp.clip(jnp.asarray(share, jnp.float32), 0.0, 1.0)

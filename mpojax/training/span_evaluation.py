@@ -45,7 +45,7 @@ class SpanEvaluator(evaluation.Evaluator):
         return {m: span_metrics.mean(m, texts, self.split.answers) for m in self.metrics}
 
     def texts(self, model, data: pipeline.EvalData, mesh=None) -> list[str]:
-        """The predicted answer of each question; "" where no pair of places is a span."""
+        """The predicted answer of each question; "" where no pair of positions is a span."""
         host = data.host_arrays
         index = host.get("example_index")
         if index is None or not np.array_equal(np.unique(index), np.arange(len(self.split))):
@@ -86,12 +86,12 @@ def best_spans(
 
     Args:
       columns: scores (F, 2, n) float32 of the n best starts and ends, -inf for those that must not
-        be taken, and their places (F, 2, n).
+        be taken, and their positions (F, 2, n).
       max_answer_length: in tokens.
 
     Returns:
-      Places (F, 2) of first and last token, and their summed scores (F,), -inf where no pair of
-      places is a span.
+      Positions (F, 2) of first and last token, and their summed scores (F,), -inf where no pair
+      of positions is a span.
     """
     starts, ends = columns["places"][:, 0, :, None], columns["places"][:, 1, None, :]
     # NaN scores are never the best.

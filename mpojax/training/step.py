@@ -32,7 +32,7 @@ class TrainStep:
       loss_fn: (model, batch, key) -> (loss, metrics): the mean loss over the batch.
       optimizer: optax transformation.
       accumulate: number of micro-batches whose gradients are averaged in one step. Where the
-        places of a batch count by arrays `<name>_weights`, micro-batches may differ in how many
+        positions of a batch count by arrays `<name>_weights`, micro-batches may differ in how many
         count: the loss then gets `<name>_weights_total` too, the sum over an average micro-batch.
         Divided by that, micro-batches add up to the loss of the whole batch.
       prepare: optional differentiable (model) -> prepared, done once per step however many
@@ -69,7 +69,7 @@ class TrainStep:
 
         Args:
           state, batch: see above.
-          share: the spent share of the time budget as every process sees it, see
+          share: the spent fraction of the time budget as every process sees it, see
             `sharding.shared_clock`; that of the first device counts. The metric `budget_share`
             gives it back.
         """

@@ -29,7 +29,7 @@ class TaskHead:
       kind: "classification" or "regression".
       start, stop: the columns.
       scale, shift: labels are `scale * output + shift`. A regression is learnt on labels of mean 0
-        and deviation 1, so that its squared error is as large as a cross-entropy at the start.
+        and standard deviation 1, so that its squared error starts as large as a cross-entropy.
     """
 
     task: str
@@ -97,8 +97,8 @@ def mixture_loss(heads: Sequence[TaskHead]) -> objectives.LossFunction:
     """The loss of `data.Mixture` batches: the mean over all rows of the loss of each row's task.
 
     Cross-entropy over the task's own columns; squared error of a regression's one, on labels of
-    mean 0 and deviation 1. Metrics: the share of rows of classifications that are right (0 in a
-    batch without such rows).
+    mean 0 and standard deviation 1. Metrics: the fraction of rows of classifications that
+    are right (0 in a batch without such rows).
 
     Args:
       heads: in the order of the mixture's tasks; the batch has `task` (B,) int32 and `labels` (B,)

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of equal classes; both (N,) integers."""
+    """Fraction of equal classes; both (N,) integers."""
     return float(np.mean(predictions == labels))
 
 

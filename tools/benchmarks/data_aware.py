@@ -2,9 +2,9 @@
 
     python -m tools.benchmarks.data_aware --model=FOLDER --data_dir=DIR --out=results
 
-Every layer matrix is approximated with a share of its parameters in five ways; the relative error
-of its outputs, ||X (W - W_hat)|| / ||X W||, is measured over the tokens of the calibration texts
-(training split) and of held-out texts (development split). No training.
+Every layer matrix is approximated with a fraction of its parameters in five ways; the relative
+error of its outputs, ||X (W - W_hat)|| / ||X W||, is measured over the tokens of the calibration
+texts (training split) and of held-out texts (development split). No training.
 
     chain               the published or automatic factor lists, truncated
     chain, data-aware   the same lists, fitted to the inputs by alternating least squares
@@ -30,7 +30,9 @@ _TASK = flags.DEFINE_string("task", "sst2", "Task whose texts are read.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data; default as in the library.")
 _OUT = flags.DEFINE_string("out", None, "Folder for data_aware.md and data_aware.csv.")
 _LAYERS = flags.DEFINE_list("layers", None, "Layers to measure; default first, middle and last.")
-_SHARES = flags.DEFINE_list("shares", ["0.5", "0.25"], "Shares of the parameters of each matrix.")
+_SHARES = flags.DEFINE_list(
+    "shares", ["0.5", "0.25"], "Fractions of the parameters of each matrix."
+)
 _CALIBRATION = flags.DEFINE_integer("calibration_texts", 2048, "Texts of the training split.")
 _HELD_OUT = flags.DEFINE_integer("held_out_texts", 872, "Texts of the development split.")
 

@@ -19,7 +19,7 @@ from mpojax import mpo
 from tools.benchmarks import timing
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder to compress at --budget.")
-_BUDGET = flags.DEFINE_float("budget", 0.6, "Share of the parameters to keep.")
+_BUDGET = flags.DEFINE_float("budget", 0.6, "Fraction of the parameters to keep.")
 _SKIP_BERT = flags.DEFINE_bool("skip_bert", False, "Leave out the 73 matrices of BERT-base.")
 
 FEED_FORWARD = mpo.MPOShape((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))

@@ -1,4 +1,4 @@
-"""Forward + backward of one matrix over dense, with the floor that the FLOPs set beside it.
+"""Forward + backward of one matrix over dense, with the floor that the FLOPs set next to it.
 
     python -m tools.benchmarks.overhead             # about two minutes on two cores
 

@@ -171,7 +171,7 @@ def _measure_steps(built, batch, baseline: str):
     candidates |= {f"{n}: rebuilding": functools.partial(*call) for n, call in rebuilt.items()}
     times = timing.interleaved(candidates, _ROUNDS.value, 0.0)
     tokens = batch["input_ids"].size
-    print("\none training step, medians; rebuilding: share of the FLOPs / of the time")
+    print("\none training step, medians; rebuilding: fraction of the FLOPs / of the time")
     print(
         f"{'':<12}{'parameters':>12}{'ms':>10}{'/ ' + baseline:>13}{'tokens/s':>10}"
         f"{'TFLOP':>8}{'rebuilding':>15}{'utilised':>10}"
