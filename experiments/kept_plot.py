@@ -57,7 +57,7 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str = ""):
         color = "white" if dark else "black"
         axes.text(x, y, f"{row['kept']:,}", ha="center", va="center", color=color, fontsize=7)
     image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0.0, vmax=1.0)
-    figure.colorbar(image, ax=axes, label="share kept")
+    figure.colorbar(image, ax=axes, label="fraction kept")
     axes.set_xticks(range(len(modules)), modules, rotation=60, ha="right", fontsize="small")
     axes.set_yticks(range(len(layers)), layers)
     axes.set(ylabel="layer", title=title)

@@ -118,7 +118,7 @@ def draw_kept(results: Sequence[dict], method: str = "structured") -> figure_lib
     figure = figure_lib.Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(table, aspect="auto", cmap="viridis", vmin=0.0, vmax=1.0)
-    figure.colorbar(image, ax=axes, label="mean share kept")
+    figure.colorbar(image, ax=axes, label="mean fraction kept")
     axes.set_xticks(range(len(modules)), modules, rotation=60, ha="right", fontsize="small")
     axes.set_yticks(range(len(layers)), layers)
     axes.set(ylabel="layer", title=f"{method} searches")

@@ -128,7 +128,7 @@ def _by_parameters(figure, runs: list[Run]) -> None:
         xlabel="parameters (millions)",
         xscale="log",
         ylabel="MLM loss, held out",
-        title="numbers at the points: layers; 12 layers: mean of the seeds",
+        title="labels: number of layers; 12 layers: mean over the seeds",
     )
     axes.grid(alpha=0.3)
     axes.legend()

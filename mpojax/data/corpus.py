@@ -83,8 +83,8 @@ class Documents:
 
     Attributes:
       tokens: (T,) int32.
-      starts: (N + 1,) int64, the place in `tokens` where each document starts; the last is T.
-      sentences: (M,) int64, ascending places in `tokens` where sentences start.
+      starts: (N + 1,) int64, the position in `tokens` where each document starts; the last is T.
+      sentences: (M,) int64, ascending positions in `tokens` where sentences start.
     """
 
     tokens: np.ndarray

@@ -97,7 +97,7 @@ def mask_tokens(
 
     Returns:
       input_ids (B, S) int32; mlm_positions, mlm_labels (B, P) int32, mlm_weights (B, P) float32, in
-      the order of the places, then fillers of weight 0.
+      the order of the positions, then fillers of weight 0.
     """
     rows, length = tokens.shape
     most = masking.predictions(length)

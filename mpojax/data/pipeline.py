@@ -44,7 +44,7 @@ class TrainData:
         self._order = self._examples(seed).batch(batch_size)
 
     def _examples(self, seed: int) -> grain.MapDataset:
-        """Endless numbers of examples."""
+        """Endless indices of examples."""
         order = grain.MapDataset.source(np.arange(self.num_examples)).seed(seed).shuffle()
         return order.repeat(None)
 

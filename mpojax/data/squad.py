@@ -36,7 +36,7 @@ class SpanSplit(text_classification.Split):
     ids: Sequence[str] = ()
 
     def select(self, chosen: np.ndarray) -> "SpanSplit":
-        """The examples of the given numbers, in that order."""
+        """The examples of the given indices, in that order."""
         columns = (self.texts, self.pairs, self.answers, self.answer_starts, self.ids)
         texts, pairs, *rest = ([column[i] for i in chosen] for column in columns)
         return SpanSplit(texts, self.labels[chosen], pairs, *rest)

@@ -68,7 +68,7 @@ class Split:
         return self.select(np.sort(order[count:])), self.select(np.sort(order[:count]))
 
     def select(self, chosen: np.ndarray) -> "Split":
-        """The examples of the given numbers, in that order."""
+        """The examples of the given indices, in that order."""
         return Split(
             [self.texts[i] for i in chosen],
             None if self.labels is None else self.labels[chosen],

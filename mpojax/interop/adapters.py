@@ -75,7 +75,7 @@ def add_adapters(
         no adapters.
       scale: what the output of every adapter without a scale of its own is multiplied with; None
         for that of the model.
-      rngs: for what is drawn.
+      rngs: for random initial values.
 
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing or a matrix that

@@ -124,7 +124,7 @@ class MPOLinear(nnx.Module):
           dtype: compute dtype.
 
         Raises:
-          ValueError: no finite matrix of floating numbers, a bias or a shape of another size, or a
+          ValueError: no finite floating-point matrix, a bias or a shape of another size, or a
             cap below 1.
         """
         cores, shape = decomposed(w, shape, bond)
@@ -240,8 +240,8 @@ def decomposed(
     w = np.asarray(w)
     if w.ndim != 2 or not jnp.issubdtype(w.dtype, jnp.floating):
         raise ValueError(
-            f"w has shape {w.shape} and dtype {w.dtype}; a chain is of a matrix (in_features, "
-            "out_features) of floating numbers."
+            f"w has shape {w.shape} and dtype {w.dtype}; a chain is of a matrix "
+            "(in_features, out_features) of floats."
         )
     if shape is None:
         shape = mpo.MPOShape.published(*w.shape) or mpo.MPOShape.balanced(*w.shape)

@@ -13,7 +13,7 @@ from mpojax.layers.embed import Embed
 
 
 def buckets(distances: jax.Array, num: int, longest: int, both_ways: bool) -> jax.Array:
-    """Bucket numbers of distances (key place minus query place), any shape, int32.
+    """Bucket indices of distances (key position minus query position), any shape, int32.
 
     Small distances have a bucket each, larger ones share them by logarithm, all from `longest` on
     are in the last. With `both_ways` half of the buckets are for later keys; else later keys count

@@ -41,7 +41,7 @@ class _Texts:
     full: jax.Array
 
     def pick(self, which: jax.Array) -> "_Texts":
-        """Those with the numbers (batch, some)."""
+        """Selects the texts with the indices (batch, some)."""
         return jax.tree.map(lambda array: _pick(array, which), self)
 
     def beside(self, other: "_Texts") -> "_Texts":
@@ -136,7 +136,7 @@ def _advance(state: _State, logits, end_ids: tuple[int, ...], sampling: Sampling
 
 
 def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array]:
-    """The best texts that are one token longer, and the numbers of their parents.
+    """The best texts that are one token longer, and the indices of their parents.
 
     So many that `beams` are left to continue even where the best ones all end.
     """
@@ -154,7 +154,7 @@ def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array
 
 
 def _pick(array, which):
-    """Entries of (batch, many, ...) by their numbers (batch, some)."""
+    """Entries of (batch, many, ...) by their indices (batch, some)."""
     return jax.vmap(lambda row, numbers: row[numbers])(array, which)
 
 

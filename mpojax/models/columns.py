@@ -15,7 +15,7 @@ def head_columns(
     """The model whose outputs are `scale * outputs[start:stop] + shift` of `model`.
 
     A linear head on the same sentence vector is a set of independent columns, thus the smaller
-    model gives just these numbers. A head in MPO form becomes dense: its columns share cores.
+    model gives just these outputs. A head in MPO form becomes dense: its columns share cores.
 
     Raises:
       ValueError: the model has no classifier's head, or not these columns.

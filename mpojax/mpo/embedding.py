@@ -34,7 +34,7 @@ def embed(cores, ids, shape: MPOShape, method: str | None = None):
       ValueError: ids that are not integers, or an unknown method.
     """
     if not jnp.issubdtype(jnp.asarray(ids).dtype, jnp.integer):
-        raise ValueError(f"ids have dtype {ids.dtype}; row numbers must be integers.")
+        raise ValueError(f"ids have dtype {ids.dtype}; row indices must be integers.")
     cores, tokens = tuple(cores), max(1, math.prod(ids.shape))
     method = method or cheaper_embedding(shape, tokens)
     if method not in METHODS:

@@ -1,4 +1,4 @@
-"""BERT-of-Theseus: layers of a student take the places of their teacher's at random.
+"""BERT-of-Theseus: layers of a student replace those of their teacher at random.
 
 Xu et al., "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing" (EMNLP 2020). In
 every step each layer of the student stands, with probability p, for the run of the teacher's layers
