@@ -27,7 +27,7 @@ Parts of the library, each importing only from those above it:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mpojax import checks, mpo
+from mpojax import mpo
 from mpojax.version import __version__
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ _VERBS = {
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        meant = checks.did_you_mean(name, __all__)
-        raise AttributeError(f"module 'mpojax' has no attribute {name!r}{meant}")
+        # Python prints the nearest name of `dir(mpojax)` after it.
+        raise AttributeError(f"module 'mpojax' has no attribute {name!r}")
     if name not in _VERBS:
         return importlib.import_module(f"mpojax.{name}")
     part, theirs = _VERBS[name]
