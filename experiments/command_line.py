@@ -26,7 +26,7 @@ _TYPES = {
     int: "an integer",
     float: "a number",
     str: "a text",
-    tuple: 'a tuple, such as "(1, 2)" or 1,2',
+    tuple: "a tuple, such as 1,2 or \"('a.*', 'b')\" (with quotation marks round texts)",
     ml_collections.ConfigDict: "a mapping, such as \"{'name': 1}\"",
 }
 

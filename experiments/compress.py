@@ -88,11 +88,17 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if arrays:
         workdir.check_data(comparison.fingerprints(arrays))
     print(f"model: {config.model}, {sources.describe(dense)}")
+    for variant in filter(_is_uncut, variants):
+        logging.warning(
+            "variant %r has neither a budget nor a bond: its chains are exact, and larger than the "
+            "matrices",
+            variant.name,
+        )
 
-    compressed = {}
+    compressed, tokenizer = {}, sources.tokenizer_folder(source)
     for variant in variants:
         compressed[variant.name] = compress_variant(
-            workdir.path, dense, variant, compressed, calibration
+            workdir.path, dense, variant, compressed, calibration, tokenizer
         )
     curves = study_files.error_curves(workdir.path, dense, variants)
 
@@ -107,6 +113,12 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     )
     print(summary)
     return 0
+
+
+def _is_uncut(variant: Variant) -> bool:
+    limits = (variant.budget, variant.bond, variant.same_size_as)
+    own = {"bond", "bonds", "rank", "tolerance"} & set(variant.settings)
+    return bool(variant.rules) and limits == (None, None, None) and not own
 
 
 def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
@@ -230,9 +242,16 @@ def check_variants(dense, variants: list[Variant], calibration=None) -> None:
 
 
 def compress_variant(
-    folder: pathlib.Path, dense, variant: Variant, earlier: dict, calibration=None
+    folder: pathlib.Path,
+    dense,
+    variant: Variant,
+    earlier: dict,
+    calibration=None,
+    tokenizer: str | None = None,
 ):
     """Compresses, saves to `models/<name>` and returns (model, report fields).
+
+    The files of the folder `tokenizer` are saved with the model.
 
     A variant that an earlier start has finished is loaded instead.
     """
@@ -243,7 +262,7 @@ def compress_variant(
         return model, json.loads(record.read_text(encoding="utf-8"))
     shutil.rmtree(target, ignore_errors=True)  # of a start that was killed while saving
     if not variant.rules:
-        interop.save_pretrained(dense, target)
+        interop.save_pretrained(dense, target, tokenizer_from=tokenizer)
         return dense, study_files.write_record(record, target, dense, None)
     budget = variant.budget
     if variant.same_size_as is not None:
@@ -260,7 +279,7 @@ def compress_variant(
             keep_dense=variant.keep_dense,
             progress=advance,
         )
-    interop.save_pretrained(model, target)
+    interop.save_pretrained(model, target, tokenizer_from=tokenizer)
     print(f"\n{variant.label}\n{report.table()}\n", flush=True)
     report.to_csv(folder / "compression" / f"{variant.name}.csv")
     report.plot(folder / "plots" / f"{variant.name}_roles.png")

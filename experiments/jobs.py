@@ -12,7 +12,7 @@ from absl import logging
 from flax import nnx
 
 from experiments import adapters, config_fields, fitting, sources
-from mpojax import data, files, interop, models, training
+from mpojax import checks, data, files, interop, models, training
 from mpojax.methods import mpop, multitask
 from mpojax.training import objectives
 
@@ -302,25 +302,34 @@ def tuned_head(
 ) -> tuple[models.Model, bool]:
     """The model, and whether its head was tuned on the task (or one like it) and is reused.
 
+    A run without steps, which only evaluates, keeps the head of `config.model`, too.
+
     Of a model of several tasks the head of this one is cut out. A head of other classes, or of
     these in another order, is not reused.
     """
-    if not config.start_from:
+    has_head = model.config.num_labels is not None and not model.config.masked_lm
+    if config.steps and not config.start_from:
+        if has_head:
+            logging.info("the head of %s is made anew; config.start_from keeps it", config.model)
         return model, False
+    source = config.start_from or config.model
     heads = read_heads(model_of(config))
     own = [known for known in heads if known.task == task.name]
     model = multitask.single_task(model, own[0]) if own else model
-    tuned = bool(own) if heads else not model.config.masked_lm
+    tuned = bool(own) if heads else has_head
+    known, wanted = model.config.label_names, task.label_names
     same = (model.config.num_labels, model.config.head) == (task.num_labels, head)
-    if tuned and same and not same_classes(model.config.label_names, task.label_names):
+    same = tuned and same and same_classes(known, wanted)
+    if same and wanted and not known:
+        logging.warning("the classes of %s have no names: taken for %s", source, list(wanted))
+    elif not same:
         logging.warning(
-            "config.start_from=%r has a head for the classes %s, not for those of %s, %s: the head "
-            "is made anew",
-            *(config.start_from, list(model.config.label_names)),
-            *(task.name, list(task.label_names)),
+            "%s has no head for %s, whose classes are %s%s: it is made anew%s",
+            *(source, task.name, checks.listed(wanted) or "numbers"),
+            f" (but one for {checks.listed(known)})" if known else "",
+            "" if config.steps else ", and what is measured without training is chance",
         )
-        same = False
-    return model, tuned and same
+    return model, same
 
 
 def same_classes(known: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -346,7 +355,7 @@ def with_head(
     if goes_on:
         if config.pooling not in ("", model.config.pooling):
             raise ValueError(
-                f"config.pooling={config.pooling!r}, but the head of {config.start_from} was tuned "
+                f"config.pooling={config.pooling!r}, but the model's own head was tuned "
                 f"with {model.config.pooling!r}; leave it empty."
             )
         source = model.config.with_label_names(label_names).source_config

@@ -3,6 +3,7 @@
 Several processes: see `experiments.processes`.
 """
 
+import os
 import pathlib
 import traceback
 from collections.abc import Callable, Iterable
@@ -82,7 +83,7 @@ def run(
             _keep_programs(_CACHE.value)
         processes.start()
         with peers.together():
-            return main(_CONFIG.value, _WORKDIR.value)
+            return main(_CONFIG.value, _WORKDIR.value and os.path.expanduser(_WORKDIR.value))
 
     def wrapped(argv):
         if not _WORKDIR.value and needs_workdir():

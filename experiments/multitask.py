@@ -87,7 +87,8 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     evaluators = {name: training.evaluator(task, dev[name]) for name, task in tasks.items()}
     heads = training.make_heads(tasks, {name: split.labels for name, split in train.items()})
     model = jobs.load_model(config, source, words)
-    tuned = jobs.read_heads(jobs.model_of(config)) if config.start_from else ()
+    has_heads = config.start_from or not config.steps
+    tuned = jobs.read_heads(jobs.model_of(config)) if has_heads else ()
     goes_on = _same_heads(tuned, heads)
     heads = _renamed(tuned, heads) if goes_on else heads
     names = [name for head in heads for name in head.outputs]

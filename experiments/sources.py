@@ -4,6 +4,8 @@ import atexit
 import shutil
 import tempfile
 
+from absl import logging
+
 from mpojax import data, interop, models
 
 
@@ -42,6 +44,15 @@ def load_tokenizer(source: str) -> tuple[data.Tokenizer, str]:
         atexit.register(shutil.rmtree, source, ignore_errors=True)
         interop.write_gguf_tokenizer(file, source)
     return data.Tokenizer.from_folder(source), source
+
+
+def tokenizer_folder(source: str) -> str | None:
+    """The folder with the tokenizer of a model, None where it has none that is supported."""
+    try:
+        return load_tokenizer(source)[1]
+    except (FileNotFoundError, ValueError) as error:
+        logging.warning("models are saved without a tokenizer: %s", error)
+        return None
 
 
 def describe(model) -> str:

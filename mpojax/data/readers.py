@@ -73,7 +73,7 @@ class Table:
 
         Whole numbers may be written with or without a decimal point: 1.0 is 1.
         """
-        return self._converted(name, class_index(values), f"allowed are {list(values)}", np.int32)
+        return self._converted(name, class_index(values), f"allowed are {_shown(values)}", np.int32)
 
     def scores(self, name: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
         """Numbers (N,) float32 of a column of scores, each finite and from `low` to `high`."""
@@ -140,6 +140,14 @@ def whole_number(text: str) -> str:
     """`1.0` as `1`, as programs differ in how they write whole numbers; other texts unchanged."""
     found = _WHOLE_NUMBER.fullmatch(text)
     return found[1] if found else text
+
+
+def _shown(values: Sequence[str]) -> str:
+    """A list of classes in a message, and what to do where they look like scores."""
+    if len(values) <= 10:
+        return str(list(values))
+    shown = checks.listed([repr(value) for value in values])
+    return f"[{shown}]; numbers that are scores want kind=regression"
 
 
 def class_index(names: Sequence[str]) -> Callable[[str], int | None]:

@@ -1,10 +1,13 @@
 """Labelled text in memory: splits and tasks."""
 
+import collections
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from mpojax import checks
 from mpojax.data import readers
@@ -231,7 +234,35 @@ def _names_of_classes(tables: Mapping[str, readers.Table], label: str) -> tuple[
     """Of the training split alone where there is one: a misspelt label elsewhere is an error."""
     found = {split: table.labels(label) for split, table in tables.items()}
     of_training = [found["train"]] if "train" in found else found.values()
-    return label_names([value for values in of_training for value in values])
+    labels = [value for values in of_training for value in values]
+    names = label_names(labels)
+    _warn_of_odd_classes(names, collections.Counter(labels), label)
+    return names
+
+
+def _warn_of_odd_classes(names: Sequence[str], counts: Mapping[str, int], column: str) -> None:
+    """Says what a mistake in the labels looks like: scores as classes, a class of one example."""
+    whole = sum(map(readers.is_whole_number, names))
+    if len(names) > 10 and whole < len(names) and all(map(_is_number, names)):
+        logging.warning(
+            "column %r holds %d different numbers, each a class of its own; scores want "
+            "kind=regression",
+            *(column, len(names)),
+        )
+        return
+    alone = [name for name in names if counts.get(name) == 1]
+    if alone and len(names) > 2 and max(counts.values()) > 10:
+        logging.warning(
+            "only one training example of class %s (of %s): is it misspelt?",
+            *(checks.listed([repr(name) for name in alone]), checks.listed(names)),
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def label_names(labels: Sequence[int | str]) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ class Tokenizer:
           ValueError: a file is corrupt, a special token that is named is not in the vocabulary, or
             there is none to pad with.
         """
-        loaded = tokenizer_files.read(pathlib.Path(folder))
+        loaded = tokenizer_files.read(pathlib.Path(folder).expanduser())
         roles = loaded.roles | ({"pad_token": pad_token} if pad_token else {})
         return cls(
             loaded.backend,

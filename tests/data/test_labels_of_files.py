@@ -112,3 +112,19 @@ def test_a_count_that_is_none(count):
 
 def test_minus_one_takes_all():
     assert data.Split(["a", "b", "c"], None).take(-1).texts == ["a", "b", "c"]
+
+
+def test_what_looks_like_a_mistake_in_the_labels_is_said(tmp_path, caplog):
+    write(tmp_path, "train", [f"{n / 100:.2f}" for n in range(1, 30)])
+    write(tmp_path, "dev", ["4.42"])
+    with pytest.raises(ValueError, match="numbers that are scores want kind=regression"):
+        data.load_task("file:train=train.tsv,dev=dev.tsv", tmp_path)
+    assert "column 'label' holds 29 different numbers" in caplog.text
+    caplog.clear()
+    write(tmp_path, "train", [*["good", "bad"] * 12, "god"])
+    data.load_task("file:train=train.tsv,dev=train.tsv", tmp_path)
+    assert "only one training example of class 'god' (of bad, god, good)" in caplog.text
+    caplog.clear()
+    write(tmp_path, "train", ["good", "bad"] * 12)
+    data.load_task("file:train=train.tsv,dev=train.tsv", tmp_path)
+    assert not caplog.text

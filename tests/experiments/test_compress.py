@@ -73,6 +73,8 @@ def test_the_whole_study(checkpoint, task, tmp_path, capsys):
     folder = tmp_path / "run"
     assert compress.main(study(checkpoint), str(folder)) == 0
     printed = capsys.readouterr().out
+    names = sorted(path.name for path in (folder / "models" / "mpo_budget").iterdir())
+    assert names == ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
     assert "MPO, full bonds, lightweight" in printed
     assert f"Everything is in {folder}" in printed
 

@@ -102,6 +102,33 @@ def test_no_steps_only_evaluate(config, checkpoint, tmp_path):
     assert len(set(saved) & set(given)) > 10
 
 
+def test_no_steps_keep_the_head_of_the_model(config, tmp_path, caplog):
+    config.steps, config.save_model = 40, True
+    assert finetune.run(config, tmp_path / "tuned") == 0
+    config.model, config.steps, config.save_model = str(tmp_path / "tuned" / "model"), 0, False
+    for seed in (0, 3):
+        config.seed = seed
+        assert finetune.run(config, tmp_path / f"seed{seed}") == 0
+        assert result_of(tmp_path / f"seed{seed}")["metrics"] == {"accuracy": 1.0}
+    assert "made anew" not in caplog.text
+    config.task = f"{config.task};labels=good,bad"
+    assert finetune.run(config, tmp_path / "other") == 0
+    assert "(but one for bad, good): it is made anew, and what is measured" in caplog.text
+
+
+def test_a_head_without_names_says_how_it_is_taken(checkpoint, caplog):
+    model = models.with_head(
+        interop.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0)
+    )
+    config = ml_collections.ConfigDict({"start_from": str(checkpoint), "steps": 4})
+    task = data.TextTask("mine", {}, ("no", "yes"))
+    assert jobs.tuned_head(config, model, task, "classifier") == (model, True)
+    assert "have no names: taken for ['no', 'yes']" in caplog.text
+    wider = data.TextTask("mine", {}, ("no", "yes", "maybe"))
+    assert jobs.tuned_head(config, model, wider, "classifier") == (model, False)
+    assert "has no head for mine, whose classes are no, yes, maybe" in caplog.text
+
+
 def test_compute_fields(config, tmp_path):
     """Recomputed layers change nothing, bfloat16 little; the saved parameters stay float32."""
     config.save_model = True
@@ -203,7 +230,7 @@ def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same)
     model = models.with_head(
         interop.load_pretrained(checkpoint), 2, pooling="mean", label_names=known, rngs=nnx.Rngs(0)
     )
-    config = ml_collections.ConfigDict({"start_from": str(checkpoint)})
+    config = ml_collections.ConfigDict({"start_from": str(checkpoint), "steps": 4})
     task = data.TextTask("mine", {}, wanted)
     assert jobs.tuned_head(config, model, task, "classifier") == (model, same)
 
