@@ -118,7 +118,14 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         )
     dev, test = evaluated(held_out, config.dev_split), None
     if config.test_split:
-        test = evaluated(config.test_texts or held_out, config.test_split, config.test_tokens)
+        where = config.test_texts or held_out
+        try:
+            test = evaluated(where, config.test_split, config.test_tokens)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. config.test_split='' leaves the evaluation on it out; texts of your own "
+                "take one as file:...,test=FILE."
+            ) from error
     model, words, folder = language_models.load(config)
     if not isinstance(model, models.LanguageModel):
         raise ValueError(

@@ -117,7 +117,15 @@ def tokenizer(config: ml_collections.ConfigDict) -> tuple[data.Tokenizer, str]:
       FileNotFoundError: there is none.
     """
     field = "config.tokenizer" if config.tokenizer else "config.model"
-    return sources.load_tokenizer(sources.locate(config.tokenizer or config.model, field))
+    source = sources.locate(config.tokenizer or config.model, field)
+    try:
+        return sources.load_tokenizer(source)
+    except FileNotFoundError as error:
+        if config.tokenizer:
+            raise
+        raise FileNotFoundError(
+            f"{error}. Give the folder that has it as config.tokenizer."
+        ) from error
 
 
 def documents(tokens: np.ndarray, words: data.Tokenizer) -> list[str]:
