@@ -66,7 +66,9 @@ def _chains(model: "Transformer") -> list[str]:
             kinds.setdefault(re.sub(r"/\d+/", "/*/", path), []).append(shapes[path])
     rows = [f"{path}: {_chain(group)}" for path, group in kinds.items()]
     title = f"{len(shapes)} of {len(sizes)} matrices in MPO form, the others dense:"
-    return [title, *(f"  {row}" for row in checks.listed(rows, "\n", _MAX_LINES).split("\n"))]
+    if len(rows) > _MAX_LINES:
+        rows[_MAX_LINES:] = [f"... and {len(rows) - _MAX_LINES} more"]
+    return [title, *(f"  {row}" for row in rows)]
 
 
 def _chain(group: list[mpo.MPOShape]) -> str:

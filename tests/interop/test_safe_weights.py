@@ -127,7 +127,7 @@ def test_non_finite_weights_are_all_named():
     with pytest.raises(ValueError, match="NaN or infinite") as error:
         safe_weights.check_finite(bad, "FOLDER")
     assert "FOLDER holds" in str(error.value)
-    assert "first (2 of 3 numbers), second (1 of 2 numbers)." in str(error.value)
+    assert "first (2 of 3 elements), second (1 of 2 elements)." in str(error.value)
     safe_weights.check_finite({"fine": bad["fine"], "whole": bad["whole"]}, "FOLDER")
 
 
