@@ -56,6 +56,7 @@ def main(
         return 0
     if jax.process_index() == 0:
         print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
+        logging.info("everything is in %s", folder)
     return 0
 
 

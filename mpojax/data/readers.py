@@ -50,8 +50,11 @@ class Table:
           ValueError: no such column; names the columns that are there.
         """
         if name not in self.columns:
+            advice = checks.did_you_mean(name, map(str, self.header))
+            if len(self.header) == 1 and ";" in self.header[0]:
+                advice = ": it seems to be separated by ';', save it with commas"
             raise ValueError(
-                f"{self.path} has no column {name!r}; columns are {sorted(self.header)}"
+                f"{self.path} has no column {name!r}; columns are {sorted(self.header)}{advice}"
             )
         return self.columns[name]
 

@@ -128,3 +128,12 @@ def test_what_looks_like_a_mistake_in_the_labels_is_said(tmp_path, caplog):
     write(tmp_path, "train", ["good", "bad"] * 12)
     data.load_task("file:train=train.tsv,dev=train.tsv", tmp_path)
     assert not caplog.text
+
+
+def test_a_file_with_other_separators_says_so(tmp_path):
+    (tmp_path / "a.csv").write_text("id;text;label\n1;good;x\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no column .*separated by ';', save it with commas"):
+        data.load_task("file:train=a.csv,dev=a.csv", tmp_path)
+    (tmp_path / "b.csv").write_text("txt,label\ngood,x\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"columns are \['label', 'txt'\], did you mean 'txt'"):
+        data.load_task("file:train=b.csv,dev=b.csv", tmp_path)
