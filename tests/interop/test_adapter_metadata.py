@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors import numpy as safetensors_numpy
 
 from mpojax import interop, models
+from tests import damaged
 from tests.interop.test_adapter_kinds import KINDS, MODELS, add, moved, outputs
 
 LOADERS = {
@@ -46,21 +47,10 @@ def saved(base, tmp_path_factory):
     return found
 
 
-def places(value, path=()):
-    """Where something stands in nested lists and dicts."""
-    yield path
-    entries = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, entry in entries if isinstance(value, (dict, list)) else ():
-        if isinstance(entry, (dict, list)):
-            yield from places(entry, (*path, key))
-        else:
-            yield (*path, key)
-
-
 def changed(content, draw):
     """The content with one entry replaced, left out or added."""
     content = copy.deepcopy(content)
-    *parents, last = draw(st.sampled_from(list(places(content))[1:]))
+    *parents, last = draw(st.sampled_from(list(damaged.places(content))[1:]))
     holder = content
     for key in parents:
         holder = holder[key]
