@@ -3,7 +3,7 @@
 import ml_collections
 from flax import nnx
 
-from mpojax import interop, models
+from mpojax import compression, models
 
 # When the adapters come in: MPOBERT's algorithm 2 has them in pre-training, its section 3.2.2
 # offers them to the tasks that need layers of their own.
@@ -21,7 +21,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.adapter_phase={config.adapter_phase!r} must be one of {', '.join(PHASES)}."
         )
     for rule in config.adapters:
-        interop.parse_rule(rule, interop.AdapterSettings)
+        compression.parse_rule(rule, compression.AdapterSettings)
 
 
 def adapted(config: ml_collections.ConfigDict, model: models.Model) -> models.Model:
@@ -34,11 +34,11 @@ def adapted(config: ml_collections.ConfigDict, model: models.Model) -> models.Mo
     rules = [(pattern, dict(settings)) for pattern, settings in config.adapters]
     if not rules:
         return model
-    wanted = interop.adapter_settings(model.config, rules)
+    wanted = compression.adapter_settings(model.config, rules)
     present = models.adapter_settings(model.config)
     goes_on = bool(config.start_from and present)
     if config.adapter_phase == "fine_tuning" and not goes_on:
-        return interop.add_adapters(model, rules, rngs=nnx.Rngs(config.seed))
+        return compression.add_adapters(model, rules, rngs=nnx.Rngs(config.seed))
     if wanted != present:
         where = config.start_from or config.model
         path = next(p for p in {**wanted, **present} if wanted.get(p) != present.get(p))

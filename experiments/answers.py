@@ -9,7 +9,9 @@ import numpy as np
 from absl import logging
 
 from mpojax import data, models, training
-from mpojax.training import evaluation, language_modeling, progress, task_metrics, text_metrics
+from mpojax.training import evaluation, progress
+from mpojax.training.scores import task_metrics, text_metrics
+from mpojax.training.tasks import language_modeling
 
 AVERAGE = training.TasksEvaluator.AVERAGE
 

@@ -9,7 +9,7 @@ from absl import logging
 from flax import nnx
 
 from experiments import fitting, sources
-from mpojax import interop, models, training
+from mpojax import io, models, training
 from mpojax.data import fingerprint, tasks
 from mpojax.methods import mpop
 
@@ -101,7 +101,7 @@ def fine_tune(config, variant, encoder, arrays, seed, folder: pathlib.Path, work
     if config.save_finetuned and seed == config.seeds[0]:
         target = workdir.path / "finetuned" / variant.name
         shutil.rmtree(target, ignore_errors=True)  # of a start that was killed while saving
-        interop.save_pretrained(result.state.model(), target)
+        io.save_pretrained(result.state.model(), target)
     summary = {
         "variant": variant.name,
         "seed": seed,

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from experiments import comparison, config_fields, launch, sources, study_files
-from mpojax import data, interop, models, training
+from mpojax import compression, data, io, models, training
 from mpojax.methods import mpop
 from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
@@ -34,12 +34,12 @@ class Variant:
     Attributes:
       name, label: key of its files and text in tables and plots.
       matrices: regular expressions over matrix paths, or "default", as in the rules of
-        `mpojax.interop.compress`; none leaves the model dense.
-      settings: rule settings for all of them, fields of `mpojax.interop.Settings`.
+        `mpojax.compression.compress`; none leaves the model dense.
+      settings: rule settings for all of them, fields of `mpojax.compression.Settings`.
       budget: parameters of the whole model, a fraction of the dense count or a number.
       bond: cap for every bond.
       same_size_as: name of an earlier variant whose parameter count is the budget.
-      allocation, keep_dense: how a budget is met, see `mpojax.interop.compress`.
+      allocation, keep_dense: how a budget is met, see `mpojax.compression.compress`.
       trainable: a name in `mpojax.methods.mpop.FILTERS`.
     """
 
@@ -61,7 +61,7 @@ class Variant:
 
     @property
     def rules(self) -> list[tuple[str, dict]]:
-        """Compression rules as `interop.compress` takes them."""
+        """Compression rules as `compression.compress` takes them."""
         return [(pattern, dict(self.settings)) for pattern in self.matrices]
 
 
@@ -78,7 +78,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
     source = sources.locate(config.model)
-    dense = interop.load_pretrained(source)
+    dense = io.load_pretrained(source)
     check_task(config, dense)
     check_variants(dense, [variant for variant in variants if not variant.needs_calibration])
     calibration = calibrate(config, dense, variants, source)
@@ -152,7 +152,9 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
     return variants
 
 
-def calibrate(config, dense, variants: list[Variant], source: str) -> interop.Calibration | None:
+def calibrate(
+    config, dense, variants: list[Variant], source: str
+) -> compression.Calibration | None:
     """Runs the calibration texts through the model, where a variant needs them.
 
     Raises:
@@ -181,7 +183,7 @@ def calibrate(config, dense, variants: list[Variant], source: str) -> interop.Ca
         )
     loss = training.objective(task.kind) if first_order else None
     with progress_lib.progress(f"calibrating on {len(split)} examples of {task.name}") as advance:
-        return interop.calibrate(
+        return compression.calibrate(
             dense,
             (_readable(dense, batches[index]) for index in range(len(batches))),
             loss=loss,
@@ -231,7 +233,7 @@ def check_variants(dense, variants: list[Variant], calibration=None) -> None:
             budget = variant.budget
             if variant.same_size_as is not None:
                 budget = budgets.get(variant.same_size_as) or 1.0
-            interop.check_rules(
+            compression.check_rules(
                 dense,
                 variant.rules,
                 budget=budget,
@@ -258,17 +260,17 @@ def compress_variant(
     target = folder / "models" / variant.name
     record = folder / "compression" / f"{variant.name}.json"
     if record.is_file():
-        model = interop.load_pretrained(target) if variant.rules else dense
+        model = io.load_pretrained(target) if variant.rules else dense
         return model, json.loads(record.read_text(encoding="utf-8"))
     shutil.rmtree(target, ignore_errors=True)  # of a start that was killed while saving
     if not variant.rules:
-        interop.save_pretrained(dense, target, tokenizer_from=tokenizer)
+        io.save_pretrained(dense, target, tokenizer_from=tokenizer)
         return dense, study_files.write_record(record, target, dense, None)
     budget = variant.budget
     if variant.same_size_as is not None:
         budget = earlier[variant.same_size_as][1]["parameters"]
     with progress_lib.progress(f"compressing: {variant.label}") as advance:
-        model, report = interop.compress(
+        model, report = compression.compress(
             dense,
             variant.rules,
             budget=budget,
@@ -279,7 +281,7 @@ def compress_variant(
             keep_dense=variant.keep_dense,
             progress=advance,
         )
-    interop.save_pretrained(model, target, tokenizer_from=tokenizer)
+    io.save_pretrained(model, target, tokenizer_from=tokenizer)
     print(f"\n{variant.label}\n{report.table()}\n", flush=True)
     report.to_csv(folder / "compression" / f"{variant.name}.csv")
     report.plot(folder / "plots" / f"{variant.name}_roles.png")

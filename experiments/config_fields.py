@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from mpojax import checks, layers
+from mpojax import checks, nn
 from mpojax.checks import Allowed, integer, mapping, null, number, one_of, sequence, text
 from mpojax.models.config import COMPUTE_DTYPES
 from mpojax.training import sharding
@@ -62,7 +62,7 @@ _TRAINING = {
     "z_weight": number(0),
     "rate_exponent": number(0),
     "optimizer.learning_rate": _RATE,
-    "optimizer.role_learning_rates": mapping(_RATE, names=layers.ROLES),
+    "optimizer.role_learning_rates": mapping(_RATE, names=nn.ROLES),
     "optimizer.warmup_steps": number(0).noted("below 1: a fraction of all steps"),
     "optimizer.end_factor": _SHARE,
     "optimizer.beta1": number(0, 1),

@@ -9,7 +9,7 @@ import rich.console
 import rich.table
 
 from mpojax import files
-from mpojax.interop.report import format_error, matrix_table
+from mpojax.compression.report import format_error, matrix_table
 
 _HEADERS = {
     "label": "variant",

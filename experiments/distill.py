@@ -25,8 +25,9 @@ from flax import nnx
 from configs.opdf import base
 from experiments import fitting, jobs, launch, sources, tuning
 from mpojax import data, models, training
-from mpojax.methods import mpop, opdf, students
-from mpojax.training import distillation, replacement
+from mpojax.methods import mpop, opdf
+from mpojax.methods.opdf import distillation, students
+from mpojax.methods.opdf import theseus as replacement
 
 # Methods of distillation: "kd" compares outputs, "theseus" replaces layers.
 HOSTS = ("kd", "theseus")

@@ -18,7 +18,9 @@ import ml_collections
 from configs.mpop import base
 from experiments import fitting, jobs, launch, trajectory, tuning
 from mpojax import data, training
-from mpojax.methods import mpop, squeeze_costs, squeeze_settings, squeezing
+from mpojax.methods import mpop
+from mpojax.methods.mpop import costs, squeezing
+from mpojax.methods.mpop import settings as squeeze_settings
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -112,7 +114,7 @@ def _squeeze(
     def gradients(model):
         rows = slice(0, job.train.batch_size)
         batches = (job.train.rows(step, rows) for step in range(settings.score_batches))
-        return squeeze_costs.gradients(model, job.loss, batches)
+        return costs.gradients(model, job.loss, batches)
 
     outcome = squeezing.squeeze(
         job.model,

@@ -10,7 +10,7 @@ from absl import logging
 
 from experiments import language_models
 from mpojax import data, files, models, training
-from mpojax.training import text_metrics
+from mpojax.training.scores import text_metrics
 
 _BATCH = 32
 

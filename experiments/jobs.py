@@ -12,7 +12,7 @@ from absl import logging
 from flax import nnx
 
 from experiments import adapters, config_fields, fitting, sources
-from mpojax import checks, data, files, interop, models, training
+from mpojax import checks, compression, data, files, io, models, training
 from mpojax.methods import mpop, multitask
 from mpojax.training import objectives
 
@@ -57,7 +57,7 @@ class Job:
     name: str
     model: models.Model
     source: str
-    report: interop.CompressionReport | None
+    report: compression.CompressionReport | None
     metric: str
     loss: objectives.LossFunction
     train: data.TrainData
@@ -114,7 +114,7 @@ def check_compression(config: ml_collections.ConfigDict) -> None:
       ValueError: rules that are malformed, or fields that clash or have nothing to work on.
     """
     rules = read_rules(config)
-    settings = [interop.parse_rule(rule)[1] for rule in rules]
+    settings = [compression.parse_rule(rule)[1] for rule in rules]
     if not rules:
         for name in ("budget", "bond", "calibration_examples", "settings"):
             if config[name]:
@@ -137,7 +137,7 @@ def check_compression(config: ml_collections.ConfigDict) -> None:
 
 
 def read_rules(config: ml_collections.ConfigDict) -> list[tuple[str, dict]]:
-    """Compression rules as `interop.compress` takes them; none for a dense model."""
+    """Compression rules as `compression.compress` takes them; none for a dense model."""
     if config.rules:
         return [(pattern, dict(settings)) for pattern, settings in config.rules]
     return [(pattern, config.settings.to_dict()) for pattern in config.matrices]
@@ -258,7 +258,7 @@ def load_model(
       ValueError: it is no encoder, or too small for the tokenizer's tokens or for max_length.
     """
     folder = model_of(config)
-    model = interop.load_pretrained(folder)
+    model = io.load_pretrained(folder)
     if not isinstance(model.config, models.EncoderConfig):
         raise ValueError(
             f"{folder} is no encoder: experiments.language_model tunes decoders, and "
@@ -395,13 +395,13 @@ def write_heads(folder: pathlib.Path, heads: Sequence[training.TaskHead]) -> Non
 def compressed(
     config: ml_collections.ConfigDict,
     model: models.Model,
-    calibration: interop.Calibration | None = None,
-) -> tuple[models.Model, interop.CompressionReport | None]:
+    calibration: compression.Calibration | None = None,
+) -> tuple[models.Model, compression.CompressionReport | None]:
     """The model by the config's rules, and the report; the model as it is without rules."""
     rules = read_rules(config)
     if not rules:
         return model, None
-    return interop.compress(
+    return compression.compress(
         model,
         rules,
         budget=config.budget,
@@ -417,7 +417,7 @@ def _calibrated(
     model: models.Model,
     examples: Mapping,
     loss: objectives.LossFunction,
-) -> interop.Calibration:
+) -> compression.Calibration:
     first_order = config.allocation == "first_order"
     if first_order and not config.start_from:
         logging.warning(
@@ -425,6 +425,6 @@ def _calibrated(
             "config.start_from with a model tuned on the task says more about it"
         )
     batches = fitting.eval_data(config, examples)
-    return interop.calibrate(
+    return compression.calibrate(
         model, (batches[i] for i in range(len(batches))), loss=loss if first_order else None
     )

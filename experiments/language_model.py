@@ -21,7 +21,7 @@ from absl import logging
 from configs.mpoe import base
 from experiments import generating, language_models, language_tuning, launch, tuning
 from mpojax import data, models, training
-from mpojax.training import language_modeling
+from mpojax.training.tasks import language_modeling
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:

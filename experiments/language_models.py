@@ -11,11 +11,11 @@ from absl import logging
 from flax import nnx
 
 from experiments import config_fields, sources, tuning
-from mpojax import data, interop, models, training
+from mpojax import compression, data, io, models, training
 from mpojax.training import gradient_mask
 from mpojax.training import state as state_lib
 
-_FORMS = ("dense", *interop.EXPERT_FORMS)
+_FORMS = ("dense", *compression.EXPERT_FORMS)
 _FRESH = {"decoder": models.DecoderConfig, "encoder_decoder": models.EncoderDecoderConfig}
 
 
@@ -47,7 +47,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.experts.form={config.experts.form!r} must be one of {', '.join(_FORMS)}."
         )
     for rule in expert_rules(config):
-        interop.parse_rule(rule, interop.ExpertRule)
+        compression.parse_rule(rule, compression.ExpertRule)
     check_mesh(config)
     check_mask(config)
 
@@ -77,7 +77,7 @@ def check_mask(config: ml_collections.ConfigDict) -> None:
 
 
 def expert_rules(config: ml_collections.ConfigDict) -> list[tuple[str, dict]]:
-    """Rules as `interop.add_experts` takes them; none for a dense model."""
+    """Rules as `compression.add_experts` takes them; none for a dense model."""
     fields = config.experts.to_dict()
     blocks = fields.pop("blocks")
     return [] if fields["form"] == "dense" else [(blocks, fields)]
@@ -91,7 +91,7 @@ def load(config: ml_collections.ConfigDict) -> tuple[models.Model, data.Tokenize
     """
     words, folder = tokenizer(config)
     source = config.model and sources.locate(config.model)
-    model = interop.load_pretrained(source) if source else fresh(config, words)
+    model = io.load_pretrained(source) if source else fresh(config, words)
     _check_vocabulary(config, model, words, folder)
     if config.keep_layers:
         model = first_layers(model, config.keep_layers)
@@ -99,7 +99,7 @@ def load(config: ml_collections.ConfigDict) -> tuple[models.Model, data.Tokenize
     rules = expert_rules(config)
     if rules:
         rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), 1))
-        model = interop.add_experts(model, rules, rngs=rngs)
+        model = compression.add_experts(model, rules, rngs=rngs)
     counts = models.count_parameters(model)
     logging.info(
         "%s: %s parameters (%s)",

@@ -8,7 +8,8 @@ from flax import nnx
 
 from experiments import fitting, router_plot, tuning
 from mpojax import training
-from mpojax.training import language_modeling, router_statistics
+from mpojax.methods.mpoe import router_statistics
+from mpojax.training.tasks import language_modeling
 
 # Last values of the training that results keep.
 _KEPT = ("mask_rate", "router/dropped", "router/entropy", "router/max_load")

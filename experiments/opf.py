@@ -16,8 +16,9 @@ import ml_collections
 
 from configs.opf import base
 from experiments import fitting, jobs, launch, sources, tuning
-from mpojax import data, interop, models, training
-from mpojax.methods import mpop, opdf, opf
+from mpojax import data, io, models, training
+from mpojax.methods import mpop, opdf
+from mpojax.methods.opdf import opf
 
 # Fields of `configs/mpop/base.py` about compression.
 _COMPRESSION = ("matrices", "rules", "budget", "bond", "calibration_examples")
@@ -96,7 +97,7 @@ def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     paths = opf.candidates(job.model, settings)
     if settings.strategy == "dynamic":
         return job
-    tuned = interop.load_pretrained(sources.locate(config.scored_by, "config.scored_by"))
+    tuned = io.load_pretrained(sources.locate(config.scored_by, "config.scored_by"))
     ours, theirs = (models.array_shapes(m.config) for m in (job.model, tuned))
     if ours != theirs or tuned.shapes or type(tuned) is not type(job.model):
         raise ValueError(

@@ -17,8 +17,12 @@ import ml_collections
 
 from configs.pet_search import base
 from experiments import fitting, jobs, kept_plot, launch, tuning
-from mpojax import data, interop, models, training
-from mpojax.methods import mpop, pet_masks, pet_search, pet_settings
+from mpojax import compression, data, io, models, training
+from mpojax.methods import mpop
+from mpojax.methods.pet import masks as pet_masks
+from mpojax.methods.pet import search as pet_search
+from mpojax.methods.pet import settings as pet_settings
+from mpojax.methods.pet import update_masks
 
 FINALISE = ("continue", "retrain")
 
@@ -122,7 +126,7 @@ def _saved(model: models.Model, folder: pathlib.Path, mask=None) -> dict[str, in
     """Writes the adapter; the size of its files."""
     adapter = folder / "adapter"
     if jax.process_index() == 0:
-        interop.save_adapter(model, adapter, mask=mask)
+        io.save_adapter(model, adapter, mask=mask)
     return {"adapter_bytes": sum(path.stat().st_size for path in adapter.glob("*"))}
 
 
@@ -134,7 +138,7 @@ def _search(
 ) -> tuning.Outcome | None:
     """The search, and what follows it; None when it was interrupted."""
     accept = models.adapter_filter(job.model)
-    optimizer = training.masked(fitting.make_optimizer(config, job.model, config.steps))
+    optimizer = update_masks.masked(fitting.make_optimizer(config, job.model, config.steps))
     search = pet_search.Search(job.model, settings, job.loss, config.steps)
     state = training.TrainState.create(job.model, accept, optimizer, seed=config.seed)
 
@@ -190,7 +194,7 @@ def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning
         **_saved(model, folder, entries),
     }
     # Merged: one program evaluates whatever was kept.
-    metrics = job.evaluate(interop.merge(model), job.dev)
+    metrics = job.evaluate(compression.merge(model), job.dev)
     return tuning.Outcome(small, metrics, accept, facts)
 
 

@@ -27,7 +27,7 @@ from configs.mpobert import pretraining as defaults
 from experiments import fitting, launch, pretraining, tuning
 from mpojax import data, files, models, training
 from mpojax.methods import mpop
-from mpojax.training import pretraining as objective
+from mpojax.training.tasks import pretraining as objective
 
 check = pretraining.check  # what sweeps call before the first cell
 

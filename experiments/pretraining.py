@@ -7,8 +7,9 @@ import ml_collections
 
 from configs.mpobert import pretraining as defaults
 from experiments import config_fields, sources
-from mpojax import data, interop, layers, models, mpo, training
-from mpojax.methods import mpobert, mpobert_start
+from mpojax import compression, data, io, models, mpo, nn, training
+from mpojax.methods import mpobert
+from mpojax.methods.mpobert import start as mpobert_start
 
 # Fields of a model that a teacher decides.
 _TEACHER_FIELDS = (
@@ -84,10 +85,10 @@ def plan(config: ml_collections.ConfigDict, corpus: data.Corpus) -> Plan:
     teacher = None
     if config.start.kind == "teacher":
         source = sources.locate(config.start.teacher, "config.start.teacher")
-        teacher = interop.load_pretrained(source, pretraining_head=True)
+        teacher = io.load_pretrained(source, pretraining_head=True)
         corpus.check_tokenizer(sources.load_tokenizer(source)[0])
         if teacher.shapes or teacher.config.adapters:
-            teacher = interop.merge(teacher)
+            teacher = compression.merge(teacher)
         fields = _with_teacher(fields, teacher.config)
     fields = {name: value for name, value in fields.items() if value != 0 or name in _ZERO_ALLOWED}
     fields.setdefault("vocab_size", corpus.vocab_size)
@@ -100,7 +101,7 @@ def plan(config: ml_collections.ConfigDict, corpus: data.Corpus) -> Plan:
     model, shapes = mpobert.settings(**fields)
     if config.architecture != "mpobert":
         groups = None if config.architecture == "unshared" else model.layer_groups
-        model = dataclasses.replace(model, layer_groups=groups, shared_roles=layers.ROLES)
+        model = dataclasses.replace(model, layer_groups=groups, shared_roles=nn.ROLES)
         shapes = {}
     return Plan(model, shapes, teacher)
 

@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from experiments import command_line, plots
 from mpojax import files
-from mpojax.training import router_statistics
+from mpojax.methods.mpoe import router_statistics
 
 NAME = "router.png"
 _MOST_TICKS = 24

@@ -6,7 +6,7 @@ import tempfile
 
 from absl import logging
 
-from mpojax import data, interop, models
+from mpojax import data, io, models
 
 
 def locate(name: str, field: str = "config.model") -> str:
@@ -27,7 +27,7 @@ def locate(name: str, field: str = "config.model") -> str:
             f"{field} is empty: pass --{field}=FOLDER, the folder of a checkpoint with "
             "config.json and safetensors weights."
         )
-    return str(interop.locate(name, f"--{field}"))
+    return str(io.locate(name, f"--{field}"))
 
 
 def load_tokenizer(source: str) -> tuple[data.Tokenizer, str]:
@@ -42,7 +42,7 @@ def load_tokenizer(source: str) -> tuple[data.Tokenizer, str]:
     if source.endswith(".gguf"):
         file, source = source, tempfile.mkdtemp(prefix="mpojax-tokenizer-")
         atexit.register(shutil.rmtree, source, ignore_errors=True)
-        interop.write_gguf_tokenizer(file, source)
+        io.write_gguf_tokenizer(file, source)
     return data.Tokenizer.from_folder(source), source
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments import console
 from mpojax import files, models, mpo
-from mpojax.interop import rules as rules_lib
-from mpojax.interop import surgery
+from mpojax.compression import rules as rules_lib
+from mpojax.compression import surgery
 from mpojax.training import progress as progress_lib
 
 _CAPS = (4, 8, 16, 32, 64, 128, 256)

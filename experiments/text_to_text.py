@@ -22,7 +22,7 @@ from absl import logging
 from configs.mpoe import base
 from experiments import answers, jobs, language_models, language_tuning, launch, tuning
 from mpojax import data, models
-from mpojax.training import text_metrics
+from mpojax.training.scores import text_metrics
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:

@@ -16,7 +16,7 @@ from absl import logging
 from flax import nnx
 
 from experiments import fitting, jobs
-from mpojax import files, interop, models, training
+from mpojax import compression, files, io, models, training
 from mpojax.methods import mpop
 
 # Of use to unfinished runs.
@@ -165,7 +165,7 @@ def merged_outcome(
 
     The result also gets the metrics before merging, and the size afterwards.
     """
-    merged, before = interop.merge(model), job.evaluate(model, job.dev)
+    merged, before = compression.merge(model), job.evaluate(model, job.dev)
     outcome = finished(config, job, merged, mpop.trainable_filter("all"), facts)
     outcome.facts["unmerged_metrics"] = before
     logging.info("%s large, %s merged", before, outcome.metrics)
@@ -206,7 +206,7 @@ def save(
         state = training.sharding.replicated(state, training.make_mesh(config.mesh.to_dict()))
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # of a start killed while saving
-        interop.save_pretrained(state.model(), folder, tokenizer_from=tokenizer_from)
+        io.save_pretrained(state.model(), folder, tokenizer_from=tokenizer_from)
 
 
 def _result(config: ml_collections.ConfigDict, job: jobs.Job, outcome: Outcome) -> dict[str, Any]:

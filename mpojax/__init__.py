@@ -14,9 +14,10 @@ around it.
 Parts of the library, each importing only from those above it:
 
     mpojax.mpo       pure functions on cores
-    mpojax.layers    Flax NNX modules
+    mpojax.nn           Flax NNX modules
     mpojax.models    transformers built from the layers
-    mpojax.interop   Hugging Face folders, compress / merge, weight files
+    mpojax.compression  rules, calibration, compress / merge, adapters, experts
+    mpojax.io           Hugging Face folders, GGUF, own folders, adapter files
     mpojax.data      texts, tokenizers, batches
     mpojax.training  one training loop
     mpojax.methods   the papers, as compositions of the above
@@ -31,10 +32,10 @@ from mpojax import mpo
 from mpojax.version import __version__
 
 if TYPE_CHECKING:
-    from mpojax import data, interop, layers, methods, models, training
-    from mpojax.interop import Rule, add_adapters, add_experts, calibrate, compress, merge
-    from mpojax.interop import load_pretrained as load
-    from mpojax.interop import save_pretrained as save
+    from mpojax import compression, data, io, methods, models, nn, training
+    from mpojax.compression import Rule, add_adapters, add_experts, calibrate, compress, merge
+    from mpojax.io import load_pretrained as load
+    from mpojax.io import save_pretrained as save
     from mpojax.models import generate
 
 __all__ = [
@@ -44,30 +45,31 @@ __all__ = [
     "add_experts",
     "calibrate",
     "compress",
+    "compression",
     "data",
     "generate",
-    "interop",
-    "layers",
+    "io",
     "load",
     "merge",
     "methods",
     "models",
     "mpo",
+    "nn",
     "save",
     "training",
 ]
 
 # Name here: (part that has it, its name there).
 _VERBS = {
-    "Rule": ("interop", "Rule"),
-    "add_adapters": ("interop", "add_adapters"),
-    "add_experts": ("interop", "add_experts"),
-    "calibrate": ("interop", "calibrate"),
-    "compress": ("interop", "compress"),
+    "Rule": ("compression", "Rule"),
+    "add_adapters": ("compression", "add_adapters"),
+    "add_experts": ("compression", "add_experts"),
+    "calibrate": ("compression", "calibrate"),
+    "compress": ("compression", "compress"),
     "generate": ("models", "generate"),
-    "load": ("interop", "load_pretrained"),
-    "merge": ("interop", "merge"),
-    "save": ("interop", "save_pretrained"),
+    "load": ("io", "load_pretrained"),
+    "merge": ("compression", "merge"),
+    "save": ("io", "save_pretrained"),
 }
 
 

@@ -6,7 +6,7 @@
 FOLDER holds, at any depth, UTF-8 `.txt` files and `.jsonl` files with a field "text" per line. The
 first form trains a lower-case WordPiece vocabulary on the text, the second takes the tokenizer of
 a model (tokenizer.json or vocab.txt). `data.Corpus(CORPUS)` reads what is written;
-`mpojax/data/corpus.py` describes it.
+`mpojax/data/corpus/corpus.py` describes it.
 
 Nothing depends on the number of workers, not a byte. A run that was stopped, in whatever way, goes
 on when the same command is started again; a corpus that is complete is left as it is.
@@ -19,7 +19,8 @@ import os
 from absl import flags, logging
 
 from experiments import command_line
-from mpojax.data import corpus, corpus_building, text_documents
+from mpojax.data.corpus import building, corpus
+from mpojax.data.text import documents as text_documents
 from mpojax.training import progress
 
 _TEXT = flags.DEFINE_string("text", None, "Folder of .txt and .jsonl files.")
@@ -42,9 +43,9 @@ _WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one per co
 
 
 def prepare(
-    text: str, out: str, settings: corpus_building.Settings, workers: int | None = None
+    text: str, out: str, settings: building.Settings, workers: int | None = None
 ) -> corpus.Corpus:
-    """`corpus_building.build` with a progress bar per stage; `workers` default: one per core."""
+    """`building.build` with a progress bar per stage; `workers` default: one per core."""
     with contextlib.ExitStack() as stack:
         bars = {}
 
@@ -54,9 +55,7 @@ def prepare(
                 bars[what] = stack.enter_context(progress.progress(what))
             bars[what](done, total, "kB of text")
 
-        return corpus_building.build(
-            text, out, settings, workers=workers or _cores(), advance=advance
-        )
+        return building.build(text, out, settings, workers=workers or _cores(), advance=advance)
 
 
 def summary(made: corpus.Corpus) -> str:
@@ -96,7 +95,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # which accelerators there are not
-    settings = corpus_building.Settings(
+    settings = building.Settings(
         vocab_size=_VOCAB_SIZE.value,
         tokenizer=_TOKENIZER.value,
         valid=_VALID.value,

@@ -20,7 +20,8 @@ from absl import flags, logging
 
 from experiments import command_line
 from mpojax import data, files
-from mpojax.data import glue, squad, tfds_folders
+from mpojax.data.sources import glue, squad
+from mpojax.data.sources import tfds as tfds_folders
 from mpojax.training import progress
 
 try:

@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Experts: what `blocks` matches (regular expression over paths such as layers/3/feed_forward)
     # becomes a mixture of `number` experts. The other fields are those of
-    # mpojax.interop.ExpertRule.
+    # mpojax.compression.ExpertRule.
     config.experts = {
         "form": "dense",  # no experts; or "mpoe", "unshared" (a central core each), "switch"
         "blocks": r"(.*/)?layers/\d+/feed_forward",

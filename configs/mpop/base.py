@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Compression: matrices with one set of settings for all, or rules with settings for each.
     config.matrices = ()  # regular expressions over matrix paths; none: the model stays dense
-    config.settings = {}  # fields of mpojax.interop.Settings
+    config.settings = {}  # fields of mpojax.compression.Settings
     config.rules = ()  # (pattern, settings) pairs; replace matrices and settings
     config.budget = config_dict.placeholder(float)  # fraction of the dense parameters, or a number
     config.bond = config_dict.placeholder(int)  # cap for every bond
@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.adapter_phase = "fine_tuning"
 
     config.trainable = "all"  # a name in mpojax.methods.mpop.FILTERS
-    config.squeeze = {}  # fields of mpojax.methods.squeezing.Settings; none: no squeezing
+    config.squeeze = {}  # fields of mpojax.methods.mpop.squeezing.Settings; none: no squeezing
 
     config.seed = 0
     config.steps = 1000

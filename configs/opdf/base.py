@@ -12,7 +12,8 @@ import ml_collections
 
 from configs.mpop import base
 from mpojax.methods import opdf
-from mpojax.training import distillation, replacement
+from mpojax.methods.opdf import distillation
+from mpojax.methods.opdf import theseus as replacement
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -24,9 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.student_layers = ()
     # "kd": the student learns the teacher's outputs; "theseus": its layers replace the teacher's.
     config.host = "kd"
-    # Of "theseus": fields of mpojax.training.replacement.Settings.
+    # Of "theseus": fields of mpojax.methods.opdf.theseus.Settings.
     config.replacement = dataclasses.asdict(replacement.Settings())
-    # Of "kd", terms of the loss: fields of mpojax.training.distillation.Weights.
+    # Of "kd", terms of the loss: fields of mpojax.methods.opdf.distillation.Weights.
     config.weights = dataclasses.asdict(distillation.Weights())
     # With `matrices` or `rules` (of configs/mpop/base.py) the student is the teacher compressed by
     # them instead; `trainable` then says what of it learns.

@@ -11,13 +11,13 @@ import dataclasses
 import ml_collections
 
 from configs.mpop import base
-from mpojax.methods import opf
+from mpojax.methods.opdf import opf
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Default config: dynamic selection; N, n, L and the rate are the paper's for base models."""
     config = base.get_config()
-    config.opf = dataclasses.asdict(opf.Settings())  # fields of mpojax.methods.opf.Settings
+    config.opf = dataclasses.asdict(opf.Settings())  # fields of mpojax.methods.opdf.opf.Settings
     # Of "static": folder of the same model, fine-tuned on the task (experiments.finetune with
     # config.save_model=True); its loss without a matrix says what that is worth.
     config.scored_by = ""

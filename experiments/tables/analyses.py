@@ -8,7 +8,7 @@ import numpy as np
 from experiments import sources
 from experiments.tables import published, results
 from experiments.tables.page import Page
-from mpojax import interop, models, mpo
+from mpojax import compression, io, models, mpo
 from mpojax.training import progress as progress_lib
 
 # Pattern of the arrays that count as each kind of layer.
@@ -83,8 +83,8 @@ def change_shares(before: str, after: str) -> dict[str, tuple[float, float, floa
 
 
 def _dense_arrays(name: str) -> dict[str, np.ndarray]:
-    model = interop.load_pretrained(sources.locate(name))
-    return models.to_arrays(interop.merge(model) if model.shapes else model)
+    model = io.load_pretrained(sources.locate(name))
+    return models.to_arrays(compression.merge(model) if model.shapes else model)
 
 
 def _saved_run(runs: Sequence[results.Run]) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from configs.mpop import rows as rows_lib
 from experiments import jobs
 from experiments.tables import layout, results
 from experiments.tables.page import Page
-from mpojax import interop, models
+from mpojax import compression, models
 
 _NOT_HERE = "published only"
 
@@ -133,10 +133,10 @@ def planned_counts(config: ml_collections.ConfigDict) -> tuple[dict[str, int], i
     rules = [(pattern, dict(settings)) for pattern, settings in config.rules]
 
     def chains(cap: int | None) -> int:
-        shapes = interop.planned_shapes(architecture, rules, bond=cap)
+        shapes = compression.planned_shapes(architecture, rules, bond=cap)
         return sum(shape.num_params for shape in shapes.values())
 
-    full = interop.planned_shapes(architecture, rules)
+    full = compression.planned_shapes(architecture, rules)
     rest = rows_lib.counts(config)["total"] - chains(None)
     if budget <= 1:
         budget *= rest + sum(shape.num_dense_params for shape in full.values())

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from mpojax.data import text_classification
+from mpojax.data.text import classification as text_classification
 
 
 def few_shot(

@@ -6,15 +6,9 @@ import pathlib
 from collections.abc import Sequence
 
 from mpojax import checks
-from mpojax.data import (
-    file_tasks,
-    glue,
-    glue_hub,
-    squad,
-    text_classification,
-    tfds_folders,
-    vader,
-)
+from mpojax.data.sources import file_tasks, glue, glue_hub, squad, vader
+from mpojax.data.sources import tfds as tfds_folders
+from mpojax.data.text import classification as text_classification
 
 # A data set that is not what its users would expect keeps a name of its own.
 TASKS = (*glue.TASKS, "squad", "vader_movie")

@@ -1,4 +1,4 @@
-"""Transformers built from `mpojax.layers`; no word about compression methods or file formats."""
+"""Transformers built from `mpojax.nn`; no word about compression methods or file formats."""
 
 from mpojax.models.adapters import (
     adapter_arrays,

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax import layers
+from mpojax import nn
 from mpojax.models import arrays as arrays_lib
 from mpojax.models import matrices
 from mpojax.models.kinds import Config, Model
@@ -61,8 +61,8 @@ def adapter_filter(model: Model, head: bool = True):
     """NNX filter (path, variable) of the adapters' variables, and of the head's.
 
     Raises:
-      ValueError: a stack of layers of which only some are tuned in place; `interop.add_adapters`
-        makes models whose stacks fit.
+      ValueError: a stack of layers of which only some are tuned in place; `add_adapters` of
+        `mpojax.compression` makes models whose stacks fit.
     """
     tuned, paths = adapter_arrays(model), set()
     for path, _, layer_range in arrays_lib.variables(model):
@@ -138,7 +138,7 @@ def _names(model: Model) -> Iterator[tuple[str, str | None]]:
 def _kind(name: str, variable) -> str | None:
     if "/adapter/" in name or name.startswith("head/"):
         return None
-    if isinstance(variable, layers.AuxiliaryCore):
+    if isinstance(variable, nn.AuxiliaryCore):
         return "cores"
     leaf = name.rpartition("/")[2]
     if leaf == "bias":

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import checks, layers, mpo
+from mpojax import checks, mpo, nn
 from mpojax.models import heads, kinds, stacking
 from mpojax.models.config import EncoderConfig
 from mpojax.models.kinds import Config, Model
@@ -117,9 +117,9 @@ def count_parameters(model: Model) -> dict[str, int]:
 
     Works on abstract models too. A variable held in two places is counted once.
     """
-    counts = dict.fromkeys(layers.ROLES, 0)
+    counts = dict.fromkeys(nn.ROLES, 0)
     for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        counts[layers.role_of(variable)] += int(np.prod(variable.shape, dtype=np.int64))
+        counts[nn.role_of(variable)] += int(np.prod(variable.shape, dtype=np.int64))
     return counts
 
 
@@ -134,7 +134,7 @@ def reconfigure(model: Model, **changes) -> Model:
 
 def unshared(model: Model) -> Model:
     """The same function with parameters of its own for every layer (copies, on the host)."""
-    config = dataclasses.replace(model.config, layer_groups=None, shared_roles=layers.ROLES)
+    config = dataclasses.replace(model.config, layer_groups=None, shared_roles=nn.ROLES)
     if not model.config.shares_everything:
         shapes = model.shapes
     else:
@@ -195,7 +195,7 @@ def with_head(
         arrays = {p: a for p, a in arrays.items() if not p.startswith("pooler/")}
     for path in ("head", "pooler"):
         if path in sizes and not any(p.startswith(f"{path}/") for p in arrays):
-            fresh = layers.Dense(*sizes[path], rngs=rngs)
+            fresh = nn.Dense(*sizes[path], rngs=rngs)
             arrays[f"{path}/kernel"] = np.asarray(fresh.kernel[...])
             arrays[f"{path}/bias"] = np.asarray(fresh.bias[...])
     return from_arrays(config, shapes, arrays)
@@ -229,7 +229,7 @@ def central_cores(model) -> dict[str, mpo.MPOShape]:
     """{path of a central core in the module, joined by `/`: shape of its chain}."""
     found = {}
     for path, variable, layer_range in variables(model):
-        if isinstance(variable, layers.CentralCore):
+        if isinstance(variable, nn.CentralCore):
             name, _ = logical_names(path, layer_range)[0]
             shape = model.shapes[name.partition("/cores/")[0]]
             found["/".join(map(str, path))] = shape
@@ -274,3 +274,23 @@ def _as_float32(array) -> jax.Array:
 def _natural(path: str) -> list:
     """Sort key: layer numbers by value, not by digits."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.split("/")]
+
+
+def is_floating(array: np.ndarray) -> bool:
+    """True if the dtype is floating point, bfloat16 included."""
+    return jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def check_finite(tensors: Mapping[str, np.ndarray], where: str):
+    """Raises a ValueError that names every tensor with a NaN or an infinity."""
+    bad = []
+    for name, tensor in tensors.items():
+        if is_floating(tensor) and not (finite := np.isfinite(tensor)).all():
+            bad.append(
+                f"{name} ({tensor.size - np.count_nonzero(finite)} of {tensor.size} elements)"
+            )
+    if bad:
+        raise ValueError(
+            f"{where} holds weights that are NaN or infinite: {checks.listed(bad)}. The checkpoint "
+            "is damaged or its training diverged; use an earlier one."
+        )

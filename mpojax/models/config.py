@@ -5,9 +5,9 @@ import json
 from collections.abc import Sequence
 
 from mpojax import checks
-from mpojax.layers import ACTIVATIONS, NORMS, ROLES, AdapterSettings
 from mpojax.models import matrices as matrices_lib
 from mpojax.models import setting_types
+from mpojax.nn import ACTIVATIONS, NORMS, ROLES, AdapterSettings
 
 POOLINGS = ("none", "pooler", "mean", "first")
 POOLER_ACTIVATIONS = ("tanh", "relu")
@@ -30,8 +30,8 @@ class EncoderConfig:
       intermediate_size: width inside the feed-forward block.
       max_positions: rows of the position table, the longest sequence.
       token_types: rows of the token type table; 0 for no table (DistilBERT).
-      activation: a key of `mpojax.layers.ACTIVATIONS`.
-      norm: a key of `mpojax.layers.NORMS`: "layer_norm", or MobileBERT's "no_norm".
+      activation: a key of `mpojax.nn.ACTIVATIONS`.
+      norm: a key of `mpojax.nn.NORMS`: "layer_norm", or MobileBERT's "no_norm".
       norm_eps: epsilon of every layer norm.
       pad_id: token id of padding (for those who make batches; the model reads the mask alone).
       dropout: rate on embeddings and on the output of every block, when a dropout key is given.
@@ -53,9 +53,9 @@ class EncoderConfig:
       layer_groups: None: every layer has parameters of its own. G: the layers form G blocks of
         num_layers / G neighbours, and what `shared_roles` names is stored once for each block,
         under its first layer (ALBERT: 1; MPOBERT: 1, or more in the "+" variant).
-      shared_roles: roles (`mpojax.layers.ROLES`) of the parameters that a block shares: all for
+      shared_roles: roles (`mpojax.nn.ROLES`) of the parameters that a block shares: all for
         ALBERT, ("central", "other") for MPOBERT, whose auxiliary cores and adapters are per layer.
-      adapters: (regular expression, `mpojax.layers.AdapterSettings`) pairs: over whole matrix
+      adapters: (regular expression, `mpojax.nn.AdapterSettings`) pairs: over whole matrix
         paths, of which a matrix has the first that matches it, or, for the kinds in place, over
         array paths. A number stands for a low rank.
       adapter_scale: what the output of an adapter is multiplied with that has no scale of its own.

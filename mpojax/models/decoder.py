@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers import rotary
-from mpojax.layers.dropout import dropout, split_or_none
+from mpojax import mpo, nn
 from mpojax.models import matrices
 from mpojax.models.decoder_config import DecoderConfig
 from mpojax.models.encoder import Transformer
 from mpojax.models.language_layers import Context
 from mpojax.models.tower import Cache, Tower, check_ids
+from mpojax.nn import rotary
+from mpojax.nn.dropout import dropout, split_or_none
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class LanguageModelOutput:
     """
 
     logits: jax.Array
-    routing: tuple[layers.RouterStatistics, ...] = ()
+    routing: tuple[nn.RouterStatistics, ...] = ()
     cache: Cache | None = None
 
 
@@ -44,7 +44,7 @@ class Tables(nnx.Module):
         """`shapes` by name: word, position."""
         sizes = matrices.under(matrices.matrix_sizes(config), "embeddings/")
         for name, size in sizes.items():
-            table = layers.embedding(*size, shapes.get(name), dtype=config.dtype, rngs=rngs)
+            table = nn.embedding(*size, shapes.get(name), dtype=config.dtype, rngs=rngs)
             setattr(self, name, table)
 
 
@@ -155,7 +155,7 @@ def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache
 def head(config, shapes: Mapping[str, mpo.MPOShape], rngs: nnx.Rngs) -> nnx.Module:
     """The map of hidden states to logits, where it is not the token embedding."""
     size = (config.hidden_size, config.vocab_size)
-    return layers.linear(*size, shapes.get("head"), False, dtype=config.dtype, rngs=rngs)
+    return nn.linear(*size, shapes.get("head"), False, dtype=config.dtype, rngs=rngs)
 
 
 def _check_inputs(config, input_ids, attention_mask, places: int):

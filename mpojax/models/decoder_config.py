@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 
 from mpojax import checks
-from mpojax.layers import ACTIVATIONS, NORMS, AdapterSettings
-from mpojax.layers.expert_settings import ExpertSettings
 from mpojax.models import matrices as matrices_lib
 from mpojax.models import setting_types
 from mpojax.models.sampling import GREEDY, Sampling
+from mpojax.nn import ACTIVATIONS, NORMS, AdapterSettings
+from mpojax.nn.moe.settings import ExpertSettings
 
 POSITIONS = ("learned", "rotary")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -112,7 +112,7 @@ class DecoderConfig(LanguageModelConfig):
         frequency factor, positions the model was first trained with); None for none.
       norm: "layer_norm" or "rms_norm".
       norm_eps: epsilon of every norm.
-      activation: a key of `mpojax.layers.ACTIVATIONS`.
+      activation: a key of `mpojax.nn.ACTIVATIONS`.
       gated: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
       attention_bias: queries, keys and values have biases.
       attention_out_bias: the output map of attention has one.

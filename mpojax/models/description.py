@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flax import nnx
 
-from mpojax import checks, layers, mpo
+from mpojax import checks, mpo, nn
 from mpojax.models import matrices
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def _sizes(config) -> Iterator[str]:
 
 def _counts(model: "Transformer") -> str:
     """Parameters by role, and the bytes of all."""
-    counts, num_bytes = dict.fromkeys(layers.ROLES, 0), 0
+    counts, num_bytes = dict.fromkeys(nn.ROLES, 0), 0
     for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         size = math.prod(variable.shape)
-        counts[layers.role_of(variable)] += size
+        counts[nn.role_of(variable)] += size
         num_bytes += size * np.dtype(variable.dtype).itemsize
     parts = ", ".join(f"{role} {count:,}" for role, count in counts.items() if count)
     return f"{sum(counts.values()):,} parameters ({num_bytes / 1e6:,.1f} MB): {parts}"

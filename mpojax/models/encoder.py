@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers.dropout import dropout, split_or_none
+from mpojax import mpo, nn
 from mpojax.models import description, matrices, stacking
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder_layers import norm
+from mpojax.nn.dropout import dropout, split_or_none
 
 
 class Embeddings(nnx.Module):
@@ -27,16 +27,14 @@ class Embeddings(nnx.Module):
         def table(name):
             if name not in sizes:
                 return None
-            return layers.embedding(*sizes[name], shapes.get(name), dtype=config.dtype, rngs=rngs)
+            return nn.embedding(*sizes[name], shapes.get(name), dtype=config.dtype, rngs=rngs)
 
         self.word = table("word")
         self.position = table("position")
         self.token_type = table("token_type")
         self.norm = norm(config, sizes["position"][1])
         self.projection = (
-            layers.linear(
-                *sizes["projection"], shapes.get("projection"), dtype=config.dtype, rngs=rngs
-            )
+            nn.linear(*sizes["projection"], shapes.get("projection"), dtype=config.dtype, rngs=rngs)
             if "projection" in sizes
             else None
         )
@@ -153,7 +151,7 @@ class Encoder(Transformer):
             for path, settings in matrices.adapter_settings(config).items()
             if path in ("embeddings/projection", "pooler")
         }
-        layers.attach_adapters(self, outside, config.adapter_scale, rngs=rngs)
+        nn.attach_adapters(self, outside, config.adapter_scale, rngs=rngs)
 
     def __call__(
         self,
@@ -260,7 +258,7 @@ def _forward(
 
 def _pooler(config, shapes, rngs) -> nnx.Module:
     hidden = config.hidden_size
-    return layers.linear(hidden, hidden, shapes.get("pooler"), dtype=config.dtype, rngs=rngs)
+    return nn.linear(hidden, hidden, shapes.get("pooler"), dtype=config.dtype, rngs=rngs)
 
 
 def _check_inputs(config, input_ids, others):

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers.dropout import dropout, split_or_none
+from mpojax import mpo, nn
 from mpojax.models.decoder import LanguageModelOutput, head
 from mpojax.models.decoder_config import EncoderDecoderConfig
 from mpojax.models.encoder import Transformer
 from mpojax.models.language_layers import Context
 from mpojax.models.tower import Cache, Tower, check_ids
+from mpojax.nn.dropout import dropout, split_or_none
 
 
 class BiasedTower(Tower):
@@ -35,7 +35,7 @@ class BiasedTower(Tower):
         """`name` is "encoder" or "decoder"."""
         is_decoder = name == "decoder"
         super().__init__(config, shapes, f"{name}/", num_layers, is_decoder, rngs=rngs)
-        self.relative_bias = layers.RelativeBias(
+        self.relative_bias = nn.RelativeBias(
             config.relative_buckets,
             config.num_heads,
             config.relative_distance,
@@ -176,7 +176,7 @@ class _Word(nnx.Module):
     def __init__(self, config, shapes, *, rngs: nnx.Rngs):
         size = (config.vocab_size, config.hidden_size)
         shape = shapes.get("embeddings/word")
-        self.word = layers.embedding(*size, shape, dtype=config.dtype, rngs=rngs)
+        self.word = nn.embedding(*size, shape, dtype=config.dtype, rngs=rngs)
 
 
 @jax.jit  # So that a call outside of any jit compiles once, not at every call.

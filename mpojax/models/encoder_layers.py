@@ -5,15 +5,15 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers.dropout import dropout, split_or_none
+from mpojax import mpo, nn
 from mpojax.models import matrices
 from mpojax.models.config import EncoderConfig
+from mpojax.nn.dropout import dropout, split_or_none
 
 
 def norm(config: EncoderConfig, features: int) -> nnx.Module:
     """A norm of the kind the settings name."""
-    return layers.NORMS[config.norm](features, config.norm_eps, dtype=config.dtype)
+    return nn.NORMS[config.norm](features, config.norm_eps, dtype=config.dtype)
 
 
 class EncoderLayer(nnx.Module):
@@ -24,7 +24,7 @@ class EncoderLayer(nnx.Module):
     ):
         """`shapes` by path inside the layer: attention/query, feed_forward/up, ..."""
         self.config = config
-        self.attention = layers.SelfAttention(
+        self.attention = nn.SelfAttention(
             config.hidden_size,
             config.num_heads,
             matrices.under(shapes, "attention/"),
@@ -33,7 +33,7 @@ class EncoderLayer(nnx.Module):
             rngs=rngs,
         )
         self.attention_norm = norm(config, config.hidden_size)
-        self.feed_forward = layers.FeedForward(
+        self.feed_forward = nn.FeedForward(
             config.hidden_size,
             config.intermediate_size,
             config.activation,
@@ -65,7 +65,7 @@ class Bottleneck(nnx.Module):
         hidden, width = config.hidden_size, config.attention_size
 
         def mapping(name, *size):
-            return layers.linear(*size, shapes.get(name), dtype=config.dtype, rngs=rngs)
+            return nn.linear(*size, shapes.get(name), dtype=config.dtype, rngs=rngs)
 
         self.input = mapping("input", hidden, width)
         self.input_norm = norm(config, width)
@@ -91,7 +91,7 @@ class BottleneckLayer(nnx.Module):
         width = config.attention_size
         bottleneck_shapes = matrices.under(shapes, "bottleneck/")
         self.bottleneck = Bottleneck(config, bottleneck_shapes, rngs=rngs)
-        self.attention = layers.SelfAttention(
+        self.attention = nn.SelfAttention(
             width,
             config.num_heads,
             matrices.under(shapes, "attention/"),
@@ -104,7 +104,7 @@ class BottleneckLayer(nnx.Module):
         blocks = range(config.num_feed_forwards)
         self.feed_forwards = nnx.List(
             [
-                layers.FeedForward(
+                nn.FeedForward(
                     width,
                     config.intermediate_size,
                     config.activation,

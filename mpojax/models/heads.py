@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers.dropout import dropout, split_or_none
+from mpojax import mpo, nn
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder import Encoder, Transformer
 from mpojax.models.encoder_layers import norm
+from mpojax.nn.dropout import dropout, split_or_none
 
 
 def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -63,7 +63,7 @@ class ModelWithHead(Transformer):
             self.head = None
         else:
             size = (config.hidden_size, config.num_labels)
-            self.head = layers.linear(*size, shapes.get("head"), dtype=config.dtype, rngs=rngs)
+            self.head = nn.linear(*size, shapes.get("head"), dtype=config.dtype, rngs=rngs)
 
 
 class SequenceClassifier(ModelWithHead):
@@ -146,15 +146,13 @@ class MaskedLanguageModel(nnx.Module):
         """`shape` is the MPO form of the map, or None for a dense one."""
         self.activation = config.activation
         width = config.embedding_size or config.hidden_size
-        self.transform = layers.linear(
-            config.hidden_size, width, shape, dtype=config.dtype, rngs=rngs
-        )
+        self.transform = nn.linear(config.hidden_size, width, shape, dtype=config.dtype, rngs=rngs)
         self.norm = norm(config, width)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
 
     def __call__(self, hidden: jax.Array, word: nnx.Module) -> jax.Array:
         """Maps (..., hidden) to logits (..., vocabulary), float32."""
-        x = self.norm(layers.ACTIVATIONS[self.activation](self.transform(hidden)))
+        x = self.norm(nn.ACTIVATIONS[self.activation](self.transform(hidden)))
         logits = word.attend(x).astype(jnp.float32)
         return logits + self.bias[...].reshape((1,) * (logits.ndim - 1) + (-1,))
 

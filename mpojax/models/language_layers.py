@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 import jax
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers.dropout import dropout, split_or_none
-from mpojax.layers.grouped_attention import Turns
+from mpojax import mpo, nn
 from mpojax.models import matrices
 from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
+from mpojax.nn.dropout import dropout, split_or_none
+from mpojax.nn.grouped_attention import Turns
 
 KeysValues = tuple[jax.Array, jax.Array]
 
@@ -38,7 +38,7 @@ class Context:
 
 def norm(config: DecoderConfig | EncoderDecoderConfig) -> nnx.Module:
     """A norm of the kind the settings name."""
-    return layers.NORMS[config.norm](config.hidden_size, config.norm_eps, dtype=config.dtype)
+    return nn.NORMS[config.norm](config.hidden_size, config.norm_eps, dtype=config.dtype)
 
 
 class LanguageLayer(nnx.Module):
@@ -51,7 +51,7 @@ class LanguageLayer(nnx.Module):
         self,
         config: DecoderConfig | EncoderDecoderConfig,
         shapes: Mapping[str, mpo.MPOShape],
-        experts: layers.ExpertSettings | None,
+        experts: nn.ExpertSettings | None,
         has_memory: bool,
         *,
         rngs: nnx.Rngs,
@@ -75,9 +75,9 @@ class LanguageLayer(nnx.Module):
         }
         block_shapes = matrices.under(shapes, "feed_forward/")
         if experts is None:
-            self.feed_forward = layers.FeedForward(*sizes, block_shapes, **more)
+            self.feed_forward = nn.FeedForward(*sizes, block_shapes, **more)
         else:
-            self.feed_forward = layers.ExpertFeedForward(*sizes, block_shapes, experts, **more)
+            self.feed_forward = nn.ExpertFeedForward(*sizes, block_shapes, experts, **more)
 
     def __call__(
         self,
@@ -86,7 +86,7 @@ class LanguageLayer(nnx.Module):
         dropout_key: jax.Array | None = None,
         keep: Callable[[KeysValues], KeysValues] | None = None,
         memory: KeysValues | None = None,
-    ) -> tuple[jax.Array, layers.RouterStatistics | None]:
+    ) -> tuple[jax.Array, nn.RouterStatistics | None]:
         """Maps (batch, length, hidden) to the same shape; the statistics are None without experts.
 
         Args:
@@ -114,15 +114,15 @@ class LanguageLayer(nnx.Module):
             )
             x = x + dropout(attended, self.dropout, keys[3])
         normed, statistics = self.feed_forward_norm(x), None
-        if isinstance(self.feed_forward, layers.FeedForward):
+        if isinstance(self.feed_forward, nn.FeedForward):
             mapped = self.feed_forward(normed, keys[4])
         else:
             mapped, statistics = self.feed_forward(normed, context.tokens, keys[4], keys[5])
         return x + dropout(mapped, self.dropout, keys[6]), statistics
 
 
-def _attention(config, shapes, rngs) -> layers.GroupedAttention:
-    return layers.GroupedAttention(
+def _attention(config, shapes, rngs) -> nn.GroupedAttention:
+    return nn.GroupedAttention(
         config.hidden_size,
         config.num_heads,
         config.head_size,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mpojax import mpo
-from mpojax.layers.adapter_settings import AdapterSettings
+from mpojax.nn.adapter_settings import AdapterSettings
 
 if TYPE_CHECKING:
     from mpojax.models.config import EncoderConfig

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import layers as layers_lib
 from mpojax import mpo
-from mpojax.layers import ROLES
+from mpojax import nn as layers_lib
 from mpojax.models import arrays as arrays_lib
 from mpojax.models import kinds, matrices
 from mpojax.models.config import EncoderConfig
 from mpojax.models.kinds import Config, Model
+from mpojax.nn import ROLES
 
 
 def merged(model: Model, keep: str | None = None) -> Model:

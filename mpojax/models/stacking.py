@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers import partition
+from mpojax import mpo, nn
 from mpojax.models import matrices
 from mpojax.models.config import EncoderConfig
 from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
+from mpojax.nn import partition
 
 
 def stack_ranges(config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> list[range]:
@@ -47,7 +47,7 @@ def parameter_layers(config: EncoderConfig, variable, layer_range: range) -> ran
 
 def is_shared_role(config: EncoderConfig, variable) -> bool:
     """True if a block shares variables of this role."""
-    return layers.role_of(variable) in config.shared_roles
+    return nn.role_of(variable) in config.shared_roles
 
 
 def split_shared(config: EncoderConfig, stack: nnx.Module):
@@ -66,7 +66,7 @@ def random_stack(
     def make(layer_key):
         layer = kind(config, relative, rngs=nnx.Rngs(layer_key))
         adapter_rngs = nnx.Rngs(jax.random.fold_in(layer_key, 1))
-        layers.attach_adapters(layer, adapters, config.adapter_scale, rngs=adapter_rngs)
+        nn.attach_adapters(layer, adapters, config.adapter_scale, rngs=adapter_rngs)
         return layer
 
     def stacked(some: range):
@@ -113,7 +113,7 @@ def run_stack(
         shared, own, indices = block
         if config.shares_everything:
             # Before the loop, so that no matrix is rebuilt more than once in a pass.
-            layer = layers.rebuilt_once(
+            layer = nn.rebuilt_once(
                 nnx.merge(graph, shared, own), tokens=x.shape[0] * x.shape[1] * size
             )
             return _scan_layers(config, lambda _: layer, x, None, indices, mask, key, record)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers import partition
+from mpojax import mpo, nn
 from mpojax.models import matrices
 from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
 from mpojax.models.language_layers import Context, KeysValues, LanguageLayer, norm
+from mpojax.nn import partition
 
 Config = DecoderConfig | EncoderDecoderConfig
 
@@ -99,7 +99,7 @@ class Tower(nnx.Module):
         context: Context,
         dropout_key: jax.Array | None = None,
         cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None, tuple[layers.RouterStatistics, ...]]:
+    ) -> tuple[jax.Array, Cache | None, tuple[nn.RouterStatistics, ...]]:
         """(normed hidden states, cache with the keys of `x` in it, statistics of each stack with
         experts, leading axis = layer).
         """
@@ -194,7 +194,7 @@ def _stack(config, shapes, prefix: str, layer_range: range, has_memory: bool, ke
     def make(layer_key):
         layer = LanguageLayer(config, relative, experts, has_memory, rngs=nnx.Rngs(layer_key))
         adapter_rngs = nnx.Rngs(jax.random.fold_in(layer_key, 1))
-        layers.attach_adapters(layer, adapters, config.adapter_scale, rngs=adapter_rngs)
+        nn.attach_adapters(layer, adapters, config.adapter_scale, rngs=adapter_rngs)
         return layer
 
     indices = jnp.arange(layer_range.start, layer_range.stop)

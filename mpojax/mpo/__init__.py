@@ -16,12 +16,7 @@ from mpojax.mpo.alignment import (
 from mpojax.mpo.allocation import allocate, allocate_or_keep
 from mpojax.mpo.alternating import Fit, fit
 from mpojax.mpo.application import Prepared, apply, apply_prepared, prepare
-from mpojax.mpo.canonical import (
-    canonicalize,
-    canonicalize_with_spectra,
-    slice_bonds,
-    truncate,
-)
+from mpojax.mpo.canonical import canonicalize, canonicalize_with_spectra, slice_bonds, truncate
 from mpojax.mpo.contract import to_matrix
 from mpojax.mpo.decomposition import (
     GAUGES,
@@ -33,8 +28,8 @@ from mpojax.mpo.decomposition import (
     matrix_to_central,
 )
 from mpojax.mpo.embedding import embed
-from mpojax.mpo.expert_planning import ExpertPlan, plan_experts
-from mpojax.mpo.experts import apply_shared_core, expert_matrices
+from mpojax.mpo.experts.kernels import apply_shared_core, expert_matrices
+from mpojax.mpo.experts.planning import ExpertPlan, plan_experts
 from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
 from mpojax.mpo.search import Searched, search_factors
 from mpojax.mpo.separable import separable_shape

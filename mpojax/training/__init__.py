@@ -2,13 +2,7 @@
 
 from mpojax.training.checkpoints import Checkpoints
 from mpojax.training.dry_run import Report, abstract_state, dry_run
-from mpojax.training.evaluation import (
-    Evaluator,
-    NonFiniteOutputError,
-    accuracy,
-    classify,
-    score,
-)
+from mpojax.training.evaluation import Evaluator, NonFiniteOutputError, accuracy, classify, score
 from mpojax.training.hooks import (
     Call,
     Checkpoint,
@@ -18,21 +12,19 @@ from mpojax.training.hooks import (
     StopOnSignal,
     restore_best,
 )
-from mpojax.training.language_modeling import language_model_loss
 from mpojax.training.loop import Loop, fit
 from mpojax.training.metrics import MetricsWriter
 from mpojax.training.objectives import objective
 from mpojax.training.optimizer import default_config, make_optimizer
 from mpojax.training.result import FitResult
-from mpojax.training.router_statistics import RouterStatistics
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
 from mpojax.training.sharding_rules import model_rules, sharding_table
 from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
-from mpojax.training.task_evaluation import evaluator
-from mpojax.training.task_heads import TaskHead, TasksEvaluator, make_heads, mixture_loss
+from mpojax.training.tasks.language_modeling import language_model_loss
+from mpojax.training.tasks.task_evaluation import evaluator
+from mpojax.training.tasks.task_heads import TaskHead, TasksEvaluator, make_heads, mixture_loss
 from mpojax.training.time_budget import TimeBudget
-from mpojax.training.update_masks import masked
 from mpojax.training.update_statistics import UpdateStatistics
 from mpojax.training.workdir import Workdir
 
@@ -50,7 +42,6 @@ __all__ = [
     "NonFiniteOutputError",
     "Progress",
     "Report",
-    "RouterStatistics",
     "Rules",
     "StopOnSignal",
     "TaskHead",
@@ -71,7 +62,6 @@ __all__ = [
     "make_heads",
     "make_mesh",
     "make_optimizer",
-    "masked",
     "mixture_loss",
     "model_rules",
     "objective",

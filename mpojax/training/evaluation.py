@@ -15,8 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mpojax.data import pipeline
-from mpojax.training import objectives, progress, sharding, task_metrics
+from mpojax.training import objectives, progress, sharding
 from mpojax.training import state as state_lib
+from mpojax.training.scores import task_metrics
 
 Columns = Mapping[str, np.ndarray]  # {name: (N, ...)}, one row per example
 

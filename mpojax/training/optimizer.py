@@ -21,7 +21,7 @@ import ml_collections
 import optax
 
 from mpojax import checks, mpo
-from mpojax.layers import roles as role_lib
+from mpojax.nn import roles as role_lib
 from mpojax.training import gradient_mask, schedules, transforms
 from mpojax.training import state as state_lib
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mpojax.layers import partition
+from mpojax.nn import partition
 from mpojax.training import state as state_lib
 
 AXES = ("data", "fsdp", "tensor", "expert")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mpojax.layers import roles as role_lib
+from mpojax.nn import roles as role_lib
 
 _PARTS = ("trainable", "frozen", "optimizer")  # of a state, the trees of arrays
 Filter = Any  # an NNX filter: a variable type, `...`, a predicate (path, variable) or nnx.Any(...)

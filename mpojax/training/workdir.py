@@ -267,7 +267,7 @@ def versions() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             packages[name] = None
     if packages["mpojax"] is None:
-        from mpojax import version  # run from a checkout that is not installed
+        from mpojax import version
 
         packages["mpojax"] = version.__version__
     return {

@@ -7,7 +7,7 @@ from configs.mpop import albert, base
 from configs.sweeps import mpobert48
 from experiments import cells, plots
 from experiments import finetune as job
-from mpojax import interop, models, training
+from mpojax import compression, models, training
 from mpojax.methods import mpobert
 from mpojax.training import workdir
 
@@ -58,7 +58,7 @@ def test_counts_of_every_variant():
 def test_adapter_rules_fit_the_pretrained_model(variant):
     entry = finetune.VARIANTS[variant]
     pretrained, _ = mpobert.variant(entry.encoder)
-    ranks = interop.adapter_settings(pretrained, entry.adapters)
+    ranks = compression.adapter_settings(pretrained, entry.adapters)
     assert {s.rank for s in ranks.values()} == {int(variant.partition("_adapter")[2])}
     outside = {"pooler", "embeddings/projection"} & set(ranks)
     assert len(outside) == (2 if variant.startswith("mpobert12") else 0)

@@ -5,8 +5,8 @@ import pytest
 from configs.mpobert import recipes
 from configs.mpoe import base, gpt2, multitask, rows, t5
 from experiments import language_model, language_models, text_to_text
-from mpojax import interop, models, training
-from mpojax.data import glue_splits
+from mpojax import compression, models, training
+from mpojax.data.sources import glue_splits
 from mpojax.methods import mpoe
 
 FIELDS = set(base.get_config())
@@ -33,7 +33,7 @@ def check(config, architecture, variant):
     assert bool(rules) == (variant != "dense")
     settings, shapes = models.LANGUAGE_PRESETS[architecture], {}
     if rules:
-        settings, shapes = interop.planned_experts(settings, {}, rules)
+        settings, shapes = compression.planned_experts(settings, {}, rules)
         planned = mpoe.planned(architecture, variant)
         assert (settings.experts[0][1], shapes) == (planned[0].experts[0][1], planned[1])
         assert all(settings.experts_of(path) for path in models.feed_forwards(settings))

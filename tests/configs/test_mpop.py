@@ -8,8 +8,9 @@ from flax import nnx
 
 from configs.mpop import albert, base, bert, distilbert, mobilebert, rows
 from experiments import finetune
-from mpojax import interop, models, training
-from mpojax.methods import mpop, squeeze_settings
+from mpojax import compression, models, training
+from mpojax.methods import mpop
+from mpojax.methods.mpop import settings
 
 FILES = {module.MODEL.architecture: module for module in (albert, bert, distilbert, mobilebert)}
 ROWS = [(name, variant) for name, module in FILES.items() for variant in module.MODEL.variants]
@@ -32,9 +33,9 @@ def test_every_config_loads_and_fits_its_model(name, variant):
         finetune.check(config)
         squeeze = config.squeeze.to_dict()
         assert bool(squeeze) == (variant == "mpop")
-        assert squeeze_settings.Settings(**squeeze).budget == squeeze.get("budget")
+        assert settings.Settings(**squeeze).budget == squeeze.get("budget")
     config = module.get_config(f"{variant},cola")
-    shapes = interop.planned_shapes(models.PRESETS[name], config.rules) if config.rules else {}
+    shapes = compression.planned_shapes(models.PRESETS[name], config.rules) if config.rules else {}
     labelled = dataclasses.replace(models.PRESETS[name], num_labels=2)
     model = mpop.abstract(labelled, shapes)
     optimizer = training.make_optimizer(
@@ -44,7 +45,7 @@ def test_every_config_loads_and_fits_its_model(name, variant):
     assert optimizer is not None
     assert sum(math.prod(v.shape) for _, v in nnx.to_flat_state(trained)) == counted(config)[0]
     if squeeze := config.squeeze.to_dict():
-        squeeze_settings.check(squeeze_settings.Settings(**squeeze), model)
+        settings.check(settings.Settings(**squeeze), model)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_hyper_parameters():
 
 def test_groups_cover_what_the_paper_decomposes():
     sizes = models.matrix_sizes(models.PRESETS["albert-base-v2"])
-    shapes = interop.planned_shapes(
+    shapes = compression.planned_shapes(
         models.PRESETS["albert-base-v2"], albert.get_config("full,sst2").rules
     )
     assert len(shapes) == 8

@@ -7,7 +7,9 @@ import random
 import numpy as np
 
 from mpojax import data, files
-from mpojax.data import corpus_building, corpus_shards, tokenizer_files
+from mpojax.data.corpus import building
+from mpojax.data.corpus import shards as corpus_shards
+from mpojax.data.tokenizers import loading
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("the", "of", "river", "stone", "walked", "singing", "bridges", "under", "unremarkable")
@@ -45,7 +47,7 @@ def from_tokens(
         for n in range(len(SPECIAL), vocab_size)
     ]
     tokens = {name: number for number, name in enumerate((*SPECIAL, *names))}
-    backend = tokenizer_files.word_piece(tokens, lower_case=True)
+    backend = loading.word_piece(tokens, lower_case=True)
     files.write_atomic(folder / "tokenizer.json", backend.to_str())
     arrays = [(np.array(t, np.int32), np.array(s, np.int32)) for t, s in documents]
     half = (len(arrays) + 1) // 2
@@ -54,7 +56,7 @@ def from_tokens(
         if part:
             shard = corpus_shards.write_split(folder, f"{split}-{number}", part, vocab_size)
             shards.append({split: dataclasses.asdict(shard)})
-    corpus_building.finish(folder, {}, shards)
+    building.finish(folder, {}, shards)
     return data.Corpus(folder)
 
 

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from mpojax import data, files
-from mpojax.data import bible, packages
+from mpojax.data.sources import bible, packages
 
 MODULE = '''
 from pythonbible.bible.bible import Bible

@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 
 from mpojax import data, files
-from mpojax.data import corpus as corpus_lib
-from mpojax.data import corpus_building, corpus_shards, fingerprint, text_documents
+from mpojax.data import fingerprint
+from mpojax.data.corpus import building
+from mpojax.data.corpus import corpus as corpus_lib
+from mpojax.data.corpus import shards as corpus_shards
+from mpojax.data.text import documents as text_documents
 from tests.data import corpora
 
-SETTINGS = corpus_building.Settings(vocab_size=120, valid=0.2, shards=4, max_tokens=64)
+SETTINGS = building.Settings(vocab_size=120, valid=0.2, shards=4, max_tokens=64)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -35,7 +38,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "corpus"
-    corpus_building.build(text, folder, SETTINGS)
+    building.build(text, folder, SETTINGS)
     return folder
 
 
@@ -46,7 +49,7 @@ def copy(made, tmp_path):
 
 def test_same_bytes_whatever_the_workers(text, made, tmp_path):
     seen = []
-    corpus_building.build(
+    building.build(
         text, tmp_path / "out", SETTINGS, workers=3, advance=lambda *told: seen.append(told)
     )
     assert contents(tmp_path / "out") == contents(made)
@@ -139,16 +142,14 @@ def test_resume_after_an_interrupted_shard(text, made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(corpus_shards, "write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        corpus_building.build(text, out, SETTINGS)
+        building.build(text, out, SETTINGS)
     with pytest.raises(FileNotFoundError, match=r"lacks corpus\.json, which is written last"):
         data.Corpus(out)
     first = list(written)
     (out / ".mpojax-0123.tmp.array_record").write_bytes(b"left behind")
     monkeypatch.setattr(corpus_shards, "write_split", lambda *a: written.append(a[1]) or write(*a))
-    monkeypatch.setattr(
-        corpus_building.vocabulary, "train", lambda *a: pytest.fail("trained again")
-    )
-    corpus_building.build(text, out, SETTINGS)
+    monkeypatch.setattr(building.vocabulary, "train", lambda *a: pytest.fail("trained again"))
+    building.build(text, out, SETTINGS)
     assert contents(out) == contents(made)
     done = {name.partition("-")[2] for name in first} - {written[len(first)].partition("-")[2]}
     assert done  # whole shards were finished before
@@ -158,7 +159,7 @@ def test_resume_after_an_interrupted_shard(text, made, tmp_path, monkeypatch):
 def test_complete_corpus_is_left_as_it_is(text, copy, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in copy.iterdir()}
     monkeypatch.setattr(corpus_shards, "write_split", lambda *a: pytest.fail("wrote again"))
-    corpus_building.build(text, copy, SETTINGS)
+    building.build(text, copy, SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
@@ -178,36 +179,36 @@ def test_corpus_of_other_settings(text, copy, changes, message, complete):
         (copy / "plan.json").write_text(json.dumps(plan))
     before = contents(copy)
     with pytest.raises(ValueError, match=message):
-        corpus_building.build(text, copy, dataclasses.replace(SETTINGS, **changes))
+        building.build(text, copy, dataclasses.replace(SETTINGS, **changes))
     assert contents(copy) == before
 
 
 def test_settings_of_a_run_that_made_nothing_can_be_mended(text, tmp_path):
     wrong = dataclasses.replace(SETTINGS, vocab_size=10)
     with pytest.raises(ValueError, match="vocab_size=10 must be above"):
-        corpus_building.build(text, tmp_path / "out", wrong)
-    corpus_building.build(text, tmp_path / "out", SETTINGS)
+        building.build(text, tmp_path / "out", wrong)
+    building.build(text, tmp_path / "out", SETTINGS)
 
 
 def test_corpus_of_other_text(text, copy, tmp_path):
     other = shutil.copytree(text, tmp_path / "other")
     next(other.rglob("*.txt")).write_text("Another.")
     with pytest.raises(ValueError, match=r"other settings \(text: "):
-        corpus_building.build(other, copy, SETTINGS)
+        building.build(other, copy, SETTINGS)
 
 
 def test_folder_that_holds_something_else(text, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"holds something else \(thesis.tex\)"):
-        corpus_building.build(text, tmp_path, SETTINGS)
+        building.build(text, tmp_path, SETTINGS)
     with pytest.raises(ValueError, match="is a file"):
-        corpus_building.build(text, tmp_path / "thesis.tex", SETTINGS)
+        building.build(text, tmp_path / "thesis.tex", SETTINGS)
 
 
 def test_text_that_cannot_be_used(tmp_path):
     def build(**changes):
         settings = dataclasses.replace(SETTINGS, **changes)
-        return corpus_building.build(tmp_path / "text", tmp_path / "out", settings)
+        return building.build(tmp_path / "text", tmp_path / "out", settings)
 
     with pytest.raises(FileNotFoundError, match="no folder"):
         build()
@@ -235,7 +236,7 @@ def test_text_that_cannot_be_used(tmp_path):
 @pytest.mark.parametrize("valid", [1e-9, 1 - 1e-9])
 def test_both_splits_have_a_document(text, tmp_path, valid):
     settings = dataclasses.replace(SETTINGS, valid=valid, max_tokens=8192)
-    corpus = corpus_building.build(text, tmp_path / "out", settings)
+    corpus = building.build(text, tmp_path / "out", settings)
     few, many = ("valid", "train") if valid < 0.5 else ("train", "valid")
     assert corpus.count(few, "documents") == 1
     assert corpus.count(many, "documents") == 11
@@ -248,7 +249,7 @@ def test_held_out_documents_do_not_depend_on_the_others(text, made, tmp_path):
 
     def held_out(folder, out):
         settings = dataclasses.replace(SETTINGS, vocab_size=None, tokenizer=made, max_tokens=8192)
-        corpus = corpus_building.build(folder, tmp_path / out, settings)
+        corpus = building.build(folder, tmp_path / out, settings)
         documents, _ = corpus.reader("valid").gather(np.zeros(0, int))
         parts = np.split(documents.tokens, documents.starts[1:-1])
         return {corpus.tokenizer().decode(part) for part in parts}
@@ -263,7 +264,7 @@ def test_own_tokenizer(text, made, tmp_path):
     (model / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n")
     (model / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     settings = dataclasses.replace(SETTINGS, vocab_size=None, tokenizer=model)
-    corpus = corpus_building.build(text, tmp_path / "out", settings)
+    corpus = building.build(text, tmp_path / "out", settings)
     names = {"vocab.txt", "tokenizer_config.json"}
     assert names <= {path.name for path in corpus.folder.iterdir()}
     own, _ = corpus.reader("train").gather(np.zeros(0, int))
@@ -273,7 +274,7 @@ def test_own_tokenizer(text, made, tmp_path):
     lacking = [token for token in sorted(vocabulary, key=vocabulary.get) if token != "[MASK]"]
     (model / "vocab.txt").write_text("\n".join(lacking) + "\n")
     with pytest.raises(ValueError, match=r"has no mask token; it needs one of \['\[MASK\]'"):
-        corpus_building.build(text, tmp_path / "again", settings)
+        building.build(text, tmp_path / "again", settings)
     with pytest.raises(ValueError, match=r"another vocabulary: \d+ tokens differ, e\.g\. "):
         corpus.check_tokenizer(data.Tokenizer.from_folder(model))
 
@@ -286,11 +287,11 @@ def test_own_tokenizer_of_a_class_that_config_json_tells(text, made, tmp_path):
     (model / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     (model / "config.json").write_text('{"model_type": "bert"}')
     settings = dataclasses.replace(SETTINGS, vocab_size=None, tokenizer=model)
-    corpus = corpus_building.build(text, tmp_path / "out", settings)
+    corpus = building.build(text, tmp_path / "out", settings)
     source = data.Tokenizer.from_folder(model)
     assert source.encode_plain(["A a"]) != lowercase.encode_plain(["A a"])
     assert corpus.tokenizer().encode_plain(["A a"]) == source.encode_plain(["A a"])
-    assert data.Corpus(corpus_building.build(text, tmp_path / "out", settings).folder)
+    assert data.Corpus(building.build(text, tmp_path / "out", settings).folder)
 
 
 def test_own_tokenizer_with_added_tokens(text, made, tmp_path):
@@ -301,7 +302,7 @@ def test_own_tokenizer_with_added_tokens(text, made, tmp_path):
     (model / "added_tokens.json").write_text(json.dumps({"<e1>": len(vocabulary)}))
     (model / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<e1>"]}')
     settings = dataclasses.replace(SETTINGS, vocab_size=None, tokenizer=model)
-    corpus = corpus_building.build(text, tmp_path / "out", settings)
+    corpus = building.build(text, tmp_path / "out", settings)
     corpus.check_tokenizer(data.Tokenizer.from_folder(model))
     assert corpus.tokenizer().token_to_id("<e1>") == len(vocabulary)
     assert corpus.vocab_size == len(vocabulary) + 1
@@ -360,12 +361,12 @@ def test_record_round_trip(vocab_size):
 )
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
-        corpus_building.Settings(**arguments)
+        building.Settings(**arguments)
 
 
 def test_no_workers(text, tmp_path):
     with pytest.raises(ValueError, match="workers=0"):
-        corpus_building.build(text, tmp_path / "out", SETTINGS, workers=0)
+        building.build(text, tmp_path / "out", SETTINGS, workers=0)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import fingerprint, pipeline, text_classification
+from mpojax.data import fingerprint, pipeline
+from mpojax.data.text import classification
 
 
 def arrays(count=23, length=8):
@@ -243,7 +244,7 @@ class TestTextSets:
         with pytest.raises(FileNotFoundError, match="no file"):
             data.from_files("mine", {"train": tmp_path / "b.tsv"})
         with pytest.raises(ValueError, match=r"unknown labels \['2'\]; allowed are"):
-            text_classification.to_classes([2], ("0", "1"))
+            classification.to_classes([2], ("0", "1"))
         with pytest.raises(ValueError, match="equal lengths"):
             data.Split(["a"], np.zeros(2))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import readers
+from mpojax.data.sources import readers
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import glue
+from mpojax.data.sources import glue
 from tests.data import glue_files
 
 # As TensorFlow Datasets numbers the classes of the rows of `glue_files`.

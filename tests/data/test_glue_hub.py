@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import glue, glue_hub, tfds_folders
+from mpojax.data.sources import glue, glue_hub, tfds
 
 TASKS = glue.TASKS
 LABELS = {"train": (0, 1), "dev": (1, 0), "test": (-1, -1)}
@@ -132,8 +132,8 @@ def test_files_of_your_own_in_the_root_folder_hide_nothing(tmp_path, monkeypatch
     check(data.load_task(name), name)
     assert hub == [name]
     prepared = root / "glue" / name / "2.0.0"
-    monkeypatch.setattr(tfds_folders, "find", lambda *_: prepared)
-    monkeypatch.setattr(tfds_folders, "load", lambda *found: found)
+    monkeypatch.setattr(tfds, "find", lambda *_: prepared)
+    monkeypatch.setattr(tfds, "load", lambda *found: found)
     assert data.load_task(name, root) == (name, prepared)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import glue, glue_splits
+from mpojax.data.sources import glue, glue_splits
 
 
 def make(name, train=30, **devs):

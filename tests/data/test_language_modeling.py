@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mpojax import data
-from mpojax.data import language_modeling
+from mpojax.data.text import language_modeling
 
 
 def stream(count, words=7):

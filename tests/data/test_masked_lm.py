@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import masking as masking_lib
-from mpojax.data.vocabulary import SpecialTokens
+from mpojax.data.corpus import masking as masking_lib
+from mpojax.data.tokenizers.vocabulary import SpecialTokens
 from tests.data import corpora
 
 LENGTHS = [100, 3, 41, 1, 260, 17, 29, 2, 64, 90]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mpojax import data
-from mpojax.data import plain_texts
+from mpojax.data.text import plain
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ class TestFolder:
         assert len(texts["dev"]) in (4, 5)  # one document is there twice
         assert len(texts["test"]) in (4, 5)
         assert sum(len(documents) for documents in texts.splits.values()) == 41
-        found = [set(texts[split]) for split in plain_texts.SPLITS]
+        found = [set(texts[split]) for split in plain.SPLITS]
         assert set.union(*found) == {f"text {n}\n" for n in range(30)} | {
             f"line {n}" for n in range(10)
         }
@@ -44,7 +44,7 @@ class TestFolder:
         for path in list(folder.glob("*.txt")):
             path.rename(folder / f"{100 - len(path.read_text())}{path.name[::-1]}.txt")
         after = data.load_texts(str(folder))
-        for split in plain_texts.SPLITS:
+        for split in plain.SPLITS:
             assert sorted(before[split]) == sorted(after[split])
 
     def test_of_few_documents_none_is_held_out(self, tmp_path):
@@ -71,7 +71,7 @@ class TestWikiText:
             texts = data.load_texts("wikitext2", root)
             name = pattern.format("valid")
             assert texts["dev"] == (f" \n = {name} = \n \n One <unk> . \n\n Two \n",)
-            assert set(texts.splits) == set(plain_texts.SPLITS)
+            assert set(texts.splits) == set(plain.SPLITS)
 
     def test_train_may_be_absent_until_it_is_used(self, tmp_path, monkeypatch):
         wikitext(tmp_path, ["valid.txt", "test.txt"])
@@ -126,7 +126,7 @@ class TestFiles:
 
     def test_no_files(self):
         with pytest.raises(FileNotFoundError, match="no file"):
-            plain_texts.read_files([])
+            plain.read_files([])
 
 
 class TestJoined:

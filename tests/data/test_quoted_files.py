@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mpojax import data
-from mpojax.data import readers
+from mpojax.data.sources import readers
 
 # No carriage return: in plain files a stray one is text, with quoting it ends a line.
 TEXTS = st.text(st.sampled_from('ab "\t\n,\u2028é'), min_size=1, max_size=8)

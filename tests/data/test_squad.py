@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import squad
+from mpojax.data.sources import squad
 from tests.data import glue_files
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from mpojax.data import text_documents as td
+from mpojax.data.text import documents as td
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mpojax import data
-from mpojax.data import text_to_text
+from mpojax.data.text import text_to_text
 from tests.data import glue_files
 
 

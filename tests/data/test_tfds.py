@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import glue
+from mpojax.data.sources import glue
 from tests.data import glue_files
 
 pytest.importorskip("tensorflow_datasets")

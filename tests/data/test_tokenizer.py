@@ -13,7 +13,7 @@ import tokenizers
 from hypothesis import strategies as st
 
 from mpojax import data
-from mpojax.data import tokenizer_files, vocabulary
+from mpojax.data.tokenizers import loading, vocabulary
 
 BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
@@ -35,7 +35,7 @@ def gpt2() -> data.Tokenizer:
     return data.Tokenizer.from_folder(folder)
 
 
-@pytest.mark.parametrize("names", tokenizer_files.BYTE_LEVEL_FILES)
+@pytest.mark.parametrize("names", loading.BYTE_LEVEL_FILES)
 def test_byte_level_files(tmp_path, names):
     numbered = byte_level_files(tmp_path, names)
     tokenizer = data.Tokenizer.from_folder(tmp_path)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from mpojax import data, tokenizer_folders
-from mpojax.data import tokenizer_classes
+from mpojax.data.tokenizers import classes
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -680,16 +680,16 @@ def test_tokens_without_their_id(tmp_path, contents, message):
 def test_classes_and_models_as_transformers_has_them():
     from transformers.models.auto import tokenization_auto
 
-    for name, kind in tokenizer_classes.KINDS.items():
+    for name, kind in classes.KINDS.items():
         (base,) = (
             base
             for base in ("BertTokenizer", "GPT2Tokenizer", "RobertaTokenizer", "Qwen2Tokenizer")
-            if tokenizer_classes.KINDS[base] is kind
+            if classes.KINDS[base] is kind
         )
         assert issubclass(getattr(transformers, name), getattr(transformers, base))
     for model, name in tokenizer_folders.CLASS_OF_MODEL.items():
         assert tokenization_auto.TOKENIZER_MAPPING_NAMES[model] == name
-    for name in tokenizer_classes.WITHOUT_TOKENIZER_JSON:
+    for name in classes.WITHOUT_TOKENIZER_JSON:
         theirs = getattr(transformers, name)
         assert not issubclass(theirs, transformers.PreTrainedTokenizerFast)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpojax import data, files
-from mpojax.data import vader
+from mpojax.data.sources import vader
 
 ROWS = [f"{i}\t{(i % 5) - 2}.5\tfilm number {i} é\r" for i in range(200)] + ["999\t0.0\tneutral\r"]
 

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from mpojax import data
-from mpojax.data import vocabulary
+from mpojax.data.tokenizers import vocabulary
 
 # Many pairs of equal frequency, whose order must not depend on a hash table.
 _TRAIN = """

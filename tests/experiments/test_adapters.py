@@ -9,7 +9,7 @@ from flax import nnx
 from configs.mpobert import finetune as rows
 from configs.mpop import base
 from experiments import finetune, jobs
-from mpojax import interop, models
+from mpojax import io, models
 from mpojax.methods import mpobert
 from tests.experiments.test_compress import WORDS
 
@@ -27,7 +27,7 @@ def pretrained(tmp_path_factory):
         model = models.build(
             *mpobert.settings(2, 16, num_cores=3, **sizes, **fields), rngs=nnx.Rngs(0)
         )
-        interop.save_pretrained(model, folder / name, tokenizer_from=folder)
+        io.save_pretrained(model, folder / name, tokenizer_from=folder)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_a_run_with_adapters_and_one_that_goes_on_from_it(config, tmp_path):
     assert finetune.main(config, str(tmp_path / "first")) == 0
     result = json.loads((tmp_path / "first" / "result.json").read_text(encoding="utf-8"))
     assert result["counts"]["adapter"] == NUMBERS
-    arrays = models.to_arrays(interop.load_pretrained(tmp_path / "first" / "model"))
+    arrays = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
     assert all(arrays[name].any() for name in arrays if name.endswith("query/adapter/up"))
     config.start_from = str(tmp_path / "first" / "model")
     goes_on = models.to_arrays(jobs.prepare(config).model)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from configs import compress as compress_config
 from experiments import compress
-from mpojax import interop, models
+from mpojax import io, models
 from tests.experiments.test_compress import SETTINGS, WORDS
 from tests.models import small_language
 
@@ -16,7 +16,7 @@ from tests.models import small_language
 @pytest.fixture
 def config(tmp_path):
     folder = tmp_path / "checkpoint"
-    interop.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
+    io.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     lines = ["text\tlabel", *["good fine film\tgood", "bad poor plot\tbad"] * 40]
     (tmp_path / "texts.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -56,7 +56,7 @@ def test_texts_are_asked_for_before_anything_is_written(config, tmp_path):
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_language_models_by_outputs(config, tmp_path, name):
     kinds = {"gpt2": small_language.GPT2, "t5": small_language.T5_GATED}
-    interop.export_huggingface(small_language.dense(kinds[name]), tmp_path / "model")
+    io.export_huggingface(small_language.dense(kinds[name]), tmp_path / "model")
     vocabulary = {word: index for index, word in enumerate(WORDS)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

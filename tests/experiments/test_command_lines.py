@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from experiments import config_fields, launch
-from mpojax import data, interop, models
+from mpojax import data, io, models
 from tests.experiments.test_compress import SETTINGS, WORDS
-from tests.interop import language_helpers
+from tests.io import language_helpers
 
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = "--config=configs/mpop/base.py"
@@ -146,10 +146,10 @@ def _command(folder, number, module, arguments) -> list[str]:
 
 
 def _write_inputs(folder):
-    interop.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder / "model")
+    io.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder / "model")
     (folder / "model" / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     decoder = models.build(language_helpers.GPT2, rngs=nnx.Rngs(0))
-    interop.export_huggingface(decoder, folder / "gpt2")
+    io.export_huggingface(decoder, folder / "gpt2")
     data.Tokenizer.from_folder(folder / "model").save(folder / "gpt2")
     rows = "good fine film\tgood\nbad poor plot\tbad\n" * 10
     (folder / "t.tsv").write_text("text\tlabel\n" + rows)

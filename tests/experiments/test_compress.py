@@ -12,8 +12,9 @@ import pytest
 from configs import compress as compress_config
 from configs import quickstart
 from experiments import compress, console, sources, study_files
-from mpojax import interop, models, training
-from mpojax.data import tasks, text_classification
+from mpojax import compression, io, models, training
+from mpojax.data import tasks
+from mpojax.data.text import classification
 from tests.models import small_language
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "fine", "poor"]
@@ -36,7 +37,7 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
         name: rng.standard_normal(shape).astype(np.float32) * 0.2
         for name, shape in models.array_shapes(SETTINGS).items()
     }
-    interop.export_huggingface(models.from_arrays(SETTINGS, {}, arrays), folder)
+    io.export_huggingface(models.from_arrays(SETTINGS, {}, arrays), folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     return folder
 
@@ -47,11 +48,9 @@ def task(monkeypatch):
 
     def split(count):
         texts = [("good fine film", "bad poor plot")[i % 2] for i in range(count)]
-        return text_classification.Split(texts, np.arange(count, dtype=np.int32) % 2)
+        return classification.Split(texts, np.arange(count, dtype=np.int32) % 2)
 
-    made = text_classification.TextTask(
-        "toy", {"train": split(32), "test": split(12)}, ("good", "bad")
-    )
+    made = classification.TextTask("toy", {"train": split(32), "test": split(12)}, ("good", "bad"))
     monkeypatch.setattr(tasks, "load_task", lambda name, data_dir=None: made)
 
 
@@ -92,17 +91,17 @@ def test_the_whole_study(checkpoint, task, tmp_path, capsys):
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert [row["variant"] for row in result["rows"]] == list(table)
     for name in table:
-        model = interop.load_pretrained(folder / "models" / name)
+        model = io.load_pretrained(folder / "models" / name)
         encoder = sum(models.count_parameters(model).values())
         assert encoder - POOLER + HEAD == total[name]  # mean pooling needs no pooler
-        tuned = interop.load_pretrained(folder / "finetuned" / name)
+        tuned = io.load_pretrained(folder / "finetuned" / name)
         assert sum(models.count_parameters(tuned).values()) == total[name]
         assert (folder / "cells" / f"{name}-seed0" / "metrics.jsonl").is_file()
         assert not (folder / "cells" / f"{name}-seed0" / "checkpoints").exists()
     for plot in ("error_vs_bond.png", "accuracy_vs_parameters.png"):
         assert (folder / "plots" / plot).stat().st_size > 10_000
     report = (folder / "report.md").read_text(encoding="utf-8")
-    chains = [interop.load_pretrained(folder / "models" / name).shapes for name in table]
+    chains = [io.load_pretrained(folder / "models" / name).shapes for name in table]
     assert len(chains[1]) >= 12
     assert report.count("| `layers/") == sum(p.startswith("layers/") for c in chains for p in c)
     assert "error_vs_bond.png" in report
@@ -112,8 +111,8 @@ def test_central_cores_and_word_table_stay_as_they_were(checkpoint, task, tmp_pa
     config = study(checkpoint)
     config.compare = ("mpo_full",)
     compress.main(config, str(tmp_path / "run"))
-    before = interop.load_pretrained(tmp_path / "run" / "models" / "mpo_full")
-    after = interop.load_pretrained(tmp_path / "run" / "finetuned" / "mpo_full")
+    before = io.load_pretrained(tmp_path / "run" / "models" / "mpo_full")
+    after = io.load_pretrained(tmp_path / "run" / "finetuned" / "mpo_full")
     old, new = models.to_arrays(before), models.to_arrays(after)
     central = [name for name in old if name.endswith("/cores/2")]
     assert len(central) == 12
@@ -195,12 +194,12 @@ def test_own_checkpoint_without_training(checkpoint, tmp_path, changes):
     assert list(table) == ["mpo", "svd"]
     assert "accuracy" not in table["mpo"]
     size = {name: int(row["total_parameters"]) for name, row in table.items()}
-    dense = sum(models.count_parameters(interop.load_pretrained(checkpoint)).values())
+    dense = sum(models.count_parameters(io.load_pretrained(checkpoint)).values())
     if "budget" in changes:
         limit = changes["budget"] * dense if changes["budget"] <= 1 else changes["budget"]
         assert size["svd"] <= size["mpo"] <= limit
     if changes == {"bond": 4}:
-        shapes = interop.load_pretrained(tmp_path / "run" / "models" / "mpo").shapes
+        shapes = io.load_pretrained(tmp_path / "run" / "models" / "mpo").shapes
         assert max(max(shape.bond_dims) for shape in shapes.values()) == 4
     if not changes:
         assert float(table["mpo"]["relative_weight_error"]) < 1e-6
@@ -212,7 +211,7 @@ def test_own_checkpoint_without_training(checkpoint, tmp_path, changes):
 def test_language_models_whole(tmp_path, capsys, name):
     """Every matrix of the layers takes part, gates among them."""
     kinds = {**small_language.DECODERS, "t5": small_language.T5_GATED}
-    interop.export_huggingface(small_language.dense(kinds[name]), tmp_path / "model")
+    io.export_huggingface(small_language.dense(kinds[name]), tmp_path / "model")
     config = own(tmp_path / "model", budget=0.6, keep_dense=False, compare=("mpo",))
     assert compress.main(config, str(tmp_path / "run")) == 0
     done = {row["path"] for row in rows(tmp_path / "run" / "compression" / "mpo.csv")}
@@ -224,12 +223,12 @@ def test_language_models_whole(tmp_path, capsys, name):
 
 
 def test_error_curve_is_monotone_and_exact(checkpoint, tmp_path):
-    dense = interop.load_pretrained(checkpoint)
+    dense = io.load_pretrained(checkpoint)
     variants = compress.read_variants(own(checkpoint, bond=4))
     curve = study_files.error_curves(tmp_path, dense, variants)
     errors = [point["mpo_error"] for point in curve]
     assert errors == sorted(errors, reverse=True)
-    _, report = interop.compress(dense, variants[0].rules, bond=4)
+    _, report = compression.compress(dense, variants[0].rules, bond=4)
     point = next(point for point in curve if point["bond"] == 4)
     np.testing.assert_allclose(point["mpo_error"], report.relative_error, rtol=1e-6)
     assert study_files.error_curves(tmp_path, dense, variants) == curve  # read back
@@ -272,7 +271,7 @@ def test_micro_batches_train_alike(checkpoint, task, tmp_path):
         config = study(checkpoint)
         config.compare, config.accumulate, config.batch_size = ("mpo_full",), count, 16
         compress.main(config, str(tmp_path / f"run{count}"))
-        tuned = interop.load_pretrained(tmp_path / f"run{count}" / "finetuned" / "mpo_full")
+        tuned = io.load_pretrained(tmp_path / f"run{count}" / "finetuned" / "mpo_full")
         tuned_arrays.append(models.to_arrays(tuned))
     for name, array in tuned_arrays[0].items():
         np.testing.assert_allclose(array, tuned_arrays[1][name], rtol=0, atol=2e-4, err_msg=name)

@@ -8,12 +8,12 @@ import pytest
 from configs.mpop import base as finetune_base
 from configs.opdf import base, minilm
 from experiments import distill, finetune
-from mpojax import interop, models, training
+from mpojax import compression, io, models, training
 from mpojax.methods import opdf
-from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
+from tests.experiments.test_finetune import result_of
 
 
-def common(config, checkpoint, texts):  # noqa: F811
+def common(config, checkpoint, texts):
     config.model, config.data_dir = str(checkpoint), str(texts)
     config.task = "file:train=train.tsv,dev=dev.tsv"
     config.max_length, config.lengths = 8, (8,)
@@ -25,7 +25,7 @@ def common(config, checkpoint, texts):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def teacher(checkpoint, texts, tmp_path_factory):  # noqa: F811
+def teacher(checkpoint, texts, tmp_path_factory):
     config = common(finetune_base.get_config(), checkpoint, texts)
     config.pooling, config.save_model, config.steps = "mean", True, 20
     folder = tmp_path_factory.mktemp("teacher")
@@ -34,7 +34,7 @@ def teacher(checkpoint, texts, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture
-def config(checkpoint, texts, teacher):  # noqa: F811
+def config(checkpoint, texts, teacher):
     config = common(base.get_config(), checkpoint, texts)
     config.teacher, config.student_layers = str(teacher), (0,)
     config.weights.task, config.weights.hidden = 0.5, 0.1
@@ -46,7 +46,7 @@ def test_the_student_is_a_plain_model(config, tmp_path, teacher, enabled):
     config.opdf.enabled, config.save_model = enabled, True
     assert distill.run(config, tmp_path) == 0
     result = result_of(tmp_path)
-    saved = interop.load_pretrained(tmp_path / "model")
+    saved = io.load_pretrained(tmp_path / "model")
     assert not saved.shapes
     assert saved.config.num_layers == 1
     total = sum(models.count_parameters(saved).values())
@@ -54,7 +54,7 @@ def test_the_student_is_a_plain_model(config, tmp_path, teacher, enabled):
     assert (result["train_parameters"] > total) == enabled
     assert result["metrics"] == result["unmerged_metrics"]
     assert result["teacher_metrics"]["accuracy"] >= 0.9
-    known = models.to_arrays(interop.load_pretrained(teacher))
+    known = models.to_arrays(io.load_pretrained(teacher))
     # The teacher stays as it was; the student has moved away from its layer.
     arrays = models.to_arrays(saved)
     name = "layers/0/feed_forward/up/kernel"
@@ -68,7 +68,7 @@ def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher
     config.accumulate = 2
     assert distill.run(config, tmp_path) == 0
     result = result_of(tmp_path)
-    saved, known = (interop.load_pretrained(f) for f in (tmp_path / "model", teacher))
+    saved, known = (io.load_pretrained(f) for f in (tmp_path / "model", teacher))
     assert saved.config.num_layers == known.config.num_layers
     assert set(saved.shapes) == {
         f"layers/{layer}/{name}"
@@ -80,7 +80,7 @@ def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher
     assert result["train_parameters"] == result["inference_parameters"] == counts[0] < counts[1]
     assert 0 < result["trained"] < counts[0]
     assert set(result["start_metrics"]) == set(result["metrics"])
-    before = models.to_arrays(interop.compress(known, [(config.matrices[0], {})], bond=2)[0])
+    before = models.to_arrays(compression.compress(known, [(config.matrices[0], {})], bond=2)[0])
     moved = {
         name.rpartition("/")[2]
         for name, array in models.to_arrays(saved).items()
@@ -105,7 +105,7 @@ def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
 def test_the_student_starts_where_it_is_pulled_to(config, teacher, start, mapped, layer):
     config.student_layers, config.opdf.layer_map = start, mapped
     job = distill._prepare(config)
-    arrays, known = models.to_arrays(interop.merge(job.student)), models.to_arrays(job.model)
+    arrays, known = models.to_arrays(compression.merge(job.student)), models.to_arrays(job.model)
     for name in ("attention/query/kernel", "feed_forward/up/kernel", "feed_forward/up/bias"):
         same = arrays[f"layers/0/{name}"], known[f"layers/{layer}/{name}"]
         np.testing.assert_allclose(*same, rtol=0, atol=1e-6)
@@ -139,9 +139,7 @@ def test_layers_replace_those_of_the_teacher(config, tmp_path, teacher):
     assert result["trained"] < result["train_parameters"]  # embeddings, pooler and head are frozen
     rates = [m["replacement_rate"] for m in training.metrics.read(tmp_path / "metrics.jsonl")]
     np.testing.assert_allclose(rates, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], rtol=1e-5)
-    saved, known = (
-        models.to_arrays(interop.load_pretrained(f)) for f in (tmp_path / "model", teacher)
-    )
+    saved, known = (models.to_arrays(io.load_pretrained(f)) for f in (tmp_path / "model", teacher))
     for name, array in saved.items():  # embeddings and head are the teacher's
         if not name.startswith("layers/"):
             np.testing.assert_array_equal(array, known[name])
@@ -191,7 +189,7 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):  # noqa: F811
+def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):
     config.teacher = str(checkpoint)
     with pytest.raises(ValueError, match="has no head that was tuned for"):
         distill.run(config, tmp_path / "run")
@@ -210,7 +208,7 @@ def test_a_signal_in_the_last_step_is_passed_on(config, tmp_path, monkeypatch):
     assert distill.run(config, tmp_path) == 0
 
 
-def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):  # noqa: F811
+def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):
     for folder, target in ((checkpoint, "model"), (teacher, "teacher")):
         shutil.copytree(folder, tmp_path / target)
     words = (tmp_path / "model" / "vocab.txt").read_text(encoding="utf-8").splitlines()

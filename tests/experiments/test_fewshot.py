@@ -11,7 +11,7 @@ from flax import nnx
 
 from configs.mpop import base
 from experiments import finetune, sweep
-from mpojax import interop, models
+from mpojax import io, models
 from tests.experiments.test_compress import SETTINGS, WORDS
 
 GOOD, BAD = "good fine film", "bad poor plot"
@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory):
     (folder / "words").mkdir()
     (folder / "words" / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     model = models.build(SETTINGS, rngs=nnx.Rngs(0))
-    interop.save_pretrained(model, folder / "model", tokenizer_from=folder / "words")
+    io.save_pretrained(model, folder / "model", tokenizer_from=folder / "words")
     return folder / "model"
 
 
@@ -113,12 +113,12 @@ def test_the_model_folder_of_a_pre_training_run(config, tmp_path):
     """Its heads for masked words and sentence order give way to one for the task."""
     settings = dataclasses.replace(SETTINGS, masked_lm=True, num_labels=2)
     model = models.build(settings, rngs=nnx.Rngs(1))
-    interop.save_pretrained(model, tmp_path / "model", tokenizer_from=config.model)
+    io.save_pretrained(model, tmp_path / "model", tokenizer_from=config.model)
     config.pooling, config.save_model, config.optimizer.learning_rate = "", True, 0.0
     for name, start_from in (("model", ""), ("start", str(tmp_path / "model"))):
         config.model, config.start_from = str(tmp_path / "model"), start_from
         assert finetune.run(config, tmp_path / name / "run") == 0
-        tuned = interop.load_pretrained(tmp_path / name / "run" / "model")
+        tuned = io.load_pretrained(tmp_path / name / "run" / "model")
         assert isinstance(tuned, models.SequenceClassifier)
         before, after = models.to_arrays(model), models.to_arrays(tuned)
         assert set(after) == {path for path in before if not path.startswith("masked_lm/")}
@@ -130,7 +130,7 @@ def test_a_model_is_saved_with_its_tokenizer_or_not_at_all(tmp_path):
     (tmp_path / "empty").mkdir()
     model = models.build(SETTINGS, rngs=nnx.Rngs(0))
     with pytest.raises(FileNotFoundError, match=r"tokenizer_from=.*empty holds none of"):
-        interop.save_pretrained(model, tmp_path / "model", tokenizer_from=tmp_path / "empty")
+        io.save_pretrained(model, tmp_path / "model", tokenizer_from=tmp_path / "empty")
     assert not (tmp_path / "model").exists()
 
 

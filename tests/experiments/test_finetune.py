@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs.mpop import base
 from experiments import finetune, jobs, trajectory
-from mpojax import data, interop, models, training
+from mpojax import data, io, models, training
 from tests.experiments.test_compress import SETTINGS, WORDS
 
 MATRICES = (".*/(query|up|down)", "embeddings/word")
@@ -22,7 +22,7 @@ MATRICES = (".*/(query|up|down)", "embeddings/word")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    interop.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
+    io.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     return folder
 
@@ -73,7 +73,7 @@ def test_pairs_need_two_token_types_or_zeros(config, texts, tmp_path):
     """The message of a model with one token type says what to write, and that works."""
     settings = dataclasses.replace(SETTINGS, token_types=1)
     folder = tmp_path / "model"
-    interop.export_huggingface(models.build(settings, rngs=nnx.Rngs(0)), folder)
+    io.export_huggingface(models.build(settings, rngs=nnx.Rngs(0)), folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     rows = ["good\tfine\t1", "bad\tplot\t0"] * 8
     (tmp_path / "pairs.tsv").write_text("\n".join(["a\tb\tlabel", *rows]) + "\n")
@@ -96,8 +96,8 @@ def test_no_steps_only_evaluate(config, checkpoint, tmp_path):
     result = result_of(tmp_path)
     assert set(result["metrics"]) == {"accuracy"}
     assert (result["steps"], result["best_step"], result["fit"]["traces"]) == (0, 0, 0)
-    given = models.to_arrays(interop.load_pretrained(checkpoint))
-    saved = models.to_arrays(interop.load_pretrained(tmp_path / "model"))
+    given = models.to_arrays(io.load_pretrained(checkpoint))
+    saved = models.to_arrays(io.load_pretrained(tmp_path / "model"))
     assert all(np.array_equal(saved[path], array) for path, array in given.items() if path in saved)
     assert len(set(saved) & set(given)) > 10
 
@@ -117,9 +117,7 @@ def test_no_steps_keep_the_head_of_the_model(config, tmp_path, caplog):
 
 
 def test_a_head_without_names_says_how_it_is_taken(checkpoint, caplog):
-    model = models.with_head(
-        interop.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0)
-    )
+    model = models.with_head(io.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0))
     config = ml_collections.ConfigDict({"start_from": str(checkpoint), "steps": 4})
     task = data.TextTask("mine", {}, ("no", "yes"))
     assert jobs.tuned_head(config, model, task, "classifier") == (model, True)
@@ -138,7 +136,7 @@ def test_compute_fields(config, tmp_path):
         config.update(change)
         assert finetune.run(config, tmp_path / name) == 0
         losses[name] = result_of(tmp_path / name)["fit"]["metrics"]["loss"]
-        weights[name] = models.to_arrays(interop.load_pretrained(tmp_path / name / "model"))
+        weights[name] = models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
     np.testing.assert_allclose(losses["remat"], losses["plain"], rtol=1e-5)
     np.testing.assert_allclose(losses["bfloat16"], losses["plain"], rtol=0.05)
     assert losses["bfloat16"] != losses["plain"]
@@ -152,7 +150,7 @@ def test_a_lightweight_run_at_a_budget(config, tmp_path):
     result = result_of(tmp_path)
     assert result["trained"] < result["total"] <= 0.8 * dense_total()
     assert 0 < result["relative_error"] < 1
-    saved = interop.load_pretrained(tmp_path / "model")
+    saved = io.load_pretrained(tmp_path / "model")
     assert result["label_names"] == list(saved.config.label_names) == ["bad", "good"]
     assert sum(models.count_parameters(saved).values()) == result["total"]
     with open(tmp_path / "compression.csv", encoding="utf-8") as file:
@@ -208,8 +206,8 @@ def test_last_layers_train_from_a_model_tuned_before(config, tmp_path):
     assert finetune.run(config, tmp_path / "first") == 0
     config.start_from, config.trainable = str(tmp_path / "first" / "model"), "last_1"
     assert finetune.run(config, tmp_path / "second") == 0
-    first = models.to_arrays(interop.load_pretrained(tmp_path / "first" / "model"))
-    second = models.to_arrays(interop.load_pretrained(tmp_path / "second" / "model"))
+    first = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
+    second = models.to_arrays(io.load_pretrained(tmp_path / "second" / "model"))
     changed = {path for path in first if not np.array_equal(first[path], second[path])}
     assert not any(path.startswith("layers/0/") for path in changed)
     assert any(path.startswith("layers/1/") for path in changed)
@@ -228,7 +226,7 @@ def test_last_layers_train_from_a_model_tuned_before(config, tmp_path):
 )
 def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same):
     model = models.with_head(
-        interop.load_pretrained(checkpoint), 2, pooling="mean", label_names=known, rngs=nnx.Rngs(0)
+        io.load_pretrained(checkpoint), 2, pooling="mean", label_names=known, rngs=nnx.Rngs(0)
     )
     config = ml_collections.ConfigDict({"start_from": str(checkpoint), "steps": 4})
     task = data.TextTask("mine", {}, wanted)

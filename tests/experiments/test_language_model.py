@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from experiments import language_model, language_models, router_plot
-from mpojax import data, interop, models, training
-from mpojax.training import router_statistics
+from mpojax import compression, data, io, models, training
+from mpojax.methods.mpoe import router_statistics
 from tests.experiments import toy_language
 from tests.experiments.toy_language import logged, put, result_of
 
@@ -110,7 +110,7 @@ class TestBase:
         assert len(logged(tmp_path, "dev/perplexity")) == 1
 
     def test_the_model_is_the_one_reported(self, base, texts):
-        model = interop.load_pretrained(base / "model")
+        model = io.load_pretrained(base / "model")
         words = data.Tokenizer.from_folder(base / "model")
         assert (model.config.pad_id, model.config.bos_id, model.config.eos_id) == (0, 1, 2)
         ids = np.array(words.encode_plain([(texts / "dev.txt").read_text()])[0])[:17]
@@ -169,7 +169,7 @@ class TestExperts:
 
     def test_the_saved_model_has_the_tokenizer_and_one_central_core(self, tuned):
         _, folder = tuned
-        model = interop.load_pretrained(folder / "model")
+        model = io.load_pretrained(folder / "model")
         assert sum(models.count_parameters(model).values()) == result_of(folder)["total"]
         arrays = models.to_arrays(model)
         assert arrays["layers/0/feed_forward/up/cores/1"].ndim == 4
@@ -205,7 +205,7 @@ class TestExperts:
         for name in ("router.csv", "samples.txt", "continuations.txt"):
             assert (straight / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
         arrays = [
-            models.to_arrays(interop.load_pretrained(folder / "model"))
+            models.to_arrays(io.load_pretrained(folder / "model"))
             for folder in (straight, tmp_path / "run")
         ]
         for path, array in arrays[0].items():
@@ -222,11 +222,11 @@ class TestExperts:
         assert (tmp_path / "run" / router_statistics.NAME).exists()
         result = result_of(tmp_path / "run")
         assert result["training"]["mask_rate"] == 1.0
-        model = interop.load_pretrained(tmp_path / "run" / "model")
+        model = io.load_pretrained(tmp_path / "run" / "model")
         assert model.config.num_layers == 1
-        first = language_models.first_layers(interop.load_pretrained(base / "model"), 1)
+        first = language_models.first_layers(io.load_pretrained(base / "model"), 1)
         start = models.to_arrays(
-            interop.add_experts(first, language_models.expert_rules(config), rngs=nnx.Rngs(0))
+            compression.add_experts(first, language_models.expert_rules(config), rngs=nnx.Rngs(0))
         )
         for name, array in models.to_arrays(model).items():
             if "feed_forward/up/cores/" in name:

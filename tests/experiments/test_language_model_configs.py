@@ -5,10 +5,10 @@ import pytest
 from flax import nnx
 
 from experiments import generating, language_model, language_models
-from mpojax import interop
+from mpojax import compression, io
 from tests.experiments import toy_language
 from tests.experiments.toy_language import put
-from tests.interop import helpers
+from tests.io import helpers
 
 EXPERTS = {"experts__form": "mpoe", "experts__number": 4, "experts__cores": 3}
 
@@ -49,7 +49,7 @@ class TestTexts:
         config = toy_language.config(texts)
         model = language_models.fresh(config, language_models.tokenizer(config)[0])
         rules = [("layers/1/feed_forward", {"number": 2})]
-        mixed = interop.add_experts(model, rules, rngs=nnx.Rngs(0))
+        mixed = compression.add_experts(model, rules, rngs=nnx.Rngs(0))
         cut = language_models.first_layers(mixed, 1)
         assert (cut.config.num_layers, cut.config.experts, cut.shapes) == (1, (), {})
         with pytest.raises(ValueError, match=r"config.keep_layers=3: the model must be a decoder"):
@@ -136,7 +136,7 @@ class TestMistakes:
             del fresh[name]
         with pytest.raises(ValueError, match="is no decoder; encoder-decoders are tuned by"):
             language_model.run(toy_language.config(texts, fresh=fresh), tmp_path / "run")
-        interop.save_pretrained(helpers.model(), tmp_path / "encoder")
+        io.save_pretrained(helpers.model(), tmp_path / "encoder")
         config = toy_language.config(texts, fresh={}, model=str(tmp_path / "encoder"))
         with pytest.raises(ValueError, match=r"do not belong together|is no decoder"):
             language_model.run(config, tmp_path / "run")
@@ -145,7 +145,7 @@ class TestMistakes:
         config = toy_language.config(texts)
         words, folder = language_models.tokenizer(config)
         model = language_models.fresh(config, words)
-        interop.save_pretrained(model, tmp_path / "model", tokenizer_from=folder)
+        io.save_pretrained(model, tmp_path / "model", tokenizer_from=folder)
         fields = {"fresh": {}, "tokenizer": "", "model": str(tmp_path / "model")}
         config = put(config, {**fields, **EXPERTS, "experts__form": "switch"})
         config.experts.cores = 5  # of dense experts it would mean nothing

@@ -10,7 +10,7 @@ from flax import nnx
 from configs.mpobert import multitask as multitask_config
 from configs.mpop import base
 from experiments import finetune, jobs, multitask
-from mpojax import interop, models, training
+from mpojax import io, models, training
 from mpojax.methods.multitask import single_task
 from tests.experiments.test_compress import SETTINGS, WORDS
 
@@ -28,7 +28,7 @@ METRICS = {"mood/accuracy", "score/spearman", "score/pearson", "odd/f1", "averag
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    interop.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
+    io.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     return folder
 
@@ -92,7 +92,7 @@ def test_all_tasks_are_learnt_at_once(finished):
     assert (result["train_examples"], result["dev_examples"]) == (84, 84)
     assert [task["label_names"] for task in tasks.values()] == [["bad", "good"], [], ["0", "1"]]
     assert result["label_names"] == ["mood/bad", "mood/good", "score/score", "odd/0", "odd/1"]
-    saved = interop.load_pretrained(folder / "model")
+    saved = io.load_pretrained(folder / "model")
     assert list(saved.config.label_names) == result["label_names"]
     mood, score, _ = jobs.read_heads(folder / "model")
     assert single_task(saved, mood).config.label_names == ("bad", "good")
@@ -122,8 +122,8 @@ def test_a_task_goes_on_alone_with_its_head(finished, texts, tmp_path, name):
     for metric, value in after["metrics"].items():
         assert value == pytest.approx(before["metrics"][f"{name}/{metric}"], abs=1e-5)
     (head,) = [h for h in jobs.read_heads(folder / "model") if h.task == name]
-    cut = single_task(interop.load_pretrained(folder / "model"), head)
-    saved = models.to_arrays(interop.load_pretrained(tmp_path / "run" / "model"))
+    cut = single_task(io.load_pretrained(folder / "model"), head)
+    saved = models.to_arrays(io.load_pretrained(tmp_path / "run" / "model"))
     for path, array in models.to_arrays(cut).items():
         np.testing.assert_array_equal(saved[path], array)
     assert not jobs.read_heads(tmp_path / "run" / "model")
@@ -142,7 +142,7 @@ def test_the_shared_model_is_a_start_for_another_task(finished, texts, tmp_path)
     for name, start_from in (("model", ""), ("start", config.model)):
         config.start_from = start_from
         assert finetune.run(config, tmp_path / name) == 0
-        saved = models.to_arrays(interop.load_pretrained(tmp_path / name / "model"))
+        saved = models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
         assert saved["head/kernel"].shape == (16, 2)
         assert np.all(saved["head/bias"] == 0)
 
@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
     assert straight["metrics"] == resumed["metrics"]
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
     arrays = [
-        models.to_arrays(interop.load_pretrained(tmp_path / name / "model"))
+        models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
         for name in ("straight", "stopped")
     ]
     for path, array in arrays[0].items():

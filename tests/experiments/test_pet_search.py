@@ -10,14 +10,14 @@ from flax import nnx
 
 from configs.pet_search import base, minilm
 from experiments import pet_search
-from mpojax import interop, models, training
-from mpojax.methods import pet_search as method
-from mpojax.training import update_masks
-from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
+from mpojax import io, models, training
+from mpojax.methods.pet import search as method
+from mpojax.methods.pet import update_masks
+from tests.experiments.test_finetune import result_of
 
 
 @pytest.fixture
-def config(checkpoint, texts):  # noqa: F811
+def config(checkpoint, texts):
     config = base.get_config()
     config.model, config.data_dir = str(checkpoint), str(texts)
     config.task = "file:train=train.tsv,dev=dev.tsv"
@@ -34,7 +34,7 @@ def config(checkpoint, texts):  # noqa: F811
 @pytest.mark.parametrize(
     "gauge", ["svd", *(pytest.param(g, marks=pytest.mark.slow) for g in ("raw", "score"))]
 )
-def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
+def test_a_structured_search(config, tmp_path, checkpoint, gauge):
     config.search.gauge = gauge
     assert pet_search.run(config, tmp_path) == 0
     result = result_of(tmp_path)
@@ -50,9 +50,9 @@ def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
     assert sum(int(row["kept"]) for row in rows) == result["updates"]
     assert (tmp_path / "kept.png").stat().st_size > 5_000
     # The file on the base is the model that was evaluated.
-    plain = interop.load_pretrained(checkpoint)
+    plain = io.load_pretrained(checkpoint)
     plain = models.with_head(plain, 2, pooling="mean", rngs=nnx.Rngs(0))
-    tuned = interop.load_adapter(plain, tmp_path / "adapter")
+    tuned = io.load_adapter(plain, tmp_path / "adapter")
     sizes = models.array_shapes(tuned.config)
     names = models.adapter_arrays(tuned)
     assert sum(int(np.prod(sizes[name])) for name in names) == result["updates"]
@@ -85,7 +85,7 @@ def test_chains_and_the_training_from_the_start(config, tmp_path):
     assert result["retrain_fit"]["step"] == 12
 
 
-def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
+def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):
     config.search.budget = 0
     assert pet_search.run(config, tmp_path) == 0
     result = result_of(tmp_path)
@@ -95,10 +95,8 @@ def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
     size = sum(path.stat().st_size for path in (tmp_path / "adapter").iterdir())
     assert result["adapter_bytes"] == size
     assert 4 * total <= size <= 4 * total + 4_096
-    plain = models.with_head(
-        interop.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0)
-    )
-    tuned = interop.load_adapter(plain, tmp_path / "adapter")
+    plain = models.with_head(io.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0))
+    tuned = io.load_adapter(plain, tmp_path / "adapter")
     assert len(models.adapter_arrays(tuned)) > 0
 
 

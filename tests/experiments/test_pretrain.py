@@ -11,8 +11,8 @@ from configs.mpop import base as finetuning
 from configs.sweeps import mpobert_sharing
 from experiments import cells, finetune, pretrain
 from experiments import pretraining as plans
-from mpojax import data, interop, models
-from mpojax.data import corpus_building
+from mpojax import data, io, models
+from mpojax.data.corpus import building
 from tests.data import corpora
 
 STEPS = 4
@@ -22,8 +22,8 @@ STEPS = 4
 def corpus(tmp_path_factory):
     text = corpora.write_text(tmp_path_factory.mktemp("text"), 20)
     folder = tmp_path_factory.mktemp("made") / "corpus"
-    settings = corpus_building.Settings(vocab_size=80, valid=0.2, shards=2)
-    corpus_building.build(text, folder, settings)
+    settings = building.Settings(vocab_size=80, valid=0.2, shards=2)
+    building.build(text, folder, settings)
     return folder
 
 
@@ -57,7 +57,7 @@ def test_a_run_leaves_numbers_samples_and_a_model(finished, corpus):
     assert result["tokens"] == STEPS * 8 * 32
     assert set(result["metrics"]) == {"mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy"}
     assert result["counts"]["central"] > 0
-    model = interop.load_pretrained(finished / "model")
+    model = io.load_pretrained(finished / "model")
     assert isinstance(model, models.PretrainingModel)
     assert sum(models.count_parameters(model).values()) == result["total"]
     assert model.config.vocab_size == data.Corpus(corpus).vocab_size
@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, corpus, tmp_pa
     assert pretrain.run(config, tmp_path / "run") == 0
     assert _result(tmp_path / "run")["metrics"] == _result(finished)["metrics"]
     whole, parts = (
-        models.to_arrays(interop.load_pretrained(folder / "model"))
+        models.to_arrays(io.load_pretrained(folder / "model"))
         for folder in (finished, tmp_path / "run")
     )
     for name, array in whole.items():
@@ -106,7 +106,7 @@ def test_a_pre_trained_model_is_fine_tuned(finished, tmp_path):
 def test_a_deeper_model_starts_from_a_shared_one(corpus, tmp_path):
     shared = _config(corpus, architecture="shared", steps=2)
     assert pretrain.run(shared, tmp_path / "shared") == 0
-    teacher = interop.load_pretrained(tmp_path / "shared" / "model")
+    teacher = io.load_pretrained(tmp_path / "shared" / "model")
     config = _config(corpus)
     config.start.kind, config.start.teacher = "teacher", str(tmp_path / "shared" / "model")
     config.model.num_layers, config.model.hidden_size = 4, 768  # the teacher's width is taken

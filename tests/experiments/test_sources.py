@@ -8,8 +8,8 @@ from configs.mpoe import base as language_config
 from configs.mpop import base as tuning_config
 from configs.opdf import base as distillation_config
 from experiments import compress, distill, jobs, language_models, pretraining, sources
-from mpojax import data, interop
-from tests.interop import gguf_helpers
+from mpojax import data, io
+from tests.io import gguf_helpers
 
 
 def _distillation(config):
@@ -44,7 +44,7 @@ def test_every_field_that_names_a_model(tmp_path, monkeypatch, module, field, re
         raise ConnectionError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(interop, "locate", locate)
+    monkeypatch.setattr(io, "locate", locate)
     config = module.get_config()
     if field == "start.teacher":
         config.start.kind = "teacher"

@@ -11,7 +11,7 @@ import pytest
 from configs.mpop import albert, bert, rows
 from experiments import jobs, table
 from experiments.tables import analyses, layout, listing, page, published, results, scores
-from mpojax import interop, models, mpo
+from mpojax import io, models, mpo
 from mpojax.training import workdir
 
 ROWS = {row.label: row for t in published.SCORES.values() for row in t.rows}
@@ -271,7 +271,7 @@ def checkpoints(tmp_path_factory):
             changed[name] += 5e-3
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, content in (("before", arrays), ("after", changed)):
-        interop.save_pretrained(models.from_arrays(settings, {}, content), folder / name)
+        io.save_pretrained(models.from_arrays(settings, {}, content), folder / name)
     return folder
 
 
@@ -289,9 +289,7 @@ def test_table_1_counts_changes(checkpoints, tmp_path):
 def test_table_1_from_a_run_that_saved_its_model(checkpoints, tmp_path):
     config = bert.get_config("dense,sst2")
     put(tmp_path / "run", config, {"accuracy": 0.9}, model=str(checkpoints / "before"))
-    interop.save_pretrained(
-        interop.load_pretrained(checkpoints / "after"), tmp_path / "run" / "model"
-    )
+    io.save_pretrained(io.load_pretrained(checkpoints / "after"), tmp_path / "run" / "model")
     made = analyses.table1(results.find(tmp_path), "", "")
     assert made.rows[1] == ["", "ours", "0.75", "0.25", "0.00", "0.75"]
     assert analyses.table1([], "", "").rows[1] == ["", "ours", "", "", "", ""]
@@ -311,7 +309,7 @@ def test_figure_2_of_a_small_table(checkpoints, tmp_path):
     model = str(checkpoints / "before")
     assert table.main(["mpop_figure2", f"--model={model}", f"--out={tmp_path}"]) == 0
     rows = [r for r in read_csv(tmp_path / "mpop_figure2.csv") if r["bond"]]
-    norm = np.linalg.norm(models.to_arrays(interop.load_pretrained(model))["embeddings/word/table"])
+    norm = np.linalg.norm(models.to_arrays(io.load_pretrained(model))["embeddings/word/table"])
     for cores in ("2", "3", "5", "7"):
         curve = [r for r in rows if r["cores"] == cores]
         errors = [float(r["error"]) for r in curve]

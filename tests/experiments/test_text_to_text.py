@@ -6,8 +6,9 @@ import pytest
 from flax import nnx
 
 from experiments import answers, language_models, router_plot, text_to_text
-from mpojax import data, interop, models, training
-from mpojax.training import language_modeling, router_statistics
+from mpojax import data, io, models, training
+from mpojax.methods.mpoe import router_statistics
+from mpojax.training.tasks import language_modeling
 from tests.experiments import toy_language
 from tests.experiments.toy_language import logged, put, result_of
 
@@ -106,7 +107,7 @@ class TestOneTask:
 
     def test_the_saved_model_answers(self, learnt, texts):
         config, folder = learnt
-        model = interop.load_pretrained(folder / "model")
+        model = io.load_pretrained(folder / "model")
         assert isinstance(model, models.EncoderDecoder)
         assert sum(models.count_parameters(model).values()) == result_of(folder)["total"]
         words = data.Tokenizer.from_folder(folder / "model")
@@ -164,7 +165,7 @@ class TestOneTask:
         assert one["metrics"] == other["metrics"]
         assert one["fit"]["metrics"]["loss"] == other["fit"]["metrics"]["loss"]
         arrays = [
-            models.to_arrays(interop.load_pretrained(tmp_path / name / "model"))
+            models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
             for name in ("straight", "stopped")
         ]
         for path, array in arrays[0].items():

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from mpojax import interop, models, mpo
+from mpojax import compression, models, mpo
 from mpojax.methods import mpoe
 
 BASE, LARGE = 184_720, 328_192  # numbers in the auxiliary cores of one matrix of one expert
@@ -256,7 +256,7 @@ def test_memory_of_a_layer():
 def test_names_of_variants():
     for name in mpoe.VARIANTS:
         for _, fields in mpoe.rules(name):
-            rule = interop.ExpertRule(**fields)
+            rule = compression.ExpertRule(**fields)
             assert str(rule.number) in name
             assert (rule.form == "switch") == name.startswith(("switch", "moe"))
     assert mpoe.rules("dense") == []

@@ -20,8 +20,9 @@ import numpy as np
 from flax import nnx
 
 import conftest  # noqa: F401  (the same strict settings as in the tests)
-from mpojax import data, interop, models, training
-from mpojax.methods import squeeze_settings, squeezing
+from mpojax import compression, data, models, training
+from mpojax.methods.mpop import settings as squeeze_settings
+from mpojax.methods.mpop import squeezing
 
 CONFIG = models.EncoderConfig(24, 16, 2, 2, 32, max_positions=6, dropout=0.1, attention_dropout=0.0)
 RULES = [(".*/(query|key|up|down)", {}), ("embeddings/word", {})]
@@ -41,7 +42,7 @@ def arrays(count: int, seed: int) -> dict[str, np.ndarray]:
 
 def model() -> models.Model:
     dense = models.with_head(models.build(CONFIG, rngs=nnx.Rngs(0)), 2, rngs=nnx.Rngs(1))
-    return interop.compress(dense, RULES)[0]
+    return compression.compress(dense, RULES)[0]
 
 
 def make_optimizer(chains: models.Model, name: str = "adamw"):

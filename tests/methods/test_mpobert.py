@@ -7,8 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
-from mpojax import interop, models, mpo
-from mpojax.methods import mpobert, mpobert_start
+from mpojax import io, models, mpo
+from mpojax.methods import mpobert
+from mpojax.methods.mpobert import start
 
 SMALL = {
     "num_layers": 3,
@@ -54,7 +55,7 @@ def test_adapters_are_where_they_are_wanted(options, adapted):
 def test_layers_become_different_with_the_first_step_and_stay_so_in_a_folder(tmp_path):
     """The released code overwrote trained auxiliary cores whenever a checkpoint was loaded."""
     config, shapes = mpobert.settings(**SMALL)
-    model = mpobert_start.from_scratch(config, shapes, deviation=0.3)
+    model = start.from_scratch(config, shapes, deviation=0.3)
 
     def loss(model):
         logits, order = model(IDS)
@@ -67,8 +68,8 @@ def test_layers_become_different_with_the_first_step_and_stay_so_in_a_folder(tmp
     arrays = models.to_arrays(stepped)
     cores = [arrays[f"layers/{i}/attention/value/cores/1"] for i in range(3)]
     assert not np.allclose(cores[0], cores[1], atol=1e-6)
-    interop.save_pretrained(stepped, tmp_path / "m")
-    loaded = interop.load_pretrained(tmp_path / "m")
+    io.save_pretrained(stepped, tmp_path / "m")
+    loaded = io.load_pretrained(tmp_path / "m")
     for name, array in models.to_arrays(loaded).items():
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
     tuned = models.with_head(loaded, 3, rngs=nnx.Rngs(0))

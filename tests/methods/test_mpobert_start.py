@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models, mpo
-from mpojax.methods import mpobert, mpobert_fit, mpobert_start
+from mpojax import compression, models, mpo
+from mpojax.methods import mpobert
+from mpojax.methods.mpobert import fit as mpobert_fit
+from mpojax.methods.mpobert import start as mpobert_start
 
 SMALL = {
     "vocab_size": 60,
@@ -91,7 +93,7 @@ def test_scalings_shrink_the_matrices_of_layers_without_a_teacher(teacher, scali
     """Section 3 of the paper and corollary A.2: the factor to the power of four cores."""
     config, shapes = mpobert.settings(num_layers=depth, **SMALL)
     model = mpobert_start.from_teacher(teacher, config, shapes, scaling=scaling, taught_layers=24)
-    arrays = models.to_arrays(interop.merge(model))
+    arrays = models.to_arrays(compression.merge(model))
     for role in ("attention/query", "feed_forward/down"):
         norms = [np.linalg.norm(arrays[f"layers/{i}/{role}/kernel"]) for i in (0, 23, 24, 47)]
         np.testing.assert_allclose(norms[1:], [norms[0], *[ratio * norms[0]] * 2], rtol=1e-4)
@@ -124,7 +126,7 @@ def test_layers_fit_their_own_matrices_by_least_squares(unshared_teacher):
     model = mpobert_start.from_teacher(unshared_teacher, config, shapes)
     chosen = mpobert_start.from_teacher(unshared_teacher, config, shapes, central=2)
     theirs = models.to_arrays(unshared_teacher)
-    fitted, of_layer = (models.to_arrays(interop.merge(m)) for m in (model, chosen))
+    fitted, of_layer = (models.to_arrays(compression.merge(m)) for m in (model, chosen))
     for layer in range(4):
         name = f"layers/{layer}/attention/query/kernel"
         w = theirs[name]
@@ -138,7 +140,7 @@ def test_layers_fit_their_own_matrices_by_least_squares(unshared_teacher):
 def test_shared_auxiliary_cores_are_those_of_the_mean(unshared_teacher):
     config, shapes = mpobert.settings(num_layers=4, groups=2, share_auxiliary=True, **SMALL)
     model = mpobert_start.from_teacher(unshared_teacher, config, shapes)
-    ours = models.to_arrays(interop.merge(model))
+    ours = models.to_arrays(compression.merge(model))
     theirs = models.to_arrays(unshared_teacher)
     for first in (0, 2):
         both = [theirs[f"layers/{first + i}/attention/query/kernel"] for i in (0, 1)]
@@ -149,7 +151,7 @@ def test_shared_auxiliary_cores_are_those_of_the_mean(unshared_teacher):
 def test_layers_that_share_nothing_can_be_scaled(teacher):
     config, shapes = mpobert.settings(num_layers=8, groups=8, share_auxiliary=True, **SMALL)
     model = mpobert_start.from_teacher(teacher, config, shapes, scaling="theory")
-    arrays = models.to_arrays(interop.merge(model))
+    arrays = models.to_arrays(compression.merge(model))
     norms = [np.linalg.norm(arrays[f"layers/{i}/attention/out/kernel"]) for i in (3, 4)]
     np.testing.assert_allclose(norms[1] / norms[0], (2 * 8) ** -0.5, rtol=1e-4)
 
@@ -191,7 +193,7 @@ def test_zero_and_rank_deficient_teachers_give_finite_cores(unshared_teacher):
     config, shapes = mpobert.settings(num_layers=4, **SMALL)
     model = mpobert_start.from_teacher(flat, config, shapes)
     assert all(np.isfinite(array).all() for array in models.to_arrays(model).values())
-    merged = models.to_arrays(interop.merge(model))
+    merged = models.to_arrays(compression.merge(model))
     np.testing.assert_allclose(merged["layers/1/attention/key/kernel"], 1.0, atol=1e-4)
     np.testing.assert_array_equal(merged["layers/1/attention/query/kernel"], 0.0)
 
@@ -200,7 +202,7 @@ def test_zero_and_rank_deficient_teachers_give_finite_cores(unshared_teacher):
 def test_draws_from_scratch(draw):
     config, shapes = mpobert.settings(num_layers=3, **SMALL)
     model = mpobert_start.from_scratch(config, shapes, draw=draw, deviation=0.1)
-    dense = models.to_arrays(interop.merge(model))
+    dense = models.to_arrays(compression.merge(model))
     kernels = [dense[f"layers/{i}/feed_forward/up/kernel"] for i in range(3)]
     if draw == "xavier":
         assert not np.allclose(kernels[0], kernels[1])
@@ -264,9 +266,9 @@ def test_teachers_that_do_not_fit(teacher, changes, options, message):
 def test_teachers_of_another_kind(teacher, unshared_teacher):
     config, shapes = mpobert.settings(num_layers=4, **SMALL)
     chains = mpobert_start.from_teacher(teacher, config, shapes)
-    with pytest.raises(ValueError, match=r"interop.merge\(teacher\)"):
+    with pytest.raises(ValueError, match=r"compression.merge\(teacher\)"):
         mpobert_start.from_teacher(chains, config, shapes)
-    adapted = interop.add_adapters(teacher, [("pooler", {"rank": 2})], rngs=nnx.Rngs(0))
+    adapted = compression.add_adapters(teacher, [("pooler", {"rank": 2})], rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="the teacher has adapters; merge it before"):
         mpobert_start.from_teacher(adapted, config, shapes)
     with pytest.raises(ValueError, match="share dense matrices that differ between layers"):

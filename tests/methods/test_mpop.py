@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from mpojax import interop, models, mpo
-from mpojax.layers import Dense, Embed, MPOEmbed, MPOLinear, roles
+from mpojax import compression, models, mpo
 from mpojax.methods import mpop
+from mpojax.nn import Dense, Embed, MPOEmbed, MPOLinear, roles
 from mpojax.training import state as state_lib
 
 
@@ -137,7 +137,7 @@ def test_a_stack_trained_in_part_is_refused():
 def test_counts_without_weights_equal_those_of_the_compressed_model():
     model = last_layers_model()
     rules = [(".*/(query|up)", {"bond": 4}), ("embeddings/word", {"rank": 3})]
-    small, _ = interop.compress(model, rules)
+    small, _ = compression.compress(model, rules)
     expected = mpop.parameter_counts(small, mpop.trainable_filter("lightweight"))
     encoder = dataclasses.replace(model.config, num_labels=None)
     assert mpop.counts(encoder, rules, "lightweight") == expected

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models, mpo, training
-from mpojax.methods import mpop, opdf, students
-from mpojax.training import distillation
+from mpojax import compression, io, models, mpo, training
+from mpojax.methods import mpop, opdf
+from mpojax.methods.opdf import distillation, students
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -37,7 +37,7 @@ def test_the_same_function_before_and_after(pair, units):
     large, targets = opdf.prepare(student, settings(units=units), teacher)
     assert set(targets) == set(large.shapes) == set(opdf.planned_shapes(BERT, settings()))
     np.testing.assert_allclose(large(IDS, MASK), student(IDS, MASK), rtol=0, atol=1e-5)
-    merged = interop.merge(large)
+    merged = compression.merge(large)
     assert not merged.shapes
     assert models.array_shapes(merged.config) == models.array_shapes(student.config)
     np.testing.assert_allclose(merged(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
@@ -50,9 +50,9 @@ def test_the_same_function_before_and_after(pair, units):
 
 def test_merged_is_a_plain_checkpoint(pair, tmp_path):
     large, _ = opdf.prepare(pair[0], settings(), pair[1])
-    merged = interop.merge(large)
-    interop.export_huggingface(merged, tmp_path / "merged")
-    loaded = interop.load_pretrained(tmp_path / "merged")
+    merged = compression.merge(large)
+    io.export_huggingface(merged, tmp_path / "merged")
+    loaded = io.load_pretrained(tmp_path / "merged")
     for name, array in models.to_arrays(merged).items():
         np.testing.assert_array_equal(models.to_arrays(loaded)[name], array)
 

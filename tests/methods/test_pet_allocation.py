@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mpojax import mpo
-from mpojax.methods import pet_allocation, pet_gauge, pet_masks
-from mpojax.methods.pet_groups import Groups
+from mpojax.methods.pet import allocation, gauge
+from mpojax.methods.pet import masks as pet_masks
+from mpojax.methods.pet.groups import Groups
 
 # Chain of the specification: sites 12, 16, 32, 24, 16 with bonds 8, 16, 16, 8.
 SITES = ((3, 4), (4, 4), (4, 8), (4, 6), (4, 4))
@@ -23,58 +24,58 @@ def arrays(sizes, seed=0):
 
 
 def test_what_dropping_an_index_frees():
-    whole = pet_allocation.whole_masks(CHAIN, CHAIN_SIZES)
-    total = pet_allocation.cost(whole, CHAIN, CHAIN_SIZES)
+    whole = allocation.whole_masks(CHAIN, CHAIN_SIZES)
+    total = allocation.cost(whole, CHAIN, CHAIN_SIZES)
     assert total == sum(np.prod(size) for size in CHAIN_SIZES.values())
     for bond, freed in enumerate((268, 640, 704, 400)):
         less = {"c": tuple(m.copy() for m in whole["c"])}
         less["c"][bond][3] = False
-        assert total - pet_allocation.cost(less, CHAIN, CHAIN_SIZES) == freed
-    whole = pet_allocation.whole_masks(LOW_RANK, SIZES)
+        assert total - allocation.cost(less, CHAIN, CHAIN_SIZES) == freed
+    whole = allocation.whole_masks(LOW_RANK, SIZES)
     whole["l"][0][0] = False
-    assert pet_allocation.cost(whole, LOW_RANK, SIZES) == 3 * (6 + 5) + 7
+    assert allocation.cost(whole, LOW_RANK, SIZES) == 3 * (6 + 5) + 7
 
 
 def test_a_known_optimum_with_ties_by_order():
     scores = {"l": (np.float64([11, 22, 33, 44]),), "b": (np.float64(14),)}
     # Divided by cost: 1, 2, 3, 4 for the ranks (11 each), 2 for the bias (7): the rank comes first.
-    found = pet_allocation.allocate(scores, LOW_RANK, SIZES, 40)
+    found = allocation.allocate(scores, LOW_RANK, SIZES, 40)
     assert found["l"][0].tolist() == [False, True, True, True]
     assert found["b"][0]
-    found = pet_allocation.allocate(scores, LOW_RANK, SIZES, 39)
+    found = allocation.allocate(scores, LOW_RANK, SIZES, 39)
     assert found["l"][0].tolist() == [False, False, True, True]
     assert found["b"][0]
-    raw = pet_allocation.allocate(scores, LOW_RANK, SIZES, 40, by_cost=False)
+    raw = allocation.allocate(scores, LOW_RANK, SIZES, 40, by_cost=False)
     assert raw["l"][0].tolist() == [False, True, True, True]
-    raw = pet_allocation.allocate(scores, LOW_RANK, SIZES, 39, by_cost=False)
+    raw = allocation.allocate(scores, LOW_RANK, SIZES, 39, by_cost=False)
     assert not raw["b"][0]
 
 
 def test_the_best_unit_that_fits_is_kept_where_nothing_would_be_left():
     """The ranks of 11 have the higher scores, but do not fit into 8."""
     scores = {"l": (np.float64([11, 22, 33, 44]),), "b": (np.float64(1),)}
-    found = pet_allocation.allocate(scores, LOW_RANK, SIZES, 8)
+    found = allocation.allocate(scores, LOW_RANK, SIZES, 8)
     assert found["b"][0]
     assert not found["l"][0].any()
     gone = {"l": found["l"][0][None] | True, "b": (np.bool_(False),)}
     with pytest.raises(ValueError, match="budget=8 is below every group that is left"):
-        pet_allocation.allocate(scores, LOW_RANK, SIZES, 8, gone)
+        allocation.allocate(scores, LOW_RANK, SIZES, 8, gone)
 
 
 @pytest.mark.parametrize("budget", [30, 400, 1000, 9000, 15_000])
 def test_the_budget_is_met_from_below_and_nothing_returns(budget):
     rng = np.random.default_rng(budget)
-    whole = pet_allocation.whole_masks(CHAIN, CHAIN_SIZES)
-    total = pet_allocation.cost(whole, CHAIN, CHAIN_SIZES)
+    whole = allocation.whole_masks(CHAIN, CHAIN_SIZES)
+    total = allocation.cost(whole, CHAIN, CHAIN_SIZES)
     budget, masks, before = min(budget, total), whole, total
     if budget < 100:
         with pytest.raises(ValueError, match="below the smallest group of the super-set, 100"):
-            pet_allocation.check_budget(budget, CHAIN, CHAIN_SIZES, whole)
+            allocation.check_budget(budget, CHAIN, CHAIN_SIZES, whole)
         return
-    for target in pet_allocation.schedule(total, budget, 5):
+    for target in allocation.schedule(total, budget, 5):
         scores = {"c": tuple(rng.random(m.shape) for m in masks["c"])}
-        kept = pet_allocation.allocate(scores, CHAIN, CHAIN_SIZES, target, masks)
-        cost = pet_allocation.cost(kept, CHAIN, CHAIN_SIZES)
+        kept = allocation.allocate(scores, CHAIN, CHAIN_SIZES, target, masks)
+        cost = allocation.cost(kept, CHAIN, CHAIN_SIZES)
         assert cost <= target
         assert cost > target - 704 or cost == before
         for old, new in zip(masks["c"], kept["c"], strict=True):
@@ -86,43 +87,43 @@ def test_single_entries():
     spec = {"u": Groups("entries", ("a", "b"))}
     sizes = {"a": (2, 3), "b": (4,)}
     scores = {"u": (np.arange(6.0).reshape(2, 3), np.float64([2.5, 9, 2, 8]))}
-    found = pet_allocation.allocate(scores, spec, sizes, 5)
+    found = allocation.allocate(scores, spec, sizes, 5)
     # 2 of a comes before 2 of b: the first of equals goes first.
     assert found["u"][0].tolist() == [[False, False, False], [True, True, True]]
     assert found["u"][1].tolist() == [False, True, False, True]
-    again = pet_allocation.allocate(scores, spec, sizes, 3, found)
-    assert pet_allocation.cost(again, spec, sizes) == 3
+    again = allocation.allocate(scores, spec, sizes, 3, found)
+    assert allocation.cost(again, spec, sizes) == 3
     assert not again["u"][1][0]
 
 
 def test_schedules():
-    assert pet_allocation.schedule(1000, 10, 2) == [100, 10]
-    cubic = pet_allocation.schedule(1000, 10, 4, "cubic")
+    assert allocation.schedule(1000, 10, 2) == [100, 10]
+    cubic = allocation.schedule(1000, 10, 4, "cubic")
     assert cubic[-1] == 10
     assert cubic == sorted(cubic, reverse=True)
     with pytest.raises(ValueError, match="must be one of geometric, cubic"):
-        pet_allocation.schedule(10, 5, 2, "linear")
+        allocation.schedule(10, 5, 2, "linear")
 
 
 def test_budgets_that_cannot_be_met():
-    masks = pet_allocation.whole_masks(LOW_RANK, SIZES)
+    masks = allocation.whole_masks(LOW_RANK, SIZES)
     with pytest.raises(ValueError, match="budget=52 is more than the 51 parameters"):
-        pet_allocation.check_budget(52, LOW_RANK, SIZES, masks)
+        allocation.check_budget(52, LOW_RANK, SIZES, masks)
     with pytest.raises(ValueError, match="budget=6 is below the smallest group"):
-        pet_allocation.check_budget(6, LOW_RANK, SIZES, masks)
+        allocation.check_budget(6, LOW_RANK, SIZES, masks)
     scores = {"l": (np.full(4, np.nan),), "b": (np.float64(1),)}
     with pytest.raises(ValueError, match="scores of l are not finite"):
-        pet_allocation.allocate(scores, LOW_RANK, SIZES, 20)
+        allocation.allocate(scores, LOW_RANK, SIZES, 20)
 
 
 def test_masked_and_compacted_are_the_same_matrix():
     params = arrays(CHAIN_SIZES)
     rng = np.random.default_rng(1)
     scores = {"c": tuple(rng.random(m) for m in BONDS)}
-    masks = pet_allocation.allocate(scores, CHAIN, CHAIN_SIZES, 9000)
+    masks = allocation.allocate(scores, CHAIN, CHAIN_SIZES, 9000)
     masked = pet_masks.apply_mask(params, masks, CHAIN, None)
     small = pet_masks.compact(params, masks, CHAIN)
-    assert sum(a.size for a in small.values()) == pet_allocation.cost(masks, CHAIN, CHAIN_SIZES)
+    assert sum(a.size for a in small.values()) == allocation.cost(masks, CHAIN, CHAIN_SIZES)
     wide, narrow = (
         mpo.to_matrix(tuple(p[str(k)].astype(np.float64) for k in range(5)))
         for p in (masked, small)
@@ -171,7 +172,7 @@ def test_a_fixed_gauge(kept):
     }
     params = pet_masks.apply_mask(params, masks, CHAIN, None)
     grads = {n: rng.standard_normal(p.shape) for n, p in params.items()}
-    new, left, (moved,) = pet_gauge.regauge(params, masks, CHAIN, [(grads, False)])
+    new, left, (moved,) = gauge.regauge(params, masks, CHAIN, [(grads, False)])
     old_w, new_w = (mpo.to_matrix(tuple(p[str(k)] for k in range(5))) for p in (params, new))
     np.testing.assert_allclose(new_w, old_w, rtol=0, atol=1e-12 * np.abs(old_w).max())
     for mask, bond in zip(left["c"], kept, strict=True):
@@ -183,7 +184,7 @@ def test_a_fixed_gauge(kept):
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-10 * gram.max())
     # The law of gradients: <g, T> of a core stays what it was (for gradients inside of the bonds).
     whole = pet_masks.apply_mask(grads, masks, CHAIN, None)
-    _, _, (moved,) = pet_gauge.regauge(params, masks, CHAIN, [(whole, False)])
+    _, _, (moved,) = gauge.regauge(params, masks, CHAIN, [(whole, False)])
     for name in params:
         np.testing.assert_allclose(
             np.sum(moved[name] * new[name]),
@@ -197,8 +198,8 @@ def test_low_rank_in_its_gauge():
     rng = np.random.default_rng(0)
     params = {"down": rng.standard_normal((6, 4)), "up": rng.standard_normal((4, 5))}
     spec = {"l": LOW_RANK["l"]}
-    masks = pet_allocation.whole_masks(spec, SIZES)
-    new, _, _ = pet_gauge.regauge(params, masks, spec)
+    masks = allocation.whole_masks(spec, SIZES)
+    new, _, _ = gauge.regauge(params, masks, spec)
     np.testing.assert_allclose(
         new["down"] @ new["up"], params["down"] @ params["up"], rtol=0, atol=1e-13
     )

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpojax import mpo
-from mpojax.methods import pet_gauge, pet_groups
-from mpojax.methods.pet_groups import Groups
+from mpojax.methods.pet import gauge
+from mpojax.methods.pet import groups as pet_groups
+from mpojax.methods.pet.groups import Groups
 
 TOLERANCE = 1e-12
 
@@ -129,7 +130,7 @@ def test_the_basis_of_the_scores_separates_them(chain):
     with jax.enable_x64(True):
         cores, grads, _, _ = make(*chain)
         open_bond = np.asarray(pet_groups.open_bonds(cores, grads)[0])
-        basis, scores = pet_gauge.score_basis(open_bond, np.ones(len(open_bond), bool))
+        basis, scores = gauge.score_basis(open_bond, np.ones(len(open_bond), bool))
         turned = basis.T @ open_bond @ basis
         atol = TOLERANCE * (1 + 10 * np.abs(open_bond).sum())
         np.testing.assert_allclose(-np.diag(turned), scores, rtol=0, atol=atol)
@@ -162,10 +163,10 @@ def test_gradients_follow_a_fixed_gauge_exactly(seed):
         return {"down": g @ factors["up"].T, "up": factors["down"].T @ g}
 
     masks = {"u": (np.ones(3, bool),)}
-    new, _, (moved,) = pet_gauge.regauge(params, masks, spec, [(gradients(params), False)])
+    new, _, (moved,) = gauge.regauge(params, masks, spec, [(gradients(params), False)])
     np.testing.assert_allclose(new["down"] @ new["up"], params["down"] @ params["up"], atol=1e-12)
     bases = {"u": [np.linalg.qr(rng.standard_normal((3, 3)))[0]]}
-    turned, (also,) = pet_gauge.rotate(new, spec, bases, [(moved, False)])
+    turned, (also,) = gauge.rotate(new, spec, bases, [(moved, False)])
     for factors, found in ((new, moved), (turned, also)):
         for name, expected in gradients(factors).items():
             np.testing.assert_allclose(found[name], expected, atol=1e-9)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpojax.methods import pet_allocation, pet_gauge, pet_groups, pet_masks
-from mpojax.methods.pet_groups import Groups
+from mpojax.methods.pet import allocation, groups
+from mpojax.methods.pet import gauge as pet_gauge
+from mpojax.methods.pet import masks as pet_masks
+from mpojax.methods.pet.groups import Groups
 
 LAYERS, WIDTH, INPUTS, PLANTED = 6, 24, 512, 3
 
@@ -47,11 +49,11 @@ def train(loss, params, masks, data, rate, steps):
 def search(loss, params, spec, data, *, budget, rounds, rate, gauge="raw", criterion="taylor"):
     """Masks after a search with a warm phase as long as a round, and the loss at its end."""
     sizes = {name: value.shape for name, value in params.items()}
-    masks = pet_allocation.whole_masks(spec, sizes)
+    masks = allocation.whole_masks(spec, sizes)
     rng = np.random.default_rng(0)
-    whole = pet_allocation.cost(masks, spec, sizes)
+    whole = allocation.cost(masks, spec, sizes)
     params = train(loss, params, entries_of(masks, spec, sizes), data, rate, 60)
-    for target in pet_allocation.schedule(whole, budget, rounds):
+    for target in allocation.schedule(whole, budget, rounds):
         entries = entries_of(masks, spec, sizes)
         params = train(loss, params, entries, data, rate, 60)
         if gauge == "svd":
@@ -60,9 +62,9 @@ def search(loss, params, spec, data, *, budget, rounds, rate, gauge="raw", crite
             params = {name: jnp.asarray(value) for name, value in params.items()}
         sums = None
         if criterion == "taylor":
-            sums = pet_groups.score_groups(params, jax.grad(loss)(params, data), spec)
-        scores = pet_groups.final_scores(criterion, spec, params, sums, rng=rng)
-        masks = pet_allocation.allocate(scores, spec, sizes, target, masks, by_cost=False)
+            sums = groups.score_groups(params, jax.grad(loss)(params, data), spec)
+        scores = groups.final_scores(criterion, spec, params, sums, rng=rng)
+        masks = allocation.allocate(scores, spec, sizes, target, masks, by_cost=False)
         params = pet_masks.apply_mask(params, masks, spec, None)
     params = train(loss, params, entries_of(masks, spec, sizes), data, rate, 60)
     return masks, float(loss(params, data))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models
-from mpojax.methods import pet_masks, pet_superset
+from mpojax import compression, models
+from mpojax.methods.pet import masks as pet_masks
+from mpojax.methods.pet import superset as pet_superset
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -36,7 +37,7 @@ def drawn_masks(superset, seed):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_is_cut_out_computes_what_the_masked_super_set_does(seed):
     rng = np.random.default_rng(seed)
-    model = interop.add_adapters(
+    model = compression.add_adapters(
         models.build(BERT, rngs=nnx.Rngs(1)), list(RULES), rngs=nnx.Rngs(0)
     )
     superset = pet_superset.read(model, "structured")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models, mpo, training
-from mpojax.methods import squeeze_costs
+from mpojax import compression, models, mpo, training
+from mpojax.methods.mpop import costs
 from tests.methods import squeezing_run
 
 PATH = "layers/1/feed_forward/up"
@@ -16,7 +16,7 @@ def chains():
     dense = models.with_head(
         models.build(squeezing_run.CONFIG, rngs=nnx.Rngs(0)), 2, rngs=nnx.Rngs(1)
     )
-    return interop.compress(dense, [(PATH, {"cores": 3})])[0]
+    return compression.compress(dense, [(PATH, {"cores": 3})])[0]
 
 
 def batches(count):
@@ -37,10 +37,10 @@ def canonical(model):
 
 def test_scores_are_the_parts_of_the_matrix_times_its_gradient():
     model, held = canonical(chains())
-    slopes = list(squeeze_costs.gradients(model, LOSS, batches(2)))
-    found = squeeze_costs.loss_spectra(held, slopes)[PATH]
-    dense = interop.merge(model)
-    wanted = list(squeeze_costs.gradients(dense, LOSS, batches(2)))
+    slopes = list(costs.gradients(model, LOSS, batches(2)))
+    found = costs.loss_spectra(held, slopes)[PATH]
+    dense = compression.merge(model)
+    wanted = list(costs.gradients(dense, LOSS, batches(2)))
     new = held[PATH][1]
     for bond, squared in enumerate(np.square(s) for s in found):
         for index in range(len(squared)):
@@ -56,7 +56,7 @@ def test_scores_are_the_parts_of_the_matrix_times_its_gradient():
 @pytest.mark.slow
 def test_a_run_cuts_by_the_loss(tmp_path):
     def gradients(model):
-        return squeeze_costs.gradients(model, LOSS, batches(2))
+        return costs.gradients(model, LOSS, batches(2))
 
     result = squeezing_run.run(tmp_path, measure="loss", max_phases=1, gradients=gradients)
     (cut,) = result.phases[1]["cuts"]
@@ -70,6 +70,6 @@ def test_a_run_cuts_by_the_loss(tmp_path):
 
 def test_a_matrix_that_the_loss_does_not_see_costs_nothing():
     model, held = canonical(chains())
-    slopes = next(squeeze_costs.gradients(model, LOSS, batches(1)))
+    slopes = next(costs.gradients(model, LOSS, batches(1)))
     unseen = [{name: np.zeros_like(slope) for name, slope in slopes.items()}]
-    assert all(not np.any(bond) for bond in squeeze_costs.loss_spectra(held, unseen)[PATH])
+    assert all(not np.any(bond) for bond in costs.loss_spectra(held, unseen)[PATH])

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from mpojax import interop, models, mpo, training
-from mpojax.methods import mpop, squeeze_settings, squeezing
+from mpojax import compression, models, mpo, training
+from mpojax.methods import mpop
+from mpojax.methods.mpop import settings, squeezing
 from tests.methods import squeezing_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -116,7 +117,7 @@ def test_momentum_follows_the_gauge(tmp_path):
     state = train(state, optimizer, 4, tmp_path / "a", "").state
     run = squeezing.Squeezer(
         chains,
-        squeeze_settings.Settings(),
+        settings.Settings(),
         "lightweight",
         lambda model: squeezing_run.make_optimizer(model, "sgd"),
         train,
@@ -213,9 +214,7 @@ def test_squeezes_to_a_budget_in_few_phases(tmp_path):
     result = squeezing_run.run(tmp_path, train=train, budget=0.95, cuts_per_phase=100, max_phases=9)
     assert result.why == "the budget is met"
     assert len(result.phases) == 2
-    limit = squeeze_settings.parameter_limit(
-        squeeze_settings.Settings(budget=0.95), squeezing_run.model()
-    )
+    limit = settings.parameter_limit(settings.Settings(budget=0.95), squeezing_run.model())
     assert result.phases[-1]["parameters"] <= limit < result.phases[0]["parameters"]
 
 
@@ -327,16 +326,16 @@ def test_killed_in_the_middle_it_takes_the_same_way(tmp_path, kill):
 )
 def test_bad_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        squeeze_settings.Settings(**fields)
+        settings.Settings(**fields)
 
 
 def test_bonds_below_the_minimum_are_not_counted_as_cut_to_it():
     chains = squeezing_run.model()
-    small = interop.compress(interop.merge(chains), squeezing_run.RULES, bond=2)[0]
+    small = compression.compress(compression.merge(chains), squeezing_run.RULES, bond=2)[0]
     size = sum(models.count_parameters(small).values())
-    squeeze_settings.check(squeeze_settings.Settings(minimum=4, budget=size), small)
+    settings.check(settings.Settings(minimum=4, budget=size), small)
     with pytest.raises(ValueError, match=f"still has {size:,}"):
-        squeeze_settings.check(squeeze_settings.Settings(minimum=4, budget=size - 1), small)
+        settings.check(settings.Settings(minimum=4, budget=size - 1), small)
 
 
 def test_a_budget_below_the_smallest_model_is_refused_before_any_work(tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax import layers, models, mpo
+from mpojax import models, mpo, nn
 from tests.models import small
 
 _COMMON = {"vocab_size": 50, "hidden_size": 16, "num_heads": 4, "intermediate_size": 24}
@@ -60,7 +60,7 @@ def chains(config, seed: int = 0):
 
 def with_experts(config, **settings):
     """Settings with experts in every block; shapes of the block's matrices; a random model."""
-    settings = layers.ExpertSettings(**{"number": 4, **settings})
+    settings = nn.ExpertSettings(**{"number": 4, **settings})
     config = dataclasses.replace(config, experts=((".*feed_forward", settings),))
     shapes = {
         path: mpo.MPOShape.balanced(*size, n=3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, layers, models, mpo
-from mpojax.layers import rotary
+from mpojax import compression, models, mpo, nn
+from mpojax.nn import rotary
 from tests.models import small_language as small
 
 every_kind = pytest.mark.parametrize("config", small.DECODERS.values(), ids=small.DECODERS)
@@ -113,7 +113,7 @@ def test_every_matrix_may_be_a_chain(config):
     assert set(chains.shapes) == set(models.matrix_sizes(config))
     expected = small.run(small.dense(config), IDS, MASK)
     small.close(small.run(chains, IDS, MASK), expected)
-    for merged in (interop.merge(chains), jax.jit(models.merged)(chains)):
+    for merged in (compression.merge(chains), jax.jit(models.merged)(chains)):
         assert merged.shapes == {}
         small.close(small.run(merged, IDS, MASK), expected)
 
@@ -197,7 +197,7 @@ def test_experts_report_what_they_did():
     config, _, model = small.with_experts(small.GPT2)
     output = model.forward(IDS, MASK)
     (statistics,) = output.routing
-    assert isinstance(statistics, layers.RouterStatistics)
+    assert isinstance(statistics, nn.RouterStatistics)
     np.testing.assert_array_equal(statistics.tokens, [MASK.sum()] * 3)
     np.testing.assert_allclose(np.asarray(statistics.load).sum(-1), 1.0, rtol=1e-6)
     small.close(small.run(jax.jit(models.merged)(model), IDS, MASK), output.logits)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import layers, models, mpo, training
+from mpojax import models, mpo, nn, training
 from mpojax.models import matrices
-from tests.interop import language_helpers
+from tests.io import language_helpers
 
 ENCODER = models.EncoderConfig(
     vocab_size=40,
@@ -78,11 +78,11 @@ def test_dense_abstract_and_traced_models_have_a_page_too():
 
 
 def test_adapters_and_experts_are_named():
-    adapters = ((".*/query", layers.AdapterSettings(rank=2)),)
+    adapters = ((".*/query", nn.AdapterSettings(rank=2)),)
     page = repr(_abstract(dataclasses.replace(ENCODER, adapters=adapters)))
     assert "adapters on '.*/query': AdapterSettings(" in page
     assert f"adapter {3 * 2 * 2 * 16}" in page
-    experts = (("layers/./feed_forward", layers.ExpertSettings(number=2)),)
+    experts = (("layers/./feed_forward", nn.ExpertSettings(number=2)),)
     page = repr(_abstract(dataclasses.replace(language_helpers.GPT2, experts=experts)))
     assert "experts on 'layers/./feed_forward': ExpertSettings(number=2" in page
 
@@ -90,7 +90,7 @@ def test_adapters_and_experts_are_named():
 def test_states_and_results_are_a_page():
     model = models.build(ENCODER, _chains(ENCODER), rngs=nnx.Rngs(0))
     optimizer = training.make_optimizer({}, training.roles(model), 3)
-    state = training.TrainState.create(model, layers.AuxiliaryCore, optimizer)
+    state = training.TrainState.create(model, nn.AuxiliaryCore, optimizer)
     counts = models.count_parameters(model)
     page = repr(state)
     assert page.startswith(f"TrainState(step 0: trainable {counts['auxiliary']:,} (")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpojax import layers, models, mpo
-from mpojax.layers import relative_bias
+from mpojax import models, mpo, nn
+from mpojax.nn import relative_bias
 from tests.models import small_language as small
 
 every_kind = pytest.mark.parametrize("config", small.PAIRS.values(), ids=small.PAIRS)
@@ -184,7 +184,7 @@ def test_experts_in_both_towers():
     np.testing.assert_array_equal(of_decoder.tokens, [real.sum()] * 3)
     merged = small.run(jax.jit(models.merged)(model), *INPUTS, real)
     small.close(merged, output.logits)
-    one_tower = dataclasses.replace(config, experts=(("decoder/.*", layers.ExpertSettings(2)),))
+    one_tower = dataclasses.replace(config, experts=(("decoder/.*", nn.ExpertSettings(2)),))
     shapes = models.array_shapes(one_tower)
     assert shapes["decoder/layers/1/feed_forward/up/kernel"] == (2, 16, 24)
     assert shapes["encoder/layers/1/feed_forward/up/kernel"] == (16, 24)

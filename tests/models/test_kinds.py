@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models
+from mpojax import compression, io, models
 from tests.models import small
 
 IDS = jnp.asarray(np.random.default_rng(0).integers(1, 50, (2, 6)))
@@ -76,7 +76,7 @@ def test_flat_arrays_and_back(kind):
 def test_merging_gives_the_dense_arrays(kind):
     dense, chains = pair(kind)
     expected = models.to_arrays(dense)
-    for merged in (interop.merge(chains), jax.jit(models.merged)(chains)):
+    for merged in (compression.merge(chains), jax.jit(models.merged)(chains)):
         assert merged.shapes == {}
         arrays = models.to_arrays(merged)
         assert set(arrays) == set(expected)
@@ -89,10 +89,10 @@ def test_merging_gives_the_dense_arrays(kind):
 @own_layers
 def test_compress_by_rules(kind):
     dense, _ = pair(kind)
-    model, report = interop.compress(dense, [(".*", {"cores": 3})])
+    model, report = compression.compress(dense, [(".*", {"cores": 3})])
     assert [row.path for row in report.rows] == list(models.matrix_sizes(dense.config))
     _close(run(model, IDS, MASK), kind)
-    smaller, report = interop.compress(dense, [("layers/.*|embeddings/word", {})], budget=0.7)
+    smaller, report = compression.compress(dense, [("layers/.*|embeddings/word", {})], budget=0.7)
     total = sum(models.count_parameters(smaller).values())
     assert report.parameters == total <= 0.7 * report.dense_parameters
 
@@ -100,8 +100,8 @@ def test_compress_by_rules(kind):
 @every_kind
 def test_save_and_load(kind, tmp_path):
     for index, model in enumerate(pair(kind)):
-        interop.save_pretrained(model, tmp_path / str(index))
-        _same(interop.load_pretrained(tmp_path / str(index)), model)
+        io.save_pretrained(model, tmp_path / str(index))
+        _same(io.load_pretrained(tmp_path / str(index)), model)
 
 
 @own_layers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import layers, models
+from mpojax import models, nn
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
 GPT2 = models.DecoderConfig(**SIZES, intermediate_size=32, max_positions=16, dropout=0.0)
@@ -44,7 +44,7 @@ def test_padding_of_targets_is_not_attended_to():
 
 
 def test_padding_cannot_spoil_the_router():
-    router = layers.Router(4, layers.ExpertSettings(number=2), rngs=nnx.Rngs(0))
+    router = nn.Router(4, nn.ExpertSettings(number=2), rngs=nnx.Rngs(0))
     x = jnp.ones((3, 4)).at[2].set(jnp.nan)
     mask = jnp.asarray([True, True, False])
     found = jax.grad(lambda router: router(x, mask).statistics.z_loss)(router)
@@ -60,4 +60,4 @@ def test_more_tokens_than_places():
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), float("nan")])
 def test_capacity_factors(factor):
     with pytest.raises(ValueError, match="must be a positive, finite number"):
-        layers.ExpertSettings(number=2, capacity_factor=factor)
+        nn.ExpertSettings(number=2, capacity_factor=factor)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, models
+from mpojax import compression, models
 from tests.models.test_arrays import CONFIG, IDS, MASK, SHAPES
 
 KEEP_TABLE = "embeddings/word"
@@ -39,7 +39,7 @@ def test_values_are_those_of_the_chains(model, keep):
     if keep is None:
         assert len(model.encoder.stacks) > 1
         assert len(dense.encoder.stacks) == 1
-        for name, array in models.to_arrays(interop.merge(model)).items():
+        for name, array in models.to_arrays(compression.merge(model)).items():
             np.testing.assert_allclose(arrays[name], array, rtol=0, atol=1e-6, err_msg=name)
     np.testing.assert_allclose(dense(IDS, MASK), model(IDS, MASK), rtol=1e-4, atol=1e-5)
 

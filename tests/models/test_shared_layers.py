@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import layers, models, mpo
+from mpojax import models, mpo, nn
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -134,23 +134,23 @@ def test_each_matrix_is_rebuilt_once(shared, monkeypatch):
 
 def test_chains_stay_where_rebuilding_does_not_pay():
     shape = mpo.MPOShape.low_rank(256, 256, 2)
-    layer = layers.MPOLinear(shape, rngs=nnx.Rngs(0))
+    layer = nn.MPOLinear(shape, rngs=nnx.Rngs(0))
     assert mpo.plan(shape, tokens=64).strategy != "rebuild"
-    assert layers.rebuilt_once(layer, tokens=64) is layer
-    layer = layers.MPOLinear(mpo.MPOShape.balanced(16, 16, n=3), rngs=nnx.Rngs(0))
+    assert nn.rebuilt_once(layer, tokens=64) is layer
+    layer = nn.MPOLinear(mpo.MPOShape.balanced(16, 16, n=3), rngs=nnx.Rngs(0))
     assert mpo.plan(layer.shape, tokens=64).strategy == "rebuild"
-    rebuilt = layers.rebuilt_once(layer, tokens=64)
-    assert isinstance(rebuilt, layers.Dense)
+    rebuilt = nn.rebuilt_once(layer, tokens=64)
+    assert isinstance(rebuilt, nn.Dense)
     assert rebuilt.bias is layer.bias
     np.testing.assert_allclose(rebuilt.kernel[...], mpo.to_matrix(layer.all_cores(), layer.shape))
 
 
 def test_gradients_reach_the_cores_through_a_rebuilt_module():
     shape = mpo.MPOShape.balanced(16, 16, n=3).with_bonds(3)
-    block = layers.FeedForward(16, 16, shapes={"up": shape, "down": shape}, rngs=nnx.Rngs(0))
+    block = nn.FeedForward(16, 16, shapes={"up": shape, "down": shape}, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (64, 16))
     direct = jax.jit(jax.grad(lambda b: jnp.sum(b(x) ** 2)))(block)
-    rebuilt = jax.jit(jax.grad(lambda b: jnp.sum(layers.rebuilt_once(b, 64)(x) ** 2)))
+    rebuilt = jax.jit(jax.grad(lambda b: jnp.sum(nn.rebuilt_once(b, 64)(x) ** 2)))
     through = rebuilt(block)
     assert jax.tree.structure(direct) == jax.tree.structure(through)
     for a, b in zip(jax.tree.leaves(direct), jax.tree.leaves(through), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import interop, layers, models, mpo
+from mpojax import compression, io, models, mpo, nn
 from tests.models import small
 
 BASE = dataclasses.replace(
@@ -128,7 +128,7 @@ def test_central_cores_are_stored_and_counted_once_for_each_block(kind):
     config = model.config
     leaves = [
         leaf.shape
-        for path, leaf in nnx.to_flat_state(nnx.state(model, layers.CentralCore))
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nn.CentralCore))
         if path[-3:] == ("query", "cores", 1)
     ]
     assert len(leaves) == 1
@@ -145,7 +145,7 @@ def _one_layer(model):
 def test_dense_models_compute_the_same(kind):
     model = _model(kind)
     expected = run(model)
-    on_host = interop.merge(model)
+    on_host = compression.merge(model)
     in_program = jax.jit(models.merged)(model)
     assert not on_host.shapes
     assert not on_host.config.adapters
@@ -160,7 +160,7 @@ def test_dense_models_compute_the_same(kind):
 
 def test_the_scan_is_the_loop_over_layers():
     model = _model("two blocks with adapters")
-    dense = interop.merge(model)
+    dense = compression.merge(model)
     hidden = dense.encoder.embeddings(IDS, None, None)
     stack = dense.encoder.stacks[0]
     for layer in range(6):
@@ -172,8 +172,8 @@ def test_the_scan_is_the_loop_over_layers():
 
 def test_folders_keep_what_layers_share_once(tmp_path):
     model = _model("two blocks with adapters")
-    interop.save_pretrained(model, tmp_path / "m")
-    again = interop.load_pretrained(tmp_path / "m")
+    io.save_pretrained(model, tmp_path / "m")
+    again = io.load_pretrained(tmp_path / "m")
     assert again.config == model.config
     arrays = models.to_arrays(model)
     for name, array in models.to_arrays(again).items():
@@ -238,7 +238,7 @@ def test_layers_of_a_block_must_have_equal_shapes():
 
 def test_shared_parts_cannot_be_compressed_by_matrix():
     with pytest.raises(ValueError, match=r"compress models.unshared\(model\)"):
-        interop.compress(_model("one block"), [("pooler", {})])
+        compression.compress(_model("one block"), [("pooler", {})])
 
 
 def test_blocks_with_other_shapes_are_stacks_of_their_own():

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mpojax import mpo
-from mpojax.mpo import expert_planning
-from mpojax.mpo import experts as kernels
+from mpojax.mpo.experts import kernels, planning
 from tests.mpo import chains, helpers
 
 UP = mpo.MPOShape((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
@@ -195,7 +194,7 @@ class TestSeparable:
         ]
         for shape in (up, down):
             assert shape.num_auxiliary_params == UP.num_auxiliary_params == 184_720
-            assert expert_planning.shared_core_flops(shape) == 6_488_064
+            assert planning.shared_core_flops(shape) == 6_488_064
 
     @hypothesis.given(st.integers(2, 400), st.integers(2, 400), st.integers(3, 7))
     def test_any_size(self, rows, columns, n):
@@ -230,8 +229,8 @@ class TestSeparable:
 
 class TestPlan:
     def test_flops_of_the_spec(self):
-        assert expert_planning.rebuild_flops(UP) == 2_723_512_320
-        assert expert_planning.rebuild_flops(UP, experts=8) == 8 * 2_723_512_320
+        assert planning.rebuild_flops(UP) == 2_723_512_320
+        assert planning.rebuild_flops(UP, experts=8) == 8 * 2_723_512_320
         plan = mpo.plan_experts(UP, 1, 1, training=False)
         assert plan.costs[0].flops == 2_723_512_320 + 2 * 768 * 3072
         plan = mpo.plan_experts(UP, 8, 4096, training=False)

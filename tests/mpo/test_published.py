@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mpojax import mpo
-from mpojax.interop import Settings
+from mpojax.compression import Settings
 from mpojax.mpo import published
 
 

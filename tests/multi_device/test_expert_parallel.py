@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mpojax import layers, mpo, training
+from mpojax import mpo, nn, training
 
 HIDDEN, INNER, NUMBER = 8, 16, 8
 SHAPES = {
@@ -30,10 +30,10 @@ MASK = RNG.random((8, 5)) < 0.8
 
 @functools.cache
 def block(form, router="switch", **settings):
-    return layers.ExpertFeedForward(
+    return nn.ExpertFeedForward(
         *(HIDDEN, INNER, "gelu"),
         {"mpo": SHAPES, "dense": None}[form],
-        layers.ExpertSettings(NUMBER, router=router, **settings),
+        nn.ExpertSettings(NUMBER, router=router, **settings),
         rngs=nnx.Rngs(0),
     )
 
@@ -133,8 +133,8 @@ def test_gradients_of_experts_stay_where_the_experts_are():
 
 def test_layers_in_a_scan_with_dropout():
     def make(key):
-        settings = layers.ExpertSettings(NUMBER, router="top2")
-        return layers.ExpertFeedForward(
+        settings = nn.ExpertSettings(NUMBER, router="top2")
+        return nn.ExpertFeedForward(
             *(HIDDEN, INNER, "gelu", SHAPES, settings), inner_dropout=0.5, rngs=nnx.Rngs(key)
         )
 
@@ -159,8 +159,8 @@ def test_layers_in_a_scan_with_dropout():
 
 
 def test_experts_that_do_not_divide_are_named_before_compiling():
-    made = layers.ExpertFeedForward(
-        *(HIDDEN, INNER, "gelu", SHAPES, layers.ExpertSettings(6)), rngs=nnx.Rngs(0)
+    made = nn.ExpertFeedForward(
+        *(HIDDEN, INNER, "gelu", SHAPES, nn.ExpertSettings(6)), rngs=nnx.Rngs(0)
     )
     with (
         jax.set_mesh(training.make_mesh(MESHES["data, expert"])),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax import interop
+from mpojax import io
 from tests.parity import reference
 
 VOCABULARY = 60
@@ -64,8 +64,8 @@ def ours(loaded, *inputs) -> np.ndarray:
 
 def both_ways(theirs, folder: pathlib.Path):
     """(our model, theirs again): imported, exported and loaded by the Auto class for the kind."""
-    loaded = interop.load_pretrained(saved(theirs, folder / "theirs"))
-    interop.export_huggingface(loaded, folder / "ours")
+    loaded = io.load_pretrained(saved(theirs, folder / "theirs"))
+    io.export_huggingface(loaded, folder / "ours")
     is_pair = theirs.config.is_encoder_decoder
     auto = "AutoModelForSeq2SeqLM" if is_pair else "AutoModelForCausalLM"
     again = reference.load(folder / "ours", getattr(reference.transformers, auto))

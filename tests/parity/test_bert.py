@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 import tokenizers
 
-from mpojax import interop, models
+from mpojax import io, models
 from tests.parity import reference
 
 TOLERANCE = 1e-5
@@ -65,7 +65,7 @@ def _inputs(seed=0):
 def test_random_encoders(tmp_path, changes):
     theirs = reference.randomize(reference.transformers.BertModel(_bert(**changes)), seed=1)
     reference.quietly(theirs.save_pretrained, tmp_path)
-    ours = interop.load_pretrained(tmp_path)
+    ours = io.load_pretrained(tmp_path)
     ids, mask, types = _inputs()
     expected = reference.outputs(theirs, ids, mask, types)
     hidden = np.asarray(run(ours, jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(types)))
@@ -81,13 +81,13 @@ def test_random_classifier_both_ways(tmp_path):
     kind = reference.transformers.BertForSequenceClassification
     theirs = reference.randomize(kind(_bert(num_labels=5)), seed=2)
     reference.quietly(theirs.save_pretrained, tmp_path / "theirs")
-    ours = interop.load_pretrained(tmp_path / "theirs")
+    ours = io.load_pretrained(tmp_path / "theirs")
     ids, mask, types = _inputs(1)
     expected = reference.outputs(theirs, ids, mask, types).logits.numpy()
     logits = run(ours, jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(types))
     assert logits.shape == (3, 5)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
-    interop.export_huggingface(ours, tmp_path / "ours")
+    io.export_huggingface(ours, tmp_path / "ours")
     again = reference.load(tmp_path / "ours", kind)
     np.testing.assert_array_equal(reference.outputs(again, ids, mask, types).logits, expected)
     assert again.config.id2label == theirs.config.id2label
@@ -99,7 +99,7 @@ def test_random_classifier_both_ways(tmp_path):
 def test_encoders_of_pretraining_models(tmp_path, name):
     theirs = reference.randomize(getattr(reference.transformers, name)(_bert()), seed=3)
     reference.quietly(theirs.save_pretrained, tmp_path)
-    ours = interop.load_pretrained(tmp_path)
+    ours = io.load_pretrained(tmp_path)
     ids, mask, types = _inputs(2)
     expected = reference.outputs(theirs.bert, ids, mask, types).last_hidden_state.numpy()
     hidden = np.asarray(run(ours, jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(types)))
@@ -110,7 +110,7 @@ def test_sharded_checkpoints(tmp_path):
     theirs = reference.randomize(reference.transformers.BertModel(_bert()), seed=4)
     reference.quietly(theirs.save_pretrained, tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    ours = interop.load_pretrained(tmp_path)
+    ours = io.load_pretrained(tmp_path)
     ids, mask, types = _inputs(3)
     expected = reference.outputs(theirs, ids, mask, types).last_hidden_state.numpy()
     hidden = np.asarray(run(ours, jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(types)))
@@ -135,7 +135,7 @@ def test_a_fresh_classifier_exports(tmp_path):
         for name, shape in models.array_shapes(config).items()
     }
     ours = models.from_arrays(config, {}, arrays)
-    interop.export_huggingface(ours, tmp_path)
+    io.export_huggingface(ours, tmp_path)
     theirs = reference.load(tmp_path, reference.transformers.BertForSequenceClassification)
     assert theirs.config.pad_token_id == 1
     ids, mask, types = _inputs(4)
@@ -159,7 +159,7 @@ def sentences(minilm_dir):
 
 def test_minilm_hidden_states(minilm_dir, sentences):
     ids, mask = sentences
-    ours = interop.load_pretrained(minilm_dir)
+    ours = io.load_pretrained(minilm_dir)
     assert sum(models.count_parameters(ours).values()) == 22_713_216
     theirs = reference.load(minilm_dir)
     expected = reference.outputs(theirs, ids, mask)

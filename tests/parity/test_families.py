@@ -9,7 +9,7 @@ from flax import nnx
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop, models
+from mpojax import compression, io, models
 from tests.parity import reference
 from tests.parity.families import FAMILIES
 
@@ -31,7 +31,7 @@ def _ours(model, inputs):
 
 
 def _again_in_transformers(model, folder, kind):
-    interop.export_huggingface(model, folder)
+    io.export_huggingface(model, folder)
     return reference.load(folder, getattr(reference.transformers, kind))
 
 
@@ -49,7 +49,7 @@ def test_hidden_states(tmp_path, family):
     inputs = family.inputs()
     mask = inputs[1] == 1
     expected = reference.outputs(theirs, *inputs)
-    ours = interop.load_pretrained(_saved(theirs, tmp_path / "theirs"))
+    ours = io.load_pretrained(_saved(theirs, tmp_path / "theirs"))
     hidden = _ours(ours, inputs)
     np.testing.assert_allclose(
         hidden[mask], expected.last_hidden_state.numpy()[mask], rtol=0, atol=TOLERANCE
@@ -63,7 +63,7 @@ def test_hidden_states(tmp_path, family):
         reference.outputs(again, *inputs).last_hidden_state, expected.last_hidden_state
     )
     assert set(again.state_dict()) == set(theirs.state_dict())
-    _same_model(interop.load_pretrained(tmp_path / "ours"), ours)
+    _same_model(io.load_pretrained(tmp_path / "ours"), ours)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_classifiers_and_regressions(tmp_path, name, num_labels):
     theirs = family.model("ForSequenceClassification", seed=2, num_labels=num_labels)
     inputs = family.inputs(1)
     expected = reference.outputs(theirs, *inputs).logits.numpy()
-    ours = interop.load_pretrained(_saved(theirs, tmp_path / "theirs"))
+    ours = io.load_pretrained(_saved(theirs, tmp_path / "theirs"))
     assert isinstance(ours, models.SequenceClassifier)
     logits = _ours(ours, inputs)
     assert logits.shape == (3, num_labels)
@@ -93,7 +93,7 @@ def test_classifiers_and_regressions(tmp_path, name, num_labels):
         reference.outputs(again, *inputs).logits, expected, rtol=0, atol=1e-6
     )
     assert again.config.num_labels == num_labels
-    loaded = interop.load_pretrained(tmp_path / "ours")
+    loaded = io.load_pretrained(tmp_path / "ours")
     _same_model(loaded, ours)
     assert loaded.config.classifier_dropout == ours.config.classifier_dropout
 
@@ -106,7 +106,7 @@ def test_spans(tmp_path, name):
     mask = inputs[1] == 1
     outputs = reference.outputs(theirs, *inputs)
     expected = np.stack([outputs.start_logits.numpy(), outputs.end_logits.numpy()], axis=-1)
-    ours = interop.load_pretrained(_saved(theirs, tmp_path / "theirs"))
+    ours = io.load_pretrained(_saved(theirs, tmp_path / "theirs"))
     assert isinstance(ours, models.SpanExtractor)
     logits = _ours(ours, inputs)
     assert logits.shape == (3, 9, 2)
@@ -116,7 +116,7 @@ def test_spans(tmp_path, name):
     np.testing.assert_array_equal(
         reference.outputs(again, *inputs).start_logits, outputs.start_logits
     )
-    _same_model(interop.load_pretrained(tmp_path / "ours"), ours)
+    _same_model(io.load_pretrained(tmp_path / "ours"), ours)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_pretraining_models_leave_their_heads_behind(tmp_path, name, kind):
     theirs = family.model(kind, seed=4)
     inputs = family.inputs(3)
     mask = inputs[1] == 1
-    ours = interop.load_pretrained(_saved(theirs, tmp_path))
+    ours = io.load_pretrained(_saved(theirs, tmp_path))
     assert ours.config.num_labels is None
     expected = reference.outputs(theirs.base_model, *inputs).last_hidden_state.numpy()
     np.testing.assert_allclose(_ours(ours, inputs)[mask], expected[mask], rtol=0, atol=TOLERANCE)
@@ -146,9 +146,9 @@ def test_pretraining_models_leave_their_heads_behind(tmp_path, name, kind):
 def test_fresh_heads_export(tmp_path, name, head):
     """Pre-trained encoder, new head, all in MPO form and merged again: transformers agrees."""
     family = FAMILIES[name]
-    base = interop.load_pretrained(_saved(family.model("Model", seed=5), tmp_path / "theirs"))
+    base = io.load_pretrained(_saved(family.model("Model", seed=5), tmp_path / "theirs"))
     ours = models.with_head(base, 2, pooling="pooler", head=head, rngs=nnx.Rngs(0))
-    small, _ = interop.compress(ours, [(".*", {"cores": 3})])
+    small, _ = compression.compress(ours, [(".*", {"cores": 3})])
     inputs = family.inputs(4)
     mask = inputs[1] == 1
     logits = _ours(ours, inputs)
@@ -156,7 +156,7 @@ def test_fresh_heads_export(tmp_path, name, head):
     np.testing.assert_allclose(_ours(small, inputs), logits, rtol=0, atol=1e-4 * scale)
     kind = "ForSequenceClassification" if head == "classifier" else "ForQuestionAnswering"
     theirs = _again_in_transformers(
-        interop.merge(small), tmp_path / "ours", f"{family.prefix}{kind}"
+        compression.merge(small), tmp_path / "ours", f"{family.prefix}{kind}"
     )
     outputs = reference.outputs(theirs, *inputs)
     if head == "classifier":

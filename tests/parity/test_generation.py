@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop, models
+from mpojax import io, models
 from tests.parity import language_families as families
 from tests.parity import reference
 
@@ -65,7 +65,7 @@ def _inputs(seed: int, batch: int = 12):
 def test_greedy_decoder(tmp_path, kind, padding):
     name, settings = DECODERS[kind]
     theirs = families.model(name, 1, 0.3, **settings)
-    loaded = interop.load_pretrained(families.saved(theirs, tmp_path))
+    loaded = io.load_pretrained(families.saved(theirs, tmp_path))
     ids, mask = _inputs(0)
     given = None if padding == "none" else mask
     # An end that some rows reach early: the token the first row makes at its fourth place.
@@ -90,7 +90,7 @@ def test_greedy_decoder(tmp_path, kind, padding):
 def test_beams_of_a_decoder(tmp_path, kind, length_penalty):
     name, settings = DECODERS[kind]
     theirs = families.model(name, 2, 0.3, **settings)
-    loaded = interop.load_pretrained(families.saved(theirs, tmp_path))
+    loaded = io.load_pretrained(families.saved(theirs, tmp_path))
     ids, mask = _inputs(1)
     eos = int(_theirs(theirs, ids, mask, eos_token_id=None)[0, 3])
     expected = _theirs(
@@ -115,7 +115,7 @@ def _sources(seed: int):
 def _t5(version: str, folder, seed: int):
     settings = {**T5, **VERSIONS[version], "pad_token_id": 0, "decoder_start_token_id": 0}
     theirs = families.model("T5ForConditionalGeneration", seed, 0.3, **settings)
-    return theirs, interop.load_pretrained(families.saved(theirs, folder))
+    return theirs, io.load_pretrained(families.saved(theirs, folder))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -180,7 +180,7 @@ def test_several_ends_of_a_folder(tmp_path, kind, beams):
         theirs.generation_config = reference.transformers.GenerationConfig(
             eos_token_id=ends, pad_token_id=0, decoder_start_token_id=0, num_beams=beams
         )
-        loaded = interop.load_pretrained(families.saved(theirs, folder))
+        loaded = io.load_pretrained(families.saved(theirs, folder))
         assert loaded.config.end_ids == tuple(dict.fromkeys(ends))
         assert loaded.config.sampling == models.Sampling(beams=beams)
         made = models.generate(loaded, ids, mask, max_new_tokens=NEW)
@@ -195,24 +195,24 @@ def test_defaults_of_a_folder_are_written_back(tmp_path, kind):
     theirs.generation_config = reference.transformers.GenerationConfig(
         eos_token_id=[7, 8], pad_token_id=3, do_sample=True, temperature=0.5, repetition_penalty=1.1
     )
-    loaded = interop.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    loaded = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
     assert (loaded.config.end_ids, loaded.config.pad_id) == ((7, 8), 3)
     assert loaded.config.sampling == models.Sampling(temperature=0.5, top_k=50)
-    interop.save_pretrained(loaded, tmp_path / "saved")
-    again = interop.load_pretrained(tmp_path / "saved")
+    io.save_pretrained(loaded, tmp_path / "saved")
+    again = io.load_pretrained(tmp_path / "saved")
     assert again.config == loaded.config
-    interop.export_huggingface(again, tmp_path / "exported")
+    io.export_huggingface(again, tmp_path / "exported")
     auto = "AutoModelForSeq2SeqLM" if kind == "t5" else "AutoModelForCausalLM"
     back = reference.load(tmp_path / "exported", getattr(reference.transformers, auto))
     for key, value in theirs.generation_config.to_diff_dict().items():
         if value is not None and not key.startswith(("_", "transformers")):
             assert getattr(back.generation_config, key) == value
     changed = models.reconfigure(loaded, eos_id=9, sampling=models.Sampling(beams=4))
-    interop.export_huggingface(changed, tmp_path / "changed")
+    io.export_huggingface(changed, tmp_path / "changed")
     back = reference.load(tmp_path / "changed", getattr(reference.transformers, auto))
     found = back.generation_config
     assert (found.eos_token_id, found.num_beams, found.do_sample) == (9, 4, False)
-    assert interop.load_pretrained(tmp_path / "changed").config.sampling.beams == 4
+    assert io.load_pretrained(tmp_path / "changed").config.sampling.beams == 4
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_draws_of_a_folder_are_from_their_distribution(tmp_path, settings):
     theirs.generation_config = reference.transformers.GenerationConfig(
         eos_token_id=2, pad_token_id=0, **settings
     )
-    loaded = interop.load_pretrained(families.saved(theirs, tmp_path))
+    loaded = io.load_pretrained(families.saved(theirs, tmp_path))
     logits = np.random.default_rng(0).normal(size=(5, families.VOCABULARY)).astype(np.float32)
     config, _ = theirs._prepare_generation_config(None)
     tensor = reference.torch.tensor(logits)
@@ -246,7 +246,7 @@ def test_the_caller_decides_over_the_folder(tmp_path):
     theirs.generation_config = reference.transformers.GenerationConfig(
         eos_token_id=2, pad_token_id=0, do_sample=True, temperature=0.6, top_p=0.9
     )
-    loaded = interop.load_pretrained(families.saved(theirs, tmp_path))
+    loaded = io.load_pretrained(families.saved(theirs, tmp_path))
     ids, mask = (rows[:4] for rows in _inputs(0))
     drawn = models.generate(loaded, ids, mask, max_new_tokens=4, key=jax.random.key(0))
     given = models.generate(

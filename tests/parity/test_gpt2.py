@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop, models
+from mpojax import io, models
 from tests.parity import language_families as families
 from tests.parity import reference
 
@@ -51,8 +51,8 @@ def test_names_of_the_published_file(tmp_path):
     Its class without an output map gives the logits of the token embedding.
     """
     theirs = families.model("GPT2LMHeadModel", seed=2, **SIZES)
-    ours = interop.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
-    tensors = interop.read_weights(tmp_path / "theirs" / "model.safetensors")
+    ours = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    tensors = io.read_weights(tmp_path / "theirs" / "model.safetensors")
     plain = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     plain["h.0.attn.bias"] = np.ones((1, 1, 32, 32), np.float32)
     plain["h.1.attn.masked_bias"] = np.float32(-1e4)
@@ -60,15 +60,15 @@ def test_names_of_the_published_file(tmp_path):
     content = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
     for kind in ("GPT2LMHeadModel", "GPT2Model"):
         text = json.dumps({**content, "architectures": [kind], "n_ctx": 32})
-        interop.write_folder(tmp_path / kind, plain, {"format": "pt"}, {"config.json": text})
-        loaded = models.to_arrays(interop.load_pretrained(tmp_path / kind))
+        io.write_folder(tmp_path / kind, plain, {"format": "pt"}, {"config.json": text})
+        loaded = models.to_arrays(io.load_pretrained(tmp_path / kind))
         for name, array in models.to_arrays(ours).items():
             np.testing.assert_array_equal(loaded[name], array)
 
 
 def test_half_precision_files_load_as_float32(tmp_path):
     theirs = families.model("GPT2LMHeadModel", seed=3, **SIZES).to(reference.torch.bfloat16)
-    ours = interop.load_pretrained(families.saved(theirs, tmp_path))
+    ours = io.load_pretrained(families.saved(theirs, tmp_path))
     assert {array.dtype.name for array in models.to_arrays(ours).values()} == {"float32"}
     ids = families.token_ids((2, 8))
     expected = families.logits(theirs.float(), input_ids=ids)

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mpojax import models
-from mpojax.interop import language_settings
+from mpojax.io.hf import language_settings
 from tests.parity import reference
 
 _T5 = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "vocab_size": 32128}

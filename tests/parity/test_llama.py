@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop, models
+from mpojax import compression, io, models
 from tests.parity import language_families as families
 from tests.parity import reference
 
@@ -58,18 +58,18 @@ def test_both_styles_of_rotary_settings(tmp_path):
     theirs = families.model(
         "LlamaForCausalLM", seed=2, **families.SIZES_OF_LLAMA, rope_parameters=LLAMA3
     )
-    ours = interop.load_pretrained(families.saved(theirs, tmp_path / "new"))
+    ours = io.load_pretrained(families.saved(theirs, tmp_path / "new"))
     assert ours.config.rotary_scaling == (8.0, 1.0, 4.0, 16)
     assert ours.config.rotary_base == 500.0
     content = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))
     scaling = content.pop("rope_parameters")
     content["rope_theta"] = scaling.pop("rope_theta")
     content["rope_scaling"] = scaling
-    tensors = interop.read_weights(tmp_path / "new" / "model.safetensors")
+    tensors = io.read_weights(tmp_path / "new" / "model.safetensors")
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
     text = json.dumps({**content, "pretraining_tp": 1})
-    interop.write_folder(tmp_path / "old", tensors, {"format": "pt"}, {"config.json": text})
-    again = interop.load_pretrained(tmp_path / "old")
+    io.write_folder(tmp_path / "old", tensors, {"format": "pt"}, {"config.json": text})
+    again = io.load_pretrained(tmp_path / "old")
     assert again.config.rotary_scaling == ours.config.rotary_scaling
     assert again.config.rotary_base == ours.config.rotary_base
     for name, array in models.to_arrays(ours).items():
@@ -78,7 +78,7 @@ def test_both_styles_of_rotary_settings(tmp_path):
 
 def test_half_precision_files_load_as_float32(tmp_path):
     theirs = families.model("LlamaForCausalLM", seed=3, **families.SIZES_OF_LLAMA)
-    ours = interop.load_pretrained(families.saved(theirs.bfloat16(), tmp_path / "theirs"))
+    ours = io.load_pretrained(families.saved(theirs.bfloat16(), tmp_path / "theirs"))
     ids = families.token_ids((2, 8))
     # Not theirs.float(), which would keep frequencies that were rounded to bfloat16.
     kind = reference.transformers.LlamaForCausalLM
@@ -88,17 +88,17 @@ def test_half_precision_files_load_as_float32(tmp_path):
     expected = families.logits(theirs, input_ids=ids)
     families.assert_same_logits(families.ours(ours, ids), expected)
     assert json.loads(ours.config.source_config)["dtype"] == "bfloat16"
-    interop.export_huggingface(ours, tmp_path / "ours")
+    io.export_huggingface(ours, tmp_path / "ours")
     assert reference.load(tmp_path / "ours").dtype == reference.torch.float32
 
 
 def test_a_chain_merges_and_exports(tmp_path):
     theirs = families.model("LlamaForCausalLM", seed=4, **families.SIZES_OF_LLAMA)
-    ours = interop.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
-    small, _ = interop.compress(ours, [(".*/(query|gate|down)", {"cores": 3})])
+    ours = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    small, _ = compression.compress(ours, [(".*/(query|gate|down)", {"cores": 3})])
     with pytest.raises(ValueError, match=r"export_huggingface\(merge\(model\), folder\)"):
-        interop.export_huggingface(small, tmp_path / "ours")
-    interop.export_huggingface(interop.merge(small), tmp_path / "ours")
+        io.export_huggingface(small, tmp_path / "ours")
+    io.export_huggingface(compression.merge(small), tmp_path / "ours")
     again = reference.load(tmp_path / "ours", reference.transformers.AutoModelForCausalLM)
     ids = families.token_ids((2, 8))
     np.testing.assert_allclose(

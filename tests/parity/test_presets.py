@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mpojax import models
-from mpojax.interop import checkpoint_config, name_maps
+from mpojax.io.hf import checkpoint_config, name_maps
 from tests.parity import reference
 
 # Settings that the published checkpoints have beside the defaults of transformers.

@@ -11,8 +11,9 @@ import safetensors.numpy
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop, models
-from mpojax.methods import mpobert, mpobert_start
+from mpojax import compression, io, models
+from mpojax.methods import mpobert
+from mpojax.methods.mpobert import start as mpobert_start
 from tests.parity import reference
 from tests.parity.families import FAMILIES
 
@@ -39,7 +40,7 @@ def test_logits_and_the_way_back(tmp_path, name, kind):
     mask = inputs[1] == 1
     words, order = _expected(theirs, inputs, name)
     reference.quietly(theirs.save_pretrained, tmp_path / "theirs")
-    ours = interop.load_pretrained(tmp_path / "theirs", pretraining_head=True)
+    ours = io.load_pretrained(tmp_path / "theirs", pretraining_head=True)
     assert isinstance(ours, models.PretrainingModel)
     found, found_order = run(ours, *map(jnp.asarray, inputs))
     np.testing.assert_allclose(found[mask], words[mask], rtol=0, atol=TOLERANCE)
@@ -47,11 +48,11 @@ def test_logits_and_the_way_back(tmp_path, name, kind):
         assert found_order is None
     else:
         np.testing.assert_allclose(found_order[:, 0], order, rtol=0, atol=TOLERANCE)
-    interop.export_huggingface(ours, tmp_path / "ours")
+    io.export_huggingface(ours, tmp_path / "ours")
     again = reference.load(tmp_path / "ours", type(theirs))
     np.testing.assert_array_equal(_expected(again, inputs, name)[0], words)
     # Without asking for them, the heads are left out.
-    bare = interop.load_pretrained(tmp_path / "theirs")
+    bare = io.load_pretrained(tmp_path / "theirs")
     assert not bare.config.masked_lm
     assert bare.config.num_labels is None
 
@@ -82,14 +83,14 @@ def test_folders_as_the_hub_has_them(tmp_path, name, kind, has_pooler, has_order
     content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     content["architectures"] = [name.capitalize() + kind]
     (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    ours = interop.load_pretrained(tmp_path, pretraining_head=True)
+    ours = io.load_pretrained(tmp_path, pretraining_head=True)
     found, found_order = run(ours, *map(jnp.asarray, inputs))
     np.testing.assert_allclose(found[mask], words[mask], rtol=0, atol=TOLERANCE)
     if has_pooler and has_order:
         np.testing.assert_allclose(found_order[:, 0], order, rtol=0, atol=TOLERANCE)
     else:
         assert found_order is None
-    bare = interop.load_pretrained(tmp_path)
+    bare = io.load_pretrained(tmp_path)
     assert (bare.config.masked_lm, bare.config.num_labels) == (False, None)
     assert bare.config.pooling == ("pooler" if has_pooler else "none")
 
@@ -108,7 +109,7 @@ def test_two_biases_of_the_output(tmp_path, name):
     inputs = family.inputs()
     mask = inputs[1] == 1
     words = _expected(reference.load(tmp_path, type(theirs)), inputs, name)[0]
-    found, _ = run(interop.load_pretrained(tmp_path, pretraining_head=True), *inputs)
+    found, _ = run(io.load_pretrained(tmp_path, pretraining_head=True), *inputs)
     np.testing.assert_allclose(found[mask], words[mask], rtol=0, atol=TOLERANCE)
 
 
@@ -128,7 +129,7 @@ def test_mpobert_goes_through_transformers_as_an_albert_of_many_groups(tmp_path)
     inputs = FAMILIES["albert"].inputs()
     mask = inputs[1] == 1
     words, order = run(model, *map(jnp.asarray, inputs))
-    interop.export_huggingface(interop.merge(model), tmp_path / "m")
+    io.export_huggingface(compression.merge(model), tmp_path / "m")
     theirs = reference.load(tmp_path / "m", reference.transformers.AlbertForPreTraining)
     assert theirs.config.num_hidden_groups == 4
     expected, expected_order = _expected(theirs, inputs, "albert")
@@ -140,7 +141,7 @@ def test_an_albert_of_transformers_teaches_an_mpobert(tmp_path):
     family = FAMILIES["albert"]
     theirs = family.model("ForPreTraining", seed=4)
     reference.quietly(theirs.save_pretrained, tmp_path / "theirs")
-    teacher = interop.load_pretrained(tmp_path / "theirs", pretraining_head=True)
+    teacher = io.load_pretrained(tmp_path / "theirs", pretraining_head=True)
     given = teacher.config
     config, shapes = mpobert.settings(
         num_layers=given.num_layers,
@@ -165,4 +166,4 @@ def test_untied_output_maps_are_refused(tmp_path):
     theirs = FAMILIES["bert"].model("ForMaskedLM", seed=5, tie_word_embeddings=False)
     reference.quietly(theirs.save_pretrained, tmp_path / "theirs")
     with pytest.raises(ValueError, match="only tied output maps are supported"):
-        interop.load_pretrained(tmp_path / "theirs", pretraining_head=True)
+        io.load_pretrained(tmp_path / "theirs", pretraining_head=True)

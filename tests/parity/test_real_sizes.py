@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop
+from mpojax import compression, io
 from tests.parity import reference
 
 run = jax.jit(lambda model, *inputs: model(*inputs))
@@ -27,7 +27,7 @@ def test_published_sizes(tmp_path, prefix):
     kind = getattr(reference.transformers, f"{prefix}ForSequenceClassification")
     theirs = reference.quietly(kind, config).eval()
     reference.quietly(theirs.save_pretrained, tmp_path)
-    ours = interop.load_pretrained(tmp_path)
+    ours = io.load_pretrained(tmp_path)
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 30000, (2, 128))
     mask = np.ones((2, 128), int)
@@ -37,6 +37,6 @@ def test_published_sizes(tmp_path, prefix):
     inputs = [jnp.asarray(array) for array in (ids, mask, types)]
     np.testing.assert_allclose(run(ours, *inputs), expected, rtol=0, atol=1e-5)
     # All matrices of the layers and the token embedding as chains at full bonds: same function.
-    chains, report = interop.compress(ours, [("embeddings/word|layers/.*", {})])
+    chains, report = compression.compress(ours, [("embeddings/word|layers/.*", {})])
     assert max(row.relative_error for row in report.rows) < 1e-6
     np.testing.assert_allclose(run(chains, *inputs), expected, rtol=0, atol=1e-4)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop, models
+from mpojax import io, models
 from tests.parity import reference
 from tests.parity.families import FAMILIES
 
@@ -34,7 +34,7 @@ def test_gradients_of_shared_matrices(tmp_path):
     hidden = reference.quietly(theirs, **tensors).last_hidden_state
     (hidden * reference.torch.tensor(weights)).sum().backward()
 
-    ours = interop.load_pretrained(tmp_path)
+    ours = io.load_pretrained(tmp_path)
     ids, mask, types = map(jnp.asarray, inputs)
     gradient = jax.jit(jax.grad(lambda m: jnp.sum(m(ids, mask, types) * weights)))(ours)
     arrays = models.to_arrays(gradient)

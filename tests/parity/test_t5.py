@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import interop, models
+from mpojax import io, models
 from tests.parity import language_families as families
 from tests.parity import reference
 
@@ -82,20 +82,20 @@ def test_an_output_map_of_its_own(tmp_path, version):
     if version == 4:
         del content["scale_decoder_outputs"]
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    ours = interop.load_pretrained(folder)
+    ours = io.load_pretrained(folder)
     assert not ours.config.tied
     families.assert_same_logits(families.ours(ours, *inputs), expected)
-    interop.export_huggingface(ours, tmp_path / "ours")
+    io.export_huggingface(ours, tmp_path / "ours")
     again = reference.load(tmp_path / "ours", reference.transformers.AutoModelForSeq2SeqLM)
     np.testing.assert_array_equal(_logits(again, inputs), expected)
-    assert not interop.load_pretrained(tmp_path / "ours").config.tied
+    assert not io.load_pretrained(tmp_path / "ours").config.tied
 
 
 def test_a_model_without_an_output_map(tmp_path):
     """T5Model and old files with copies of the table; logits come from the table."""
     theirs = families.model("T5ForConditionalGeneration", 3, **SIZES)
-    ours = interop.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
-    tensors = interop.read_weights(tmp_path / "theirs" / "model.safetensors")
+    ours = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    tensors = io.read_weights(tmp_path / "theirs" / "model.safetensors")
     table = tensors["shared.weight"]
     for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         tensors[name] = table
@@ -103,15 +103,15 @@ def test_a_model_without_an_output_map(tmp_path):
     tensors[unused] = np.ones((32, 4), np.float32)
     content = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
     text = json.dumps({**content, "architectures": ["T5Model"]})
-    interop.write_folder(tmp_path / "old", tensors, {"format": "pt"}, {"config.json": text})
-    again = interop.load_pretrained(tmp_path / "old")
+    io.write_folder(tmp_path / "old", tensors, {"format": "pt"}, {"config.json": text})
+    again = io.load_pretrained(tmp_path / "old")
     for name, array in models.to_arrays(ours).items():
         np.testing.assert_array_equal(models.to_arrays(again)[name], array)
 
 
 def test_half_precision_files_load_as_float32(tmp_path):
     theirs = families.model("T5ForConditionalGeneration", 4, **SIZES).to(reference.torch.bfloat16)
-    ours = interop.load_pretrained(families.saved(theirs, tmp_path))
+    ours = io.load_pretrained(families.saved(theirs, tmp_path))
     inputs = _inputs(2)
     expected = _logits(theirs.float(), inputs)
     families.assert_same_logits(families.ours(ours, *inputs), expected)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from mpojax import data as data_lib
 from mpojax import training
-from mpojax.layers import roles
+from mpojax.nn import roles
 
 FEATURES, HIDDEN, CLASSES = 12, 16, 4
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mpojax import data, layers, models, mpo, training
+from mpojax import data, models, mpo, nn, training
 
 LENGTH, ROWS, VOCABULARY, EXPERTS = 8, 16, 32, 4
 NARROW, WIDE = (2, 4, 2), (2, 8, 2)
@@ -14,7 +14,7 @@ NARROW, WIDE = (2, 4, 2), (2, 8, 2)
 
 def config(number=EXPERTS, **changes) -> models.DecoderConfig:
     """Two layers, both with experts."""
-    settings = layers.ExpertSettings(number)
+    settings = nn.ExpertSettings(number)
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 16,

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from mpojax import models, training
-from mpojax.training import pretraining
+from mpojax.training.tasks import pretraining
 
 CONFIG = models.EncoderConfig(
     vocab_size=20,

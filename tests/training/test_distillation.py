@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpojax.training import distillation
+from mpojax.methods.opdf import distillation
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 

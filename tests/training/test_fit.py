@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mpojax import training
-from mpojax.layers import roles
+from mpojax.nn import roles
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import state as state_lib
 from tests.training import helpers

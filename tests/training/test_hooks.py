@@ -10,9 +10,11 @@ from flax import nnx
 
 from mpojax import data as data_lib
 from mpojax import training
-from mpojax.layers import roles
+from mpojax.methods.mpoe import router_statistics
+from mpojax.nn import roles
 from mpojax.training import metrics as metrics_lib
-from mpojax.training import pretraining, sharding
+from mpojax.training import sharding
+from mpojax.training.tasks import pretraining
 from tests.training import helpers
 
 
@@ -283,7 +285,7 @@ class TestOutputsThatAreNotFinite:
         (lambda every: training.Checkpoint(every), 0),
         (lambda every: training.Call(print, every), 1),
         (lambda every: training.UpdateStatistics({}, every), 1),
-        (lambda every: training.RouterStatistics(None, every), 0),
+        (lambda every: router_statistics.RouterStatistics(None, every), 0),
         (lambda every: pretraining.FilledMasks({}, None, every), 1),
     ],
 )

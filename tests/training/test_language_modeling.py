@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import data, layers, models, training
-from mpojax.training import language_modeling
+from mpojax import data, models, nn, training
+from mpojax.training.tasks import language_modeling
 
 ROWS, LENGTH, WORDS = 4, 6, 11
 RNG = np.random.default_rng(0)
@@ -29,9 +29,7 @@ def routing(layers_count, experts, seed):
     def made(*shape):
         return jnp.asarray(rng.random((layers_count, *shape)), jnp.float32)
 
-    return layers.RouterStatistics(
-        made(), made(experts), made(experts), made(), made(), made(), made()
-    )
+    return nn.RouterStatistics(made(), made(experts), made(experts), made(), made(), made(), made())
 
 
 ROUTING = (routing(2, 3, 1), routing(1, 4, 2))

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from mpojax import training
-from mpojax.training import evaluation, pretraining
+from mpojax.training import evaluation
+from mpojax.training.tasks import pretraining
 
 
 class Model:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpojax.training import distillation, replacement
+from mpojax.methods.opdf import distillation, theseus
 from mpojax.training import state as state_lib
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
@@ -24,7 +24,7 @@ def pair():
 
 
 def logits(pair, rate, seed=0):
-    return replacement.mixed_logits(pair, BATCH, MAP, jnp.float32(rate), jax.random.key(seed))
+    return theseus.mixed_logits(pair, BATCH, MAP, jnp.float32(rate), jax.random.key(seed))
 
 
 def test_with_probability_one_it_is_the_student(pair):
@@ -46,12 +46,12 @@ def test_both_are_mixed_by_the_key(pair):
 
 
 def test_only_chosen_layers_have_a_gradient(pair):
-    loss = replacement.replacement_loss(MAP)
+    loss = theseus.replacement_loss(MAP)
 
     def of_rate(rate):
         batch = BATCH | {"replacement_rate": jnp.full((2,), rate, jnp.float32)}
-        _, trained, frozen = state_lib.split(pair, replacement.of_successors)
-        definition = state_lib.split(pair, replacement.of_successors)[0]
+        _, trained, frozen = state_lib.split(pair, theseus.of_successors)
+        definition = state_lib.split(pair, theseus.of_successors)[0]
 
         def value(trained):
             return loss(definition.merge(trained, frozen), batch, jax.random.key(0))
@@ -73,7 +73,7 @@ def test_the_probability_grows_with_the_step():
         def rows(self, step, rows):
             return {"labels": np.arange(4)[rows]}
 
-    rated = replacement.Rated(Data(), replacement.Settings(start=0.5, growth=0.1))
+    rated = theseus.Rated(Data(), theseus.Settings(start=0.5, growth=0.1))
     found = [rated.rows(step, slice(1, 4))["replacement_rate"] for step in (0, 2, 9)]
     np.testing.assert_allclose(found, [[0.5] * 3, [0.7] * 3, [1.0] * 3], rtol=1e-6)
     assert rated.batch_size == 4
@@ -82,9 +82,9 @@ def test_the_probability_grows_with_the_step():
 def test_mistakes():
     for layer_map in ((1, 3), (3, 1, 5), (1, 1, 5)):
         with pytest.raises(ValueError, match="must grow and end with 5"):
-            replacement.runs_of_layers(layer_map, 6)
-    assert replacement.runs_of_layers(MAP, 6) == [range(2), range(2, 4), range(4, 6)]
+            theseus.runs_of_layers(layer_map, 6)
+    assert theseus.runs_of_layers(MAP, 6) == [range(2), range(2, 4), range(4, 6)]
     with pytest.raises(ValueError, match=r"start=2.0 must lie in \[0, 1\]"):
-        replacement.Settings(start=2.0)
+        theseus.Settings(start=2.0)
     with pytest.raises(ValueError, match=r"growth=-1.0 must not be negative"):
-        replacement.Settings(growth=-1.0)
+        theseus.Settings(growth=-1.0)

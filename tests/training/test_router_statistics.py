@@ -10,8 +10,8 @@ from flax import nnx
 
 from experiments import router_plot
 from mpojax import data, training
+from mpojax.methods.mpoe import router_statistics
 from mpojax.training import metrics as metrics_lib
-from mpojax.training import router_statistics
 from mpojax.training import state as state_lib
 from tests.training import helpers, small_decoder
 
@@ -23,7 +23,7 @@ def dev(count=24, rows=16):
 
 
 def hook(every=2, **more):
-    return training.RouterStatistics(more.pop("data", None) or dev(), every, **more)
+    return router_statistics.RouterStatistics(more.pop("data", None) or dev(), every, **more)
 
 
 def expected(model, arrays):

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from mpojax import layers, models, mpo, training
+from mpojax import models, mpo, nn, training
 from mpojax.training import sharding_rules
 from mpojax.training import state as state_lib
 from tests.training import small_decoder
@@ -186,7 +186,7 @@ class TestLanguageModels:
             head_size=8,
             intermediate_size=32,
             gated=True,
-            experts=(("decoder/.*", layers.ExpertSettings(4)),),
+            experts=(("decoder/.*", nn.ExpertSettings(4)),),
         )
         model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
         made = specs(model, data=1, fsdp=2, tensor=2, expert=2)

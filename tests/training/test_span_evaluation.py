@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from mpojax import data, models, training
-from mpojax.data import squad
-from mpojax.training import span_evaluation, span_metrics
+from mpojax.data.sources import squad
+from mpojax.training.scores import span_metrics
+from mpojax.training.tasks import span_evaluation
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"bcdefghijklm?"]  # "a" is an article
 LETTERS = WORDS[4:-1]

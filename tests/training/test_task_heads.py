@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import data, interop, models, mpo, training
+from mpojax import data, io, models, mpo, training
 from mpojax.methods import multitask
 from mpojax.training import objectives
 from tests.models import small
@@ -195,8 +195,8 @@ def test_the_cut_out_head_gives_scores_in_the_units_of_the_labels():
 def test_a_cut_out_model_is_saved_and_goes_on():
     single = multitask.single_task(shared_model(), HEADS[2])
     with tempfile.TemporaryDirectory() as folder:
-        interop.save_pretrained(single, pathlib.Path(folder) / "model")
-        again = interop.load_pretrained(pathlib.Path(folder) / "model")
+        io.save_pretrained(single, pathlib.Path(folder) / "model")
+        again = io.load_pretrained(pathlib.Path(folder) / "model")
     batch = examples("three")
     loss = [training.objective("classification")(m, batch, KEY)[0] for m in (single, again)]
     assert loss[0] == loss[1]

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from mpojax.training import task_metrics
+from mpojax.training.scores import task_metrics
 
 
 def pairs(values):

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from mpojax.training import text_metrics
+from mpojax.training.scores import text_metrics
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="pip install sacrebleu")
 

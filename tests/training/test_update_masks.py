@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpojax import training
-from mpojax.training import update_masks
+from mpojax.methods.pet import update_masks
 
 PARAMS = {"a": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.ones(4)}
 MASKS = {"a": jnp.array([[1.0, 0, 1], [0, 1, 0]]), "b": jnp.zeros(4)}
@@ -15,7 +15,7 @@ ROLES = {"a": "other", "b": "other"}
 
 def make(masks=None, **config):
     settings = {"name": "adamw", "learning_rate": 0.1, "schedule": "constant"} | config
-    return training.masked(training.make_optimizer(settings, ROLES, 10), masks)
+    return update_masks.masked(training.make_optimizer(settings, ROLES, 10), masks)
 
 
 def gradients(step):

@@ -19,8 +19,10 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from mpojax import interop, models, training
-from mpojax.methods import pet_search, pet_settings
+from mpojax import compression, models, training
+from mpojax.methods.pet import search as pet_search
+from mpojax.methods.pet import settings as pet_settings
+from mpojax.methods.pet import update_masks
 from mpojax.training import flops
 from tools.benchmarks import timing
 
@@ -85,7 +87,7 @@ class Steps:
         if rules is None:
             accept = nnx.Param
         elif rules:
-            model = interop.add_adapters(model, list(rules), rngs=nnx.Rngs(0))
+            model = compression.add_adapters(model, list(rules), rngs=nnx.Rngs(0))
             accept = models.adapter_filter(model)
         else:
             accept = lambda path, variable: path[0] == "head"  # noqa: E731
@@ -106,8 +108,8 @@ class Steps:
 def run(search: bool) -> float:
     """Seconds of a run of the super-set, with a search in it or without, compilation left out."""
     rules = [(_SIX, {"rank": 8}), (_BIASES, {"kind": "bias"})]
-    model = interop.add_adapters(base(), rules, rngs=nnx.Rngs(0))
-    optimizer = training.masked(optimizer_of(model))
+    model = compression.add_adapters(base(), rules, rngs=nnx.Rngs(0))
+    optimizer = update_masks.masked(optimizer_of(model))
     loss, hooks = training.objective("classification"), []
     settings = pet_settings.Settings(budget=18_432, score_batches=2)
     if search:

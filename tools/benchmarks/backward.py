@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from mpojax import layers
-from mpojax.layers import attend, elementwise
+from mpojax import nn
+from mpojax.nn import attend, elementwise
 from tools.benchmarks import timing
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each is measured.")
@@ -47,11 +47,11 @@ def pairs() -> dict:
         ),
         "softmax": (elementwise.softmax, jax.nn.softmax, (draw(_HEADS, length, length),)),
         "gelu": (
-            layers.ACTIVATIONS["gelu"],
+            nn.ACTIVATIONS["gelu"],
             functools.partial(jax.nn.gelu, approximate=False),
             (draw(length, _INNER),),
         ),
-        "layer norm": (layers.LayerNorm(_WIDTH, 1e-12), plain_norm, (draw(length, _WIDTH),)),
+        "layer norm": (nn.LayerNorm(_WIDTH, 1e-12), plain_norm, (draw(length, _WIDTH),)),
     }
 
 

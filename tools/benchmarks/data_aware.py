@@ -15,14 +15,13 @@ texts (training split) and of held-out texts (development split). No training.
 
 import collections
 import csv
-import io
 import pathlib
 import time
 
 import numpy as np
 from absl import app, flags, logging
 
-from mpojax import data, files, interop, models, mpo
+from mpojax import compression, data, files, io, models, mpo
 from tools.benchmarks import timing
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of the checkpoint, with its tokenizer.")
@@ -40,19 +39,19 @@ METHODS = ("chain", "chain, data-aware", "searched", "SVD", "data-aware SVD")
 _LENGTHS = (16, 32, 64)
 
 
-def statistics(model, split, count: int) -> interop.Calibration:
+def statistics(model, split, count: int) -> compression.Calibration:
     """Inputs of every matrix over the first `count` shuffled texts of a split."""
     tokens = split.take(min(count, len(split))).encode(
         data.Tokenizer.from_folder(_MODEL.value), _LENGTHS[-1]
     )
     batches = data.EvalData(tokens, 64, lengths=_LENGTHS)
-    return interop.calibrate(model, (batches[index] for index in range(len(batches))))
+    return compression.calibrate(model, (batches[index] for index in range(len(batches))))
 
 
 def approximations(w, share: float, path: str, calibration):
     """{method: (approximation, shape)} with at most `share` of the parameters of `w`."""
     budget, metric = int(share * w.size), calibration.metric(path)
-    full = interop.Settings().full_shape(*w.shape)
+    full = compression.Settings().full_shape(*w.shape)
     spectra = mpo.decompose_with_spectra(w, full)[1]
     chain = mpo.allocate([full], [spectra], budget)[0]
     low_rank = mpo.MPOShape.low_rank(*w.shape, budget // sum(w.shape))
@@ -148,7 +147,7 @@ def _wins(rows) -> list[str]:
 def main(argv):
     del argv
     start = time.perf_counter()
-    model = interop.load_pretrained(_MODEL.value)
+    model = io.load_pretrained(_MODEL.value)
     depth = model.config.num_layers
     layers = {int(n) for n in _LAYERS.value or {0, depth // 2, depth - 1}}
     task = data.load_task(_TASK.value, _DATA_DIR.value)

@@ -83,12 +83,12 @@ def bert_base():
 
 
 def compress(folder):
-    from mpojax import interop
+    from mpojax import compression, io
 
-    model = interop.load_pretrained(folder)
+    model = io.load_pretrained(folder)
     rules = [(".*/(query|key|value|out|up|down)", {}), ("embeddings/word", {})]
     start = time.perf_counter()
-    _, report = interop.compress(model, rules, budget=_BUDGET.value)
+    _, report = compression.compress(model, rules, budget=_BUDGET.value)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(report.summary())

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 
-from mpojax import layers, mpo
-from mpojax.layers import dispatch, expert_products
+from mpojax import mpo, nn
+from mpojax.nn.moe import dispatch, grouped_matmul
 from tools.benchmarks import optimizer_steps, timing
 
 _WHAT = flags.DEFINE_enum(
@@ -62,8 +62,8 @@ def _timed(candidates, seconds_each=0.2):
 def _experts(form, number=8, **settings):
     """A block of experts without biases."""
     shapes, more = _FORMS[form]
-    settings = layers.ExpertSettings(number, **more, **settings)
-    return layers.ExpertFeedForward(
+    settings = nn.ExpertSettings(number, **more, **settings)
+    return nn.ExpertFeedForward(
         *(_HIDDEN, _INNER, "relu", shapes, settings), use_bias=False, rngs=nnx.Rngs(0)
     )
 
@@ -77,7 +77,7 @@ def _measure_matrix():
         x = jax.random.normal(keys[0], (tokens, _HIDDEN))
         chosen = jax.random.randint(keys[1], (tokens, 1), 0, number)
         kernel = jax.random.normal(keys[2], (number, _HIDDEN, _INNER)) * _HIDDEN**-0.5
-        cores = layers.random_expert_cores(keys[3], shape, 1 / _HIDDEN, number)
+        cores = nn.random_expert_cores(keys[3], shape, 1 / _HIDDEN, number)
         capacity = dispatch.capacity_of(tokens, number, 1.25)
         one_by_one = jax.default_backend() == "cpu"
         plan = mpo.plan_experts(shape, number, tokens, training=False, one_by_one=one_by_one)
@@ -88,10 +88,10 @@ def _measure_matrix():
             return dispatch.combine(layout, rows, jnp.ones(chosen.shape))
 
         def chains(layout, cores, rows, shape=shape, plan=plan):
-            return expert_products.chain_matmul(layout, shape, cores, rows, plan)
+            return grouped_matmul.chain_matmul(layout, shape, cores, rows, plan)
 
         def dense(layout, kernel, rows):
-            return expert_products.matmul(layout, rows[:, None], kernel)[:, 0]
+            return grouped_matmul.matmul(layout, rows[:, None], kernel)[:, 0]
 
         candidates = {
             name: functools.partial(jax.jit(functools.partial(run, product)), parameters, x, chosen)
@@ -109,9 +109,9 @@ class _Layer(nnx.Module):
     """A pre-norm layer: attention and experts, as in T5."""
 
     def __init__(self, form, *, rngs):
-        self.attention_norm = layers.RMSNorm(_HIDDEN, 1e-6)
-        self.attention = layers.SelfAttention(_HIDDEN, 12, rngs=rngs)
-        self.norm = layers.RMSNorm(_HIDDEN, 1e-6)
+        self.attention_norm = nn.RMSNorm(_HIDDEN, 1e-6)
+        self.attention = nn.SelfAttention(_HIDDEN, 12, rngs=rngs)
+        self.norm = nn.RMSNorm(_HIDDEN, 1e-6)
         self.experts = _experts(form)
 
     def __call__(self, x):
@@ -218,7 +218,7 @@ def _measure_growth():
     print(f"\nblocks of n experts, forward and backward, {tokens} tokens, / one dense block")
     print(f"{'experts':>8}" + "".join(f"{form:>18}" for form in forms))
     x = jax.random.normal(jax.random.key(0), (tokens, _HIDDEN))
-    dense = layers.FeedForward(_HIDDEN, _INNER, "relu", rngs=nnx.Rngs(0))
+    dense = nn.FeedForward(_HIDDEN, _INNER, "relu", rngs=nnx.Rngs(0))
     for number in (8, 16) if _QUICK.value else (8, 16, 64):
         candidates = {"dense": _gradient(dense, x)}
         for form in forms:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from mpojax import interop, models, training
+from mpojax import compression, models, training
 from mpojax.methods import mpop
 from tools.benchmarks import timing
 
@@ -65,7 +65,7 @@ class _Steps:
 
     def __init__(self, config, patterns, cap, trainable):
         rules = [(pattern, {}) for pattern in patterns]
-        shapes = interop.planned_shapes(config, rules, bond=cap) if rules else {}
+        shapes = compression.planned_shapes(config, rules, bond=cap) if rules else {}
         model = models.build(config, shapes, rngs=nnx.Rngs(0))
         optimizer = training.make_optimizer(
             {"name": "adamw", "learning_rate": 1e-5}, training.roles(model), 1000

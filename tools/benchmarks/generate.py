@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from mpojax import layers, models, mpo
+from mpojax import models, mpo, nn
 from tools.benchmarks import timing
 
 _LAYERS = flags.DEFINE_integer("layers", 2, "Layers.")
@@ -39,7 +39,7 @@ SHAPES = {
 def candidates() -> dict[str, models.LanguageModel]:
     """Models by name. Those with experts have the same parameters."""
     plain = models.DecoderConfig(_VOCABULARY.value, 768, _LAYERS.value, 12, 3072)
-    settings = layers.ExpertSettings(number=_EXPERTS.value, structure="rebuild")
+    settings = nn.ExpertSettings(number=_EXPERTS.value, structure="rebuild")
     everything = dataclasses.replace(settings, dispatch="dense")
     shapes = {
         f"layers/{layer}/{name}": shape

@@ -24,7 +24,8 @@ from flax import nnx
 
 from mpojax import models, training
 from mpojax.methods import mpobert, mpop
-from mpojax.training import flops, pretraining
+from mpojax.training import flops
+from mpojax.training.tasks import pretraining
 from tools.benchmarks import timing
 
 _WHAT = flags.DEFINE_enum("what", "all", ["all", "step", "compile", "memory"], "What is measured.")

@@ -1,0 +1,281 @@
+"""Statistics of the inputs of every matrix on a calibration set, and the weight of its output.
+
+The weights alone do not say what an error costs: an error in a direction that no input has is free.
+For y = x W the squared error over inputs x is tr((W - W_hat)^T S (W - W_hat)) with the covariance
+S = mean x^T x of the inputs; for a table S is diagonal, the frequency of each row.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpojax import models, mpo
+from mpojax.compression import capture
+
+# Adds the mean frequency to every row of a table, as add-one smoothing does with counts.
+TABLE_RIDGE = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class InputStatistics:
+    """Statistics of the inputs of one matrix.
+
+    Attributes:
+      covariance: mean over the inputs of x^T x, float64: (in_features, in_features) of a linear
+        map, (rows,) of a table: the frequencies of its rows, which is the diagonal.
+      count: inputs (tokens, or sentences behind the pooling) that entered.
+      gradient: mean over the inputs of the squared norm of the gradient of the summed loss with
+        respect to the output of the matrix; None where no loss was given.
+      fingerprint: of the weights that were calibrated.
+    """
+
+    covariance: np.ndarray
+    count: int
+    gradient: float | None
+    fingerprint: str
+
+
+class Calibration:
+    """Statistics of the inputs of every dense matrix of one model; made by `calibrate`.
+
+    Attributes:
+      statistics: {matrix path: `InputStatistics`}.
+      num_examples: rows of the batches that were read.
+    """
+
+    def __init__(self, statistics: Mapping[str, InputStatistics], num_examples: int):
+        self.statistics = dict(statistics)
+        self.num_examples = num_examples
+
+    @property
+    def has_gradients(self) -> bool:
+        """True if a loss was given, so that `allocation="first_order"` is possible."""
+        return all(s.gradient is not None for s in self.statistics.values())
+
+    def covariance(self, path: str) -> np.ndarray:
+        """Covariance of the inputs of one matrix, see `InputStatistics`."""
+        return self.statistics[path].covariance
+
+    def default_ridge(self, path: str) -> float:
+        """0.001, and 1 for a table, whose unseen rows else would count nothing."""
+        return TABLE_RIDGE if self.covariance(path).ndim == 1 else mpo.DEFAULT_RIDGE
+
+    def metric(self, path: str, ridge: float | None = None) -> np.ndarray:
+        """Covariance with a ridge, as fits use it: see `mpojax.mpo.regularized`.
+
+        Raises:
+          ValueError: no input has entered the matrix; fewer inputs than features, unless a ridge is
+          given; or the covariance is not usable, see there.
+        """
+        covariance, count = self.covariance(path), self.statistics[path].count
+        if ridge is None and covariance.ndim == 2 and 0 < count < len(covariance):
+            raise ValueError(
+                f"{path}: {count} calibration inputs are too few for a covariance of "
+                f"{len(covariance)} features. Calibrate on more text, or accept it by giving the "
+                f"rule a ridge of its own, such as ridge={mpo.DEFAULT_RIDGE}."
+            )
+        ridge = self.default_ridge(path) if ridge is None else ridge
+        if not self.statistics[path].count:
+            raise ValueError(
+                f"{path}: no input has entered this matrix on the calibration set; the model does "
+                "not run it there. Leave it out of data_aware rules."
+            )
+        try:
+            return mpo.regularized(covariance, len(covariance), ridge)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, calibrated with {self.statistics[path].count} inputs: {error}"
+            ) from error
+
+    def check_gradients(self, paths: Iterable[str]):
+        """Raises ValueError unless the loss depends on at least one of these matrices."""
+        if not self.has_gradients:
+            raise ValueError(
+                "allocation='first_order' needs gradients: call compression.calibrate with loss=."
+            )
+        if not any(self.statistics[path].gradient for path in paths):
+            raise ValueError(
+                "allocation='first_order': the loss of the calibration depends on none of the "
+                "matrices that the rules match; its gradients are all zero."
+            )
+
+    def sensitivity(self, path: str, w, data_aware: bool) -> float:
+        """First-order squared change of the loss for a relative squared error of 1 of this matrix.
+
+        With output gradients d of mean square g for each of T inputs and an error spread evenly
+        over its directions, sum_t (d_t . e_t)^2 = T g ||e||^2 / out. A relative output error of 1
+        has ||e||^2 = tr(W^T S W); a relative error of the weights tr(S) ||W||^2 / in.
+
+        The calibration must have gradients.
+        """
+        entry = self.statistics[path]
+        s = entry.covariance
+        if data_aware:
+            square = mpo.weighted_square(w, s)
+        else:
+            trace = s.sum() if s.ndim == 1 else np.trace(s)
+            square = float(trace) / w.shape[0] * mpo.weighted_square(w)
+        return entry.count * entry.gradient * square / w.shape[1]
+
+    def check(self, weights: Mapping[str, np.ndarray]):
+        """Raises ValueError unless the calibration was made with these weights, by matrix path."""
+        for path, w in weights.items():
+            known = self.statistics.get(path)
+            if known is None or len(known.covariance) != w.shape[0]:
+                found = "nothing" if known is None else f"{len(known.covariance)} inputs"
+                raise ValueError(
+                    f"calibration is of another model: for {path} ({w.shape[0]} inputs) it holds "
+                    f"{found}. Call compression.calibrate with the model that is compressed."
+                )
+            if known.fingerprint != fingerprint(w):
+                raise ValueError(
+                    f"calibration is of another model: the weights of {path} were others. Call "
+                    "compression.calibrate again with the model that is compressed."
+                )
+
+
+def calibrate(
+    model: models.Model,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    loss: Callable | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Collects the covariance of the inputs of every dense matrix, in one pass over batches.
+
+    Products are float32 within a batch and are added up in float64 on the host. Padding does not
+    count. Compiles once for each shape of batch.
+
+    Args:
+      model: the dense model (matrices in MPO form already are left out).
+      batches: mappings of arrays, of which each model takes what it knows: "input_ids" (B, S)
+        integers; "attention_mask" (B, S), nonzero at real tokens, default all; "token_type_ids"
+        (B, S); for an encoder-decoder "decoder_input_ids" (B, T) with "decoder_attention_mask", or
+        else "target_weights", nonzero at real tokens; "example_mask" (B,), False in rows that do
+        not count; and what `loss` reads.
+      loss: for first-order sensitivities: (model, batch, None) -> mean loss over the rows, or a
+        pair that begins with it, such as `training.objective("classification")`. Without it no
+        gradients are kept.
+      progress: called with the number of batches done after each one.
+
+    Raises:
+      ValueError: no batches, a batch without the ids that the model reads or without any real
+        token, or activations that are not finite; names the batch.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> config = models.EncoderConfig(vocab_size=99, max_positions=16, **sizes)
+        >>> model = models.build(config, rngs=nnx.Rngs(0))
+        >>> ids = np.random.default_rng(0).integers(1, 99, (8, 16))
+        >>> calibration = mj.calibrate(model, [{"input_ids": ids}])
+        >>> calibration.covariance("layers/0/attention/query").shape
+        (16, 16)
+        >>> small, report = mj.compress(model, budget=0.6, calibration=calibration)
+
+    Layer-wise least squares on calibration data, as Frantar et al., "GPTQ" (ICLR 2023,
+    arXiv:2210.17323), and data-aware low rank, Chen et al., "DRONE" (NeurIPS 2021).
+    """
+    paths = capture.dense_modules(model)
+    totals: dict | None = None
+    examples, number = 0, 0
+    for number, batch in enumerate(batches, 1):
+        arrays, weights = _checked_batch(model, batch, number)
+        found = jax.device_get(capture.collect(model, arrays, weights, loss))
+        if not all(np.all(np.isfinite(value)) for value in jax.tree.leaves(found)):
+            raise ValueError(
+                f"calibration batch {number} gives activations or gradients that are not finite; "
+                "check its ids against the vocabulary, its labels, and the weights."
+            )
+        found = jax.tree.map(lambda value: np.asarray(value, np.float64), found)
+        totals = found if totals is None else jax.tree.map(np.add, totals, found)
+        examples += int(weights[0].any(axis=1).sum())
+        if progress is not None:
+            progress(number)
+    if totals is None:
+        raise ValueError("calibration needs at least one batch; batches was empty.")
+    weights = models.to_arrays(model)
+    statistics = {}
+    for module_path, logical in paths.items():
+        for path, index in logical:
+            at = ... if index is None else index
+            covariance, (count, squares) = (totals[kind][module_path][at] for kind in (0, 1))
+            statistics[path] = InputStatistics(
+                covariance=covariance / max(count, 1.0),
+                count=round(float(count)),
+                gradient=None if loss is None else float(squares / max(count, 1.0)),
+                fingerprint=fingerprint(weights[models.dense_name(path)]),
+            )
+    _share_equal(statistics)
+    return Calibration(statistics, examples)
+
+
+def fingerprint(w) -> str:
+    """Short hash of a matrix."""
+    return hashlib.blake2b(np.ascontiguousarray(w, np.float32), digest_size=8).hexdigest()
+
+
+def _checked_batch(model: models.Model, batch, number: int):
+    """(arrays on the device, float32 weights (B, S) of each kind of ids: 1 at real tokens)."""
+    batch = {name: array for name, array in batch.items() if array is not None}
+    sides = [_Side("input_ids", ("attention_mask",))]
+    if "decoder_input_ids" in model.batch_inputs:
+        masks = ("decoder_attention_mask", "target_weights")
+        sides.append(_Side("decoder_input_ids", masks))
+    weights = [side.weights(batch, f"calibration batch {number}") for side in sides]
+    if len(weights) == 2 and weights[0].shape[1] == weights[1].shape[1]:
+        # The taps tell sources from targets by their lengths: a column of padding changes nothing.
+        mask = batch.get("attention_mask", np.ones(weights[0].shape, np.int32))
+        more = {"input_ids": batch["input_ids"], "attention_mask": mask}
+        batch |= {name: _padded(array) for name, array in more.items()}
+        weights[0] = _padded(weights[0])
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    return arrays, tuple(each.astype(np.float32) for each in weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """Ids of a batch, and the arrays that say which of them are real, the first that is there."""
+
+    ids: str
+    masks: tuple[str, ...]
+
+    def weights(self, batch: Mapping, where: str) -> np.ndarray:
+        """Booleans (B, S): tokens that count."""
+        if self.ids not in batch:
+            raise ValueError(
+                f"{where} has no {self.ids!r}, only {sorted(batch)}; batches are mappings of token "
+                "arrays (B, S)."
+            )
+        shape = np.shape(batch[self.ids])
+        given = (batch[name] for name in self.masks if name in batch)
+        weights = np.asarray(next(given, np.ones(shape))) != 0
+        if "example_mask" in batch:
+            weights = weights & np.asarray(batch["example_mask"], bool)[:, None]
+        if len(shape) != 2 or weights.shape != shape or not weights.any():
+            raise ValueError(
+                f"{where} has {self.ids} {shape} and a mask {weights.shape} with {weights.sum()} "
+                "real tokens; both must be (B, S) with at least one real token."
+            )
+        return weights
+
+
+def _padded(array) -> np.ndarray:
+    return np.pad(np.asarray(array), ((0, 0), (0, 1)))
+
+
+def _share_equal(statistics: dict[str, InputStatistics]):
+    """Lets matrices that read the same input (query, key, value) hold one covariance."""
+    seen: dict[bytes, np.ndarray] = {}
+    for path, entry in statistics.items():
+        key = hashlib.blake2b(entry.covariance, digest_size=16).digest()
+        shared = seen.setdefault(key, entry.covariance)
+        statistics[path] = dataclasses.replace(entry, covariance=shared)

@@ -1,0 +1,1 @@
+"""Tokenised text on disk, and batches for pre-training from it."""

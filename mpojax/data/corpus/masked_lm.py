@@ -1,0 +1,304 @@
+"""Batches for pre-training: masked language modelling and sentence order.
+
+A row holds one or more pieces `[CLS] A [SEP] B [SEP]`. A and B are neighbours in one document; with
+probability 1/2 they are swapped, and the sentence-order label says so. What a batch holds is a pure
+function of (seed, step), whatever was read before and whichever process asks.
+"""
+
+import functools
+
+import grain
+import numpy as np
+
+from mpojax.data.corpus import packing
+from mpojax.data.corpus.corpus import Corpus
+from mpojax.data.corpus.masking import Masking, Randomness, mask_tokens
+
+# Random streams of a row; `masking` has those below.
+_ORDER, _BOUNDARY = 8, 9
+
+
+class _Rows:
+    """Makes rows of a split of a corpus out of their numbers and their randomness."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        length: int,
+        *,
+        seed: int,
+        masking: Masking,
+        sop: bool,
+        pack: bool,
+        max_segments: int,
+        whole_sentences: bool | None,
+        memory: int,
+    ):
+        self.length, self.masking, self.sop, self.pack = length, masking, sop, pack
+        self.max_segments = max_segments if pack else 1
+        self._corpus, self._split, self._seed, self._memory = corpus, split, seed, memory
+        whole_sentences = sop if whole_sentences is None else whole_sentences
+        self.index = packing.build_index(
+            corpus.lengths(split),
+            length,
+            sentences=corpus.sentences(split) if whole_sentences else None,
+            overhead=3 if sop else 2,
+            pack=pack,
+            max_segments=max_segments,
+        )
+        ordinary = np.ones(corpus.vocab_size, bool)
+        ordinary[list(corpus.special)] = False
+        self._ordinary, self._replacements = ordinary, np.flatnonzero(ordinary)
+
+    @functools.cached_property
+    def _reader(self):
+        return self._corpus.reader(self._split, self._memory)
+
+    def __call__(self, numbers: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows `numbers` (B,) of the index; `draws` (B,) number their randomness."""
+        random = Randomness(self._seed, draws)
+        first, last = self.index.offsets[numbers], self.index.offsets[numbers + 1]
+        # One entry per piece: its row within the batch, its place within the row.
+        row = np.repeat(np.arange(len(numbers)), last - first)
+        slot = _count_within(last - first)
+        piece = first[row] + slot
+        documents, places = self._reader.gather(self.index.document[piece])
+        start = documents.starts[places] + self.index.start[piece]
+        size = self.index.size[piece]
+        cut, swapped = self._cut(documents, start, size, row, slot, random)
+        arrays, starts = self._lay_out(documents.tokens, start, size, row, slot, cut, swapped)
+        ids = arrays["input_ids"]
+        arrays |= mask_tokens(
+            ids,
+            self._ordinary[ids],
+            starts | self._corpus.word_starts[ids],
+            self.masking,
+            random,
+            self._corpus.special,
+            self._replacements,
+        )
+        return arrays
+
+    def _cut(self, documents, start, size, row, slot, random) -> tuple[np.ndarray, np.ndarray]:
+        """Of each piece, the tokens of A, and whether B comes first; all are A without SOP.
+
+        B starts with a sentence, in a piece of one sentence with a word, else with any token.
+        """
+        if not self.sop:
+            return size, np.zeros(len(size), bool)
+        drawn = random.uniform(_BOUNDARY, slot, row)
+        cut = 1 + (drawn * (size - 1)).astype(np.int64)
+        # Sentences that start within the piece, but not with it.
+        sentences = documents.sentences
+        low = np.searchsorted(sentences, start, "right")
+        choices = np.searchsorted(sentences, start + size, "left") - low
+        several = np.flatnonzero(choices)
+        chosen = low[several] + (drawn * choices)[several].astype(np.int64)
+        cut[several] = sentences[chosen] - start[several]
+        # Words likewise.
+        single = np.flatnonzero(choices == 0)
+        n, piece = _count_within(size[single]), np.repeat(np.arange(len(single)), size[single])
+        tokens = documents.tokens[start[single][piece] + n]
+        words = np.flatnonzero(self._corpus.word_starts[tokens] & (n > 0))
+        choices = np.bincount(piece[words], minlength=len(single))
+        chosen = np.cumsum(choices) - choices + (drawn[single] * choices).astype(np.int64)
+        several = choices > 0
+        cut[single[several]] = n[words[chosen[several]]]
+        swapped = random.uniform(_ORDER, slot, row) < 0.5
+        # A single token has no order.
+        return np.where(size > 1, cut, size), swapped & (size > 1)
+
+    def _lay_out(self, tokens, start, size, row, slot, cut, swapped):
+        """Unmasked arrays of the batch, and (B, S) bool where A and B start."""
+        special, shape = self._corpus.special, (row.max() + 1, self.length)
+        paired = cut < size
+        used = size + 2 + paired
+        # Where each piece starts in its row.
+        ends = np.cumsum(used)
+        place = ends - used
+        place -= np.repeat(place[slot == 0], np.bincount(row))
+        ids = np.full(shape, special.pad, np.int32)
+        types, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        starts = np.zeros(shape, bool)
+        leading = np.where(swapped, size - cut, cut)  # tokens of the part that comes first
+        # Every token of every piece.
+        n = _count_within(size)
+        piece = np.repeat(np.arange(len(size)), size)
+        in_a = n < cut[piece]
+        first = in_a != swapped[piece]
+        within = n - np.where(in_a, 0, cut[piece]) + np.where(first, 0, leading[piece] + 1)
+        column = place[piece] + 1 + within
+        ids[row[piece], column] = tokens[start[piece] + n]
+        types[row[piece], column] = ~first
+        segments[row[piece], column] = slot[piece] + 1
+        starts[row, place + 1] = True
+        starts[row[paired], (place + leading + 2)[paired]] = True
+        final = place + used - 1
+        for where, token, kind in (
+            (place, special.cls, 0),
+            (place + leading + 1, special.sep, 0),
+            (final, special.sep, paired),
+        ):
+            ids[row, where], types[row, where], segments[row, where] = token, kind, slot + 1
+        arrays = {
+            "input_ids": ids,
+            "attention_mask": (segments > 0).astype(np.int32),
+            "token_type_ids": types,
+        }
+        if self.pack:
+            arrays["segments"] = segments
+        if self.sop:
+            arrays |= self._sop(shape[0], row, slot, place, swapped, paired)
+        return arrays, starts
+
+    def _sop(self, rows, row, slot, place, swapped, paired) -> dict[str, np.ndarray]:
+        shape = (rows, self.max_segments)
+        arrays = {
+            "sop_positions": np.zeros(shape, np.int32),
+            "sop_labels": np.zeros(shape, np.int32),
+            "sop_weights": np.zeros(shape, np.float32),
+        }
+        arrays["sop_positions"][row, slot] = place
+        arrays["sop_labels"][row, slot] = swapped
+        arrays["sop_weights"][row, slot] = paired
+        return arrays
+
+
+def _count_within(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... size - 1 for each size, one after another."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+class _PretrainRows:
+    """What training and evaluation data have in common; see `PretrainData`."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        batch_size: int,
+        length: int = 128,
+        *,
+        seed: int,
+        split: str,
+        masking: Masking | None = None,
+        sop: bool = True,
+        pack: bool = True,
+        max_segments: int = 8,
+        whole_sentences: bool | None = None,
+        memory: int = 2**30,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        self.batch_size, self.length, self.seed = batch_size, length, seed
+        self._rows = _Rows(
+            corpus,
+            split,
+            length,
+            seed=seed,
+            masking=masking or Masking(),
+            sop=sop,
+            pack=pack,
+            max_segments=max_segments,
+            whole_sentences=whole_sentences,
+            memory=memory,
+        )
+        self.num_examples = len(self._rows.index)
+        self._corpus, self._split = corpus, split
+
+    def fingerprint(self) -> str:
+        """Digest of the part of the corpus that the rows are of."""
+        return self._corpus.fingerprint(self._split)
+
+    @property
+    def padding_share(self) -> float:
+        """Fraction of padding in the rows of an epoch."""
+        return self._rows.index.padding_share
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        return self.rows(step, slice(None))
+
+
+class PretrainData(_PretrainRows):
+    """Endless shuffled batches of masked rows: `data[step]` is a dict of arrays.
+
+    Every epoch has its own order, masks, cuts and swaps; only which tokens share a row stays. Rows
+    are numbered over all batches, so that batches of another size hold the same rows in the same
+    order.
+
+    A batch of B rows of S tokens holds input_ids, attention_mask, token_type_ids (B, S) int32,
+    with packing segments (B, S) int32 (0 = padding, 1.. = pieces); mlm_positions, mlm_labels (B, P)
+    int32, mlm_weights (B, P) float32; with sop sop_positions (those of [CLS]), sop_labels (1 =
+    swapped) (B, K) int32, sop_weights (B, K) float32. Weights of 0 mark fillers. P is
+    `masking.predictions(length)`, K is `max_segments`, or 1 without packing.
+
+    Args:
+      corpus: an open corpus.
+      batch_size: rows of the global batch.
+      length: S.
+      seed: of everything random.
+      split: of the corpus.
+      masking: how tokens are masked; None: `Masking()`.
+      sop: pairs with sentence-order labels; else a piece is `[CLS] A [SEP]`.
+      pack: short pieces share rows. Off: one piece per row.
+      max_segments: most pieces of a row.
+      whole_sentences: pieces end where a sentence ends. Off: where the row ends, which leaves
+        hardly any padding, but with sop the place of the broken sentences gives the order away.
+        None: as `sop`.
+      memory: bytes up to which the whole split is held in memory; else it is read as needed.
+
+    Attributes:
+      num_examples: rows of an epoch.
+
+    Raises:
+      ValueError: a setting that makes no sense, or a split that is not there or empty.
+    """
+
+    def __init__(self, corpus, batch_size, length=128, *, seed, split="train", **settings):
+        super().__init__(corpus, batch_size, length, seed=seed, split=split, **settings)
+        order = grain.MapDataset.range(self.num_examples).seed(seed % 2**32).shuffle()
+        self._order = order.repeat(None)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of one epoch, rounded up."""
+        return -(-self.num_examples // self.batch_size)
+
+    def rows(self, step: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+        """Only some rows of batch `step`: no other rows are read or made."""
+        if step < 0:
+            raise ValueError(f"step={step} must not be negative")
+        draws = step * self.batch_size + np.arange(self.batch_size)[rows]
+        return self._rows(np.array([self._order[int(d)] for d in draws]), draws)
+
+
+class PretrainEvalData(_PretrainRows):
+    """Every row of a split exactly once, always with the same masks, cuts and swaps.
+
+    The arrays are those of `PretrainData` and example_mask (B,) bool, False where the last batch is
+    filled up with copies. With `num_rows` only so many rows, spread over the split.
+
+    Attributes:
+      order: (N,) the row that stands at each place of the batches.
+    """
+
+    def __init__(
+        self, corpus, batch_size, length=128, *, seed=0, split="valid", num_rows=None, **settings
+    ):
+        super().__init__(corpus, batch_size, length, seed=seed, split=split, **settings)
+        whole = self.num_examples
+        self.num_examples = min(num_rows or whole, whole)
+        # Evenly over the split, so that a part of it has all kinds of documents.
+        self.order = np.arange(self.num_examples) * whole // self.num_examples
+
+    def __len__(self) -> int:
+        return -(-self.num_examples // self.batch_size)
+
+    def rows(self, index: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+        """Only some rows of batch `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        numbers = index * self.batch_size + np.arange(self.batch_size)[rows]
+        mask = numbers < self.num_examples
+        numbers = self.order[np.minimum(numbers, self.num_examples - 1)]
+        return self._rows(numbers, numbers) | {"example_mask": mask}

@@ -1,0 +1,1 @@
+"""Plain and labelled text: documents, splits, batches."""

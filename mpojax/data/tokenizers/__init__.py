@@ -1,0 +1,1 @@
+"""Tokenizers as model folders hold them, and the training of new ones."""

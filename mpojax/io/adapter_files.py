@@ -1,0 +1,360 @@
+"""Adapters in files of their own: adapter.safetensors with the arrays, adapter.json with the rest.
+
+Arrays of equal shape in several layers are one tensor, layers/*/attention/query/adapter/down, with
+an axis of layers in front: the header of a file stays small. What an unstructured search kept are
+two tensors: indices into all arrays one after the other, by path, and values.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from mpojax import checks, files, models, patterns
+from mpojax.compression import adapters as adapters_lib
+from mpojax.io import weights
+from mpojax.models.arrays import check_finite, is_floating
+from mpojax.nn import AdapterSettings
+from mpojax.nn.adapter_settings import KINDS
+
+# Version 1 drew the same offset starts in every layer.
+FORMAT_VERSION = 2
+# More is no adapter that was saved here.
+_MAX_SIZE = 2**24
+WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
+_INDICES, _VALUES = "entries/indices", "entries/values"
+
+
+_PAIRS = checks.sequence(checks.pair(checks.text(), checks.mapping(checks.anything())))
+_SIZE = checks.integer(1, _MAX_SIZE) | checks.null()
+_SIZES = checks.sequence(checks.integer(1, _MAX_SIZE)) | checks.null()
+_FIELDS = {
+    "adapters": checks.Allowed(
+        "a list of pairs (regular expression, settings), which is not empty",
+        lambda value: _PAIRS.accepts(value) and len(value) > 0,
+    ),
+    "adapter_scale": checks.number(),
+    "base": checks.text(100),
+    "layers": checks.mapping(checks.sequence(checks.integer(0, _MAX_SIZE))),
+    "offset_bases": checks.sequence(checks.sequence(checks.number(), 2)),
+    "parameters": checks.integer(0),
+}
+_REQUIRED = ("adapters", "adapter_scale", "base", "layers")
+# Fields of `AdapterSettings`.
+_SETTINGS = {
+    "kind": checks.one_of(*KINDS),
+    **dict.fromkeys(("rank", "width", "bond"), _SIZE),
+    "num_cores": checks.integer(1, 64),
+    **dict.fromkeys(("bonds", "in_factors", "out_factors"), _SIZES),
+    "activation": checks.text(100),
+    "side": checks.text(100),
+    "scale": checks.number() | checks.null(),
+    "offset_seed": checks.integer(-(2**31), 2**32 - 1) | checks.null(),
+}
+
+
+def save_adapter(
+    model: models.Model, folder: str | os.PathLike, *, mask: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Writes the adapters of a model, and the head of its task; nothing of the base model.
+
+    Of parameters in place the new values are kept. The files hold a fingerprint of all parameters
+    that are not tuned.
+
+    Args:
+      model: with adapters (`compression.add_adapters`).
+      folder: made where it does not exist; an adapter that is there is replaced.
+      mask: {array path: boolean array}: only these entries of the adapters are written; all others
+        must be as the adapters were at their start, and are zero or what the base has.
+
+    Raises:
+      ValueError: a model without adapters; a mask that does not fit.
+    """
+    tuned = models.adapter_arrays(model)
+    if not tuned:
+        raise ValueError("the model has no adapters to save; use io.save_pretrained.")
+    arrays = models.to_arrays(model)
+    head = {name: arrays[name] for name in _head_names(model.config, arrays)}
+    own = {name: np.asarray(arrays[name], np.float32) for name in tuned}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "adapters": _saved_settings(model),
+        "adapter_scale": model.config.adapter_scale,
+        "parameters": sum(array.size for array in own.values()),
+        "base": fingerprint(model),
+        "offset_bases": _offset_bases(model),
+        "layers": {},
+    }
+    if mask is None:
+        tensors = _stacked(own, content["layers"])
+    else:
+        tensors = _entries(own, mask)
+        content["parameters"] = int(tensors[_INDICES].size)
+    tensors |= {name: np.asarray(array, np.float32) for name, array in head.items()}
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Settings last: a folder without them is none.
+    (folder / SETTINGS).unlink(missing_ok=True)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    files.write_atomic(folder / WEIGHTS, safetensors_numpy.save(tensors))
+    files.write_atomic(folder / SETTINGS, json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
+    """The base model with the adapters of a folder; `base` itself stays as it is.
+
+    Raises:
+      FileNotFoundError: no adapter there.
+      ValueError: a damaged or newer file, another base model than the one that the adapter was
+        tuned on, arrays that are missing, unexpected or of another shape.
+    """
+    folder = pathlib.Path(folder)
+    content = _read_settings(folder)
+    tensors = weights.read_weights(folder / WEIGHTS)
+    check_finite(tensors, str(folder / WEIGHTS))
+    held = sum(tensor.size for tensor in tensors.values())
+    model = _with_adapters(base, content, held, folder)
+    _check_base(base, model, content, folder)
+    arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
+    head = set(_head_names(model.config, arrays))
+    new = {name: tensors.pop(name) for name in list(tensors) if name in head}
+    if _INDICES in tensors:
+        new |= _filled(arrays, sorted(tuned), tensors, folder)
+    else:
+        new |= _unstacked(tensors, content["layers"], folder)
+    shapes = {name: tuple(arrays[name].shape) for name in sorted(head | set(tuned))}
+    models.check_coverage(shapes, new, f"the adapter in {folder} does not fit")
+    return models.from_arrays(model.config, model.shapes, arrays | new)
+
+
+def fingerprint(model: models.Model) -> str:
+    """SHA-256 (32 hexadecimal digits) of all parameters that adapters and head leave alone.
+
+    The same for a base model with adapters on it, before and after their tuning. Matrices
+    whose low ranks have an offset start are left out, since that changes them; files have two
+    numbers of each instead.
+    """
+    arrays, tuned = models.to_arrays(model), models.adapter_arrays(model)
+    moved = set(map(models.dense_name, _offsets(model.config)))
+    skipped = {*tuned, *moved, *_head_names(model.config, arrays)}
+    digest = hashlib.sha256()
+    for name in sorted(set(arrays) - skipped):
+        array = np.ascontiguousarray(arrays[name], np.float32)
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()[:32]
+
+
+def _check_base(
+    base: models.Model, model: models.Model, content: Mapping, folder: pathlib.Path
+) -> None:
+    """Raises ValueError where the adapter was tuned on another base than that of `model`."""
+    found = fingerprint(model)
+    same = found == content["base"]
+    if same:
+        arrays, theirs = models.to_arrays(base), content.get("offset_bases", [])
+        ours = [_sketch(arrays[models.dense_name(path)]) for path in _offsets(model.config)]
+        same = len(theirs) == len(ours) and all(
+            abs(one[k] - other[k]) <= 1e-5 * other[1]
+            for one, other in zip(theirs, ours, strict=True)
+            for k in range(2)
+        )
+    if not same:
+        raise ValueError(
+            f"the adapter in {folder} was tuned on another base model: the parameters that it does "
+            f"not tune differ (their fingerprint is {found}, the adapter's {content['base']}). "
+            "Load the model that it was made for."
+        )
+
+
+def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
+    """Sketches of the original matrices whose low ranks have an offset start.
+
+    To rounding, with which the start was subtracted.
+    """
+    arrays, found = models.to_arrays(model), []
+    for path, settings in _offsets(model.config).items():
+        _, _, update = adapters_lib.offset_start(model.config, path, settings)
+        found.append(_sketch(arrays[models.dense_name(path)] + update))
+    return found
+
+
+def _offsets(config) -> dict[str, AdapterSettings]:
+    """{matrix path: settings} of offset starts, sorted."""
+    found = sorted(models.adapter_settings(config).items())
+    return {path: settings for path, settings in found if settings.offset_seed is not None}
+
+
+def _sketch(matrix: np.ndarray) -> tuple[float, float]:
+    """(a projection, the norm) of a matrix, in nine digits."""
+    matrix = np.asarray(matrix, np.float64)
+    rows, columns = (np.cos(k + np.arange(size) ** 2) for k, size in enumerate(matrix.shape))
+    numbers = rows @ matrix @ columns, np.linalg.norm(matrix)
+    return tuple(float(f"{number:.9g}") for number in numbers)
+
+
+def _with_adapters(
+    base: models.Model, content: Mapping, held: int, folder: pathlib.Path
+) -> models.Model:
+    """The base with fresh adapters of a file's settings; `held` elements are in its tensors."""
+    if base.config.adapters:
+        raise ValueError("the base model has adapters already; merge them, or load it anew.")
+    adapters = tuple((p, AdapterSettings.of(s)) for p, s in content["adapters"])
+    config = dataclasses.replace(
+        base.config, adapters=adapters, adapter_scale=content["adapter_scale"]
+    )
+    arrays = models.to_arrays(base)
+    shapes = _adapter_shapes(config, base, held, folder)
+    for path, settings in _offsets(config).items():
+        down, up, update = adapters_lib.offset_start(config, path, settings)
+        key = models.dense_name(path)
+        if key not in arrays:
+            raise ValueError(f"the adapter in {folder} needs a dense {path}: merge the model.")
+        arrays[key] = np.float32(arrays[key] - update)
+        arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": up}
+    for name, shape in shapes.items():
+        if name not in arrays:
+            # After an unstructured search the entries that are not kept do nothing.
+            arrays[name] = np.full(shape, float(name.endswith("/adapter/scale")), np.float32)
+    made = models.from_arrays(config, base.shapes, arrays)
+    breaks = models.stack_breaks(made, models.adapter_arrays(made))
+    config = dataclasses.replace(config, stack_breaks=breaks)
+    return models.from_arrays(config, base.shapes, arrays)
+
+
+def _adapter_shapes(config, base: models.Model, held: int, folder) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is added to the base, before anything is allocated.
+
+    Raises:
+      ValueError: far more than the file and the base hold.
+    """
+    shapes = models.array_shapes(config, base.shapes)
+    added = {name: shape for name, shape in shapes.items() if "/adapter/" in name}
+    needed = sum(map(math.prod, added.values()))
+    own = sum(models.count_parameters(base).values())
+    # After an unstructured search the file is smaller than its adapters.
+    if needed > 8 * (held + own) + 2**20:
+        raise ValueError(
+            f"the adapter in {folder} is damaged: its settings need {needed:,} parameters, its "
+            f"tensors hold {held:,} and the base {own:,}."
+        )
+    return added
+
+
+def _head_names(config, arrays: Mapping) -> list[str]:
+    if getattr(config, "num_labels", None) is None:
+        return []
+    return sorted(name for name in arrays if name.startswith("head/"))
+
+
+def _saved_settings(model: models.Model) -> list[list]:
+    """[pattern, settings] pairs; what takes too long to match is written path by path."""
+    pairs = [[pattern, _to_dict(settings)] for pattern, settings in model.config.adapters]
+    if patterns.fault([pattern for pattern, _ in pairs]) is None:
+        return pairs
+    added = models.adapter_settings(model.config).items()
+    tuned = models.adapter_arrays(model).items()
+    return [[re.escape(path), _to_dict(settings)] for path, settings in added] + [
+        [re.escape(name), {"kind": kind}] for name, kind in tuned if "/adapter/" not in name
+    ]
+
+
+def _to_dict(settings: AdapterSettings) -> dict[str, Any]:
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(AdapterSettings)
+        if field.name == "kind" or getattr(settings, field.name) != field.default
+    }
+
+
+def _stacked(arrays: Mapping[str, np.ndarray], layers: dict) -> dict[str, np.ndarray]:
+    """Arrays of one name and shape in several layers as one; `layers` gets their numbers."""
+    groups: dict[tuple, list[str]] = {}
+    for name, array in arrays.items():
+        match = re.fullmatch(r"(.*?layers/)\d+(/.*)", name)
+        key = (name, None) if match is None else (f"{match[1]}*{match[2]}", array.shape)
+        groups.setdefault(key, []).append(name)
+    found = {}
+    for (key, shape), names in groups.items():
+        if shape is None:
+            found[key] = arrays[names[0]]
+            continue
+        key = key if key not in found else f"{key}#{len(found)}"  # another shape
+        found[key] = np.stack([arrays[name] for name in names])
+        layers[key] = [int(re.search(r"layers/(\d+)/", name)[1]) for name in names]
+    return found
+
+
+def _unstacked(tensors: Mapping[str, np.ndarray], layers: Mapping, folder) -> dict[str, np.ndarray]:
+    found = {}
+    for key, tensor in tensors.items():
+        if key not in layers:
+            found[key] = tensor
+            continue
+        pattern, numbers = key.partition("#")[0], layers[key]
+        if tensor.shape[:1] != (len(numbers),):
+            raise ValueError(
+                f"the adapter in {folder} is damaged: {key} has the shape {tensor.shape}, its "
+                f"settings name {len(numbers)} layers."
+            )
+        for number, part in zip(numbers, tensor, strict=True):
+            found[pattern.replace("layers/*/", f"layers/{number}/")] = part
+    return found
+
+
+def _entries(arrays: Mapping[str, np.ndarray], mask: Mapping) -> dict[str, np.ndarray]:
+    if wrong := sorted(set(mask) ^ set(arrays)):
+        raise ValueError(f"mask must have an array for each one of the adapters; see {wrong[0]}.")
+    names = sorted(arrays)
+    flat = np.concatenate([arrays[name].ravel() for name in names])
+    kept = np.concatenate([np.ravel(np.asarray(mask[name], bool)) for name in names])
+    if kept.shape != flat.shape:
+        raise ValueError("an array of mask has another shape than that of the adapters.")
+    indices = np.flatnonzero(kept)
+    return {_INDICES: indices.astype(np.int32), _VALUES: flat[indices]}
+
+
+def _filled(arrays: Mapping, names, tensors: dict, folder) -> dict[str, np.ndarray]:
+    indices, values = tensors.pop(_INDICES), tensors.pop(_VALUES, np.zeros(0, np.float32))
+    flat = np.concatenate([np.ravel(arrays[name]) for name in names]).astype(np.float32)
+    lists = indices.ndim == 1 and indices.shape == values.shape
+    numbers = np.issubdtype(indices.dtype, np.integer) and is_floating(values)
+    inside = indices.size == 0 or (indices.min() >= 0 and indices.max() < flat.size)
+    if tensors or not lists or not numbers or not inside:
+        raise ValueError(f"the adapter in {folder} is damaged: its entries do not fit the model.")
+    flat[indices] = values
+    ends = np.cumsum([math.prod(arrays[name].shape) for name in names])
+    parts = np.split(flat, ends[:-1])
+    return {n: part.reshape(arrays[n].shape) for n, part in zip(names, parts, strict=True)}
+
+
+def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: it has no {SETTINGS}.")
+    content = checks.read_json(path)
+    if "format_version" not in content:
+        raise ValueError(f"{path} is no description of an adapter: it has no format_version.")
+    version = content["format_version"]
+    has_old_offsets = version == 1 and "offset_seed" in path.read_text(encoding="utf-8")
+    if version not in (1, FORMAT_VERSION) or has_old_offsets:
+        raise ValueError(
+            f"{path} has format version {checks.shortened(version)}; this library reads "
+            f"{FORMAT_VERSION}. Update mpojax, or write the adapter again."
+        )
+    checks.check(content, _FIELDS, str(path), required=_REQUIRED)
+    if fault := patterns.fault([pattern for pattern, _ in content["adapters"]]):
+        raise ValueError(f"{path}: adapters: a pattern {fault}.")
+    for pattern, settings in content["adapters"]:
+        where = f"{path}: adapters {checks.shortened(pattern)}"
+        checks.check_names(settings, _SETTINGS, where)
+        checks.check(settings, _SETTINGS, where)
+    return content

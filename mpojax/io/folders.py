@@ -1,0 +1,242 @@
+"""Folders with models: load any supported one, save ours, export to Hugging Face."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from mpojax import checks, files, models, tokenizer_folders
+from mpojax.io import generation_config, other_folders, own_format
+from mpojax.io.gguf import weights as gguf_models
+from mpojax.io.hf import encoders as huggingface
+from mpojax.io.hf.architectures import COMMON
+from mpojax.io.other_folders import CONFIG_NAME, WEIGHTS_NAME
+from mpojax.io.sources import local_folder, locate
+from mpojax.io.weights import read_checkpoint, read_metadata, write_folder
+from mpojax.models.arrays import check_finite
+
+# Entry in the header of every weight file written here, and in config.json of our own format: what
+# marks a folder as ours.
+_MARK = "mpojax"
+FORMATS = ("mpojax", "huggingface")
+
+
+def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False) -> models.Model:
+    """Loads a model from a folder written by `save_pretrained`, of Hugging Face, or a GGUF file.
+
+    Of Hugging Face:
+      BERT, ALBERT, DistilBERT and MobileBERT: encoders, sequence classifiers and question answering
+        models. Pre-training heads are left out, unless they are asked for.
+      GPT-2 (GPT2LMHeadModel, GPT2Model), LLaMA 1 to 3, Mistral without a sliding window, Qwen2:
+        a `models.LanguageModel`.
+      T5 1.0 and 1.1 (T5ForConditionalGeneration, T5Model): a `models.EncoderDecoder`.
+    GGUF: architecture "llama", any quantisation that the package gguf can undo.
+
+    Args:
+      source: folder with config.json and safetensors weights; a file `*.gguf`, or a folder with one
+        and no config.json (needs the optional package gguf); `package:NAME/PATH` for those of an
+        installed package; or, where there is no such path, a hub id. See `locate`.
+      pretraining_head: of Hugging Face's BERT and ALBERT, keep the heads for masked words and for
+        the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
+
+    Raises:
+      FileNotFoundError: no such folder, no config.json, no weights.
+      ValueError: an unsupported architecture or setting, weights that do not fit name by name,
+        corrupt or non-finite weights, or weights in a pickle format.
+      ConnectionError, PermissionError: the hub cannot be reached, or a gated model.
+      ImportError: a hub id without huggingface_hub, a GGUF file without gguf.
+
+    Example:
+
+        >>> import tempfile
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.EncoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mj.save(model, folder)
+        ...     same = mj.load(folder)
+        >>> same.config == model.config
+        True
+    """
+    folder = locate(source)
+    if not folder.is_dir():
+        config, arrays = gguf_models.import_file(folder)
+        return models.from_arrays(config, {}, arrays)
+    content = _read_config(folder)
+    if _MARK not in content:
+        huggingface.check_supported(content, str(folder))
+    tensors = read_checkpoint(folder)
+    check_finite(tensors, str(folder))
+    if _MARK in content:
+        return _from_own_folder(folder, content[_MARK], tensors)
+    config, arrays = huggingface.import_model(content, tensors, str(folder), pretraining_head)
+    config = generation_config.read(config, folder)
+    return models.from_arrays(config, {}, arrays)
+
+
+def save_pretrained(
+    model: models.Model,
+    folder: str | os.PathLike,
+    *,
+    format: str = "mpojax",
+    tokenizer_from: str | os.PathLike | None = None,
+):
+    """Writes config.json and model.safetensors (logical names, cores as they are, float32).
+
+    Args:
+      model: any model.
+      folder: new, empty, or written by this library before.
+      format: "mpojax", or "huggingface" for what `export_huggingface` writes.
+      tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
+        tells the class, tokenizer_config.json of the copy names it.
+
+    Raises:
+      FileExistsError: the folder holds something that this library did not write.
+      ValueError: weights that are NaN or infinite.
+      FileNotFoundError: `tokenizer_from` holds no tokenizer files (ValueError: damaged ones).
+      OSError: the folder cannot be written or the disk is full; see `write_folder`.
+
+    Example:
+
+        >>> import json, pathlib, tempfile
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.EncoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mj.save(model, folder, format="huggingface")
+        ...     json.loads((pathlib.Path(folder) / "config.json").read_text())["model_type"]
+        'bert'
+    """
+    checks.check({"format": format}, {"format": checks.one_of(*FORMATS)})
+    if format == "huggingface":
+        export_huggingface(model, folder, tokenizer_from=tokenizer_from)
+        return
+    folder = pathlib.Path(folder).expanduser()
+    _check_ours(folder)
+    arrays = models.to_arrays(model)
+    check_finite(arrays, "the model")
+    description = own_format.describe(model)
+    fingerprint = _fingerprint(arrays, description)
+    content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
+    texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
+    if tokenizer_from is not None:
+        texts.update(_tokenizer_files(local_folder(tokenizer_from), content["model_type"]))
+    write_folder(folder, arrays, {_MARK: fingerprint}, texts)
+
+
+def export_huggingface(
+    model: models.Model,
+    folder: str | os.PathLike,
+    *,
+    tokenizer_from: str | os.PathLike | None = None,
+):
+    """Writes a folder that transformers loads, by `AutoModel.from_pretrained` and its like.
+
+    Language models load by `AutoModelForCausalLM` and `AutoModelForSeq2SeqLM`.
+
+    Args:
+      model: a dense model; `merge` one in MPO form first. One with experts has no counterpart.
+      folder: new, empty, or written by this library before.
+      tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
+        tells the class, tokenizer_config.json of the copy names it.
+
+    Raises:
+      ValueError: the model has MPO matrices, no counterpart in transformers, or non-finite weights.
+      FileExistsError: the folder holds something that this library did not write.
+      FileNotFoundError: `tokenizer_from` holds no tokenizer files (ValueError: damaged ones).
+      OSError: the folder cannot be written or the disk is full; see `write_folder`.
+    """
+    if model.shapes and not getattr(model.config, "experts", ()):
+        raise ValueError(
+            f"the model has {len(model.shapes)} matrices in MPO form (such as "
+            f"{next(iter(model.shapes))}), which transformers cannot load. Make it dense first: "
+            "export_huggingface(merge(model), folder)."
+        )
+    folder = pathlib.Path(folder).expanduser()
+    _check_ours(folder)
+    arrays = models.to_arrays(model)
+    check_finite(arrays, "the model")
+    content, tensors = huggingface.export_model(model.config, arrays)
+    texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
+    if not isinstance(model.config, models.EncoderConfig):
+        texts[generation_config.NAME] = _json(generation_config.written(model.config))
+    if tokenizer_from is not None:
+        texts.update(_tokenizer_files(local_folder(tokenizer_from), content["model_type"]))
+    # transformers requires the entry "format".
+    write_folder(folder, tensors, {"format": "pt", _MARK: "export"}, texts)
+
+
+def _read_config(folder: pathlib.Path) -> dict:
+    if not (folder / CONFIG_NAME).is_file():
+        raise other_folders.without_config(folder)
+    return checks.read_json(folder / CONFIG_NAME, COMMON)
+
+
+def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
+    version = content.get("format_version")
+    if version not in own_format.READ_VERSIONS:
+        raise ValueError(
+            f"{folder} has format version {version!r}; this version of mpojax reads "
+            f"{', '.join(map(str, own_format.READ_VERSIONS))}. Update mpojax, or save the model "
+            "again with the version you have."
+        )
+    if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):
+        raise ValueError(
+            f"{CONFIG_NAME} and {WEIGHTS_NAME} in {folder} are not from the same save; copy both "
+            "files of one save."
+        )
+    try:
+        return own_format.build(content, tensors)
+    except (TypeError, KeyError, ValueError) as error:
+        reason = checks.cut(str(error), 1200)
+        raise ValueError(f"{folder} is not a complete mpojax model: {reason}") from error
+
+
+def _check_ours(folder: pathlib.Path):
+    """Refuses a folder with content that `write_folder` did not make; half-written ones pass."""
+    if not folder.is_dir():
+        return
+    names = sorted(path.name for path in folder.iterdir() if not files.is_leftover(path))
+    if names and not _has_our_mark(folder, names):
+        raise FileExistsError(
+            f"{folder} holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}, not a model "
+            "saved by mpojax; choose a new or empty folder. Nothing has been changed."
+        )
+
+
+def _has_our_mark(folder: pathlib.Path, names: list[str]) -> bool:
+    """True if the weights, or a configuration that lost its weights, come from here."""
+    try:
+        if names == [CONFIG_NAME]:
+            return _MARK in _read_config(folder)
+        return _MARK in read_metadata(folder / WEIGHTS_NAME)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
+    """Ties config.json and the weights of one save together."""
+    digest = hashlib.blake2b(_json(description).encode(), digest_size=16)
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
+
+
+def _tokenizer_files(folder: pathlib.Path, model_type: str) -> dict[str, bytes]:
+    found = tokenizer_folders.copies(folder, model_type)
+    if not found:
+        names = ", ".join(tokenizer_folders.FILES)
+        raise FileNotFoundError(f"tokenizer_from={folder} holds none of {names}.")
+    return found
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

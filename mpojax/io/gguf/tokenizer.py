@@ -1,0 +1,158 @@
+"""The tokenizer of a GGUF file, as a `tokenizers.Tokenizer` and as files that others read.
+
+Byte-level BPE alone. What llama.cpp calls `tokenizer.ggml.pre` names how texts are cut into words
+first (llama_vocab in its src/llama-vocab.cpp); of these there are the kinds that `tokenizers` cuts
+alike.
+"""
+
+import collections
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import tokenizers
+from tokenizers import decoders, pre_tokenizers, processors
+from tokenizers import models as token_models
+
+from mpojax import files
+from mpojax.io.gguf.reader import GGUFFile
+
+_LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# tokenizer.ggml.token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _smollm() -> pre_tokenizers.PreTokenizer:
+    """GPT-2's words, but every digit by itself."""
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+def _llama3() -> pre_tokenizers.PreTokenizer:
+    words = pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_WORDS), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([words, to_bytes])
+
+
+# Name -> how it cuts, whether a word that is a token is taken whole, whether a text begins with the
+# first token where the file does not say.
+_KINDS: Mapping[str, tuple[Callable, bool, bool]] = {
+    "gpt-2": (_gpt2, False, False),
+    "smollm": (_smollm, False, False),
+    "llama-bpe": (_llama3, True, True),
+    "llama3": (_llama3, True, True),
+    "llama-v3": (_llama3, True, True),
+}
+
+
+def gguf_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
+    """The tokenizer of a GGUF file.
+
+    Names of control tokens in a text, such as <|im_end|>, stand for the tokens.
+
+    Raises:
+      ImportError: the package gguf is not installed.
+      FileNotFoundError: no such file.
+      ValueError: a damaged file, or a kind of tokenizer that cannot be rebuilt exactly.
+    """
+    return _rebuild(GGUFFile(path))
+
+
+def write_gguf_tokenizer(path: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Writes tokenizer.json and tokenizer_config.json of a GGUF file's tokenizer.
+
+    The folder, made where needed, can then be given to `data.Tokenizer.from_folder`,
+    `transformers.AutoTokenizer.from_pretrained`, and as `tokenizer_from`. Padding is the file's
+    padding token, else its last token of a text.
+
+    Args:
+      path: the GGUF file.
+      folder: where to write; files of these names are replaced.
+
+    Raises:
+      OSError: the folder cannot be written.
+      ImportError, FileNotFoundError, ValueError: as `gguf_tokenizer`.
+    """
+    file = GGUFFile(path)
+    backend = _rebuild(file)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for role, theirs in (
+        ("bos_token", "bos"),
+        ("eos_token", "eos"),
+        ("unk_token", "unknown"),
+        ("pad_token", "padding"),
+    ):
+        number = file.get(f"tokenizer.ggml.{theirs}_token_id")
+        token = None if number is None else backend.id_to_token(number)
+        if token is not None:
+            settings[role] = token
+    if "eos_token" in settings:
+        settings.setdefault("pad_token", settings["eos_token"])
+    if (template := file.get("tokenizer.chat_template")) is not None:
+        settings["chat_template"] = template
+    folder = pathlib.Path(folder)
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    files.write_atomic(folder / "tokenizer_config.json", text + "\n")
+    files.write_atomic(folder / "tokenizer.json", backend.to_str(pretty=True) + "\n")
+
+
+def _rebuild(file: GGUFFile) -> tokenizers.Tokenizer:
+    kind, cut = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or cut not in _KINDS:
+        raise ValueError(
+            f"{file.path} has a tokenizer of model {kind!r} with pre-tokenizer {cut!r}, which "
+            f"cannot be rebuilt exactly; supported are model 'gpt2' with {', '.join(_KINDS)}. Take "
+            "tokenizer.json from the folder that the file was made of."
+        )
+    words, whole_words, begins = _KINDS[cut]
+    tokens = file.need("tokenizer.ggml.tokens")
+    if len(set(tokens)) < len(tokens):
+        twice = [token for token, n in collections.Counter(tokens).items() if n > 1]
+        raise ValueError(f"{file.path} holds tokens twice: {twice[:5]}.")
+    merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    try:
+        model = token_models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole_words)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{file.path}: its merges do not fit its vocabulary: {error}.") from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = words()
+    backend.decoder = decoders.ByteLevel()
+    _add_special(backend, tokens, file.get("tokenizer.ggml.token_type", []))
+    _add_ends(file, backend, begins)
+    return backend
+
+
+def _add_special(backend: tokenizers.Tokenizer, tokens, types):
+    """Tokens that are found in a text before it is cut into words."""
+    for token, kind in zip(tokens, types, strict=False):
+        if kind in (_UNKNOWN, _CONTROL):
+            backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
+        elif kind == _USER_DEFINED:
+            backend.add_tokens([tokenizers.AddedToken(token, normalized=False)])
+
+
+def _add_ends(file: GGUFFile, backend: tokenizers.Tokenizer, begins: bool):
+    """First and last token of a text, where the file wants them."""
+    ends = []
+    for name, default in (("bos", begins), ("eos", False)):
+        wanted = file.get(f"tokenizer.ggml.add_{name}_token", default)
+        number = file.get(f"tokenizer.ggml.{name}_token_id")
+        ends.append(
+            (backend.id_to_token(number), number) if wanted and number is not None else None
+        )
+    if not any(ends):
+        return
+    first, last = ([] if end is None else [end[0]] for end in ends)
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, *(f"{t}:1" for t in first), "$B:1", *(f"{t}:1" for t in last)],
+        special_tokens=[end for end in ends if end is not None],
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face: one description for each architecture, read and written strictly."""

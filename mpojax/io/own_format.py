@@ -1,0 +1,84 @@
+"""The entry of our own folders in config.json: kind, settings and shapes of a model."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from mpojax import checks, models, mpo
+from mpojax.io import sizes
+from mpojax.models import setting_types
+
+# 1: BERT-shaped encoders alone. 2: settings of other encoders as well; those of version 1 are read.
+# 3: layers that share parts of their parameters, adapters, pre-training heads. 4: language models.
+# 5: kinds of adapters; a number in place of their settings is a low rank.
+# 6: several end tokens, and how a language model chooses tokens by default.
+FORMAT_VERSION = 6
+READ_VERSIONS = (1, 2, 3, 4, 5, 6)
+KINDS = {"decoder": models.DecoderConfig, "encoder_decoder": models.EncoderDecoderConfig}
+
+
+_SIZE = checks.integer(1, 2**31 - 1)
+_SIZES = checks.Allowed(
+    "a list of at most 64 integers from 1 to 2147483647",
+    lambda value: checks.sequence(_SIZE).accepts(value) and len(value) <= 64,
+)
+_SHAPE = {
+    "in_factors": _SIZES,
+    "out_factors": _SIZES,
+    "bonds": _SIZES | checks.null(),
+    "in_features": _SIZE | checks.null(),
+    "out_features": _SIZE | checks.null(),
+}
+_FIELDS = {
+    "kind": checks.text(),
+    "config": checks.mapping(checks.anything()),
+    "encoder": checks.mapping(checks.anything()),
+    "shapes": checks.mapping(checks.mapping(checks.anything())),
+}
+
+
+def describe(model: models.Model) -> dict:
+    """Format version, settings and shapes, for JSON.
+
+    Settings of an encoder stand under "encoder", as ever; others under "config" with their "kind".
+    """
+    settings = dataclasses.asdict(model.config)
+    kind = next((name for name, config in KINDS.items() if type(model.config) is config), None)
+    entry = {"encoder": settings} if kind is None else {"kind": kind, "config": settings}
+    names = getattr(model.config, "label_names", ())
+    return {
+        "format_version": FORMAT_VERSION,
+        **entry,
+        **({"label_names": list(names)} if names else {}),  # for readers; `source_config` has them
+        "shapes": {path: shape.to_dict() for path, shape in model.shapes.items()},
+    }
+
+
+def build(content: Mapping, tensors: Mapping) -> models.Model:
+    """The model of a description.
+
+    Raises:
+      TypeError, KeyError, ValueError: it is incomplete, or the tensors do not fit.
+    """
+    checks.check(content, _FIELDS, "the description")
+    if len(content["shapes"]) > len(tensors):
+        raise ValueError(f"{len(content['shapes'])} shapes for {len(tensors)} tensors.")
+    for path, fields in content["shapes"].items():
+        checks.check(fields, _SHAPE, f"shapes[{checks.shortened(path)}]", _SHAPE)
+    shapes = {path: mpo.MPOShape.from_dict(s) for path, s in content["shapes"].items()}
+    config = _config(content)
+    sizes.check(config, tensors, "the folder")
+    return models.from_arrays(config, shapes, tensors)
+
+
+def _config(content: Mapping):
+    if "kind" in content:
+        if content["kind"] not in KINDS:
+            kind = checks.shortened(content["kind"])
+            raise ValueError(f"kind {kind} is none of {', '.join(KINDS)}.")
+        setting_types.check_rules(content["config"], "config")
+        return KINDS[content["kind"]](**content["config"])
+    setting_types.check_rules(content["encoder"], "encoder")
+    settings = dict(content["encoder"])
+    if settings.pop("share_layers", False):  # versions 1 and 2
+        settings["layer_groups"] = 1
+    return models.EncoderConfig(**settings)

@@ -1,0 +1,1 @@
+"""Low-rank adapters in the folder format of the package peft."""

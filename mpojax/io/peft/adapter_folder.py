@@ -1,0 +1,298 @@
+"""Low-rank adapters in the folder format of the package peft: adapter_config.json and safetensors.
+
+Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from flax import nnx
+from safetensors import numpy as safetensors_numpy
+
+from mpojax import checks, files, models
+from mpojax.io import other_folders
+from mpojax.io import weights as safe_weights
+from mpojax.io.hf import checkpoint_config, encoders, language_models, language_settings
+from mpojax.io.peft import adapter_config as peft_config
+from mpojax.models.arrays import check_finite, is_floating
+from mpojax.nn import AdapterSettings
+
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+# Adapters may have been made on the model without its head, or with another one.
+_BASE_PREFIX = re.compile(r"^(bert|albert|distilbert|mobilebert|transformer|model)\.")
+_HEADS = {"classifier.weight": "classifier", "qa_outputs.weight": "span"}
+
+
+def save_peft(
+    model: models.Model, folder: str | os.PathLike, *, base_model: str | None = None
+) -> None:
+    """Writes the low-rank adapters of a model as peft loads them.
+
+    Heads and other parameters are not written. `peft.PeftModel.from_pretrained(base, folder)`, with
+    the base that `io.export_huggingface` writes, computes what the model does.
+
+    Args:
+      model: whose adapters are all low rank.
+      folder: made where it does not exist.
+      base_model: named in the configuration.
+
+    Raises:
+      ValueError: other adapters; on the queries, keys and values of GPT-2, which transformers
+        stores as one matrix, adapters that do not share their `down`; a model without counterpart
+        there.
+    """
+    settings = models.adapter_settings(model.config)
+    other = [str(s) for _, s in model.config.adapters if not _is_plain(s)]
+    if not settings or other:
+        raise ValueError(
+            f"peft's format holds plain low-rank adapters; the model has {other or 'none at all'}. "
+            "io.save_adapter keeps every kind."
+        )
+    arrays = models.to_arrays(model)
+    tensors, ranks, alphas = {}, {}, {}
+    for name, paths in _modules(_names(model.config), model.config).items():
+        if not any(path in settings for path in paths):
+            continue
+        down, up, scale = _factors(paths, settings, arrays, model.config.adapter_scale)
+        ranks[name], alphas[name] = down.shape[1], scale * down.shape[1]
+        for factor, array in (("A", down), ("B", up)):
+            tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] = np.ascontiguousarray(array.T)
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    content = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(ranks),
+        "rank_pattern": {n: r for n, r in ranks.items() if r != rank},
+        "alpha_pattern": {n: a for n, a in alphas.items() if a != alpha},
+        "fan_in_fan_out": False,
+        "bias": "none",
+    }
+    folder = pathlib.Path(folder)
+    files.write_atomic(folder / WEIGHTS, safetensors_numpy.save(tensors))
+    files.write_atomic(folder / peft_config.CONFIG, json.dumps(content, indent=1) + "\n")
+
+
+def _is_plain(settings: AdapterSettings) -> bool:
+    # An offset start is a part of the base, too, which peft would not have.
+    return settings.kind == "low_rank" and settings.offset_seed is None
+
+
+def _factors(
+    paths: tuple[str, ...], settings: Mapping, arrays: Mapping, scale: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(down, up, scale) of matrices that transformers stores side by side in one.
+
+    Raises:
+      ValueError: a part without an update, or with another `down` or scale than the others.
+    """
+    chosen = [settings.get(path) for path in paths]
+    scales = [scale if s is None or s.scale is None else s.scale for s in chosen]
+    downs, ups = (
+        [np.asarray(arrays[f"{p}/adapter/{n}"], np.float32) for p in paths if p in settings]
+        for n in ("down", "up")
+    )
+    shared = all(np.array_equal(down, downs[0]) for down in downs) and len(set(scales)) == 1
+    if len(downs) < len(paths) or not shared:
+        lone = next(path for path in paths if path in settings)
+        raise ValueError(
+            f"{lone} is a part of a larger matrix in transformers, with {', '.join(paths)}: an "
+            "adapter there has one down map and scale for all of them. Merge the adapters, or use "
+            "io.save_adapter."
+        )
+    return downs[0], np.concatenate(ups, axis=1), scales[0]
+
+
+def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
+    """The base model with the adapters of a folder of peft; `base` stays as it is.
+
+    Whole modules that peft has tuned and saved (`modules_to_save`) take the place of those of the
+    base; an encoder without a head gets the one in the folder. The update of GPT-2's joint matrix
+    of queries, keys and values becomes three with the same `down`.
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: another method than LoRA or settings that are not known or not supported; tensors
+        that are missing, unexpected, of another shape, or not what the settings say.
+    """
+    folder = pathlib.Path(folder)
+    lora = peft_config.read(folder)
+    if base.config.adapters:
+        raise ValueError("the base model has adapters already; merge them, or load it anew.")
+    tensors = _read_tensors(folder)
+    base = _with_saved_head(base, tensors, folder)
+    names, found, saved = _names(base.config), {}, {}
+    modules = _modules(names, base.config)
+    bare = {_BASE_PREFIX.sub("", name): name for name in names}
+    unexpected = []
+    for name, tensor in tensors.items():
+        factor = _FACTOR.fullmatch(name)
+        wanted = f"{factor[1]}.weight" if factor else name
+        known = wanted if wanted in names else bare.get(_BASE_PREFIX.sub("", wanted))
+        if known is None or (factor and known.removesuffix(".weight") not in modules):
+            unexpected.append(name)
+        elif factor:
+            _put(
+                found.setdefault((known.removesuffix(".weight"), factor[1]), {}), factor[2], tensor
+            )
+        else:
+            _put(saved, known, tensor)
+    if unexpected:
+        raise ValueError(
+            f"{folder} has tensors that do not fit the model: {checks.listed(unexpected)}."
+        )
+    arrays = models.to_arrays(base) | _saved_arrays(base, names, saved, folder)
+    return _adapted(base, arrays, lora, modules, found, folder)
+
+
+def _put(entries: dict, key: str, tensor: np.ndarray) -> None:
+    if key in entries:
+        raise ValueError(f"the adapter has the tensor {key} twice, under two names.")
+    entries[key] = tensor
+
+
+def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """{name without peft's prefix: tensor}."""
+    path, pickled = folder / WEIGHTS, folder / "adapter_model.bin"
+    if pickled.is_file() and not path.is_file():
+        raise ValueError(
+            f"{folder} holds its weights only as {pickled.name}. "
+            f"{other_folders.how_to_convert(pickled)}"
+        )
+    tensors = safe_weights.read_weights(path)
+    check_finite(tensors, str(path))
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if not is_floating(tensor) or not name.startswith(_PREFIX)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} has tensors that are not floating point or not called {_PREFIX}...: "
+            f"{checks.listed(wrong)}."
+        )
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _with_saved_head(base: models.Model, tensors: Mapping, folder) -> models.Model:
+    """The base with a head for the one in the folder, where it has none."""
+    name = next((name for name in _HEADS if name in tensors and tensors[name].ndim == 2), None)
+    is_encoder = isinstance(base.config, models.EncoderConfig)
+    if name is None or not is_encoder or base.config.num_labels is not None:
+        return base
+    if _HEADS[name] == "classifier" and base.config.pooling == "none":
+        raise ValueError(
+            f"{folder} has a classifier, but the base has no pooler to put it on: load the "
+            "sequence classifier that the adapter was tuned with."
+        )
+    return models.with_head(base, len(tensors[name]), head=_HEADS[name], rngs=nnx.Rngs(0))
+
+
+def _saved_arrays(base: models.Model, names, saved: Mapping, folder) -> dict[str, np.ndarray]:
+    """{logical path: array} of the tensors that replace those of the base."""
+    arrays, new, problems = models.to_arrays(base), {}, []
+    is_tied = getattr(base.config, "tied", getattr(base.config, "masked_lm", False))
+    for name, tensor in saved.items():
+        paths, transform = names[name]
+        tensor = tensor.T if transform == "transpose" else tensor
+        shapes = [arrays[path].shape for path in paths if path in arrays]
+        if len(shapes) < len(paths):
+            problems.append(f"{name}: the base has it in MPO form")
+        elif is_tied and paths == ("embeddings/word/table",):
+            problems.append(f"{name}: the base has one matrix for tokens and outputs, peft two")
+        elif tensor.shape != (shape := (*shapes[0][:-1], sum(shape[-1] for shape in shapes))):
+            problems.append(f"{name} is {tensor.shape}, must be {shape}")
+        else:
+            new |= _parts(paths, tensor, [shape[-1] for shape in shapes])
+    if problems:
+        raise ValueError(
+            f"{folder} has modules_to_save that do not fit the model: "
+            f"{checks.listed(problems, '; ')}."
+        )
+    return new
+
+
+def _parts(paths, tensor: np.ndarray, widths: list[int]) -> dict[str, np.ndarray]:
+    parts = np.split(tensor, np.cumsum(widths)[:-1], axis=-1)
+    return {p: np.ascontiguousarray(a, np.float32) for p, a in zip(paths, parts, strict=True)}
+
+
+def _adapted(base, arrays: dict, lora, modules, found: Mapping, folder) -> models.Model:
+    """The model with the factors {(module, its name in the folder): {"A": ..., "B": ...}}."""
+    sizes, adapters = models.matrix_sizes(base.config), []
+    if not found:
+        raise ValueError(f"{folder} holds no adapter.")
+    for (module, name), factors in found.items():
+        paths = modules[module]
+        widths = [sizes[path][1] for path in paths]
+        down, up = _checked_factors(factors, name, lora, sizes[paths[0]][0], sum(widths), folder)
+        settings = AdapterSettings(rank=down.shape[1], scale=lora.scale(name))
+        for path, part in _parts(paths, up, widths).items():
+            adapters.append((re.escape(path), settings))
+            arrays[f"{path}/adapter/down"] = np.ascontiguousarray(down, np.float32)
+            arrays[f"{path}/adapter/up"] = part
+    config = dataclasses.replace(base.config, adapters=tuple(adapters))
+    return models.from_arrays(config, base.shapes, arrays)
+
+
+def _checked_factors(factors: Mapping, name: str, lora, width: int, out_width: int, folder):
+    """(down, up), which are what the settings say.
+
+    Raises:
+      ValueError: a factor is missing, of another shape, or of a module that peft would skip.
+    """
+    if set(factors) != {"A", "B"}:
+        raise ValueError(f"{folder} lacks one of the two factors of {name}.")
+    down, up = factors["A"].T, factors["B"].T
+    rank = lora.rank(name)
+    expected = (width, rank), (rank, out_width)
+    if (down.shape, up.shape) != expected:
+        raise ValueError(
+            f"{folder}: the factors of {name} are {down.shape} and {up.shape}; by the model and "
+            f"the rank in {peft_config.CONFIG} they must be {expected[0]} and {expected[1]}."
+        )
+    if not lora.is_targeted(name):
+        raise ValueError(
+            f"{folder} has an update of {name}, which target_modules, exclude_modules and "
+            f"layers_to_transform in {peft_config.CONFIG} leave out: peft would not use it."
+        )
+    return down, up
+
+
+def _modules(names: Mapping, config: models.Config) -> dict[str, tuple[str, ...]]:
+    """{module of transformers: matrix paths side by side in it}, of what may have an adapter."""
+    matrices = {models.dense_name(path): path for path in models.adaptable(config)}
+    return {
+        name.removesuffix(".weight"): tuple(matrices[path] for path in paths)
+        for name, (paths, _) in names.items()
+        if all(path in matrices for path in paths)
+    }
+
+
+def _names(config: models.Config) -> dict[str, tuple[tuple[str, ...], str]]:
+    """{name of a tensor in transformers: (paths of arrays side by side in it, transform)}."""
+    config = dataclasses.replace(config, adapters=())
+    expected = models.array_shapes(config)
+    if isinstance(config, models.EncoderConfig):
+        architecture = checkpoint_config.architecture_for(config)
+        kind = checkpoint_config.kind_of(config)
+        prefix = "" if kind == "none" else architecture.prefix
+        outside = {name for name, _, _ in architecture.outside[kind]}
+        single = encoders.name_table(architecture, config, expected)
+        table = {name: ((path,), transform) for name, (path, transform) in single.items()}
+    else:
+        architecture = language_settings.architecture_for(config)
+        prefix, outside = architecture.prefix, {language_models.HEAD}
+        table = language_models.name_table(architecture.rows[config.gated], config, expected)
+    return {n if n in outside else prefix + n: entry for n, entry in table.items()}

@@ -1,0 +1,171 @@
+"""Weight files: safetensors only, read whole or not at all; never pickle."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mpojax import checks, files
+from mpojax.io import other_folders
+from mpojax.io.other_folders import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+
+_INDEX = {"weight_map": checks.mapping(checks.text(255))}
+
+
+def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The safetensors files of a checkpoint folder: one, or the shards that its index names.
+
+    Raises:
+      ValueError: only files that would need unpickling, or a broken index.
+      FileNotFoundError: no weights at all, or shards are missing.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / WEIGHTS_NAME).is_file():
+        return [folder / WEIGHTS_NAME]
+    if (folder / INDEX_NAME).is_file():
+        shards = [folder / name for name in sorted(set(_read_index(folder / INDEX_NAME).values()))]
+        if lost := [shard.name for shard in shards if not shard.is_file()]:
+            raise FileNotFoundError(
+                f"{folder} lacks the shards {checks.listed(lost)} of {INDEX_NAME}."
+            )
+        return shards
+    raise other_folders.without_weights(folder)
+
+
+def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint folder, from one file or from shards.
+
+    Raises:
+      ValueError: see `find_weight_files` and `read_weights`; or the shards do not hold exactly the
+        tensors that the index promises, each once.
+    """
+    shards = find_weight_files(folder)
+    if shards[0].name == WEIGHTS_NAME:
+        return read_weights(shards[0])
+    tensors: dict[str, np.ndarray] = {}
+    for shard in shards:
+        part = read_weights(shard)
+        if twice := sorted(set(part) & set(tensors)):
+            raise ValueError(f"{shard} repeats tensors of another shard: {checks.listed(twice)}.")
+        tensors.update(part)
+    index = pathlib.Path(folder) / INDEX_NAME
+    promised = set(_read_index(index))
+    if promised != set(tensors):
+        missing, more = sorted(promised - set(tensors)), sorted(set(tensors) - promised)
+        raise ValueError(
+            f"{index} does not match its shards: missing {checks.shortened(missing)}, "
+            f"unexpected {checks.shortened(more)}. Download the checkpoint again."
+        )
+    return tensors
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of one safetensors file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a pickle format, or a corrupt or truncated file.
+    """
+    path = pathlib.Path(path)
+    if path.suffix in other_folders.PICKLE_SUFFIXES:
+        raise ValueError(f"{path} is not a safetensors file. {other_folders.how_to_convert(path)}")
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The text entries in the header of a safetensors file; raises as `read_weights` does."""
+    with _opened(pathlib.Path(path)) as file:
+        return file.metadata() or {}
+
+
+def write_folder(
+    folder: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    texts: Mapping[str, str | bytes],
+):
+    """Writes model.safetensors and other small files into a folder.
+
+    Everything goes to a temporary folder inside it first, so that an error such as a full disk
+    changes nothing. Then they are renamed: an old config.json is removed, the weights come
+    first and config.json last. A process killed in between leaves a folder without config.json,
+    which nothing loads by mistake and which can be written again.
+
+    Args:
+      folder: made where it does not exist; temporary files of killed processes are removed.
+      tensors: what model.safetensors holds.
+      metadata: text entries of its header.
+      texts: content of the other files, by name.
+
+    Raises:
+      OSError: the folder cannot be written or the disk is full; says what became of the old files.
+    """
+    folder = pathlib.Path(folder)
+    made = not folder.exists()
+    renamed = False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(folder)
+        with files.temporary_folder(folder) as temporary:
+            files.fill(
+                temporary / WEIGHTS_NAME, lambda path: _write_weights(path, tensors, metadata)
+            )
+            for name, content in texts.items():
+                files.fill(temporary / name, content)
+            renamed = True
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
+            for name in (WEIGHTS_NAME, *sorted(texts, key=CONFIG_NAME.__eq__)):
+                os.replace(temporary / name, folder / name)
+    except OSError as error:
+        note = "the folder is half-written: save again" if renamed else "nothing has been changed"
+        raise files.explain(error, folder, note) from error
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Only where it is still empty.
+
+
+def _write_weights(path: pathlib.Path, tensors: Mapping, metadata: Mapping[str, str]):
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        safetensors.numpy.save_file(contiguous, path, dict(metadata))
+    except safetensors.SafetensorError as error:
+        # The system error is wrapped into a text of its own.
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found.group(1)) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error)) from error
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+    content = checks.read_json(path)
+    checks.check(content, _INDEX, f"{path} is not a valid index of shards", _INDEX)
+    names = content["weight_map"]
+    if not names:
+        raise ValueError(f"{path} is not a valid index of shards: it names none.")
+    # Names come from a file: nothing outside the folder may be opened through them.
+    if outside := sorted({f for f in names.values() if pathlib.PurePath(f).name != f}):
+        raise ValueError(f"{path} names shards outside its folder: {checks.listed(outside)}.")
+    return names
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file at {path}.")
+    files.check_fetched(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: "
+            f"{checks.cut(str(error))}. It "
+            "is corrupt or was cut short; copy or download it again."
+        ) from error

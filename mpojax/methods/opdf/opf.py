@@ -1,0 +1,302 @@
+"""OPF: fine-tuning with some matrices over-parameterised, no teacher, merged at the end.
+
+After "Small Pre-trained Language Models Can be Fine-tuned as Large Models via
+Over-Parameterization" (ACL 2023). Static: matrices of a model that is already fine-tuned are scored
+once (`static_scores`), and the best of each role of the original model become chains before the
+training. Dynamic: every few steps the next best by |<W, dL/dW>| become chains, in the middle of the
+run (`Dynamic`).
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+
+from mpojax import models, training
+from mpojax.methods import opdf
+from mpojax.methods.mpop import moments
+from mpojax.methods.pet import groups
+from mpojax.training import objectives
+from mpojax.training import state as state_lib
+
+STRATEGIES = ("static", "dynamic")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of which matrices are over-parameterised.
+
+    Attributes:
+      strategy: "static" or "dynamic".
+      number: N, matrices of each role in all.
+      each: n, of each role at a time ("dynamic").
+      every: steps between two times ("dynamic"); below 1: a fraction of all steps. The paper gives
+        no number.
+      score_batches: batches of training data that scores are summed over.
+      units: cores between the outer two of every chain.
+      matrices: regular expression over matrix paths.
+    """
+
+    strategy: str = "dynamic"
+    number: int = 8
+    each: int = 2
+    every: float = 0.05
+    score_batches: int = 8
+    units: int = 9
+    matrices: str = opdf.MATRICES
+
+    def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise ValueError(
+                f"opf.strategy={self.strategy!r} must be one of {', '.join(STRATEGIES)}."
+            )
+        for name in ("number", "each", "score_batches"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"opf.{name}={value!r} must be an integer of at least 1.")
+        if not self.every > 0:
+            raise ValueError(f"opf.every={self.every!r} must be above 0.")
+        _ = self.chains
+
+    @property
+    def chains(self) -> opdf.Settings:
+        return opdf.Settings(units=self.units, matrices=self.matrices, alignment="none")
+
+    def places(self, steps: int) -> list[int]:
+        """After which of so many steps matrices are chosen, if there are enough.
+
+        Raises:
+          ValueError: the last of them would come after the end.
+        """
+        every = max(1, round(self.every * steps) if self.every < 1 else int(self.every))
+        times = -(-self.number // self.each)
+        if times * every >= steps:
+            raise ValueError(
+                f"opf.every={self.every!r} and opf.each={self.each} choose {self.number} matrices "
+                f"of each role by step {times * every} of {steps}, and nothing would be trained "
+                "with all of them. Lower opf.every or opf.number, or raise opf.each or the steps."
+            )
+        return [every * (time + 1) for time in range(times)]
+
+
+def only(settings: opdf.Settings, paths: Sequence[str]) -> opdf.Settings:
+    """The settings for just these matrices, without alignment.
+
+    Raises:
+      ValueError: no paths.
+    """
+    if not paths:
+        raise ValueError("paths is empty: name at least one matrix.")
+    pattern = "|".join(map(re.escape, paths))
+    return dataclasses.replace(settings, matrices=pattern, alignment="none")
+
+
+def convert(
+    state: training.TrainState,
+    paths: Sequence[str],
+    settings: opdf.Settings,
+    trainable: nnx.filterlib.Filter,
+    make_optimizer: Callable[[models.Model], optax.GradientTransformation],
+) -> tuple[training.TrainState, optax.GradientTransformation]:
+    """The same run with more matrices as chains: it computes the same; step and moments are kept.
+
+    The moments of the new cores start afresh; see `moments.carried`.
+
+    Args:
+      state: of a run whose matrices `paths` are dense.
+      paths: matrix paths, such as `opdf.select` gives them.
+      settings: how long the chains are; its matrices and alignment do not count.
+      trainable: filter of what is trained.
+      make_optimizer: from a model; all it makes are of one kind.
+
+    Returns:
+      (state, optimizer of the new model): put both into the loop.
+
+    Raises:
+      ValueError: matrices that are chains already, or an optimizer whose state cannot follow.
+    """
+    old = state.model()
+    new, _ = opdf.prepare(old, only(settings, paths))
+    optimizer = make_optimizer(new)
+    fresh = training.TrainState.create(new, trainable, optimizer).optimizer
+    carried = moments.carried(state.optimizer, fresh, old, new, trainable)
+    return state.with_model(new, trainable, optimizer, carried), optimizer
+
+
+def candidates(model: models.Model, settings: Settings) -> list[str]:
+    """Matrices that may become chains: dense, and matched by the settings.
+
+    Raises:
+      ValueError: none is matched.
+    """
+    planned = opdf.planned_shapes(model.config, settings.chains)
+    return [path for path in planned if path not in model.shapes]
+
+
+def static_scores(
+    model: models.Model, paths: Sequence[str], loss: Callable[[models.Model], float]
+) -> dict[str, float]:
+    """|L - L(W = 0)| of each matrix (equation 6): one evaluation of the loss for each.
+
+    Args:
+      model: fine-tuned, dense in these matrices.
+      paths: matrix paths.
+      loss: model -> number.
+    """
+    arrays = models.to_arrays(model)
+    whole, found = loss(model), {}
+    for path in paths:
+        name = models.dense_name(path)
+        without = arrays | {name: 0 * arrays[name]}
+        found[path] = abs(whole - loss(models.from_arrays(model.config, model.shapes, without)))
+    return found
+
+
+def dynamic_scores(
+    state: training.TrainState,
+    paths: Sequence[str],
+    loss: objectives.LossFunction,
+    batches: Iterable[dict],
+) -> dict[str, float]:
+    """|<W, dL/dW>| of each matrix (equation 7), the gradient summed over batches.
+
+    To first order the change of the loss if the matrix were zero: `groups.score_groups` of
+    whole matrices.
+
+    Args:
+      state: trains the matrices.
+      paths: of dense matrices.
+      loss: what training minimises; taken without dropout.
+      batches: of training data.
+    """
+    names = {path: models.dense_name(path) for path in paths}
+    spec = {path: groups.Groups("module", (name,)) for path, name in names.items()}
+    model = nnx.eval_shape(state.model)
+
+    @jax.jit
+    def scores(state, batch):
+        def value(trainable):
+            return loss(state.definition.merge(trainable, state.frozen), batch, None)[0]
+
+        trees = state.trainable, jax.grad(value)(state.trainable)
+        params, grads = (models.logical_arrays(model, state_lib.flatten(tree)) for tree in trees)
+        return groups.score_groups(params, grads, spec)
+
+    total = functools.reduce(
+        functools.partial(jax.tree.map, jnp.add), (scores(state, batch) for batch in batches)
+    )
+    return {path: abs(float(score)) for path, (score,) in jax.device_get(total).items()}
+
+
+class Dynamic(training.Hook):
+    """Dynamic selection: makes chains of the next best matrices until each role has N.
+
+    Args:
+      model: as training starts.
+      settings: see `Settings`.
+      loss: what training minimises.
+      trainable: filter of what is trained; it must take the matrices.
+      make_optimizer: from a model; all it makes are of one kind.
+      steps: of the whole run.
+      prepare: of the training step of a model with chains, see `training.fit`.
+
+    Attributes:
+      chosen: [(step, paths)], in order.
+
+    Raises:
+      ValueError: see `Settings.places` and `candidates`.
+    """
+
+    name, order = "opf", 10
+
+    def __init__(
+        self,
+        model: models.Model,
+        settings: Settings,
+        loss: objectives.LossFunction,
+        trainable: nnx.filterlib.Filter,
+        make_optimizer: Callable[[models.Model], optax.GradientTransformation],
+        steps: int,
+        prepare: Callable[[models.Model], Any] | None = None,
+    ):
+        candidates(model, settings)
+        self.settings, self.loss, self.trainable = settings, loss, trainable
+        self.make_optimizer, self.prepare = make_optimizer, prepare
+        self.places = settings.places(steps)
+        self.chosen: list[tuple[int, list[str]]] = []
+
+    def after_step(self, loop: training.Loop) -> None:
+        if loop.step in self.places:
+            with loop.untimed():
+                self._choose(loop)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"chosen": self.chosen}
+
+    def load_state_dict(self, loop: training.Loop, saved: dict[str, Any]) -> None:
+        self.chosen = [(int(step), list(paths)) for step, paths in saved["chosen"]]
+        if paths := self.paths:
+            self._convert(loop, paths)
+
+    @property
+    def paths(self) -> list[str]:
+        """All that are chosen."""
+        return [path for _, paths in self.chosen for path in paths]
+
+    def _choose(self, loop: training.Loop) -> None:
+        loop.flush()
+        settings = self.settings
+        have = collections.Counter(map(opdf.role, self.paths))
+        paths = candidates(loop.state.model(), settings)
+        batches = (loop.batch(loop.step + k) for k in range(settings.score_batches))
+        scores = dynamic_scores(loop.state, paths, self.loss, batches)
+        room = collections.Counter()
+        taken = []
+        for path in opdf.select(scores, settings.each):
+            role = opdf.role(path)
+            if have[role] + room[role] < settings.number:
+                room[role] += 1
+                taken.append(path)
+        if not taken:
+            return
+        self.chosen.append((loop.step, taken))
+        self._convert(loop, taken)
+        logging.info("step %d: %s become chains", loop.step, ", ".join(taken))
+
+    def _convert(self, loop: training.Loop, paths: Sequence[str]) -> None:
+        state, optimizer = convert(
+            loop.state, paths, self.settings.chains, self.trainable, self.make_optimizer
+        )
+        step = training.TrainStep(
+            self.loss, optimizer, accumulate=loop.step_function.accumulate, prepare=self.prepare
+        )
+        loop.rules = training.model_rules(state.model())
+        loop.replace(state=state, step_function=step)
+
+
+def report(model: models.Model, chosen: Sequence[tuple[int, Sequence[str]]]) -> dict[str, Any]:
+    """Facts of a run: sizes while it learns and after merging, and what was chosen when."""
+    dense = sum(shape.num_dense_params - shape.num_params for shape in model.shapes.values())
+    size = int(sum(models.count_parameters(model).values()))
+    return {
+        "train_parameters": size,
+        "inference_parameters": int(size + dense),
+        "chosen": [{"step": step, "matrices": list(paths)} for step, paths in chosen],
+    }
+
+
+def losses(
+    loss: objectives.LossFunction, batches: Sequence[dict]
+) -> Callable[[models.Model], float]:
+    """model -> its mean loss over batches, without dropout: what `static_scores` takes."""
+    value = nnx.jit(lambda model, batch: loss(model, batch, None)[0])
+    return lambda model: float(np.mean([value(model, batch) for batch in batches]))

@@ -1,0 +1,1 @@
+"""Chains of several experts around one shared central core: kernels, planning, start."""

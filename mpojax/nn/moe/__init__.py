@@ -1,0 +1,1 @@
+"""Mixtures of experts: routers, dispatch, grouped matrix products, the feed-forward block."""

@@ -1,0 +1,201 @@
+"""A feed-forward block of experts: dense copies, or chains that share their central core (MPOE)."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mpojax import mpo
+from mpojax.nn import initializers
+from mpojax.nn.feed_forward import ACTIVATIONS
+from mpojax.nn.moe import parallel
+from mpojax.nn.moe.maps import Block
+from mpojax.nn.moe.routing import Router, RouterStatistics
+from mpojax.nn.moe.settings import ExpertSettings
+from mpojax.nn.roles import AuxiliaryCore, CentralCore
+
+
+class ExpertFeedForward(nnx.Module):
+    """y = sum over a token's experts e of gate_e * down_e(activation(up_e(x))).
+
+    "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language Models" (COLING
+    2022) where maps have shapes; Switch or top-2 experts where they do not. Gated blocks are
+    down_e(activation(gate_e(x)) * up_e(x)).
+
+    Variables that each expert owns lie under experts/<map>/ with a leading axis of experts, those
+    that all share under shared/<map>/: kernel, bias, cores/<k>.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str,
+        shapes: Mapping[str, mpo.MPOShape] | None,
+        settings: ExpertSettings,
+        *,
+        gated: bool = False,
+        use_bias: bool = True,
+        inner_dropout: float = 0.0,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        """Draws router and matrices, the latter of variance 1 / in_features.
+
+        Args:
+          hidden_size: width of the tokens.
+          intermediate_size: width inside an expert.
+          activation: a key of `ACTIVATIONS`.
+          shapes: MPO form of any of up, gate and down; maps without one are dense.
+          settings: experts, router, dispatch.
+          gated: whether there is a map `gate`.
+          use_bias: whether the maps have biases; they start at 0.
+          inner_dropout: rate between the matrices, when a dropout key is given.
+          dtype: compute dtype; parameters and router are float32.
+          rngs: draws.
+
+        Raises:
+          ValueError: an unknown activation, or a shape of an unknown map or of other sizes.
+        """
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {sorted(ACTIVATIONS)}.")
+        sizes = {
+            "up": (hidden_size, intermediate_size),
+            "gate": (hidden_size, intermediate_size),
+            "down": (intermediate_size, hidden_size),
+        }
+        if not gated:
+            del sizes["gate"]
+        shapes = _checked_shapes(dict(shapes or {}), sizes)
+        self.block = Block(settings, activation, gated, shapes, inner_dropout)
+        self.hidden_size = hidden_size
+        self.dtype = dtype
+        self.router = Router(hidden_size, settings, rngs=rngs)
+        experts, shared = {}, {}
+        for name, size in sizes.items():
+            own, common = _random_map(
+                rngs.params(), size, dict(shapes).get(name), settings, use_bias
+            )
+            experts[name] = own
+            if common:
+                shared[name] = common
+        self.experts = _as_dict(experts)
+        self.shared = _as_dict(shared)
+
+    @property
+    def shapes(self) -> dict[str, mpo.MPOShape]:
+        """MPO form of the maps that have one."""
+        return dict(self.block.shapes)
+
+    @property
+    def settings(self) -> ExpertSettings:
+        """Experts, router, dispatch."""
+        return self.block.settings
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        router_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterStatistics]:
+        """Maps (..., hidden) to (..., hidden) in the compute dtype.
+
+        Args:
+          x: tokens.
+          mask: (...) booleans, False for padding, which goes to no expert, counts nowhere and comes
+            out as 0.
+          dropout_key: turns `inner_dropout` on.
+          router_key: draws the noise of the router "noisy_topk".
+
+        Raises:
+          ValueError: `x` has another last axis, or `mask` another shape than its leading axes.
+        """
+        if x.shape[-1] != self.hidden_size:
+            raise ValueError(
+                f"x has shape {x.shape}; its last axis must be hidden_size={self.hidden_size}."
+            )
+        if mask is not None and mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"mask has shape {mask.shape}; it must be that of the tokens, {x.shape[:-1]}."
+            )
+        tokens = jnp.asarray(x).reshape(-1, self.hidden_size)
+        mask = None if mask is None else jnp.asarray(mask).reshape(-1)
+        routing = self.router(tokens, mask, router_key)
+        parameters = jax.tree.map(
+            lambda variable: variable[...],
+            (self.experts, self.shared),
+            is_leaf=lambda part: isinstance(part, nnx.Variable),
+        )
+        y, kept = parallel.run(
+            self.block,
+            parameters,
+            tokens.astype(self.dtype),
+            routing.experts,
+            routing.gates,
+            dropout_key,
+        )
+        statistics = routing.statistics.with_kept(kept, self.settings.experts_per_token)
+        return y.reshape(*x.shape[:-1], self.hidden_size), statistics
+
+
+def _checked_shapes(shapes, sizes):
+    for name, shape in shapes.items():
+        if name not in sizes:
+            raise ValueError(f"shapes has a map {name!r}; the block has {', '.join(sizes)}.")
+        if (shape.in_features, shape.out_features) != sizes[name]:
+            raise ValueError(
+                f"shape of {name!r} is of a matrix {shape.in_features} x {shape.out_features}; the "
+                f"block needs {sizes[name][0]} x {sizes[name][1]}."
+            )
+    return tuple(sorted(shapes.items()))  # hashable, as a static part of a module must be
+
+
+def random_expert_cores(
+    key: jax.Array, shape: mpo.MPOShape, variance: float, number: int, share_central: bool = True
+) -> tuple[jax.Array, ...]:
+    """Cores of experts whose rebuilt matrices have entries of the given variance; see
+    `random_cores`. Experts are independent but for a shared central core.
+    """
+    share = (variance / math.prod(shape.bond_dims)) ** (1.0 / shape.num_cores)
+    cores = []
+    for index, core in enumerate(shape.core_shapes):
+        shared = share_central and index == shape.central
+        size = core if shared else (number, *core)
+        draw = jax.random.normal(jax.random.fold_in(key, index), size, jnp.float32)
+        square = jnp.mean(jnp.square(draw), axis=(-4, -3, -2, -1), keepdims=True)
+        cores.append(draw * jnp.sqrt(share / square))
+    return tuple(cores)
+
+
+def _random_map(key, size, shape, settings, use_bias):
+    """(variables of each expert, variables all experts share) of one map."""
+    own, common = {}, {}
+    variance = 1.0 / size[0]
+    if shape is None:
+        kernel = initializers.normal(key, (settings.number, *size), variance)
+        own["kernel"] = nnx.Param(kernel)
+    else:
+        cores = random_expert_cores(key, shape, variance, settings.number, settings.share_central)
+        own["cores"] = {}
+        for index, core in enumerate(cores):
+            if index != shape.central:
+                own["cores"][str(index)] = AuxiliaryCore(core)
+            elif settings.share_central:
+                common["cores"] = {str(index): CentralCore(core)}
+            else:
+                own["cores"][str(index)] = CentralCore(core)
+    if use_bias:
+        if settings.share_bias:
+            common["bias"] = nnx.Param(jnp.zeros((size[1],), jnp.float32))
+        else:
+            own["bias"] = nnx.Param(jnp.zeros((settings.number, size[1]), jnp.float32))
+    return own, common
+
+
+def _as_dict(tree):
+    if not isinstance(tree, dict):
+        return tree
+    return nnx.Dict({key: _as_dict(value) for key, value in tree.items()})

@@ -1,0 +1,77 @@
+"""Layer and RMS norm, and what MobileBERT puts in their place, always computed in float32."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mpojax.nn.elementwise import recomputed
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis."""
+
+    def __init__(self, features: int, eps: float, *, dtype: str = "float32"):
+        """Starts as the plain normalisation: scale 1, bias 0. `dtype` is that of the result."""
+        self.eps = eps
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
+        row = (1,) * (x.ndim - 1) + (-1,)
+        y = _layer_norm(x, self.scale[...].reshape(row), self.bias[...].reshape(row), self.eps)
+        return y.astype(self.dtype)
+
+
+@recomputed
+def _layer_norm(x, scale, bias, eps):
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps) * scale + bias
+
+
+class NoNorm(nnx.Module):
+    """x * scale + bias over the last axis: MobileBERT's norm without statistics.
+
+    Sun et al., "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices" (ACL 2020),
+    section 3.2.
+    """
+
+    def __init__(self, features: int, eps: float, *, dtype: str = "float32"):
+        """Starts as the identity; `eps` is not used. `dtype` is that of the result."""
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., features) to the same shape."""
+        row = (1,) * (x.ndim - 1) + (-1,)
+        y = x.astype(jnp.float32) * self.scale[...].reshape(row) + self.bias[...].reshape(row)
+        return y.astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean of squares + eps) * scale over the last axis (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, features: int, eps: float, *, dtype: str = "float32"):
+        """Starts with scale 1. `dtype` is that of the result."""
+        self.eps = eps
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
+        row = (1,) * (x.ndim - 1) + (-1,)
+        y = _rms_norm(x, self.scale[...].reshape(row), self.eps)
+        return y.astype(self.dtype)
+
+
+@recomputed
+def _rms_norm(x, scale, eps):
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale
+
+
+NORMS = {"layer_norm": LayerNorm, "no_norm": NoNorm, "rms_norm": RMSNorm}
