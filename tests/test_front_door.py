@@ -69,7 +69,7 @@ def test_a_mistyped_verb_is_no_attribute():
     with pytest.raises(AttributeError, match="'mpojax' has no attribute 'compres'"):
         mj.compres  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name"):
-        pass
+        from mpojax import nothing_like_it  # noqa: F401
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ class MPOEmbed(nnx.Module):
         Examples:
           >>> import jax.numpy as jnp
           >>> import numpy as np
-          >>> from mpojax import layers
+          >>> from mpojax import nn
           >>> table = np.random.default_rng(0).standard_normal((100, 16)).astype(np.float32)
           >>> exact = nn.MPOEmbed.from_table(table)
           >>> bool(np.allclose(exact(jnp.array([3, 99])), table[[3, 99]], atol=1e-5))
@@ -98,7 +98,7 @@ class MPOEmbed(nnx.Module):
 
         Examples:
           >>> from flax import nnx
-          >>> from mpojax import layers
+          >>> from mpojax import nn
           >>> layer = nn.MPOEmbed.from_embed(nnx.Embed(100, 16, rngs=nnx.Rngs(0)), bond=4)
           >>> layer.shape.in_features, layer.shape.out_features
           (100, 16)

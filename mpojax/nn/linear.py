@@ -103,7 +103,7 @@ class MPOLinear(nnx.Module):
 
         Examples:
           >>> import numpy as np
-          >>> from mpojax import layers, mpo
+          >>> from mpojax import mpo, nn
           >>> w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
           >>> exact = nn.MPOLinear.from_matrix(w)
           >>> bool(np.allclose(exact(w), w @ w, atol=1e-4))
@@ -152,7 +152,7 @@ class MPOLinear(nnx.Module):
         Examples:
           >>> import jax.numpy as jnp
           >>> from flax import nnx
-          >>> from mpojax import layers
+          >>> from mpojax import nn
           >>> dense = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
           >>> layer = nn.MPOLinear.from_linear(dense, bond=8)
           >>> layer(jnp.ones((2, 64))).shape

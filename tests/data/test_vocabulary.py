@@ -15,7 +15,7 @@ from mpojax.data.tokenizers import vocabulary
 # Many pairs of equal frequency, whose order must not depend on a hash table.
 _TRAIN = """
 import json, random
-from mpojax.data import vocabulary
+from mpojax.data.tokenizers import vocabulary
 draw = random.Random(0)
 words = ["".join(draw.choices("abcdefghijklmnopqrst", k=draw.randint(2, 8))) for _ in range(900)]
 texts = [" ".join(draw.choices(words, k=12)) + " é ü 中文 €uro!" for _ in range(150)]

@@ -10,10 +10,10 @@ from configs.opdf import base, minilm
 from experiments import distill, finetune
 from mpojax import compression, io, models, training
 from mpojax.methods import opdf
-from tests.experiments.test_finetune import result_of
+from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
 
 
-def common(config, checkpoint, texts):
+def common(config, checkpoint, texts):  # noqa: F811
     config.model, config.data_dir = str(checkpoint), str(texts)
     config.task = "file:train=train.tsv,dev=dev.tsv"
     config.max_length, config.lengths = 8, (8,)
@@ -25,7 +25,7 @@ def common(config, checkpoint, texts):
 
 
 @pytest.fixture(scope="module")
-def teacher(checkpoint, texts, tmp_path_factory):
+def teacher(checkpoint, texts, tmp_path_factory):  # noqa: F811
     config = common(finetune_base.get_config(), checkpoint, texts)
     config.pooling, config.save_model, config.steps = "mean", True, 20
     folder = tmp_path_factory.mktemp("teacher")
@@ -34,7 +34,7 @@ def teacher(checkpoint, texts, tmp_path_factory):
 
 
 @pytest.fixture
-def config(checkpoint, texts, teacher):
+def config(checkpoint, texts, teacher):  # noqa: F811
     config = common(base.get_config(), checkpoint, texts)
     config.teacher, config.student_layers = str(teacher), (0,)
     config.weights.task, config.weights.hidden = 0.5, 0.1
@@ -189,7 +189,7 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):
+def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):  # noqa: F811
     config.teacher = str(checkpoint)
     with pytest.raises(ValueError, match="has no head that was tuned for"):
         distill.run(config, tmp_path / "run")
@@ -208,7 +208,7 @@ def test_a_signal_in_the_last_step_is_passed_on(config, tmp_path, monkeypatch):
     assert distill.run(config, tmp_path) == 0
 
 
-def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):
+def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):  # noqa: F811
     for folder, target in ((checkpoint, "model"), (teacher, "teacher")):
         shutil.copytree(folder, tmp_path / target)
     words = (tmp_path / "model" / "vocab.txt").read_text(encoding="utf-8").splitlines()

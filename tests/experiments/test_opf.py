@@ -7,11 +7,11 @@ from configs.opf import base, minilm
 from experiments import finetune, opf
 from mpojax import io, models
 from tests.experiments.test_distill import common
-from tests.experiments.test_finetune import result_of
+from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
 
 
 @pytest.fixture
-def config(checkpoint, texts):
+def config(checkpoint, texts):  # noqa: F811
     config = common(base.get_config(), checkpoint, texts)
     config.pooling = "mean"
     config.opf.update({"number": 2, "each": 1, "every": 2.0, "units": 1, "score_batches": 1})
@@ -37,7 +37,7 @@ def test_dynamic_selection(config, tmp_path):
     check_result(tmp_path, [2, 4])
 
 
-def test_static_selection(config, checkpoint, texts, tmp_path):
+def test_static_selection(config, checkpoint, texts, tmp_path):  # noqa: F811
     tuned = common(finetune_base.get_config(), checkpoint, texts)
     tuned.pooling, tuned.save_model = "mean", True
     assert finetune.run(tuned, tmp_path / "tuned") == 0
@@ -47,7 +47,7 @@ def test_static_selection(config, checkpoint, texts, tmp_path):
     check_result(tmp_path / "run", [0])
 
 
-def test_a_scoring_model_in_mpo_form(config, checkpoint, texts, tmp_path):
+def test_a_scoring_model_in_mpo_form(config, checkpoint, texts, tmp_path):  # noqa: F811
     tuned = common(finetune_base.get_config(), checkpoint, texts)
     tuned.pooling, tuned.save_model, tuned.matrices = "mean", True, (".*/query",)
     assert finetune.run(tuned, tmp_path / "tuned") == 0

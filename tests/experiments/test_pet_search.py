@@ -13,11 +13,11 @@ from experiments import pet_search
 from mpojax import io, models, training
 from mpojax.methods.pet import search as method
 from mpojax.methods.pet import update_masks
-from tests.experiments.test_finetune import result_of
+from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
 
 
 @pytest.fixture
-def config(checkpoint, texts):
+def config(checkpoint, texts):  # noqa: F811
     config = base.get_config()
     config.model, config.data_dir = str(checkpoint), str(texts)
     config.task = "file:train=train.tsv,dev=dev.tsv"
@@ -34,7 +34,7 @@ def config(checkpoint, texts):
 @pytest.mark.parametrize(
     "gauge", ["svd", *(pytest.param(g, marks=pytest.mark.slow) for g in ("raw", "score"))]
 )
-def test_a_structured_search(config, tmp_path, checkpoint, gauge):
+def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
     config.search.gauge = gauge
     assert pet_search.run(config, tmp_path) == 0
     result = result_of(tmp_path)
@@ -85,7 +85,7 @@ def test_chains_and_the_training_from_the_start(config, tmp_path):
     assert result["retrain_fit"]["step"] == 12
 
 
-def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):
+def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
     config.search.budget = 0
     assert pet_search.run(config, tmp_path) == 0
     result = result_of(tmp_path)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mpojax import mpo
-from mpojax.mpo import experts as kernels
 from mpojax.mpo.experts import chains as expert_chains
+from mpojax.mpo.experts import kernels
 from mpojax.nn.moe.dispatch import Layout
 
 
