@@ -5,6 +5,21 @@ One text for every mistake: the name, the value, what is allowed, and the neares
     >>> check({"layers": 0}, {"layers": integer(1)}, "config.json")
     Traceback (most recent call last):
     ValueError: config.json: layers=0 must be an integer of at least 1.
+
+Settings declare on their fields what each may be, and are checked when they are made:
+
+    >>> @settings(prefix="squeeze.")
+    ... class Squeezing:
+    ...     measure: str = field(one_of("relative", "absolute"), "relative")
+    ...     bonds: tuple[int, ...] | None = field(sequence(integer(1)), None)
+    >>> Squeezing(bonds=[4, 2])
+    Squeezing(measure='relative', bonds=(4, 2))
+    >>> Squeezing(measure="rel")
+    Traceback (most recent call last):
+    ValueError: squeeze.measure='rel' must be one of 'relative', 'absolute'.
+    >>> from_mapping(Squeezing, {"mesure": "relative"}, "config.squeeze")
+    Traceback (most recent call last):
+    ValueError: config.squeeze: unknown 'mesure', did you mean 'measure'? (known: measure, bonds).
 """
 
 import dataclasses
@@ -18,7 +33,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, dataclass_transform
 
 from mpojax import files
 
@@ -168,6 +183,95 @@ def anything() -> Allowed:
     return Allowed("anything", lambda value: True)
 
 
+def field(allowed: Allowed, default: Any = dataclasses.MISSING) -> Any:
+    """Field of a `settings` class, with the values that it may have.
+
+    Args:
+      allowed: what its value may be; None is allowed where it is the default.
+      default: its value where none is given; without one the field must be given.
+    """
+    if default is None:
+        allowed = Allowed(f"{allowed.what}, or None", (allowed | null()).accepts)
+    return dataclasses.field(default=default, metadata={"allowed": allowed})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field, dataclasses.field))
+def settings(prefix: str = "") -> Callable[[type], type]:
+    """Makes a class a frozen dataclass whose fields, declared by `field`, are checked when made.
+
+    Lists become tuples, so that settings are hashable. A `__post_init__` of the class runs
+    afterwards, for what concerns several fields.
+
+    Args:
+      prefix: what a message begins with, such as "squeeze.".
+
+    Raises:
+      ValueError: on creation; names each wrong value and what is allowed.
+    """
+
+    def decorate(cls: type) -> type:
+        own_checks = getattr(cls, "__post_init__", lambda self: None)
+
+        def check_fields(self):
+            declared = {f.name: f.metadata["allowed"] for f in _declared(type(self))}
+            values = {name: getattr(self, name) for name in declared}
+            if found := problems(values, declared):
+                raise ValueError(listed([prefix + each for each in found], "; ") + ".")
+            for name, value in values.items():
+                object.__setattr__(self, name, _as_tuple(value))
+            own_checks(self)
+
+        cls.__post_init__ = check_fields
+        return dataclasses.dataclass(frozen=True)(cls)
+
+    return decorate
+
+
+def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """Settings of a dataclass from a mapping by field, such as a part of a config.
+
+    Raises:
+      ValueError: names unknown fields with the nearest known ones, missing ones, or what the class
+        raises about the values; begins with `where`.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a mapping of settings, not {shortened(values)}.")
+    fields = [f for f in dataclasses.fields(kind) if f.init]
+    check_names(values, [f.name for f in fields], where)
+    required = [f.name for f in fields if _is_required(f)]
+    check({}, {}, where, [name for name in required if name not in values])
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def check_unread(values: Any, reasons: Mapping[str, str]) -> None:
+    """Checks that fields which would have no effect are at their defaults.
+
+    Args:
+      values: of a dataclass.
+      reasons: {field: what makes it meaningless}, as in {"k": "router='switch'"}.
+
+    Raises:
+      ValueError: names the field, its value and the reason.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(values)}
+    for name, reason in reasons.items():
+        value = getattr(values, name)
+        if value != defaults[name]:
+            raise ValueError(f"{name}={value!r} has no meaning with {reason}; leave it out.")
+
+
+def check_value(name: str, value: Any, allowed: Allowed) -> None:
+    """Checks one argument of a function.
+
+    Raises:
+      ValueError: names the argument, its value and what is allowed.
+    """
+    check({name: value}, {name: allowed})
+
+
 def problems(values: Mapping[str, Any], fields: Mapping[str, Allowed]) -> list[str]:
     """A line for each value that its field does not allow; absent fields are no problem."""
     return [
@@ -313,6 +417,18 @@ def parse_json(source: str, where: str) -> Any:
         raise ValueError(
             f"{where} not valid JSON: a number of more than {digits} digits"
         ) from error
+
+
+def _declared(kind: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(kind) if "allowed" in f.metadata]
+
+
+def _is_required(entry: dataclasses.Field) -> bool:
+    return entry.default is entry.default_factory is dataclasses.MISSING
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _depth(value: Any) -> int:

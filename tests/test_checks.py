@@ -1,5 +1,6 @@
 """What a value may be: accepted and refused values, texts of mistakes, files in bounded time."""
 
+import dataclasses
 import json
 import math
 
@@ -105,3 +106,69 @@ def test_files_of_settings_are_read(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"layers": 2, "other": [1]}).encode())
     assert checks.read_json(path, {"layers": checks.integer(1)}) == {"layers": 2, "other": [1]}
+
+
+@checks.settings(prefix="run.")
+class Run:
+    steps: int = checks.field(checks.integer(1))
+    kind: str = checks.field(checks.one_of("a", "b"), "a")
+    sizes: tuple = checks.field(checks.sequence(checks.integer(1)), (1,))
+    rate: float | None = checks.field(checks.number(above=0), None)
+    note: object = None
+
+    def __post_init__(self):
+        if self.rate is not None:
+            checks.check_unread(self, {"kind": "a rate"})
+
+
+class TestSettings:
+    def test_are_checked_when_made_and_hashable(self):
+        made = Run(3, sizes=[2, 3])
+        assert made == Run(3, sizes=(2, 3))
+        assert hash(made) == hash(Run(3, sizes=(2, 3)))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            made.steps = 4
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"steps": 0}, r"^run\.steps=0 must be an integer of at least 1\.$"),
+            (
+                {"steps": 0, "kind": "c"},
+                r"^run\.steps=0 .* 1; run\.kind='c' must be one of 'a', 'b'\.$",
+            ),
+            ({"steps": 1, "sizes": [0]}, r"sizes=\[0\] must be a list, each an integer"),
+            ({"steps": 1, "rate": 0}, r"rate=0 must be a finite number above 0, or None\.$"),
+            ({"steps": 1, "rate": 0.1, "kind": "b"}, "^kind='b' has no meaning with a rate; leave"),
+        ],
+    )
+    def test_mistakes(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            Run(**values)
+
+    def test_a_subclass_checks_the_fields_of_both(self):
+        @checks.settings()
+        class Longer(Run):
+            more: int = checks.field(checks.integer(0), 0)
+
+        assert Longer(1, more=2).more == 2
+        for values in ({"steps": 0}, {"steps": 1, "more": -1}):
+            with pytest.raises(ValueError, match="must be an integer"):
+                Longer(**values)
+
+    def test_from_a_mapping(self):
+        assert checks.from_mapping(Run, {"steps": 3}, "config.run") == Run(3)
+        for values, message in (
+            ({}, "config.run: steps is missing"),
+            ({"steps": 1, "knd": "a"}, "config.run: unknown 'knd', did you mean 'kind'"),
+            ({"steps": 0}, "config.run: run.steps=0 must be"),
+            (3, "config.run must be a mapping of settings, not 3"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                checks.from_mapping(Run, values, "config.run")
+
+
+def test_one_argument():
+    checks.check_value("dtype", "float32", checks.one_of("float32"))
+    with pytest.raises(ValueError, match=r"^dtype='x' must be one of 'float32'\.$"):
+        checks.check_value("dtype", "x", checks.one_of("float32"))
