@@ -58,7 +58,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.seeds = (0,)
     config.steps = 80
     config.batch_size = 32
-    config.accumulate = 1  # micro-batches per step
+    config.grad_accum_steps = 1  # micro-batches per step
     config.eval_batch_size = 64
     config.optimizer = {
         "name": "adamw",

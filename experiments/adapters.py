@@ -36,11 +36,11 @@ def adapted(config: ml_collections.ConfigDict, model: models.Model) -> models.Mo
         return model
     wanted = compression.adapter_settings(model.config, rules)
     present = models.adapter_settings(model.config)
-    goes_on = bool(config.start_from and present)
+    goes_on = bool(config.init_checkpoint and present)
     if config.adapter_phase == "fine_tuning" and not goes_on:
         return compression.add_adapters(model, rules, rngs=nnx.Rngs(config.seed))
     if wanted != present:
-        where = config.start_from or config.model
+        where = config.init_checkpoint or config.model
         path = next(p for p in {**wanted, **present} if wanted.get(p) != present.get(p))
         raise ValueError(
             f"{where} must have the adapters of config.adapters, but at {path} there is "

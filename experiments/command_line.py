@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 from experiments import config_fields, help_page
 from mpojax import checks
+from mpojax.training import workdir
 
 # What a field takes on the command line, by the type of its default.
 _TYPES = {
@@ -197,6 +198,9 @@ def _check_name(
                 f"--config.{name}: {whole} is empty here and is given as a whole, such as "
                 f"--config.{whole}=\"{{'{rest}': {value or '...'}}}\""
             )
+        if now := workdir.RENAMED.get(name.removeprefix("cell.")):
+            cell = "cell." if name.startswith("cell.") else ""
+            raise ValueError(f"--config.{name} is called --{no}config.{cell}{now}{given} now")
         known = [leaf for leaf, _ in config_fields.leaves(config)]
         near = checks.nearest(name, known)
         hint = f", did you mean --{no}config.{near}{given}?" if near else f"; it has {_some(known)}"

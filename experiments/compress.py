@@ -209,7 +209,7 @@ def check_task(config, dense) -> None:
         raise ValueError(
             f"config.task={config.task!r}: this config compresses and trains nothing. Take "
             "configs/quickstart.py, or give models/mpo of this run's folder to "
-            "--config.start_from of experiments.finetune."
+            "--config.init_checkpoint of experiments.finetune."
         )
     if not isinstance(dense.config, models.EncoderConfig):
         raise ValueError(

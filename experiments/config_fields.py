@@ -51,7 +51,7 @@ _DATA = {
 _TRAINING = {
     "seed": _SEED,
     "steps": _STEPS,
-    **dict.fromkeys(("batch_size", "accumulate", "eval_batch_size", "log_every"), _COUNT),
+    **dict.fromkeys(("batch_size", "grad_accum_steps", "eval_batch_size", "log_every"), _COUNT),
     **dict.fromkeys(("eval_every", "checkpoint_every", "router_every"), _EVERY),
     **dict.fromkeys(("samples_every", "statistics_every"), _EVERY),
     "mesh": mapping(integer(1) | one_of(-1), names=sharding.AXES),
@@ -84,7 +84,7 @@ _MODEL = {
     "adapters": _RULES,
     "budget": _BUDGET,
     "bond": _BOND,
-    "keep_layers": _OR_ALL,
+    "num_layers_kept": _OR_ALL,
     "student_layers": sequence(integer(0)),
     "model.num_layers": _COUNT,
     "model.hidden_size": _COUNT,
@@ -99,9 +99,9 @@ _MODEL = {
         ("model.num_heads", "model.intermediate_size", "model.vocab_size"),
         integer(0).noted("0: by the other sizes"),
     ),
-    "start.deviation": number(above=0),
-    "start.adapter_deviation": number(above=0),
-    "start.taught_layers": integer(0) | null(),
+    "start.stddev": number(above=0),
+    "start.adapter_stddev": number(above=0),
+    "start.num_teacher_layers": integer(0) | null(),
     "experts.number": _COUNT,
     "experts.k": _COUNT,
     "experts.bond": _BOND,
@@ -140,10 +140,10 @@ def check(config: ml_collections.ConfigDict, *, can_only_evaluate: bool = False)
       ValueError: names each wrong field, its value and what is allowed.
     """
     _check(dict(leaves(config)), FIELDS | ({} if can_only_evaluate else {"steps": _COUNT}))
-    if "accumulate" in config and config.batch_size % config.accumulate:
+    if "grad_accum_steps" in config and config.batch_size % config.grad_accum_steps:
         raise ValueError(
-            f"config.batch_size={config.batch_size} rows cannot be split into config.accumulate="
-            f"{config.accumulate} parts; make it a multiple of that."
+            f"config.batch_size={config.batch_size} rows cannot be split into "
+            f"config.grad_accum_steps={config.grad_accum_steps} parts; make it a multiple of that."
         )
 
 

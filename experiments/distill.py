@@ -62,15 +62,24 @@ def check(config: ml_collections.ConfigDict) -> None:
     settings = read_settings(config)
     distillation.Weights(**config.weights.to_dict())
     replacement.Settings(**config.replacement.to_dict())
-    if config.host not in HOSTS:
-        raise ValueError(f"config.host={config.host!r} must be one of {', '.join(HOSTS)}.")
+    if config.distillation not in HOSTS:
+        raise ValueError(
+            f"config.distillation={config.distillation!r} must be one of {', '.join(HOSTS)}."
+        )
     if not config.teacher:
         raise ValueError(
             "config.teacher is empty: give the folder of a model that experiments.finetune saved."
         )
     fitting.check_left_alone(
         config,
-        ("start_from", "keep_best", "eval_every", "adapters", "squeeze", "calibration_examples"),
+        (
+            "init_checkpoint",
+            "keep_best",
+            "eval_every",
+            "adapters",
+            "squeeze",
+            "calibration_examples",
+        ),
         "a student starts from config.teacher, and its last state is reported",
     )
     if not all(isinstance(layer, int) and layer >= 0 for layer in config.student_layers):
@@ -134,7 +143,7 @@ def _prepare(config: ml_collections.ConfigDict) -> _Job:
         depth = teacher.config.num_layers
         chosen = config.student_layers, config.opdf.layer_map
         student = students.with_layers(teacher, students.starting_layers(*chosen, depth))
-    if config.host == "theseus":
+    if config.distillation == "theseus":
         replacement.runs_of_layers(_layer_map(config, student, teacher), teacher.config.num_layers)
     settings = read_settings(config)
     if settings is not None:
@@ -160,7 +169,7 @@ def _check_words(config: ml_collections.ConfigDict, source: str) -> None:
 def _teachers(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config under which the teacher loads as it was tuned."""
     loaded = config.copy_and_resolve_references()
-    loaded.start_from = sources.locate(config.teacher, "config.teacher")
+    loaded.init_checkpoint = sources.locate(config.teacher, "config.teacher")
     loaded.matrices, loaded.rules, loaded.settings = (), (), {}
     loaded.budget = loaded.bond = None
     return loaded
@@ -169,7 +178,7 @@ def _teachers(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def _layer_map(config, student: models.Model, teacher: models.Model) -> tuple[int, ...]:
     depths = student.config.num_layers, teacher.config.num_layers
     chosen = config.opdf.layer_map
-    if not chosen and config.host == "kd":  # with "theseus" the map says what is replaced
+    if not chosen and config.distillation == "kd":  # with "theseus" the map says what is replaced
         chosen = config.student_layers
     return students.layer_map(chosen, *depths)
 
@@ -204,8 +213,8 @@ def _train(
         ],
         folder=folder,
         log_every=config.log_every,
-        accumulate=config.accumulate,
-        prepare=opdf.prepared if student.shapes and config.accumulate > 1 else None,
+        grad_accum_steps=config.grad_accum_steps,
+        prepare=opdf.prepared if student.shapes and config.grad_accum_steps > 1 else None,
     )
     if result.interrupted:
         return None
@@ -236,15 +245,15 @@ def _at_start(job: _Job, student: models.Model, state: training.TrainState) -> d
 def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Settings | None):
     """(loss, batches, filter of what is trained) of the method that the chains are put into."""
     extra = None
-    if pair.target_names and settings.lam:
+    if pair.target_names and settings.alignment_weight:
 
         def extra(pair):
-            return settings.lam * opdf.alignment_loss(
+            return settings.alignment_weight * opdf.alignment_loss(
                 pair.cores, pair.targets, settings.alignment, settings.relative
             )
 
     layer_map = _layer_map(config, pair.student, pair.teacher)
-    if config.host == "theseus":
+    if config.distillation == "theseus":
         rates = replacement.Settings(**config.replacement.to_dict())
         loss = replacement.replacement_loss(layer_map, extra)
         return loss, replacement.Rated(job.train, rates), replacement.of_successors
@@ -265,8 +274,8 @@ def _optimizer(config, pair: distillation.Pair, settings: opdf.Settings | None):
 def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict[str, Any]:
     settings = read_settings(config)
     return {
-        "host": config.host,
-        "units": None if settings is None else settings.units,
+        "host": config.distillation,
+        "units": None if settings is None else settings.num_inner_cores,
         "alignment": None if settings is None else settings.alignment,
     }
 

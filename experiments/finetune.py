@@ -41,7 +41,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.trainable={config.trainable!r} cannot be squeezed; allowed are "
             f"{sorted(mpop.FILTERS)}."
         )
-    if settings is not None and not jobs.read_rules(config) and not config.start_from:
+    if settings is not None and not jobs.read_rules(config) and not config.init_checkpoint:
         raise ValueError("config.squeeze needs a model in MPO form: give config.matrices or rules.")
     if settings is not None and not config.steps:
         raise ValueError(

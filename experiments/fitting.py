@@ -116,14 +116,14 @@ def fit(
         ],
         folder=folder,
         log_every=config.log_every,
-        accumulate=config.accumulate,
+        grad_accum_steps=config.grad_accum_steps,
         prepare=prepare(config, bool(model.shapes)),
     )
 
 
 def prepare(config: ml_collections.ConfigDict, has_chains: bool):
     """Work done once for all micro-batches of a step: matrices are rebuilt from their cores."""
-    return models.merged if has_chains and config.accumulate > 1 else None
+    return models.merged if has_chains and config.grad_accum_steps > 1 else None
 
 
 def train_data(

@@ -51,7 +51,7 @@ class Job:
       held_out: by which squeezing decides, through `decide`; None where `dev` decides.
       decide: evaluator of `held_out`, or of `dev`.
       heads: of a model of several tasks, the columns of each.
-      has_tuned_head: whether the model's head is that of `config.start_from`, not a fresh one.
+      has_tuned_head: whether the model's head is that of `config.init_checkpoint`, not a fresh one.
     """
 
     name: str
@@ -245,14 +245,14 @@ def tokenizer(config: ml_collections.ConfigDict) -> tuple[str, data.Tokenizer]:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"config.model={config.model!r}: {error}. Copy the tokenizer of the model there; or "
-            "give the folder that has it as config.model, and this one as config.start_from."
+            "give the folder that has it as config.model, and this one as config.init_checkpoint."
         ) from error
 
 
 def load_model(
     config: ml_collections.ConfigDict, source: str, words: data.Tokenizer
 ) -> models.Model:
-    """The model of `config.start_from`, or else of `config.model`; `source` is its tokenizer's.
+    """The model of `config.init_checkpoint`, or of `config.model`; `source` is its tokenizer's.
 
     Raises:
       ValueError: it is no encoder, or too small for the tokenizer's tokens or for max_length.
@@ -291,9 +291,9 @@ def check_token_types(model: models.Model, encoded: list[dict], source: str) -> 
 
 
 def model_of(config: ml_collections.ConfigDict) -> str:
-    """Source of the weights: of `config.start_from`, or else of `config.model`."""
-    if config.start_from:
-        return sources.locate(config.start_from, "config.start_from")
+    """Source of the weights: of `config.init_checkpoint`, or else of `config.model`."""
+    if config.init_checkpoint:
+        return sources.locate(config.init_checkpoint, "config.init_checkpoint")
     return sources.locate(config.model)
 
 
@@ -308,11 +308,13 @@ def tuned_head(
     these in another order, is not reused.
     """
     has_head = model.config.num_labels is not None and not model.config.masked_lm
-    if config.steps and not config.start_from:
+    if config.steps and not config.init_checkpoint:
         if has_head:
-            logging.info("the head of %s is made anew; config.start_from keeps it", config.model)
+            logging.info(
+                "the head of %s is made anew; config.init_checkpoint keeps it", config.model
+            )
         return model, False
-    source = config.start_from or config.model
+    source = config.init_checkpoint or config.model
     heads = read_heads(model_of(config))
     own = [known for known in heads if known.task == task.name]
     model = multitask.single_task(model, own[0]) if own else model
@@ -419,10 +421,10 @@ def _calibrated(
     loss: objectives.LossFunction,
 ) -> compression.Calibration:
     first_order = config.allocation == "first_order"
-    if first_order and not config.start_from:
+    if first_order and not config.init_checkpoint:
         logging.warning(
             "allocation='first_order': gradients go through a head that is not trained yet; "
-            "config.start_from with a model tuned on the task says more about it"
+            "config.init_checkpoint with a model tuned on the task says more about it"
         )
     batches = fitting.eval_data(config, examples)
     return compression.calibrate(

@@ -1,7 +1,7 @@
 r"""Tunes a decoder on plain text, or trains a fresh one; maybe with experts.
 
     python -m experiments.language_model --config=configs/mpoe/base.py --config.model=FOLDER \
-        --config.texts=wikitext2 --config.data_dir=DATA --workdir=runs/mine
+        --config.dataset=wikitext2 --config.data_dir=DATA --workdir=runs/mine
     python -m experiments.language_model --config=configs/mpoe/gpt2.py:mpoe8,wikitext2 \
         --config.data_dir=DATA --workdir=runs/gpt2-mpoe8
 
@@ -39,16 +39,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.task or config.tasks:
         raise ValueError(
             "config.task and config.tasks are of experiments.text_to_text; plain text is named by "
-            "config.texts."
+            "config.dataset."
         )
     if not config.dev_split:
         raise ValueError("config.dev_split is empty: a run reports the loss of some split.")
     is_evaluated = config.train_split in (config.dev_split, config.test_split)
-    if config.steps and is_evaluated and not config.dev_texts:
+    if config.steps and is_evaluated and not config.dev_dataset:
         raise ValueError(
             f"config.train_split={config.train_split!r} is evaluated, too: choose other splits."
         )
-    if config.dev_split == config.test_split and not config.test_texts:
+    if config.dev_split == config.test_split and not config.test_dataset:
         raise ValueError(
             f"config.dev_split and config.test_split are both {config.dev_split!r}: no state may "
             "be chosen by the test text; leave test_split empty for one evaluation."
@@ -108,17 +108,17 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     def evaluated(*which) -> data.LanguageModelEvalData:
         return data.LanguageModelEvalData(stream(*which), config.length, config.eval_batch_size)
 
-    held_out, train = config.dev_texts or config.texts, None
+    held_out, train = config.dev_dataset or config.dataset, None
     if config.steps:
-        texts = stream(config.texts, config.train_split)
+        texts = stream(config.dataset, config.train_split)
         train = data.LanguageModelData(texts, config.length, config.batch_size, seed=config.seed)
         logging.info(
             "%s: %s tokens to train on, an epoch is %d steps",
-            *(config.texts, f"{train.num_tokens:,}", train.steps_per_epoch),
+            *(config.dataset, f"{train.num_tokens:,}", train.steps_per_epoch),
         )
     dev, test = evaluated(held_out, config.dev_split), None
     if config.test_split:
-        where = config.test_texts or held_out
+        where = config.test_dataset or held_out
         try:
             test = evaluated(where, config.test_split, config.test_tokens)
         except ValueError as error:
@@ -139,7 +139,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         )
     logging.info("%s: %s tokens held out", held_out, f"{dev.num_tokens:,}")
     evaluate = language_modeling.evaluator()
-    job = Job(config.texts, model, folder, words, train, dev, test, evaluate)
+    job = Job(config.dataset, model, folder, words, train, dev, test, evaluate)
     generating.check_job(config, job)
     return job
 

@@ -26,16 +26,19 @@ def check(config: ml_collections.ConfigDict) -> None:
       ValueError: a field that is wrong whatever model and data are.
     """
     config_fields.check(config, can_only_evaluate=True)
-    if bool(config.model) == bool(config.fresh.to_dict()):
+    if bool(config.model) == bool(config.model_config.to_dict()):
         raise ValueError(
-            "give config.model, a folder with a model, or config.fresh, the sizes of a fresh one: "
-            "just one of them."
+            "give config.model, a folder with a model, or config.model_config, the sizes of a "
+            "fresh one: just one of them."
         )
-    if config.fresh.to_dict() and not config.tokenizer:
-        raise ValueError("config.fresh needs config.tokenizer, a folder with tokenizer.json.")
-    if config.fresh.get("kind", "decoder") not in _FRESH:
+    if config.model_config.to_dict() and not config.tokenizer:
         raise ValueError(
-            f"config.fresh.kind={config.fresh.kind!r} must be one of {', '.join(_FRESH)}."
+            "config.model_config needs config.tokenizer, a folder with tokenizer.json."
+        )
+    if config.model_config.get("kind", "decoder") not in _FRESH:
+        raise ValueError(
+            f"config.model_config.kind={config.model_config.kind!r} must be one of "
+            f"{', '.join(_FRESH)}."
         )
     if config.architecture and config.architecture not in models.LANGUAGE_PRESETS:
         raise ValueError(
@@ -69,7 +72,11 @@ def check_mask(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for a gradient mask that cannot be, or without central cores to mask."""
     gradient_mask.read(config.optimizer.central_mask, {"any": "central"}, config.seed)
     rate = config.optimizer.central_mask.rate
-    if rate is not None and config.experts.form in ("dense", "switch") and config.fresh.to_dict():
+    if (
+        rate is not None
+        and config.experts.form in ("dense", "switch")
+        and config.model_config.to_dict()
+    ):
         raise ValueError(
             f"config.optimizer.central_mask.rate={rate} has no central cores to mask: experts of "
             f"form {config.experts.form!r} have none."
@@ -93,8 +100,8 @@ def load(config: ml_collections.ConfigDict) -> tuple[models.Model, data.Tokenize
     source = config.model and sources.locate(config.model)
     model = io.load_pretrained(source) if source else fresh(config, words)
     _check_vocabulary(config, model, words, folder)
-    if config.keep_layers:
-        model = first_layers(model, config.keep_layers)
+    if config.num_layers_kept:
+        model = first_layers(model, config.num_layers_kept)
     model = models.reconfigure(model, **_changes(config, model.config))
     rules = expert_rules(config)
     if rules:
@@ -137,12 +144,12 @@ def documents(tokens: np.ndarray, words: data.Tokenizer) -> list[str]:
 
 
 def fresh(config: ml_collections.ConfigDict, words: data.Tokenizer) -> models.Model:
-    """A random model of `config.fresh`, whose vocabulary is the tokenizer's where it says none.
+    """A random model of `config.model_config`, whose vocabulary is the tokenizer's by default.
 
     Raises:
       ValueError: unknown or impossible settings.
     """
-    fields = {"vocab_size": words.vocab_size} | config.fresh.to_dict()
+    fields = {"vocab_size": words.vocab_size} | config.model_config.to_dict()
     kind = _FRESH[fields.pop("kind", "decoder")]
     known = {field.name for field in dataclasses.fields(kind)}
     tokens = {name: getattr(words, name) for name in ("pad_id", "bos_id", "eos_id")}
@@ -153,7 +160,9 @@ def fresh(config: ml_collections.ConfigDict, words: data.Tokenizer) -> models.Mo
     try:
         settings = kind(**fields)
     except TypeError as error:  # names what is unknown, or missing
-        raise ValueError(f"config.fresh does not make a {kind.__name__}: {error}.") from error
+        raise ValueError(
+            f"config.model_config does not make a {kind.__name__}: {error}."
+        ) from error
     return models.build(settings, rngs=nnx.Rngs(config.seed))
 
 
@@ -166,7 +175,8 @@ def first_layers(model: models.LanguageModel, count: int) -> models.LanguageMode
     config = model.config
     if not isinstance(config, models.DecoderConfig) or count > config.num_layers:
         raise ValueError(
-            f"config.keep_layers={count}: the model must be a decoder of at least that many layers."
+            f"config.num_layers_kept={count}: the model must be a decoder of at least that many "
+            "layers."
         )
     shapes = {path: s for path, s in model.shapes.items() if _layer(path) < count}
     arrays = {path: a for path, a in models.to_arrays(model).items() if _layer(path) < count}
@@ -180,7 +190,7 @@ def first_layers(model: models.LanguageModel, count: int) -> models.LanguageMode
         num_layers=count,
         experts=still_there(config.experts, models.feed_forwards(config)),
         adapters=still_there(config.adapters, models.adaptable(config)),
-        stack_breaks=tuple(layer for layer in config.stack_breaks if layer < count),
+        scan_boundaries=tuple(layer for layer in config.scan_boundaries if layer < count),
     )
     return models.from_arrays(config, shapes, arrays)
 

@@ -11,7 +11,7 @@ their main ones), `summary.txt`, metrics as JSONL and TensorBoard events. Starte
 workdir an interrupted run resumes exactly.
 
 With `--config.save_model=True` the shared model is kept: `experiments.finetune` with
-`--config.start_from=WORKDIR/model` reuses the head of its one task.
+`--config.init_checkpoint=WORKDIR/model` reuses the head of its one task.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     evaluators = {name: training.evaluator(task, dev[name]) for name, task in tasks.items()}
     heads = training.make_heads(tasks, {name: split.labels for name, split in train.items()})
     model = jobs.load_model(config, source, words)
-    has_heads = config.start_from or not config.steps
+    has_heads = config.init_checkpoint or not config.steps
     tuned = jobs.read_heads(jobs.model_of(config)) if has_heads else ()
     goes_on = _same_heads(tuned, heads)
     heads = _renamed(tuned, heads) if goes_on else heads

@@ -2,7 +2,7 @@ r"""Fine-tunes a model with some of its matrices over-parameterised (OPF): dense
 
     python -m experiments.opf --config=configs/opf/minilm.py:dynamic,sst2 --workdir=runs/opf
     python -m experiments.opf --config=configs/opf/minilm.py:static,sst2 \
-        --config.scored_by=runs/tuned/model --workdir=runs/opf_static
+        --config.scoring_checkpoint=runs/tuned/model --workdir=runs/opf_static
 
 The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and those of
 `configs/opf/base.py`. The result names the matrices that became chains, and when. Started again on
@@ -40,9 +40,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     settings = read_settings(config)
     if settings.strategy == "dynamic":
         settings.places(config.steps)
-    if (settings.strategy == "static") != bool(config.scored_by):
+    if (settings.strategy == "static") != bool(config.scoring_checkpoint):
         raise ValueError(
-            f"config.scored_by={config.scored_by!r} with config.opf.strategy="
+            f"config.scoring_checkpoint={config.scoring_checkpoint!r} with config.opf.strategy="
             f"{settings.strategy!r}: 'static' needs the folder of a fine-tuned model there, "
             "'dynamic' reads none."
         )
@@ -97,18 +97,20 @@ def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     paths = opf.candidates(job.model, settings)
     if settings.strategy == "dynamic":
         return job
-    tuned = io.load_pretrained(sources.locate(config.scored_by, "config.scored_by"))
+    tuned = io.load_pretrained(
+        sources.locate(config.scoring_checkpoint, "config.scoring_checkpoint")
+    )
     ours, theirs = (models.array_shapes(m.config) for m in (job.model, tuned))
     if ours != theirs or tuned.shapes or type(tuned) is not type(job.model):
         raise ValueError(
-            f"the model in config.scored_by={config.scored_by!r} has other parameters than "
-            f"config.model={config.model!r} with its head: give that model, fine-tuned on the "
-            "task and dense."
+            f"the model in config.scoring_checkpoint={config.scoring_checkpoint!r} has "
+            f"other parameters than config.model={config.model!r} with its head: give that model, "
+            "fine-tuned on the task and dense."
         )
     rows = slice(0, job.train.batch_size)
     batches = [job.train.rows(k, rows) for k in range(settings.score_batches)]
     scores = opf.static_scores(tuned, paths, opf.losses(job.loss, batches))
-    chosen = opdf.select(scores, settings.number)
+    chosen = opdf.select(scores, settings.num_per_role)
     model, _ = opdf.prepare(job.model, opf.only(settings.chains, chosen))
     return dataclasses.replace(job, model=model)
 
@@ -151,7 +153,11 @@ def _train(
 
 def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict:
     settings = read_settings(config)
-    return {"strategy": settings.strategy, "number": settings.number, "units": settings.units}
+    return {
+        "strategy": settings.strategy,
+        "number": settings.num_per_role,
+        "units": settings.num_inner_cores,
+    }
 
 
 def summary(result: dict) -> str:

@@ -3,10 +3,11 @@ r"""Prunes a super-set of adapters to a budget of parameters, on one task with o
     python -m experiments.pet_search --config=configs/pet_search/minilm.py:structured_2,sst2 \
         --config.data_dir=DATA --workdir=runs/search
 
-The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and `search`, `finalise`,
-`method` (`configs/pet_search/base.py`). The workdir gets `result.json`, metrics, the history of the
-search, what was kept for each layer and module as a table and a heat map, and the adapter. Started
-again on its workdir an interrupted run resumes exactly.
+The fields of a config are those of fine-tuning (`configs/mpop/base.py`) and `search`,
+`after_search`, `method` (`configs/pet_search/base.py`). The workdir gets
+`result.json`, metrics, the history of the search, what was kept for each layer and module as a
+table and a heat map, and the adapter. Started again on its workdir an interrupted run resumes
+exactly.
 """
 
 import dataclasses
@@ -41,9 +42,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     jobs.check(config)
     data.check_task(config.task)
     settings = read_settings(config)
-    if config.finalise not in FINALISE:
+    if config.after_search not in FINALISE:
         raise ValueError(
-            f"config.finalise={config.finalise!r} must be one of {', '.join(FINALISE)}."
+            f"config.after_search={config.after_search!r} must be one of {', '.join(FINALISE)}."
         )
     if settings is None:
         return
@@ -160,7 +161,7 @@ def _search(
         return None
     masks, state = search.masks(found.state), found.state
     facts = {"fit": found.summary(), "search_seconds": search.seconds}
-    if config.finalise == "retrain":
+    if config.after_search == "retrain":
         again = search.restarted(job.model, masks, accept, optimizer, config.seed)
         found = fit(again, "retraining", folder / "retrain", [])
         if found.interrupted:

@@ -62,7 +62,7 @@ def dry_run(config: ml_collections.ConfigDict) -> training.Report:
         optimizer=optimizer,
         mesh=mesh,
         rules=training.model_rules(model),
-        accumulate=config.accumulate,
+        grad_accum_steps=config.grad_accum_steps,
         prepare=fitting.prepare(config, bool(planned.shapes)),
         model_flops=_model_flops(config, planned.config, train),
     )

@@ -120,11 +120,11 @@ def _with_teacher(fields: dict, teacher: models.EncoderConfig) -> dict:
 def build(config: ml_collections.ConfigDict, planned: Plan) -> models.Model:
     """The model with its parameters at step 0."""
     start = config.start
-    common = {"seed": config.seed, "adapter_deviation": start.adapter_deviation}
+    common = {"seed": config.seed, "adapter_stddev": start.adapter_stddev}
     if planned.shapes or planned.teacher is not None:
         common |= {"scaling": start.scaling, "gauge": start.gauge}
     if planned.teacher is None:
-        common |= {"draw": start.draw, "deviation": start.deviation}
+        common |= {"draw": start.draw, "stddev": start.stddev}
         return mpobert_start.from_scratch(planned.config, planned.shapes, **common)
     central = start.central if start.central == "mean" else int(start.central)
     return mpobert_start.from_teacher(
@@ -132,7 +132,7 @@ def build(config: ml_collections.ConfigDict, planned: Plan) -> models.Model:
         planned.config,
         planned.shapes,
         central=central,
-        taught_layers=start.taught_layers,
+        num_teacher_layers=start.num_teacher_layers,
         **common,
     )
 
@@ -147,11 +147,12 @@ def mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     for size in (config.batch_size, config.eval_batch_size):
         training.sharding.local_rows(size, made)
     parts = training.sharding.batch_parts(made)
-    if config.batch_size % (parts * config.accumulate):
+    if config.batch_size % (parts * config.grad_accum_steps):
         raise ValueError(
-            f"config.batch_size={config.batch_size} rows in config.accumulate={config.accumulate} "
-            f"micro-batches cannot be split over the mesh axes data x fsdp x expert of size "
-            f"{parts}; make it a multiple of {parts * config.accumulate}."
+            f"config.batch_size={config.batch_size} rows in "
+            f"config.grad_accum_steps={config.grad_accum_steps} micro-batches cannot be split "
+            f"over the mesh axes data x fsdp x expert of size {parts}; make it a "
+            f"multiple of {parts * config.grad_accum_steps}."
         )
     return made
 

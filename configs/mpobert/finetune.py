@@ -187,8 +187,8 @@ def _apply_ranges(config: ml_collections.ConfigDict, task: str) -> None:
     config.optimizer = recipes.optimizer(middle, middle)
     config.optimizer.weight_decay = drawn.weight_decay / 2
     examples = config.steps * config.batch_size
-    config.accumulate = drawn.accumulate[0]
-    config.batch_size = drawn.batch_sizes[0] * config.accumulate
+    config.grad_accum_steps = drawn.grad_accum_steps[0]
+    config.batch_size = drawn.batch_sizes[0] * config.grad_accum_steps
     config.steps = examples // config.batch_size
     config.eval_every = max(1, config.steps // 10)
     warmup = recipes.WARMUPS_48[len(recipes.WARMUPS_48) // 2]

@@ -3,8 +3,8 @@ r"""One model on eight GLUE tasks at once: `configs/mpobert/multitask.py:VARIANT
     python -m experiments.multitask --config=configs/mpobert/multitask.py:mpobert12 \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/multitask/mpobert12
     python -m experiments.multitask --config=configs/mpobert/multitask.py:minilm,sst2+mrpc+rte \
-        --config.data_dir=DATA --config.batch_size=32 --config.accumulate=1 --config.steps=500 \
-        --workdir=runs/multitask/minilm
+        --config.data_dir=DATA --config.batch_size=32 --config.grad_accum_steps=1 \
+        --config.steps=500 --workdir=runs/multitask/minilm
 
 Table 2 of the paper. Variants: those of `configs/mpobert/finetune.py`, which says where each model
 comes from, and minilm. Tasks: the eight of the table. FOLDER is the `model` folder of a
@@ -52,8 +52,8 @@ def get_config(argument: str = "mpobert12") -> ml_collections.ConfigDict:
     # the F1 of MRPC.
     config.metrics = {"mrpc": "f1"} if "mrpc" in tasks else {}
     config.max_length, config.lengths = recipes.LENGTH, (32, 64, recipes.LENGTH)
-    config.accumulate = recipes.ACCUMULATE
-    config.batch_size = BATCH_SIZE * recipes.ACCUMULATE
+    config.grad_accum_steps = recipes.GRAD_ACCUM_STEPS
+    config.batch_size = BATCH_SIZE * recipes.GRAD_ACCUM_STEPS
     examples = sum(recipes.EXAMPLES[task] for task in tasks)
     config.steps = EPOCHS * math.ceil(examples / config.batch_size)
     config.keep_best, config.eval_every = True, max(1, config.steps // 10)

@@ -36,7 +36,7 @@ def get_config(name: str, start: str = "teacher") -> ml_collections.ConfigDict:
     config.start.kind, config.start.teacher = "teacher", TEACHERS[config.model.hidden_size]
     config.start.gauge = "symmetric"  # that of the code
     # Algorithm 2 of the paper; its code copies the teacher into all layers ("none").
-    config.start.scaling, config.start.taught_layers = "paper_algorithm", 24
+    config.start.scaling, config.start.num_teacher_layers = "paper_algorithm", 24
     config.optimizer.update(
         name="lamb",
         learning_rate=1.76e-6,

@@ -48,20 +48,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.start = {
         "kind": "scratch",  # or "teacher"
         "draw": "normal",  # of chains from scratch; or "xavier", "identity"
-        "deviation": 0.02,  # of matrices from scratch
-        "adapter_deviation": 0.02,  # of the down maps of fresh adapters
+        "stddev": 0.02,  # of matrices from scratch
+        "adapter_stddev": 0.02,  # of the down maps of fresh adapters
         # Folder or hub id of a trained ALBERT, BERT or pre-training run; gives all sizes but depth.
         "teacher": "",
         "central": "mean",  # of an unshared teacher's layers; or the number of one of them
         # Of layers beyond the teacher's (from scratch: of all): or "paper_text", "paper_algorithm",
         # "theory", "theory_each_core". A deep model wants one of these.
         "scaling": "none",
-        "taught_layers": config_dict.placeholder(int),  # None: as many as the teacher has
+        "num_teacher_layers": config_dict.placeholder(int),  # None: as many as the teacher has
         "gauge": "central",
     }
 
     config.length = 128  # tokens of a row
-    config.batch_size, config.accumulate = 64, 1  # rows of a step, in so many micro-batches
+    config.batch_size, config.grad_accum_steps = 64, 1  # rows of a step, in so many micro-batches
     config.steps = 10_000
     config.masking = {"rate": 0.15, "whole_words": True}  # fields of mpojax.data.Masking
     config.sop = True  # sentence order

@@ -14,7 +14,9 @@ import math
 import ml_collections
 
 LENGTH, WEIGHT_DECAY, CLIP_NORM = 128, 0.01, 1.0
-ACCUMULATE = 4  # micro-batches of a step, thus the effective batch is four times the listed one
+GRAD_ACCUM_STEPS = (
+    4  # micro-batches of a step, thus the effective batch is four times the listed one
+)
 
 # The grid of the paper's text.
 LEARNING_RATES, BATCH_SIZES = (2e-6, 2e-4), (8, 16, 32)
@@ -43,7 +45,7 @@ class Recipe:
       warmup: steps.
       steps: of the run, or
       epochs: over the training split.
-      accumulate: micro-batches of a step.
+      grad_accum_steps: micro-batches of a step.
       weight_decay: decoupled.
     """
 
@@ -53,13 +55,13 @@ class Recipe:
     warmup: int
     steps: int | None = None
     epochs: int | None = None
-    accumulate: int = ACCUMULATE
+    grad_accum_steps: int = GRAD_ACCUM_STEPS
     weight_decay: float = WEIGHT_DECAY
 
     @property
     def examples_per_step(self) -> int:
         """The effective batch."""
-        return self.batch_size * self.accumulate
+        return self.batch_size * self.grad_accum_steps
 
     def total_steps(self, examples: int) -> int:
         """Steps of a run on so many training examples."""
@@ -87,13 +89,13 @@ class Ranges:
     Attributes:
       rates: least and largest learning rate; the core rate has the same range.
       batch_sizes: of a micro-batch.
-      accumulate: micro-batches of a step.
+      grad_accum_steps: micro-batches of a step.
       weight_decay: largest; the least is 0.
     """
 
     rates: tuple[float, float]
     batch_sizes: tuple[int, ...] = (16,)
-    accumulate: tuple[int, ...] = (4, 8)
+    grad_accum_steps: tuple[int, ...] = (4, 8)
     weight_decay: float = 0.3
 
 
@@ -102,7 +104,7 @@ RANGES_48 = {  # none is known for MRPC
     "qqp": Ranges((2e-8, 2e-6), weight_decay=0.1),
     "sst2": Ranges((2e-8, 2e-6)),
     "rte": Ranges((2e-8, 2e-6)),
-    "cola": Ranges((2e-8, 2e-6), accumulate=(1, 2), weight_decay=0.1),
+    "cola": Ranges((2e-8, 2e-6), grad_accum_steps=(1, 2), weight_decay=0.1),
     "qnli": Ranges((2e-7, 2e-5)),
     "mnli": Ranges((2e-7, 2e-5)),
     "stsb": Ranges((2e-6, 2e-4), batch_sizes=(16, 32)),
@@ -120,7 +122,7 @@ def apply(config: ml_collections.ConfigDict, task: str) -> None:
     recipe = RECIPES[task]
     config.task = task
     config.max_length = LENGTH
-    config.accumulate = recipe.accumulate
+    config.grad_accum_steps = recipe.grad_accum_steps
     config.batch_size = recipe.examples_per_step
     config.steps = recipe.total_steps(EXAMPLES[task])
     config.keep_best, config.eval_every = True, max(1, config.steps // 10)

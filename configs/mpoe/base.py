@@ -1,7 +1,7 @@
 r"""Defaults of every run of a language model: one model, its texts or task, one seed.
 
     python -m experiments.language_model --config=configs/mpoe/base.py --config.model=FOLDER \
-        --config.texts=wikitext2 --config.data_dir=DATA --workdir=runs/mine
+        --config.dataset=wikitext2 --config.data_dir=DATA --workdir=runs/mine
     python -m experiments.text_to_text --config=configs/mpoe/base.py --config.model=FOLDER \
         --config.task=rte --config.data_dir=DATA --workdir=runs/rte
 
@@ -21,14 +21,14 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.variant = ""  # name of the row in tables and plots
     config.architecture = ""  # of mpojax.models.LANGUAGE_PRESETS: the row of a table it belongs to
-    # Folder, hub id, package:NAME/SUBFOLDER or .gguf file; "": fresh, of `fresh` below.
+    # Folder, hub id, package:NAME/SUBFOLDER or .gguf file; "": fresh, of `model_config` below.
     config.model = ""
     config.tokenizer = ""  # its folder, where `model` has none
-    config.keep_layers = 0  # only the first layers of the model; 0: all
+    config.num_layers_kept = 0  # only the first layers of the model; 0: all
     # A model from scratch: fields of a mpojax.models.DecoderConfig, or with kind="encoder_decoder"
     # of an EncoderDecoderConfig. On the command line all at once:
-    # --config.fresh="{'hidden_size': 128, 'num_layers': 4, ...}".
-    config.fresh = {}
+    # --config.model_config="{'hidden_size': 128, 'num_layers': 4, ...}".
+    config.model_config = {}
     config.dropout = -1.0  # of all kinds; negative: as the model has it
     config.dtype = "float32"  # of the computation
     config.remat = False  # recompute layers in the backward pass
@@ -58,10 +58,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.label_smoothing = 0.0
 
     # Plain text (language_model): a name of mpojax.data.load_texts, several joined by +.
-    config.texts = "wikitext2"
+    config.dataset = "wikitext2"
     config.train_split = "train"
-    config.dev_texts = ""  # "": `texts`
-    config.test_texts = ""  # "": `dev_texts`
+    config.dev_dataset = ""  # "": `dataset`
+    config.test_dataset = ""  # "": `dev_dataset`
     config.test_tokens = 0  # only the first so many of the test text; 0: all
     config.dev_split, config.test_split = "dev", "test"  # "": no such evaluation
     config.length = 1024  # tokens of a block
@@ -86,7 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.steps = 1000
     config.batch_size = 32
-    config.accumulate = 1  # micro-batches per step
+    config.grad_accum_steps = 1  # micro-batches per step
     config.eval_batch_size = 32
     config.optimizer = training.default_config()
     config.optimizer.learning_rate = 1e-4

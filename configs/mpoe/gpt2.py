@@ -46,7 +46,7 @@ def get_config(argument: str = "mpoe8,wikitext2") -> ml_collections.ConfigDict:
             f"{', '.join(STEPS)} and a variant such as {', '.join(mpoe.VARIANTS)}."
         )
     config = base.get_config()
-    config.texts, config.variant = texts, variant
+    config.dataset, config.variant = texts, variant
     rows.put(config, "gpt2", variant)
     config.length, config.batch_size, config.eval_batch_size = 1024, 8, 8
     config.steps = STEPS[texts]

@@ -12,7 +12,7 @@ stsb qqp mrpc rte wnli. FOLDER holds config.json, safetensors weights and the to
 left out, `albert/albert-base-v2` of the hub.
 
 In the paper "dir" starts from the dense model tuned on the task: run "dense" with
---config.save_model=True, then "dir" with --config.start_from=THAT_WORKDIR/model.
+--config.save_model=True, then "dir" with --config.init_checkpoint=THAT_WORKDIR/model.
 
 Cost (estimated): 800 steps of 32 x 128 tokens (MRPC, RTE) take minutes on one GPU and most of a day
 on two CPU cores; MNLI is 110,000 steps. Expected: the published values, which are one run each

@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.architecture = ""  # of mpojax.models.PRESETS: counts the parameters without weights
     # Folder of a model saved by this library, whose weights (and head, where it fits the task) are
     # used in place of those of `model`; `model` gives the tokenizer.
-    config.start_from = ""
+    config.init_checkpoint = ""
     config.variant = ""  # name of the row in tables and plots
 
     config.task = "sst2"
@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.steps = 1000
     config.batch_size = 32
-    config.accumulate = 1  # micro-batches per step
+    config.grad_accum_steps = 1  # micro-batches per step
     config.eval_batch_size = 64
     config.optimizer = {
         "name": "adamw",

@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     # second one. Where these are given and no map is, they are what the student is aligned with.
     config.student_layers = ()
     # "kd": the student learns the teacher's outputs; "theseus": its layers replace the teacher's.
-    config.host = "kd"
+    config.distillation = "kd"
     # Of "theseus": fields of mpojax.methods.opdf.theseus.Settings.
     config.replacement = dataclasses.asdict(replacement.Settings())
     # Of "kd", terms of the loss: fields of mpojax.methods.opdf.distillation.Weights.

@@ -33,7 +33,7 @@ class Task:
     Attributes:
       learning_rate, epochs: of a run.
       growth: of the probability of replacement, for each step.
-      units: L.
+      num_inner_cores: L.
       start: the probability at the first step.
       examples: of the training split.
     """
@@ -41,7 +41,7 @@ class Task:
     learning_rate: float
     epochs: int
     growth: float
-    units: int
+    num_inner_cores: int
     examples: int
     start: float = 0.3
 
@@ -75,11 +75,11 @@ def get_config(argument: str = "theseus_opdf,rte") -> ml_collections.ConfigDict:
     task, config = TASKS[name], base.get_config()
     config.architecture, config.model = "bert-base-uncased", "google-bert/bert-base-uncased"
     config.variant, config.task, config.seed = variant, name, 42
-    config.host = "theseus"
+    config.distillation = "theseus"
     config.replacement.start, config.replacement.growth = task.start, task.growth
     config.student_layers = tuple(range(6))
     config.opdf.enabled = variant != "theseus"
-    config.opdf.units = 0 if variant == "theseus_svd" else task.units
+    config.opdf.num_inner_cores = 0 if variant == "theseus_svd" else task.num_inner_cores
     config.opdf.alignment = "procrustes_core" if variant == "theseus_opdf" else "none"
     config.rate_exponent = 0.0
     config.steps, config.batch_size = task.steps, 32

@@ -24,8 +24,8 @@ TASKS = mpop_minilm.TASKS
 STEPS = 200
 
 
-def _chains(units: int, alignment: str) -> dict:
-    return {"enabled": True, "units": units, "alignment": alignment}
+def _chains(num_inner_cores: int, alignment: str) -> dict:
+    return {"enabled": True, "num_inner_cores": num_inner_cores, "alignment": alignment}
 
 
 VARIANTS = {

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.opf = dataclasses.asdict(opf.Settings())  # fields of mpojax.methods.opdf.opf.Settings
     # Of "static": folder of the same model, fine-tuned on the task (experiments.finetune with
     # config.save_model=True); its loss without a matrix says what that is worth.
-    config.scored_by = ""
+    config.scoring_checkpoint = ""
     # Learning rate of cores: that of the optimizer times (number of cores)^-rate_exponent.
     config.rate_exponent = 0.5
     config.optimizer.learning_rate = 3e-5

@@ -4,7 +4,8 @@ r"""all-MiniLM-L6-v2 fine-tuned with over-parameterised matrices, two cores' wor
         --config.data_dir=DATA --workdir=runs/opf
 
 `VARIANT,TASK`: tasks are those of `configs/mpop/minilm.py`; variants are "dynamic" and "static",
-which needs `config.scored_by`. Of the six layers' matrices three of each role become chains.
+which needs `config.scoring_checkpoint`. Of the six layers' matrices three of each role become
+chains.
 """
 
 import ml_collections
@@ -29,7 +30,15 @@ def get_config(argument: str = "dynamic,sst2") -> ml_collections.ConfigDict:
     config.architecture = "all-MiniLM-L6-v2"
     config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
     config.dropout = 0.0
-    config.opf.update({"strategy": variant, "number": 3, "each": 1, "every": 20.0, "units": 3})
+    config.opf.update(
+        {
+            "strategy": variant,
+            "num_per_role": 3,
+            "num_per_round": 1,
+            "interval": 20.0,
+            "num_inner_cores": 3,
+        }
+    )
     config.batch_size, config.steps = 16, 200
     config.optimizer.learning_rate = 1e-4
     config.checkpoint_every = 100

@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.search = dataclasses.asdict(settings.Settings(budget=20_000))
     # After the last round: "continue" training what is left, or "retrain" it from its start with
     # the steps of the whole run.
-    config.finalise = "continue"
+    config.after_search = "continue"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.role_learning_rates = {"adapter": 5e-4}
     config.optimizer.warmup_steps = 0.06

@@ -47,9 +47,9 @@ def get_config(argument: str = "mpobert48,rte") -> ml_collections.ConfigDict:
         (
             "batch",
             {
-                f"{size}x{accumulate}": _batch(config.cell, size, accumulate)
+                f"{size}x{grad_accum_steps}": _batch(config.cell, size, grad_accum_steps)
                 for size in drawn.batch_sizes
-                for accumulate in drawn.accumulate
+                for grad_accum_steps in drawn.grad_accum_steps
             },
         ),
         ("optimizer.weight_decay", "weight_decays"),
@@ -66,12 +66,12 @@ def _core_rate(rate: float) -> dict:
     return {f"optimizer.role_learning_rates.{role}": rate for role in ("central", "auxiliary")}
 
 
-def _batch(cell: ml_collections.ConfigDict, size: int, accumulate: int) -> dict:
-    """Fields of a batch of `accumulate` micro-batches; as many examples in all as the cell."""
-    steps = math.ceil(cell.steps * cell.batch_size / (size * accumulate))
+def _batch(cell: ml_collections.ConfigDict, size: int, grad_accum_steps: int) -> dict:
+    """Fields of a batch of `grad_accum_steps` micro-batches; the examples of the cell in all."""
+    steps = math.ceil(cell.steps * cell.batch_size / (size * grad_accum_steps))
     return {
-        "batch_size": size * accumulate,
-        "accumulate": accumulate,
+        "batch_size": size * grad_accum_steps,
+        "grad_accum_steps": grad_accum_steps,
         "steps": steps,
         "eval_every": max(1, steps // 10),
     }

@@ -77,7 +77,7 @@ def _cell() -> ml_collections.ConfigDict:
     config.model.hidden_size, config.model.embedding_size = 64, 64
     config.model.num_heads = 2
     config.model.max_positions = 64
-    config.start.deviation = 0.07  # 0.02 at a width of 768, by the root of the width
+    config.start.stddev = 0.07  # 0.02 at a width of 768, by the root of the width
     config.length, config.batch_size, config.steps = 64, 16, 400
     # More masks than usual, of single tokens: more to learn from each of few tokens.
     config.masking.rate, config.masking.whole_words = 0.3, False

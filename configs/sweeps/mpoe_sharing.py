@@ -82,8 +82,8 @@ def _row(variant: str, form: str, number: int, mask: float | None) -> dict:
 def _base_cell() -> ml_collections.ConfigDict:
     config = _common()
     config.variant = "base"
-    config.texts = "brown+austen+wordnet"
-    config.fresh = {
+    config.dataset = "brown+austen+wordnet"
+    config.model_config = {
         "hidden_size": 128,
         "num_layers": 4,
         "num_heads": 4,
@@ -93,7 +93,7 @@ def _base_cell() -> ml_collections.ConfigDict:
         "embedding_dropout": 0.0,
         "attention_dropout": 0.0,
     }
-    config.dev_texts, config.test_split = "wikipedia", ""
+    config.dev_dataset, config.test_split = "wikipedia", ""
     config.steps, config.optimizer.learning_rate = 2000, 2e-3
     config.eval_every, config.log_every, config.save_model = 500, 20, True
     return config
@@ -101,8 +101,8 @@ def _base_cell() -> ml_collections.ConfigDict:
 
 def _cell(folder: str) -> ml_collections.ConfigDict:
     config = _common()
-    config.texts = f"wikipedia+file:train={folder}/wikitext-2/valid.txt"
-    config.dev_texts, config.test_texts = "wikipedia", f"file:test={folder}/wikitext-2/test.txt"
+    config.dataset = f"wikipedia+file:train={folder}/wikitext-2/valid.txt"
+    config.dev_dataset, config.test_dataset = "wikipedia", f"file:test={folder}/wikitext-2/test.txt"
     config.test_tokens = 2**17
     config.steps, config.optimizer.learning_rate = 200, 1e-3
     config.eval_every, config.router_every = 100, 100

@@ -72,7 +72,7 @@ def lines(
         if row.variant == "dir":
             found.append(
                 "  As in the paper: run the dense row with --config.save_model=True before, and "
-                "add --config.start_from=ITS_WORKDIR/model."
+                "add --config.init_checkpoint=ITS_WORKDIR/model."
             )
     if problems:
         found += ["\nMissing here:", *(f"  {what}: {why}" for what, why in problems.items())]

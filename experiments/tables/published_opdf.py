@@ -15,7 +15,7 @@ from mpojax.methods import mpop, opdf
 OPDF = "OPDF, NeurIPS 2024"
 # L of each task: RTE, MRPC, STS-B, CoLA, SST-2, QNLI, QQP, MNLI (tables S.3 and S.4).
 UNITS = {
-    "theseus": tuple(task.units for task in bert.TASKS.values()),
+    "theseus": tuple(task.num_inner_cores for task in bert.TASKS.values()),
     "lgtm": (3, 3, 3, 4, 3, 3, 1, 3),
     "dbkd": (4, 8, 7, 5, 8, 4, 8),  # no STS-B
     "adkd": (8, 3, 6, 1, 3, 3, 3, 4),
@@ -36,21 +36,21 @@ COLUMNS = (
 )
 
 
-def numbers(layers: int, units: int | None) -> int:
-    """Of a BERT of some layers with a head of two classes; `units` None: dense."""
+def numbers(layers: int, num_inner_cores: int | None) -> int:
+    """Of a BERT of some layers with a head of two classes; `num_inner_cores` None: dense."""
     config = models.EncoderConfig(
         *(30_522, 768, layers, 12, 3072), max_positions=512, pooling="pooler", num_labels=2
     )
     shapes = {}
-    if units is not None:
-        shapes = opdf.planned_shapes(config, opdf.Settings(units=units))
+    if num_inner_cores is not None:
+        shapes = opdf.planned_shapes(config, opdf.Settings(num_inner_cores=num_inner_cores))
     return sum(models.count_parameters(mpop.abstract(config, shapes)).values())
 
 
-def mean_numbers(layers: int, units: Sequence[int]) -> float:
+def mean_numbers(layers: int, num_inner_cores: Sequence[int]) -> float:
     """Trained parameters, mean over tasks: they are affine in L."""
-    first, second = (numbers(layers, units=u) for u in (0, 1))
-    return first + (second - first) * statistics.fmean(units)
+    first, second = (numbers(layers, num_inner_cores=u) for u in (0, 1))
+    return first + (second - first) * statistics.fmean(num_inner_cores)
 
 
 def counts(variant: str) -> dict[str, float]:
@@ -61,8 +61,8 @@ def counts(variant: str) -> dict[str, float]:
     host, _, how = variant.partition("_")
     layers = LAYERS[host]
     dense = numbers(layers, None)
-    units = (0,) if how == "svd" else UNITS[host]
-    return {"trainable": mean_numbers(layers, units) if how else dense, "total": dense}
+    num_inner_cores = (0,) if how == "svd" else UNITS[host]
+    return {"trainable": mean_numbers(layers, num_inner_cores) if how else dense, "total": dense}
 
 
 _NOTES = {

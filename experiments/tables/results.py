@@ -22,13 +22,13 @@ _FREE = (
     "seed",
     "draw",
     "model",
-    "start_from",
+    "init_checkpoint",
     "teacher",
-    "scored_by",
+    "scoring_checkpoint",
     "data_dir",
     "eval_batch_size",
     "lengths",
-    "accumulate",
+    "grad_accum_steps",
     "mesh",
     "checkpoint_every",
     "log_every",
@@ -93,6 +93,7 @@ def find(folder: str | os.PathLike) -> list[Run]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+            config = workdir_lib.renamed(config)
         except (OSError, json.JSONDecodeError) as error:
             logging.info("%s: passed over (%s)", path, error)
             continue
@@ -211,7 +212,7 @@ def _is_same(run: Run, row: Mapping[str, Any], task: str) -> bool:
 
 def _tasks(config: Mapping[str, Any]) -> tuple[str | None, ...]:
     """What a run is about: its tasks, its task, or the name of its texts."""
-    return tuple(config.get("tasks") or ()) or (config.get("task") or config.get("texts"),)
+    return tuple(config.get("tasks") or ()) or (config.get("task") or config.get("dataset"),)
 
 
 def _summarised(runs: Sequence[Run], task: str, metric: str, split: str) -> Score:
@@ -242,13 +243,13 @@ def _reworded(difference: str) -> str:
 
 def _fixed(config: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, Any]:
     # Fields that came later than a run had their defaults in it.
-    config = {**_defaults("texts" in config), **config}
+    config = {**_defaults("dataset" in config), **config}
     kept = {key: value for key, value in config.items() if key not in (*_FREE, *tuned)}
     if "experts" in kept:
         experts = kept["experts"].items()
         kept["experts"] = {name: v for name, v in experts if name not in _FREE_OF_EXPERTS}
     # Where a run started decides much; under which path that lay, nothing.
-    return kept | {"start_from": "a tuned model" if config.get("start_from") else ""}
+    return kept | {"init_checkpoint": "a tuned model" if config.get("init_checkpoint") else ""}
 
 
 @functools.cache

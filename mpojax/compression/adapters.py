@@ -18,23 +18,23 @@ class AdapterSettings(nn.AdapterSettings):
     """The adapters of one rule: the fields of `mpojax.nn.AdapterSettings`, and their start.
 
     Attributes:
-      deviation: standard deviation of a fresh `down` of low rank; None: in_features^-0.5.
+      stddev: standard deviation of a fresh `down` of low rank; None: in_features^-0.5.
       start: of low rank. "zero": `up` is zero. "offset": both factors are drawn, by `offset_seed`,
         with in_features^-0.5 and out_features^-0.5, and their product is subtracted from the base
         matrix, which must be dense: the model computes the same, and both factors have gradients.
     """
 
-    deviation: float | None = None
+    stddev: float | None = None
     start: str = "zero"
 
     def __post_init__(self):
         object.__setattr__(self, "offset_seed", self._seed())
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        for name in ("deviation", "start"):
+        for name in ("stddev", "start"):
             if self.kind != "low_rank" and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name} has no meaning with kind={self.kind!r}; leave it out.")
-        if self.deviation is not None and not self.deviation > 0:
-            raise ValueError(f"deviation={self.deviation!r} must be above 0.")
+        if self.stddev is not None and not self.stddev > 0:
+            raise ValueError(f"stddev={self.stddev!r} must be above 0.")
         self.structure  # noqa: B018  checks the rest
 
     def _seed(self) -> int | None:
@@ -127,19 +127,21 @@ def add_adapters(
             _start(config, arrays, path, settings)
     made = models.from_arrays(config, model.shapes, arrays)
     tuned = models.adapter_arrays(made)  # also checks the patterns in place
-    breaks = models.stack_breaks(made, tuned)
-    if breaks == config.stack_breaks:
+    breaks = models.scan_boundaries(made, tuned)
+    if breaks == config.scan_boundaries:
         return made
-    return models.from_arrays(dataclasses.replace(config, stack_breaks=breaks), made.shapes, arrays)
+    return models.from_arrays(
+        dataclasses.replace(config, scan_boundaries=breaks), made.shapes, arrays
+    )
 
 
 def _start(config, arrays: dict, path: str, settings: AdapterSettings) -> None:
     """Sets the down map with the wanted standard deviation, or both factors of an offset start."""
     names = [f"{path}/adapter/{name}" for name in ("down", "up")]
     if settings.start == "zero":
-        deviation = settings.deviation or len(arrays[names[0]]) ** -0.5
+        stddev = settings.stddev or len(arrays[names[0]]) ** -0.5
         # Sampled with the default standard deviation.
-        arrays[names[0]] = np.float32(arrays[names[0]] * (deviation / nn.ADAPTER_DEVIATION))
+        arrays[names[0]] = np.float32(arrays[names[0]] * (stddev / nn.ADAPTER_STDDEV))
         return
     key = models.dense_name(path)
     if key not in arrays:

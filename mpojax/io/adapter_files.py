@@ -225,8 +225,8 @@ def _with_adapters(
             # After an unstructured search the entries that are not kept do nothing.
             arrays[name] = np.full(shape, float(name.endswith("/adapter/scale")), np.float32)
     made = models.from_arrays(config, base.shapes, arrays)
-    breaks = models.stack_breaks(made, models.adapter_arrays(made))
-    config = dataclasses.replace(config, stack_breaks=breaks)
+    breaks = models.scan_boundaries(made, models.adapter_arrays(made))
+    config = dataclasses.replace(config, scan_boundaries=breaks)
     return models.from_arrays(config, base.shapes, arrays)
 
 

@@ -11,10 +11,13 @@ from mpojax.models import setting_types
 # 3: layers that share parts of their parameters, adapters, pre-training heads. 4: language models.
 # 5: kinds of adapters; a number in place of their settings is a low rank.
 # 6: several end tokens, and how a language model chooses tokens by default.
-FORMAT_VERSION = 6
-READ_VERSIONS = (1, 2, 3, 4, 5, 6)
+# 7: scan_boundaries, called stack_breaks before.
+FORMAT_VERSION = 7
+READ_VERSIONS = (1, 2, 3, 4, 5, 6, 7)
 KINDS = {"decoder": models.DecoderConfig, "encoder_decoder": models.EncoderDecoderConfig}
 
+# Settings that older versions called otherwise.
+_RENAMED = {"stack_breaks": "scan_boundaries"}
 
 _SIZE = checks.integer(1, 2**31 - 1)
 _SIZES = checks.Allowed(
@@ -75,10 +78,16 @@ def _config(content: Mapping):
         if content["kind"] not in KINDS:
             kind = checks.shortened(content["kind"])
             raise ValueError(f"kind {kind} is none of {', '.join(KINDS)}.")
-        setting_types.check_rules(content["config"], "config")
-        return KINDS[content["kind"]](**content["config"])
-    setting_types.check_rules(content["encoder"], "encoder")
-    settings = dict(content["encoder"])
+        settings = _renamed(content["config"])
+        setting_types.check_rules(settings, "config")
+        return KINDS[content["kind"]](**settings)
+    settings = _renamed(content["encoder"])
+    setting_types.check_rules(settings, "encoder")
     if settings.pop("share_layers", False):  # versions 1 and 2
         settings["layer_groups"] = 1
     return models.EncoderConfig(**settings)
+
+
+def _renamed(settings: Mapping) -> dict:
+    """Settings with the names of now."""
+    return {_RENAMED.get(name, name): value for name, value in settings.items()}

@@ -4,7 +4,7 @@ from mpojax.models.adapters import (
     adapter_arrays,
     adapter_filter,
     logical_arrays,
-    stack_breaks,
+    scan_boundaries,
     stacked_arrays,
 )
 from mpojax.models.arrays import (
@@ -96,7 +96,7 @@ __all__ = [
     "model_flops",
     "pool",
     "reconfigure",
-    "stack_breaks",
+    "scan_boundaries",
     "stacked_arrays",
     "to_arrays",
     "unshared",

@@ -71,7 +71,7 @@ def adapter_filter(model: Model, head: bool = True):
         if any(inside) and not all(inside):
             raise ValueError(
                 f"{names[inside.index(True)]} is tuned and {names[inside.index(False)]} is not, "
-                "but both are kept in one stack: give the model stack_breaks between them."
+                "but both are kept in one stack: give the model scan_boundaries between them."
             )
         if all(inside) or (head and is_head(model, path)):
             paths.add(tuple(path))
@@ -116,9 +116,9 @@ def _stack(parts: Sequence):
     return np.stack(parts) if on_host else jnp.stack(parts)
 
 
-def stack_breaks(model: Model, tuned: Mapping[str, str]) -> tuple[int, ...]:
+def scan_boundaries(model: Model, tuned: Mapping[str, str]) -> tuple[int, ...]:
     """Layers before which a stack must end for all of its layers to be tuned alike."""
-    breaks = set(model.config.stack_breaks)
+    breaks = set(model.config.scan_boundaries)
     for path, _, layer_range in arrays_lib.variables(model):
         if layer_range is None:
             continue

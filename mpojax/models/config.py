@@ -67,8 +67,8 @@ class EncoderConfig:
         queries and keys read a narrow map of their own, values the layer's whole input.
       num_feed_forwards: feed-forward blocks of a layer with a bottleneck, one after the other.
       remat: recompute each layer in the backward pass instead of keeping its activations.
-      stack_breaks: layers at which a new stack begins although its matrices have the shapes of the
-        layer before; variables of one stack are trained or frozen together.
+      scan_boundaries: layers at which a new stack begins although its matrices have the shapes of
+        the layer before; variables of one stack are trained or frozen together.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
       source_config: JSON text of the checkpoint configuration the model came from, for export; it
         names the head's classes, as transformers does: see `label_names`.
@@ -104,7 +104,7 @@ class EncoderConfig:
     bottleneck_attention: bool = False
     num_feed_forwards: int = 1
     remat: bool = False
-    stack_breaks: tuple[int, ...] = ()
+    scan_boundaries: tuple[int, ...] = ()
     dtype: str = "float32"
     source_config: str = "{}"
 
@@ -112,7 +112,7 @@ class EncoderConfig:
         # Of an encoder padding has an id in any case.
         setting_types.check(self, pad_id=checks.integer())
         # JSON has lists alone.
-        for name in ("stack_breaks", "shared_roles"):
+        for name in ("scan_boundaries", "shared_roles"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         adapters = tuple((str(p), AdapterSettings.of(s)) for p, s in self.adapters)
         object.__setattr__(self, "adapters", adapters)
@@ -242,10 +242,10 @@ class EncoderConfig:
 
     def _check_layers(self):
         allowed = range(self.block_size, self.num_layers, self.block_size)
-        if not all(layer in allowed for layer in self.stack_breaks):
+        if not all(layer in allowed for layer in self.scan_boundaries):
             shared = "" if self.layer_groups is None else " (first layers of blocks that share)"
             raise ValueError(
-                f"stack_breaks={checks.shortened(self.stack_breaks)} must be layers among "
+                f"scan_boundaries={checks.shortened(self.scan_boundaries)} must be layers among "
                 f"{checks.shortened(list(allowed))}{shared}."
             )
         if self.trigram_input and (self.embedding_size is None or self.projection != "word"):

@@ -30,7 +30,7 @@ class LanguageModelConfig:
         size = checks.integer(1) | checks.null()
         setting_types.check(self, **dict.fromkeys(sizes, size))
         # JSON has lists and dicts alone.
-        object.__setattr__(self, "stack_breaks", tuple(self.stack_breaks))
+        object.__setattr__(self, "scan_boundaries", tuple(self.scan_boundaries))
         adapters = tuple((str(p), AdapterSettings.of(s)) for p, s in self.adapters)
         object.__setattr__(self, "adapters", adapters)
         experts = tuple(
@@ -128,7 +128,7 @@ class DecoderConfig(LanguageModelConfig):
         pairs; the first that matches decides, a block that none matches stays plain.
       adapters, adapter_scale: as in `EncoderConfig`.
       remat: recompute each layer in the backward pass instead of keeping its activations.
-      stack_breaks: layers at which a new stack begins although it need not.
+      scan_boundaries: layers at which a new stack begins although it need not.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
       source_config, source_generation_config: JSON texts of config.json and generation_config.json
         of the checkpoint the model came from, for export.
@@ -164,7 +164,7 @@ class DecoderConfig(LanguageModelConfig):
     adapters: tuple[tuple[str, AdapterSettings], ...] = ()
     adapter_scale: float = 1.0
     remat: bool = False
-    stack_breaks: tuple[int, ...] = ()
+    scan_boundaries: tuple[int, ...] = ()
     dtype: str = "float32"
     source_config: str = "{}"
     source_generation_config: str = "{}"
@@ -194,9 +194,9 @@ class DecoderConfig(LanguageModelConfig):
                 f"{self.num_kv_heads}: each key head serves equally many query heads."
             )
         self._check_rotary()
-        if not all(0 < layer < self.num_layers for layer in self.stack_breaks):
+        if not all(0 < layer < self.num_layers for layer in self.scan_boundaries):
             raise ValueError(
-                f"stack_breaks={checks.shortened(self.stack_breaks)} must be layers in "
+                f"scan_boundaries={checks.shortened(self.scan_boundaries)} must be layers in "
                 f"1..{self.num_layers - 1}."
             )
 
@@ -229,9 +229,9 @@ class EncoderDecoderConfig(LanguageModelConfig):
 
     Attributes:
       vocab_size, hidden_size, num_heads, intermediate_size, activation, gated, norm_eps, tied,
-        experts, adapters, adapter_scale, remat, stack_breaks, dtype, source_config,
+        experts, adapters, adapter_scale, remat, scan_boundaries, dtype, source_config,
         source_generation_config, eos_id, sampling: as in `DecoderConfig`; paths begin with
-        encoder/layers/ or decoder/layers/, and `stack_breaks` holds for both towers.
+        encoder/layers/ or decoder/layers/, and `scan_boundaries` holds for both towers.
       num_layers, num_decoder_layers: layers of the encoder and the decoder; None: as many.
       head_size: width of a head; num_heads * head_size may differ from `hidden_size`.
       scale_logits: with a tied table, hidden states are multiplied with hidden_size^-0.5 before.
@@ -264,7 +264,7 @@ class EncoderDecoderConfig(LanguageModelConfig):
     adapters: tuple[tuple[str, AdapterSettings], ...] = ()
     adapter_scale: float = 1.0
     remat: bool = False
-    stack_breaks: tuple[int, ...] = ()
+    scan_boundaries: tuple[int, ...] = ()
     dtype: str = "float32"
     source_config: str = "{}"
     source_generation_config: str = "{}"
@@ -280,9 +280,9 @@ class EncoderDecoderConfig(LanguageModelConfig):
                 f"relative_distance={self.relative_distance} above half of it."
             )
         deepest = max(self.num_layers, self.num_decoder_layers)
-        if not all(0 < layer < deepest for layer in self.stack_breaks):
+        if not all(0 < layer < deepest for layer in self.scan_boundaries):
             raise ValueError(
-                f"stack_breaks={checks.shortened(self.stack_breaks)} must be layers in "
+                f"scan_boundaries={checks.shortened(self.scan_boundaries)} must be layers in "
                 f"1..{deepest - 1}."
             )
 

@@ -38,7 +38,7 @@ FIELDS = {
     "eos_id": integer() | null() | sequence(integer()),
     "classifier_dropout": number() | null(),
     "rotary_scaling": sequence(number()) | null(),
-    "stack_breaks": sequence(integer()),
+    "scan_boundaries": sequence(integer()),
     "shared_roles": sequence(text()),
 }
 # More than any model has, and little enough to enumerate layers and to multiply sizes.

@@ -31,7 +31,7 @@ def stack_ranges(config: EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> l
     for first in range(0, config.num_layers, config.block_size):
         block = range(first, first + config.block_size)
         _check_block(config, shapes, adapters, block)
-        goes_on = ranges and first not in config.stack_breaks
+        goes_on = ranges and first not in config.scan_boundaries
         if goes_on and all(_same(each, ranges[-1].start, first) for each in (shapes, adapters)):
             ranges[-1] = range(ranges[-1].start, block.stop)
         else:

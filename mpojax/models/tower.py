@@ -176,7 +176,7 @@ def _stack_ranges(config, shapes, prefix: str, num_layers: int) -> list[range]:
 
     ranges: list[range] = []
     for layer in range(num_layers):
-        goes_on = ranges and layer not in config.stack_breaks
+        goes_on = ranges and layer not in config.scan_boundaries
         if goes_on and kind(layer) == kind(ranges[-1].start):
             ranges[-1] = range(ranges[-1].start, layer + 1)
         else:

@@ -15,40 +15,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo.shape import MPOShape
 
 
 def over_parameterised_shape(
     in_features: int,
     out_features: int,
-    units: int,
-    sides: Mapping[int, tuple[Sequence[int], Sequence[int]]] | None = None,
+    num_inner_cores: int,
+    factor_overrides: Mapping[int, tuple[Sequence[int], Sequence[int]]] | None = None,
 ) -> MPOShape:
-    """Full-bond chain of `units` + 2 cores with more parameters than the matrix.
+    """Full-bond chain of `num_inner_cores` + 2 cores with more parameters than the matrix.
 
     Each size is split into two factors as equal as can be, the larger first (768 = 32 x 24, 3072 =
     64 x 48); between them are factors of one, whose cores are square matrices on the bonds.
 
     Args:
       in_features, out_features: of the matrix.
-      units: how many factors of one.
-      sides: {size: (factors before, factors behind those of one)}, instead of the two factors.
+      num_inner_cores: how many factors of one.
+      factor_overrides: {size: (factors before, factors behind those of one)}, instead of the two
+        factors.
 
     Raises:
-      ValueError: a negative number of units, or factors that do not multiply to their size.
+      ValueError: a negative `num_inner_cores`, or factors that do not multiply to their size.
     """
-    if isinstance(units, bool) or not isinstance(units, int) or units < 0:
-        raise ValueError(f"units={units!r} must be an integer of at least 0.")
+    checks.check({"num_inner_cores": num_inner_cores}, {"num_inner_cores": checks.integer(0)})
     lists = []
     for size in (in_features, out_features):
-        if sides and size in sides:
-            before, behind = sides[size]
-            lists.append((*before, *(1,) * units, *behind))
+        if factor_overrides and size in factor_overrides:
+            before, behind = factor_overrides[size]
+            lists.append((*before, *(1,) * num_inner_cores, *behind))
             if math.prod(lists[-1]) != size:
                 raise ValueError(f"the factors {before}, {behind} do not multiply to {size}.")
             continue
         small = next(k for k in range(int(size**0.5), 0, -1) if size % k == 0)
-        lists.append((size // small, *(1,) * units, small))
+        lists.append((size // small, *(1,) * num_inner_cores, small))
     return MPOShape(*lists)
 
 

@@ -1,6 +1,6 @@
 """Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
 
-from mpojax.nn.adapter import DEVIATION as ADAPTER_DEVIATION
+from mpojax.nn.adapter import STDDEV as ADAPTER_STDDEV
 from mpojax.nn.adapter import LowRankAdapter, attach_adapters, fold_adapter, make_adapter
 from mpojax.nn.adapter_settings import ADDED as ADDED_KINDS
 from mpojax.nn.adapter_settings import AdapterSettings
@@ -27,7 +27,7 @@ from mpojax.nn.roles import (
 
 __all__ = [
     "ACTIVATIONS",
-    "ADAPTER_DEVIATION",
+    "ADAPTER_STDDEV",
     "ADDED_KINDS",
     "NORMS",
     "ROLES",

@@ -19,7 +19,7 @@ from mpojax.nn.products import product
 from mpojax.nn.roles import AdapterParam
 
 # Standard deviation of a fresh down map. The up map starts at zero: nothing changes at first.
-DEVIATION = 0.02
+STDDEV = 0.02
 
 
 class Adapter(nnx.Module):
@@ -49,7 +49,7 @@ class LowRankAdapter(Adapter):
         rank: int,
         scale: float = 1.0,
         *,
-        deviation: float = DEVIATION,
+        stddev: float = STDDEV,
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
@@ -64,7 +64,7 @@ class LowRankAdapter(Adapter):
             raise ValueError(f"rank={rank!r} of an adapter must be at least 1.")
         self.scale = scale
         self.dtype = dtype
-        down = initializers.normal(rngs.params(), (in_features, rank), deviation**2)
+        down = initializers.normal(rngs.params(), (in_features, rank), stddev**2)
         self.down = AdapterParam(down)
         self.up = AdapterParam(jnp.zeros((rank, out_features), jnp.float32))
 

@@ -105,7 +105,7 @@ def dry_run(
     optimizer: Any,
     mesh: Mesh | None = None,
     rules: sharding_lib.Rules = sharding_lib.REPLICATED,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     prepare: Callable[[nnx.Module], Any] | None = None,
     model_flops: int | None = None,
 ) -> Report:
@@ -113,7 +113,7 @@ def dry_run(
 
     Args:
       state: see `abstract_state`; a state with arrays will do, too.
-      loss_fn, optimizer, mesh, rules, accumulate, prepare: see `fit`.
+      loss_fn, optimizer, mesh, rules, grad_accum_steps, prepare: see `fit`.
       batch: {name: array or shape struct} of the global batch.
       model_flops: see `mpojax.models.model_flops`.
 
@@ -133,7 +133,9 @@ def dry_run(
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
         for name, leaf in batch.items()
     }
-    step = step_lib.TrainStep(loss_fn, optimizer, accumulate=accumulate, prepare=prepare)
+    step = step_lib.TrainStep(
+        loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
+    )
     with jax.set_mesh(mesh):
         traced = step.trace(placed, batch, _abstract_clock(mesh) if step.by_time else None)
         compiled = traced.lower().compile()

@@ -267,7 +267,7 @@ def fit(
     hooks: Sequence[hooks_lib.Hook] = (),
     folder: str | pathlib.Path | None = None,
     log_every: int = 10,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     prepare: Callable[[nnx.Module], Any] | None = None,
 ) -> FitResult:
     """Trains to `steps` steps, resuming from the folder's checkpoint where there is one.
@@ -287,7 +287,7 @@ def fit(
       hooks: see `mpojax.training.hooks`; without a `Checkpoint` nothing is saved or resumed.
       folder: of metrics and checkpoints; None writes nothing.
       log_every: steps between two lines of training metrics.
-      accumulate: micro-batches per step; see `TrainStep`.
+      grad_accum_steps: micro-batches per step; see `TrainStep`.
       prepare: once-per-step preparation of the model; see `TrainStep`.
 
     Raises:
@@ -299,7 +299,7 @@ def fit(
         hooks = [*hooks, time_budget.TimeBudget(budget)]
     loop = Loop(
         state,
-        step_lib.TrainStep(loss_fn, optimizer, accumulate=accumulate, prepare=prepare),
+        step_lib.TrainStep(loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare),
         data,
         steps=steps,
         mesh=mesh or sharding_lib.make_mesh(),

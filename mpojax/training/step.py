@@ -31,7 +31,7 @@ class TrainStep:
     Args:
       loss_fn: (model, batch, key) -> (loss, metrics): the mean loss over the batch.
       optimizer: optax transformation.
-      accumulate: number of micro-batches whose gradients are averaged in one step. Where the
+      grad_accum_steps: number of micro-batches whose gradients are averaged in one step. Where the
         positions of a batch count by arrays `<name>_weights`, micro-batches may differ in how many
         count: the loss then gets `<name>_weights_total` too, the sum over an average micro-batch.
         Divided by that, micro-batches add up to the loss of the whole batch.
@@ -46,13 +46,13 @@ class TrainStep:
         loss_fn: LossFunction,
         optimizer: optax.GradientTransformation,
         *,
-        accumulate: int = 1,
+        grad_accum_steps: int = 1,
         prepare: Callable[[nnx.Module], Any] | None = None,
     ):
-        if accumulate < 1:
-            raise ValueError(f"accumulate={accumulate} must be at least 1")
+        if grad_accum_steps < 1:
+            raise ValueError(f"grad_accum_steps={grad_accum_steps} must be at least 1")
         self.loss_fn, self.optimizer = loss_fn, optimizer
-        self.accumulate, self.prepare = accumulate, prepare
+        self.grad_accum_steps, self.prepare = grad_accum_steps, prepare
         self.traces = 0  # how often the step was traced, thus compiled
         self.compile_seconds = 0.0  # time of calls that traced, first execution included
         self._compiled = None
@@ -130,7 +130,7 @@ class TrainStep:
         """(gradients of trainable, mean loss, mean metrics)."""
         key = state.step_key()
         build = state.definition.merge if self.prepare is None else self._prepared(state)
-        if self.accumulate == 1 and self.prepare is None:
+        if self.grad_accum_steps == 1 and self.prepare is None:
 
             def loss_of(trainable):
                 return self.loss_fn(build(trainable, state.frozen), batch, key)
@@ -149,11 +149,12 @@ class TrainStep:
 
     def _accumulated(self, state, variables, batch: dict, key: jax.Array) -> tuple:
         """Averages over micro-batches; rows are dealt out so that each device keeps its own."""
-        count = self.accumulate
+        count = self.grad_accum_steps
         for name, array in batch.items():
             if array.shape[0] % count:
                 raise ValueError(
-                    f"{name}: {array.shape[0]} rows cannot be split into accumulate={count} parts"
+                    f"{name}: {array.shape[0]} rows cannot be split into "
+                    f"grad_accum_steps={count} parts"
                 )
         parts = {n: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1) for n, a in batch.items()}
         totals = {

@@ -30,6 +30,30 @@ _PLACES = ("data_dir", "corpus")
 # Fields that configs got later: in an older one, each stands for this value.
 _ADDED = {"dtype": "float32", "remat": False, "keep_dense": True}
 
+# Fields that were called otherwise in configs of older versions: {old name: name now}.
+RENAMED = {
+    "accumulate": "grad_accum_steps",
+    "dev_texts": "dev_dataset",
+    "finalise": "after_search",
+    "fresh": "model_config",
+    "host": "distillation",
+    "keep_layers": "num_layers_kept",
+    "opdf.lam": "opdf.alignment_weight",
+    "opdf.sides": "opdf.factor_overrides",
+    "opdf.units": "opdf.num_inner_cores",
+    "opf.each": "opf.num_per_round",
+    "opf.every": "opf.interval",
+    "opf.number": "opf.num_per_role",
+    "opf.units": "opf.num_inner_cores",
+    "scored_by": "scoring_checkpoint",
+    "start.adapter_deviation": "start.adapter_stddev",
+    "start.deviation": "start.stddev",
+    "start.taught_layers": "start.num_teacher_layers",
+    "start_from": "init_checkpoint",
+    "test_texts": "test_dataset",
+    "texts": "dataset",
+}
+
 
 class Workdir:
     """A run's folder, checked and claimed before any work starts.
@@ -196,6 +220,17 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def renamed(recorded: Mapping[str, Any], holder: str = "") -> dict[str, Any]:
+    """A recorded config with the field names of now; `holder` is the dotted name of its owner."""
+    holder = holder.removeprefix("cell")  # that of a sweep has the fields of a run
+    found = {}
+    for name, value in recorded.items():
+        whole = f"{holder}.{name}" if holder else name
+        name = RENAMED.get(whole, whole).rpartition(".")[2]
+        found[name] = renamed(value, whole) if isinstance(value, Mapping) else value
+    return found
+
+
 def changes(
     recorded: Mapping[str, Any], config: Mapping[str, Any], free: Sequence[str] = _NOT_COMPARED
 ) -> list[str]:
@@ -210,7 +245,7 @@ def changes(
         {name: value for name, value in plain(each).items() if name not in free}
         for each in (recorded, config)
     )
-    there = _completed(there, here)
+    there = _completed(renamed(there), here)
     return [] if fingerprint(there) == fingerprint(here) else differences(there, here)
 
 

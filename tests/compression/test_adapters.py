@@ -81,7 +81,7 @@ def test_merging_after_an_update_and_a_round_trip(model, tmp_path):
     [
         ([(ATTENTION, {"rank": 4, "alpha": 2})], "settings alpha; known are activation, .*rank, "),
         ([(ATTENTION, {"rank": 0})], "rank=0 must be an integer of at least 1"),
-        ([(ATTENTION, {"rank": 1, "deviation": 0.0})], r"deviation=0\.0 must be above 0"),
+        ([(ATTENTION, {"rank": 1, "stddev": 0.0})], r"stddev=0\.0 must be above 0"),
         ([(ATTENTION, {})], "rank"),
         ([("layers/./attention/q", {"rank": 1})], "matches no matrix. It must match a whole path"),
         ([("embeddings/word", {"rank": 1})], "matches no matrix"),
@@ -95,11 +95,11 @@ def test_mistakes_are_explained(model, rules, message):
 
 
 def test_fresh_down_maps_have_the_deviation_of_their_rule(model):
-    rules = [(".*/query", {"rank": 40}), (".*/key", {"rank": 40, "deviation": 0.5})]
+    rules = [(".*/query", {"rank": 40}), (".*/key", {"rank": 40, "stddev": 0.5})]
     arrays = models.to_arrays(add(model, rules))
-    for name, deviation in (("query", 16**-0.5), ("key", 0.5)):
+    for name, stddev in (("query", 16**-0.5), ("key", 0.5)):
         down = arrays[f"layers/0/attention/{name}/adapter/down"]
-        np.testing.assert_allclose(np.std(down), deviation, rtol=0.15)
+        np.testing.assert_allclose(np.std(down), stddev, rtol=0.15)
 
 
 def test_a_matrix_has_one_adapter_and_all_have_one_scale(model):

@@ -123,15 +123,15 @@ def test_the_search_covers_the_ranges(variant):
     for task in finetune.TASKS:
         config = mpobert48.get_config(f"{variant},{task}")
         found, drawn = cells.expand(config), finetune.ranges(task)
-        assert len(found) == 9 * len(drawn.batch_sizes) * len(drawn.accumulate)
+        assert len(found) == 9 * len(drawn.batch_sizes) * len(drawn.grad_accum_steps)
         plots.read_plots(config.plots, found)
         rates = {cell.config.optimizer.learning_rate for cell in found}
         cores = {tuple(c.config.optimizer.role_learning_rates.to_dict().items()) for c in found}
         assert (min(rates), max(rates), len(rates)) == (*drawn.rates, 3)
         assert {rate for pair in cores for _, rate in pair} == rates
-        batches = {(cell.config.batch_size, cell.config.accumulate) for cell in found}
+        batches = {(cell.config.batch_size, cell.config.grad_accum_steps) for cell in found}
         assert batches == {
-            (size * parts, parts) for size in drawn.batch_sizes for parts in drawn.accumulate
+            (size * parts, parts) for size in drawn.batch_sizes for parts in drawn.grad_accum_steps
         }
         for cell in found:
             job.check(cell.config)

@@ -30,7 +30,7 @@ def test_the_recipe_of_every_task(task):
     recipes.apply(config, task)
     finetune.check(config)
     assert set(config) == set(base.get_config())
-    assert (config.task, config.batch_size, config.accumulate) == (task, batch, 4)
+    assert (config.task, config.batch_size, config.grad_accum_steps) == (task, batch, 4)
     assert (config.steps, config.max_length, config.keep_best) == (steps, 128, True)
     settings = config.optimizer
     assert round(settings.warmup_steps * config.steps) == warmup

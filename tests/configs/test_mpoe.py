@@ -104,7 +104,7 @@ def test_gpt2(variant):
         config = gpt2.get_config(f"{variant},{texts}")
         check(config, "gpt2", variant)
         language_model.check(config)
-        assert (config.texts, config.variant, config.length) == (texts, variant, 1024)
+        assert (config.dataset, config.variant, config.length) == (texts, variant, 1024)
         assert bool(config.bleu_prompts) == (texts == "wikitext2")
         assert bool(config.samples) == (texts != "wikitext2")
         assert not config.experts.share_bias

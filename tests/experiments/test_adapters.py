@@ -60,7 +60,7 @@ def test_a_run_with_adapters_and_one_that_goes_on_from_it(config, tmp_path):
     assert result["counts"]["adapter"] == NUMBERS
     arrays = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
     assert all(arrays[name].any() for name in arrays if name.endswith("query/adapter/up"))
-    config.start_from = str(tmp_path / "first" / "model")
+    config.init_checkpoint = str(tmp_path / "first" / "model")
     goes_on = models.to_arrays(jobs.prepare(config).model)
     for name, array in arrays.items():
         np.testing.assert_array_equal(goes_on[name], array)

@@ -269,7 +269,7 @@ def test_micro_batches_train_alike(checkpoint, task, tmp_path):
     tuned_arrays = []
     for count in (1, 2):
         config = study(checkpoint)
-        config.compare, config.accumulate, config.batch_size = ("mpo_full",), count, 16
+        config.compare, config.grad_accum_steps, config.batch_size = ("mpo_full",), count, 16
         compress.main(config, str(tmp_path / f"run{count}"))
         tuned = io.load_pretrained(tmp_path / f"run{count}" / "finetuned" / "mpo_full")
         tuned_arrays.append(models.to_arrays(tuned))

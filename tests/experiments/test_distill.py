@@ -65,7 +65,7 @@ def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher
     """The student stays in MPO form and as small as it is; only what is asked for learns."""
     config.opdf.enabled, config.student_layers, config.save_model = False, (), True
     config.matrices, config.bond, config.trainable = (".*/(query|up)",), 2, "lightweight"
-    config.accumulate = 2
+    config.grad_accum_steps = 2
     assert distill.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     saved, known = (io.load_pretrained(f) for f in (tmp_path / "model", teacher))
@@ -130,7 +130,7 @@ def test_a_run_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
 
 
 def test_layers_replace_those_of_the_teacher(config, tmp_path, teacher):
-    config.host, config.log_every, config.save_model = "theseus", 1, True
+    config.distillation, config.log_every, config.save_model = "theseus", 1, True
     config.replacement.start, config.replacement.growth = 0.5, 0.1
     config.optimizer.weight_decay = 0.01
     assert distill.run(config, tmp_path) == 0
@@ -159,8 +159,8 @@ def test_layers_and_attention_are_compared(config, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"host": "lgtm"}, "config.host='lgtm' must be one of kd, theseus"),
-        ({"host": "theseus", "opdf__layer_map": (0,)}, "must grow and end with"),
+        ({"distillation": "lgtm"}, "config.distillation='lgtm' must be one of kd, theseus"),
+        ({"distillation": "theseus", "opdf__layer_map": (0,)}, "must grow and end with"),
         ({"teacher": ""}, "config.teacher is empty"),
         ({"student_layers": (7,)}, r"layers=\(7,\) must name layers of the teacher"),
         ({"opdf__alignment": "cosine"}, "alignment='cosine' must be one of"),
@@ -168,7 +168,7 @@ def test_layers_and_attention_are_compared(config, tmp_path):
         ({"weights__logits": -1.0}, "logits=-1.0 must not be negative"),
         ({"trainable": "head"}, "config.trainable='head': a student of layers is trained as a"),
         ({"keep_best": True}, "config.keep_best=True: a student starts from config.teacher"),
-        ({"start_from": "folder"}, "config.start_from='folder': a student starts from"),
+        ({"init_checkpoint": "folder"}, "config.init_checkpoint='folder': a student starts from"),
         ({"squeeze": {"steps": 2}}, "config.squeeze={'steps': 2}: a student starts from"),
         ({"matrices": (".*/query",)}, "set config.opdf.enabled=False"),
         (

@@ -115,8 +115,8 @@ def test_the_model_folder_of_a_pre_training_run(config, tmp_path):
     model = models.build(settings, rngs=nnx.Rngs(1))
     io.save_pretrained(model, tmp_path / "model", tokenizer_from=config.model)
     config.pooling, config.save_model, config.optimizer.learning_rate = "", True, 0.0
-    for name, start_from in (("model", ""), ("start", str(tmp_path / "model"))):
-        config.model, config.start_from = str(tmp_path / "model"), start_from
+    for name, init_checkpoint in (("model", ""), ("start", str(tmp_path / "model"))):
+        config.model, config.init_checkpoint = str(tmp_path / "model"), init_checkpoint
         assert finetune.run(config, tmp_path / name / "run") == 0
         tuned = io.load_pretrained(tmp_path / name / "run" / "model")
         assert isinstance(tuned, models.SequenceClassifier)
@@ -138,10 +138,12 @@ def test_a_folder_without_a_tokenizer(config, checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").unlink()
     config.model = str(tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match=r"config.model=.*no tokenizer.json.*start_from"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config.model=.*no tokenizer.json.*init_checkpoint"
+    ):
         finetune.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    config.model, config.start_from = str(checkpoint), str(tmp_path / "model")  # as it advises
+    config.model, config.init_checkpoint = str(checkpoint), str(tmp_path / "model")  # as it advises
     assert finetune.run(config, tmp_path / "run") == 0
 
 

@@ -118,7 +118,7 @@ def test_no_steps_keep_the_head_of_the_model(config, tmp_path, caplog):
 
 def test_a_head_without_names_says_how_it_is_taken(checkpoint, caplog):
     model = models.with_head(io.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0))
-    config = ml_collections.ConfigDict({"start_from": str(checkpoint), "steps": 4})
+    config = ml_collections.ConfigDict({"init_checkpoint": str(checkpoint), "steps": 4})
     task = data.TextTask("mine", {}, ("no", "yes"))
     assert jobs.tuned_head(config, model, task, "classifier") == (model, True)
     assert "have no names: taken for ['no', 'yes']" in caplog.text
@@ -204,7 +204,7 @@ def test_the_best_development_state_is_reported(config, tmp_path):
 def test_last_layers_train_from_a_model_tuned_before(config, tmp_path):
     config.save_model = True
     assert finetune.run(config, tmp_path / "first") == 0
-    config.start_from, config.trainable = str(tmp_path / "first" / "model"), "last_1"
+    config.init_checkpoint, config.trainable = str(tmp_path / "first" / "model"), "last_1"
     assert finetune.run(config, tmp_path / "second") == 0
     first = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
     second = models.to_arrays(io.load_pretrained(tmp_path / "second" / "model"))
@@ -228,7 +228,7 @@ def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same)
     model = models.with_head(
         io.load_pretrained(checkpoint), 2, pooling="mean", label_names=known, rngs=nnx.Rngs(0)
     )
-    config = ml_collections.ConfigDict({"start_from": str(checkpoint), "steps": 4})
+    config = ml_collections.ConfigDict({"init_checkpoint": str(checkpoint), "steps": 4})
     task = data.TextTask("mine", {}, wanted)
     assert jobs.tuned_head(config, model, task, "classifier") == (model, same)
 

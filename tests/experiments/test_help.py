@@ -85,12 +85,12 @@ def test_help_lists_every_field_of_a_config(pages, name):
 def test_help_explains_fields(pages):
     page = pages[f"experiments.finetune --config={WITH_CONFIG['experiments.finetune']} --help"][1]
     words = " ".join(page.split())
-    assert "accumulate=1 micro-batches per step [an integer of at least 1]" in words
+    assert "grad_accum_steps=1 micro-batches per step [an integer of at least 1]" in words
     assert "trainable='all' a name in mpojax.methods.mpop.FILTERS" in words
     assert "optimizer.learning_rate=0.0001 peak [a finite number of at least 0]" in words
     assert page.index("\n  model=") < page.index("\n  steps=") < page.index("\n  log_every=")
     sweep = " ".join(pages[next(line for line in pages if "bond_dims" in line)][1].split())
-    assert "cell.accumulate=1 micro-batches per step [an integer of at least 1]" in sweep
+    assert "cell.grad_accum_steps=1 micro-batches per step [an integer of at least 1]" in sweep
     assert "seeds=(0,) [a list, each an integer from 0" in sweep
 
 
@@ -122,14 +122,14 @@ def test_comments_are_found_where_a_field_is_made(tmp_path):
         "            2,\n"
         "        ),\n"
         "    }\n"
-        "    config.accumulate = 4  # of no interest: explained in base.py\n"
+        "    config.grad_accum_steps = 4  # of no interest: explained in base.py\n"
         "    return config\n",
         encoding="utf-8",
     )
     found = help_page.comments(file)
     assert found["mine"] == "Two lines above. and behind"
     assert (found["part.one"], found["part.two"]) == ("inside", "Above.")
-    assert found["accumulate"] == "micro-batches per step"
+    assert found["grad_accum_steps"] == "micro-batches per step"
 
 
 def test_commands_in_docstrings_keep_their_backslashes():

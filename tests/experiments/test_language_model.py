@@ -33,7 +33,7 @@ def base(texts, tmp_path_factory):
 
 def tuning(texts, base, **fields):
     """Four steps of the model of `base`, as MPOE experts."""
-    config = toy_language.config(texts, fresh={}, tokenizer="", model=str(base / "model"))
+    config = toy_language.config(texts, model_config={}, tokenizer="", model=str(base / "model"))
     config.optimizer.learning_rate, config.save_model = 1e-3, True
     config.optimizer.central_mask.rate = 0.5
     return put(config, EXPERTS | fields)
@@ -101,7 +101,12 @@ class TestBase:
 
     def test_no_steps_only_evaluate_and_need_no_training_text(self, base, texts, tmp_path):
         config = toy_language.config(
-            texts, fresh={}, tokenizer="", model=str(base / "model"), steps=0, train_split="no"
+            texts,
+            model_config={},
+            tokenizer="",
+            model=str(base / "model"),
+            steps=0,
+            train_split="no",
         )
         assert language_model.main(config, str(tmp_path)) == 0
         result, known = result_of(tmp_path), result_of(base)
@@ -177,7 +182,7 @@ class TestExperts:
 
     def test_a_run_goes_on_from_it(self, tuned, texts, tmp_path):
         """Experts that are there are known, although the config asks for none."""
-        config = toy_language.config(texts, fresh={}, model=str(tuned[1] / "model"), steps=1)
+        config = toy_language.config(texts, model_config={}, model=str(tuned[1] / "model"), steps=1)
         config.optimizer.learning_rate, config.test_split = 0.0, ""
         assert language_model.run(config, tmp_path / "run") == 0
         result = result_of(tmp_path / "run")
@@ -215,7 +220,9 @@ class TestExperts:
     def test_a_mesh_of_experts_and_micro_batches(self, texts, base, tmp_path, monkeypatch):
         """All masked, central cores stay; without matplotlib there is no picture."""
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        config = tuning(texts, base, mesh={"expert": 2}, accumulate=2, keep_layers=1, steps=2)
+        config = tuning(
+            texts, base, mesh={"expert": 2}, grad_accum_steps=2, num_layers_kept=1, steps=2
+        )
         config.optimizer.central_mask.rate, config.keep_best = 1.0, True
         assert language_model.run(config, tmp_path / "run") == 0
         assert not (tmp_path / "run" / router_plot.NAME).exists()

@@ -20,7 +20,7 @@ def texts(tmp_path_factory):
 
 class TestTexts:
     def test_tokens_and_texts_of_the_test(self, texts):
-        config = toy_language.config(texts, test_texts="file:test=short.jsonl", test_tokens=40)
+        config = toy_language.config(texts, test_dataset="file:test=short.jsonl", test_tokens=40)
         job = language_model.prepare(config)
         assert job.test.num_tokens == 39
         words = [
@@ -35,7 +35,7 @@ class TestTexts:
 
     def test_references_of_samples_are_documents(self, texts, monkeypatch, tmp_path):
         """Each line of a .jsonl file is one reference, not all of them together."""
-        config = toy_language.config(texts, test_texts="file:test=short.jsonl")
+        config = toy_language.config(texts, test_dataset="file:test=short.jsonl")
         config.samples, config.sample_length = 2, 4
         job, seen = language_model.prepare(config), []
         monkeypatch.setattr(generating, "_generate", lambda *_: [np.array([5]), np.array([6])])
@@ -52,7 +52,9 @@ class TestTexts:
         mixed = compression.add_experts(model, rules, rngs=nnx.Rngs(0))
         cut = language_models.first_layers(mixed, 1)
         assert (cut.config.num_layers, cut.config.experts, cut.shapes) == (1, (), {})
-        with pytest.raises(ValueError, match=r"config.keep_layers=3: the model must be a decoder"):
+        with pytest.raises(
+            ValueError, match=r"config.num_layers_kept=3: the model must be a decoder"
+        ):
             language_models.first_layers(model, 3)
 
 
@@ -61,10 +63,13 @@ class TestMistakes:
         ("fields", "message"),
         [
             ({"model": "somewhere"}, "just one of them"),
-            ({"fresh": {}}, "just one of them"),
-            ({"tokenizer": ""}, "config.fresh needs config.tokenizer"),
+            ({"model_config": {}}, "just one of them"),
+            ({"tokenizer": ""}, "config.model_config needs config.tokenizer"),
             ({"steps": -1}, "config.steps=-1 must be an integer of at least 0"),
-            ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
+            (
+                {"grad_accum_steps": 3},
+                "batch_size=8 rows cannot be split into config.grad_accum_steps=3",
+            ),
             (
                 {"balance_weight": -1.0},
                 "config.balance_weight=-1.0 must be a finite number of at least 0",
@@ -98,7 +103,10 @@ class TestMistakes:
             ),
             ({"bleu_prompts": 1, "test_split": ""}, "continues the test text"),
             ({"sampling": {"temperature": -1.0, "top_k": 0, "top_p": 1.0}}, "temperature=-1.0"),
-            ({"fresh": {"kind": "encoder"}}, "config.fresh.kind='encoder' must be one of decoder"),
+            (
+                {"model_config": {"kind": "encoder"}},
+                "config.model_config.kind='encoder' must be one of decoder",
+            ),
         ],
     )
     def test_without_weights_or_texts(self, tmp_path, texts, fields, message):
@@ -113,11 +121,17 @@ class TestMistakes:
         ("fields", "message"),
         [
             ({"length": 64}, "config.length=64 is more than the 32 positions of the model"),
-            ({"fresh": {"layers": 3}}, "does not make a DecoderConfig: .* 'layers'"),
-            ({"fresh": {"num_layers": 3}}, "does not make a DecoderConfig: .*missing"),
-            ({"fresh": {**toy_language.DECODER, "vocab_size": 99}}, "do not belong together"),
-            ({"fresh": {**toy_language.DECODER, "num_heads": 3}}, "not a multiple of num_heads=3"),
-            ({"texts": "file:train=train.txt"}, "have no split 'dev'"),
+            ({"model_config": {"layers": 3}}, "does not make a DecoderConfig: .* 'layers'"),
+            ({"model_config": {"num_layers": 3}}, "does not make a DecoderConfig: .*missing"),
+            (
+                {"model_config": {**toy_language.DECODER, "vocab_size": 99}},
+                "do not belong together",
+            ),
+            (
+                {"model_config": {**toy_language.DECODER, "num_heads": 3}},
+                "not a multiple of num_heads=3",
+            ),
+            ({"dataset": "file:train=train.txt"}, "have no split 'dev'"),
             ({**EXPERTS, "experts__blocks": "layers/7/.*"}, "'layers/7/.*' matches no"),
             ({"samples": 2, "sample_length": 32}, "sample_length . 1 = 33 is more than the 32"),
             ({"bleu_prompts": 2}, "bleu_prompt_length . bleu_length = 128 is more than the 32"),
@@ -135,9 +149,9 @@ class TestMistakes:
         for name in ("max_positions", "embedding_dropout", "attention_dropout"):
             del fresh[name]
         with pytest.raises(ValueError, match="is no decoder; encoder-decoders are tuned by"):
-            language_model.run(toy_language.config(texts, fresh=fresh), tmp_path / "run")
+            language_model.run(toy_language.config(texts, model_config=fresh), tmp_path / "run")
         io.save_pretrained(helpers.model(), tmp_path / "encoder")
-        config = toy_language.config(texts, fresh={}, model=str(tmp_path / "encoder"))
+        config = toy_language.config(texts, model_config={}, model=str(tmp_path / "encoder"))
         with pytest.raises(ValueError, match=r"do not belong together|is no decoder"):
             language_model.run(config, tmp_path / "run")
 
@@ -146,7 +160,7 @@ class TestMistakes:
         words, folder = language_models.tokenizer(config)
         model = language_models.fresh(config, words)
         io.save_pretrained(model, tmp_path / "model", tokenizer_from=folder)
-        fields = {"fresh": {}, "tokenizer": "", "model": str(tmp_path / "model")}
+        fields = {"model_config": {}, "tokenizer": "", "model": str(tmp_path / "model")}
         config = put(config, {**fields, **EXPERTS, "experts__form": "switch"})
         config.experts.cores = 5  # of dense experts it would mean nothing
         config.optimizer.central_mask.rate = 0.5

@@ -36,8 +36,8 @@ def test_unknown_parts():
 def test_every_kind_of_run(tmp_path):
     texts = toy_language.write(tmp_path)
     config = mpoe_sharing.get_config("smoke")
-    fields = {"tokenizer": str(texts / "words"), "texts": toy_language.TEXTS}
-    fields |= {"data_dir": str(texts), "fresh": dict(toy_language.DECODER)}
+    fields = {"tokenizer": str(texts / "words"), "dataset": toy_language.TEXTS}
+    fields |= {"data_dir": str(texts), "model_config": dict(toy_language.DECODER)}
     fields |= {"length": 16, "batch_size": 8, "eval_batch_size": 8, "router_every": 1}
     put(config.cell, fields)
     assert sweep.main(config, str(tmp_path / "sweep")) == 0

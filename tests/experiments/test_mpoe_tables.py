@@ -24,7 +24,7 @@ def write(folder, config, result):
 def text_run(folder, argument, metrics, **changes):
     config = gpt2.get_config(argument)
     config.update(changes)
-    write(folder, config, {"task": config.texts, "metrics": metrics, "metric_name": "perplexity"})
+    write(folder, config, {"task": config.dataset, "metrics": metrics, "metric_name": "perplexity"})
 
 
 def task_run(folder, argument, metrics, examples, **changes):
@@ -219,5 +219,5 @@ def test_commands_name_configs_that_load():
             for column in one.columns if row.config else ():
                 config = scores.load_config(row, column)
                 assert config.variant == row.variant
-                assert column.task in (config.task, config.texts, *config.tasks)
+                assert column.task in (config.task, config.dataset, *config.tasks)
                 assert set(config) == set(base.get_config())

@@ -50,7 +50,7 @@ def config(checkpoint, texts):
     config.metrics = {}
     config.max_length, config.lengths = 8, (8,)
     config.batch_size = config.eval_batch_size = 16
-    config.accumulate, config.keep_best, config.eval_every = 1, False, 0
+    config.grad_accum_steps, config.keep_best, config.eval_every = 1, False, 0
     config.pooling, config.dropout = "mean", 0.0
     config.steps, config.checkpoint_every = 4, 3
     config.optimizer.learning_rate = 1e-2
@@ -70,7 +70,7 @@ def finished(checkpoint, texts, tmp_path_factory):
     config.tasks, config.metrics = tuple(line for line, _, _ in TASKS.values()), {}
     config.max_length, config.lengths = 8, (8,)
     config.batch_size = config.eval_batch_size = 16
-    config.accumulate, config.eval_every = 2, 10
+    config.grad_accum_steps, config.eval_every = 2, 10
     config.pooling, config.dropout, config.steps = "mean", 0.0, 60
     config.optimizer.learning_rate, config.save_model = 1e-2, True
     assert multitask.main(config, str(folder)) == 0
@@ -111,7 +111,7 @@ def test_a_task_goes_on_alone_with_its_head(finished, texts, tmp_path, name):
     _, folder = finished
     config = base.get_config()
     # The saved folder has the tokenizer too.
-    config.model = config.start_from = str(folder / "model")
+    config.model = config.init_checkpoint = str(folder / "model")
     config.data_dir, config.task = str(texts), TASKS[name][0]
     config.max_length, config.lengths = 8, (8,)
     config.batch_size = config.eval_batch_size = 8
@@ -139,8 +139,8 @@ def test_the_shared_model_is_a_start_for_another_task(finished, texts, tmp_path)
     config.batch_size = config.eval_batch_size = 8
     config.dropout, config.steps, config.optimizer.learning_rate = 0.0, 1, 0.0
     config.save_model = True
-    for name, start_from in (("model", ""), ("start", config.model)):
-        config.start_from = start_from
+    for name, init_checkpoint in (("model", ""), ("start", config.model)):
+        config.init_checkpoint = init_checkpoint
         assert finetune.run(config, tmp_path / name) == 0
         saved = models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
         assert saved["head/kernel"].shape == (16, 2)
@@ -150,7 +150,7 @@ def test_the_shared_model_is_a_start_for_another_task(finished, texts, tmp_path)
 def test_several_tasks_go_on_with_their_heads(finished, tmp_path):
     config, folder = finished
     config = config.copy_and_resolve_references()
-    config.start_from = str(folder / "model")
+    config.init_checkpoint = str(folder / "model")
     config.steps, config.optimizer.learning_rate, config.keep_best = 1, 0.0, False
     assert multitask.run(config, tmp_path / "run") == 0
     assert result_of(tmp_path / "run")["metrics"] == pytest.approx(
@@ -162,7 +162,7 @@ def test_several_tasks_go_on_with_their_heads(finished, tmp_path):
 def test_no_steps_only_evaluate(finished, tmp_path):
     config, folder = finished
     config = config.copy_and_resolve_references()
-    config.start_from, config.steps, config.accumulate = str(folder / "model"), 0, 1
+    config.init_checkpoint, config.steps, config.grad_accum_steps = str(folder / "model"), 0, 1
     assert multitask.run(config, tmp_path) == 0
     assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
 
@@ -193,7 +193,7 @@ def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
 
 def test_a_compressed_model_with_equal_shares(config, tmp_path):
     config.matrices, config.budget, config.exponent = (".*/(query|up|down)",), 0.8, 0.0
-    config.trainable, config.accumulate = "lightweight", 2
+    config.trainable, config.grad_accum_steps = "lightweight", 2
     config.train_examples, config.dev_examples = 10, 8
     assert multitask.run(config, tmp_path) == 0
     result = result_of(tmp_path)
@@ -247,6 +247,6 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
 def test_a_broken_list_of_tasks(finished, config, tmp_path):
     shutil.copytree(finished[1] / "model", tmp_path / "model")
     (tmp_path / "model" / "tasks.json").write_text('[{"name": "mood"}]', encoding="utf-8")
-    config.start_from = str(tmp_path / "model")
+    config.init_checkpoint = str(tmp_path / "model")
     with pytest.raises(ValueError, match=r"tasks.json is no list of tasks as this library"):
         multitask.run(config, tmp_path / "run")

@@ -14,7 +14,15 @@ from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa
 def config(checkpoint, texts):  # noqa: F811
     config = common(base.get_config(), checkpoint, texts)
     config.pooling = "mean"
-    config.opf.update({"number": 2, "each": 1, "every": 2.0, "units": 1, "score_batches": 1})
+    config.opf.update(
+        {
+            "num_per_role": 2,
+            "num_per_round": 1,
+            "interval": 2.0,
+            "num_inner_cores": 1,
+            "score_batches": 1,
+        }
+    )
     return config
 
 
@@ -42,7 +50,7 @@ def test_static_selection(config, checkpoint, texts, tmp_path):  # noqa: F811
     tuned.pooling, tuned.save_model = "mean", True
     assert finetune.run(tuned, tmp_path / "tuned") == 0
     config.opf.strategy, config.save_model = "static", True
-    config.scored_by = str(tmp_path / "tuned/model")
+    config.scoring_checkpoint = str(tmp_path / "tuned/model")
     assert opf.run(config, tmp_path / "run") == 0
     check_result(tmp_path / "run", [0])
 
@@ -51,7 +59,7 @@ def test_a_scoring_model_in_mpo_form(config, checkpoint, texts, tmp_path):  # no
     tuned = common(finetune_base.get_config(), checkpoint, texts)
     tuned.pooling, tuned.save_model, tuned.matrices = "mean", True, (".*/query",)
     assert finetune.run(tuned, tmp_path / "tuned") == 0
-    config.opf.strategy, config.scored_by = "static", str(tmp_path / "tuned/model")
+    config.opf.strategy, config.scoring_checkpoint = "static", str(tmp_path / "tuned/model")
     with pytest.raises(ValueError, match="fine-tuned on the task and dense"):
         opf.run(config, tmp_path / "run")
 
@@ -59,9 +67,9 @@ def test_a_scoring_model_in_mpo_form(config, checkpoint, texts, tmp_path):  # no
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scored_by": "folder"}, "'dynamic' reads none"),
+        ({"scoring_checkpoint": "folder"}, "'dynamic' reads none"),
         ({"opf.strategy": "static"}, "'static' needs the folder of a fine-tuned model"),
-        ({"opf.every": 3.0}, "choose 2 matrices of each role by step 6 of 6"),
+        ({"opf.interval": 3.0}, "choose 2 matrices of each role by step 6 of 6"),
         ({"keep_best": True}, "config.keep_best=True: the whole dense model is trained"),
         ({"matrices": (".*/query",), "bond": 2}, "config.matrices=.*: the whole dense model"),
         ({"optimizer.name": "muon"}, "cannot follow a matrix that becomes a chain"),
@@ -79,7 +87,7 @@ def test_configs_load():
     for variant in ("static", "dynamic"):
         for task in minilm.TASKS:
             config = minilm.get_config(f"{variant},{task}")
-            config.scored_by = "folder" if variant == "static" else ""
+            config.scoring_checkpoint = "folder" if variant == "static" else ""
             opf.check(config)
     with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
         minilm.get_config("greedy,sst2")

@@ -78,7 +78,7 @@ def test_an_unstructured_search(config, tmp_path, criterion):
 @pytest.mark.slow
 def test_chains_and_the_training_from_the_start(config, tmp_path):
     config.adapters = ((base.LAYERS, {"kind": "mpo", "num_cores": 3, "bond": 4}),)
-    config.search.budget, config.finalise = 400, "retrain"
+    config.search.budget, config.after_search = 400, "retrain"
     assert pet_search.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert 200 < result["updates"] <= 400
@@ -179,7 +179,7 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
         ({"optimizer__schedule_unit": "seconds"}, "the rounds of a search are at fixed steps"),
         ({"search__gauge": "score", "search__criterion": "fisher"}, "first-order scores: with"),
         ({"adapters": ((".*/out", {"kind": "bottleneck", "width": 2}),)}, "cannot be searched"),
-        ({"finalise": "stop"}, "config.finalise='stop' must be one of continue, retrain"),
+        ({"after_search": "stop"}, "config.after_search='stop' must be one of continue, retrain"),
         ({"adapters": ((".*/query", {"rank": 2, "start": "offset"}),)}, "has an offset start"),
         ({"adapters": (("no_such", {"rank": 2}),)}, "matches no matrix"),
     ],

@@ -35,7 +35,7 @@ def _config(corpus, **fields):
     )
     config.update(length=32, batch_size=8, steps=STEPS, eval_batch_size=8, eval_rows=8)
     config.update(eval_every=2, samples_every=2, checkpoint_every=2, log_every=1)
-    config.start.deviation = 0.2
+    config.start.stddev = 0.2
     for name, value in fields.items():
         cells.set_field(config, name, value, "test")
     return config
@@ -129,7 +129,7 @@ def test_rows_longer_than_the_teacher_reads_are_refused(finished, corpus, tmp_pa
 
 @pytest.mark.slow
 def test_accumulation_and_a_budget_of_seconds(corpus, tmp_path):
-    config = _config(corpus, accumulate=2, batch_size=16, sop=False)
+    config = _config(corpus, grad_accum_steps=2, batch_size=16, sop=False)
     config.optimizer.schedule_unit, config.optimizer.budget_seconds = "seconds", 0.001
     assert pretrain.run(config, tmp_path / "run") == 0
     result = _result(tmp_path / "run")
@@ -159,18 +159,21 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
         ({"model.vocab_size": 99}, "the model has vocab_size=99, the corpus"),
         ({"mesh.fsdp": 3}, "mesh sizes"),
         ({"batch_size": 6}, "batch_size=6 cannot be split"),
-        ({"accumulate": 2}, "in config.accumulate=2 micro-batches cannot be split"),
+        ({"grad_accum_steps": 2}, "in config.grad_accum_steps=2 micro-batches cannot be split"),
         ({"steps": 0}, "config.steps=0 must be an integer of at least 1"),
-        ({"accumulate": 3}, "batch_size=8 rows cannot be split into config.accumulate=3"),
         (
-            {"start.adapter_deviation": 0.0},
-            "start.adapter_deviation=0.0 must be a finite number above 0",
+            {"grad_accum_steps": 3},
+            "batch_size=8 rows cannot be split into config.grad_accum_steps=3",
+        ),
+        (
+            {"start.adapter_stddev": 0.0},
+            "start.adapter_stddev=0.0 must be a finite number above 0",
         ),
         ({"start.central": "last"}, "config.start.central='last' must be 'mean', or the number"),
         ({"optimizer.name": "adam", "optimizer.weight_decay": 0.1}, "weight_decay=0.1 has no"),
         (
-            {"start.taught_layers": -1},
-            "config.start.taught_layers=-1 must be an integer of at least 0",
+            {"start.num_teacher_layers": -1},
+            "config.start.num_teacher_layers=-1 must be an integer of at least 0",
         ),
     ],
 )

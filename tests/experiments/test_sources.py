@@ -21,7 +21,7 @@ def _distillation(config):
 FIELDS = {
     "compress model": (compress_config, "model", lambda c: compress.main(c, "run")),
     "finetune model": (tuning_config, "model", jobs.tokenizer),
-    "finetune start_from": (tuning_config, "start_from", jobs.model_of),
+    "finetune init_checkpoint": (tuning_config, "init_checkpoint", jobs.model_of),
     "distill teacher": (distillation_config, "teacher", _distillation),
     "pretrain start.teacher": (
         pretraining_config,

@@ -55,7 +55,7 @@ def texts(tmp_path_factory):
 
 
 def config_of(texts, **fields):
-    config = toy_language.config(texts, fresh=dict(PAIR), task=MOOD)
+    config = toy_language.config(texts, model_config=dict(PAIR), task=MOOD)
     config.max_length, config.target_length = 12, 8
     config.optimizer.learning_rate = 5e-3
     return put(config, fields)
@@ -131,7 +131,7 @@ class TestOneTask:
         config = config.copy_and_resolve_references()
         config.model, config.tokenizer, config.steps = str(folder / "model"), "", 0
         config.experts.form = "dense"  # the saved model has its experts
-        config.fresh = {}
+        config.model_config = {}
         assert text_to_text.run(config, tmp_path) == 0
         assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
 
@@ -246,13 +246,16 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"fresh": toy_language.DECODER}, "is no encoder-decoder; decoders are tuned by"),
+            (
+                {"model_config": toy_language.DECODER},
+                "is no encoder-decoder; decoders are tuned by",
+            ),
             ({"task": "", "tasks": (MOOD, MOOD + ";dev=dev")}, "two tasks of one name"),
             ({"task": "", "tasks": (MOOD, ECHO)}, "'echo' has no labels"),
             ({"task": "wrong"}, "unknown task 'wrong'"),
             ({"task": "pairs:train=echo.tsv"}, "has no split 'dev'"),
             ({"temperature": 0.5, "task": "", "tasks": (MOOD, SCORE)}, "temperature=0.5 must be"),
-            ({"keep_layers": 1}, "the model must be a decoder"),
+            ({"num_layers_kept": 1}, "the model must be a decoder"),
         ],
     )
     def test_before_the_folder_is_made(self, texts, tmp_path, fields, message):

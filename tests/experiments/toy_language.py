@@ -51,8 +51,8 @@ def text(sentences, seed):
 def config(folder, **fields):
     """A fresh decoder of toy size; names of fields with __ for dots."""
     made = base.get_config()
-    made.tokenizer, made.data_dir, made.texts = str(folder / "words"), str(folder), TEXTS
-    made.fresh = dict(DECODER)
+    made.tokenizer, made.data_dir, made.dataset = str(folder / "words"), str(folder), TEXTS
+    made.model_config = dict(DECODER)
     made.length, made.batch_size, made.eval_batch_size = 16, 8, 8
     made.steps, made.log_every, made.checkpoint_every = 4, 1, 2
     made.optimizer.learning_rate = 1e-2

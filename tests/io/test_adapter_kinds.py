@@ -102,7 +102,7 @@ def test_only_adapters_and_head_are_trained(name):
 def test_layers_tuned_in_place_are_a_stack_of_their_own():
     base = models.build(dataclasses.replace(small.BERT, num_labels=2), rngs=nnx.Rngs(1))
     model = add(base, (r"layers/1/.*/bias", {"kind": "bias"}))
-    assert model.config.stack_breaks == (1, 2) or model.config.num_layers == 2
+    assert model.config.scan_boundaries == (1, 2) or model.config.num_layers == 2
     np.testing.assert_allclose(outputs(model), outputs(base), rtol=0, atol=2e-6)
     tuned = models.adapter_arrays(model)
     assert tuned

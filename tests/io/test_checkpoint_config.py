@@ -204,3 +204,16 @@ def test_folders_of_format_version_1_load(tmp_path):
     assert again.config == model.config
     for name, array in models.to_arrays(model).items():
         np.testing.assert_array_equal(models.to_arrays(again)[name], array)
+
+
+def test_folders_of_format_version_6_load(tmp_path):
+    model = models.reconfigure(helpers.model(), scan_boundaries=(1,))
+    io.save_pretrained(model, tmp_path)
+    text = (tmp_path / "config.json").read_text(encoding="utf-8")
+    old = text.replace('"scan_boundaries"', '"stack_breaks"').replace(
+        '"format_version": 7', '"format_version": 6'
+    )
+    assert old.count("stack_breaks") == 1
+    assert '"format_version": 6' in old
+    (tmp_path / "config.json").write_text(old, encoding="utf-8")
+    assert io.load_pretrained(tmp_path).config == model.config

@@ -29,7 +29,7 @@ def test_folders_of_ours(tmp_path, name):
         for path, array in models.to_arrays(again).items():
             np.testing.assert_array_equal(array, arrays[path])
     content = json.loads((tmp_path / "1" / "config.json").read_text(encoding="utf-8"))["mpojax"]
-    assert content["format_version"] == 6
+    assert content["format_version"] == 7
     assert content["kind"] == ("encoder_decoder" if name == "t5" else "decoder")
     assert "encoder" not in content
 
@@ -39,7 +39,7 @@ def test_folders_with_experts(tmp_path, share_central):
     """A shared core is written once; the settings of experts go through JSON."""
     settings = ExpertSettings(number=3, router="top2", share_central=share_central)
     config = dataclasses.replace(
-        helpers.GPT2, experts=(("layers/0/feed_forward", settings),), stack_breaks=(1,)
+        helpers.GPT2, experts=(("layers/0/feed_forward", settings),), scan_boundaries=(1,)
     )
     shape = mpo.MPOShape((2, 3, 2), (4, 3, 4), (8, 8))
     shapes = {"layers/0/feed_forward/up": shape}

@@ -55,7 +55,7 @@ def test_adapters_are_where_they_are_wanted(options, adapted):
 def test_layers_become_different_with_the_first_step_and_stay_so_in_a_folder(tmp_path):
     """The released code overwrote trained auxiliary cores whenever a checkpoint was loaded."""
     config, shapes = mpobert.settings(**SMALL)
-    model = start.from_scratch(config, shapes, deviation=0.3)
+    model = start.from_scratch(config, shapes, stddev=0.3)
 
     def loss(model):
         logits, order = model(IDS)

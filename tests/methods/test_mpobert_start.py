@@ -92,7 +92,9 @@ def test_dense_models_continue_a_teacher_too(teacher):
 def test_scalings_shrink_the_matrices_of_layers_without_a_teacher(teacher, scaling, ratio, depth):
     """Section 3 of the paper and corollary A.2: the factor to the power of four cores."""
     config, shapes = mpobert.settings(num_layers=depth, **SMALL)
-    model = mpobert_start.from_teacher(teacher, config, shapes, scaling=scaling, taught_layers=24)
+    model = mpobert_start.from_teacher(
+        teacher, config, shapes, scaling=scaling, num_teacher_layers=24
+    )
     arrays = models.to_arrays(compression.merge(model))
     for role in ("attention/query", "feed_forward/down"):
         norms = [np.linalg.norm(arrays[f"layers/{i}/{role}/kernel"]) for i in (0, 23, 24, 47)]
@@ -201,7 +203,7 @@ def test_zero_and_rank_deficient_teachers_give_finite_cores(unshared_teacher):
 @pytest.mark.parametrize("draw", mpobert_start.DRAWS)
 def test_draws_from_scratch(draw):
     config, shapes = mpobert.settings(num_layers=3, **SMALL)
-    model = mpobert_start.from_scratch(config, shapes, draw=draw, deviation=0.1)
+    model = mpobert_start.from_scratch(config, shapes, draw=draw, stddev=0.1)
     dense = models.to_arrays(compression.merge(model))
     kernels = [dense[f"layers/{i}/feed_forward/up/kernel"] for i in range(3)]
     if draw == "xavier":
@@ -211,15 +213,15 @@ def test_draws_from_scratch(draw):
         np.testing.assert_allclose(np.std(kernels[0]), 0.1, rtol=0.1)
     np.testing.assert_allclose(np.std(dense["embeddings/word/table"]), 0.02, rtol=0.2)
     assert np.all(dense["layers/1/attention_norm/scale"] == 1.0)
-    again = mpobert_start.from_scratch(config, shapes, draw=draw, deviation=0.1)
+    again = mpobert_start.from_scratch(config, shapes, draw=draw, stddev=0.1)
     for name, array in models.to_arrays(again).items():
         np.testing.assert_array_equal(array, models.to_arrays(model)[name])
 
 
 def test_deviations_of_what_is_fresh(teacher):
     config, shapes = mpobert.settings(num_layers=4, adapter_rank=16, **SMALL)
-    start = {"adapter_deviation": 0.3}
-    scratch = mpobert_start.from_scratch(config, shapes, deviation=0.1, **start)
+    start = {"adapter_stddev": 0.3}
+    scratch = mpobert_start.from_scratch(config, shapes, stddev=0.1, **start)
     taught = mpobert_start.from_teacher(teacher, config, shapes, **start)
     for model in (scratch, taught):
         arrays = models.to_arrays(model)

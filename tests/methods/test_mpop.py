@@ -128,7 +128,7 @@ def test_an_impossible_set_is_refused(name):
 
 
 def test_a_stack_trained_in_part_is_refused():
-    with pytest.raises(ValueError, match="stack_breaks"):
+    with pytest.raises(ValueError, match="scan_boundaries"):
         mpop.trainable_filter("last_1", last_layers_model())
     with pytest.raises(ValueError, match="pass it"):
         mpop.trainable_filter("last_1")

@@ -22,7 +22,7 @@ def model(config=BERT, seed=0):
 
 
 def settings(**changes):
-    return opdf.Settings(**{"units": 2, **changes})
+    return opdf.Settings(**{"num_inner_cores": 2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +31,17 @@ def pair():
     return model(), teacher
 
 
-@pytest.mark.parametrize("units", [0, 1, 3])
-def test_the_same_function_before_and_after(pair, units):
+@pytest.mark.parametrize("num_inner_cores", [0, 1, 3])
+def test_the_same_function_before_and_after(pair, num_inner_cores):
     student, teacher = pair
-    large, targets = opdf.prepare(student, settings(units=units), teacher)
+    large, targets = opdf.prepare(student, settings(num_inner_cores=num_inner_cores), teacher)
     assert set(targets) == set(large.shapes) == set(opdf.planned_shapes(BERT, settings()))
     np.testing.assert_allclose(large(IDS, MASK), student(IDS, MASK), rtol=0, atol=1e-5)
     merged = compression.merge(large)
     assert not merged.shapes
     assert models.array_shapes(merged.config) == models.array_shapes(student.config)
     np.testing.assert_allclose(merged(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
-    again, _ = opdf.prepare(merged, settings(units=units), teacher)
+    again, _ = opdf.prepare(merged, settings(num_inner_cores=num_inner_cores), teacher)
     np.testing.assert_allclose(again(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
     more = sum(opdf.added_numbers(shape) for shape in large.shapes.values())
     counts = [sum(models.count_parameters(m).values()) for m in (large, student)]
@@ -112,8 +112,8 @@ def test_gradient_norms_at_the_start_are_affine_in_the_number_of_units():
     w, x, y = (rng.standard_normal(s) for s in ((12, 12), (7, 12), (7, 12)))
     sums = []
     with jax.enable_x64(True):
-        for units in range(4):
-            shape = mpo.MPOShape((4, *(1,) * units, 3), (4, *(1,) * units, 3))
+        for num_inner_cores in range(4):
+            shape = mpo.MPOShape((4, *(1,) * num_inner_cores, 3), (4, *(1,) * num_inner_cores, 3))
             cores = [jnp.asarray(c) for c in mpo.sign_fix(mpo.decompose(w, shape, "symmetric"))]
 
             def loss(cores, shape=shape):
@@ -138,11 +138,13 @@ def test_published_counts(layers, totals):
     )
     dense = sum(models.count_parameters(mpop.abstract(config, {})).values())
     assert dense == {4: 52_780_802, 6: 66_956_546, 12: 109_483_778}[layers]
-    for units, total in [*enumerate(totals), (8, None)]:
-        shapes = opdf.planned_shapes(config, opdf.Settings(units=units))
+    for num_inner_cores, total in [*enumerate(totals), (8, None)]:
+        shapes = opdf.planned_shapes(config, opdf.Settings(num_inner_cores=num_inner_cores))
         count = sum(models.count_parameters(mpop.abstract(config, shapes)).values())
         expected = (
-            {4: 196_108_034, 6: 281_947_394, 12: 539_465_474}[layers] if units == 8 else total
+            {4: 196_108_034, 6: 281_947_394, 12: 539_465_474}[layers]
+            if num_inner_cores == 8
+            else total
         )
         assert count == expected
         added = sum(opdf.added_numbers(shape) for shape in shapes.values())
@@ -174,13 +176,13 @@ def test_layer_maps():
     ("changes", "message"),
     [
         ({"alignment": "cosine"}, "alignment='cosine' must be one of procrustes_core"),
-        ({"units": -1}, "units=-1 must be an integer"),
-        ({"lam": -1.0}, "lam=-1.0 must not be negative"),
+        ({"num_inner_cores": -1}, "num_inner_cores=-1 must be an integer"),
+        ({"alignment_weight": -1.0}, "alignment_weight=-1.0 must not be negative"),
         ({"layer_map": (0,)}, r"layer_map=\(0,\) must name a layer of the teacher for each"),
         ({"layer_map": (0, 1, 9)}, r"layer_map has 9; the teacher's layers are 0\.\.5"),
         ({"matrices": "nothing"}, "matches no matrix"),
         ({"matrices": "("}, r"matrices='\(' is no regular expression"),
-        ({"sides": ((16, 4),)}, r"sides=\(\(16, 4\),\) must be of entries"),
+        ({"factor_overrides": ((16, 4),)}, r"factor_overrides=\(\(16, 4\),\) must be of entries"),
         ({"alignment": "projector", "relative": False}, "alignment='projector' is relative"),
     ],
 )
@@ -250,18 +252,20 @@ def test_cores_as_they_come_are_further_apart_than_fixed_ones():
 
 
 @pytest.mark.parametrize(
-    ("sides", "attention", "feed_forward"),
+    ("factor_overrides", "attention", "feed_forward"),
     [
         (((768, (16, 2), (2, 12)), (3072, (32, 2), (2, 24))), 2_334_976, 9_339_904),
         (((768, (4, 4, 2), (2, 3, 4)), (3072, (8, 4, 2), (2, 4, 6))), 2_335_488, 9_341_504),
     ],
 )
-def test_published_counts_of_other_factor_lists(sides, attention, feed_forward):
+def test_published_counts_of_other_factor_lists(factor_overrides, attention, feed_forward):
     config = models.EncoderConfig(*(100, 768, 1, 12, 3072), max_positions=8)
-    shapes = opdf.planned_shapes(config, opdf.Settings(units=4, sides=sides))
+    shapes = opdf.planned_shapes(
+        config, opdf.Settings(num_inner_cores=4, factor_overrides=factor_overrides)
+    )
     assert shapes["layers/0/attention/query"].num_params == attention
     assert shapes["layers/0/feed_forward/up"].num_params == feed_forward
-    wrong = opdf.Settings(sides=((768, (16, 2), (2, 11)),))
+    wrong = opdf.Settings(factor_overrides=((768, (16, 2), (2, 11)),))
     with pytest.raises(ValueError, match="do not multiply to 768"):
         opdf.planned_shapes(config, wrong)
 
@@ -286,7 +290,7 @@ def test_the_plain_loss_of_the_paper(pair):
 def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
     config = dataclasses.replace(small.BERT, num_labels=2, dropout=0.0, attention_dropout=0.0)
     teacher = small.random_model(config, seed=1)
-    settings = opdf.Settings(units=1, alignment=alignment)
+    settings = opdf.Settings(num_inner_cores=1, alignment=alignment)
     student, targets = opdf.prepare(small.random_model(config, seed=0), settings, teacher)
     rng = np.random.default_rng(0)
     batch = {
@@ -295,7 +299,7 @@ def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
         "labels": rng.integers(0, 2, 4).astype(np.int32),
     }
 
-    def stepped(accumulate, prepare):
+    def stepped(grad_accum_steps, prepare):
         pair = distillation.Pair(student, teacher, targets)
         optimizer = training.make_optimizer(
             {"name": "sgd", "learning_rate": 0.1, "schedule": "constant"}, training.roles(pair), 10
@@ -305,7 +309,9 @@ def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
             distillation.Weights(task=0.5, hidden=0.1),
             lambda pair: opdf.alignment_loss(pair.cores, pair.targets, alignment),
         )
-        step = training.TrainStep(loss, optimizer, accumulate=accumulate, prepare=prepare)
+        step = training.TrainStep(
+            loss, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
+        )
         state, metrics = step(state, batch)
         return state.model().student, metrics
 

@@ -42,7 +42,9 @@ def test_a_run_goes_on_with_more_matrices_as_chains():
     state = trained(small.random_model(CONFIG))
     before = state.model()(IDS, MASK)
     first = moments._by_logical_path(state.optimizer[1].mu, state.model())
-    new, optimizer = opf.convert(state, PATHS, opdf.Settings(units=1), nnx.Param, make_optimizer)
+    new, optimizer = opf.convert(
+        state, PATHS, opdf.Settings(num_inner_cores=1), nnx.Param, make_optimizer
+    )
     model = new.model()
     assert set(model.shapes) == set(PATHS)
     np.testing.assert_allclose(model(IDS, MASK), before, rtol=0, atol=1e-5)
@@ -62,11 +64,11 @@ def test_a_run_goes_on_with_more_matrices_as_chains():
         values.append(metrics["loss"])
     assert values[-1] < values[1]
     again, _ = opf.convert(
-        new, ["layers/0/attention/out"], opdf.Settings(units=1), nnx.Param, make_optimizer
+        new, ["layers/0/attention/out"], opdf.Settings(num_inner_cores=1), nnx.Param, make_optimizer
     )
     assert len(again.model().shapes) == 3
     with pytest.raises(ValueError, match="is in MPO form already"):
-        opf.convert(again, PATHS, opdf.Settings(units=1), nnx.Param, make_optimizer)
+        opf.convert(again, PATHS, opdf.Settings(num_inner_cores=1), nnx.Param, make_optimizer)
 
 
 def test_an_optimizer_that_cannot_follow():
@@ -75,7 +77,7 @@ def test_an_optimizer_that_cannot_follow():
 
     state = trained(small.random_model(CONFIG), name="muon")
     with pytest.raises(ValueError, match="cannot follow"):
-        opf.convert(state, PATHS, opdf.Settings(units=1), nnx.Param, muon)
+        opf.convert(state, PATHS, opdf.Settings(num_inner_cores=1), nnx.Param, muon)
     with pytest.raises(ValueError, match="name at least one matrix"):
         opf.only(opdf.Settings(), [])
 
@@ -122,7 +124,9 @@ class Rows:
         return {name: np.asarray(value)[rows] for name, value in BATCH.items()}
 
 
-SETTINGS = opf.Settings(number=2, each=1, every=3.0, score_batches=2, units=1)
+SETTINGS = opf.Settings(
+    num_per_role=2, num_per_round=1, interval=3.0, score_batches=2, num_inner_cores=1
+)
 
 
 def fit(hook, steps, folder=None, every=0):
@@ -184,9 +188,9 @@ def test_a_dynamic_run_that_is_stopped_goes_on_to_the_same_end(tmp_path):
     ("fields", "message"),
     [
         ({"strategy": "greedy"}, "opf.strategy='greedy' must be one of static, dynamic"),
-        ({"number": 0}, "opf.number=0 must be an integer of at least 1"),
-        ({"every": 0.0}, "opf.every=0.0 must be above 0"),
-        ({"units": -1}, "units=-1 must be"),
+        ({"num_per_role": 0}, "opf.num_per_role=0 must be an integer of at least 1"),
+        ({"interval": 0.0}, "opf.interval=0.0 must be above 0"),
+        ({"num_inner_cores": -1}, "num_inner_cores=-1 must be"),
     ],
 )
 def test_bad_settings(fields, message):
@@ -196,8 +200,8 @@ def test_bad_settings(fields, message):
 
 def test_a_selection_that_never_ends():
     with pytest.raises(ValueError, match="by step 60 of 60, and nothing would be trained"):
-        dataclasses.replace(SETTINGS, every=30.0).places(60)
-    assert dataclasses.replace(SETTINGS, every=0.1).places(60) == [6, 12]
+        dataclasses.replace(SETTINGS, interval=30.0).places(60)
+    assert dataclasses.replace(SETTINGS, interval=0.1).places(60) == [6, 12]
     find = functools.partial(opf.candidates, small.random_model(CONFIG))
     with pytest.raises(ValueError, match="matches no matrix"):
         find(dataclasses.replace(SETTINGS, matrices="nothing"))

@@ -45,8 +45,8 @@ CONFIG = models.EncoderConfig(
         ({"bottleneck_size": 5}, "bottleneck_size=5 is not a multiple of num_heads=2"),
         ({"num_feed_forwards": 2}, "settings of layers with a bottleneck; give bottleneck_size"),
         ({"bottleneck_attention": True}, "bottleneck_attention=True are settings of layers with"),
-        ({"stack_breaks": (4,)}, r"stack_breaks=\(4,\) must be layers among \[1, 2, 3\]"),
-        ({"layer_groups": 1, "stack_breaks": (1,)}, r"among \[\] \(first layers of blocks"),
+        ({"scan_boundaries": (4,)}, r"scan_boundaries=\(4,\) must be layers among \[1, 2, 3\]"),
+        ({"layer_groups": 1, "scan_boundaries": (1,)}, r"among \[\] \(first layers of blocks"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

@@ -127,7 +127,7 @@ def test_stacks_of_different_shapes(config):
         cores = mpo.decompose(kernel, shapes[path])
         arrays |= {f"{path}/cores/{k}": core for k, core in enumerate(cores)}
     mixed = models.from_arrays(config, shapes, arrays)
-    broken = models.reconfigure(small.dense(config), stack_breaks=(1,))
+    broken = models.reconfigure(small.dense(config), scan_boundaries=(1,))
     assert mixed.tower.stack_ranges == (range(1), range(1, 2), range(2, 3))
     assert broken.tower.stack_ranges == (range(1), range(1, 3))
     expected = small.run(small.dense(config), IDS, MASK)
@@ -141,7 +141,7 @@ def test_stacks_of_different_shapes(config):
 
 @every_kind
 def test_flat_arrays_and_back(config):
-    broken = models.reconfigure(small.chains(config), stack_breaks=(2,))
+    broken = models.reconfigure(small.chains(config), scan_boundaries=(2,))
     for model in (small.dense(config), small.chains(config), broken):
         arrays = models.to_arrays(model)
         shapes = models.array_shapes(model.config, model.shapes)

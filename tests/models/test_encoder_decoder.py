@@ -126,7 +126,7 @@ def test_stacks_of_different_shapes(config):
 
 @every_kind
 def test_flat_arrays_and_back(config):
-    broken = models.reconfigure(small.chains(config), stack_breaks=(1, 2))
+    broken = models.reconfigure(small.chains(config), scan_boundaries=(1, 2))
     for model in (small.dense(config), broken):
         arrays = models.to_arrays(model)
         shapes = models.array_shapes(model.config, model.shapes)

@@ -197,7 +197,7 @@ def test_layers_of_a_bottleneck_stay_in_one_scan():
 
 def test_stacks_can_be_broken_on_purpose():
     model = pair("bert")[0]
-    broken = models.reconfigure(model, stack_breaks=(1, 2))
+    broken = models.reconfigure(model, scan_boundaries=(1, 2))
     assert len(broken.encoder.stacks) == 3
     np.testing.assert_allclose(run(broken, IDS, MASK), run(model, IDS, MASK), atol=1e-4)
     assert models.array_shapes(broken.config) == models.array_shapes(model.config)

@@ -22,11 +22,13 @@ def cores_of(w, shape, seed=None):
     return tuple(cores)
 
 
-def pair(noise, units=3, seed=0, size=48):
+def pair(noise, num_inner_cores=3, seed=0, size=48):
     rng = np.random.default_rng(seed)
     teacher = rng.standard_normal((size, size))
     student = teacher + noise * rng.standard_normal((size, size))
-    shape = mpo.MPOShape((8, *(1,) * units, size // 8), (8, *(1,) * units, size // 8))
+    shape = mpo.MPOShape(
+        (8, *(1,) * num_inner_cores, size // 8), (8, *(1,) * num_inner_cores, size // 8)
+    )
     return cores_of(student, shape, seed + 1), cores_of(teacher, shape, seed + 2)
 
 
@@ -44,10 +46,10 @@ def halved(student, teacher):
     ],
 )
 def test_published_counts(in_features, out_features, numbers):
-    for units, count in enumerate(numbers):
-        shape = mpo.over_parameterised_shape(in_features, out_features, units)
+    for num_inner_cores, count in enumerate(numbers):
+        shape = mpo.over_parameterised_shape(in_features, out_features, num_inner_cores)
         assert shape.num_params == count
-        assert shape.num_cores == units + 2
+        assert shape.num_cores == num_inner_cores + 2
         assert set(shape.in_factors[1:-1]) <= {1}
 
 
@@ -75,7 +77,7 @@ def test_equal_matrices_align_to_nothing_but_raw_cores_differ(x64):
 
 @given(st.integers(0, 10**6), st.floats(0.01, 2.0))
 def test_with_three_cores_alignment_never_hurts(seed, noise):
-    student, teacher = (mpo.sign_fix(c) for c in pair(noise, units=1, seed=seed, size=16))
+    student, teacher = (mpo.sign_fix(c) for c in pair(noise, num_inner_cores=1, seed=seed, size=16))
     before = float(mpo.core_distance(student, teacher))
     assert float(mpo.core_distance(mpo.align(student, teacher), teacher)) <= before * (1 + 1e-5)
 
@@ -95,7 +97,7 @@ def test_projector_distance_is_invariant_and_core_distance_is_not(x64):
 
 
 def test_projector_distance_by_hand(x64):
-    student, teacher = pair(0.5, units=1, size=16)
+    student, teacher = pair(0.5, num_inner_cores=1, size=16)
     left = [c[0].reshape(-1, c[0].shape[3]) for c in (student, teacher)]
     right = [c[2].reshape(c[2].shape[0], -1).T for c in (student, teacher)]
     expected = np.mean(
@@ -145,5 +147,5 @@ def test_mistakes():
     student, teacher = pair(0.1)
     with pytest.raises(ValueError, match="cannot be compared with"):
         mpo.align(student[:-1], teacher)
-    with pytest.raises(ValueError, match="units=-1 must be an integer"):
+    with pytest.raises(ValueError, match="num_inner_cores=-1 must be an integer"):
         mpo.over_parameterised_shape(8, 8, -1)

@@ -119,9 +119,9 @@ class TestAccumulation:
         state = sharding.abstract(state, training.state_shardings(state, mesh))
         batch = small_encoder.Data().rows(0, slice(None))
 
-        def count(accumulate, prepare):
+        def count(grad_accum_steps, prepare):
             step = training.TrainStep(
-                small_encoder.loss_fn, optimizer, accumulate=accumulate, prepare=prepare
+                small_encoder.loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
             )
             return flops.program_flops(step.trace(state, batch).jaxpr)
 
@@ -131,4 +131,4 @@ class TestAccumulation:
 
     @pytest.mark.slow
     def test_on_a_mesh(self):
-        assert_same_losses("shared", "4x2", accumulate=2, prepare=models.merged)
+        assert_same_losses("shared", "4x2", grad_accum_steps=2, prepare=models.merged)

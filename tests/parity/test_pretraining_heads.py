@@ -120,7 +120,7 @@ def test_mpobert_goes_through_transformers_as_an_albert_of_many_groups(tmp_path)
         num_layers=4, groups=2, adapter_rank=2, max_positions=20, **sizes
     )
     rng = np.random.default_rng(0)
-    start = models.to_arrays(mpobert_start.from_scratch(config, shapes, deviation=0.3))
+    start = models.to_arrays(mpobert_start.from_scratch(config, shapes, stddev=0.3))
     arrays = {
         name: (a + 0.2 * rng.standard_normal(a.shape)).astype(np.float32)
         for name, a in start.items()

@@ -42,7 +42,7 @@ class _Unequal:
         return {name: array[rows] for name, array in batch.items()}
 
 
-def _run(accumulate):
+def _run(grad_accum_steps):
     model = models.build(CONFIG, rngs=nnx.Rngs(0))
     optimizer = training.make_optimizer(
         {"name": "sgd", "learning_rate": 0.1, "beta1": 0.0}, training.roles(model), 3
@@ -55,7 +55,7 @@ def _run(accumulate):
         steps=3,
         mesh=training.make_mesh(devices=jax.devices()[:1]),
         log_every=1,
-        accumulate=accumulate,
+        grad_accum_steps=grad_accum_steps,
     )
 
 

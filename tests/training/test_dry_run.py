@@ -71,7 +71,7 @@ class TestReport:
     @pytest.mark.parametrize(
         "more",
         [
-            {"accumulate": 2},
+            {"grad_accum_steps": 2},
             {"optimizer": {"schedule_unit": "seconds", "budget_seconds": 9.0, "warmup_steps": 0}},
             {"optimizer": {"name": "muon", "muon_excluded": ()}},
         ],

@@ -153,7 +153,7 @@ class TestStep:
 
     def test_accumulation_equals_the_whole_batch(self):
         whole = helpers.run(steps=5, loss=helpers.loss_without_noise)
-        parts = helpers.run(steps=5, loss=helpers.loss_without_noise, accumulate=2)
+        parts = helpers.run(steps=5, loss=helpers.loss_without_noise, grad_accum_steps=2)
         for path, leaf in state_lib.flatten(whole.state.trainable).items():
             other = state_lib.flatten(parts.state.trainable)[path]
             np.testing.assert_allclose(leaf, other, atol=2e-6, err_msg=path)
@@ -177,17 +177,17 @@ class TestStep:
             return helpers.loss_without_noise(model, batch, key)
 
         plain = helpers.run(steps=5, loss=helpers.loss_without_noise)
-        for accumulate in (1, 2):
+        for grad_accum_steps in (1, 2):
             prepared = helpers.run(
-                steps=5, loss=prepared_loss, prepare=prepare, accumulate=accumulate
+                steps=5, loss=prepared_loss, prepare=prepare, grad_accum_steps=grad_accum_steps
             )
             for path, leaf in state_lib.flatten(plain.state.trainable).items():
                 other = state_lib.flatten(prepared.state.trainable)[path]
                 np.testing.assert_allclose(leaf, other, atol=5e-6, err_msg=path)
 
     def test_accumulate_must_divide(self):
-        with pytest.raises(ValueError, match="16 rows cannot be split into accumulate=3"):
-            helpers.run(steps=2, accumulate=3)
+        with pytest.raises(ValueError, match="16 rows cannot be split into grad_accum_steps=3"):
+            helpers.run(steps=2, grad_accum_steps=3)
 
     def test_non_finite_loss_names_the_step_and_saves_nothing(self, tmp_path):
         def exploding(model, batch, key):

@@ -350,7 +350,7 @@ class TestRuns:
     def test_one_draw_for_all_micro_batches(self, tmp_path):
         mesh = training.make_mesh(devices=jax.devices()[:2])
         whole, parts = (
-            whole_run(tmp_path / str(n), accumulate=n, mesh=mesh, steps=3) for n in (1, 4)
+            whole_run(tmp_path / str(n), grad_accum_steps=n, mesh=mesh, steps=3) for n in (1, 4)
         )
         assert shares(tmp_path / "1") == shares(tmp_path / "4")
         assert int(parts.state.optimizer.count) == 3

@@ -235,7 +235,7 @@ def test_evaluation_of_a_decoder_does_not_depend_on_the_batches():
 
 
 def test_every_target_of_the_batch_counts_alike_in_micro_batches():
-    def trained(accumulate):
+    def trained(grad_accum_steps):
         model = decoder()
         optimizer = training.make_optimizer(
             {"name": "sgd", "learning_rate": 0.1, "beta1": 0.0}, training.roles(model), 2
@@ -248,7 +248,7 @@ def test_every_target_of_the_batch_counts_alike_in_micro_batches():
             steps=2,
             mesh=training.make_mesh(devices=jax.devices()[:1]),
             log_every=1,
-            accumulate=accumulate,
+            grad_accum_steps=grad_accum_steps,
         )
 
     whole, parts = trained(1), trained(4)

@@ -372,6 +372,17 @@ class TestWorkdir:
                 training.Workdir(tmp_path, now | change)
             assert str(error.value).count(" there, ") == 1
 
+    def test_a_run_begun_before_a_field_was_renamed_resumes(self, tmp_path):
+        fields = {"accumulate": 2, "texts": "a", "opdf": {"lam": 0.5, "matrices": "x"}}
+        now = {"grad_accum_steps": 2, "dataset": "a"}
+        now["opdf"] = {"alignment_weight": 0.5, "matrices": "x"}
+        training.Workdir(tmp_path / "run", fields)
+        assert training.Workdir(tmp_path / "run", now).resuming
+        training.Workdir(tmp_path / "sweep", {"cell": fields})
+        assert training.Workdir(tmp_path / "sweep", {"cell": now}).resuming
+        with pytest.raises(ValueError, match="grad_accum_steps: 2 there, 3 here"):
+            training.Workdir(tmp_path / "run", now | {"grad_accum_steps": 3})
+
     @pytest.mark.parametrize("field", ["data_dir", "corpus"])
     def test_data_may_move_once_it_is_noted_what_they_are(self, tmp_path, caplog, field):
         parts = {"train": {"examples": 1, "fingerprint": "a"}}

@@ -181,7 +181,7 @@ class TestTrainingOfExperts:
     @pytest.mark.parametrize("name", ["lamb", "muon"])
     def test_micro_batches_and_other_optimizers(self, name):
         optimizer = {"name": name, "central_mask": MASK | {"draw": "tensor"}}
-        result = small_decoder.run(steps=2, optimizer=optimizer, accumulate=2)
+        result = small_decoder.run(steps=2, optimizer=optimizer, grad_accum_steps=2)
         assert np.isfinite(result.metrics["loss"])
         assert 0.0 <= result.metrics["mask_rate"] <= 1.0
 

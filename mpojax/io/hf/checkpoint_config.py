@@ -11,7 +11,7 @@ from mpojax.io.hf.architectures import Architecture
 # Fields that no checkpoint configuration knows, or that are treated by themselves.
 _OWN_FIELDS = (
     *("activation", "classifier_dropout", "pooling", "pooler_activation", "num_labels", "head"),
-    *("remat", "stack_breaks", "dtype", "source_config", "masked_lm", "adapter_scale"),
+    *("remat", "scan_boundaries", "dtype", "source_config", "masked_lm", "adapter_scale"),
 )
 # What configurations of all types say in the same way.
 _OF_EVERY_TYPE = ("id2label", "label2id", "problem_type")

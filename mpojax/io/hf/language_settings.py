@@ -17,7 +17,7 @@ ARCHITECTURES = {a.model_type: a for a in (GPT2, T5, LLAMA, MISTRAL, QWEN2)}
 
 # Fields that no checkpoint configuration knows or needs to know, or that are treated by themselves.
 _OWN_FIELDS = (
-    *("tied", "remat", "stack_breaks", "dtype", "source_config", "adapter_scale", "adapters"),
+    *("tied", "remat", "scan_boundaries", "dtype", "source_config", "adapter_scale", "adapters"),
     *("dropout", "embedding_dropout", "attention_dropout", "experts"),
     *("sampling", "source_generation_config"),
 )

@@ -8,6 +8,13 @@ else is ALBERT: a narrow token embedding with a map to the hidden size, and head
 and for the order of sentences. How such a model starts: `mpojax.methods.mpobert.start`.
 """
 
-from mpojax.methods.mpobert.sharing import BIAS_AND_NORM, TARGETS, chain, settings, variant
+from mpojax.methods.mpobert.sharing import (
+    BIAS_AND_NORM,
+    TARGETS,
+    VARIANTS,
+    chain,
+    settings,
+    variant,
+)
 
-__all__ = ["BIAS_AND_NORM", "TARGETS", "chain", "settings", "variant"]
+__all__ = ["BIAS_AND_NORM", "TARGETS", "VARIANTS", "chain", "settings", "variant"]

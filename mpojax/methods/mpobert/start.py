@@ -29,7 +29,7 @@ _FACTORS: dict[str, Callable[[int, int], float]] = {
 SCALINGS = tuple(_FACTORS)
 DRAWS = ("normal", "xavier", "identity")
 # Standard deviation of fresh tables and matrices, as in BERT and ALBERT.
-DEVIATION = 0.02
+STDDEV = 0.02
 
 Shapes = Mapping[str, mpo.MPOShape]
 
@@ -52,8 +52,8 @@ def from_scratch(
     draw: str = "normal",
     scaling: str = "none",
     gauge: str = "central",
-    deviation: float = DEVIATION,
-    adapter_deviation: float = DEVIATION,
+    stddev: float = STDDEV,
+    adapter_stddev: float = STDDEV,
     seed: int = 0,
 ) -> models.Model:
     """A random model: normal tables and matrices, biases 0, norms 1, adapters without effect.
@@ -66,9 +66,9 @@ def from_scratch(
         every core drawn by itself, by Xavier's rule on its two sides.
       scaling: of the auxiliary cores of all layers; see `SCALINGS`.
       gauge: of the decomposition; see `mpo.decompose`.
-      deviation: of the entries of matrices; those of tables have 0.02. BERT has 0.02 at a width of
+      stddev: of the entries of matrices; those of tables have 0.02. BERT has 0.02 at a width of
         768; narrow models learn faster with more, such as 0.02 * (768 / hidden size)^(1/2).
-      adapter_deviation: of the entries of adapters' down maps.
+      adapter_stddev: of the entries of adapters' down maps.
       seed: of all draws.
 
     Raises:
@@ -80,9 +80,9 @@ def from_scratch(
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
     chains = {}
     for role, shape in teacher_lib.roles(shapes).items():
-        w = rng.normal(0.0, deviation, (shape.in_features, shape.out_features))
+        w = rng.normal(0.0, stddev, (shape.in_features, shape.out_features))
         chains[role] = mpo.decompose(w, shape, "identity" if draw == "identity" else gauge)
-    arrays = _fresh(config, shapes, rng, {"kernel": deviation, "down": adapter_deviation})
+    arrays = _fresh(config, shapes, rng, {"kernel": stddev, "down": adapter_stddev})
     for path, shape in shapes.items():
         role = teacher_lib.role_of(path)
         cores = _xavier(rng, shape) if draw == "xavier" or scaling == "paper_text" else chains[role]
@@ -102,10 +102,10 @@ def from_teacher(
     shapes: Shapes,
     *,
     scaling: str = "none",
-    taught_layers: int | None = None,
+    num_teacher_layers: int | None = None,
     central: str | int = "mean",
     gauge: str = "central",
-    adapter_deviation: float = DEVIATION,
+    adapter_stddev: float = STDDEV,
     seed: int = 0,
 ) -> models.Model:
     """A model that continues a trained one, with another sharing of parameters, or deeper.
@@ -122,12 +122,12 @@ def from_teacher(
       teacher: an encoder with dense matrices, or a model with heads: those for pre-training are
         taken over where both have them; others start fresh.
       config, shapes: of `mpobert.settings`, or of a dense encoder of the same sizes.
-      scaling: of the auxiliary cores in layers from `taught_layers` on; see `SCALINGS`.
-      taught_layers: how many layers start with the teacher's cores as they are; None for all as
-        deep as the teacher (the paper: 24).
+      scaling: of the auxiliary cores in layers from `num_teacher_layers` on; see `SCALINGS`.
+      num_teacher_layers: how many layers start with the teacher's cores as they are; None for all
+        as deep as the teacher (the paper: 24).
       central: "mean", or the number of the teacher's layer whose central cores are used.
       gauge: of the decomposition; see `mpo.decompose`.
-      adapter_deviation: of the entries of adapters' down maps.
+      adapter_stddev: of the entries of adapters' down maps.
       seed: of what the teacher does not have.
 
     Raises:
@@ -138,7 +138,7 @@ def from_teacher(
     """
     teacher_lib.check_teacher(teacher, config)
     teacher_lib.check_central(central, teacher.config)
-    taught = teacher.config.num_layers if taught_layers is None else taught_layers
+    taught = teacher.config.num_layers if num_teacher_layers is None else num_teacher_layers
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
     has_own = bool(shapes) and not teacher_lib.shares_auxiliary(config)
     if scaling != "none" and not has_own and taught < config.num_layers:
@@ -159,7 +159,7 @@ def from_teacher(
             *(taught, config.num_layers - 1),
         )
     rng = np.random.default_rng(seed)
-    arrays = _fresh(config, shapes, rng, {"down": adapter_deviation})
+    arrays = _fresh(config, shapes, rng, {"down": adapter_stddev})
     theirs = models.to_arrays(models.unshared(teacher))
     teacher_lib.take_over(arrays, theirs, teacher.config, config)
     chains = teacher_lib.copied_chains if copies else teacher_lib.fitted_chains
@@ -174,16 +174,16 @@ def from_teacher(
     return models.from_arrays(config, shapes, arrays)
 
 
-def _fresh(config, shapes, rng, deviations: Mapping[str, float]) -> dict[str, np.ndarray]:
+def _fresh(config, shapes, rng, stddevs: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Fresh arrays of everything; those of chains as zeros, to be filled.
 
-    `deviations` gives those that differ from the usual one, by the last part of the path.
+    `stddevs` gives those that differ from the usual one, by the last part of the path.
     """
     arrays = {}
     for name, size in models.array_shapes(config, shapes).items():
         leaf = name.rpartition("/")[2]
         if leaf in ("kernel", "table", "down"):
-            arrays[name] = rng.normal(0.0, deviations.get(leaf, DEVIATION), size).astype(np.float32)
+            arrays[name] = rng.normal(0.0, stddevs.get(leaf, STDDEV), size).astype(np.float32)
         else:
             arrays[name] = np.full(size, 1.0 if leaf == "scale" else 0.0, np.float32)
     return arrays
@@ -205,8 +205,8 @@ def _xavier(rng, shape: mpo.MPOShape):
     """Cores of variance 2 / (rows + columns), seen as matrices (d i, j d')."""
     cores = []
     for before, i, j, after in shape.core_shapes:
-        deviation = math.sqrt(2.0 / (before * i + j * after))
-        cores.append(rng.normal(0.0, deviation, (before, i, j, after)))
+        stddev = math.sqrt(2.0 / (before * i + j * after))
+        cores.append(rng.normal(0.0, stddev, (before, i, j, after)))
     return tuple(cores)
 
 

@@ -22,6 +22,26 @@ A variant is named KIND, number of experts, options: mpoe8, switch16, unshared8,
     _nomask     central cores are updated in every step ("w/o GM")
 """
 
-from mpojax.methods.mpoe.experts import BLOCKS, VARIANTS, counts, fields, mask_rate, planned, rules
+from mpojax.methods.mpoe.experts import (
+    BLOCKS,
+    KINDS,
+    OPTIONS,
+    VARIANTS,
+    counts,
+    fields,
+    mask_rate,
+    planned,
+    rules,
+)
 
-__all__ = ["BLOCKS", "VARIANTS", "counts", "fields", "mask_rate", "planned", "rules"]
+__all__ = [
+    "BLOCKS",
+    "KINDS",
+    "OPTIONS",
+    "VARIANTS",
+    "counts",
+    "fields",
+    "mask_rate",
+    "planned",
+    "rules",
+]

@@ -14,6 +14,7 @@ keeps dense are trained, as in the authors' released code.
 
 from mpojax.methods.mpop.lightweight import (
     ADAPTERS,
+    FILTERS,
     abstract,
     check_trainable,
     counts,
@@ -26,6 +27,7 @@ from mpojax.methods.mpop.lightweight import (
 
 __all__ = [
     "ADAPTERS",
+    "FILTERS",
     "abstract",
     "check_trainable",
     "counts",

@@ -75,7 +75,7 @@ def trainable_filter(name: str, model: nnx.Module | None = None) -> nnx.filterli
         if layers.stop > first:
             raise ValueError(
                 f"layers {layers.start}..{layers.stop - 1} are one stack, of which {name} trains "
-                f"a part; use with_trainable, or reconfigure(model, stack_breaks=({first},))."
+                f"a part; use with_trainable, or reconfigure(model, scan_boundaries=({first},))."
             )
         frozen.add(path)
     return nnx.All(nnx.Param, lambda path, variable: tuple(path) not in frozen)
@@ -85,9 +85,9 @@ def with_trainable(model: models.Model, name: str) -> tuple[models.Model, nnx.fi
     """The model, its layers regrouped where the set needs it, and the filter of the set."""
     if name not in FILTERS and name != ADAPTERS:
         first = _first_trained_layer(model.config, name, _last_layers(name))
-        if 0 < first not in model.config.stack_breaks:
-            breaks = tuple(sorted({*model.config.stack_breaks, first}))
-            model = models.reconfigure(model, stack_breaks=breaks)
+        if 0 < first not in model.config.scan_boundaries:
+            breaks = tuple(sorted({*model.config.scan_boundaries, first}))
+            model = models.reconfigure(model, scan_boundaries=breaks)
     return model, trainable_filter(name, model)
 
 
@@ -142,7 +142,7 @@ def counts(
         config = dataclasses.replace(config, num_labels=num_labels, pooling=pooling)
     if trainable not in FILTERS:
         first = _first_trained_layer(config, trainable, _last_layers(trainable))
-        config = dataclasses.replace(config, stack_breaks=(first,) if first else ())
+        config = dataclasses.replace(config, scan_boundaries=(first,) if first else ())
     shapes = compression.planned_shapes(config, rules, bond=bond) if rules else {}
     model = abstract(config, shapes)
     return parameter_counts(model, trainable_filter(trainable, model))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax import compression, models, mpo
+from mpojax import checks, compression, models, mpo
 from mpojax.methods.opdf import distillation, students
 from mpojax.training import state as state_lib
 
@@ -34,7 +34,8 @@ class Settings:
     """Settings of an over-parameterised student.
 
     Attributes:
-      units: L, cores between the outer two (0: the singular value decomposition at full bond).
+      num_inner_cores: L, cores between the outer two (0: the singular value decomposition at full
+        bond).
       matrices: regular expression over matrix paths of the student.
       layer_map: for each layer of the student the teacher's that it is aligned with; empty: see
         `students.layer_map`. Start the student as these layers (`students.starting_layers`): then
@@ -43,32 +44,34 @@ class Settings:
         "core" (signs fixed alone), "raw" (as two decompositions happen to come out, a control: what
         the paper describes), "projector" (invariant under rotations), "weight" (the plain
         difference of the matrices, a control), "none".
-      lam: weight of the alignment loss.
+      alignment_weight: weight of the alignment loss.
       relative: whether differences of cores are divided by the teacher's mean square; False as in
         the paper. Not of "projector", which is relative.
-      sides: (size, factors before, factors behind those of one) of sizes that are not to be split
-        into two factors as equal as can be: `((768, (16, 2), (2, 12)), (3072, (32, 2), (2, 24)))`.
+      factor_overrides: (size, factors before, factors behind those of one) of sizes that are not to
+        be split into two factors as equal as can be:
+        `((768, (16, 2), (2, 12)), (3072, (32, 2), (2, 24)))`.
     """
 
-    units: int = 3
+    num_inner_cores: int = 3
     matrices: str = MATRICES
     layer_map: tuple[int, ...] = ()
     alignment: str = "procrustes_core"
-    lam: float = 1.0
+    alignment_weight: float = 1.0
     relative: bool = True
-    sides: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = ()
+    factor_overrides: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "layer_map", tuple(self.layer_map))
-        object.__setattr__(self, "sides", _read_sides(self.sides))
+        object.__setattr__(self, "factor_overrides", _read_factor_overrides(self.factor_overrides))
         if self.alignment not in ALIGNMENTS:
             raise ValueError(
                 f"alignment={self.alignment!r} must be one of {', '.join(ALIGNMENTS)}."
             )
-        if isinstance(self.units, bool) or not isinstance(self.units, int) or self.units < 0:
-            raise ValueError(f"units={self.units!r} must be an integer of at least 0.")
-        if not self.lam >= 0:
-            raise ValueError(f"lam={self.lam!r} must not be negative.")
+        checks.check(
+            {"num_inner_cores": self.num_inner_cores}, {"num_inner_cores": checks.integer(0)}
+        )
+        if not self.alignment_weight >= 0:
+            raise ValueError(f"alignment_weight={self.alignment_weight!r} must not be negative.")
         if self.alignment == "projector" and not self.relative:
             raise ValueError("alignment='projector' is relative: leave relative=True.")
         try:
@@ -79,13 +82,17 @@ class Settings:
             ) from None
 
 
-def _read_sides(sides) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
+def _read_factor_overrides(
+    factor_overrides,
+) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
     try:
-        return tuple((int(size), tuple(before), tuple(behind)) for size, before, behind in sides)
+        return tuple(
+            (int(n), tuple(before), tuple(behind)) for n, before, behind in factor_overrides
+        )
     except (TypeError, ValueError):
         raise ValueError(
-            f"sides={sides!r} must be of entries (size, factors before, factors behind), such as "
-            "(768, (16, 2), (2, 12))."
+            f"factor_overrides={factor_overrides!r} must be of entries (size, factors before, "
+            "factors behind), such as (768, (16, 2), (2, 12))."
         ) from None
 
 
@@ -95,9 +102,11 @@ def planned_shapes(config: models.Config, settings: Settings) -> dict[str, mpo.M
     Raises:
       ValueError: `settings.matrices` matches nothing, or a matrix whose sizes have no factors.
     """
-    sides = {size: (before, behind) for size, before, behind in settings.sides}
+    factor_overrides = {
+        size: (before, behind) for size, before, behind in settings.factor_overrides
+    }
     found = {
-        path: mpo.over_parameterised_shape(*size, settings.units, sides)
+        path: mpo.over_parameterised_shape(*size, settings.num_inner_cores, factor_overrides)
         for path, size in models.matrix_sizes(config).items()
         if re.fullmatch(settings.matrices, path)
     }

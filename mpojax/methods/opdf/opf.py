@@ -37,21 +37,21 @@ class Settings:
 
     Attributes:
       strategy: "static" or "dynamic".
-      number: N, matrices of each role in all.
-      each: n, of each role at a time ("dynamic").
-      every: steps between two times ("dynamic"); below 1: a fraction of all steps. The paper gives
-        no number.
+      num_per_role: N, matrices of each role in all.
+      num_per_round: n, of each role at a time ("dynamic").
+      interval: steps between two times ("dynamic"); below 1: a fraction of all steps. The paper
+        gives no number.
       score_batches: batches of training data that scores are summed over.
-      units: cores between the outer two of every chain.
+      num_inner_cores: cores between the outer two of every chain.
       matrices: regular expression over matrix paths.
     """
 
     strategy: str = "dynamic"
-    number: int = 8
-    each: int = 2
-    every: float = 0.05
+    num_per_role: int = 8
+    num_per_round: int = 2
+    interval: float = 0.05
     score_batches: int = 8
-    units: int = 9
+    num_inner_cores: int = 9
     matrices: str = opdf.MATRICES
 
     def __post_init__(self):
@@ -59,17 +59,19 @@ class Settings:
             raise ValueError(
                 f"opf.strategy={self.strategy!r} must be one of {', '.join(STRATEGIES)}."
             )
-        for name in ("number", "each", "score_batches"):
+        for name in ("num_per_role", "num_per_round", "score_batches"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"opf.{name}={value!r} must be an integer of at least 1.")
-        if not self.every > 0:
-            raise ValueError(f"opf.every={self.every!r} must be above 0.")
+        if not self.interval > 0:
+            raise ValueError(f"opf.interval={self.interval!r} must be above 0.")
         _ = self.chains
 
     @property
     def chains(self) -> opdf.Settings:
-        return opdf.Settings(units=self.units, matrices=self.matrices, alignment="none")
+        return opdf.Settings(
+            num_inner_cores=self.num_inner_cores, matrices=self.matrices, alignment="none"
+        )
 
     def places(self, steps: int) -> list[int]:
         """After which of so many steps matrices are chosen, if there are enough.
@@ -77,13 +79,14 @@ class Settings:
         Raises:
           ValueError: the last of them would come after the end.
         """
-        every = max(1, round(self.every * steps) if self.every < 1 else int(self.every))
-        times = -(-self.number // self.each)
+        every = max(1, round(self.interval * steps) if self.interval < 1 else int(self.interval))
+        times = -(-self.num_per_role // self.num_per_round)
         if times * every >= steps:
             raise ValueError(
-                f"opf.every={self.every!r} and opf.each={self.each} choose {self.number} matrices "
-                f"of each role by step {times * every} of {steps}, and nothing would be trained "
-                "with all of them. Lower opf.every or opf.number, or raise opf.each or the steps."
+                f"opf.interval={self.interval!r} and opf.num_per_round={self.num_per_round} choose "
+                f"{self.num_per_role} matrices of each role by step {times * every} of "
+                f"{steps}, and nothing would be trained with all of them. Lower opf.interval or "
+                "opf.num_per_role, or raise opf.num_per_round or the steps."
             )
         return [every * (time + 1) for time in range(times)]
 
@@ -261,9 +264,9 @@ class Dynamic(training.Hook):
         scores = dynamic_scores(loop.state, paths, self.loss, batches)
         room = collections.Counter()
         taken = []
-        for path in opdf.select(scores, settings.each):
+        for path in opdf.select(scores, settings.num_per_round):
             role = opdf.role(path)
-            if have[role] + room[role] < settings.number:
+            if have[role] + room[role] < settings.num_per_role:
                 room[role] += 1
                 taken.append(path)
         if not taken:
@@ -277,7 +280,10 @@ class Dynamic(training.Hook):
             loop.state, paths, self.settings.chains, self.trainable, self.make_optimizer
         )
         step = training.TrainStep(
-            self.loss, optimizer, accumulate=loop.step_function.accumulate, prepare=self.prepare
+            self.loss,
+            optimizer,
+            grad_accum_steps=loop.step_function.grad_accum_steps,
+            prepare=self.prepare,
         )
         loop.rules = training.model_rules(state.model())
         loop.replace(state=state, step_function=step)

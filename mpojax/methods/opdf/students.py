@@ -77,6 +77,6 @@ def with_layers(teacher: models.Model, layers: Sequence[int]) -> models.Model:
             if name.startswith(start):
                 found[f"layers/{place}/{name.removeprefix(start)}"] = array
     config = dataclasses.replace(
-        teacher.config, num_layers=len(layers), adapters=(), stack_breaks=()
+        teacher.config, num_layers=len(layers), adapters=(), scan_boundaries=()
     )
     return models.from_arrays(config, {}, found)

@@ -76,10 +76,10 @@ class SuperSet:
             adapters.append((re.escape(pattern), _smaller(settings, groups, masks[unit])))
         config = dataclasses.replace(model.config, adapters=tuple(adapters))
         made = models.from_arrays(config, model.shapes, arrays)
-        breaks = models.stack_breaks(made, models.adapter_arrays(made))
-        if breaks == config.stack_breaks:
+        breaks = models.scan_boundaries(made, models.adapter_arrays(made))
+        if breaks == config.scan_boundaries:
             return made
-        config = dataclasses.replace(config, stack_breaks=breaks)
+        config = dataclasses.replace(config, scan_boundaries=breaks)
         return models.from_arrays(config, made.shapes, arrays)
 
 

@@ -107,8 +107,8 @@ class Router(nnx.Module):
             logits = logits + self.bias[...][None]
         chosen_by = logits
         if self.noise is not None and key is not None:
-            deviation = jax.nn.softplus(_linear(x, self.noise[...]))
-            chosen_by = logits + deviation * jax.random.normal(key, logits.shape)
+            stddev = jax.nn.softplus(_linear(x, self.noise[...]))
+            chosen_by = logits + stddev * jax.random.normal(key, logits.shape)
         return route(logits, self.settings, mask, chosen_by)
 
 
