@@ -8,8 +8,8 @@ import rich.box
 import rich.console
 import rich.table
 
-from mpojax import files
-from mpojax.compression.report import format_error, matrix_table
+from mpojax import files, tables
+from mpojax.compression.report import matrix_table
 
 _HEADERS = {
     "label": "variant",
@@ -29,10 +29,10 @@ def cells(row: dict) -> dict[str, str]:
         "label": row["label"],
         "total_parameters": f"{row['total_parameters']:,}",
         "stored_bytes": f"{row['stored_bytes'] / 1e6:.1f} MB",
-        "relative_weight_error": format_error(row["relative_weight_error"]),
+        "relative_weight_error": tables.error(row["relative_weight_error"]),
     }
     if "relative_output_error" in row:
-        shown["relative_output_error"] = format_error(row["relative_output_error"])
+        shown["relative_output_error"] = tables.error(row["relative_output_error"])
     if "accuracy" in row:
         spread = row["accuracy_spread"]
         shown["trained_parameters"] = f"{row['trained_parameters']:,}"

@@ -1,21 +1,23 @@
 """Report of a compression: one row for each matrix, totals, tables and plots."""
 
-import csv
 import dataclasses
-import io
 import math
 import os
-import pathlib
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
 
-from mpojax import files, mpo
-from mpojax.compression.matrix_table import commas, decimals, format_error, matrix_table, spaced
+from mpojax import figures, files, mpo, tables
+
+# {header: field of a row}, where there was a calibration.
+_OF_OUTPUTS = {
+    "output error": "output_error",
+    "SVD output error": "svd_output_error",
+    "data-aware SVD output error": "data_svd_output_error",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,46 +138,15 @@ class CompressionReport:
 
         With a calibration the output errors take the place of bound and entropy.
         """
-        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("matrix", no_wrap=True)
-        table.add_column("size", justify="right", no_wrap=True)
-        names, cells = self._error_columns()
-        table.add_column("bonds", justify="right")
-        table.add_column("parameters", justify="right")
-        for name in ("ratio", *names):
-            table.add_column(name, justify="right", no_wrap=name in ("ratio", "error", "bound"))
-        for row in self.rows:
-            table.add_row(
-                row.path,
-                f"{row.in_features}x{row.out_features}",
-                commas(row.bonds),
-                f"{row.dense_parameters:,} → {row.mpo_parameters:,}",
-                f"{row.ratio:.3f}",
-                *cells(row),
-            )
-        buffer = io.StringIO()
-        console = rich.console.Console(file=buffer, width=width, color_system=None, emoji=False)
-        console.print(table)
-        for line in [*self._factor_lines(), *self._kept_lines(), self.summary()]:
-            console.print(line, markup=False, highlight=False)
-        return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
-
-    def _error_columns(self):
-        """Names of the columns of errors, and the function that makes their cells of a row."""
-        if self.output_error is None:
-            return ("error", "svd", "bound", "entropy"), lambda row: (
-                format_error(row.relative_error),
-                format_error(row.svd_error),
-                format_error(row.error_bound),
-                decimals(row.entropy),
-            )
-        return ("error", "svd", "output", "svd output", "aware svd"), lambda row: (
-            format_error(row.relative_error),
-            format_error(row.svd_error),
-            format_error(row.output_error),
-            format_error(row.svd_output_error),
-            format_error(row.data_svd_output_error),
-        )
+        left_out = {"in factors", "out factors", "method"}
+        if self.output_error is not None:
+            left_out |= {"bound", "entropy"}
+        rows = self.to_dict()["rows"]
+        columns = {n: show for n, show in _columns(rows).items() if n not in left_out}
+        wrapped = ("bonds", "parameters", "entropy", *_OF_OUTPUTS)
+        text = tables.text(list(columns), tables.cells(columns, rows), width, wrap=wrapped)
+        lines = [*self._factor_lines(), *self._kept_lines(), self.summary()]
+        return "\n".join([text, "", *(textwrap.fill(line, width) for line in lines)])
 
     def summary(self) -> str:
         """One line with the totals."""
@@ -209,14 +180,8 @@ class CompressionReport:
         Raises:
           OSError: the file cannot be written; one that was there is kept.
         """
-        rows = self.to_dict()["rows"]
-        buffer = io.StringIO()
         names = [*(field.name for field in dataclasses.fields(MatrixRow)), "ratio"]
-        writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: spaced(v) if isinstance(v, tuple) else v for k, v in row.items()})
-        files.write_atomic(path, buffer.getvalue())
+        files.write_atomic(path, tables.csv(self.to_dict()["rows"], names))
 
     def to_markdown(self) -> str:
         """The rows as a Markdown table, followed by the totals."""
@@ -226,34 +191,36 @@ class CompressionReport:
     def plot(self, path: str | os.PathLike):
         """Draws the error bound against bond cap and against parameters, a line for each role.
 
-        The lines come from the spectra (mean over the matrices of a role); the points are what was
-        chosen, with the measured error.
+        The lines come from the spectra (mean over the matrices of a role, at most 1, which is the
+        error of a matrix of zeros); the points are what was chosen, with the measured error.
+
+        Args:
+          path: PNG, PDF or SVG, by its suffix.
 
         Raises:
           ImportError: matplotlib is not installed (extra `plot`).
           OSError: the file cannot be written.
         """
-        try:
-            import matplotlib.figure as figure_lib
-        except ImportError as error:
-            raise ImportError("plots need matplotlib: pip install 'mpojax[plot]'.") from error
-        figure = figure_lib.Figure(figsize=(12, 5), layout="constrained")
-        by_bond, by_size = figure.subplots(1, 2, sharey=True)
-        for role, rows in self._by_role().items():
+        figure, (by_bond, by_size) = figures.new(1, 2, sharey=True, height=4.2)
+        for index, (role, rows) in enumerate(self._by_role().items()):
             caps, errors, ratios = self.error_curve(role)
-            (line,) = by_bond.plot(caps, errors, label=role)
-            by_size.plot(ratios, errors, color=line.get_color())
-            chosen = [np.mean([row.relative_error for row in rows])]
-            by_bond.plot([max(rows[0].bonds)], chosen, "o", color=line.get_color())
-            by_size.plot([np.mean([r.ratio for r in rows])], chosen, "o", color=line.get_color())
-        by_bond.set(xlabel="bond dimension (cap)", ylabel="relative error (bound)", xscale="log")
-        by_size.set(xlabel="parameters / dense parameters", xlim=(0, None))
-        by_bond.set_title("error vs bond dimension")
-        by_size.set_title("error vs parameters")
+            look = figures.line_style(index)
+            by_bond.plot(caps, np.minimum(errors, 1.0), label=role, **look)
+            by_size.plot(ratios, np.minimum(errors, 1.0), **look)
+            chosen = np.mean([row.relative_error for row in rows])
+            dot = {"marker": "o", "linestyle": "", "color": look["color"], "markersize": 7}
+            by_bond.plot([max(rows[0].bonds)], [chosen], **dot)
+            by_size.plot([np.mean([row.ratio for row in rows])], [chosen], **dot)
         if self.rows:
-            by_bond.legend(fontsize="small")
-        suffix = pathlib.Path(path).suffix.lstrip(".") or "png"
-        files.write_atomic(path, lambda file: figure.savefig(file, format=suffix, dpi=120))
+            black = {"color": "black", "linestyle": ""}
+            by_bond.plot([], [], marker="o", **black, label="chosen bonds, measured error")
+            largest = max(max(row.shape.with_bonds(None).bond_dims) for row in self.rows)
+            by_bond.set_xscale("log")
+            figures.log_ticks(by_bond.xaxis, [4**k for k in range(10) if 4**k <= largest])
+            figures.legend(figure, columns=2)
+        by_bond.set(xlabel="bond dimension (cap)", ylabel="relative error of the weights (bound)")
+        by_size.set(xlabel="parameters / dense parameters", xlim=(0, None), ylim=(0, 1.05))
+        figures.save(figure, path)
 
     def error_curve(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(bond caps, relative error bound, parameters / dense) of a role, mean over its matrices.
@@ -295,11 +262,43 @@ class CompressionReport:
         lines = {}
         for row in self.rows:
             size = f"{row.in_features}x{row.out_features}"
-            factors = f"{commas(row.in_factors)} x {commas(row.out_factors)}"
+            factors = f"{tables.joined(row.in_factors)} x {tables.joined(row.out_factors)}"
             padded = row.shape.padded_in_features, row.shape.padded_out_features
             note = "" if not row.shape.is_padded else f" (padded to {padded[0]}x{padded[1]})"
             lines[f"factors of {size}: {factors}{note}"] = None
         return list(lines)
+
+
+def matrix_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown table of the rows of `CompressionReport.to_dict`, also when read back from JSON.
+
+    Columns of output errors appear where a row has them.
+    """
+    columns = _columns(rows) | {"matrix": lambda row: f"`{row['path']}`"}
+    return tables.markdown(list(columns), tables.cells(columns, rows))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping], str]]:
+    """{header: cell of a row}."""
+    columns = {
+        "matrix": lambda row: row["path"],
+        "size": lambda row: f"{row['in_features']}x{row['out_features']}",
+        "in factors": lambda row: tables.joined(row["in_factors"]),
+        "out factors": lambda row: tables.joined(row["out_factors"]),
+        "bonds": lambda row: tables.joined(row["bonds"]),
+        "parameters": lambda row: f"{row['dense_parameters']:,} → {row['mpo_parameters']:,}",
+        "ratio": lambda row: f"{row['ratio']:.3f}",
+        "error": lambda row: tables.error(row["relative_error"]),
+        "SVD error": lambda row: tables.error(row.get("svd_error")),
+        "bound": lambda row: tables.error(row["error_bound"]),
+        "entropy": lambda row: tables.decimals(row["entropy"]),
+    }
+    if any(row.get("output_error") is not None for row in rows):
+        columns |= {
+            header: lambda row, name=name: tables.error(row.get(name))
+            for header, name in _OF_OUTPUTS.items()
+        } | {"method": lambda row: row["method"]}
+    return columns
 
 
 def _mean_square_root(values: Sequence[float]) -> float:
