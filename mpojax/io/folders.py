@@ -11,8 +11,8 @@ import numpy as np
 from mpojax import checks, files, models, tokenizer_folders
 from mpojax.io import generation_config, other_folders, own_format
 from mpojax.io.gguf import weights as gguf_models
-from mpojax.io.hf import encoders as huggingface
-from mpojax.io.hf.architectures import COMMON
+from mpojax.io.hf import checkpoints
+from mpojax.io.hf.family import COMMON
 from mpojax.io.other_folders import CONFIG_NAME, WEIGHTS_NAME
 from mpojax.io.sources import local_folder, locate
 from mpojax.io.weights import read_checkpoint, read_metadata, write_folder
@@ -69,12 +69,12 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
         return models.from_arrays(config, {}, arrays)
     content = _read_config(folder)
     if _MARK not in content:
-        huggingface.check_supported(content, str(folder))
+        checkpoints.family_of(content, str(folder))
     tensors = read_checkpoint(folder)
     check_finite(tensors, str(folder))
     if _MARK in content:
         return _from_own_folder(folder, content[_MARK], tensors)
-    config, arrays = huggingface.import_model(content, tensors, str(folder), pretraining_head)
+    config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
     config = generation_config.read(config, folder)
     return models.from_arrays(config, {}, arrays)
 
@@ -163,7 +163,7 @@ def export_huggingface(
     _check_ours(folder)
     arrays = models.to_arrays(model)
     check_finite(arrays, "the model")
-    content, tensors = huggingface.export_model(model.config, arrays)
+    content, tensors = checkpoints.export_model(model.config, arrays)
     texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
     if not isinstance(model.config, models.EncoderConfig):
         texts[generation_config.NAME] = _json(generation_config.written(model.config))

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from absl import logging
 
 from mpojax import checks, models
-from mpojax.checks import flag, integer, null, number, whole
-from mpojax.io.hf.language_architectures import TOKEN_IDS, Config
+from mpojax.checks import flag, integer, null, number, sequence, whole
 
 NAME = "generation_config.json"
+TOKEN_IDS = integer() | null() | sequence(integer())
 # {entry: field of our settings}.
 _TOKENS = {
     "bos_token_id": "bos_id",
@@ -89,7 +89,7 @@ def read(config: models.Config, folder: pathlib.Path) -> models.Config:
     return dataclasses.replace(config, sampling=sampling(own), **found)
 
 
-def written(config: Config) -> dict:
+def written(config: models.Config) -> dict:
     """Content for export: that of the source where there is one, brought up to date."""
     content = json.loads(config.source_generation_config)
     for name, field in _TOKENS.items():

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mpojax import checks, models, mpo
-from mpojax.io import sizes
+from mpojax.io.weights import check_depth
 from mpojax.models import setting_types
 
 # 1: BERT-shaped encoders alone. 2: settings of other encoders as well; those of version 1 are read.
@@ -69,7 +69,7 @@ def build(content: Mapping, tensors: Mapping) -> models.Model:
         checks.check(fields, _SHAPE, f"shapes[{checks.shortened(path)}]", _SHAPE)
     shapes = {path: mpo.MPOShape.from_dict(s) for path, s in content["shapes"].items()}
     config = _config(content)
-    sizes.check(config, tensors, "the folder")
+    check_depth(config, tensors, "the folder")
     return models.from_arrays(config, shapes, tensors)
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mpojax import checks, files
+from mpojax import checks, files, models
 from mpojax.io import other_folders
 from mpojax.io.other_folders import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
+# So many layers are quickly enumerated, and the tensors that are missing named.
+_FEW_LAYERS = 500
 _INDEX = {"weight_map": checks.mapping(checks.text(255))}
 
 
@@ -83,6 +85,23 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The text entries in the header of a safetensors file; raises as `read_weights` does."""
     with _opened(pathlib.Path(path)) as file:
         return file.metadata() or {}
+
+
+def check_depth(config: models.Config, tensors: Mapping, source: str) -> None:
+    """Checks that a file may hold a model of so many layers: each has at least one tensor.
+
+    Raises:
+      ValueError: it has fewer tensors than that.
+    """
+    if isinstance(config, models.EncoderConfig):
+        depth = len(config.matrix_layers) * config.num_feed_forwards
+    else:
+        depth = config.num_layers + getattr(config, "num_decoder_layers", 0)
+    if depth > max(_FEW_LAYERS, len(tensors)):
+        raise ValueError(
+            f"the weights in {source} do not fit its configuration: {len(tensors)} tensors are too "
+            f"few for {depth} layers (num_layers)."
+        )
 
 
 def write_folder(

@@ -27,11 +27,9 @@ def _interleaved(array: np.ndarray, heads: int) -> np.ndarray:
 def tensors_of(config, arrays) -> dict[str, np.ndarray]:
     """What a file holds, by its names."""
     tensors = {}
-    for i in range(config.num_layers):
-        for name, path, transform in weights.ROWS:
-            name, path = (text.replace("{i}", str(i)) for text in (name, path))
-            if path in arrays:
-                tensors[name] = arrays[path].T if transform == "transpose" else arrays[path]
+    for name, tensor in weights.LLAMA.tensors_of(config, arrays).items():
+        (path,) = tensor.paths
+        tensors[name] = arrays[path].T if tensor.transpose else arrays[path]
     heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     return {
         name: next((_interleaved(t, n) for part, n in heads.items() if f".{part}." in name), t)

@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 
 from mpojax import models
-from mpojax.io.hf import encoders
+from mpojax.io.hf import checkpoints
 
 CONFIG = {
     "architectures": ["BertModel"],
@@ -47,7 +47,7 @@ def arrays(settings=SETTINGS, seed=0) -> dict[str, np.ndarray]:
 
 def tensors(settings=SETTINGS, seed=0) -> dict[str, np.ndarray]:
     """The same parameters by the names of a checkpoint."""
-    return encoders.export_model(settings, arrays(settings, seed))[1]
+    return checkpoints.export_model(settings, arrays(settings, seed))[1]
 
 
 def write(folder: pathlib.Path, content=None, weights=None) -> pathlib.Path:

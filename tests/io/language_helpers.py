@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mpojax import models
-from mpojax.io.hf import encoders
+from mpojax.io.hf import checkpoints
 
 SIZES = {"vocab_size": 40, "hidden_size": 12, "num_layers": 2, "num_heads": 2}
 OF_LLAMA = {
@@ -61,4 +61,4 @@ def arrays(config, seed=0, shapes=None) -> dict[str, np.ndarray]:
 
 def checkpoint(config, seed=0) -> tuple[dict, dict[str, np.ndarray]]:
     """config.json and tensors of transformers for the same parameters."""
-    return encoders.export_model(config, arrays(config, seed))
+    return checkpoints.export_model(config, arrays(config, seed))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mpojax import compression, io, models
-from mpojax.io.hf import encoders, name_maps
+from mpojax.io.hf import checkpoints
+from mpojax.io.hf.encoders import EncoderFamily
 from mpojax.models import arrays as arrays_lib
 from tests.io import helpers
 from tests.models import small
@@ -39,38 +40,39 @@ MOBILEBERT = {
 }
 
 
-@pytest.mark.parametrize("architecture", name_maps.ARCHITECTURES, ids=lambda a: a.model_type)
+ENCODERS = [family for family in checkpoints.FAMILIES.values() if isinstance(family, EncoderFamily)]
+
+
+@pytest.mark.parametrize("family", ENCODERS, ids=lambda family: family.model_type)
 @pytest.mark.parametrize("kind", ["none", "classifier", "span"])
-def test_export_and_import_are_inverse(architecture, kind, monkeypatch):
+def test_export_and_import_are_inverse(family, kind, monkeypatch):
     """For every architecture and head: names one to one, arrays and settings equal."""
     monkeypatch.setattr(arrays_lib, "_MAX_LINES", 1000)
-    has_pooler = kind == "classifier" or (
-        kind == "none" and architecture.model_type != "distilbert"
-    )
+    has_pooler = kind == "classifier" or (kind == "none" and family.model_type != "distilbert")
     config = dataclasses.replace(
-        small.KINDS[architecture.model_type],
+        small.KINDS[family.model_type],
         pooling="pooler" if has_pooler else "none",
         num_labels={"none": None, "classifier": 3, "span": 2}[kind],
         head="classifier" if kind == "none" else kind,
-        classifier_dropout=None if architecture.head_dropout[kind] is None else 0.25,
+        classifier_dropout=0.25 if kind in family.head_dropout else None,
     )
     arrays = helpers.arrays(config)
-    content, tensors = encoders.export_model(config, arrays)
-    assert content["architectures"] == [architecture.classes[kind]]
-    assert content["model_type"] == architecture.model_type
+    content, tensors = checkpoints.export_model(config, arrays)
+    assert content["architectures"] == [family.classes[kind]]
+    assert content["model_type"] == family.model_type
     assert len(tensors) == len(arrays)
-    prefixed = [name for name in tensors if name.startswith(architecture.prefix)]
-    outside = {name for name, _, _ in architecture.outside[kind]}
+    prefixed = [name for name in tensors if name.startswith(family.prefix)]
+    outside = set(family.head_tensors(config, arrays))
     assert set(tensors) - set(prefixed) == (set(tensors) if kind == "none" else outside)
-    again, read = encoders.import_model(content, tensors, "FOLDER")
+    again, read = checkpoints.import_model(content, tensors, "FOLDER")
     assert dataclasses.replace(again, source_config="{}") == config
     assert set(read) == set(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array)
     # Every tensor is needed (a pooler alone may be absent), and none may be left over.
     with pytest.raises(ValueError, match="weights in FOLDER do not fit") as error:
-        encoders.import_model(content, {"other": np.zeros(1)}, "FOLDER")
-    needed = {name.removeprefix(architecture.prefix) for name in tensors}
+        checkpoints.import_model(content, {"other": np.zeros(1)}, "FOLDER")
+    needed = {name.removeprefix(family.prefix) for name in tensors}
     if kind == "none":
         needed = {name for name in needed if not name.startswith("pooler.")}
     named = {line.strip().removeprefix("missing: ") for line in str(error.value).split("\n")[1:]}
@@ -100,19 +102,19 @@ def test_export_and_import_are_inverse(architecture, kind, monkeypatch):
 )
 def test_unsupported_configurations(source, changes, message):
     kind = small.KINDS[source["model_type"]]
-    _, tensors = encoders.export_model(kind, helpers.arrays(kind))
+    _, tensors = checkpoints.export_model(kind, helpers.arrays(kind))
     with pytest.raises(ValueError, match=message) as error:
-        encoders.import_model({**source, **changes}, tensors, "FOLDER")
+        checkpoints.import_model({**source, **changes}, tensors, "FOLDER")
     assert "FOLDER" in str(error.value)
 
 
 def test_absent_keys_have_the_defaults_of_their_architecture():
-    _, tensors = encoders.export_model(small.ALBERT, helpers.arrays(small.ALBERT))
-    config, _ = encoders.import_model(ALBERT, tensors, "FOLDER")
+    _, tensors = checkpoints.export_model(small.ALBERT, helpers.arrays(small.ALBERT))
+    config, _ = checkpoints.import_model(ALBERT, tensors, "FOLDER")
     assert config.activation == "gelu_tanh"
     assert (config.dropout, config.attention_dropout, config.classifier_dropout) == (0, 0, 0.1)
-    _, tensors = encoders.export_model(small.MOBILEBERT, helpers.arrays(small.MOBILEBERT))
-    config, _ = encoders.import_model(MOBILEBERT, tensors, "FOLDER")
+    _, tensors = checkpoints.export_model(small.MOBILEBERT, helpers.arrays(small.MOBILEBERT))
+    config, _ = checkpoints.import_model(MOBILEBERT, tensors, "FOLDER")
     assert (config.activation, config.norm, config.trigram_input) == ("relu", "no_norm", True)
 
 
@@ -120,14 +122,14 @@ def test_absent_keys_have_the_defaults_of_their_architecture():
 def test_a_pooler_without_weights_is_the_first_token(num_labels, caplog):
     """MobileBERT as published."""
     config = dataclasses.replace(small.MOBILEBERT, pooling="first", num_labels=num_labels)
-    content, tensors = encoders.export_model(config, helpers.arrays(config))
+    content, tensors = checkpoints.export_model(config, helpers.arrays(config))
     assert content["classifier_activation"] is False
     unused = {"mobilebert.pooler.dense.bias": np.zeros(16, np.float32)}
     with caplog.at_level(logging.INFO, logger="absl"):
-        again, _ = encoders.import_model(content, {**tensors, **unused}, "FOLDER")
+        again, _ = checkpoints.import_model(content, {**tensors, **unused}, "FOLDER")
     assert dataclasses.replace(again, source_config="{}") == config
     assert "left out the pooler" in caplog.text
-    content, _ = encoders.export_model(small.MOBILEBERT, helpers.arrays(small.MOBILEBERT))
+    content, _ = checkpoints.export_model(small.MOBILEBERT, helpers.arrays(small.MOBILEBERT))
     assert content["classifier_activation"] is True
 
 
@@ -156,29 +158,29 @@ def test_a_pooler_without_weights_is_the_first_token(num_labels, caplog):
 )
 def test_models_without_a_counterpart(config, message):
     with pytest.raises(ValueError, match=message):
-        encoders.export_model(config, helpers.arrays(config))
+        checkpoints.export_model(config, helpers.arrays(config))
 
 
 def test_a_pooler_beside_a_span_head_is_left_out(caplog):
     """Old question answering checkpoints carry the pooler of their encoder."""
     config = dataclasses.replace(helpers.SETTINGS, num_labels=2, head="span", pooling="none")
-    content, tensors = encoders.export_model(config, helpers.arrays(config))
+    content, tensors = checkpoints.export_model(config, helpers.arrays(config))
     tensors["bert.pooler.dense.weight"] = np.zeros((12, 12), np.float32)
     with caplog.at_level(logging.INFO, logger="absl"):
-        again, arrays = encoders.import_model(content, tensors, "FOLDER")
+        again, arrays = checkpoints.import_model(content, tensors, "FOLDER")
     assert again.pooling == "none"
     assert set(arrays) == set(helpers.arrays(config))
     assert "left out the pooler" in caplog.text
     content = {**content, "id2label": {str(i): str(i) for i in range(3)}}
     with pytest.raises(ValueError, match="num_labels=3 must be 2 for head='span'"):
-        encoders.import_model(content, tensors, "FOLDER")
+        checkpoints.import_model(content, tensors, "FOLDER")
 
 
 def test_a_changed_model_forgets_the_configuration_of_another_type():
     """An encoder of BERT's settings and shape without token types goes out as a DistilBERT."""
-    config, _ = encoders.import_model(helpers.CONFIG, helpers.tensors(), "FOLDER")
+    config, _ = checkpoints.import_model(helpers.CONFIG, helpers.tensors(), "FOLDER")
     other = dataclasses.replace(config, token_types=0, pooling="none")
-    content, _ = encoders.export_model(other, helpers.arrays(other))
+    content, _ = checkpoints.export_model(other, helpers.arrays(other))
     assert content["model_type"] == "distilbert"
     assert "hidden_size" not in content
 

@@ -11,7 +11,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from mpojax import compression, io, models
-from mpojax.io.hf import encoders, language_settings, name_maps
+from mpojax.io.hf import checkpoints
 from tests import damaged
 from tests.io import helpers, language_helpers
 from tests.models import small
@@ -24,11 +24,7 @@ ENCODERS = {
 }
 CONFIGS = {**ENCODERS, **language_helpers.CONFIGS}
 CONFIGS["qwen2"] = language_helpers.VARIANTS["qwen2"]
-KEYS = {
-    key
-    for a in (*name_maps.ARCHITECTURES, *language_settings.ARCHITECTURES.values())
-    for key in (*a.all_types, *a.required)
-}
+KEYS = {key for family in checkpoints.FAMILIES.values() for key in family.keys}
 KEYS |= {"architectures", "model_type", "id2label", "num_labels", "rope_scaling", "mpojax"}
 KEYS |= {"generation_config", "do_sample", "top_k", "num_beams", "torch_dtype"}
 
@@ -53,7 +49,7 @@ def folder(tmp_path_factory):
 
 def checkpoint(name, folder):
     """(folder, content of config.json) of a family."""
-    content, tensors = encoders.export_model(CONFIGS[name], arrays_of(CONFIGS[name]))
+    content, tensors = checkpoints.export_model(CONFIGS[name], arrays_of(CONFIGS[name]))
     target = folder / name
     if not target.exists():
         helpers.write(target, content, tensors)

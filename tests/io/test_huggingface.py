@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from mpojax import models
-from mpojax.io.hf import encoders as huggingface
+from mpojax.io.hf import checkpoints
 from tests.io import helpers, language_helpers
 from tests.io.helpers import CONFIG, SETTINGS
 
 
 def _import(content, tensors):
-    return huggingface.import_model(content, tensors, "FOLDER")
+    return checkpoints.import_model(content, tensors, "FOLDER")
 
 
 def _prefixed(tensors):
@@ -84,7 +84,7 @@ def test_prefixes_and_wrappers_are_left_out_and_logged(kind, rename, caplog):
         content, tensors = language_helpers.checkpoint(language_helpers.CONFIGS[kind])
     else:
         settings = dataclasses.replace(SETTINGS, num_labels=3 if kind == "classifier" else None)
-        content, tensors = huggingface.export_model(settings, helpers.arrays(settings))
+        content, tensors = checkpoints.export_model(settings, helpers.arrays(settings))
     config, expected = _import(content, tensors)
     with caplog.at_level(logging.INFO, logger="absl"):
         again, arrays = _import(content, {rename(name): t for name, t in tensors.items()})
@@ -129,11 +129,11 @@ def test_configurations_without_a_class_are_read_by_the_tensors(head, architectu
             head="span" if head == "span" else "classifier",
             masked_lm=head in ("masked_lm", "pretraining"),
         )
-    content, tensors = huggingface.export_model(settings, helpers.arrays(settings))
+    content, tensors = checkpoints.export_model(settings, helpers.arrays(settings))
     assert content["architectures"] == [architecture]
-    named = huggingface.import_model(content, tensors, "FOLDER", pretraining_head=True)
+    named = checkpoints.import_model(content, tensors, "FOLDER", pretraining_head=True)
     del content["architectures"]
-    config, arrays = huggingface.import_model(content, tensors, "FOLDER", pretraining_head=True)
+    config, arrays = checkpoints.import_model(content, tensors, "FOLDER", pretraining_head=True)
     assert dataclasses.replace(config, source_config="{}") == dataclasses.replace(
         named[0], source_config="{}"
     )
@@ -267,14 +267,14 @@ def test_incomplete_configurations_name_every_missing_key():
 def test_activations_keep_their_name_on_export(theirs, ours):
     config, arrays = _import({**CONFIG, "hidden_act": theirs}, helpers.tensors())
     assert config.activation == ours
-    content, _ = huggingface.export_model(config, arrays)
+    content, _ = checkpoints.export_model(config, arrays)
     assert content["hidden_act"] == theirs
 
 
 def test_export_keeps_the_source_and_is_brought_up_to_date():
     config, arrays = _import({**CONFIG, "initializer_range": 0.01}, helpers.tensors())
     config = dataclasses.replace(config, dropout=0.25, activation="relu")
-    content, tensors = huggingface.export_model(config, arrays)
+    content, tensors = checkpoints.export_model(config, arrays)
     assert content["initializer_range"] == 0.01
     assert content["hidden_dropout_prob"] == 0.25
     assert content["hidden_act"] == "relu"
@@ -287,4 +287,4 @@ def test_export_keeps_the_source_and_is_brought_up_to_date():
 def test_export_without_a_counterpart_is_refused():
     settings = dataclasses.replace(SETTINGS, num_labels=2, pooling="mean")
     with pytest.raises(ValueError, match="pooling='mean' has no counterpart in transformers"):
-        huggingface.export_model(settings, helpers.arrays(settings))
+        checkpoints.export_model(settings, helpers.arrays(settings))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mpojax import compression, io, models
-from mpojax.io.hf import encoders
+from mpojax.io.hf import checkpoints
 from mpojax.models import arrays as arrays_lib
 from mpojax.nn.moe.settings import ExpertSettings
 from tests.io import language_helpers as helpers
@@ -18,13 +18,13 @@ every_kind = pytest.mark.parametrize("name", helpers.CONFIGS)
 
 
 def _import(content, tensors):
-    return encoders.import_model(content, tensors, "FOLDER")
+    return checkpoints.import_model(content, tensors, "FOLDER")
 
 
 @pytest.mark.parametrize("config", helpers.VARIANTS.values(), ids=helpers.VARIANTS)
 def test_export_and_import_are_inverse(config):
     arrays = helpers.arrays(config)
-    content, tensors = encoders.export_model(config, arrays)
+    content, tensors = checkpoints.export_model(config, arrays)
     again, read = _import(json.loads(json.dumps(content)), tensors)
     assert dataclasses.replace(again, source_config="{}") == config
     assert set(read) == set(arrays)
@@ -150,7 +150,7 @@ def test_unsupported_configurations_are_refused(name, changes, message):
 )
 def test_windows_of_qwen2_are_refused(changes, message):
     config = helpers.VARIANTS["qwen2"]
-    content, tensors = encoders.export_model(config, helpers.arrays(config))
+    content, tensors = checkpoints.export_model(config, helpers.arrays(config))
     assert content["model_type"] == "qwen2"
     with pytest.raises(ValueError, match=message):
         _import({**content, **changes}, tensors)
@@ -186,10 +186,10 @@ def test_token_ids(caplog):
         config, arrays = _import(content, tensors)
     assert (config.eos_id, config.pad_id, config.bos_id) == ((7, 8), None, None)
     assert "pad_token_id=-1 is no token of the vocabulary" in caplog.text
-    written, _ = encoders.export_model(config, arrays)
+    written, _ = checkpoints.export_model(config, arrays)
     for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
         assert written[key] == content[key]
-    written, _ = encoders.export_model(dataclasses.replace(config, eos_id=9, pad_id=0), arrays)
+    written, _ = checkpoints.export_model(dataclasses.replace(config, eos_id=9, pad_id=0), arrays)
     assert (written["eos_token_id"], written["pad_token_id"]) == (9, 0)
     content, tensors = helpers.checkpoint(helpers.T5)
     config, _ = _import({**content, "pad_token_id": 6, "decoder_start_token_id": None}, tensors)
@@ -202,7 +202,7 @@ def test_export_keeps_the_source_and_is_brought_up_to_date(name):
     source = {**content, "initializer_range": 0.01, "torch_dtype": "bfloat16", "dtype": "bfloat16"}
     config, arrays = _import(source, tensors)
     assert json.loads(config.source_config) == source
-    written, again = encoders.export_model(config, arrays)
+    written, again = checkpoints.export_model(config, arrays)
     assert written == {**content, "initializer_range": 0.01}
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(again[key], tensor)
@@ -225,7 +225,7 @@ def test_export_keeps_the_source_and_is_brought_up_to_date(name):
 )
 def test_models_without_a_counterpart(config, message):
     with pytest.raises(ValueError, match=message):
-        encoders.export_model(config, helpers.arrays(config))
+        checkpoints.export_model(config, helpers.arrays(config))
 
 
 def test_adapters_and_experts_have_no_counterpart(tmp_path):
@@ -237,5 +237,5 @@ def test_adapters_and_experts_have_no_counterpart(tmp_path):
     with pytest.raises(
         ValueError, match=r"has experts in its feed-forward blocks.*save_pretrained"
     ):
-        encoders.export_model(config, {})
+        checkpoints.export_model(config, {})
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mpojax import models
-from mpojax.io.hf import checkpoint_config, name_maps
+from mpojax.io.hf import checkpoints
 from tests.parity import reference
 
 # Settings that the published checkpoints have beside the defaults of transformers.
@@ -46,8 +46,6 @@ def test_counts_and_settings(name):
     config = dataclasses.replace(models.PRESETS[name], num_labels=2)
     abstract = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
     assert sum(models.count_parameters(abstract).values()) == expected
-    architecture = next(a for a in name_maps.ARCHITECTURES if a.model_type == theirs.model_type)
-    imported = checkpoint_config.to_encoder_config(
-        architecture, theirs.to_dict(), "classifier", True, "defaults"
-    )
+    source = theirs.to_dict() | {"architectures": [kind.__name__]}
+    _, imported, _ = checkpoints.read_config(source, {}, "defaults")
     assert dataclasses.replace(imported, source_config="{}") == config

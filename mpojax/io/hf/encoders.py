@@ -1,215 +1,211 @@
-"""Hugging Face checkpoints <-> (settings, flat dict of arrays), with strict name coverage.
-
-Which model types there are, and all that is particular to one, is data: see `name_maps` for
-encoders. Language models have settings and data of their own: see `language_models`.
-"""
+"""Encoders of transformers: poolers, heads of tasks and of pre-training, classes by the tensors."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from absl import logging
 
 from mpojax import checks, models
-from mpojax.io import sizes
-from mpojax.io.hf import (
-    checkpoint_config,
-    language_models,
-    language_settings,
-    name_maps,
-    tensor_names,
-)
-from mpojax.io.hf.architectures import Architecture
+from mpojax.io.hf.family import Family
+from mpojax.io.hf.names import linear
 
-_TABLE = "embeddings.word_embeddings.weight"
+_PRETRAINING = ("pretraining", "masked_lm")
+HEADS = {
+    "classifier": {"classifier": linear("head")},
+    "span": {"qa_outputs": linear("head")},
+}
+# The output map of pre-training is the token embedding; files may hold it under a second name.
+_OUTPUT_MAP, _OUTPUT_BIAS = "predictions.decoder.weight", "predictions.decoder.bias"
 
 
-def import_model(
-    source: Mapping,
-    tensors: Mapping[str, np.ndarray],
-    where: str,
-    pretraining_head: bool = False,
-) -> tuple[models.Config, dict[str, np.ndarray]]:
-    """Settings and arrays by logical path from a checkpoint's configuration and tensors.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderFamily(Family):
+    """A model type of encoders.
 
-    Args:
-      source: content of config.json.
-      tensors: content of the weight files.
-      where: named in errors, such as the folder.
-      pretraining_head: keep the heads of pre-training, where there are some.
-
-    Raises:
-      ValueError: an unsupported architecture or setting; or tensors that are missing,
-        unexpected or of another shape.
+    Attributes:
+      pretraining: classes whose heads are dropped unless they are asked for.
+      pretraining_tensors: regular expression for the names in those heads.
+      head_dropout: key of the dropout before the head, by kind of head, where there is one.
+      pooler_flag: key that says whether the pooler has weights (else it is the first token as it
+        is); None where a pooler always has.
     """
-    if source.get("model_type") in language_settings.ARCHITECTURES:
-        return language_models.import_model(source, tensors, where)
-    architecture, name = checkpoint_config.read_architecture(source, where)
-    checkpoint_config.check_settings(architecture, source, where)
-    tensors = tensor_names.bare(
-        tensors, {_TABLE}, architecture.prefix, name_maps.HARMLESS_BUFFERS.__contains__, where
+
+    config_class: type = models.EncoderConfig
+    heads: Mapping[str, Mapping] = dataclasses.field(default_factory=lambda: HEADS)
+    embedding: str = "embeddings.word_embeddings.weight"
+    # Saved by older versions of transformers.
+    ignored_buffers: str = r"embeddings\.(position_ids|token_type_ids)"
+    pretraining: tuple[str, ...]
+    pretraining_tensors: str
+    head_dropout: Mapping[str, str]
+    pooler_flag: str | None = None
+
+    own_fields: ClassVar[tuple[str, ...]] = (
+        *(name for name in Family.own_fields if name != "adapters"),
+        *("classifier_dropout", "pooling", "pooler_activation", "num_labels", "head", "masked_lm"),
     )
-    if not source.get("architectures"):
-        name = _class_of(architecture, tensors)
-    kind = checkpoint_config.head_kind(architecture, name, pretraining_head)
-    if kind in checkpoint_config.PRETRAINING_KINDS:
-        kind, tensors = _with_pretraining_head(architecture, tensors, where)
-    elif name in architecture.pretraining:
-        tensors = _without(architecture.dropped, "the pre-training head", tensors, where)
-    if kind == "span" or not checkpoint_config.pooler_has_weights(architecture, source):
-        tensors = _without(
-            r"pooler\..+", "the pooler, which the model does not use", tensors, where
-        )
-    has_pooler = kind in ("classifier", "pretraining") or any(
-        name.startswith("pooler.") for name in tensors
-    )
-    config = checkpoint_config.to_encoder_config(architecture, source, kind, has_pooler, where)
-    if kind == "none" and config.pooling == "none":
-        logging.info("%s has no pooler; the model is built without one", where)
-    sizes.check(config, tensors, where)
-    expected = models.array_shapes(config)
-    table = name_table(architecture, config, expected)
-    shapes = {
-        name: expected[path][::-1] if transform == "transpose" else expected[path]
-        for name, (path, transform) in table.items()
-    }
-    models.check_coverage(shapes, tensors, f"the weights in {where} do not fit its configuration")
-    return config, {
-        path: tensors[name].T if transform == "transpose" else tensors[name]
-        for name, (path, transform) in table.items()
-    }
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Every class whose checkpoints are read."""
+        return tuple(dict.fromkeys((*self.classes.values(), *self.pretraining)))
+
+    def marks(self, config: models.EncoderConfig) -> dict:
+        """`{i}`: layers. `{group}`: groups of layers, in paths the first layer of each. `{j}`:
+        feed-forward blocks before the last of a layer, `{last}` that.
+        """
+        last = config.num_feed_forwards - 1
+        return {
+            "i": [(layer, layer) for layer in config.matrix_layers],
+            "group": list(enumerate(config.matrix_layers)),
+            "j": [(j, j) for j in range(last)],
+            "last": [(last, last)],
+        }
+
+    def prefix_of(self, config: models.EncoderConfig) -> str:
+        """None before the names of a model without a head."""
+        return "" if self.head_of(config) == "none" else self.prefix
+
+    def head_of(self, config: models.EncoderConfig) -> str:
+        """A key of `classes`."""
+        if config.masked_lm:
+            return "masked_lm" if config.num_labels is None else "pretraining"
+        return "none" if config.num_labels is None else config.head
+
+    def misfits_of(self, config: models.EncoderConfig) -> list[str]:
+        """Also another activation of the pooler."""
+        wrong = super().misfits_of(config)
+        activation = self.fixed.get("pooler_activation", "tanh")
+        if config.pooling == "pooler" and config.pooler_activation != activation:
+            wrong.append(f"pooler_activation={config.pooler_activation!r}")
+        return wrong
+
+    def complete(self, settings, content, values, tensors, source, *, pretraining_head):
+        """Pooling and head, by the class and by the tensors; logs what is left out."""
+        name = (content.get("architectures") or [self._class_of(tensors)])[0]
+        head = {name: head for head, name in self.classes.items()}.get(name, "none")
+        if head in _PRETRAINING and pretraining_head:
+            head, tensors = self._with_pretraining_head(tensors, source)
+        elif name in self.pretraining:
+            head = "none"
+            what = "the pre-training head"
+            tensors = _without(self.pretraining_tensors, what, tensors, source)
+        has_weights = self.pooler_flag is None or values[self.pooler_flag]
+        if head == "span" or not has_weights:
+            what = "the pooler, which the model does not use"
+            tensors = _without(r"pooler\..+", what, tensors, source)
+        has_pooler = head in ("classifier", "pretraining") or _has_pooler(tensors)
+        pooling = "none"
+        if head != "span":
+            pooling = "first" if not has_weights else "pooler" if has_pooler else "none"
+        if head == pooling == "none":
+            logging.info("%s has no pooler; the model is built without one", source)
+        chosen = {
+            "classifier_dropout": values.get(self.head_dropout.get(head)),
+            "pooling": pooling,
+            "num_labels": _num_labels(content, head),
+            "head": "span" if head == "span" else "classifier",
+            "masked_lm": head in _PRETRAINING,
+        }
+        return settings | chosen, tensors
+
+    def write_head(self, config: models.EncoderConfig, content: dict) -> None:
+        """Dropout of the head, pooler and names of labels.
+
+        Raises:
+          ValueError: a head that the type does not have.
+        """
+        head = self.head_of(config)
+        if head not in self.classes:
+            raise ValueError(
+                f"{self.model_type} of transformers has no class for {head!r}; it has "
+                f"{', '.join(self.classes)}."
+            )
+        poolings = ("pooler",) if self.pooler_flag is None else ("pooler", "first")
+        if head == "classifier" and config.pooling not in poolings:
+            raise ValueError(
+                f"a classifier with pooling={config.pooling!r} has no counterpart in transformers: "
+                f"{self.classes[head]} always has pooling={' or '.join(map(repr, poolings))}."
+            )
+        self._write_head_dropout(config, head, content)
+        if self.pooler_flag is not None:
+            content[self.pooler_flag] = config.pooling == "pooler"
+        labels = content.get("id2label") or ()
+        if head in ("classifier", "span") and len(labels) != config.num_labels:
+            content["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
+            content["label2id"] = {f"LABEL_{i}": i for i in range(config.num_labels)}
+
+    def _write_head_dropout(self, config, head: str, content: dict) -> None:
+        name, rate = self.head_dropout.get(head), config.classifier_dropout
+        if name is None:
+            return
+        if rate is None and not self.keys[name].allowed.accepts(None):
+            # There null does not stand for the general rate.
+            rate = config.dropout if head in ("none", "classifier") else 0.0
+        if rate is not None or name in content:
+            content[name] = rate
+
+    def _class_of(self, tensors: Mapping) -> str:
+        """The class whose head is among the tensors, for configurations that name none."""
+        if any(re.fullmatch(self.pretraining_tensors, name) for name in tensors):
+            return self.pretraining[0]
+        for head in ("classifier", "span"):
+            if any(f"{module}.weight" in tensors for module in self.heads[head]):
+                return self.classes[head]
+        return self.classes["none"]
+
+    def _with_pretraining_head(self, tensors: Mapping, source: str) -> tuple[str, dict]:
+        """The kind of head that the tensors are of, and the tensors that it needs.
+
+        Not the class decides: published files of BertForMaskedLM and AlbertForMaskedLM also have
+        the head for the succession or order of sentences, with or without the pooler it reads.
+        """
+        tensors = self._without_copies(tensors, source)
+        modules = self.heads["pretraining"].items()
+        order = [re.escape(name) for name, module in modules if module.paths == ("head",)]
+        pattern = rf"({'|'.join(order)})\..+"
+        if _has_pooler(tensors) and any(re.fullmatch(pattern, name) for name in tensors):
+            logging.info("%s: kept the heads for masked words and for pairs of sentences", source)
+            return "pretraining", tensors
+        what = "the head for pairs, as there is no pooler"
+        return "masked_lm", _without(pattern, what, tensors, source)
+
+    def _without_copies(self, tensors: Mapping, source: str) -> dict[str, np.ndarray]:
+        """Drops second names of the token embedding and of the output's bias.
+
+        Where the two biases differ transformers adds that of the decoder.
+        """
+        kept = dict(tensors)
+        for name in tensors:
+            if name.endswith(_OUTPUT_MAP):
+                table = kept.setdefault(self.embedding, kept.pop(name))
+                if not np.array_equal(tensors[name], table):
+                    raise ValueError(
+                        f"{source}: {name} differs from the token embedding; only tied output maps "
+                        "are supported."
+                    )
+            elif name.endswith(_OUTPUT_BIAS):
+                kept[name.replace(".decoder.", ".")] = kept.pop(name)
+        return kept
 
 
-def check_supported(source: Mapping, where: str) -> None:
-    """Checks the model type and the class before weights are looked for, read or converted.
-
-    Raises:
-      ValueError: one that is not supported.
-    """
-    if source.get("model_type") in language_settings.ARCHITECTURES:
-        language_settings.read_architecture(source, where)
-    else:
-        checkpoint_config.read_architecture(source, where)
+def _num_labels(content: Mapping[str, Any], head: str) -> int | None:
+    if head in ("classifier", "span"):
+        labels = content.get("id2label")
+        return len(labels) if labels else int(content.get("num_labels") or 2)
+    return 2 if head == "pretraining" else None
 
 
-def export_model(
-    config: models.Config, arrays: Mapping[str, np.ndarray]
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """Inverse of `import_model`: content of config.json, and tensors by transformers' names.
-
-    Raises:
-      ValueError: the model has no counterpart in transformers.
-    """
-    if not isinstance(config, models.EncoderConfig):
-        return language_models.export_model(config, arrays)
-    if config.layer_groups is None and config.embedding_size is not None:
-        # ALBERT writes layers of their own as groups of one layer; the arrays are the same.
-        grouped = dataclasses.replace(config, layer_groups=config.num_layers)
-        config = config if checkpoint_config.has_architecture(config) else grouped
-    architecture = checkpoint_config.architecture_for(config)
-    kind = checkpoint_config.kind_of(config)
-    if kind not in architecture.classes:
-        raise ValueError(
-            f"{architecture.model_type} of transformers has no class for kind={kind!r}; its kinds "
-            f"are {', '.join(architecture.classes)}."
-        )
-    poolings = ("pooler",) if architecture.pooler_flag is None else ("pooler", "first")
-    if kind == "classifier" and config.pooling not in poolings:
-        raise ValueError(
-            f"a classifier with pooling={config.pooling!r} has no counterpart in transformers: "
-            f"{architecture.classes[kind]} always has pooling={' or '.join(map(repr, poolings))}."
-        )
-    expected = models.array_shapes(config)
-    table = name_table(architecture, config, expected)
-    if unmatched := sorted(set(expected) - {path for path, _ in table.values()}):
-        raise ValueError(
-            f"{checks.listed(unmatched)} have no counterpart in {architecture.classes[kind]} of "
-            "transformers."
-        )
-    outside = {theirs for theirs, _, _ in architecture.outside[kind]}
-    prefix = "" if kind == "none" else architecture.prefix
-    tensors = {}
-    for name, (path, transform) in table.items():
-        array = np.asarray(arrays[path], np.float32)
-        tensors[name if name in outside else prefix + name] = np.ascontiguousarray(
-            array.T if transform == "transpose" else array
-        )
-    return checkpoint_config.from_encoder_config(architecture, config), tensors
+def _has_pooler(tensors: Mapping) -> bool:
+    return any(name.startswith("pooler.") for name in tensors)
 
 
-def _class_of(architecture: Architecture, tensors: Mapping) -> str:
-    """The class whose head is among the tensors, for configurations that name none."""
-    if any(re.fullmatch(architecture.dropped, name) for name in tensors):
-        return architecture.pretraining[0]
-    for kind in ("classifier", "span"):
-        if any(name in tensors for name, _, _ in architecture.outside[kind]):
-            return architecture.classes[kind]
-    return architecture.classes["none"]
-
-
-def _with_pretraining_head(
-    architecture: Architecture, tensors: dict, where: str
-) -> tuple[str, dict[str, np.ndarray]]:
-    """The kind of head that the tensors are of, and the tensors that it needs.
-
-    Not the class decides: published files of BertForMaskedLM and AlbertForMaskedLM also have the
-    head for the succession or order of sentences, with or without the pooler that it reads.
-    """
-    tensors = _without_copies(tensors, where)
-    order = [n for n, path, _ in architecture.outside["pretraining"] if path.startswith("head/")]
-    has_pooler = any(name.startswith("pooler.") for name in tensors)
-    if has_pooler and any(name in tensors for name in order):
-        logging.info("%s: kept the heads for masked words and for pairs of sentences", where)
-        return "pretraining", tensors
-    pattern, what = "|".join(map(re.escape, order)), "the head for pairs, as there is no pooler"
-    return "masked_lm", _without(pattern, what, tensors, where)
-
-
-def _without(pattern: str, what: str, tensors: dict, where: str) -> dict:
+def _without(pattern: str, what: str, tensors: Mapping, source: str) -> dict:
     """Drops tensors that are no part of the model, and says so."""
     dropped = [name for name in tensors if re.fullmatch(pattern, name)]
     if dropped:
-        logging.info("%s: left out %s (%s)", where, what, checks.listed(dropped))
+        logging.info("%s: left out %s (%s)", source, what, checks.listed(dropped))
     return {name: tensor for name, tensor in tensors.items() if name not in dropped}
-
-
-def _without_copies(tensors: Mapping, where: str) -> dict[str, np.ndarray]:
-    """Drops second names of the token embedding and of the output's bias.
-
-    Where the two biases differ transformers adds that of the decoder.
-    """
-    kept = dict(tensors)
-    for name in tensors:
-        if name.endswith("predictions.decoder.weight"):
-            table = kept.setdefault(_TABLE, kept.pop(name))
-            if not np.array_equal(tensors[name], table):
-                raise ValueError(
-                    f"{where}: {name} differs from the word embeddings; only tied output maps are "
-                    "supported."
-                )
-        elif name.endswith("predictions.decoder.bias"):
-            kept[name.replace(".decoder.", ".")] = kept.pop(name)
-    return kept
-
-
-def name_table(
-    architecture: Architecture, config: models.EncoderConfig, arrays: Mapping
-) -> dict[str, tuple[str, str]]:
-    """Checkpoint name -> (logical path, transform) for exactly the arrays of this model."""
-    last = config.num_feed_forwards - 1
-    # What a mark stands for: (number in the checkpoint's name, number in our path).
-    marks = {
-        "{i}": [(layer, layer) for layer in config.matrix_layers],
-        "{group}": list(enumerate(config.matrix_layers)),
-        "{j}": [(j, j) for j in range(last)],
-        "{last}": [(last, last)],
-    }
-    rows = [*architecture.encoder, *architecture.outside[checkpoint_config.kind_of(config)]]
-    for mark, numbers in marks.items():
-        rows = [
-            (name.replace(mark, str(theirs)), path.replace(mark, str(ours)), transform)
-            for name, path, transform in rows
-            for theirs, ours in (numbers if mark in name or mark in path else [(0, 0)])
-        ]
-    return {name: (path, transform) for name, path, transform in rows if path in arrays}

@@ -1,116 +1,70 @@
-"""Names and settings of GPT-2 checkpoints, as data."""
+"""GPT-2."""
 
-from collections.abc import Mapping
+from mpojax.checks import flag, integer, null
+from mpojax.io.hf.family import Joint, activation, extra, key, keys, only, token
+from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.names import conv1d, norm, table
 
-from mpojax import models
-from mpojax.checks import integer, null, text
-from mpojax.io.hf.architectures import Row, norm, rows
-from mpojax.io.hf.language_architectures import LanguageArchitecture, activation, activation_name
-
-
-def _conv1d(theirs: str, *ours: str) -> tuple[Row, ...]:
-    """A map of GPT-2, whose weights are (in, out) already; several of ours side by side."""
-    return tuple(
-        (f"{theirs}.{their_part}", f"{path}/{part}", "same")
-        for their_part, part in (("weight", "kernel"), ("bias", "bias"))
-        for path in ours
-    )
+_LAYER = "layers/{i}"
 
 
-_OURS = "layers/{i}"
-_QUERY_KEY_VALUE = tuple(f"{_OURS}/attention/{name}" for name in ("query", "key", "value"))
-
-
-def _read(values: Mapping) -> dict:
-    inner = values["n_inner"]
-    return {
-        "intermediate_size": 4 * values["n_embd"] if inner is None else inner,
-        "activation": activation("activation_function", values["activation_function"]),
-    }
-
-
-def _misfits(config: models.DecoderConfig) -> list[str]:
-    wrong = []
-    if config.num_kv_heads != config.num_heads:
-        wrong.append(f"num_kv_heads={config.num_kv_heads}")
-    if config.num_heads * config.head_size != config.hidden_size:
-        wrong.append(f"head_size={config.head_size}")
-    return wrong
-
-
-def _write(config: models.DecoderConfig, source: Mapping) -> dict:
+def _write_inner(config, content) -> dict:
     usual = config.intermediate_size == 4 * config.hidden_size
-    return {
-        "n_inner": None if usual and source.get("n_inner") is None else config.intermediate_size,
-        "activation_function": activation_name(
-            config.activation, source.get("activation_function", "gelu_new")
-        ),
-    }
+    return {"n_inner": None if usual and not content.get("n_inner") else config.intermediate_size}
 
 
-GPT2 = LanguageArchitecture(
+GPT2 = LanguageFamily(
     model_type="gpt2",
-    kind=models.DecoderConfig,
-    classes=("GPT2LMHeadModel",),
-    headless=("GPT2Model",),
+    classes={"lm": "GPT2LMHeadModel", "none": "GPT2Model"},
     prefix="transformer.",
-    rows={
-        False: rows(
-            (
-                ("wte.weight", "embeddings/word/table", "same"),
-                ("wpe.weight", "embeddings/position/table", "same"),
-            ),
-            norm("h.{i}.ln_1", f"{_OURS}/attention_norm"),
-            _conv1d("h.{i}.attn.c_attn", *_QUERY_KEY_VALUE),
-            _conv1d("h.{i}.attn.c_proj", f"{_OURS}/attention/out"),
-            norm("h.{i}.ln_2", f"{_OURS}/feed_forward_norm"),
-            _conv1d("h.{i}.mlp.c_fc", f"{_OURS}/feed_forward/up"),
-            _conv1d("h.{i}.mlp.c_proj", f"{_OURS}/feed_forward/down"),
-            norm("ln_f", "final_norm"),
-            (("lm_head.weight", "head/kernel", "transpose"),),
+    embedding="wte.weight",
+    ignored_buffers=r"h\.\d+\.attn\.(bias|masked_bias)",
+    tensors={
+        "wte": table("embeddings/word"),
+        "wpe": table("embeddings/position"),
+        "h.{i}.ln_1": norm(f"{_LAYER}/attention_norm"),
+        "h.{i}.attn.c_attn": conv1d(
+            *(f"{_LAYER}/attention/{name}" for name in ("query", "key", "value"))
         ),
+        "h.{i}.attn.c_proj": conv1d(f"{_LAYER}/attention/out"),
+        "h.{i}.ln_2": norm(f"{_LAYER}/feed_forward_norm"),
+        "h.{i}.mlp.c_fc": conv1d(f"{_LAYER}/feed_forward/up"),
+        "h.{i}.mlp.c_proj": conv1d(f"{_LAYER}/feed_forward/down"),
+        "ln_f": norm("final_norm"),
     },
-    table="wte.weight",
-    copies=("lm_head.weight",),
-    harmless=r"h\.\d+\.attn\.(bias|masked_bias)",
-    fields={
-        "vocab_size": "vocab_size",
-        "n_positions": "max_positions",
-        "n_embd": "hidden_size",
-        "n_layer": "num_layers",
-        "n_head": "num_heads",
-        "layer_norm_epsilon": "norm_eps",
-        "resid_pdrop": "dropout",
-        "embd_pdrop": "embedding_dropout",
-        "attn_pdrop": "attention_dropout",
-    },
-    defaults={
-        "n_positions": 1024,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "resid_pdrop": 0.1,
-        "embd_pdrop": 0.1,
-        "attn_pdrop": 0.1,
-        "tie_word_embeddings": True,
-    },
-    ids={
-        "bos_token_id": ("bos_id", 50256),
-        "eos_token_id": ("eos_id", 50256),
-        "pad_token_id": ("pad_id", None),
-    },
-    types={"n_inner": integer(1) | null(), "activation_function": text(100)},
-    fixed={},  # The defaults of our settings are GPT-2.
-    # Not here: reorder_and_upcast_attn, which is about rounding in half precision alone.
-    required={
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False, None),
-        "add_cross_attention": (False, None),
-        "pruned_heads": ({}, None),
-        "quantization_config": (None,),
-    },
-    read=_read,
-    derived=("num_kv_heads", "head_size", "intermediate_size", "activation"),
-    misfits=_misfits,
-    write=_write,
+    keys=keys(
+        key("vocab_size"),
+        key("n_positions", "max_positions", 1024),
+        key("n_embd", "hidden_size"),
+        key("n_layer", "num_layers"),
+        key("n_head", "num_heads"),
+        extra("n_inner", integer(1) | null()),
+        activation("activation_function", "gelu_new"),
+        key("layer_norm_epsilon", "norm_eps", 1e-5),
+        key("resid_pdrop", "dropout", 0.1),
+        key("embd_pdrop", "embedding_dropout", 0.1),
+        key("attn_pdrop", "attention_dropout", 0.1),
+        extra("tie_word_embeddings", flag(), True),
+        token("bos_token_id", "bos_id", 50256),
+        token("eos_token_id", "eos_id", 50256),
+        token("pad_token_id", "pad_id"),
+        # Not here: reorder_and_upcast_attn, which is about rounding in half precision alone.
+        only("scale_attn_weights", True),
+        only("scale_attn_by_inverse_layer_idx", False, None),
+        only("add_cross_attention", False, None),
+        only("pruned_heads", {}, None),
+        only("quantization_config", None),
+    ),
+    joints=(
+        Joint(
+            fields=("intermediate_size",),
+            read=lambda v: {"intermediate_size": v["n_inner"] or 4 * v["n_embd"]},
+            write=_write_inner,
+        ),
+        Joint(fields=("num_kv_heads", "head_size")),  # What our settings take by default.
+    ),
+    misfits=(
+        ("num_kv_heads={0.num_kv_heads}", lambda c: c.num_kv_heads != c.num_heads),
+        ("head_size={0.head_size}", lambda c: c.num_heads * c.head_size != c.hidden_size),
+    ),
 )

@@ -1,124 +1,74 @@
-"""Names and settings of LLaMA checkpoints and their like (Mistral, Qwen2), as data."""
+"""LLaMA 1 to 3 and its like: Mistral without a sliding window, Qwen2."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from mpojax import checks, models
 from mpojax.checks import anything, flag, integer, mapping, null, number, sequence, text
-from mpojax.io.hf.architectures import linear, rows
-from mpojax.io.hf.language_architectures import LanguageArchitecture, activation, activation_name
+from mpojax.io.hf.family import Joint, activation, extra, key, keys, only, token
+from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.names import linear, norm, table
 
-_THEIRS, _OURS = "layers.{i}", "layers/{i}"
-_ROPE_KEYS = (
+_SCALING = (
     *("factor", "low_freq_factor", "high_freq_factor"),
     "original_max_position_embeddings",
 )
-_ROPE_TYPES = {
-    **dict.fromkeys((*_ROPE_KEYS, "rope_theta", "partial_rotary_factor"), number() | null()),
-    "rope_type": text(100),
-    "type": text(100),
-}
-_TYPES = {
-    "hidden_act": text(100),
-    "num_key_value_heads": integer(1) | null(),
-    "head_dim": integer(1) | null(),
-    **dict.fromkeys(("rope_scaling", "rope_parameters"), mapping(anything()) | null()),
-    **dict.fromkeys(("rope_theta", "partial_rotary_factor"), number() | null()),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), flag() | null()),
-    "sliding_window": integer() | null(),
-    "layer_types": sequence(text(100)) | null(),
+_ROPE_FIELDS = {
+    **dict.fromkeys((*_SCALING, "rope_theta", "partial_rotary_factor"), number() | null()),
+    **dict.fromkeys(("rope_type", "type"), text(100)),
 }
 
 
-def _rope(values: Mapping) -> dict:
+def _read_rope(values: Mapping) -> dict:
     """Base and scaling of rotary positions; newer files keep both in `rope_parameters`.
 
     Raises:
       ValueError: a scaling other than that of LLaMA 3.
     """
-    settings = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if problems := checks.problems(settings, _ROPE_TYPES):
-        raise ValueError(f"rotary positions: {'; '.join(problems)}")
-    base = settings.get("rope_theta", values.get("rope_theta"))
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"rope_type={kind!r} of rotary positions (supported: default, llama3)")
-    part = settings.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-    if part not in (None, 1, 1.0):
+    rope = values["rope_scaling"] or values["rope_parameters"] or {}
+    checks.check(rope, _ROPE_FIELDS, "rotary positions")
+    base, part = (rope.get(n, values[n]) for n in ("rope_theta", "partial_rotary_factor"))
+    base = 10_000.0 if base is None else base
+    if part not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor={part!r} (supported: 1.0)")
-    scaling = None
-    if kind == "llama3":
-        whole = {_ROPE_KEYS[-1]: values["max_position_embeddings"], **settings}
-        if missing := [key for key in _ROPE_KEYS if whole.get(key) is None]:
-            raise ValueError(f"rope_type='llama3' without {', '.join(missing)}")
-        scaling = tuple(whole[key] for key in _ROPE_KEYS)
-    return {"rotary_base": 10_000.0 if base is None else base, "rotary_scaling": scaling}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return {"rotary_base": base, "rotary_scaling": None}
+    if kind != "llama3":
+        raise ValueError(f"rope_type={kind!r} of rotary positions (supported: default, llama3)")
+    rope = {_SCALING[-1]: values["max_position_embeddings"], **rope}
+    if missing := [name for name in _SCALING if rope.get(name) is None]:
+        raise ValueError(f"rope_type='llama3' without {', '.join(missing)}")
+    return {"rotary_base": base, "rotary_scaling": tuple(rope[name] for name in _SCALING)}
 
 
-def _write_rope(config: models.DecoderConfig) -> dict:
+def _write_rope(config: models.DecoderConfig, _) -> dict:
     """The keys of old and of new files, for both versions of transformers."""
-    scaling = None
+    base, scaling = config.rotary_base, None
     if config.rotary_scaling is not None:
-        scaling = dict(zip(_ROPE_KEYS, config.rotary_scaling, strict=True))
-        scaling["rope_type"] = "llama3"
-    parameters = {"rope_theta": config.rotary_base, **(scaling or {"rope_type": "default"})}
-    return {
-        "rope_theta": config.rotary_base,
-        "rope_scaling": scaling,
-        "rope_parameters": parameters,
-    }
+        scaling = dict(zip(_SCALING, config.rotary_scaling, strict=True)) | {"rope_type": "llama3"}
+    parameters = {"rope_theta": base, **(scaling or {"rope_type": "default"})}
+    return {"rope_theta": base, "rope_scaling": scaling, "rope_parameters": parameters}
 
 
-def _read(values: Mapping) -> dict:
-    return {
-        **_rope(values),
-        "num_kv_heads": values["num_key_value_heads"],
-        "head_size": values["head_dim"],
-        "activation": activation("hidden_act", values["hidden_act"]),
-    }
-
-
-def _read_llama(values: Mapping) -> dict:
-    attention = bool(values["attention_bias"])
-    return {
-        **_read(values),
-        "attention_bias": attention,
-        "attention_out_bias": attention,
-        "feed_forward_bias": bool(values["mlp_bias"]),
-    }
-
-
-def _misfits(config: models.DecoderConfig) -> list[str]:
-    if config.hidden_size % config.num_heads:
-        return [f"hidden_size={config.hidden_size} is no multiple of num_heads={config.num_heads}"]
-    return []
-
-
-def _llama_misfits(config: models.DecoderConfig) -> list[str]:
-    wrong = _misfits(config)
-    if config.attention_bias != config.attention_out_bias:
-        wrong.append(
-            f"attention_bias={config.attention_bias} with attention_out_bias="
-            f"{config.attention_out_bias}"
-        )
-    return wrong
-
-
-def _write(config: models.DecoderConfig, source: Mapping) -> dict:
-    return {
-        **_write_rope(config),
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_size,
-        "hidden_act": activation_name(config.activation, source.get("hidden_act", "")),
-    }
-
-
-def _write_llama(config: models.DecoderConfig, source: Mapping) -> dict:
-    return {
-        **_write(config, source),
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.feed_forward_bias,
-    }
+ROPE = Joint(("rotary_base", "rotary_scaling"), _read_rope, _write_rope)
+_KEYS = keys(
+    key("vocab_size"),
+    key("hidden_size"),
+    key("num_hidden_layers", "num_layers"),
+    key("num_attention_heads", "num_heads"),
+    key("num_key_value_heads", "num_kv_heads", None, integer(1) | null()),
+    key("head_dim", "head_size", None, integer(1) | null()),
+    key("intermediate_size"),
+    activation("hidden_act", "silu"),
+    key("rms_norm_eps", "norm_eps", 1e-6),
+    key("attention_dropout", "attention_dropout", 0.0),
+    extra("tie_word_embeddings", flag(), False),
+    *(extra(name, mapping(anything()) | null()) for name in ("rope_scaling", "rope_parameters")),
+    *(extra(name, number() | null()) for name in ("rope_theta", "partial_rotary_factor")),
+    only("quantization_config", None),
+)
+_WINDOW = extra("sliding_window", integer() | null(), 4096)
 
 
 def _is_windowed(values: Mapping) -> bool:
@@ -127,66 +77,45 @@ def _is_windowed(values: Mapping) -> bool:
     return window is not None and window < values["max_position_embeddings"]
 
 
-_ROWS = rows(
-    (("embed_tokens.weight", "embeddings/word/table", "same"),),
-    (
-        (f"{_THEIRS}.input_layernorm.weight", f"{_OURS}/attention_norm/scale", "same"),
-        (f"{_THEIRS}.post_attention_layernorm.weight", f"{_OURS}/feed_forward_norm/scale", "same"),
-    ),
-    linear(f"{_THEIRS}.self_attn.q_proj", f"{_OURS}/attention/query"),
-    linear(f"{_THEIRS}.self_attn.k_proj", f"{_OURS}/attention/key"),
-    linear(f"{_THEIRS}.self_attn.v_proj", f"{_OURS}/attention/value"),
-    linear(f"{_THEIRS}.self_attn.o_proj", f"{_OURS}/attention/out"),
-    linear(f"{_THEIRS}.mlp.gate_proj", f"{_OURS}/feed_forward/gate"),
-    linear(f"{_THEIRS}.mlp.up_proj", f"{_OURS}/feed_forward/up"),
-    linear(f"{_THEIRS}.mlp.down_proj", f"{_OURS}/feed_forward/down"),
-    (
-        ("norm.weight", "final_norm/scale", "same"),
-        ("lm_head.weight", "head/kernel", "transpose"),
-    ),
+_OURS = "layers/{i}"
+_UNEVEN = (
+    "hidden_size={0.hidden_size} is no multiple of num_heads={0.num_heads}",
+    lambda config: config.hidden_size % config.num_heads != 0,
 )
-_DERIVED = ("rotary_base", "rotary_scaling", "num_kv_heads", "head_size", "activation")
-_DEFAULTS = {
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "attention_dropout": 0.0,
-    "tie_word_embeddings": False,
-}
-
-LLAMA = LanguageArchitecture(
+LLAMA = LanguageFamily(
     model_type="llama",
-    kind=models.DecoderConfig,
-    classes=("LlamaForCausalLM",),
-    headless=(),
+    classes={"lm": "LlamaForCausalLM"},
     prefix="model.",
-    rows={True: _ROWS},
-    table="embed_tokens.weight",
-    copies=("lm_head.weight",),
-    harmless=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
-    fields={
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "max_positions",
-        "rms_norm_eps": "norm_eps",
-        "attention_dropout": "attention_dropout",
+    embedding="embed_tokens.weight",
+    ignored_buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+    tensors={
+        "embed_tokens": table("embeddings/word"),
+        "layers.{i}.input_layernorm": norm(f"{_OURS}/attention_norm"),
+        "layers.{i}.post_attention_layernorm": norm(f"{_OURS}/feed_forward_norm"),
+        "layers.{i}.self_attn.q_proj": linear(f"{_OURS}/attention/query"),
+        "layers.{i}.self_attn.k_proj": linear(f"{_OURS}/attention/key"),
+        "layers.{i}.self_attn.v_proj": linear(f"{_OURS}/attention/value"),
+        "layers.{i}.self_attn.o_proj": linear(f"{_OURS}/attention/out"),
+        "layers.{i}.mlp.gate_proj": linear(f"{_OURS}/feed_forward/gate"),
+        "layers.{i}.mlp.up_proj": linear(f"{_OURS}/feed_forward/up"),
+        "layers.{i}.mlp.down_proj": linear(f"{_OURS}/feed_forward/down"),
+        "norm": norm("final_norm"),
     },
-    defaults={
-        **_DEFAULTS,
-        "max_position_embeddings": 2048,
-        "attention_bias": False,
-        "mlp_bias": False,
+    keys={
+        **_KEYS,
+        **keys(
+            key("max_position_embeddings", "max_positions", 2048),
+            key("attention_bias", "attention_bias", False),
+            key("mlp_bias", "feed_forward_bias", False),
+            token("bos_token_id", "bos_id", 1),
+            token("eos_token_id", "eos_id", 2),
+            token("pad_token_id", "pad_id"),
+        ),
     },
-    ids={
-        "bos_token_id": ("bos_id", 1),
-        "eos_token_id": ("eos_id", 2),
-        "pad_token_id": ("pad_id", None),
-    },
-    types=_TYPES,
+    joints=(
+        ROPE,
+        Joint(("attention_out_bias",), lambda v: {"attention_out_bias": v["attention_bias"]}),
+    ),
     fixed={
         "positions": "rotary",
         "norm": "rms_norm",
@@ -194,29 +123,34 @@ LLAMA = LanguageArchitecture(
         "dropout": 0.0,
         "embedding_dropout": 0.0,
     },
-    required={"quantization_config": (None,)},
-    read=_read_llama,
-    derived=(*_DERIVED, "attention_bias", "attention_out_bias", "feed_forward_bias"),
-    misfits=_llama_misfits,
-    write=_write_llama,
+    misfits=(
+        _UNEVEN,
+        (
+            "attention_bias={0.attention_bias} with attention_out_bias={0.attention_out_bias}",
+            lambda config: config.attention_bias != config.attention_out_bias,
+        ),
+    ),
 )
 
-_NO_BIASES = {"attention_bias": False, "attention_out_bias": False, "feed_forward_bias": False}
+_NO_BIASES = dict.fromkeys(("attention_bias", "attention_out_bias", "feed_forward_bias"), False)
 MISTRAL = dataclasses.replace(
     LLAMA,
     model_type="mistral",
-    classes=("MistralForCausalLM",),
-    defaults={
-        **_DEFAULTS,
-        "max_position_embeddings": 131_072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
+    classes={"lm": "MistralForCausalLM"},
+    keys={
+        **_KEYS,
+        **keys(
+            key("max_position_embeddings", "max_positions", 131_072),
+            key("num_key_value_heads", "num_kv_heads", 8, integer(1) | null()),
+            _WINDOW,
+            token("bos_token_id", "bos_id", 1),
+            token("eos_token_id", "eos_id", 2),
+            token("pad_token_id", "pad_id"),
+        ),
     },
+    joints=(ROPE, Joint(write=lambda *_: {"sliding_window": None})),
     fixed={**LLAMA.fixed, **_NO_BIASES},
-    read=_read,
-    derived=_DERIVED,
-    misfits=_misfits,
-    write=lambda config, source: {**_write(config, source), "sliding_window": None},
+    misfits=(_UNEVEN,),
     refused=(
         (
             "sliding_window below max_position_embeddings (supported: null; its default is 4096)",
@@ -225,38 +159,40 @@ MISTRAL = dataclasses.replace(
     ),
 )
 QWEN2 = dataclasses.replace(
-    LLAMA,
+    MISTRAL,
     model_type="qwen2",
-    classes=("Qwen2ForCausalLM",),
-    defaults={
-        **_DEFAULTS,
-        "max_position_embeddings": 32_768,
-        "num_key_value_heads": 32,
-        "sliding_window": 4096,
-        "use_sliding_window": False,
+    classes={"lm": "Qwen2ForCausalLM"},
+    keys={
+        **_KEYS,
+        **keys(
+            key("max_position_embeddings", "max_positions", 32_768),
+            key("num_key_value_heads", "num_kv_heads", 32, integer(1) | null()),
+            _WINDOW,
+            extra("use_sliding_window", flag(), False),
+            extra("layer_types", sequence(text(100)) | null()),
+            token("bos_token_id", "bos_id"),
+            token("eos_token_id", "eos_id"),
+            token("pad_token_id", "pad_id"),
+        ),
     },
-    ids={
-        "bos_token_id": ("bos_id", None),
-        "eos_token_id": ("eos_id", None),
-        "pad_token_id": ("pad_id", None),
-    },
-    fixed={**LLAMA.fixed, **_NO_BIASES, "attention_bias": True},
-    read=_read,
-    derived=_DERIVED,
-    misfits=_misfits,
-    write=lambda config, source: {
-        **_write(config, source),
-        "use_sliding_window": False,
-        "layer_types": ["full_attention"] * config.num_layers,
-    },
+    joints=(
+        ROPE,
+        Joint(
+            write=lambda config, _: {
+                "use_sliding_window": False,
+                "layer_types": ["full_attention"] * config.num_layers,
+            }
+        ),
+    ),
+    fixed={**MISTRAL.fixed, "attention_bias": True},
     refused=(
         (
             "use_sliding_window=True with a sliding_window below max_position_embeddings",
-            lambda values: bool(values["use_sliding_window"]) and _is_windowed(values),
+            lambda values: values["use_sliding_window"] and _is_windowed(values),
         ),
         (
             "layer_types other than full_attention",
-            lambda values: bool(set(values.get("layer_types") or ()) - {"full_attention"}),
+            lambda values: set(values["layer_types"] or ()) - {"full_attention"},
         ),
     ),
 )

@@ -1,159 +1,138 @@
-"""Names and settings of T5 checkpoints, version 1.0 and 1.1, as data."""
+"""T5, version 1.0 and 1.1."""
 
 from collections.abc import Mapping
 
 from mpojax import models
 from mpojax.checks import flag, null, text
-from mpojax.io.hf.architectures import Row, rows
-from mpojax.io.hf.language_architectures import (
-    TOKEN_IDS,
-    LanguageArchitecture,
-    activation,
-    activation_name,
-)
-
-_ENCODER, _DECODER = "encoder.block.{i}.layer", "decoder.block.{j}.layer"
-_OUR_ENCODER, _OUR_DECODER = "encoder/layers/{i}", "decoder/layers/{j}"
+from mpojax.io.generation_config import TOKEN_IDS
+from mpojax.io.hf.family import ACTIVATIONS, Joint, extra, key, keys, name_of, only, token
+from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.names import Module, linear, norm, table
 
 
-def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
-    names = (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))
-    return tuple((f"{theirs}.{t}.weight", f"{ours}/{o}/kernel", "transpose") for t, o in names)
+def _attention(name: str, path: str) -> dict[str, Module]:
+    parts = {"q": "query", "k": "key", "v": "value", "o": "out"}
+    return {f"{name}.{part}": linear(f"{path}/{ours}") for part, ours in parts.items()}
 
 
-def _feed_forward(theirs: str, ours: str, gated: bool) -> tuple[Row, ...]:
-    into = (("wi_0", "gate"), ("wi_1", "up")) if gated else (("wi", "up"),)
-    names = (*into, ("wo", "down"))
-    return tuple((f"{theirs}.{t}.weight", f"{ours}/{o}/kernel", "transpose") for t, o in names)
+def _stack(stack: str, mark: str, feed_forward: int) -> dict[str, Module]:
+    """Modules of the encoder or the decoder; `feed_forward` is the number of that in a layer."""
+    layer, path = f"{stack}.block.{mark}.layer", f"{stack}/layers/{mark}"
+    inner, block = f"{layer}.{feed_forward}.DenseReluDense", f"{path}/feed_forward"
+    first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
+    return {
+        first: table(f"{stack}/relative_bias"),  # The first layer's serves all layers.
+        f"{layer}.0.layer_norm": norm(f"{path}/attention_norm"),
+        **_attention(f"{layer}.0.SelfAttention", f"{path}/attention"),
+        f"{layer}.{feed_forward}.layer_norm": norm(f"{path}/feed_forward_norm"),
+        f"{inner}.wi": linear(f"{block}/up", when=lambda config: not config.gated),
+        f"{inner}.wi_0": linear(f"{block}/gate"),
+        f"{inner}.wi_1": linear(f"{block}/up", when=lambda config: config.gated),
+        f"{inner}.wo": linear(f"{block}/down"),
+        f"{stack}.final_layer_norm": norm(f"{stack}/final_norm"),
+    }
 
 
-def _scale(theirs: str, ours: str) -> tuple[Row, ...]:
-    return ((f"{theirs}.weight", f"{ours}/scale", "same"),)
-
-
-def _distances(tower: str) -> tuple[Row, ...]:
-    """The first layer's table of distances serves all layers of a tower."""
-    name = f"{tower}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    return ((name, f"{tower}/relative_bias/table", "same"),)
-
-
-def _all_rows(gated: bool) -> tuple[Row, ...]:
-    return rows(
-        (("shared.weight", "embeddings/word/table", "same"),),
-        _distances("encoder"),
-        _scale(f"{_ENCODER}.0.layer_norm", f"{_OUR_ENCODER}/attention_norm"),
-        _attention(f"{_ENCODER}.0.SelfAttention", f"{_OUR_ENCODER}/attention"),
-        _scale(f"{_ENCODER}.1.layer_norm", f"{_OUR_ENCODER}/feed_forward_norm"),
-        _feed_forward(f"{_ENCODER}.1.DenseReluDense", f"{_OUR_ENCODER}/feed_forward", gated),
-        _scale("encoder.final_layer_norm", "encoder/final_norm"),
-        _distances("decoder"),
-        _scale(f"{_DECODER}.0.layer_norm", f"{_OUR_DECODER}/attention_norm"),
-        _attention(f"{_DECODER}.0.SelfAttention", f"{_OUR_DECODER}/attention"),
-        _scale(f"{_DECODER}.1.layer_norm", f"{_OUR_DECODER}/cross_attention_norm"),
-        _attention(f"{_DECODER}.1.EncDecAttention", f"{_OUR_DECODER}/cross_attention"),
-        _scale(f"{_DECODER}.2.layer_norm", f"{_OUR_DECODER}/feed_forward_norm"),
-        _feed_forward(f"{_DECODER}.2.DenseReluDense", f"{_OUR_DECODER}/feed_forward", gated),
-        _scale("decoder.final_layer_norm", "decoder/final_norm"),
-        (("lm_head.weight", "head/kernel", "transpose"),),
-    )
-
-
-def _projection(text: str) -> dict:
+def _projection(name: str) -> dict:
     """Activation and gate that a `feed_forward_proj` stands for."""
-    parts = text.split("-")
-    if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
+    gate, dash, activation = name.rpartition("-")
+    if gate + dash not in ("", "gated-"):
         raise ValueError(
-            f"feed_forward_proj={text!r} (supported: an activation, or gated- and an activation)"
+            f"feed_forward_proj={name!r} (supported: an activation, or gated- and an activation)"
         )
     # "gated-gelu" is the approximation by a tanh, "gelu" alone is exact.
-    name = "gelu_new" if text == "gated-gelu" else parts[-1]
+    activation = "gelu_new" if name == "gated-gelu" else activation
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"feed_forward_proj={activation!r} (supported: {', '.join(ACTIVATIONS)})")
+    return {"activation": ACTIVATIONS[activation], "gated": bool(gate)}
+
+
+def _write_projection(config: models.EncoderDecoderConfig, content: Mapping) -> dict:
+    name = content.get("feed_forward_proj", "relu")
+    if _projection(name) != {"activation": config.activation, "gated": config.gated}:
+        name = name_of(config.activation, ACTIVATIONS)
+        if config.gated:
+            # There the name of the exact one stands for the approximation, and that for itself.
+            name = "gated-" + {"gelu": "gelu_python", "gelu_new": "gelu"}.get(name, name)
+    activation = "gelu_new" if name == "gated-gelu" else name.rpartition("-")[2]
     return {
-        "activation": activation("feed_forward_proj", name),
-        "gated": len(parts) == 2,
-    }
-
-
-def _read(values: Mapping) -> dict:
-    # transformers 5 writes a key of its own, before that only tied models scaled.
-    scaled = values.get("scale_decoder_outputs", values["tie_word_embeddings"] is not False)
-    start, pad = values["decoder_start_token_id"], values.get("pad_token_id")
-    return {
-        **_projection(values["feed_forward_proj"]),
-        "scale_logits": bool(scaled),
-        "decoder_start_id": start if start is not None else pad if pad is not None else 0,
-    }
-
-
-def _write(config: models.EncoderDecoderConfig, source: Mapping) -> dict:
-    projection = source.get("feed_forward_proj", "relu")
-    own = {"activation": config.activation, "gated": config.gated}
-    if _projection(projection) != own:
-        name = activation_name(config.activation, "")
-        # With a gate the name of the exact one stands for the approximation, and that for itself.
-        name = {"gelu": "gelu_python", "gelu_new": "gelu"}.get(name, name) if config.gated else name
-        projection = f"gated-{name}" if config.gated else name
-    content = {
-        "feed_forward_proj": projection,
+        "feed_forward_proj": name,
         "is_gated_act": config.gated,
-        "dense_act_fn": "gelu_new" if projection == "gated-gelu" else projection.split("-")[-1],
-        "decoder_start_token_id": config.decoder_start_id,
+        "dense_act_fn": activation,
         "is_encoder_decoder": True,
     }
+
+
+def _read_scale(values: Mapping) -> dict:
+    # transformers 5 writes a key of its own, before that only tied models scaled.
+    scaled = values["scale_decoder_outputs"]
+    return {"scale_logits": values["tie_word_embeddings"] if scaled is None else scaled}
+
+
+def _write_scale(config: models.EncoderDecoderConfig, _) -> dict:
     if config.tied and not config.scale_logits:
         # Versions 4 and 5 of transformers read this alike, with a copy of the table as output map.
-        content |= {"tie_word_embeddings": False, "scale_decoder_outputs": False}
-    return content
+        return {"tie_word_embeddings": False, "scale_decoder_outputs": False}
+    return {}
 
 
-T5 = LanguageArchitecture(
+def _read_start(values: Mapping) -> dict:
+    start, pad = values["decoder_start_token_id"], values["pad_token_id"]
+    return {"decoder_start_id": start if start is not None else pad if pad is not None else 0}
+
+
+T5 = LanguageFamily(
     model_type="t5",
-    kind=models.EncoderDecoderConfig,
-    classes=("T5ForConditionalGeneration",),
-    headless=("T5Model",),
+    config_class=models.EncoderDecoderConfig,
+    classes={"lm": "T5ForConditionalGeneration", "none": "T5Model"},
     prefix="",
-    rows={gated: _all_rows(gated) for gated in (False, True)},
-    table="shared.weight",
+    embedding="shared.weight",
     copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
     # Written by mistake by old versions; cross-attention has no distances.
-    harmless=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
-    fields={
-        "vocab_size": "vocab_size",
-        "d_model": "hidden_size",
-        "d_kv": "head_size",
-        "d_ff": "intermediate_size",
-        "num_layers": "num_layers",
-        "num_decoder_layers": "num_decoder_layers",
-        "num_heads": "num_heads",
-        "relative_attention_num_buckets": "relative_buckets",
-        "relative_attention_max_distance": "relative_distance",
-        "layer_norm_epsilon": "norm_eps",
-        "dropout_rate": "dropout",
+    ignored_buffers=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    tensors={
+        "shared": table("embeddings/word"),
+        **_stack("encoder", "{i}", 1),
+        **_stack("decoder", "{j}", 2),
+        "decoder.block.{j}.layer.1.layer_norm": norm("decoder/layers/{j}/cross_attention_norm"),
+        **_attention(
+            "decoder.block.{j}.layer.1.EncDecAttention", "decoder/layers/{j}/cross_attention"
+        ),
     },
-    defaults={
-        "num_decoder_layers": None,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "layer_norm_epsilon": 1e-6,
-        "dropout_rate": 0.1,
-        "feed_forward_proj": "relu",
-        "tie_word_embeddings": True,
-        "decoder_start_token_id": None,
-    },
-    ids={"pad_token_id": ("pad_id", 0), "eos_token_id": ("eos_id", 1)},
-    types={
-        "feed_forward_proj": text(100),
-        "decoder_start_token_id": TOKEN_IDS,
-        "scale_decoder_outputs": flag() | null(),
-    },
-    fixed={},
-    required={
-        "is_encoder_decoder": (True, None),
-        "is_decoder": (False, None),
-        "quantization_config": (None,),
-    },
-    read=_read,
-    derived=("activation", "gated", "scale_logits", "decoder_start_id"),
-    misfits=lambda config: [],
-    write=_write,
+    keys=keys(
+        key("vocab_size"),
+        key("d_model", "hidden_size"),
+        key("d_kv", "head_size"),
+        key("d_ff", "intermediate_size"),
+        key("num_layers"),
+        key("num_decoder_layers", "num_decoder_layers", None),
+        key("num_heads"),
+        key("relative_attention_num_buckets", "relative_buckets", 32),
+        key("relative_attention_max_distance", "relative_distance", 128),
+        key("layer_norm_epsilon", "norm_eps", 1e-6),
+        key("dropout_rate", "dropout", 0.1),
+        extra("feed_forward_proj", text(100), "relu"),
+        extra("tie_word_embeddings", flag(), True),
+        extra("scale_decoder_outputs", flag() | null()),
+        token("pad_token_id", "pad_id", 0),
+        token("eos_token_id", "eos_id", 1),
+        extra("decoder_start_token_id", TOKEN_IDS),
+        only("is_encoder_decoder", True, None),
+        only("is_decoder", False, None),
+        only("quantization_config", None),
+    ),
+    joints=(
+        Joint(
+            ("activation", "gated"),
+            lambda v: _projection(v["feed_forward_proj"]),
+            _write_projection,
+        ),
+        Joint(("scale_logits",), _read_scale, _write_scale),
+        Joint(
+            ("decoder_start_id",),
+            _read_start,
+            lambda config, _: {"decoder_start_token_id": config.decoder_start_id},
+        ),
+    ),
     tensors_decide="scale_decoder_outputs",
 )

@@ -17,7 +17,8 @@ from safetensors import numpy as safetensors_numpy
 from mpojax import checks, files, models
 from mpojax.io import other_folders
 from mpojax.io import weights as safe_weights
-from mpojax.io.hf import checkpoint_config, encoders, language_models, language_settings
+from mpojax.io.hf import checkpoints
+from mpojax.io.hf.names import Tensor
 from mpojax.io.peft import adapter_config as peft_config
 from mpojax.models.arrays import check_finite, is_floating
 from mpojax.nn import AdapterSettings
@@ -57,7 +58,7 @@ def save_peft(
         )
     arrays = models.to_arrays(model)
     tensors, ranks, alphas = {}, {}, {}
-    for name, paths in _modules(_names(model.config), model.config).items():
+    for name, paths in _modules(_tensors_of(model.config), model.config).items():
         if not any(path in settings for path in paths):
             continue
         down, up, scale = _factors(paths, settings, arrays, model.config.adapter_scale)
@@ -132,7 +133,7 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")
     tensors = _read_tensors(folder)
     base = _with_saved_head(base, tensors, folder)
-    names, found, saved = _names(base.config), {}, {}
+    names, found, saved = _tensors_of(base.config), {}, {}
     modules = _modules(names, base.config)
     bare = {_BASE_PREFIX.sub("", name): name for name in names}
     unexpected = []
@@ -204,17 +205,17 @@ def _saved_arrays(base: models.Model, names, saved: Mapping, folder) -> dict[str
     arrays, new, problems = models.to_arrays(base), {}, []
     is_tied = getattr(base.config, "tied", getattr(base.config, "masked_lm", False))
     for name, tensor in saved.items():
-        paths, transform = names[name]
-        tensor = tensor.T if transform == "transpose" else tensor
-        shapes = [arrays[path].shape for path in paths if path in arrays]
-        if len(shapes) < len(paths):
+        entry = names[name]
+        shapes = {path: arrays[path].shape for path in entry.paths if path in arrays}
+        if len(shapes) < len(entry.paths):
             problems.append(f"{name}: the base has it in MPO form")
-        elif is_tied and paths == ("embeddings/word/table",):
+        elif is_tied and entry.paths == ("embeddings/word/table",):
             problems.append(f"{name}: the base has one matrix for tokens and outputs, peft two")
-        elif tensor.shape != (shape := (*shapes[0][:-1], sum(shape[-1] for shape in shapes))):
-            problems.append(f"{name} is {tensor.shape}, must be {shape}")
+        elif tensor.shape != (shape := entry.shape(shapes)):
+            order = -1 if entry.transpose else 1
+            problems.append(f"{name} is {tensor.shape[::order]}, must be {shape[::order]}")
         else:
-            new |= _parts(paths, tensor, [shape[-1] for shape in shapes])
+            new |= entry.split(tensor, shapes, base.config)
     if problems:
         raise ValueError(
             f"{folder} has modules_to_save that do not fit the model: "
@@ -270,29 +271,18 @@ def _checked_factors(factors: Mapping, name: str, lora, width: int, out_width: i
     return down, up
 
 
-def _modules(names: Mapping, config: models.Config) -> dict[str, tuple[str, ...]]:
+def _modules(tensors: Mapping, config: models.Config) -> dict[str, tuple[str, ...]]:
     """{module of transformers: matrix paths side by side in it}, of what may have an adapter."""
     matrices = {models.dense_name(path): path for path in models.adaptable(config)}
     return {
-        name.removesuffix(".weight"): tuple(matrices[path] for path in paths)
-        for name, (paths, _) in names.items()
-        if all(path in matrices for path in paths)
+        name.removesuffix(".weight"): tuple(matrices[path] for path in tensor.paths)
+        for name, tensor in tensors.items()
+        if all(path in matrices for path in tensor.paths)
     }
 
 
-def _names(config: models.Config) -> dict[str, tuple[tuple[str, ...], str]]:
-    """{name of a tensor in transformers: (paths of arrays side by side in it, transform)}."""
+def _tensors_of(config: models.Config) -> dict[str, Tensor]:
+    """The tensors of the base model in transformers, by name."""
     config = dataclasses.replace(config, adapters=())
-    expected = models.array_shapes(config)
-    if isinstance(config, models.EncoderConfig):
-        architecture = checkpoint_config.architecture_for(config)
-        kind = checkpoint_config.kind_of(config)
-        prefix = "" if kind == "none" else architecture.prefix
-        outside = {name for name, _, _ in architecture.outside[kind]}
-        single = encoders.name_table(architecture, config, expected)
-        table = {name: ((path,), transform) for name, (path, transform) in single.items()}
-    else:
-        architecture = language_settings.architecture_for(config)
-        prefix, outside = architecture.prefix, {language_models.HEAD}
-        table = language_models.name_table(architecture.rows[config.gated], config, expected)
-    return {n if n in outside else prefix + n: entry for n, entry in table.items()}
+    family, config = checkpoints.family_for(config)
+    return family.full_tensors_of(config, models.array_shapes(config))

@@ -1,0 +1,154 @@
+"""Checkpoints of transformers <-> (settings, flat dict of arrays), with strict name coverage.
+
+A model type is a description as data, in `FAMILIES`; see `family`.
+"""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from mpojax import checks, models
+from mpojax.io.hf import names
+from mpojax.io.hf.bert import ALBERT, BERT, DISTILBERT
+from mpojax.io.hf.family import Family
+from mpojax.io.hf.gpt2 import GPT2
+from mpojax.io.hf.llama import LLAMA, MISTRAL, QWEN2
+from mpojax.io.hf.mobilebert import MOBILEBERT
+from mpojax.io.hf.t5 import T5
+from mpojax.io.weights import check_depth
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (BERT, ALBERT, DISTILBERT, MOBILEBERT, GPT2, T5, LLAMA, MISTRAL, QWEN2)
+}
+
+
+def import_model(
+    content: Mapping,
+    tensors: Mapping[str, np.ndarray],
+    source: str,
+    pretraining_head: bool = False,
+) -> tuple[models.Config, dict[str, np.ndarray]]:
+    """Settings and arrays by logical path from a checkpoint's configuration and tensors.
+
+    Args:
+      content: of config.json.
+      tensors: content of the weight files.
+      source: named in errors, such as the folder.
+      pretraining_head: keep the heads of pre-training, where there are some.
+
+    Raises:
+      ValueError: an unsupported model type, class or setting; or tensors that are missing,
+        unexpected or of another shape.
+    """
+    family, config, tensors = read_config(content, tensors, source, pretraining_head)
+    check_depth(config, tensors, source)
+    shapes = models.array_shapes(config)
+    return config, names.read(family.tensors_of(config, shapes), tensors, shapes, config, source)
+
+
+def read_config(
+    content: Mapping,
+    tensors: Mapping[str, np.ndarray],
+    source: str,
+    pretraining_head: bool = False,
+) -> tuple[Family, models.Config, dict[str, np.ndarray]]:
+    """The family, our settings, and the tensors that belong to the model, by plain names.
+
+    Raises:
+      ValueError: an unsupported model type, class or setting; two tensors of one name.
+    """
+    family = family_of(content, source)
+    values = family.values(content, source)
+    tensors = names.bare(tensors, family.embeddings, family.prefix, family.ignored_buffers, source)
+    settings, tensors = family.complete(
+        family.settings(values, source),
+        content,
+        values,
+        tensors,
+        source,
+        pretraining_head=pretraining_head,
+    )
+    settings["source_config"] = json.dumps(dict(content), sort_keys=True)
+    return family, family.config(settings, source), tensors
+
+
+def family_of(content: Mapping, source: str) -> Family:
+    """The family of a config.json; one without a type is BERT's, as old ones are.
+
+    Raises:
+      ValueError: a model type or a class that is not supported.
+    """
+    model_type = content.get("model_type", "bert")
+    if model_type not in FAMILIES:
+        classes = [name for family in FAMILIES.values() for name in family.class_names]
+        raise ValueError(
+            f"{source} has model_type {model_type!r}, which is not supported; supported are "
+            f"{', '.join(FAMILIES)}, with the architectures {', '.join(classes)}."
+        )
+    family = FAMILIES[model_type]
+    classes = content.get("architectures") or []
+    if len(classes) > 1 or not set(classes) <= set(family.class_names):
+        raise ValueError(
+            f"{source} has architecture {', '.join(classes)}, which is not supported; supported "
+            f"are {', '.join(family.class_names)}."
+        )
+    return family
+
+
+def export_model(
+    config: models.Config, arrays: Mapping[str, np.ndarray]
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Inverse of `import_model`: content of config.json, and tensors by transformers' names.
+
+    Raises:
+      ValueError: the model has no counterpart in transformers.
+    """
+    _check_plain(config)
+    family, config = family_for(config)
+    content = family.content(config)
+    wanted = family.full_tensors_of(config, arrays)
+    covered = {path for tensor in wanted.values() for path in tensor.paths}
+    if unmatched := sorted(set(arrays) - covered):
+        raise ValueError(
+            f"{checks.listed(unmatched)} have no counterpart in {content['architectures'][0]} of "
+            "transformers."
+        )
+    tensors = {name: tensor.join(arrays, config) for name, tensor in wanted.items()}
+    return content, tensors | family.copies_of(config, content, tensors)
+
+
+def family_for(config: models.Config) -> tuple[Family, models.Config]:
+    """The family that a model fits, and its settings as that has them.
+
+    The one of the checkpoint that it came from, or the first.
+
+    Raises:
+      ValueError: it fits none; for each the settings in the way are named.
+    """
+    came_from = json.loads(config.source_config).get("model_type")
+    misfits = {}
+    for family in sorted(FAMILIES.values(), key=lambda each: each.model_type != came_from):
+        if isinstance(config, family.config_class):
+            fitted = family.fitted(config)
+            misfits[family.model_type] = family.misfits_of(fitted)
+            if not misfits[family.model_type]:
+                return family, fitted
+    lines = "; ".join(f"not {name}: {', '.join(wrong)}" for name, wrong in misfits.items())
+    raise ValueError(f"the model has no counterpart in transformers: {lines}.")
+
+
+def _check_plain(config: models.Config) -> None:
+    """Raises ValueError for what transformers has nowhere."""
+    if getattr(config, "experts", ()):
+        raise ValueError(
+            "the model has experts in its feed-forward blocks (MPOE or a mixture of dense ones), "
+            "which GPT-2, T5 and LLaMA of transformers do not know: it has no counterpart there. "
+            "save_pretrained keeps it."
+        )
+    if config.adapters:
+        raise ValueError(
+            "the model has adapters, which transformers cannot load: "
+            "export_huggingface(merge(model), folder)."
+        )

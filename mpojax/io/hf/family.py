@@ -1,0 +1,371 @@
+"""A model family of a file format, described as data: its settings and its tensors.
+
+`Description` is what any format has, config.json of transformers or the metadata of a GGUF file: a
+key is declared once, with type, default and field, and read and written by that. `Family` is a
+model type of transformers; what depends on the kind of model is in `encoders` and
+`language_models`, and the families themselves are in a module each.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
+
+from absl import logging
+
+from mpojax import checks, models
+from mpojax.checks import Allowed, anything, flag, integer, mapping, null, sequence, text
+from mpojax.io.generation_config import TOKEN_IDS, token_ids
+from mpojax.io.hf import names
+from mpojax.io.hf.names import Marks, Module, Tensor
+from mpojax.models import setting_types
+
+# Entries of config.json, of whatever model.
+COMMON = {
+    "model_type": text(200),
+    "architectures": sequence(text(200)) | null(),
+    "id2label": mapping(anything()) | null(),
+    "label2id": mapping(anything()) | null(),
+    "num_labels": integer(1) | null(),
+    "tie_word_embeddings": flag() | null(),
+    "mpojax": mapping(anything()),
+}
+# What configurations of all types say in the same way.
+_OF_EVERY_TYPE = ("id2label", "label2id", "problem_type")
+# Name in the checkpoint -> ours; the first name of each kind is written.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+_MISSING = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """An entry of a file's settings.
+
+    Attributes:
+      name: in the file.
+      field: of our settings; None for what only `Joint`s and refusals look at.
+      allowed: its values.
+      default: where it is absent, or null and that is not allowed; without one it must be there.
+      choices: {value: ours}; None: they are the same.
+      supported: the only values that are computed here; empty for all.
+      is_token: whether it names tokens, which count if they are in the vocabulary.
+    """
+
+    name: str
+    field: str | None
+    allowed: Allowed
+    default: Any = _MISSING
+    choices: Mapping[str, Any] | None = None
+    supported: tuple = ()
+    is_token: bool = False
+
+    def is_absent(self, source: Mapping) -> bool:
+        """True if the default holds."""
+        if self.name in source and source[self.name] is None:
+            return self.default is not _MISSING and not self.allowed.accepts(None)
+        return self.name not in source
+
+    def problem(self, value: Any) -> str:
+        """What is wrong with a value; nothing of a good one."""
+        shown = f"{value:g}" if isinstance(value, float) else checks.shortened(value)
+        if not self.allowed.accepts(value):
+            return f"{self.name}={shown} must be {self.allowed.what}"
+        if self.supported and value not in self.supported:
+            supported = [str(each) for each in self.supported if each is not None] or ["null"]
+            return f"{self.name}={shown} (supported: {', '.join(supported)})"
+        return ""
+
+    def fits(self, ours: Any) -> bool:
+        """True if a value of ours can be written."""
+        if self.choices is not None:
+            return ours in self.choices.values()
+        return self.allowed.accepts(ours)
+
+    def write(self, ours: Any, old: Any, vocab_size: int) -> Any:
+        """A value of the file: the old one where it says the same."""
+        if self.is_token:
+            return old if token_ids(self.name, old, vocab_size) == ours else ours
+        return ours if self.choices is None else name_of(ours, self.choices, old)
+
+
+def key(name: str, field: str | None = None, default: Any = _MISSING, allowed=None) -> Key:
+    """A setting of ours; the same name and type as the field where nothing else is said."""
+    allowed = setting_types.FIELDS[field or name] if allowed is None else allowed
+    return Key(name, field or name, allowed, default)
+
+
+def activation(name: str, default: str) -> Key:
+    """The activation, by its name in transformers."""
+    return Key(name, "activation", text(100), default, ACTIVATIONS, tuple(ACTIVATIONS))
+
+
+def token(name: str, field: str, default: int | None = None) -> Key:
+    """A token, or several."""
+    return Key(name, field, TOKEN_IDS, default, is_token=True)
+
+
+def only(name: str, *supported: Any) -> Key:
+    """A setting that changes the computation, of which one value is supported."""
+    return Key(name, None, anything(), None, supported=supported)
+
+
+def extra(name: str, allowed: Allowed, default: Any = None) -> Key:
+    """What joint settings and refusals look at."""
+    return Key(name, None, allowed, default)
+
+
+def keys(*entries: Key) -> dict[str, Key]:
+    """Keys by name."""
+    return {entry.name: entry for entry in entries}
+
+
+def name_of(ours: Any, choices: Mapping[str, Any], old: Any = None) -> str:
+    """The first name of one of our values; the old one where it stands for it, too."""
+    names_of_it = [name for name, value in choices.items() if value == ours]
+    return old if old in names_of_it else names_of_it[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """Settings of ours that follow from several keys, or a key that follows from several of ours.
+
+    Attributes:
+      fields: of our settings.
+      read: from the values of all keys to the fields; raises ValueError.
+      write: from (our settings, the content so far) to keys.
+    """
+
+    fields: tuple[str, ...] = ()
+    read: Callable[[Mapping], dict] = lambda values: {}
+    write: Callable[[models.Config, Mapping], dict] = lambda config, content: {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """Settings and tensors of a model family in one file format.
+
+    Attributes:
+      config_class: of our settings.
+      keys: by name.
+      joints: settings that are not one key each.
+      fixed: fields that have one value in every model of the family.
+      refused: (text, predicate) of the values; the text is formatted with them as {0[key]}.
+      tensors: names of the modules, see `names`.
+    """
+
+    config_class: type
+    keys: Mapping[str, Key]
+    joints: tuple[Joint, ...] = ()
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    refused: tuple[tuple[str, Callable[[Mapping], bool]], ...] = ()
+    tensors: Mapping[str, Module]
+
+    def values(self, content: Mapping, source: str) -> dict:
+        """The content of a file with defaults for what is absent.
+
+        Raises:
+          ValueError: names every entry that is missing, of a wrong type or not supported.
+        """
+        present = [k for k in self.keys.values() if not k.is_absent(content)]
+        missing = [k.name for k in self.keys.values() if k.default is _MISSING and k not in present]
+        problems = [problem for k in present if (problem := k.problem(content[k.name]))]
+        problems += [f"{name} is missing" for name in missing]
+        if not problems:
+            values = self.with_defaults(content)
+            problems = self.refusals(values)
+        if problems:
+            raise ValueError(
+                f"{source} has a configuration that is not supported: "
+                f"{checks.listed(problems, '; ', limit=30)}."
+            )
+        return values
+
+    def with_defaults(self, content: Mapping) -> dict:
+        """The content with defaults for what is absent, or null where that stands for it."""
+        absent = [k for k in self.keys.values() if k.is_absent(content)]
+        return {**content, **{k.name: k.default for k in absent}}
+
+    def refusals(self, values: Mapping) -> list[str]:
+        """What is wrong with settings together."""
+        found = [text.format(values) for text, is_wrong in self.refused if is_wrong(values)]
+        for joint in self.joints:
+            try:
+                joint.read(values)
+            except ValueError as error:
+                found.append(str(error))
+        return found
+
+    def settings(self, values: Mapping, source: str) -> dict:
+        """Fields of our settings; `values` as the method of that name gives them."""
+        found = dict(self.fixed)
+        for k in self.keys.values():
+            if k.field is not None:
+                value = values[k.name]
+                found[k.field] = value if k.choices is None else k.choices[value]
+        for joint in self.joints:
+            found |= joint.read(values)
+        for k in self.keys.values():
+            if k.is_token:
+                given = values[k.name]
+                found[k.field] = token_ids(k.name, given, found["vocab_size"])
+                if found[k.field] is None and given is not None:
+                    logging.info(
+                        "%s: %s=%r is no token of the vocabulary; left out", source, k.name, given
+                    )
+        return found
+
+    def config(self, settings: Mapping, source: str) -> models.Config:
+        """Our settings.
+
+        Raises:
+          ValueError: impossible ones.
+        """
+        try:
+            return self.config_class(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source} has an impossible configuration: {error}") from error
+
+    def marks(self, config: models.Config) -> Marks:
+        """What marks in names stand for."""
+        layers = {"i": config.num_layers, "j": getattr(config, "num_decoder_layers", 0)}
+        return {mark: [(n, n) for n in range(count)] for mark, count in layers.items()}
+
+    def tensors_of(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
+        """The tensors, by name, of a file with a model of these arrays."""
+        return names.tensors_of(self.tensors, self.marks(config), config, arrays)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family(Description):
+    """A model type of transformers.
+
+    Attributes:
+      model_type: its name in config.json.
+      classes: transformers' class by what is on the bare model: "none", "lm"; of encoders
+        "classifier", "span", "pretraining" (masked words and the order or succession of sentences),
+        "masked_lm".
+      prefix: of the bare model's names in models with a head.
+      heads: names outside of it, by the same kinds.
+      embedding: name of the token embedding.
+      ignored_buffers: regular expression for names of constant buffers, which are no parameters.
+      misfits: (text, predicate) of our settings, for what has no counterpart; the text is formatted
+        with them as {0.field}.
+      fitted: settings as the family has them, of the same function and arrays.
+    """
+
+    model_type: str
+    classes: Mapping[str, str]
+    prefix: str
+    heads: Mapping[str, Mapping[str, Module]]
+    embedding: str
+    ignored_buffers: str
+    misfits: tuple[tuple[str, Callable[[models.Config], bool]], ...] = ()
+    fitted: Callable[[models.Config], models.Config] = lambda config: config
+
+    # Fields that no configuration knows, or that are treated by themselves.
+    own_fields: ClassVar[tuple[str, ...]] = (
+        *("remat", "scan_boundaries", "dtype", "source_config", "adapters", "adapter_scale"),
+    )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Every class whose checkpoints are read."""
+        return tuple(self.classes.values())
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Names of the token embedding in the bare model."""
+        return (self.embedding,)
+
+    def head_of(self, config: models.Config) -> str:
+        """A key of `classes`."""
+        raise NotImplementedError
+
+    def complete(
+        self,
+        settings: dict,
+        content: Mapping,
+        values: Mapping,
+        tensors: Mapping,
+        source: str,
+        *,
+        pretraining_head: bool,
+    ) -> tuple[dict, dict]:
+        """(settings with those that the class and the tensors decide, tensors of such a model)."""
+        raise NotImplementedError
+
+    def write_head(self, config: models.Config, content: dict) -> None:
+        """Writes the keys of what is on the bare model."""
+        raise NotImplementedError
+
+    def copies_of(self, config: models.Config, content: Mapping, tensors: Mapping) -> dict:
+        """Tensors that transformers wants under a second name."""
+        return {}
+
+    def head_tensors(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
+        """Those of what is on the bare model."""
+        modules = self.heads.get(self.head_of(config), {})
+        return names.tensors_of(modules, self.marks(config), config, arrays)
+
+    def tensors_of(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
+        """The tensors, by the names that `names.bare` gives."""
+        return super().tensors_of(config, arrays) | self.head_tensors(config, arrays)
+
+    def full_tensors_of(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
+        """The tensors, by the names that transformers writes."""
+        inside = super().tensors_of(config, arrays)
+        inside = {self.prefix_of(config) + name: tensor for name, tensor in inside.items()}
+        return inside | self.head_tensors(config, arrays)
+
+    def prefix_of(self, config: models.Config) -> str:
+        """What transformers puts before the names of the bare model."""
+        return self.prefix
+
+    def misfits_of(self, config: models.Config) -> list[str]:
+        """Settings that config.json of this type cannot express."""
+        by_field = {k.field: k for k in self.keys.values() if k.field is not None}
+        joint = {name for each in self.joints for name in each.fields}
+        wrong = []
+        for field in dataclasses.fields(config):
+            name, value = field.name, getattr(config, field.name)
+            if name in by_field:
+                fits = by_field[name].fits(value)
+            else:
+                fits = value == self.fixed.get(name, field.default)
+                fits = fits or name in joint or name in self.own_fields
+            wrong += [] if fits else [f"{name}={value!r}"]
+        return wrong + [text.format(config) for text, is_one in self.misfits if is_one(config)]
+
+    def content(self, config: models.Config) -> dict:
+        """config.json: that of the source where there is one, brought up to date.
+
+        Raises:
+          ValueError: settings that transformers cannot combine.
+        """
+        content = json.loads(config.source_config)
+        if content.get("model_type") != self.model_type:
+            content = {name: content[name] for name in _OF_EVERY_TYPE if name in content}
+        for k in self.keys.values():
+            if k.field is not None:
+                old, ours = content.get(k.name), getattr(config, k.field)
+                content[k.name] = k.write(ours, old, config.vocab_size)
+        self.write_head(config, content)
+        for joint in self.joints:
+            content |= joint.write(config, content)
+        if problems := self.refusals(self.with_defaults(content)):
+            raise ValueError(
+                f"the model has no counterpart in transformers: {'; '.join(problems)}."
+            )
+        content.pop("torch_dtype", None)
+        architectures = [self.classes[self.head_of(config)]]
+        own = {"model_type": self.model_type, "architectures": architectures, "dtype": "float32"}
+        return content | own
