@@ -18,12 +18,16 @@ not towards the layer l with which it starts.
 """
 
 import dataclasses
+import functools
 import math
+import statistics
 
 import ml_collections
 
 from configs.mpop import rows
 from configs.opdf import base
+from mpojax import models
+from mpojax.methods import mpop, opdf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +89,26 @@ def get_config(argument: str = "theseus_opdf,rte") -> ml_collections.ConfigDict:
     config.steps, config.batch_size = task.steps, 32
     config.optimizer.learning_rate = task.learning_rate
     return config
+
+
+def counts(variant: str) -> dict[str, float]:
+    """{"trainable": while training, mean over tasks; "total": after merging} of a variant."""
+    dense = parameters(6, None)
+    if variant == "theseus":
+        return {"trainable": dense, "total": dense}
+    is_svd = variant == "theseus_svd"
+    numbers = [0 if is_svd else task.num_inner_cores for task in TASKS.values()]
+    trained = statistics.fmean(parameters(6, number) for number in numbers)
+    return {"trainable": trained, "total": dense}
+
+
+@functools.cache
+def parameters(layers: int, num_inner_cores: int | None) -> int:
+    """Of a BERT of some layers with a head of two classes; `num_inner_cores` None: dense."""
+    config = models.EncoderConfig(
+        *(30_522, 768, layers, 12, 3072), max_positions=512, pooling="pooler", num_labels=2
+    )
+    shapes = {}
+    if num_inner_cores is not None:
+        shapes = opdf.planned_shapes(config, opdf.Settings(num_inner_cores=num_inner_cores))
+    return sum(models.count_parameters(mpop.abstract(config, shapes)).values())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import sources
-from experiments.tables import published, results
+from experiments.tables import results, schema
 from experiments.tables.page import Page
 from mpojax import compression, io, models, mpo
 from mpojax.training import progress as progress_lib
@@ -18,12 +18,12 @@ _KINDS = {
     "self-attention": r"layers/.*/attention/.*kernel",
 }
 _CORES = (2, 3, 5, 7)
-# Shares of the parameters at which the curves of figure 2 are measured.
-_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Fractions of the parameters at which the curves of figure 2 are measured.
+_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def table1(runs: Sequence[results.Run], before: str, after: str) -> Page:
-    """Share of weights by |change| between two checkpoints of one model.
+    """Fraction of weights by |change| between two checkpoints of one model.
 
     Args:
       runs: where `before` or `after` is empty, the first run of the dense BERT on SST-2 that saved
@@ -33,32 +33,33 @@ def table1(runs: Sequence[results.Run], before: str, after: str) -> Page:
     Raises:
       ValueError: the two are different models.
     """
+    table = schema.load("mpop_table1")
     if not (before and after):
         before, after = _saved_run(runs)
-    shares = change_shares(before, after) if before and after else {}
-    columns = ["layer", "", *published.CHANGE_BINS, "of these unchanged"]
+    measured = change_fractions(before, after) if before and after else {}
+    headers = [column.header for column in table.columns]
     shown, records = [], []
-    for kind, printed in published.CHANGES.items():
-        ours = shares.get(kind)
-        shown.append([kind, "published", *printed, ""])
+    for row in table.rows:
+        ours = measured.get(row.label)
+        shown.append([row.label, "published", *row.scores.values(), ""])
         shown.append(["", "ours", *([f"{v:.2f}" for v in ours] if ours else [""] * 4)])
-        for index, name in enumerate(published.CHANGE_BINS):
-            record = {"layer": kind, "bin": name, "published": printed[index]}
+        for index, (header, printed) in enumerate(zip(headers, row.scores.values(), strict=True)):
+            record = {"layer": row.label, "bin": header, "published": printed}
             records.append(record | {"ours": ours[index] if ours else None})
-    notes = ["Weights that did not change at all are counted in the first column."]
-    if shares:
-        notes.append(f"Ours: {before} against {after}.")
-    else:
-        notes.append(
-            "Ours is not measured: give --before=FOLDER --after=FOLDER, or a --workdir with a run "
-            "of configs/mpop/bert.py:dense,sst2 with --config.save_model=True."
-        )
-    title = "MPOP table 1: share of weights by |change|, BERT fine-tuned on SST-2"
-    return Page("mpop_table1", title, published.MPOP, columns, shown, records, notes)
+    note = (
+        f"Ours: {before} against {after}."
+        if measured
+        else "Ours is not measured: give --before=FOLDER --after=FOLDER, or a --workdir with a run "
+        "of configs/mpop/bert.py:dense,sst2 with --config.save_model=True."
+    )
+    columns = ["layer", "", *headers, "of these unchanged"]
+    return Page(
+        table.name, table.title, table.source, columns, shown, records, [*table.notes, note]
+    )
 
 
-def change_shares(before: str, after: str) -> dict[str, tuple[float, float, float, float]]:
-    """For each kind of layer: shares of |change| up to 1e-4, up to 1e-3, above, and of exactly 0.
+def change_fractions(before: str, after: str) -> dict[str, tuple[float, float, float, float]]:
+    """For each kind of layer: fraction of |change| up to 1e-4, up to 1e-3, above, and exactly 0.
 
     Models in MPO form are compared as the dense matrices that they stand for.
 
@@ -66,7 +67,7 @@ def change_shares(before: str, after: str) -> dict[str, tuple[float, float, floa
       ValueError: an array that only one of them has, or of another shape.
     """
     old, new = (_dense_arrays(name) for name in (before, after))
-    shares = {}
+    fractions = {}
     for kind, pattern in _KINDS.items():
         names = [name for name in old if re.fullmatch(pattern, name)]
         other = [name for name in new if re.fullmatch(pattern, name)]
@@ -78,8 +79,8 @@ def change_shares(before: str, after: str) -> dict[str, tuple[float, float, floa
         change = np.concatenate([np.abs(new[name] - old[name]).ravel() for name in names])
         small, large = np.mean(change <= 1e-4), np.mean(change > 1e-3)
         unchanged = np.mean(change == 0)
-        shares[kind] = tuple(map(float, (small, 1 - small - large, large, unchanged)))
-    return shares
+        fractions[kind] = tuple(map(float, (small, 1 - small - large, large, unchanged)))
+    return fractions
 
 
 def _dense_arrays(name: str) -> dict[str, np.ndarray]:
@@ -88,49 +89,42 @@ def _dense_arrays(name: str) -> dict[str, np.ndarray]:
 
 
 def _saved_run(runs: Sequence[results.Run]) -> tuple[str, str]:
+    wanted = {"architecture": "bert-base-uncased", "variant": "dense", "task": "sst2"}
     for run in runs:
-        config = run.config
-        wanted = ("bert-base-uncased", "dense", "sst2")
-        found = (config["architecture"], config["variant"], config["task"])
-        if found == wanted and (run.folder / "model").is_dir():
-            return config["model"], str(run.folder / "model")
+        is_wanted = all(run.config[name] == value for name, value in wanted.items())
+        if is_wanted and (run.folder / "model").is_dir():
+            return run.config["model"], str(run.folder / "model")
     return "", ""
 
 
 def table2() -> Page:
     """Stated complexities, and what our planner counts for the matrices of BERT."""
+    table = schema.load("mpop_table2")
     columns = ["what", "", "stated", "matrix", "bonds", "per token", "rebuild once", "dense"]
-    shown = [[name, "published", formula, *[""] * 5] for name, formula in published.COMPLEXITY]
-    records = [{"what": name, "stated": formula} for name, formula in published.COMPLEXITY]
-    for rows, columns_out in ((768, 768), (768, 3072)):
-        for n, cap in ((2, None), (2, 64), (3, 64), (5, None), (5, 64), (5, 16), (7, 64)):
-            shape = _chain(rows, columns_out, n)
-            shape = shape if cap is None else shape.with_bonds(cap)
-            contract, rebuild = multiply_adds(shape)
-            bonds = "full" if cap is None else str(cap)
-            numbers = [f"{v / 1e6:.2f} M" for v in (contract, rebuild, rows * columns_out)]
-            shown.append([f"MPO, n = {n}", "ours", "", f"{rows}x{columns_out}", bonds, *numbers])
-            records.append(
-                {
-                    "what": f"MPO, n = {n}",
-                    "matrix": f"{rows}x{columns_out}",
-                    "bonds": bonds,
-                    "multiply_adds_per_token": contract,
-                    "multiply_adds_to_rebuild": rebuild,
-                    "multiply_adds_dense": rows * columns_out,
-                }
-            )
-    notes = [
-        "n: cores, m: largest factor of the rows, d: largest bond. The formulas are asymptotic and "
-        "count one token.",
-        "Ours: multiply-adds of the cheapest contraction with one token, merging cores not "
-        "counted, and of rebuilding the matrix, after which a token costs as much as dense.",
-        "A contraction beats the dense matrix only where its column is below the last one: MPO "
-        "saves parameters, and multiply-adds only at small bonds. Tucker and CP are not part of "
-        "this library.",
+    stated = [{"what": row.label, "stated": row.scores["stated"]} for row in table.rows]
+    shown = [[each["what"], "published", each["stated"], *[""] * 5] for each in stated]
+    counted = [
+        _complexity(size, n, cap)
+        for size in ((768, 768), (768, 3072))
+        for n, cap in ((2, None), (2, 64), (3, 64), (5, None), (5, 64), (5, 16), (7, 64))
     ]
-    title = "MPOP table 2: inference complexity"
-    return Page("mpop_table2", title, published.MPOP, columns, shown, records, notes)
+    for what, matrix, bonds, *numbers in map(dict.values, counted):
+        shown.append([what, "ours", "", matrix, bonds, *(f"{v / 1e6:.2f} M" for v in numbers)])
+    records = [*stated, *counted]
+    return Page(table.name, table.title, table.source, columns, shown, records, table.notes)
+
+
+def _complexity(size: tuple[int, int], num_cores: int, cap: int | None) -> dict:
+    shape = _chain(*size, num_cores)
+    contract, rebuild = multiply_adds(shape if cap is None else shape.with_bonds(cap))
+    return {
+        "what": f"MPO, n = {num_cores}",
+        "matrix": "{}x{}".format(*size),
+        "bonds": "full" if cap is None else str(cap),
+        "multiply_adds_per_token": contract,
+        "multiply_adds_to_rebuild": rebuild,
+        "multiply_adds_dense": size[0] * size[1],
+    }
 
 
 def multiply_adds(shape: mpo.MPOShape) -> tuple[int, int]:
@@ -142,72 +136,72 @@ def multiply_adds(shape: mpo.MPOShape) -> tuple[int, int]:
 
 
 def figure2(model: str) -> Page:
-    """Frobenius error of a word embedding against the share of parameters, for 2, 3, 5, 7 cores.
+    """Frobenius error of a word embedding against its parameters, for 2, 3, 5, 7 cores.
 
     Args:
       model: folder or hub id; empty: published points alone.
     """
-    curves, records, shown = {}, [], []
-    for cores, share, error in published.FIGURE2:
-        shown.append([f"n = {cores}", "published", f"{share:.2f}", "", f"{error:.0f}", ""])
-        records.append({"cores": cores, "share": share, "published_error": error})
-    for n in sorted({cores for cores, _, _ in published.FIGURE2}):
-        x, y = zip(*((s, e) for c, s, e in published.FIGURE2 if c == n), strict=True)
-        curves[f"n = {n}, published"] = (x, y)
-    notes = list(published.FIGURE2_NOTES)
+    table = schema.load("mpop_figure2")
+    records, curves = [], {}
+    for row in table.rows:
+        cores, fraction, error = (float(row.scores[name]) for name in ("cores", "share", "error"))
+        records.append({"cores": int(cores), "share": fraction, "published_error": error})
+    shown = [[row.label, "published", row.scores["share"], "", row.scores["error"], ""]
+             for row in table.rows]  # fmt: skip
+    for n in sorted({record["cores"] for record in records}):
+        points = [record for record in records if record["cores"] == n]
+        curves[f"n = {n}, published"] = _curve(points, "published_error")
+    note = "Ours is not measured: give --model=FOLDER (the paper: bert-base-uncased)."
     if model:
-        table = _dense_arrays(model)["embeddings/word/table"].astype(np.float64)
-        norm = float(np.linalg.norm(table))
-        for point in embedding_errors(table):
-            relative = point["error"] / norm
-            shown.append(
-                [
-                    f"n = {point['cores']}",
-                    "ours",
-                    f"{point['share']:.2f}",
-                    str(point["bond"]),
-                    f"{point['error']:.2f}",
-                    f"{relative:.4f}",
-                ]
-            )
-            records.append({**point, "relative_error": relative})
+        embedding = _dense_arrays(model)["embeddings/word/table"].astype(np.float64)
+        norm = float(np.linalg.norm(embedding))
+        ours = [p | {"relative_error": p["error"] / norm} for p in embedding_errors(embedding)]
+        records += ours
+        shown += [_error_line(point) for point in ours]
         for n in _CORES:
-            found = [r for r in records if r.get("bond") and r["cores"] == n]
-            curves[f"n = {n}"] = ([r["share"] for r in found], [r["error"] for r in found])
-        notes.append(f"Ours: {model}, {table.shape[0]:,} x {table.shape[1]}, norm {norm:.2f}.")
-    else:
-        notes.append("Ours is not measured: give --model=FOLDER (the paper: bert-base-uncased).")
+            curves[f"n = {n}"] = _curve([p for p in ours if p["cores"] == n], "error")
+        note = f"Ours: {model}, {len(embedding):,} x {embedding.shape[1]}, norm {norm:.2f}."
     columns = ["chain", "", "share of parameters", "cap", "error", "relative"]
     axes = ("parameters / parameters of the dense table", "Frobenius error")
-    title = "MPOP figure 2: error of the word embedding"
-    return Page("mpop_figure2", title, published.MPOP, columns, shown, records, notes, curves, axes)
+    notes = [*table.notes, note]
+    return Page(table.name, table.title, table.source, columns, shown, records, notes, curves, axes)
+
+
+def _curve(points: Sequence[dict], name: str) -> tuple[list[float], list[float]]:
+    return [point["share"] for point in points], [point[name] for point in points]
+
+
+def _error_line(point: dict) -> list[str]:
+    numbers = f"{point['share']:.2f}", str(point["bond"]), f"{point['error']:.2f}"
+    return [f"n = {point['cores']}", "ours", *numbers, f"{point['relative_error']:.4f}"]
 
 
 def embedding_errors(table: np.ndarray) -> list[dict]:
-    """Errors of truncated chains of a float64 matrix; caps that come closest below `_SHARES`."""
+    """Errors of truncated chains of a float64 matrix; caps that come closest to `_FRACTIONS`."""
     points = []
     wanted = [(n, cap) for n in _CORES for cap in _caps(_chain(*table.shape, n))]
+    norm = np.linalg.norm(table)
     with progress_lib.progress("error of the word embedding") as advance:
         for done, (n, cap) in enumerate(wanted, 1):
             shape = _chain(*table.shape, n).with_bonds(cap)
-            # Sequential truncation is a projection; the central core has the norm of the chain.
+            # Sequential truncation is a projection; the central core has the norm of the chain:
+            # |W - W'|² = |W|² - |W'|².
             kept = np.linalg.norm(mpo.decompose(table, shape)[shape.central])
-            error = np.sqrt(max(0.0, np.linalg.norm(table) ** 2 - kept**2))
+            error = np.sqrt(max(0.0, norm**2 - kept**2))
             points.append({"cores": n, "bond": cap, "share": shape.ratio, "error": float(error)})
             advance(done, len(wanted), f"n = {n}, cap {cap}")
     return points
 
 
 def _caps(shape: mpo.MPOShape) -> list[int]:
-    """Caps of the largest chains within each of `_SHARES`, and full bonds."""
+    """Caps of the largest chains within each of `_FRACTIONS`, and full bonds."""
     largest, caps = max(shape.bond_dims), []
-    for share in _SHARES:
+    for fraction in _FRACTIONS:
         low, high = 0, largest
         while high > low:
             middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if shape.with_bonds(middle).ratio <= share else (low, middle - 1)
-            )
+            fits = shape.with_bonds(middle).ratio <= fraction
+            low, high = (middle, high) if fits else (low, middle - 1)
         caps.append(low)
     return sorted({cap for cap in (*caps, largest) if cap > 0})
 

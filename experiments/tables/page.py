@@ -1,17 +1,20 @@
-"""One table, shown in three ways: on a terminal, as Markdown, as CSV."""
+"""One table, shown in three ways: on a terminal, as Markdown, as CSV; maybe with a figure."""
 
 import dataclasses
-import io
 import pathlib
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 
-import rich.box
-import rich.console
-import rich.table
+try:
+    import pandas as pd
+except ImportError as error:
+    raise SystemExit("tables of papers need pandas: pip install 'mpojax[plot]'") from error
 
-from experiments import console as console_lib
-from experiments import study_files
-from mpojax import files
+from mpojax import figures, files, tables
+
+_WORDS = 2  # columns of words, aligned to the left: the row, and whose values a line has
+_PUBLISHED = ", published"
 
 
 @dataclasses.dataclass
@@ -20,12 +23,12 @@ class Page:
 
     Attributes:
       name: of its files.
-      title, source: printed above and below the table.
+      title, source: printed above the table.
       columns, rows: texts, all rows as long as `columns`.
-      records: the same with numbers, for the CSV file.
+      records: the same with numbers, for the CSV file; a data frame, or its rows.
       notes: sentences below the table.
-      curves: {label: ([x], [y])} for a plot; labels that end in ", published" are points.
-      axes: (x label, y label) of the plot.
+      curves: {label: ([x], [y])} for a figure; labels that end in ", published" are points.
+      axes: (x label, y label) of the figure.
     """
 
     name: str
@@ -33,7 +36,7 @@ class Page:
     source: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    records: Sequence[Mapping]
+    records: pd.DataFrame | Sequence[Mapping]
     notes: Sequence[str] = ()
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = dataclasses.field(
         default_factory=dict
@@ -42,29 +45,15 @@ class Page:
 
 
 def show(page: Page) -> None:
-    """Prints it."""
-    console = rich.console.Console(emoji=False, highlight=False)
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, column in enumerate(page.columns):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
-    for row in page.rows:
-        table.add_row(*row)
-    if not console.is_terminal:
-        console = rich.console.Console(emoji=False, highlight=False, width=_width(table))
-    console.print(f"{page.title}\nSource: {page.source}", markup=False)
-    console.print(table)
-    for note in page.notes:
-        console.print(f"- {note}", markup=False)
-
-
-def _width(table: rich.table.Table) -> int:
-    """Files and pipes have no width: as wide as the table wants to be."""
-    wide = rich.console.Console(width=10_000, file=io.StringIO())
-    return max(100, rich.console.Measurement.get(wide, wide.options, table).maximum)
+    """Prints it, as wide as the terminal, or as it needs to be in files and pipes."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    print(f"{page.title}\nSource: {page.source}\n")
+    print(tables.text(page.columns, page.rows, width, _WORDS, wrap=page.columns))
+    print("\n".join(["", *(f"- {note}" for note in page.notes)]))
 
 
 def write(page: Page, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes `<name>.md`, `<name>.csv` and, where there are curves, `<name>.png`.
+    """Writes `<name>.md`, `<name>.csv` and, where there are curves, `<name>.png` and `.pdf`.
 
     Raises:
       OSError: the folder cannot be written.
@@ -72,38 +61,38 @@ def write(page: Page, folder: pathlib.Path) -> list[pathlib.Path]:
     """
     paths = [folder / f"{page.name}.md", folder / f"{page.name}.csv"]
     files.write_atomic(paths[0], markdown(page))
-    study_files.write_csv(paths[1], list(page.records))
+    files.write_atomic(paths[1], frame(page).to_csv(index=False, lineterminator="\n"))
     if page.curves:
         paths.append(folder / f"{page.name}.png")
-        _draw(page, paths[-1])
+        figures.save_both(_draw(page), paths[-1])
     return paths
+
+
+def frame(page: Page) -> pd.DataFrame:
+    """The records as a data frame; numbers stay as they are where others are missing."""
+    if isinstance(page.records, pd.DataFrame):
+        return page.records
+    return pd.DataFrame(page.records, dtype=object)
 
 
 def markdown(page: Page) -> str:
     """The page as Markdown."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in page.rows]
-    lines = [f"# {page.title}", "", f"Source: {page.source}", ""]
-    is_right = [index >= 2 for index in range(len(page.columns))]
-    lines += console_lib.markdown_lines(page.columns, is_right, rows)
-    lines += ["", *(f"- {note}" for note in page.notes)]
+    table = tables.markdown(page.columns, page.rows, _WORDS)
+    lines = [f"# {page.title}", "", f"Source: {page.source}", "", table, ""]
+    lines += [f"- {note}" for note in page.notes]
     if page.curves:
         lines += ["", f"![{page.title}]({page.name}.png)"]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _draw(page: Page, path: pathlib.Path) -> None:
-    try:
-        from matplotlib import figure as figure_lib
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'mpojax[plot]'.") from error
-    figure = figure_lib.Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    colors: dict[str, str] = {}
+def _draw(page: Page):
+    figure, (axes,) = figures.new(height=4.0)
+    names = list(dict.fromkeys(label.removesuffix(_PUBLISHED) for label in page.curves))
     for label, (x, y) in page.curves.items():
-        # Published points have the color of our curve of the same name.
-        color = colors.setdefault(label.removesuffix(", published"), f"C{len(colors)}")
-        axes.plot(x, y, "x" if label.endswith(", published") else "o-", label=label, color=color)
+        # Published points have the style of our curve of the same name.
+        style = figures.style(names.index(label.removesuffix(_PUBLISHED)))
+        hollow = {"linestyle": "", "fillstyle": "none", "markersize": 9}
+        axes.plot(x, y, label=label, **style, **(hollow if label.endswith(_PUBLISHED) else {}))
     axes.set(xlabel=page.axes[0], ylabel=page.axes[1], title=page.title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    files.write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    figures.legend(figure)
+    return figure

@@ -19,23 +19,9 @@ from mpojax.training import workdir as workdir_lib
 
 # Fields in which a run may differ from the row without being another experiment.
 _FREE = (
-    "seed",
-    "draw",
-    "model",
-    "init_checkpoint",
-    "teacher",
-    "scoring_checkpoint",
-    "data_dir",
-    "eval_batch_size",
-    "lengths",
-    "grad_accum_steps",
-    "mesh",
-    "checkpoint_every",
-    "log_every",
-    "save_model",
-    "tokenizer",
-    "remat",
-    "router_every",
+    *("seed", "draw", "model", "init_checkpoint", "teacher", "scoring_checkpoint", "data_dir"),
+    *("eval_batch_size", "lengths", "grad_accum_steps", "mesh", "checkpoint_every", "log_every"),
+    *("save_model", "tokenizer", "remat", "router_every"),
 )
 # The same of `experts`: how, not what, is computed.
 _FREE_OF_EXPERTS = ("dispatch", "structure", "remat")
@@ -49,13 +35,28 @@ class Run:
     config: Mapping[str, Any]
     result: Mapping[str, Any]
 
+    def of_task(self, task: str) -> Mapping[str, Any]:
+        """The result on one task; the whole result of a run with one."""
+        return self.result.get("tasks", {}).get(task, self.result)
+
+    def value(self, task: str, metric: str) -> float | None:
+        """A metric, or with "a+b" the mean of several; None where it was not measured."""
+        if "+" in metric:
+            parts = [self.value(task, part) for part in metric.split("+")]
+            return None if None in parts else statistics.fmean(parts)
+        result = self.of_task(task)
+        metrics = result.get("metrics")
+        if isinstance(metrics, Mapping) and isinstance(metrics.get(metric), int | float):
+            return float(metrics[metric])
+        return float(result["metric"]) if result.get("metric_name") == metric else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
     """Ours for one cell of a table.
 
     Attributes:
-      mean, spread: of the metric over seeds (of few-shot runs over draws, each the mean over its
+      mean, stddev: of the metric over seeds (of few-shot runs over draws, each the mean over its
         seeds); the sample standard deviation, None for one.
       seeds: how many; of few-shot runs with several draws, how many draws.
       trained, total: mean counts.
@@ -67,7 +68,7 @@ class Score:
     """
 
     mean: float
-    spread: float | None
+    stddev: float | None
     seeds: int
     trained: float
     total: float
@@ -93,13 +94,12 @@ def find(folder: str | os.PathLike) -> list[Run]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-            config = workdir_lib.renamed(config)
         except (OSError, json.JSONDecodeError) as error:
             logging.info("%s: passed over (%s)", path, error)
             continue
-        needed = ("variant", "architecture")
-        if isinstance(config, dict) and all(key in config for key in needed) and "task" in result:
-            runs.append(Run(path.parent, config, result))
+        is_run = isinstance(config, dict) and {"variant", "architecture"} <= set(config)
+        if is_run and "task" in result:
+            runs.append(Run(path.parent, workdir_lib.renamed(config), result))
     return runs
 
 
@@ -132,16 +132,16 @@ def score(
     """
     row = workdir_lib.plain(config)
     task = task or _tasks(row)[0]
-    same = [r for r in runs if _is_same(r, row, task) and _value(r, task, metric) is not None]
+    same = [r for r in runs if _is_same(r, row, task) and r.value(task, metric) is not None]
     wanted = _fixed(row, tuned)
-    changes = [
+    differences = [
         (
             *workdir_lib.differences(wanted, _fixed(run.config, tuned)),
             *_other_model(run.result, model or {}, total),
         )
         for run in same
     ]
-    kinds = _kinds(same, changes)
+    kinds = _kinds(same, differences)
     if not kinds:
         return None
     differs, chosen = min(kinds, key=lambda kind: (len(kind[0]), -len(kind[1])))
@@ -151,8 +151,7 @@ def score(
         settings.setdefault(workdir_lib.fingerprint(open_fields), []).append(run)
     found = [_summarised(same, task, metric, split) for same in settings.values()]
     best = max(found, key=lambda score: score.mean)
-    differs = tuple(map(_reworded, differs))
-    return dataclasses.replace(best, differs=differs, settings=len(found))
+    return dataclasses.replace(best, differs=tuple(map(_reworded, differs)), settings=len(found))
 
 
 def _kinds(
@@ -183,7 +182,7 @@ def _sizes_of(run: Run) -> list[str]:
 def _other_model(
     result: Mapping[str, Any], model: Mapping[str, int], total: Callable[[], int] | None
 ) -> list[str]:
-    """In what the model of a run differs from the row's: the name in a config proves nothing."""
+    """Differences between a run's model and the row's: the name in a config proves nothing."""
     found = result.get("model")
     if isinstance(found, Mapping):
         both = [name for name in model if name in found]
@@ -211,27 +210,26 @@ def _is_same(run: Run, row: Mapping[str, Any], task: str) -> bool:
 
 
 def _tasks(config: Mapping[str, Any]) -> tuple[str | None, ...]:
-    """What a run is about: its tasks, its task, or the name of its texts."""
+    """The tasks of a run, its task, or the name of its texts."""
     return tuple(config.get("tasks") or ()) or (config.get("task") or config.get("dataset"),)
 
 
 def _summarised(runs: Sequence[Run], task: str, metric: str, split: str) -> Score:
-    """Of runs that differ in seed and draw alone."""
+    """Score of runs that differ in seed and draw alone."""
     chosen = {(run.config.get("draw", 0), run.config.get("seed")): run for run in runs}
     draws: dict[int, list[float]] = {}
     for (draw, _), run in chosen.items():
-        draws.setdefault(draw, []).append(_value(run, task, metric))
+        draws.setdefault(draw, []).append(run.value(task, metric))
     means = [statistics.fmean(values) for values in draws.values()]
     values = means if len(means) > 1 else next(iter(draws.values()))
     results = [run.result for run in chosen.values()]
-    of_task = results[0].get("tasks", {}).get(task, results[0])
     return Score(
         statistics.fmean(values),
         statistics.stdev(values) if len(values) > 1 else None,
         len(values),
         statistics.fmean(result.get("trained", math.nan) for result in results),
         statistics.fmean(result.get("total", math.nan) for result in results),
-        of_task.get(f"{split}_examples"),
+        next(iter(chosen.values())).of_task(task).get(f"{split}_examples"),
         (),
     )
 
@@ -255,16 +253,3 @@ def _fixed(config: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, An
 @functools.cache
 def _defaults(is_language_model: bool) -> dict[str, Any]:
     return workdir_lib.plain((mpoe_base if is_language_model else base).get_config())
-
-
-def _value(run: Run, task: str, metric: str) -> float | None:
-    result = run.result.get("tasks", {}).get(task, run.result)
-    if "+" in metric:  # the mean of several
-        parts = [_value(run, task, part) for part in metric.split("+")]
-        return None if None in parts else statistics.fmean(parts)
-    metrics = result.get("metrics")
-    if isinstance(metrics, Mapping) and isinstance(metrics.get(metric), int | float):
-        return float(metrics[metric])
-    if result.get("metric_name") == metric:
-        return float(result["metric"])
-    return None

@@ -8,12 +8,14 @@ import pytest
 
 from configs.mpobert import fewshot, finetune, multitask
 from configs.sweeps import mpobert48
-from experiments import cells, table
-from experiments.tables import costs, listing, published, published_mpobert, results, scores
+from experiments import cells as sweep_cells
+from experiments import table
+from experiments.tables import cells, costs, results, schema, scores
 from mpojax.methods import mpobert, mpop
 from mpojax.training import workdir
 
-TABLES = published_mpobert.SCORES
+TABLES = {f"mpobert_table{n}": schema.load(f"mpobert_table{n}") for n in range(1, 6)}
+GLUE = schema.load("mpobert_table6").run_columns
 ROWS = {(t.name, row.label): row for t in TABLES.values() for row in t.rows}
 
 
@@ -81,7 +83,7 @@ def test_notes_hold_the_numbers_they_state():
     assert f"{count('unshared12'):,}" in rows["w/o PS"].note
     assert f"{finetune.counts('albert12')['total']:,}" in rows["w/o PS"].note
     bert, ours = rows["BERT12, test"], rows["MPOBERT12, test"]
-    glue = [column.key for column in published_mpobert.GLUE]
+    glue = [column.key for column in GLUE]
     for row, nine, eight in ((bert, 80.17, 79.12), (ours, 80.80, 79.64)):
         values = {key: float(value) for key, value in row.scores.items()}
         assert statistics.fmean(values.values()) == pytest.approx(nine, abs=0.01)
@@ -98,7 +100,7 @@ def test_notes_hold_the_numbers_they_state():
 
 
 def test_dev_scores_of_albert_are_those_of_the_earlier_paper():
-    earlier = next(row for row in published.TABLE3.rows if row.label == "ALBERT_rep")
+    earlier = next(row for row in schema.load("mpop_table3").rows if row.label == "ALBERT_rep")
     row = ROWS["mpobert_table1", "ALBERT12, dev"]
     same = {key for key, value in row.scores.items() if earlier.scores.get(key) == value}
     assert same == set(row.scores) - {"mrpc", "squad"}
@@ -144,7 +146,7 @@ def test_a_run_appears_in_its_cell_alone(tmp_path):
 
 
 def test_the_best_of_a_search_counts(tmp_path):
-    found = cells.expand(mpobert48.get_config("mpobert48,rte"))
+    found = sweep_cells.expand(mpobert48.get_config("mpobert48,rte"))
     for index, cell in enumerate(found):
         put(tmp_path / cell.name, cell.config, {"accuracy": 0.5 + 0.01 * index})
     records, text = made("mpobert_table1", tmp_path)
@@ -216,7 +218,7 @@ def test_runs_from_before_a_field_have_its_default(tmp_path):
 def test_table_6(tmp_path):
     config = {"variant": "mpobert48plus", "architecture": "mpobert", "batch_size": 64}
     write(tmp_path / "run", config, {"task": "pretraining", "steps": 300, "seconds": 5400.0})
-    for index, column in enumerate(published_mpobert.GLUE):
+    for index, column in enumerate(GLUE):
         config = finetune.get_config(f"mpobert48plus,{column.task}")
         put(tmp_path / column.task, config, {column.metric: 0.8 + 0.01 * index})
     page = costs.table6(results.find(tmp_path))
@@ -249,7 +251,7 @@ def test_costs_print_and_list(capsys, tmp_path):
 
 
 def test_list_shows_every_row_that_can_run(tmp_path, capsys):
-    listing.find_data.cache_clear()
+    cells.find_data.cache_clear()
     model = tmp_path / "models" / "mpobert12" / "model"
     model.mkdir(parents=True)
     (model / "config.json").touch()
@@ -267,7 +269,7 @@ def test_list_shows_every_row_that_can_run(tmp_path, capsys):
         assert f"--config=configs/mpobert/finetune.py:{name},rte" in printed
     assert printed.count("Published on the test set alone") == 2
     assert (
-        "python -m experiments.finetune --config=configs/mpobert/finetune.py:mpobert12,rte "
+        "python -m experiments.train --config=configs/mpobert/finetune.py:mpobert12,rte "
         f"--config.model={model} --workdir=runs/finetune/mpobert12-rte"
     ) in printed
     assert "SQuAD F1: needs weights of mpobert48 and data of squad\n" in printed
@@ -275,7 +277,7 @@ def test_list_shows_every_row_that_can_run(tmp_path, capsys):
     assert "configs/sweeps/mpobert48.py:mpobert48,rte" in printed
     assert table.main(["mpobert_table2", *options]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("experiments.multitask") == 4
+    assert printed.count("experiments.train --config=configs/mpobert/multitask.py") == 4
     assert table.main(["mpobert_table3", *options]) == 0
     assert "--config.shots=20 --workdir=runs/fewshot/bert12-sst2-20" in capsys.readouterr().out
 

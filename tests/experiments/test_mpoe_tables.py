@@ -7,10 +7,10 @@ import pytest
 
 from configs.mpoe import base, gpt2, multitask, t5
 from experiments import table
-from experiments.tables import listing, published_mpoe, results, scores
+from experiments.tables import cells, results, schema, scores
 from mpojax.training import workdir
 
-TABLES = published_mpoe.SCORES
+TABLES = {name: schema.load(name) for name in schema.find("mpoe")}
 
 
 def write(folder, config, result):
@@ -59,7 +59,7 @@ def test_every_row_has_its_values_and_an_exact_count(name, tmp_path):
         record = records[row.label, columns[0].key]
         assert record["published_total_millions"] == row.total
         if row.config:
-            total = TABLES[name].counts(row.variant)["total"]
+            total = row.module.counts(row.variant)["total"]
             assert record["total"] == str(total)
             assert f"| {total:,} |" in text
             assert f"| {row.total} M |" in text
@@ -167,12 +167,12 @@ def test_table_1_is_two(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == names
     assert "MPOE table 1: GPT-2" in capsys.readouterr().out
     assert table.main(["mpoe_table9"]) == 2
-    assert "mpobert_table7, mpoe_table1." in capsys.readouterr().err
+    assert "mpobert_table7, mpoe_table1_gpt2, mpoe_table1_t5" in capsys.readouterr().err
 
 
 def test_list_shows_the_command_of_every_row(tmp_path, capsys):
-    listing.find_data.cache_clear()
-    listing.find_texts.cache_clear()
+    cells.find_data.cache_clear()
+    cells.find_texts.cache_clear()
     model = tmp_path / "models" / "gpt2"
     model.mkdir(parents=True)
     (model / "config.json").touch()
@@ -185,13 +185,13 @@ def test_list_shows_the_command_of_every_row(tmp_path, capsys):
     assert table.main(["mpoe_table1", *options]) == 0
     printed = capsys.readouterr().out
     # Six rows of T5 with eight tasks, five of GPT-2 with three texts.
-    assert printed.count("experiments.text_to_text") == 7 * 8
-    assert printed.count("experiments.language_model") == 5 * 3
+    assert printed.count("experiments.train --config=configs/mpoe/t5.py") == 7 * 8
+    assert printed.count("experiments.train --config=configs/mpoe/gpt2.py") == 5 * 3
     assert "MNLI: needs weights of t5-large and data of mnli\n" in printed
     assert "WT PPL ↓, WT PPL/word ↓, WT B-2 ↑, WT B-4 ↑: can run\n" in printed
     assert "News B-2 ↑, News SB-2 ↓: needs data of news\n" in printed
     assert (
-        "python -m experiments.language_model --config=configs/mpoe/gpt2.py:mpoe8,wikitext2 "
+        "python -m experiments.train --config=configs/mpoe/gpt2.py:mpoe8,wikitext2 "
         f"--config.model={model} --workdir=runs/gpt2/mpoe8-wikitext2 "
         f"--config.data_dir={tmp_path / 'data'}\n"
     ) in printed
@@ -199,18 +199,18 @@ def test_list_shows_the_command_of_every_row(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "all tasks: needs weights of t5-base and data of mnli and data of qnli" in printed
     assert "configs/mpoe/multitask.py:mpoe4 --workdir=runs/multitask/mpoe4" in printed
-    assert printed.count("experiments.text_to_text") == 2
+    assert printed.count("experiments.train") == 2
     for name, count in (("mpoe_table3", 4), ("mpoe_table4", 5)):
         assert table.main([name, *options]) == 0
         assert capsys.readouterr().out.count(": can run") == count
 
 
 def test_texts_without_a_training_split_are_missing(tmp_path):
-    listing.find_texts.cache_clear()
+    cells.find_texts.cache_clear()
     (tmp_path / "wikitext-2").mkdir()
     for split in ("valid", "test"):
         (tmp_path / "wikitext-2" / f"{split}.txt").write_text("words\n", encoding="utf-8")
-    assert "no train.txt" in listing.find_texts("wikitext2", str(tmp_path))
+    assert "no train.txt" in cells.find_texts("wikitext2", str(tmp_path))
 
 
 def test_commands_name_configs_that_load():

@@ -10,12 +10,13 @@ import pytest
 
 from configs.mpop import albert, bert, rows
 from experiments import jobs, table
-from experiments.tables import analyses, layout, listing, page, published, results, scores
+from experiments.tables import analyses, cells, counts, page, results, schema, scores
 from mpojax import io, models, mpo
 from mpojax.training import workdir
 
-ROWS = {row.label: row for t in published.SCORES.values() for row in t.rows}
-RTE = layout.Column("rte", "", "accuracy")
+TABLE3, *_ = TABLES = [schema.load(f"mpop_table{number}") for number in (3, 4, 5)]
+ROWS = {row.label: row for t in TABLES for row in t.rows}
+RTE = schema.Column("rte", "", "accuracy")
 
 
 def read_csv(path):
@@ -45,10 +46,11 @@ def put(folder, config, metrics, more=None, **changes):
 
 def our_counts(label):
     row = ROWS[label]
-    column = layout.Column(next(iter(row.scores)), "", "")
-    counts, _ = scores.planned_counts(scores.load_config(row, column))
-    return scores.millions(counts["trainable"], row.trained), scores.millions(
-        counts["total"], row.total
+    column = schema.Column(next(iter(row.scores)), "", "")
+    found, _ = counts.planned(scores.load_config(row, column))
+    return (
+        counts.in_millions(found["trainable"], row.trained),
+        counts.in_millions(found["total"], row.total),
     )
 
 
@@ -60,8 +62,8 @@ def test_counts_of_table_3_as_printed(label):
 
 def test_dense_counts_of_table_3_are_cut_off_instead_of_rounded():
     config = albert.get_config("dense,sst2")
-    counts, _ = scores.planned_counts(config)
-    without_classifier = counts["total"] - (768 * 2 + 2)
+    found, _ = counts.planned(config)
+    without_classifier = found["total"] - (768 * 2 + 2)
     assert without_classifier == 11_683_584
     assert math.floor(without_classifier / 1e5) / 10 == 11.6 == float(ROWS["ALBERT_rep"].total)
     assert our_counts("ALBERT_rep") == ("11.7", "11.7")
@@ -78,20 +80,20 @@ def test_notes_hold_the_numbers_they_state():
     found = [albert.squeezed_counts(task) for task in albert.SQUEEZED_CAPS]
     assert f"{statistics.fmean(c['trainable'] for c in found) / 1e6:.2f} M" in ROWS["MPOP"].note
     assert f"{statistics.fmean(c['total'] for c in found) / 1e6:.2f} M" in ROWS["MPOP"].note
-    released, _ = scores.planned_counts(albert.get_config("released,sst2"))
+    released, _ = counts.planned(albert.get_config("released,sst2"))
     assert f"{released['trainable'] / 1e6:.1f} M trained" in ROWS["MPOP"].note
     assert f"of {released['total'] / 1e6:.1f} M" in ROWS["MPOP"].note
-    direct, _ = scores.planned_counts(albert.get_config("dir,sst2"))
+    direct, _ = counts.planned(albert.get_config("dir,sst2"))
     assert f"{direct['total'] / 1e6:.1f} M in all" in ROWS["MPOP_dir"].note
-    lightweight, _ = scores.planned_counts(bert.get_config("full_lfa,rte"))
+    lightweight, _ = counts.planned(bert.get_config("full_lfa,rte"))
     assert f"{lightweight['trainable'] / 1e6:.2f} M" in ROWS["MPOP_B"].note
     for label in ("BERT", "DistilBERT", "MobileBERT"):
-        counts, _ = scores.planned_counts(scores.load_config(ROWS[label], RTE))
-        assert f"{counts['total']:,}" in ROWS[label].note
+        dense, _ = counts.planned(scores.load_config(ROWS[label], RTE))
+        assert f"{dense['total']:,}" in ROWS[label].note
 
 
 def test_published_averages():
-    for row in published.TABLE3.rows:
+    for row in TABLE3.rows:
         if row.average:
             mean = statistics.fmean(map(float, row.scores.values()))
             # One printed average is a misprint, as the note of its row says.
@@ -101,12 +103,12 @@ def test_published_averages():
 
 def test_budgets_are_met_by_the_largest_cap_that_fits():
     config = bert.get_config("mpop,rte")
-    counts, cap = scores.planned_counts(config)
-    assert counts["total"] <= 70.4e6 < rows.counts(config, cap + 1)["total"]
-    assert counts == rows.counts(config, cap)
+    found, cap = counts.planned(config)
+    assert found["total"] <= 70.4e6 < rows.counts(config, cap + 1)["total"]
+    assert found == rows.counts(config, cap)
     config.squeeze.budget = 70.4e6 / 109_483_778
-    share, _ = scores.planned_counts(config)
-    assert share == counts
+    fraction, _ = counts.planned(config)
+    assert fraction == found
 
 
 class TestOtherModels:
@@ -152,8 +154,8 @@ class TestOtherModels:
         assert ("parameters: 11,685,122 in the row, 300,000 in the run" in text) != own
 
     def test_older_and_newer_results_of_one_row_are_one_kind(self, tmp_path):
-        config, counts = albert.get_config("dense,rte"), {"counts": {"total": 11_685_122}}
-        for seed, more in enumerate((counts, {}, {**counts, "model": self.OWN})):
+        config, older = albert.get_config("dense,rte"), {"counts": {"total": 11_685_122}}
+        for seed, more in enumerate((older, {}, {**older, "model": self.OWN})):
             put(tmp_path / f"run{seed}", config, {"accuracy": 0.6 + seed / 10}, more, seed=seed)
         found, text = self.cell(tmp_path)
         assert (found["ours"], found["seeds"], found["own_config"]) == ("70.0", "3", "True")
@@ -215,7 +217,10 @@ def test_no_results_print_counts_and_say_so(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mpop_table9"], "unknown table 'mpop_table9'; there are mpop_table1, mpop_table2"),
+        (
+            ["mpop_table9"],
+            "unknown 'mpop_table9', did you mean 'mpop_table5'? (known: mpop_figure2, mpop",
+        ),
         (["mpop_table3", "--workdir=/no/such"], "--workdir=/no/such: there is no such folder"),
         (["mpop_figure2", "--model=/no/such"], "/no/such"),
     ],
@@ -226,7 +231,7 @@ def test_mistakes_are_explained(capsys, arguments, message):
 
 
 def test_list_says_what_can_run(tmp_path, capsys, monkeypatch):
-    listing.find_data.cache_clear()
+    cells.find_data.cache_clear()
     data = tmp_path / "data" / "glue" / "RTE"
     data.mkdir(parents=True)
     for name in ("train", "dev"):
@@ -243,7 +248,7 @@ def test_list_says_what_can_run(tmp_path, capsys, monkeypatch):
     assert "MRPC acc: needs data of mrpc\n" in printed
     assert "RTE acc: needs weights of distilbert-base-uncased\n" in printed
     assert (
-        "python -m experiments.finetune --config=configs/mpop/bert.py:mpop,rte "
+        "python -m experiments.train --config=configs/mpop/bert.py:mpop,rte "
         f"--config.model={weights} --workdir=runs/bert/mpop-rte "
         f"--config.data_dir={tmp_path / 'data'}"
     ) in printed
@@ -276,7 +281,7 @@ def checkpoints(tmp_path_factory):
 
 
 def test_table_1_counts_changes(checkpoints, tmp_path):
-    shares = analyses.change_shares(str(checkpoints / "before"), str(checkpoints / "after"))
+    shares = analyses.change_fractions(str(checkpoints / "before"), str(checkpoints / "after"))
     assert shares["word embedding"] == pytest.approx((0.75, 0.25, 0.0, 0.75))
     assert shares["feed-forward"] == (1.0, 0.0, 0.0, 1.0)
     assert shares["self-attention"] == pytest.approx((0.0, 0.0, 1.0, 0.0))
@@ -302,7 +307,8 @@ def test_table_2_counts_as_the_planner():
     contract, rebuild = analyses.multiply_adds(shape.with_bonds(8))
     assert contract < 768 * 768 < rebuild
     made = analyses.table2()
-    assert [row[2] for row in made.rows[:4]] == [stated for _, stated in published.COMPLEXITY]
+    stated = [row.scores["stated"] for row in schema.load("mpop_table2").rows]
+    assert [row[2] for row in made.rows[:4]] == stated
 
 
 def test_figure_2_of_a_small_table(checkpoints, tmp_path):
