@@ -3,10 +3,11 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -52,23 +53,12 @@ class GGUFFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"no GGUF file at {self.path}.")
         files.check_fetched(self.path)
-        gguf = _package(self.path)
-        try:
-            self._reader = _reader(gguf)(self.path)
-        except (ValueError, LookupError, OverflowError, TypeError, RecursionError) as error:
-            if "GGMLQuantizationType" in str(error):
-                raise ValueError(
-                    f"{self.path} has a tensor in a quantisation that the package gguf does not "
-                    f"know ({checks.cut(str(error))}). Use a file in another one, such as Q8_0 or "
-                    "F16, or a newer gguf."
-                ) from error
-            raise ValueError(
-                f"{self.path} ({self.path.stat().st_size} bytes) is not a complete GGUF file: "
-                f"{checks.cut(str(error))}. It is corrupt or was cut short; copy or download it "
-                "again."
-            ) from error
-        self.check({"split.count": checks.integer(0)})
-        if (parts := self.get("split.count", 0)) > 1:
+        self._gguf = _package(self.path)
+        self._size = self.path.stat().st_size
+        with _explained(f"{self.path} ({self._size} bytes) is not a complete GGUF file"):
+            self._reader = _reader(self._gguf)(self.path)
+        parts = self.get("split.count", 0)
+        if parts not in (0, 1):
             raise ValueError(
                 f"{self.path} is one of {parts} parts of a model; join them first "
                 "(llama-gguf-split --merge)."
@@ -77,20 +67,8 @@ class GGUFFile:
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the metadata: a number, a string, a bool or a list of them."""
         field = self._reader.get_field(key)
-        try:
+        with _explained(f"{self.path}: {key} in its metadata is damaged"):
             return default if field is None else field.contents()
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{self.path}: {key} in its metadata is damaged.") from error
-
-    def check(self, fields: Mapping[str, checks.Allowed]) -> None:
-        """Checks values of the metadata that are there.
-
-        Raises:
-          ValueError: names each that is not allowed.
-        """
-        found = {key: self.get(key) for key in fields}
-        present = {key: value for key, value in found.items() if value is not None}
-        checks.check(present, fields, str(self.path))
 
     def need(self, key: str) -> Any:
         """The same for a key that must be there.
@@ -111,27 +89,34 @@ class GGUFFile:
         tensors = self._reader.tensors
         total = sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
         # The smallest types keep eight elements or so in a byte; tensors may overlap in no file.
-        if total > 16 * self.path.stat().st_size:
+        if total > 16 * self._size:
             raise ValueError(f"{self.path} is too small for the {total:,} elements of its tensors.")
         return {tensor.name: self._dequantised(tensor) for tensor in tensors}
 
     def _dequantised(self, tensor) -> np.ndarray:
-        gguf = _package(self.path)
-        try:
-            with np.errstate(all="ignore"):  # What is not finite is refused by name.
-                array = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{self.path}: tensor {checks.cut(tensor.name)} is damaged."
-            ) from error
-        except NotImplementedError as error:
-            raise ValueError(
-                f"{self.path}: tensor {tensor.name} has type {tensor.tensor_type.name}, which the "
-                "package gguf cannot turn into float32. Use a file in another quantisation, such "
-                "as Q8_0 or F16."
-            ) from error
+        kind, name = tensor.tensor_type, checks.cut(tensor.name)
+        what = (
+            f"{self.path}: tensor {name} has type {kind.name}, which the package gguf cannot read"
+        )
+        with _explained(what), np.errstate(all="ignore"):  # What is not finite is refused by name.
+            array = self._gguf.dequantize(tensor.data, kind)
         shape = tuple(int(size) for size in reversed(tensor.shape))
         return np.asarray(array, np.float32).reshape(shape)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Errors of the package inside it are a ValueError that begins with `what`."""
+    advice = "It is corrupt or was cut short; copy or download it again."
+    try:
+        yield
+    except (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError) as error:
+        reason = checks.cut(str(error))
+        if "GGMLQuantizationType" in reason:
+            what += "; it has a quantisation that the package gguf does not know"
+        if "GGMLQuantizationType" in reason or isinstance(error, NotImplementedError):
+            advice = "Use a file in another quantisation, such as Q8_0 or F16, or a newer gguf."
+        raise ValueError(f"{what}: {reason}. {advice}") from error
 
 
 def _reader(gguf: ModuleType) -> type:

@@ -5,11 +5,11 @@ first (llama_vocab in its src/llama-vocab.cpp); of these there are the kinds tha
 alike.
 """
 
-import collections
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import tokenizers
 from tokenizers import decoders, pre_tokenizers, processors
@@ -41,14 +41,25 @@ def _llama3() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([words, to_bytes])
 
 
-# Name -> how it cuts, whether a word that is a token is taken whole, whether a text begins with the
-# first token where the file does not say.
-_KINDS: Mapping[str, tuple[Callable, bool, bool]] = {
-    "gpt-2": (_gpt2, False, False),
-    "smollm": (_smollm, False, False),
-    "llama-bpe": (_llama3, True, True),
-    "llama3": (_llama3, True, True),
-    "llama-v3": (_llama3, True, True),
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """How texts are cut into words; `tokenizer.ggml.pre`.
+
+    Attributes:
+      words: makes what cuts them.
+      whole_words: whether a word that is a token is taken whole.
+      begins: whether a text begins with the first token where the file does not say.
+    """
+
+    words: Callable[[], pre_tokenizers.PreTokenizer]
+    whole_words: bool = False
+    begins: bool = False
+
+
+_KINDS = {
+    "gpt-2": _Kind(_gpt2),
+    "smollm": _Kind(_smollm),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _Kind(_llama3, True, True)),
 }
 
 
@@ -83,16 +94,11 @@ def write_gguf_tokenizer(path: str | os.PathLike, folder: str | os.PathLike) -> 
     file = GGUFFile(path)
     backend = _rebuild(file)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for role, theirs in (
-        ("bos_token", "bos"),
-        ("eos_token", "eos"),
-        ("unk_token", "unknown"),
-        ("pad_token", "padding"),
-    ):
-        number = file.get(f"tokenizer.ggml.{theirs}_token_id")
-        token = None if number is None else backend.id_to_token(number)
-        if token is not None:
-            settings[role] = token
+    roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    for role, name in roles.items():
+        number = file.get(f"tokenizer.ggml.{name}_token_id")
+        if number is not None and (token := backend.id_to_token(number)) is not None:
+            settings[f"{role}_token"] = token
     if "eos_token" in settings:
         settings.setdefault("pad_token", settings["eos_token"])
     if (template := file.get("tokenizer.chat_template")) is not None:
@@ -104,29 +110,28 @@ def write_gguf_tokenizer(path: str | os.PathLike, folder: str | os.PathLike) -> 
 
 
 def _rebuild(file: GGUFFile) -> tokenizers.Tokenizer:
-    kind, cut = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2" or cut not in _KINDS:
+    model, cut = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
+    if model != "gpt2" or cut not in _KINDS:
         raise ValueError(
-            f"{file.path} has a tokenizer of model {kind!r} with pre-tokenizer {cut!r}, which "
+            f"{file.path} has a tokenizer of model {model!r} with pre-tokenizer {cut!r}, which "
             f"cannot be rebuilt exactly; supported are model 'gpt2' with {', '.join(_KINDS)}. Take "
             "tokenizer.json from the folder that the file was made of."
         )
-    words, whole_words, begins = _KINDS[cut]
-    tokens = file.need("tokenizer.ggml.tokens")
-    if len(set(tokens)) < len(tokens):
-        twice = [token for token, n in collections.Counter(tokens).items() if n > 1]
-        raise ValueError(f"{file.path} holds tokens twice: {twice[:5]}.")
+    kind, tokens = _KINDS[cut], file.need("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
     vocabulary = {token: number for number, token in enumerate(tokens)}
+    if len(vocabulary) < len(tokens):
+        twice = [token for number, token in enumerate(tokens) if vocabulary[token] != number]
+        raise ValueError(f"{file.path} holds tokens twice: {twice[:5]}.")
     try:
-        model = token_models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole_words)
+        model = token_models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind.whole_words)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{file.path}: its merges do not fit its vocabulary: {error}.") from error
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = words()
+    backend.pre_tokenizer = kind.words()
     backend.decoder = decoders.ByteLevel()
     _add_special(backend, tokens, file.get("tokenizer.ggml.token_type", []))
-    _add_ends(file, backend, begins)
+    _add_ends(file, backend, kind.begins)
     return backend
 
 
@@ -141,18 +146,16 @@ def _add_special(backend: tokenizers.Tokenizer, tokens, types):
 
 def _add_ends(file: GGUFFile, backend: tokenizers.Tokenizer, begins: bool):
     """First and last token of a text, where the file wants them."""
-    ends = []
+    ends = {}
     for name, default in (("bos", begins), ("eos", False)):
-        wanted = file.get(f"tokenizer.ggml.add_{name}_token", default)
         number = file.get(f"tokenizer.ggml.{name}_token_id")
-        ends.append(
-            (backend.id_to_token(number), number) if wanted and number is not None else None
-        )
-    if not any(ends):
+        if number is not None and file.get(f"tokenizer.ggml.add_{name}_token", default):
+            ends[name] = backend.id_to_token(number), number
+    if not ends:
         return
-    first, last = ([] if end is None else [end[0]] for end in ends)
+    first, last = ([ends[name][0]] if name in ends else [] for name in ("bos", "eos"))
     backend.post_processor = processors.TemplateProcessing(
         single=[*first, "$A", *last],
         pair=[*first, "$A", *last, *(f"{t}:1" for t in first), "$B:1", *(f"{t}:1" for t in last)],
-        special_tokens=[end for end in ends if end is not None],
+        special_tokens=list(ends.values()),
     )

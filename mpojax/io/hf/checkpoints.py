@@ -45,7 +45,9 @@ def import_model(
     family, config, tensors = read_config(content, tensors, source, pretraining_head)
     check_depth(config, tensors, source)
     shapes = models.array_shapes(config)
-    return config, names.read(family.tensors_of(config, shapes), tensors, shapes, config, source)
+    wanted = family.tensors_of(config, shapes).items()
+    wanted = {name.removeprefix(family.prefix): tensor for name, tensor in wanted}
+    return config, names.read(wanted, tensors, shapes, config, source)
 
 
 def read_config(
@@ -62,14 +64,8 @@ def read_config(
     family = family_of(content, source)
     values = family.values(content, source)
     tensors = names.bare(tensors, family.embeddings, family.prefix, family.ignored_buffers, source)
-    settings, tensors = family.complete(
-        family.settings(values, source),
-        content,
-        values,
-        tensors,
-        source,
-        pretraining_head=pretraining_head,
-    )
+    settings = family.settings(values, source)
+    settings, tensors = family.complete(settings, values, tensors, source, pretraining_head)
     settings["source_config"] = json.dumps(dict(content), sort_keys=True)
     return family, family.config(settings, source), tensors
 
@@ -108,7 +104,7 @@ def export_model(
     _check_plain(config)
     family, config = family_for(config)
     content = family.content(config)
-    wanted = family.full_tensors_of(config, arrays)
+    wanted = family.tensors_of(config, arrays)
     covered = {path for tensor in wanted.values() for path in tensor.paths}
     if unmatched := sorted(set(arrays) - covered):
         raise ValueError(

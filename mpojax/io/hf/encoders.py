@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from absl import logging
@@ -65,10 +65,6 @@ class EncoderFamily(Family):
             "last": [(last, last)],
         }
 
-    def prefix_of(self, config: models.EncoderConfig) -> str:
-        """None before the names of a model without a head."""
-        return "" if self.head_of(config) == "none" else self.prefix
-
     def head_of(self, config: models.EncoderConfig) -> str:
         """A key of `classes`."""
         if config.masked_lm:
@@ -83,9 +79,9 @@ class EncoderFamily(Family):
             wrong.append(f"pooler_activation={config.pooler_activation!r}")
         return wrong
 
-    def complete(self, settings, content, values, tensors, source, *, pretraining_head):
+    def complete(self, settings, values, tensors, source, pretraining_head):
         """Pooling and head, by the class and by the tensors; logs what is left out."""
-        name = (content.get("architectures") or [self._class_of(tensors)])[0]
+        name = (values.get("architectures") or [self._class_of(tensors)])[0]
         head = {name: head for head, name in self.classes.items()}.get(name, "none")
         if head in _PRETRAINING and pretraining_head:
             head, tensors = self._with_pretraining_head(tensors, source)
@@ -106,7 +102,7 @@ class EncoderFamily(Family):
         chosen = {
             "classifier_dropout": values.get(self.head_dropout.get(head)),
             "pooling": pooling,
-            "num_labels": _num_labels(content, head),
+            "num_labels": _num_labels(values, head),
             "head": "span" if head == "span" else "classifier",
             "masked_lm": head in _PRETRAINING,
         }
@@ -192,10 +188,9 @@ class EncoderFamily(Family):
         return kept
 
 
-def _num_labels(content: Mapping[str, Any], head: str) -> int | None:
+def _num_labels(values: Mapping, head: str) -> int | None:
     if head in ("classifier", "span"):
-        labels = content.get("id2label")
-        return len(labels) if labels else int(content.get("num_labels") or 2)
+        return len(values.get("id2label") or ()) or values.get("num_labels") or 2
     return 2 if head == "pretraining" else None
 
 

@@ -240,7 +240,7 @@ class Description:
         return {mark: [(n, n) for n in range(count)] for mark, count in layers.items()}
 
     def tensors_of(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
-        """The tensors, by name, of a file with a model of these arrays."""
+        """The tensors of a file with a model of these arrays, by name."""
         return names.tensors_of(self.tensors, self.marks(config), config, arrays)
 
 
@@ -291,14 +291,7 @@ class Family(Description):
         raise NotImplementedError
 
     def complete(
-        self,
-        settings: dict,
-        content: Mapping,
-        values: Mapping,
-        tensors: Mapping,
-        source: str,
-        *,
-        pretraining_head: bool,
+        self, settings: dict, values: Mapping, tensors: Mapping, source: str, pretraining_head: bool
     ) -> tuple[dict, dict]:
         """(settings with those that the class and the tensors decide, tensors of such a model)."""
         raise NotImplementedError
@@ -311,24 +304,13 @@ class Family(Description):
         """Tensors that transformers wants under a second name."""
         return {}
 
-    def head_tensors(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
-        """Those of what is on the bare model."""
-        modules = self.heads.get(self.head_of(config), {})
-        return names.tensors_of(modules, self.marks(config), config, arrays)
-
     def tensors_of(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
-        """The tensors, by the names that `names.bare` gives."""
-        return super().tensors_of(config, arrays) | self.head_tensors(config, arrays)
-
-    def full_tensors_of(self, config: models.Config, arrays: Collection[str]) -> dict[str, Tensor]:
         """The tensors, by the names that transformers writes."""
-        inside = super().tensors_of(config, arrays)
-        inside = {self.prefix_of(config) + name: tensor for name, tensor in inside.items()}
-        return inside | self.head_tensors(config, arrays)
-
-    def prefix_of(self, config: models.Config) -> str:
-        """What transformers puts before the names of the bare model."""
-        return self.prefix
+        head = self.head_of(config)
+        prefix = "" if head == "none" else self.prefix
+        inside = super().tensors_of(config, arrays).items()
+        on_top = names.tensors_of(self.heads.get(head, {}), {}, config, arrays)
+        return {**{prefix + name: tensor for name, tensor in inside}, **on_top}
 
     def misfits_of(self, config: models.Config) -> list[str]:
         """Settings that config.json of this type cannot express."""

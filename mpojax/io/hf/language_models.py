@@ -46,9 +46,9 @@ class LanguageFamily(Family):
         """A key of `classes`."""
         return "lm"
 
-    def complete(self, settings, content, values, tensors, source, *, pretraining_head):
+    def complete(self, settings, values, tensors, source, pretraining_head):
         """Whether the output map is the token embedding; `tensors` with one copy of that."""
-        name = next(iter(content.get("architectures") or ()), None)
+        name = next(iter(values.get("architectures") or ()), None)
         tied = self._is_tied(name, values, tensors, source)
         if settings.get("scale_logits") and not tied:
             raise ValueError(

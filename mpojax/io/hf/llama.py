@@ -66,6 +66,9 @@ _KEYS = keys(
     extra("tie_word_embeddings", flag(), False),
     *(extra(name, mapping(anything()) | null()) for name in ("rope_scaling", "rope_parameters")),
     *(extra(name, number() | null()) for name in ("rope_theta", "partial_rotary_factor")),
+    token("bos_token_id", "bos_id", 1),
+    token("eos_token_id", "eos_id", 2),
+    token("pad_token_id", "pad_id"),
     only("quantization_config", None),
 )
 _WINDOW = extra("sliding_window", integer() | null(), 4096)
@@ -107,9 +110,6 @@ LLAMA = LanguageFamily(
             key("max_position_embeddings", "max_positions", 2048),
             key("attention_bias", "attention_bias", False),
             key("mlp_bias", "feed_forward_bias", False),
-            token("bos_token_id", "bos_id", 1),
-            token("eos_token_id", "eos_id", 2),
-            token("pad_token_id", "pad_id"),
         ),
     },
     joints=(
@@ -143,9 +143,6 @@ MISTRAL = dataclasses.replace(
             key("max_position_embeddings", "max_positions", 131_072),
             key("num_key_value_heads", "num_kv_heads", 8, integer(1) | null()),
             _WINDOW,
-            token("bos_token_id", "bos_id", 1),
-            token("eos_token_id", "eos_id", 2),
-            token("pad_token_id", "pad_id"),
         ),
     },
     joints=(ROPE, Joint(write=lambda *_: {"sliding_window": None})),
@@ -172,7 +169,6 @@ QWEN2 = dataclasses.replace(
             extra("layer_types", sequence(text(100)) | null()),
             token("bos_token_id", "bos_id"),
             token("eos_token_id", "eos_id"),
-            token("pad_token_id", "pad_id"),
         ),
     },
     joints=(

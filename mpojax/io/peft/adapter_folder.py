@@ -16,18 +16,16 @@ from safetensors import numpy as safetensors_numpy
 
 from mpojax import checks, files, models
 from mpojax.io import other_folders
-from mpojax.io import weights as safe_weights
-from mpojax.io.hf import checkpoints
+from mpojax.io.hf.checkpoints import FAMILIES, family_for
 from mpojax.io.hf.names import Tensor
 from mpojax.io.peft import adapter_config as peft_config
+from mpojax.io.weights import read_weights
 from mpojax.models.arrays import check_finite, is_floating
 from mpojax.nn import AdapterSettings
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
-# Adapters may have been made on the model without its head, or with another one.
-_BASE_PREFIX = re.compile(r"^(bert|albert|distilbert|mobilebert|transformer|model)\.")
 _HEADS = {"classifier.weight": "classifier", "qa_outputs.weight": "span"}
 
 
@@ -58,9 +56,10 @@ def save_peft(
         )
     arrays = models.to_arrays(model)
     tensors, ranks, alphas = {}, {}, {}
-    for name, paths in _modules(_tensors_of(model.config), model.config).items():
-        if not any(path in settings for path in paths):
+    for weight, paths in _modules(_tensors_of(model.config), model.config).items():
+        if settings.keys().isdisjoint(paths):
             continue
+        name = weight.removesuffix(".weight")
         down, up, scale = _factors(paths, settings, arrays, model.config.adapter_scale)
         ranks[name], alphas[name] = down.shape[1], scale * down.shape[1]
         for factor, array in (("A", down), ("B", up)):
@@ -98,21 +97,20 @@ def _factors(
     Raises:
       ValueError: a part without an update, or with another `down` or scale than the others.
     """
-    chosen = [settings.get(path) for path in paths]
-    scales = [scale if s is None or s.scale is None else s.scale for s in chosen]
+    adapted = [path for path in paths if path in settings]
+    scales = {scale if s.scale is None else s.scale for s in map(settings.get, adapted)}
     downs, ups = (
-        [np.asarray(arrays[f"{p}/adapter/{n}"], np.float32) for p in paths if p in settings]
+        [np.asarray(arrays[f"{path}/adapter/{n}"], np.float32) for path in adapted]
         for n in ("down", "up")
     )
-    shared = all(np.array_equal(down, downs[0]) for down in downs) and len(set(scales)) == 1
-    if len(downs) < len(paths) or not shared:
-        lone = next(path for path in paths if path in settings)
+    is_shared = len(scales) == 1 and all(np.array_equal(down, downs[0]) for down in downs)
+    if len(adapted) < len(paths) or not is_shared:
         raise ValueError(
-            f"{lone} is a part of a larger matrix in transformers, with {', '.join(paths)}: an "
-            "adapter there has one down map and scale for all of them. Merge the adapters, or use "
-            "io.save_adapter."
+            f"{adapted[0]} is a part of a larger matrix in transformers, with {', '.join(paths)}: "
+            "an adapter there has one down map and scale for all of them. Merge the adapters, or "
+            "use io.save_adapter."
         )
-    return downs[0], np.concatenate(ups, axis=1), scales[0]
+    return downs[0], np.concatenate(ups, axis=1), scales.pop()
 
 
 def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
@@ -133,34 +131,22 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")
     tensors = _read_tensors(folder)
     base = _with_saved_head(base, tensors, folder)
-    names, found, saved = _tensors_of(base.config), {}, {}
-    modules = _modules(names, base.config)
-    bare = {_BASE_PREFIX.sub("", name): name for name in names}
-    unexpected = []
-    for name, tensor in tensors.items():
-        factor = _FACTOR.fullmatch(name)
-        wanted = f"{factor[1]}.weight" if factor else name
-        known = wanted if wanted in names else bare.get(_BASE_PREFIX.sub("", wanted))
-        if known is None or (factor and known.removesuffix(".weight") not in modules):
-            unexpected.append(name)
-        elif factor:
-            _put(
-                found.setdefault((known.removesuffix(".weight"), factor[1]), {}), factor[2], tensor
-            )
-        else:
-            _put(saved, known, tensor)
-    if unexpected:
-        raise ValueError(
-            f"{folder} has tensors that do not fit the model: {checks.listed(unexpected)}."
-        )
-    arrays = models.to_arrays(base) | _saved_arrays(base, names, saved, folder)
-    return _adapted(base, arrays, lora, modules, found, folder)
-
-
-def _put(entries: dict, key: str, tensor: np.ndarray) -> None:
-    if key in entries:
-        raise ValueError(f"the adapter has the tensor {key} twice, under two names.")
-    entries[key] = tensor
+    wanted = _tensors_of(base.config)
+    modules = _modules(wanted, base.config)
+    factors, saved = _sorted(tensors, wanted, modules, folder)
+    arrays = models.to_arrays(base) | _saved_arrays(base, wanted, saved, folder)
+    sizes, adapters = models.matrix_sizes(base.config), []
+    for name, named in factors.items():
+        paths, module = modules[name], named["name"]
+        widths = [sizes[path][1] for path in paths]
+        down, up = _checked_factors(named, lora, sizes[paths[0]][0], sum(widths), folder)
+        settings = AdapterSettings(rank=down.shape[1], scale=lora.scale(module))
+        ups = np.split(up, np.cumsum(widths)[:-1], axis=-1)
+        for path, part in zip(paths, ups, strict=True):
+            adapters.append((re.escape(path), settings))
+            arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": part}
+    config = dataclasses.replace(base.config, adapters=tuple(adapters))
+    return models.from_arrays(config, base.shapes, arrays)
 
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -171,14 +157,10 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
             f"{folder} holds its weights only as {pickled.name}. "
             f"{other_folders.how_to_convert(pickled)}"
         )
-    tensors = safe_weights.read_weights(path)
+    tensors = read_weights(path)
     check_finite(tensors, str(path))
-    wrong = [
-        name
-        for name, tensor in tensors.items()
-        if not is_floating(tensor) or not name.startswith(_PREFIX)
-    ]
-    if wrong:
+    good = {n for n, t in tensors.items() if is_floating(t) and n.startswith(_PREFIX)}
+    if wrong := [name for name in tensors if name not in good]:
         raise ValueError(
             f"{path} has tensors that are not floating point or not called {_PREFIX}...: "
             f"{checks.listed(wrong)}."
@@ -200,12 +182,41 @@ def _with_saved_head(base: models.Model, tensors: Mapping, folder) -> models.Mod
     return models.with_head(base, len(tensors[name]), head=_HEADS[name], rngs=nnx.Rngs(0))
 
 
-def _saved_arrays(base: models.Model, names, saved: Mapping, folder) -> dict[str, np.ndarray]:
+def _sorted(tensors: Mapping, wanted: Mapping, modules: Mapping, folder) -> tuple[dict, dict]:
+    """({weight: {"A": ..., "B": ..., "name": of the module in the folder}}, {tensor: as saved}).
+
+    Raises:
+      ValueError: tensors that the model has no place for, or one of them under two names.
+    """
+    prefixes = "|".join(re.escape(family.prefix) for family in FAMILIES.values() if family.prefix)
+    # Adapters may have been made on the model without its head, or with another one.
+    bare = {re.sub(f"^({prefixes})", "", name): name for name in wanted}
+    found, saved, wrong = {}, {}, []
+    for name, tensor in tensors.items():
+        factor = _FACTOR.fullmatch(name)
+        weight = f"{factor[1]}.weight" if factor else name
+        weight = weight if weight in wanted else bare.get(re.sub(f"^({prefixes})", "", weight))
+        entries = found.setdefault(weight, {"name": factor[1]}) if factor else saved
+        part = factor[2] if factor else weight
+        if weight is None or part in entries or (factor and weight not in modules):
+            wrong.append(name)
+        entries[part] = tensor
+    if wrong:
+        raise ValueError(
+            f"{folder} has tensors that do not fit the model, or are there twice: "
+            f"{checks.listed(wrong)}."
+        )
+    if not found:
+        raise ValueError(f"{folder} holds no adapter.")
+    return found, saved
+
+
+def _saved_arrays(base: models.Model, wanted, saved: Mapping, folder) -> dict[str, np.ndarray]:
     """{logical path: array} of the tensors that replace those of the base."""
     arrays, new, problems = models.to_arrays(base), {}, []
     is_tied = getattr(base.config, "tied", getattr(base.config, "masked_lm", False))
     for name, tensor in saved.items():
-        entry = names[name]
+        entry = wanted[name]
         shapes = {path: arrays[path].shape for path in entry.paths if path in arrays}
         if len(shapes) < len(entry.paths):
             problems.append(f"{name}: the base has it in MPO form")
@@ -224,40 +235,15 @@ def _saved_arrays(base: models.Model, names, saved: Mapping, folder) -> dict[str
     return new
 
 
-def _parts(paths, tensor: np.ndarray, widths: list[int]) -> dict[str, np.ndarray]:
-    parts = np.split(tensor, np.cumsum(widths)[:-1], axis=-1)
-    return {p: np.ascontiguousarray(a, np.float32) for p, a in zip(paths, parts, strict=True)}
-
-
-def _adapted(base, arrays: dict, lora, modules, found: Mapping, folder) -> models.Model:
-    """The model with the factors {(module, its name in the folder): {"A": ..., "B": ...}}."""
-    sizes, adapters = models.matrix_sizes(base.config), []
-    if not found:
-        raise ValueError(f"{folder} holds no adapter.")
-    for (module, name), factors in found.items():
-        paths = modules[module]
-        widths = [sizes[path][1] for path in paths]
-        down, up = _checked_factors(factors, name, lora, sizes[paths[0]][0], sum(widths), folder)
-        settings = AdapterSettings(rank=down.shape[1], scale=lora.scale(name))
-        for path, part in _parts(paths, up, widths).items():
-            adapters.append((re.escape(path), settings))
-            arrays[f"{path}/adapter/down"] = np.ascontiguousarray(down, np.float32)
-            arrays[f"{path}/adapter/up"] = part
-    config = dataclasses.replace(base.config, adapters=tuple(adapters))
-    return models.from_arrays(config, base.shapes, arrays)
-
-
-def _checked_factors(factors: Mapping, name: str, lora, width: int, out_width: int, folder):
+def _checked_factors(named: Mapping, lora, width: int, out_width: int, folder):
     """(down, up), which are what the settings say.
 
     Raises:
       ValueError: a factor is missing, of another shape, or of a module that peft would skip.
     """
-    if set(factors) != {"A", "B"}:
-        raise ValueError(f"{folder} lacks one of the two factors of {name}.")
-    down, up = factors["A"].T, factors["B"].T
-    rank = lora.rank(name)
-    expected = (width, rank), (rank, out_width)
+    name = named["name"]
+    down, up = (named.get(factor, np.zeros(())).T for factor in "AB")
+    expected = (width, lora.rank(name)), (lora.rank(name), out_width)
     if (down.shape, up.shape) != expected:
         raise ValueError(
             f"{folder}: the factors of {name} are {down.shape} and {up.shape}; by the model and "
@@ -272,10 +258,10 @@ def _checked_factors(factors: Mapping, name: str, lora, width: int, out_width: i
 
 
 def _modules(tensors: Mapping, config: models.Config) -> dict[str, tuple[str, ...]]:
-    """{module of transformers: matrix paths side by side in it}, of what may have an adapter."""
+    """{weight in transformers: matrix paths side by side in it}, of what may have an adapter."""
     matrices = {models.dense_name(path): path for path in models.adaptable(config)}
     return {
-        name.removesuffix(".weight"): tuple(matrices[path] for path in tensor.paths)
+        name: tuple(matrices[path] for path in tensor.paths)
         for name, tensor in tensors.items()
         if all(path in matrices for path in tensor.paths)
     }
@@ -283,6 +269,5 @@ def _modules(tensors: Mapping, config: models.Config) -> dict[str, tuple[str, ..
 
 def _tensors_of(config: models.Config) -> dict[str, Tensor]:
     """The tensors of the base model in transformers, by name."""
-    config = dataclasses.replace(config, adapters=())
-    family, config = checkpoints.family_for(config)
-    return family.full_tensors_of(config, models.array_shapes(config))
+    family, config = family_for(dataclasses.replace(config, adapters=()))
+    return family.tensors_of(config, models.array_shapes(config))
