@@ -1,7 +1,6 @@
 """`import mpojax as mj`: the verbs, what they are, and what importing them costs."""
 
 import copy
-import dataclasses
 import importlib
 import json
 import pathlib
@@ -207,41 +206,3 @@ def test_what_is_no_pair_is_one_line(rules):
     for verb in _verbs(rules):
         with pytest.raises(ValueError, match=r"must be a pair \(pattern, settings\)"):
             verb()
-
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "film", ".", "not", "what", "i", "for"]
-
-
-def _block(start: str) -> str:
-    """The one Python block of the README that begins like this."""
-    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
-    (found,) = (block.split("```")[0] for block in blocks if block.startswith(start))
-    return found
-
-
-def test_the_examples_of_the_readme(tmp_path, monkeypatch, capsys):
-    """Ten lines, and data-aware compression after them, on a checkpoint of toy size."""
-    monkeypatch.chdir(tmp_path)
-    weights = helpers.tensors(dataclasses.replace(helpers.SETTINGS, num_layers=1))
-    content = helpers.CONFIG | {"num_hidden_layers": 1}
-    helpers.write(tmp_path / "path/to/a/bert/folder", content, weights)
-    vocabulary = tmp_path / "path/to/a/bert/folder/vocab.txt"
-    vocabulary.write_text("\n".join(WORDS), encoding="utf-8")
-    ids = np.random.default_rng(0).integers(1, 40, (4, 16))
-    names = {"batches": [{"input_ids": ids}]}
-    code = _block("import mpojax as mj\n")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 12
-    exec(code, names)
-    assert len(names["report"].rows) == 6
-    assert names["hidden"].shape == (2, 16, 12)
-    expected = mj.models.to_arrays(names["dense"])
-    for name, array in mj.models.to_arrays(mj.load("dense")).items():
-        np.testing.assert_array_equal(array, expected[name])
-    assert (tmp_path / "dense/vocab.txt").is_file()
-    assert "layers/0/attention/query" in capsys.readouterr().out
-
-    exec(_block("calibration = mj.calibrate("), names)
-    report = names["report"]
-    assert report.parameters <= 0.6 * report.dense_parameters
-    for row in report.rows:
-        assert row.output_error <= row.data_svd_output_error * (1 + 1e-6)
