@@ -31,12 +31,13 @@ FORMAT_VERSION = 2
 _MAX_SIZE = 2**24
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 _INDICES, _VALUES = "entries/indices", "entries/values"
+_LAYER = re.compile(r"layers/(\d+)/")
 
 
 _PAIRS = checks.sequence(checks.pair(checks.text(), checks.mapping(checks.anything())))
 _SIZE = checks.integer(1, _MAX_SIZE) | checks.null()
 _SIZES = checks.sequence(checks.integer(1, _MAX_SIZE)) | checks.null()
-_FIELDS = {
+_REQUIRED = {
     "adapters": checks.Allowed(
         "a list of pairs (regular expression, settings), which is not empty",
         lambda value: _PAIRS.accepts(value) and len(value) > 0,
@@ -44,18 +45,18 @@ _FIELDS = {
     "adapter_scale": checks.number(),
     "base": checks.text(100),
     "layers": checks.mapping(checks.sequence(checks.integer(0, _MAX_SIZE))),
+}
+_FIELDS = _REQUIRED | {
     "offset_bases": checks.sequence(checks.sequence(checks.number(), 2)),
     "parameters": checks.integer(0),
 }
-_REQUIRED = ("adapters", "adapter_scale", "base", "layers")
 # Fields of `AdapterSettings`.
 _SETTINGS = {
     "kind": checks.one_of(*KINDS),
     **dict.fromkeys(("rank", "width", "bond"), _SIZE),
     "num_cores": checks.integer(1, 64),
     **dict.fromkeys(("bonds", "in_factors", "out_factors"), _SIZES),
-    "activation": checks.text(100),
-    "side": checks.text(100),
+    **dict.fromkeys(("activation", "side"), checks.text(100)),
     "scale": checks.number() | checks.null(),
     "offset_seed": checks.integer(-(2**31), 2**32 - 1) | checks.null(),
 }
@@ -82,23 +83,20 @@ def save_adapter(
     if not tuned:
         raise ValueError("the model has no adapters to save; use io.save_pretrained.")
     arrays = models.to_arrays(model)
-    head = {name: arrays[name] for name in _head_names(model.config, arrays)}
     own = {name: np.asarray(arrays[name], np.float32) for name in tuned}
+    tensors, layers = _stacked(own) if mask is None else (_entries(own, mask), {})
+    values = own.values() if mask is None else [tensors[_VALUES]]
     content = {
         "format_version": FORMAT_VERSION,
         "adapters": _saved_settings(model),
         "adapter_scale": model.config.adapter_scale,
-        "parameters": sum(array.size for array in own.values()),
+        "parameters": sum(array.size for array in values),
         "base": fingerprint(model),
         "offset_bases": _offset_bases(model),
-        "layers": {},
+        "layers": layers,
     }
-    if mask is None:
-        tensors = _stacked(own, content["layers"])
-    else:
-        tensors = _entries(own, mask)
-        content["parameters"] = int(tensors[_INDICES].size)
-    tensors |= {name: np.asarray(array, np.float32) for name, array in head.items()}
+    for name in _head_names(model.config, arrays):
+        tensors[name] = np.asarray(arrays[name], np.float32)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Settings last: a folder without them is none.
@@ -157,22 +155,18 @@ def _check_base(
     base: models.Model, model: models.Model, content: Mapping, folder: pathlib.Path
 ) -> None:
     """Raises ValueError where the adapter was tuned on another base than that of `model`."""
-    found = fingerprint(model)
-    same = found == content["base"]
-    if same:
-        arrays, theirs = models.to_arrays(base), content.get("offset_bases", [])
-        ours = [_sketch(arrays[models.dense_name(path)]) for path in _offsets(model.config)]
-        same = len(theirs) == len(ours) and all(
-            abs(one[k] - other[k]) <= 1e-5 * other[1]
-            for one, other in zip(theirs, ours, strict=True)
-            for k in range(2)
-        )
-    if not same:
-        raise ValueError(
-            f"the adapter in {folder} was tuned on another base model: the parameters that it does "
-            f"not tune differ (their fingerprint is {found}, the adapter's {content['base']}). "
-            "Load the model that it was made for."
-        )
+    found, wanted = fingerprint(model), content.get("offset_bases", [])
+    arrays = models.to_arrays(base)
+    if found == content["base"] and len(wanted) == len(_offsets(model.config)):
+        held = [_sketch(arrays[models.dense_name(path)]) for path in _offsets(model.config)]
+        norms = np.array([norm for _, norm in wanted]).reshape(-1, 1)
+        if np.all(np.abs(np.subtract(held, wanted).reshape(-1, 2)) <= 1e-5 * norms):
+            return
+    raise ValueError(
+        f"the adapter in {folder} was tuned on another base model: the parameters that it does not "
+        f"tune differ (their fingerprint is {found}, the adapter's {content['base']}). Load the "
+        "model that it was made for."
+    )
 
 
 def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
@@ -275,38 +269,36 @@ def _to_dict(settings: AdapterSettings) -> dict[str, Any]:
     }
 
 
-def _stacked(arrays: Mapping[str, np.ndarray], layers: dict) -> dict[str, np.ndarray]:
-    """Arrays of one name and shape in several layers as one; `layers` gets their numbers."""
+def _stacked(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays of one name and shape in several layers as one, and the layers of each of those."""
     groups: dict[tuple, list[str]] = {}
     for name, array in arrays.items():
-        match = re.fullmatch(r"(.*?layers/)\d+(/.*)", name)
-        key = (name, None) if match is None else (f"{match[1]}*{match[2]}", array.shape)
-        groups.setdefault(key, []).append(name)
-    found = {}
-    for (key, shape), names in groups.items():
-        if shape is None:
-            found[key] = arrays[names[0]]
+        groups.setdefault((_LAYER.sub("layers/*/", name, count=1), array.shape), []).append(name)
+    found, layers = {}, {}
+    for (key, _), names in groups.items():
+        if key == names[0]:
+            found[key] = arrays[key]
             continue
         key = key if key not in found else f"{key}#{len(found)}"  # another shape
         found[key] = np.stack([arrays[name] for name in names])
-        layers[key] = [int(re.search(r"layers/(\d+)/", name)[1]) for name in names]
-    return found
+        layers[key] = [int(_LAYER.search(name)[1]) for name in names]
+    return found, layers
 
 
 def _unstacked(tensors: Mapping[str, np.ndarray], layers: Mapping, folder) -> dict[str, np.ndarray]:
     found = {}
     for key, tensor in tensors.items():
-        if key not in layers:
+        numbers, name = layers.get(key), key.partition("#")[0]
+        if numbers is None:
             found[key] = tensor
-            continue
-        pattern, numbers = key.partition("#")[0], layers[key]
-        if tensor.shape[:1] != (len(numbers),):
+        elif tensor.shape[:1] == (len(numbers),):
+            names = [name.replace("layers/*/", f"layers/{number}/") for number in numbers]
+            found |= dict(zip(names, tensor, strict=True))
+        else:
             raise ValueError(
                 f"the adapter in {folder} is damaged: {key} has the shape {tensor.shape}, its "
                 f"settings name {len(numbers)} layers."
             )
-        for number, part in zip(numbers, tensor, strict=True):
-            found[pattern.replace("layers/*/", f"layers/{number}/")] = part
     return found
 
 

@@ -118,17 +118,11 @@ def save_pretrained(
     if format == "huggingface":
         export_huggingface(model, folder, tokenizer_from=tokenizer_from)
         return
-    folder = pathlib.Path(folder).expanduser()
-    _check_ours(folder)
-    arrays = models.to_arrays(model)
-    check_finite(arrays, "the model")
+    arrays = _checked_arrays(model, folder)
     description = own_format.describe(model)
     fingerprint = _fingerprint(arrays, description)
     content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
-    texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
-    if tokenizer_from is not None:
-        texts.update(_tokenizer_files(local_folder(tokenizer_from), content["model_type"]))
-    write_folder(folder, arrays, {_MARK: fingerprint}, texts)
+    _write(folder, content, arrays, {_MARK: fingerprint}, tokenizer_from)
 
 
 def export_huggingface(
@@ -159,18 +153,34 @@ def export_huggingface(
             f"{next(iter(model.shapes))}), which transformers cannot load. Make it dense first: "
             "export_huggingface(merge(model), folder)."
         )
-    folder = pathlib.Path(folder).expanduser()
-    _check_ours(folder)
+    arrays = _checked_arrays(model, folder)
+    content, tensors = checkpoints.export_model(model.config, arrays)
+    texts = {}
+    if hasattr(model.config, "sampling"):
+        texts[generation_config.NAME] = _json(generation_config.written(model.config))
+    # transformers requires the entry "format".
+    metadata = {"format": "pt", _MARK: "export"}
+    _write(folder, content, tensors, metadata, tokenizer_from, texts)
+
+
+def _checked_arrays(model: models.Model, folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Arrays of a model that may be written into the folder."""
+    _check_ours(pathlib.Path(folder).expanduser())
     arrays = models.to_arrays(model)
     check_finite(arrays, "the model")
-    content, tensors = checkpoints.export_model(model.config, arrays)
-    texts: dict[str, str | bytes] = {CONFIG_NAME: _json(content)}
-    if not isinstance(model.config, models.EncoderConfig):
-        texts[generation_config.NAME] = _json(generation_config.written(model.config))
+    return arrays
+
+
+def _write(folder, content: dict, tensors: Mapping, metadata: Mapping, tokenizer_from, texts=()):
+    texts = {**dict(texts), CONFIG_NAME: _json(content)}
     if tokenizer_from is not None:
-        texts.update(_tokenizer_files(local_folder(tokenizer_from), content["model_type"]))
-    # transformers requires the entry "format".
-    write_folder(folder, tensors, {"format": "pt", _MARK: "export"}, texts)
+        source = local_folder(tokenizer_from)
+        copies = tokenizer_folders.copies(source, content["model_type"])
+        if not copies:
+            names = ", ".join(tokenizer_folders.FILES)
+            raise FileNotFoundError(f"tokenizer_from={source} holds none of {names}.")
+        texts |= copies
+    write_folder(pathlib.Path(folder).expanduser(), tensors, metadata, texts)
 
 
 def _read_config(folder: pathlib.Path) -> dict:
@@ -206,8 +216,8 @@ def _check_ours(folder: pathlib.Path):
     names = sorted(path.name for path in folder.iterdir() if not files.is_leftover(path))
     if names and not _has_our_mark(folder, names):
         raise FileExistsError(
-            f"{folder} holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}, not a model "
-            "saved by mpojax; choose a new or empty folder. Nothing has been changed."
+            f"{folder} holds {checks.listed(names, limit=5)}, not a model saved by mpojax; choose "
+            "a new or empty folder. Nothing has been changed."
         )
 
 
@@ -228,14 +238,6 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(arrays[name]))
     return digest.hexdigest()
-
-
-def _tokenizer_files(folder: pathlib.Path, model_type: str) -> dict[str, bytes]:
-    found = tokenizer_folders.copies(folder, model_type)
-    if not found:
-        names = ", ".join(tokenizer_folders.FILES)
-        raise FileNotFoundError(f"tokenizer_from={folder} holds none of {names}.")
-    return found
 
 
 def _json(content: dict) -> str:

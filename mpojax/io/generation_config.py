@@ -68,7 +68,7 @@ def read(config: models.Config, folder: pathlib.Path) -> models.Config:
     Raises:
       ValueError: an entry of a wrong type.
     """
-    if isinstance(config, models.EncoderConfig):
+    if not hasattr(config, "sampling"):
         return config
     path = folder / NAME
     if path.is_file():
@@ -144,7 +144,7 @@ def _entries(how: models.Sampling) -> dict:
     }
 
 
-def _log_unsupported(content: Mapping, where: str):
+def _log_unsupported(content: Mapping, source: str):
     neutral = _UNSUPPORTED | (_UNSUPPORTED_OF_BEAMS if (content.get("num_beams") or 1) > 1 else {})
     found = [
         f"{name}={checks.shortened(content[name])}"
@@ -152,7 +152,7 @@ def _log_unsupported(content: Mapping, where: str):
         if content.get(name) not in (None, value)
     ]
     if found:
-        logging.warning("%s: generate does not know %s; left out", where, ", ".join(found))
+        logging.warning("%s: generate does not know %s; left out", source, ", ".join(found))
 
 
 def _json(content: Mapping) -> str:

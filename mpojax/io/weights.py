@@ -177,6 +177,9 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator:
     if not path.is_file():
+        if (pickled := path.with_suffix(".bin")).is_file():
+            how = other_folders.how_to_convert(pickled)
+            raise ValueError(f"{path.parent} holds its weights only as {pickled.name}. {how}")
         raise FileNotFoundError(f"no weight file at {path}.")
     files.check_fetched(path)
     try:
@@ -185,6 +188,5 @@ def _opened(path: pathlib.Path) -> Iterator:
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file: "
-            f"{checks.cut(str(error))}. It "
-            "is corrupt or was cut short; copy or download it again."
+            f"{checks.cut(str(error))}. It is corrupt or was cut short; copy or download it again."
         ) from error

@@ -22,6 +22,13 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (BERT, ALBERT, DISTILBERT, MOBILEBERT, GPT2, T5, LLAMA, MISTRAL, QWEN2)
 }
+# What transformers has in no model, by the field of our settings.
+_NOWHERE = {
+    "experts": "experts in its feed-forward blocks (MPOE or a mixture of dense ones), which the "
+    "families of transformers here do not know: save_pretrained keeps it",
+    "adapters": "adapters, which transformers cannot load: "
+    "export_huggingface(merge(model), folder)",
+}
 
 
 def import_model(
@@ -101,7 +108,9 @@ def export_model(
     Raises:
       ValueError: the model has no counterpart in transformers.
     """
-    _check_plain(config)
+    for field, what in _NOWHERE.items():
+        if getattr(config, field, ()):
+            raise ValueError(f"the model has {what}.")
     family, config = family_for(config)
     content = family.content(config)
     wanted = family.tensors_of(config, arrays)
@@ -133,18 +142,3 @@ def family_for(config: models.Config) -> tuple[Family, models.Config]:
                 return family, fitted
     lines = "; ".join(f"not {name}: {', '.join(wrong)}" for name, wrong in misfits.items())
     raise ValueError(f"the model has no counterpart in transformers: {lines}.")
-
-
-def _check_plain(config: models.Config) -> None:
-    """Raises ValueError for what transformers has nowhere."""
-    if getattr(config, "experts", ()):
-        raise ValueError(
-            "the model has experts in its feed-forward blocks (MPOE or a mixture of dense ones), "
-            "which GPT-2, T5 and LLaMA of transformers do not know: it has no counterpart there. "
-            "save_pretrained keeps it."
-        )
-    if config.adapters:
-        raise ValueError(
-            "the model has adapters, which transformers cannot load: "
-            "export_huggingface(merge(model), folder)."
-        )

@@ -15,7 +15,6 @@ from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
 from mpojax import checks, files, models
-from mpojax.io import other_folders
 from mpojax.io.hf.checkpoints import FAMILIES, family_for
 from mpojax.io.hf.names import Tensor
 from mpojax.io.peft import adapter_config as peft_config
@@ -129,7 +128,9 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
     lora = peft_config.read(folder)
     if base.config.adapters:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")
-    tensors = _read_tensors(folder)
+    tensors = read_weights(folder / WEIGHTS)
+    check_finite(tensors, str(folder / WEIGHTS))
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     base = _with_saved_head(base, tensors, folder)
     wanted = _tensors_of(base.config)
     modules = _modules(wanted, base.config)
@@ -147,25 +148,6 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
             arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": part}
     config = dataclasses.replace(base.config, adapters=tuple(adapters))
     return models.from_arrays(config, base.shapes, arrays)
-
-
-def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name without peft's prefix: tensor}."""
-    path, pickled = folder / WEIGHTS, folder / "adapter_model.bin"
-    if pickled.is_file() and not path.is_file():
-        raise ValueError(
-            f"{folder} holds its weights only as {pickled.name}. "
-            f"{other_folders.how_to_convert(pickled)}"
-        )
-    tensors = read_weights(path)
-    check_finite(tensors, str(path))
-    good = {n for n, t in tensors.items() if is_floating(t) and n.startswith(_PREFIX)}
-    if wrong := [name for name in tensors if name not in good]:
-        raise ValueError(
-            f"{path} has tensors that are not floating point or not called {_PREFIX}...: "
-            f"{checks.listed(wrong)}."
-        )
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
 def _with_saved_head(base: models.Model, tensors: Mapping, folder) -> models.Model:
@@ -186,7 +168,7 @@ def _sorted(tensors: Mapping, wanted: Mapping, modules: Mapping, folder) -> tupl
     """({weight: {"A": ..., "B": ..., "name": of the module in the folder}}, {tensor: as saved}).
 
     Raises:
-      ValueError: tensors that the model has no place for, or one of them under two names.
+      ValueError: tensors that the model does not have, under two names or of another type; none.
     """
     prefixes = "|".join(re.escape(family.prefix) for family in FAMILIES.values() if family.prefix)
     # Adapters may have been made on the model without its head, or with another one.
@@ -198,13 +180,14 @@ def _sorted(tensors: Mapping, wanted: Mapping, modules: Mapping, folder) -> tupl
         weight = weight if weight in wanted else bare.get(re.sub(f"^({prefixes})", "", weight))
         entries = found.setdefault(weight, {"name": factor[1]}) if factor else saved
         part = factor[2] if factor else weight
-        if weight is None or part in entries or (factor and weight not in modules):
+        fits = weight is not None and (not factor or weight in modules)
+        if not fits or part in entries or not is_floating(tensor):
             wrong.append(name)
         entries[part] = tensor
     if wrong:
         raise ValueError(
-            f"{folder} has tensors that do not fit the model, or are there twice: "
-            f"{checks.listed(wrong)}."
+            f"{folder} has tensors that do not fit the model, are there twice or are not floating "
+            f"point: {checks.listed(wrong)}."
         )
     if not found:
         raise ValueError(f"{folder} holds no adapter.")
