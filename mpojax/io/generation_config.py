@@ -15,7 +15,7 @@ from mpojax.checks import flag, integer, null, number, sequence, whole
 
 NAME = "generation_config.json"
 TOKEN_IDS = integer() | null() | sequence(integer())
-# {entry: field of our settings}.
+# {entry: field of the config}.
 _TOKENS = {
     "bos_token_id": "bos_id",
     "eos_token_id": "eos_id",

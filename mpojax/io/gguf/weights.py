@@ -41,7 +41,7 @@ _SAMPLING = {
 def _pairs_to_halves(heads: str) -> Convert:
     """The order of a head's rotated features: llama.cpp turns pairs of neighbours, we turn halves.
 
-    See `permute` of `LlamaModel` in its conversion/llama.py. `heads` is a field of our settings.
+    See `permute` of `LlamaModel` in its conversion/llama.py. `heads` is a field of the config.
     """
 
     def read(array: np.ndarray, config: models.DecoderConfig) -> np.ndarray:

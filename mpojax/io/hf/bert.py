@@ -3,7 +3,7 @@
 import dataclasses
 
 from mpojax.checks import integer, null, number
-from mpojax.io.hf.encoders import HEADS, EncoderFamily
+from mpojax.io.hf.encoders import HEADS, EncoderFamily, classes
 from mpojax.io.hf.family import activation, extra, key, keys, only
 from mpojax.io.hf.names import bias, linear, norm, table
 
@@ -45,13 +45,7 @@ _MASKED_LM = {
 BERT = EncoderFamily(
     model_type="bert",
     prefix="bert.",
-    classes={
-        "none": "BertModel",
-        "classifier": "BertForSequenceClassification",
-        "span": "BertForQuestionAnswering",
-        "pretraining": "BertForPreTraining",
-        "masked_lm": "BertForMaskedLM",
-    },
+    classes=classes("Bert", "pretraining", "masked_lm"),
     pretraining=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
     pretraining_tensors=r"cls\.(predictions|seq_relationship)\..+",
     tensors={
@@ -88,13 +82,7 @@ _ALBERT_MASKED_LM = {
 ALBERT = EncoderFamily(
     model_type="albert",
     prefix="albert.",
-    classes={
-        "none": "AlbertModel",
-        "classifier": "AlbertForSequenceClassification",
-        "span": "AlbertForQuestionAnswering",
-        "pretraining": "AlbertForPreTraining",
-        "masked_lm": "AlbertForMaskedLM",
-    },
+    classes=classes("Albert", "pretraining", "masked_lm"),
     pretraining=("AlbertForMaskedLM", "AlbertForPreTraining"),
     pretraining_tensors=r"(predictions|sop_classifier)\..+",
     tensors={
@@ -139,11 +127,7 @@ ALBERT = EncoderFamily(
 DISTILBERT = EncoderFamily(
     model_type="distilbert",
     prefix="distilbert.",
-    classes={
-        "none": "DistilBertModel",
-        "classifier": "DistilBertForSequenceClassification",
-        "span": "DistilBertForQuestionAnswering",
-    },
+    classes=classes("DistilBert"),
     pretraining=("DistilBertForMaskedLM",),
     pretraining_tensors=r"(vocab_transform|vocab_layer_norm|vocab_projector)\..+",
     tensors={

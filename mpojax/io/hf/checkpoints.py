@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (BERT, ALBERT, DISTILBERT, MOBILEBERT, GPT2, T5, LLAMA, MISTRAL, QWEN2)
 }
-# What transformers has in no model, by the field of our settings.
+# What transformers has in no model, by the field of the config.
 _NOWHERE = {
     "experts": "experts in its feed-forward blocks (MPOE or a mixture of dense ones), which the "
     "families of transformers here do not know: save_pretrained keeps it",
@@ -63,7 +63,7 @@ def read_config(
     source: str,
     pretraining_head: bool = False,
 ) -> tuple[Family, models.Config, dict[str, np.ndarray]]:
-    """The family, our settings, and the tensors that belong to the model, by plain names.
+    """The family, the config, and the tensors that belong to the model, by plain names.
 
     Raises:
       ValueError: an unsupported model type, class or setting; two tensors of one name.
@@ -125,7 +125,7 @@ def export_model(
 
 
 def family_for(config: models.Config) -> tuple[Family, models.Config]:
-    """The family that a model fits, and its settings as that has them.
+    """The family that a model fits, and its config as that has it.
 
     The one of the checkpoint that it came from, or the first.
 

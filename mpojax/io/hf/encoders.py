@@ -17,8 +17,20 @@ HEADS = {
     "classifier": {"classifier": linear("head")},
     "span": {"qa_outputs": linear("head")},
 }
+_CLASSES = {
+    "none": "Model",
+    "classifier": "ForSequenceClassification",
+    "span": "ForQuestionAnswering",
+    "pretraining": "ForPreTraining",
+    "masked_lm": "ForMaskedLM",
+}
 # The output map of pre-training is the token embedding; files may hold it under a second name.
 _OUTPUT_MAP, _OUTPUT_BIAS = "predictions.decoder.weight", "predictions.decoder.bias"
+
+
+def classes(name: str, *pretraining: str) -> dict[str, str]:
+    """Classes of transformers that begin with `name`: the tasks, and those of pre-training."""
+    return {head: name + _CLASSES[head] for head in ("none", "classifier", "span", *pretraining)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,12 @@
-"""A model family of a file format, described as data: its settings and its tensors.
+"""Description of a model family as data: settings and tensors, for reading and for writing.
 
-`Description` is what any format has, config.json of transformers or the metadata of a GGUF file: a
-key is declared once, with type, default and field, and read and written by that. `Family` is a
-model type of transformers; what depends on the kind of model is in `encoders` and
-`language_models`, and the families themselves are in a module each.
+`Description` is what any file format has, config.json of transformers or the metadata of a GGUF
+file: a key is declared once, with type, default and field of the model config. `Family` adds what a
+model type of transformers has; `encoders.EncoderFamily` and `language_models.LanguageFamily` know
+poolers, heads and tied output maps.
+
+To add a family: write a module like `gpt2` (keys, names of tensors, what is refused), and list it
+in `checkpoints.FAMILIES`; loading, export, peft folders and errors follow from that.
 """
 
 import dataclasses
@@ -32,7 +35,7 @@ COMMON = {
 }
 # What configurations of all types say in the same way.
 _OF_EVERY_TYPE = ("id2label", "label2id", "problem_type")
-# Name in the checkpoint -> ours; the first name of each kind is written.
+# Name in transformers -> key of `nn.ACTIVATIONS`; the first name of each is written.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -48,14 +51,14 @@ _MISSING = object()
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """An entry of a file's settings.
+    """An entry of a file's settings, and the field of the model config that it is.
 
     Attributes:
       name: in the file.
-      field: of our settings; None for what only `Joint`s and refusals look at.
+      field: of the config; None for what only `Joint`s and refusals look at.
       allowed: its values.
       default: where it is absent, or null and that is not allowed; without one it must be there.
-      choices: {value: ours}; None: they are the same.
+      choices: {value in the file: value of the field}; None: they are the same.
       supported: the only values that are computed here; empty for all.
       is_token: whether it names tokens, which count if they are in the vocabulary.
     """
@@ -68,11 +71,11 @@ class Key:
     supported: tuple = ()
     is_token: bool = False
 
-    def is_absent(self, source: Mapping) -> bool:
+    def is_absent(self, content: Mapping) -> bool:
         """True if the default holds."""
-        if self.name in source and source[self.name] is None:
+        if content.get(self.name) is None and self.name in content:
             return self.default is not _MISSING and not self.allowed.accepts(None)
-        return self.name not in source
+        return self.name not in content
 
     def problem(self, value: Any) -> str:
         """What is wrong with a value; nothing of a good one."""
@@ -84,21 +87,25 @@ class Key:
             return f"{self.name}={shown} (supported: {', '.join(supported)})"
         return ""
 
-    def fits(self, ours: Any) -> bool:
-        """True if a value of ours can be written."""
-        if self.choices is not None:
-            return ours in self.choices.values()
-        return self.allowed.accepts(ours)
+    def read(self, value: Any) -> Any:
+        """Value of the field."""
+        return value if self.choices is None else self.choices[value]
 
-    def write(self, ours: Any, old: Any, vocab_size: int) -> Any:
-        """A value of the file: the old one where it says the same."""
+    def fits(self, value: Any) -> bool:
+        """True if a value of the field can be written."""
+        if self.choices is not None:
+            return value in self.choices.values()
+        return self.allowed.accepts(value)
+
+    def write(self, value: Any, current: Any, vocab_size: int) -> Any:
+        """Value in the file, of one of the field: the current one where that says the same."""
         if self.is_token:
-            return old if token_ids(self.name, old, vocab_size) == ours else ours
-        return ours if self.choices is None else name_of(ours, self.choices, old)
+            return current if token_ids(self.name, current, vocab_size) == value else value
+        return value if self.choices is None else name_of(value, self.choices, current)
 
 
 def key(name: str, field: str | None = None, default: Any = _MISSING, allowed=None) -> Key:
-    """A setting of ours; the same name and type as the field where nothing else is said."""
+    """A field of the config; its name and type are those of the field unless given."""
     allowed = setting_types.FIELDS[field or name] if allowed is None else allowed
     return Key(name, field or name, allowed, default)
 
@@ -114,12 +121,12 @@ def token(name: str, field: str, default: int | None = None) -> Key:
 
 
 def only(name: str, *supported: Any) -> Key:
-    """A setting that changes the computation, of which one value is supported."""
+    """A setting that changes the computation, of which these values alone are supported."""
     return Key(name, None, anything(), None, supported=supported)
 
 
 def extra(name: str, allowed: Allowed, default: Any = None) -> Key:
-    """What joint settings and refusals look at."""
+    """A setting that joints and refusals look at."""
     return Key(name, None, allowed, default)
 
 
@@ -128,20 +135,20 @@ def keys(*entries: Key) -> dict[str, Key]:
     return {entry.name: entry for entry in entries}
 
 
-def name_of(ours: Any, choices: Mapping[str, Any], old: Any = None) -> str:
-    """The first name of one of our values; the old one where it stands for it, too."""
-    names_of_it = [name for name, value in choices.items() if value == ours]
-    return old if old in names_of_it else names_of_it[0]
+def name_of(value: Any, choices: Mapping[str, Any], current: Any = None) -> str:
+    """The first name of a value of the field; the current one where it stands for it, too."""
+    found = [name for name, meaning in choices.items() if meaning == value]
+    return current if current in found else found[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Joint:
-    """Settings of ours that follow from several keys, or a key that follows from several of ours.
+    """Fields that follow from several keys, or keys that follow from several fields.
 
     Attributes:
-      fields: of our settings.
+      fields: of the config.
       read: from the values of all keys to the fields; raises ValueError.
-      write: from (our settings, the content so far) to keys.
+      write: from (config, the content so far) to keys.
     """
 
     fields: tuple[str, ...] = ()
@@ -154,7 +161,7 @@ class Description:
     """Settings and tensors of a model family in one file format.
 
     Attributes:
-      config_class: of our settings.
+      config_class: of the model config.
       keys: by name.
       joints: settings that are not one key each.
       fixed: fields that have one value in every model of the family.
@@ -205,12 +212,11 @@ class Description:
         return found
 
     def settings(self, values: Mapping, source: str) -> dict:
-        """Fields of our settings; `values` as the method of that name gives them."""
+        """Fields of the config; `values` as the method of that name gives them."""
         found = dict(self.fixed)
         for k in self.keys.values():
             if k.field is not None:
-                value = values[k.name]
-                found[k.field] = value if k.choices is None else k.choices[value]
+                found[k.field] = k.read(values[k.name])
         for joint in self.joints:
             found |= joint.read(values)
         for k in self.keys.values():
@@ -224,7 +230,7 @@ class Description:
         return found
 
     def config(self, settings: Mapping, source: str) -> models.Config:
-        """Our settings.
+        """The config with these fields.
 
         Raises:
           ValueError: impossible ones.
@@ -251,15 +257,15 @@ class Family(Description):
     Attributes:
       model_type: its name in config.json.
       classes: transformers' class by what is on the bare model: "none", "lm"; of encoders
-        "classifier", "span", "pretraining" (masked words and the order or succession of sentences),
+        "classifier", "span", "pretraining" (masked LM and the order or succession of sentences),
         "masked_lm".
       prefix: of the bare model's names in models with a head.
       heads: names outside of it, by the same kinds.
       embedding: name of the token embedding.
       ignored_buffers: regular expression for names of constant buffers, which are no parameters.
-      misfits: (text, predicate) of our settings, for what has no counterpart; the text is formatted
-        with them as {0.field}.
-      fitted: settings as the family has them, of the same function and arrays.
+      misfits: (text, predicate) of the config, for what has no counterpart; the text is formatted
+        with it as {0.field}.
+      fitted: from a config to the one that the family has for the same function and arrays.
     """
 
     model_type: str
@@ -338,8 +344,8 @@ class Family(Description):
             content = {name: content[name] for name in _OF_EVERY_TYPE if name in content}
         for k in self.keys.values():
             if k.field is not None:
-                old, ours = content.get(k.name), getattr(config, k.field)
-                content[k.name] = k.write(ours, old, config.vocab_size)
+                value, current = getattr(config, k.field), content.get(k.name)
+                content[k.name] = k.write(value, current, config.vocab_size)
         self.write_head(config, content)
         for joint in self.joints:
             content |= joint.write(config, content)

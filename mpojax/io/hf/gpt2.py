@@ -61,7 +61,7 @@ GPT2 = LanguageFamily(
             read=lambda v: {"intermediate_size": v["n_inner"] or 4 * v["n_embd"]},
             write=_write_inner,
         ),
-        Joint(fields=("num_kv_heads", "head_size")),  # What our settings take by default.
+        Joint(fields=("num_kv_heads", "head_size")),  # What the config takes by default.
     ),
     misfits=(
         ("num_kv_heads={0.num_kv_heads}", lambda c: c.num_kv_heads != c.num_heads),

@@ -80,7 +80,7 @@ def _is_windowed(values: Mapping) -> bool:
     return window is not None and window < values["max_position_embeddings"]
 
 
-_OURS = "layers/{i}"
+_LAYER = "layers/{i}"
 _UNEVEN = (
     "hidden_size={0.hidden_size} is no multiple of num_heads={0.num_heads}",
     lambda config: config.hidden_size % config.num_heads != 0,
@@ -93,15 +93,15 @@ LLAMA = LanguageFamily(
     ignored_buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
     tensors={
         "embed_tokens": table("embeddings/word"),
-        "layers.{i}.input_layernorm": norm(f"{_OURS}/attention_norm"),
-        "layers.{i}.post_attention_layernorm": norm(f"{_OURS}/feed_forward_norm"),
-        "layers.{i}.self_attn.q_proj": linear(f"{_OURS}/attention/query"),
-        "layers.{i}.self_attn.k_proj": linear(f"{_OURS}/attention/key"),
-        "layers.{i}.self_attn.v_proj": linear(f"{_OURS}/attention/value"),
-        "layers.{i}.self_attn.o_proj": linear(f"{_OURS}/attention/out"),
-        "layers.{i}.mlp.gate_proj": linear(f"{_OURS}/feed_forward/gate"),
-        "layers.{i}.mlp.up_proj": linear(f"{_OURS}/feed_forward/up"),
-        "layers.{i}.mlp.down_proj": linear(f"{_OURS}/feed_forward/down"),
+        "layers.{i}.input_layernorm": norm(f"{_LAYER}/attention_norm"),
+        "layers.{i}.post_attention_layernorm": norm(f"{_LAYER}/feed_forward_norm"),
+        "layers.{i}.self_attn.q_proj": linear(f"{_LAYER}/attention/query"),
+        "layers.{i}.self_attn.k_proj": linear(f"{_LAYER}/attention/key"),
+        "layers.{i}.self_attn.v_proj": linear(f"{_LAYER}/attention/value"),
+        "layers.{i}.self_attn.o_proj": linear(f"{_LAYER}/attention/out"),
+        "layers.{i}.mlp.gate_proj": linear(f"{_LAYER}/feed_forward/gate"),
+        "layers.{i}.mlp.up_proj": linear(f"{_LAYER}/feed_forward/up"),
+        "layers.{i}.mlp.down_proj": linear(f"{_LAYER}/feed_forward/down"),
         "norm": norm("final_norm"),
     },
     keys={

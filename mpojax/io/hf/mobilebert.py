@@ -2,19 +2,15 @@
 
 from mpojax.checks import flag, integer, null, number
 from mpojax.io.hf.bert import ATTENTION, EMBEDDINGS, SIZES
-from mpojax.io.hf.encoders import EncoderFamily
+from mpojax.io.hf.encoders import EncoderFamily, classes
 from mpojax.io.hf.family import Joint, activation, extra, key, keys, only
 from mpojax.io.hf.names import linear, norm
 
-_LAYER, _OURS = "encoder.layer.{i}", "layers/{i}"
+_LAYER, _PATH = "encoder.layer.{i}", "layers/{i}"
 MOBILEBERT = EncoderFamily(
     model_type="mobilebert",
     prefix="mobilebert.",
-    classes={
-        "none": "MobileBertModel",
-        "classifier": "MobileBertForSequenceClassification",
-        "span": "MobileBertForQuestionAnswering",
-    },
+    classes=classes("MobileBert"),
     pretraining=(
         "MobileBertForMaskedLM",
         "MobileBertForPreTraining",
@@ -24,19 +20,19 @@ MOBILEBERT = EncoderFamily(
     tensors={
         **EMBEDDINGS,
         "embeddings.embedding_transformation": linear("embeddings/projection"),
-        f"{_LAYER}.bottleneck.input.dense": linear(f"{_OURS}/bottleneck/input"),
-        f"{_LAYER}.bottleneck.input.LayerNorm": norm(f"{_OURS}/bottleneck/input_norm"),
-        f"{_LAYER}.bottleneck.attention.dense": linear(f"{_OURS}/bottleneck/attention"),
-        f"{_LAYER}.bottleneck.attention.LayerNorm": norm(f"{_OURS}/bottleneck/attention_norm"),
+        f"{_LAYER}.bottleneck.input.dense": linear(f"{_PATH}/bottleneck/input"),
+        f"{_LAYER}.bottleneck.input.LayerNorm": norm(f"{_PATH}/bottleneck/input_norm"),
+        f"{_LAYER}.bottleneck.attention.dense": linear(f"{_PATH}/bottleneck/attention"),
+        f"{_LAYER}.bottleneck.attention.LayerNorm": norm(f"{_PATH}/bottleneck/attention_norm"),
         **ATTENTION,
-        f"{_LAYER}.ffn.{{j}}.intermediate.dense": linear(f"{_OURS}/feed_forwards/{{j}}/up"),
-        f"{_LAYER}.ffn.{{j}}.output.dense": linear(f"{_OURS}/feed_forwards/{{j}}/down"),
-        f"{_LAYER}.ffn.{{j}}.output.LayerNorm": norm(f"{_OURS}/feed_forward_norms/{{j}}"),
-        f"{_LAYER}.intermediate.dense": linear(f"{_OURS}/feed_forwards/{{last}}/up"),
-        f"{_LAYER}.output.dense": linear(f"{_OURS}/feed_forwards/{{last}}/down"),
-        f"{_LAYER}.output.LayerNorm": norm(f"{_OURS}/feed_forward_norms/{{last}}"),
-        f"{_LAYER}.output.bottleneck.dense": linear(f"{_OURS}/bottleneck/output"),
-        f"{_LAYER}.output.bottleneck.LayerNorm": norm(f"{_OURS}/bottleneck/output_norm"),
+        f"{_LAYER}.ffn.{{j}}.intermediate.dense": linear(f"{_PATH}/feed_forwards/{{j}}/up"),
+        f"{_LAYER}.ffn.{{j}}.output.dense": linear(f"{_PATH}/feed_forwards/{{j}}/down"),
+        f"{_LAYER}.ffn.{{j}}.output.LayerNorm": norm(f"{_PATH}/feed_forward_norms/{{j}}"),
+        f"{_LAYER}.intermediate.dense": linear(f"{_PATH}/feed_forwards/{{last}}/up"),
+        f"{_LAYER}.output.dense": linear(f"{_PATH}/feed_forwards/{{last}}/down"),
+        f"{_LAYER}.output.LayerNorm": norm(f"{_PATH}/feed_forward_norms/{{last}}"),
+        f"{_LAYER}.output.bottleneck.dense": linear(f"{_PATH}/bottleneck/output"),
+        f"{_LAYER}.output.bottleneck.LayerNorm": norm(f"{_PATH}/bottleneck/output_norm"),
         "pooler.dense": linear("pooler"),
     },
     keys={

@@ -1,8 +1,8 @@
 """Names of tensors in checkpoints <-> logical paths of arrays, for any table of names.
 
-A table is a mapping from the name of a module in the checkpoint to a `Module`: where its tensors
-are in our model. Both have marks such as `{i}` for the number of a layer. What is no array of the
-model at hand, such as the bias of a map without one, does not count.
+A table maps the name of a module in the checkpoint to a `Module`, which says where its tensors are
+in the model. Both have marks such as `{i}` for the number of a layer. What is no array of the model
+at hand, such as the bias of a map without one, does not count.
 
     {"h.{i}.attn.c_proj": conv1d("layers/{i}/attention/out"), "ln_f": norm("final_norm")}
 """
@@ -19,7 +19,7 @@ from absl import logging
 from mpojax import models
 
 Shapes = Mapping[str, tuple[int, ...]]
-# {mark: (what it stands for in the checkpoint's name, in our path) for each value}.
+# {mark: (what it stands for in the checkpoint's name, in the path) for each value}.
 Marks = Mapping[str, Sequence[tuple[int, int]]]
 # Put into names by torch.compile, FSDP and activation checkpointing, wherever a module is wrapped.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -30,7 +30,7 @@ _OLD_SUFFIXES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".L
 class Convert(NamedTuple):
     """A change of values or of their order that keeps the shape, and its inverse.
 
-    Both are functions of (array in our orientation, our settings).
+    Both are functions of (array in the orientation of the model, model config).
     """
 
     read: Callable[[np.ndarray, models.Config], np.ndarray]
@@ -42,8 +42,9 @@ class Module:
     """The tensors of one module of a checkpoint.
 
     Attributes:
-      paths: modules of ours; several stand side by side in one tensor, along our last axis.
-      leaves: {last part of a tensor's name: of an array's path}.
+      paths: of the model's modules; several stand side by side in one tensor, along the last axis
+        of the arrays.
+      leaves: {last part of the tensor's name: last part of the array's path}.
       transpose: whether matrices are (out_features, in_features).
       convert: what else differs; it comes before the split into several.
       when: models of which settings have it; None for all.
@@ -86,7 +87,7 @@ def bias(path: str) -> Module:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of a checkpoint: the arrays of ours that it holds; see `Module`."""
+    """A tensor of a checkpoint: the paths of the arrays that it holds; see `Module`."""
 
     paths: tuple[str, ...]
     transpose: bool
@@ -120,9 +121,9 @@ def tensors_of(
     for template, module in modules.items():
         if module.when is not None and not module.when(config):
             continue
-        for name, modules_of_ours in _filled(template, module.paths, marks):
+        for name, filled in _filled(template, module.paths, marks):
             for leaf, own in module.leaves.items():
-                paths = tuple(p for m in modules_of_ours if (p := f"{m}/{own}") in arrays)
+                paths = tuple(p for m in filled if (p := f"{m}/{own}") in arrays)
                 if paths:
                     found[f"{name}.{leaf}"] = Tensor(paths, module.transpose, module.convert)
     return found

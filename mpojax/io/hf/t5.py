@@ -12,7 +12,7 @@ from mpojax.io.hf.names import Module, linear, norm, table
 
 def _attention(name: str, path: str) -> dict[str, Module]:
     parts = {"q": "query", "k": "key", "v": "value", "o": "out"}
-    return {f"{name}.{part}": linear(f"{path}/{ours}") for part, ours in parts.items()}
+    return {f"{name}.{part}": linear(f"{path}/{own}") for part, own in parts.items()}
 
 
 def _stack(stack: str, mark: str, feed_forward: int) -> dict[str, Module]:
