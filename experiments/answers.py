@@ -9,11 +9,12 @@ import numpy as np
 from absl import logging
 
 from mpojax import data, models, training
+from mpojax.methods import multitask
 from mpojax.training import evaluation, progress
-from mpojax.training.scores import task_metrics, text_metrics
+from mpojax.training.scores import bleu, labelled
 from mpojax.training.tasks import language_modeling
 
-AVERAGE = training.TasksEvaluator.AVERAGE
+AVERAGE = multitask.TasksEvaluator.AVERAGE
 
 
 class AnswersEvaluator:
@@ -68,10 +69,10 @@ class AnswersEvaluator:
                 self.tokenizer.decode(ids[weights > 0])
                 for ids, weights in zip(arrays["targets"], arrays["target_weights"], strict=True)
             ]
-            return {"bleu": text_metrics.bleu(answers, truths, 4)}
+            return {"bleu": bleu.bleu(answers, truths, 4)}
         labels = arrays["labels"]
         predictions, failed = task.predictions(answers, labels)
-        scored = {n: task_metrics.METRICS[n](predictions, labels) for n in task.metrics}
+        scored = {n: labelled.METRICS[n](predictions, labels) for n in task.metrics}
         return scored | {"invalid": failed / len(answers)}
 
     def answers(self, name: str, model, split: data.EvalData) -> tuple[list[str], dict]:

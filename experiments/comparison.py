@@ -10,7 +10,7 @@ from flax import nnx
 
 from experiments import fitting, sources
 from mpojax import io, models, training
-from mpojax.data import fingerprint, tasks
+from mpojax.data import pipeline, tasks
 from mpojax.methods import mpop
 
 
@@ -64,7 +64,7 @@ def fingerprints(arrays: tuple[dict, dict, tuple[str, ...]]) -> dict[str, dict]:
     """Fingerprints that `training.Workdir.check_data` compares; `arrays` as of `load_arrays`."""
     parts = {"train": arrays[0], "test": arrays[1]}
     return {
-        name: {"examples": len(part["labels"]), "fingerprint": fingerprint.of_arrays(part)}
+        name: {"examples": len(part["labels"]), "fingerprint": pipeline.fingerprint(part)}
         for name, part in parts.items()
     }
 

@@ -70,7 +70,6 @@ _TRAINING = {
     "optimizer.epsilon": number(0),
     "optimizer.weight_decay": number(0),
     "optimizer.clip_norm": number(0).noted("0: off"),
-    "optimizer.budget_seconds": number(0),
     "optimizer.trust_bounds": sequence(number(0) | one_of(math.inf)),
     "optimizer.no_decay": _PATTERNS,
     "optimizer.no_trust_ratio": _PATTERNS,

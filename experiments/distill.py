@@ -26,7 +26,8 @@ from configs.opdf import base
 from experiments import fitting, jobs, launch, sources, tuning
 from mpojax import data, models, training
 from mpojax.methods import mpop, opdf
-from mpojax.methods.opdf import distillation, students
+from mpojax.methods.opdf import distillation
+from mpojax.methods.opdf import student as student_lib
 from mpojax.methods.opdf import theseus as replacement
 
 # Methods of distillation: "kd" compares outputs, "theseus" replaces layers.
@@ -61,7 +62,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     data.check_task(config.task)
     settings = read_settings(config)
     distillation.Weights(**config.weights.to_dict())
-    replacement.Settings(**config.replacement.to_dict())
+    replacement.ReplacementSettings(**config.replacement.to_dict())
     if config.distillation not in HOSTS:
         raise ValueError(
             f"config.distillation={config.distillation!r} must be one of {', '.join(HOSTS)}."
@@ -98,7 +99,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def read_settings(config: ml_collections.ConfigDict) -> opdf.Settings | None:
+def read_settings(config: ml_collections.ConfigDict) -> opdf.OPDFSettings | None:
     """Settings of the over-parameterised student; None where it stays dense.
 
     Raises:
@@ -106,10 +107,10 @@ def read_settings(config: ml_collections.ConfigDict) -> opdf.Settings | None:
     """
     fields = config.opdf.to_dict()
     enabled = fields.pop("enabled")
-    known = {field.name for field in dataclasses.fields(opdf.Settings)}
+    known = {field.name for field in dataclasses.fields(opdf.OPDFSettings)}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"config.opdf has unknown fields {unknown}; known are {sorted(known)}.")
-    settings = opdf.Settings(**fields)
+    settings = opdf.OPDFSettings(**fields)
     return settings if enabled else None
 
 
@@ -142,7 +143,7 @@ def _prepare(config: ml_collections.ConfigDict) -> _Job:
     else:
         depth = teacher.config.num_layers
         chosen = config.student_layers, config.opdf.layer_map
-        student = students.with_layers(teacher, students.starting_layers(*chosen, depth))
+        student = student_lib.with_layers(teacher, student_lib.starting_layers(*chosen, depth))
     if config.distillation == "theseus":
         replacement.runs_of_layers(_layer_map(config, student, teacher), teacher.config.num_layers)
     settings = read_settings(config)
@@ -180,7 +181,7 @@ def _layer_map(config, student: models.Model, teacher: models.Model) -> tuple[in
     chosen = config.opdf.layer_map
     if not chosen and config.distillation == "kd":  # with "theseus" the map says what is replaced
         chosen = config.student_layers
-    return students.layer_map(chosen, *depths)
+    return student_lib.layer_map(chosen, *depths)
 
 
 def _train(
@@ -242,7 +243,7 @@ def _at_start(job: _Job, student: models.Model, state: training.TrainState) -> d
     return facts
 
 
-def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Settings | None):
+def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.OPDFSettings | None):
     """(loss, batches, filter of what is trained) of the method that the chains are put into."""
     extra = None
     if pair.target_names and settings.alignment_weight:
@@ -254,7 +255,7 @@ def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Setting
 
     layer_map = _layer_map(config, pair.student, pair.teacher)
     if config.distillation == "theseus":
-        rates = replacement.Settings(**config.replacement.to_dict())
+        rates = replacement.ReplacementSettings(**config.replacement.to_dict())
         loss = replacement.replacement_loss(layer_map, extra)
         return loss, replacement.Rated(job.train, rates), replacement.of_successors
     weights = distillation.Weights(**config.weights.to_dict())
@@ -262,13 +263,13 @@ def _host(config, job: jobs.Job, pair: distillation.Pair, settings: opdf.Setting
     return loss, job.train, distillation.of_student
 
 
-def _optimizer(config, pair: distillation.Pair, settings: opdf.Settings | None):
+def _optimizer(config, pair: distillation.Pair, settings: opdf.OPDFSettings | None):
     """The config's optimizer; over-parameterised, cores have a rate of their own."""
     if settings is None:
         fields = fitting.optimizer_fields(config, pair)
     else:
         fields = fitting.over_parameterised(config, settings, pair)
-    return training.make_optimizer(fields, training.roles(pair), config.steps, seed=config.seed)
+    return training.make_optimizer(fields, training.roles(pair), config.steps)
 
 
 def _describe(config, job: jobs.Job, outcome: tuning.Outcome) -> dict[str, Any]:

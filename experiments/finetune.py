@@ -20,7 +20,7 @@ from experiments import fitting, jobs, launch, trajectory, tuning
 from mpojax import data, training
 from mpojax.methods import mpop
 from mpojax.methods.mpop import costs, squeezing
-from mpojax.methods.mpop import settings as squeeze_settings
+from mpojax.methods.mpop.settings import SqueezingSettings
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -55,7 +55,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     data.check_task(config.task)
 
 
-def read_squeeze(config: ml_collections.ConfigDict) -> squeeze_settings.Settings | None:
+def read_squeeze(config: ml_collections.ConfigDict) -> SqueezingSettings | None:
     """Settings of the squeezing, or None.
 
     Raises:
@@ -64,10 +64,10 @@ def read_squeeze(config: ml_collections.ConfigDict) -> squeeze_settings.Settings
     fields = config.squeeze.to_dict()
     if not fields:
         return None
-    known = {field.name for field in dataclasses.fields(squeeze_settings.Settings)}
+    known = {field.name for field in dataclasses.fields(SqueezingSettings)}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"config.squeeze has unknown fields {unknown}; known are {sorted(known)}.")
-    return squeeze_settings.Settings(**fields)
+    return SqueezingSettings(**fields)
 
 
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
@@ -92,7 +92,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
 
 
 def _squeeze(
-    config, settings: squeeze_settings.Settings, job: jobs.Job, folder: pathlib.Path
+    config, settings: SqueezingSettings, job: jobs.Job, folder: pathlib.Path
 ) -> tuning.Outcome | None:
     """Fine-tuning, then cuts; None when it was interrupted."""
     total = config.steps + settings.max_phases * settings.steps
@@ -116,9 +116,9 @@ def _squeeze(
         batches = (job.train.rows(step, rows) for step in range(settings.score_batches))
         return costs.gradients(model, job.loss, batches)
 
-    outcome = squeezing.squeeze(
-        job.model,
-        settings,
+    outcome = squeezing.Squeezing(
+        model=job.model,
+        settings=settings,
         trainable=config.trainable,
         make_optimizer=lambda model: fitting.make_optimizer(config, model, total),
         train=train,
@@ -127,7 +127,7 @@ def _squeeze(
         folder=folder / "squeezing",
         seed=config.seed,
         gradients=gradients,
-    )
+    ).run()
     if outcome.state is None:
         return None
     if jax.process_index() == 0:

@@ -10,12 +10,13 @@ import numpy as np
 from configs.mpop import base
 from mpojax import data, models, training
 from mpojax.methods import opdf
+from mpojax.methods.mpoe import gradient_mask
 from mpojax.training import objectives
 
 
 def make_optimizer(config: ml_collections.ConfigDict, model: models.Model, steps: int):
     """The config's optimizer; see `optimizer_fields`."""
-    return training.make_optimizer(
+    return gradient_mask.make_optimizer(
         optimizer_fields(config, model),
         training.roles(model),
         steps,
@@ -55,7 +56,7 @@ def check_left_alone(config: ml_collections.ConfigDict, names: Sequence[str], wh
 
 
 def over_parameterised(
-    config: ml_collections.ConfigDict, settings: opdf.Settings, model: models.Model
+    config: ml_collections.ConfigDict, settings: opdf.OPDFSettings, model: models.Model
 ) -> dict[str, Any]:
     """The config's optimizer for a model of exact chains: cores have a rate of their own.
 
@@ -95,11 +96,9 @@ def fit(
       loss: such as `training.objective` gives it.
       steps: at which the run ends, those of earlier starts included.
       label: of the progress bar.
-      hooks: in addition to progress, checkpoints, signals and the clock of a schedule over seconds.
+      hooks: in addition to progress, checkpoints and signals.
     """
     model = state.model()
-    if optimizer.budget_seconds:
-        hooks = [training.TimeBudget(optimizer.budget_seconds), *hooks]
     return training.fit(
         state,
         loss,

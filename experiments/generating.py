@@ -10,7 +10,7 @@ from absl import logging
 
 from experiments import language_models
 from mpojax import data, files, models, training
-from mpojax.training.scores import text_metrics
+from mpojax.training.scores import bleu
 
 _BATCH = 32
 
@@ -31,7 +31,7 @@ def bleu_signature(config: ml_collections.ConfigDict) -> str | None:
     """With what the BLEU of a run is computed; None where none is."""
     if not (config.bleu_prompts or config.samples):
         return None
-    return text_metrics.signature(2, tokenize=config.bleu_tokenize)
+    return bleu.signature(2, tokenize=config.bleu_tokenize)
 
 
 def check_job(config: ml_collections.ConfigDict, job) -> None:
@@ -89,7 +89,7 @@ def _continuations(config, job, model, folder: pathlib.Path) -> dict[str, float]
     texts, truths = ([job.tokenizer.decode(ids) for ids in rows] for rows in (written, rests))
     starts, cut = [job.tokenizer.decode(ids) for ids in prompts], config.bleu_tokenize
     _write(folder / "continuations.txt", zip(starts, texts, truths, strict=True))
-    return {f"bleu{n}": text_metrics.bleu(texts, truths, n, tokenize=cut) for n in (2, 4)}
+    return {f"bleu{n}": bleu.bleu(texts, truths, n, tokenize=cut) for n in (2, 4)}
 
 
 def _prompts(config, job) -> tuple[np.ndarray, np.ndarray]:
@@ -117,8 +117,8 @@ def _samples(config, job, model, folder: pathlib.Path) -> dict[str, float]:
     cut = config.bleu_tokenize
     references = [line.strip() for text in truth for line in text.split("\n") if line.strip()]
     return {
-        "sample_bleu2": text_metrics.corpus_bleu(texts, references, 2, tokenize=cut),
-        "self_bleu2": text_metrics.self_bleu(texts, 2, tokenize=cut),
+        "sample_bleu2": bleu.corpus_bleu(texts, references, 2, tokenize=cut),
+        "self_bleu2": bleu.self_bleu(texts, 2, tokenize=cut),
     }
 
 

@@ -63,10 +63,10 @@ class Job:
     train: data.TrainData
     dev: data.EvalData | Mapping[str, data.EvalData]
     dev_examples: int
-    evaluate: training.Evaluator | training.TasksEvaluator
+    evaluate: training.Evaluator | multitask.TasksEvaluator
     held_out: data.EvalData | None = None
     decide: training.Evaluator | None = None
-    heads: tuple[training.TaskHead, ...] = ()
+    heads: tuple[multitask.TaskHead, ...] = ()
     has_tuned_head: bool = False
 
 
@@ -374,21 +374,21 @@ def with_head(
     return model
 
 
-def read_heads(folder: str | os.PathLike) -> tuple[training.TaskHead, ...]:
+def read_heads(folder: str | os.PathLike) -> tuple[multitask.TaskHead, ...]:
     """The columns of the tasks of a saved model; none for a model of one task."""
     path = pathlib.Path(folder) / _HEADS_FILE
     if not path.is_file():
         return ()
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(training.TaskHead(**entry) for entry in entries)
+        return tuple(multitask.TaskHead(**entry) for entry in entries)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is no list of tasks as this library writes it: {error}"
         ) from error
 
 
-def write_heads(folder: pathlib.Path, heads: Sequence[training.TaskHead]) -> None:
+def write_heads(folder: pathlib.Path, heads: Sequence[multitask.TaskHead]) -> None:
     """Writes the columns of the tasks next to the weights of a saved model."""
     entries = [dataclasses.asdict(head) for head in heads]
     files.write_atomic(folder / _HEADS_FILE, json.dumps(entries, indent=1) + "\n")

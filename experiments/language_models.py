@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiments import config_fields, sources, tuning
 from mpojax import compression, data, io, models, training
-from mpojax.training import gradient_mask
+from mpojax.methods.mpoe import gradient_mask
 from mpojax.training import state as state_lib
 
 _FORMS = ("dense", *compression.EXPERT_FORMS)

@@ -25,6 +25,7 @@ from absl import logging
 from configs.mpobert import multitask as defaults
 from experiments import fitting, jobs, launch, tuning
 from mpojax import data, training
+from mpojax.methods import multitask
 
 # Fields of a fine-tuning config that say something of a single task only.
 _SINGLE = ("dev_split", "held_out_examples", "calibration_examples")
@@ -85,7 +86,7 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
         sizes = len(train[name]), len(dev[name])
         logging.info("%s: %d examples to train on, %d to report", name, *sizes)
     evaluators = {name: training.evaluator(task, dev[name]) for name, task in tasks.items()}
-    heads = training.make_heads(tasks, {name: split.labels for name, split in train.items()})
+    heads = multitask.make_heads(tasks, {name: split.labels for name, split in train.items()})
     model = jobs.load_model(config, source, words)
     has_heads = config.init_checkpoint or not config.steps
     tuned = jobs.read_heads(jobs.model_of(config)) if has_heads else ()
@@ -108,15 +109,15 @@ def prepare(config: ml_collections.ConfigDict) -> jobs.Job:
         model=model,
         source=source,
         report=report,
-        metric=training.TasksEvaluator.AVERAGE,
-        loss=training.mixture_loss(heads),
+        metric=multitask.TasksEvaluator.AVERAGE,
+        loss=multitask.mixture_loss(heads),
         train=mixture,
         dev={
             name: fitting.eval_data(config, split.encode(words, config.max_length))
             for name, split in dev.items()
         },
         dev_examples=sum(map(len, dev.values())),
-        evaluate=training.TasksEvaluator(heads, evaluators, main_metrics),
+        evaluate=multitask.TasksEvaluator(heads, evaluators, main_metrics),
         heads=heads,
     )
 
@@ -136,7 +137,7 @@ def _load_tasks(config: ml_collections.ConfigDict) -> dict[str, data.TextTask]:
     return tasks
 
 
-def _same_heads(tuned: Sequence[training.TaskHead], heads: Sequence[training.TaskHead]) -> bool:
+def _same_heads(tuned: Sequence[multitask.TaskHead], heads: Sequence[multitask.TaskHead]) -> bool:
     """True if the columns of a saved model are those of the tasks, class by class."""
     same = [_block(head) for head in tuned] == [_block(head) for head in heads]
     return same and all(
@@ -145,13 +146,13 @@ def _same_heads(tuned: Sequence[training.TaskHead], heads: Sequence[training.Tas
     )
 
 
-def _block(head: training.TaskHead) -> tuple:
+def _block(head: multitask.TaskHead) -> tuple:
     return head.task, head.kind, head.start, head.stop
 
 
 def _renamed(
-    tuned: Sequence[training.TaskHead], heads: Sequence[training.TaskHead]
-) -> tuple[training.TaskHead, ...]:
+    tuned: Sequence[multitask.TaskHead], heads: Sequence[multitask.TaskHead]
+) -> tuple[multitask.TaskHead, ...]:
     """The saved heads under the names that the tasks have for their classes."""
     return tuple(
         dataclasses.replace(known, label_names=head.label_names)

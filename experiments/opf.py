@@ -39,7 +39,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     data.check_task(config.task)
     settings = read_settings(config)
     if settings.strategy == "dynamic":
-        settings.places(config.steps)
+        settings.round_steps(config.steps)
     if (settings.strategy == "static") != bool(config.scoring_checkpoint):
         raise ValueError(
             f"config.scoring_checkpoint={config.scoring_checkpoint!r} with config.opf.strategy="
@@ -70,17 +70,17 @@ def _check_optimizer(optimizer: ml_collections.ConfigDict) -> None:
         )
 
 
-def read_settings(config: ml_collections.ConfigDict) -> opf.Settings:
+def read_settings(config: ml_collections.ConfigDict) -> opf.OPFSettings:
     """Settings of which matrices are over-parameterised.
 
     Raises:
       ValueError: an unknown field or a bad value.
     """
     fields = config.opf.to_dict()
-    known = {field.name for field in dataclasses.fields(opf.Settings)}
+    known = {field.name for field in dataclasses.fields(opf.OPFSettings)}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"config.opf has unknown fields {unknown}; known are {sorted(known)}.")
-    return opf.Settings(**fields)
+    return opf.OPFSettings(**fields)
 
 
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
@@ -110,7 +110,7 @@ def _prepare(config: ml_collections.ConfigDict) -> jobs.Job:
     rows = slice(0, job.train.batch_size)
     batches = [job.train.rows(k, rows) for k in range(settings.score_batches)]
     scores = opf.static_scores(tuned, paths, opf.losses(job.loss, batches))
-    chosen = opdf.select(scores, settings.num_per_role)
+    chosen = opf.select(scores, settings.num_per_role)
     model, _ = opdf.prepare(job.model, opf.only(settings.chains, chosen))
     return dataclasses.replace(job, model=model)
 
@@ -123,7 +123,7 @@ def _train(
     def make_optimizer(model):
         fields = fitting.over_parameterised(config, settings.chains, model)
         roles = training.roles(model)
-        return training.make_optimizer(fields, roles, config.steps, seed=config.seed)
+        return training.make_optimizer(fields, roles, config.steps)
 
     optimizer, hooks = make_optimizer(job.model), []
     if settings.strategy == "dynamic":

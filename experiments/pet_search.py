@@ -22,8 +22,6 @@ from mpojax import compression, data, io, models, training
 from mpojax.methods import mpop
 from mpojax.methods.pet import masks as pet_masks
 from mpojax.methods.pet import search as pet_search
-from mpojax.methods.pet import settings as pet_settings
-from mpojax.methods.pet import update_masks
 
 FINALISE = ("continue", "retrain")
 
@@ -62,14 +60,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     fitting.check_left_alone(
         config, ("keep_best", "eval_every", "squeeze"), "a search reports its last state"
     )
-    if config.optimizer.get("schedule_unit", "steps") != "steps":
-        raise ValueError(
-            f"config.optimizer.schedule_unit={config.optimizer.schedule_unit!r}: the rounds of a "
-            "search are at fixed steps; give config.steps instead of a time."
-        )
 
 
-def read_settings(config: ml_collections.ConfigDict) -> pet_settings.Settings | None:
+def read_settings(config: ml_collections.ConfigDict) -> pet_search.SearchSettings | None:
     """Settings of the search; None for plain tuning of the adapters.
 
     Raises:
@@ -78,11 +71,11 @@ def read_settings(config: ml_collections.ConfigDict) -> pet_settings.Settings | 
     fields = config.search.to_dict()
     if not fields.get("budget"):
         return None
-    known = {field.name for field in dataclasses.fields(pet_settings.Settings)}
+    known = {field.name for field in dataclasses.fields(pet_search.SearchSettings)}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"config.search has unknown fields {unknown}; known are {sorted(known)}.")
     # The random criterion differs from run to run.
-    return pet_settings.Settings(**fields | {"seed": fields.get("seed", 0) + config.seed})
+    return pet_search.SearchSettings(**fields | {"seed": fields.get("seed", 0) + config.seed})
 
 
 def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
@@ -133,13 +126,13 @@ def _saved(model: models.Model, folder: pathlib.Path, mask=None) -> dict[str, in
 
 def _search(
     config: ml_collections.ConfigDict,
-    settings: pet_settings.Settings,
+    settings: pet_search.SearchSettings,
     job: jobs.Job,
     folder: pathlib.Path,
 ) -> tuning.Outcome | None:
     """The search, and what follows it; None when it was interrupted."""
     accept = models.adapter_filter(job.model)
-    optimizer = update_masks.masked(fitting.make_optimizer(config, job.model, config.steps))
+    optimizer = pet_search.masked(fitting.make_optimizer(config, job.model, config.steps))
     search = pet_search.Search(job.model, settings, job.loss, config.steps)
     state = training.TrainState.create(job.model, accept, optimizer, seed=config.seed)
 

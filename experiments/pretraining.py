@@ -45,7 +45,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("architecture", config.architecture, defaults.ARCHITECTURES),
         ("start.kind", config.start.kind, defaults.STARTS),
         ("start.scaling", config.start.scaling, mpobert_start.SCALINGS),
-        ("start.draw", config.start.draw, mpobert_start.DRAWS),
+        ("start.init", config.start.init, mpobert_start.INITS),
         ("start.gauge", config.start.gauge, mpo.GAUGES),
     ):
         if value not in allowed:
@@ -124,7 +124,7 @@ def build(config: ml_collections.ConfigDict, planned: Plan) -> models.Model:
     if planned.shapes or planned.teacher is not None:
         common |= {"scaling": start.scaling, "gauge": start.gauge}
     if planned.teacher is None:
-        common |= {"draw": start.draw, "stddev": start.stddev}
+        common |= {"init": start.init, "stddev": start.stddev}
         return mpobert_start.from_scratch(planned.config, planned.shapes, **common)
     central = start.central if start.central == "mean" else int(start.central)
     return mpobert_start.from_teacher(

@@ -22,7 +22,7 @@ from absl import logging
 from configs.mpoe import base
 from experiments import answers, jobs, language_models, language_tuning, launch, tuning
 from mpojax import data, models
-from mpojax.training.scores import text_metrics
+from mpojax.training.scores import bleu
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -89,7 +89,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     for task in loaded:
         task["train"], task[task.dev_split]
         if task.kind == "generation":
-            text_metrics.signature(4)  # says early that sacrebleu is missing
+            bleu.signature(4)  # says early that sacrebleu is missing
             if len(loaded) > 1:
                 raise ValueError(f"{task.name!r} has no labels: several tasks at once need them.")
     model, words, folder = language_models.load(config)

@@ -175,3 +175,8 @@ def cache_dir() -> pathlib.Path:
     """Folder of downloaded data: `$MPOJAX_CACHE`, by default `~/.cache/mpojax`."""
     default = pathlib.Path.home() / ".cache" / "mpojax"
     return pathlib.Path(os.environ.get("MPOJAX_CACHE") or default).expanduser()
+
+
+def data_dir() -> pathlib.Path:
+    """Root folder of data sets: `$MPOJAX_DATA`, by default `data` in the current folder."""
+    return pathlib.Path(os.environ.get("MPOJAX_DATA") or "data").expanduser()

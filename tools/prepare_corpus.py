@@ -43,7 +43,7 @@ _WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one per co
 
 
 def prepare(
-    text: str, out: str, settings: building.Settings, workers: int | None = None
+    text: str, out: str, settings: building.CorpusSettings, workers: int | None = None
 ) -> corpus.Corpus:
     """`building.build` with a progress bar per stage; `workers` default: one per core."""
     with contextlib.ExitStack() as stack:
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # which accelerators there are not
-    settings = building.Settings(
+    settings = building.CorpusSettings(
         vocab_size=_VOCAB_SIZE.value,
         tokenizer=_TOKENIZER.value,
         valid=_VALID.value,

@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.start = {
         "kind": "scratch",  # or "teacher"
-        "draw": "normal",  # of chains from scratch; or "xavier", "identity"
+        "init": "normal",  # of chains from scratch; or "xavier", "identity"
         "stddev": 0.02,  # of matrices from scratch
         "adapter_stddev": 0.02,  # of the down maps of fresh adapters
         # Folder or hub id of a trained ALBERT, BERT or pre-training run; gives all sizes but depth.
@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_segments = 8
 
     config.seed = 0
-    # All keys: adamw, lamb or muon, rates by role, schedules over steps or seconds.
+    # All keys: adamw, lamb or muon, rates by role.
     config.optimizer = training.default_config()
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 0.06

@@ -13,7 +13,7 @@ trained, no experts. The fields that only one of the two reads are marked.
 import ml_collections
 from ml_collections import config_dict
 
-from mpojax import training
+from mpojax.methods.mpoe import gradient_mask
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -88,7 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 32
     config.grad_accum_steps = 1  # micro-batches per step
     config.eval_batch_size = 32
-    config.optimizer = training.default_config()
+    config.optimizer = gradient_mask.default_config()
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 0.05
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1}  # -1: all remaining devices

@@ -29,7 +29,7 @@ def put(config: ml_collections.ConfigDict, architecture: str, variant: str) -> N
         if fields["form"] != "switch":
             config.experts.gauge = "symmetric"
     config.optimizer.central_mask.update(
-        {"rate": mpoe.mask_rate(variant), "mode": "skip", "draw": "step"}
+        {"rate": mpoe.mask_rate(variant), "mode": "skip", "granularity": "step"}
     )
 
 

@@ -10,7 +10,7 @@ same with `large_` before them for T5-large (large_dense, large_mpoe8). Tasks: G
 Weights come from the hub, or from --config.model=FOLDER.
 
 Published (the paper): T5 of version 1.0, 8 experts, "MPOE++" 16, everything trained, the splits of
-`mpojax.data.sources.glue_splits`, mean test score of three runs (--config.seed=0, 1, 2).
+`mpojax.data.sources.glue.splits`, mean test score of three runs (--config.seed=0, 1, 2).
 
 From the authors' released files, which need not be those of the tables: tasks in words, source and
 target of 128 tokens, AdamW with one rate for all, linear decay, clipping at 1, dropout .1, label

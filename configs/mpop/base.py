@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.adapter_phase = "fine_tuning"
 
     config.trainable = "all"  # a name in mpojax.methods.mpop.FILTERS
-    config.squeeze = {}  # fields of mpojax.methods.mpop.squeezing.Settings; none: no squeezing
+    config.squeeze = {}  # fields of mpop.settings.SqueezingSettings; none: no squeezing
 
     config.seed = 0
     config.steps = 1000

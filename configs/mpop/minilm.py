@@ -36,7 +36,8 @@ VARIANTS = {
         "squeeze": {
             "steps": 8,
             "max_phases": 6,
-            "gap": 2.0,  # to the budget, whatever the metric does: equal sizes are compared
+            # to the budget, whatever the metric does: equal sizes are compared
+            "max_metric_drop": 2.0,
             "budget": BUDGET,
             "cuts_per_phase": 0,
             "multiple": 8,

@@ -154,10 +154,10 @@ def make(model: Model, variant: str, task: str) -> ml_collections.ConfigDict:
 
 
 def squeeze(budget: float) -> dict:
-    """How the variant "mpop" is squeezed; the paper gives neither step, nor gap, nor length."""
+    """How the variant "mpop" is squeezed; the paper gives neither step, nor drop, nor length."""
     return {
         "budget": float(budget),
-        "gap": 0.01,  # one point of the development metric
+        "max_metric_drop": 0.01,  # one point of the development metric
         "steps": 200,
         "max_phases": 40,
         "multiple": 16,

@@ -25,14 +25,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.student_layers = ()
     # "kd": the student learns the teacher's outputs; "theseus": its layers replace the teacher's.
     config.distillation = "kd"
-    # Of "theseus": fields of mpojax.methods.opdf.theseus.Settings.
-    config.replacement = dataclasses.asdict(replacement.Settings())
+    # Of "theseus": fields of mpojax.methods.opdf.theseus.ReplacementSettings.
+    config.replacement = dataclasses.asdict(replacement.ReplacementSettings())
     # Of "kd", terms of the loss: fields of mpojax.methods.opdf.distillation.Weights.
     config.weights = dataclasses.asdict(distillation.Weights())
     # With `matrices` or `rules` (of configs/mpop/base.py) the student is the teacher compressed by
     # them instead; `trainable` then says what of it learns.
-    # Chains while training: fields of mpojax.methods.opdf.Settings. enabled=False: a dense student.
-    config.opdf = {"enabled": True} | dataclasses.asdict(opdf.Settings())
+    # Chains while training: fields of opdf.OPDFSettings. enabled=False: a dense student.
+    config.opdf = {"enabled": True} | dataclasses.asdict(opdf.OPDFSettings())
     # Learning rate of cores: that of the optimizer times (number of cores)^-rate_exponent.
     config.rate_exponent = 0.5
     config.optimizer.warmup_steps = 0.0

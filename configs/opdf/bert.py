@@ -110,5 +110,5 @@ def parameters(layers: int, num_inner_cores: int | None) -> int:
     )
     shapes = {}
     if num_inner_cores is not None:
-        shapes = opdf.planned_shapes(config, opdf.Settings(num_inner_cores=num_inner_cores))
+        shapes = opdf.planned_shapes(config, opdf.OPDFSettings(num_inner_cores=num_inner_cores))
     return sum(models.count_parameters(mpop.abstract(config, shapes)).values())

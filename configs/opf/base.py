@@ -17,7 +17,9 @@ from mpojax.methods.opdf import opf
 def get_config() -> ml_collections.ConfigDict:
     """Default config: dynamic selection; N, n, L and the rate are the paper's for base models."""
     config = base.get_config()
-    config.opf = dataclasses.asdict(opf.Settings())  # fields of mpojax.methods.opdf.opf.Settings
+    config.opf = dataclasses.asdict(
+        opf.OPFSettings()
+    )  # fields of mpojax.methods.opdf.opf.OPFSettings
     # Of "static": folder of the same model, fine-tuned on the task (experiments.finetune with
     # config.save_model=True); its loss without a matrix says what that is worth.
     config.scoring_checkpoint = ""

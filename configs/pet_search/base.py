@@ -12,7 +12,7 @@ import dataclasses
 import ml_collections
 
 from configs.mpop import base
-from mpojax.methods.pet import settings
+from mpojax.methods.pet import search
 
 LAYERS = ".*/(query|key|value|out|up|down)"
 # A bias of a linear map or of a norm, wherever it is but in the head.
@@ -25,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.method = ""  # name of the line in plots; the variant is the point
     config.adapters = ((LAYERS, {"rank": 8}), (BIASES, {"kind": "bias"}))
     config.trainable = "adapters"  # and the head
-    # Fields of mpojax.methods.pet.settings.Settings. budget=0: no search, plain tuning.
-    config.search = dataclasses.asdict(settings.Settings(budget=20_000))
+    # Fields of mpojax.methods.pet.search.SearchSettings. budget=0: no search, plain tuning.
+    config.search = dataclasses.asdict(search.SearchSettings(budget=20_000))
     # After the last round: "continue" training what is left, or "retrain" it from its start with
     # the steps of the whole run.
     config.after_search = "continue"

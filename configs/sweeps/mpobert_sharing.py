@@ -1,6 +1,6 @@
 r"""What layers should share: nothing, central cores, or everything, at equal depth and equal size.
 
-    python -m tools.fetch_texts --out=TEXTS
+    python -m tools.texts.fetch --out=TEXTS
     python -m tools.prepare_corpus --text=TEXTS --out=CORPUS --vocab_size=512
     SWEEP="python -m experiments.sweep --config.cell.corpus=CORPUS \\
         --config=configs/sweeps/mpobert_sharing.py"

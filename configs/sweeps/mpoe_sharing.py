@@ -1,6 +1,6 @@
 r"""What experts should share, how often the shared core should move, and how many to have.
 
-    python -m tools.fetch_texts --out=TEXTS
+    python -m tools.texts.fetch --out=TEXTS
     python -m tools.train_tokenizer --text=brown+wikipedia+austen+wordnet --data_dir=TEXTS \\
         --vocab_size=2048 --out=WORDS
     SWEEP="python -m experiments.sweep --config.cell.tokenizer=WORDS --config.cell.data_dir=TEXTS \\

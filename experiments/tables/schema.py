@@ -29,7 +29,7 @@ DEVELOPMENT_EXAMPLES = {
     "wnli": 71,
     "squad": 10_570,
 }
-# By the split that runs report; "test" is that of `mpojax.data.sources.glue_splits`.
+# By the split that runs report; "test" is that of `mpojax.data.sources.glue.splits`.
 EXAMPLES = {
     "dev": DEVELOPMENT_EXAMPLES,
     "test": {task: DEVELOPMENT_EXAMPLES[task] for task in ("sst2", "mnli", "qnli", "qqp")}

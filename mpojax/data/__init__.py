@@ -3,12 +3,11 @@
 from mpojax.data.corpus.corpus import Corpus
 from mpojax.data.corpus.masked_lm import PretrainData, PretrainEvalData
 from mpojax.data.corpus.masking import Masking
-from mpojax.data.few_shot import few_shot
 from mpojax.data.mixture import Mixture
 from mpojax.data.pipeline import EvalData, TrainData
 from mpojax.data.sources.squad import SpanSplit
 from mpojax.data.tasks import TASKS, check_task, load_task
-from mpojax.data.text.classification import Split, TextTask, from_arrays, from_files
+from mpojax.data.text.classification import Split, TextTask, few_shot, from_arrays, from_files
 from mpojax.data.text.language_modeling import (
     LanguageModelData,
     LanguageModelEvalData,
@@ -16,8 +15,13 @@ from mpojax.data.text.language_modeling import (
     continuations,
 )
 from mpojax.data.text.plain import Texts, load_texts
-from mpojax.data.text.text_to_text import TextPairs, TextToTextTask
-from mpojax.data.text.text_to_text_tasks import load_text_to_text, multi_task, task_names
+from mpojax.data.text.text_to_text import (
+    TextPairs,
+    TextToTextTask,
+    load_text_to_text,
+    multi_task,
+    task_names,
+)
 from mpojax.data.tokenizers.tokenizer import Tokenizer
 from mpojax.data.tokenizers.vocabulary import train_bpe
 

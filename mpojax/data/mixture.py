@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
+from mpojax import checks
 from mpojax.data import pipeline
 
 
@@ -41,15 +42,14 @@ class Mixture(pipeline.TrainData):
         exponent: float = 1.0,
         lengths: Sequence[int] = (),
     ):
-        if not 0.0 <= exponent <= 1.0:
-            raise ValueError(f"exponent={exponent} must lie in 0 (equal shares) .. 1 (by size)")
+        checks.check_value("exponent", exponent, checks.number(0, 1).noted("0: equal, 1: by size"))
         arrays = _joined(tasks)
         self.sizes = {name: len(own["labels"]) for name, own in tasks.items()}
         weights = {name: float(size) ** exponent for name, size in self.sizes.items()}
         self.shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         super().__init__(arrays, batch_size, seed=seed, lengths=lengths)
 
-    def _examples(self, seed: int) -> grain.MapDataset:
+    def _endless(self, seed: int) -> grain.MapDataset:
         first = np.cumsum([0, *self.sizes.values()])
         # Seeds that do not follow each other: epochs count on from the seed of the first one.
         seeds = np.random.SeedSequence(seed).generate_state(len(self.sizes)) >> 1

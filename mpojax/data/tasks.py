@@ -1,13 +1,15 @@
 """Tasks by name."""
 
+import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from mpojax import checks
-from mpojax.data.sources import file_tasks, glue, glue_hub, squad, vader
+from mpojax import checks, files
+from mpojax.data.sources import file_tasks, glue, squad, vader
 from mpojax.data.sources import tfds as tfds_folders
+from mpojax.data.sources.glue import hub as glue_hub
 from mpojax.data.text import classification as text_classification
 
 # A data set that is not what its users would expect keeps a name of its own.
@@ -34,7 +36,7 @@ def check_task(name: str, also: Sequence[str] = ()) -> None:
 def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_classification.TextTask:
     """Loads a task by name, or one of your own files from a line of text.
 
-    `data_dir` is a root folder (default: `$MPOJAX_DATA`, else `../shared/data`) or the folder of
+    `data_dir` is a root folder (default: `$MPOJAX_DATA`, else `data`) or the folder of
     the task itself. It holds either of, found by looking:
 
     - GLUE's own files, e.g. `glue/RTE/train.tsv` or `RTE/train.tsv`; for SQuAD v1.1
@@ -85,35 +87,59 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
     check_task(name)
     if name == "vader_movie":
         return vader.load()
-    root = pathlib.Path(data_dir or os.environ.get("MPOJAX_DATA") or "../shared/data").expanduser()
-    if name == "squad":
-        dataset, config, load = "squad", tfds_folders.SQUAD_CONFIG, squad.load
-        own, hub, is_in, fits = [root / "squad"], [], squad.is_in, squad.is_in
-    else:
-        task = glue.TASKS[name]
-        dataset, config, load = "glue", name, functools.partial(glue.load, name)
-        is_in, fits = task.is_in, task.fits
-        own = [root / "glue" / task.folder, root / task.folder]
-        hub = [root / "glue" / name, root / name]
+    root = pathlib.Path(data_dir or files.data_dir()).expanduser()
+    source = _source(name)
+    own, hub = ([root / folder for folder in some] for some in (source.own, source.hub))
     for folder in (*own, *hub):
-        if is_in(folder):
-            return load(folder)
-    prepared = tfds_folders.find(root, dataset, config)
+        if source.is_in(folder):
+            return source.load(folder)
+    prepared = tfds_folders.find(root, source.dataset, source.config)
     if prepared is not None:
         return tfds_folders.load(name, prepared)
-    if fits(root):
-        return load(root)
+    if source.fits(root):
+        return source.load(root)
     folders = [folder for folder in own if folder.is_dir()]
-    if data_dir and is_in(root):
+    if data_dir and source.is_in(root):
         folders.append(root)
     if folders:
-        return load(folders[0])  # says which files or columns it lacks
+        return source.load(folders[0])  # says which files or columns it lacks
     can_fetch = name in glue.TASKS and not data_dir
     if can_fetch and glue_hub.is_installed():
         return glue_hub.load(name)
     raise FileNotFoundError(
         f"no folder {' or '.join(map(str, own))}, and no TensorFlow Datasets folder "
-        f"{root / dataset / config}; pass data_dir (or set MPOJAX_DATA) to the folder that holds "
-        f"{own[0].relative_to(root)} or {dataset}/{config}"
+        f"{root / source.dataset / source.config}; pass data_dir (or set MPOJAX_DATA) to the "
+        f"folder that holds {source.own[0]} or {source.dataset}/{source.config}"
         + (", or install what fetches it: pip install 'mpojax[hub]'" if can_fetch else "")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where a task may lie below a root folder, and how it is read.
+
+    Attributes:
+      dataset, config: its names in TensorFlow Datasets.
+      own, hub: folders of its own files, and of those of the hub.
+      is_in, fits: folder -> whether it holds files of the task, by their names; by their columns.
+      load: folder -> the task.
+    """
+
+    dataset: str
+    config: str
+    own: tuple[str, ...]
+    hub: tuple[str, ...]
+    is_in: Callable[[pathlib.Path], bool]
+    fits: Callable[[pathlib.Path], bool]
+    load: Callable[[pathlib.Path], text_classification.TextTask]
+
+
+def _source(name: str) -> _Source:
+    if name == "squad":
+        config = tfds_folders.SQUAD_CONFIG
+        return _Source(name, config, (name,), (), squad.is_in, squad.is_in, squad.load)
+    task = glue.TASKS[name]
+    own, hub = ((f"glue/{folder}", folder) for folder in (task.folder, name))
+    return _Source(
+        "glue", name, own, hub, task.is_in, task.fits, functools.partial(glue.load, name)
     )

@@ -45,8 +45,8 @@ from mpojax.mpo.spectra import (
 )
 from mpojax.mpo.squeezing import (
     MEASURES,
+    BondGrid,
     Cut,
-    Ladder,
     cheapest_cut,
     gauge_maps,
     transform_gradients,
@@ -66,10 +66,10 @@ __all__ = [
     "GAUGES",
     "MEASURES",
     "STRATEGIES",
+    "BondGrid",
     "Cut",
     "ExpertPlan",
     "Fit",
-    "Ladder",
     "MPOShape",
     "Machine",
     "Plan",

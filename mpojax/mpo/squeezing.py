@@ -10,41 +10,34 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo.shape import MPOShape
 
 MEASURES = ("relative", "absolute", "per_number")
 
 
-@dataclasses.dataclass(frozen=True)
-class Ladder:
-    """The bond dimensions that cuts stop at: few rungs mean few compilations.
+@checks.settings()
+class BondGrid:
+    """The bond dimensions that cuts stop at: few of them mean few compilations.
 
     Attributes:
-      multiple: rungs are multiples of this.
-      factor: a cut lowers a bond at least to this fraction of it; 1 takes the next rung.
+      multiple: allowed bonds are multiples of this.
+      factor: a cut lowers a bond at least to this fraction of it; 1 takes the next allowed one.
       minimum: no cut goes below.
       per_bond: each bond is cut by itself; else one cap lowers all bonds of a chain together.
     """
 
-    multiple: int = 8
-    factor: float = 1.0
-    minimum: int = 1
-    per_bond: bool = False
-
-    def __post_init__(self):
-        for name in ("multiple", "minimum"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
-        if not 0.0 < self.factor <= 1.0:
-            raise ValueError(f"factor={self.factor!r} must lie in (0, 1].")
+    multiple: int = checks.field(checks.integer(1), 8)
+    factor: float = checks.field(checks.number(above=0, high=1), 1.0)
+    minimum: int = checks.field(checks.integer(1), 1)
+    per_bond: bool = checks.field(checks.flag(), False)
 
     def below(self, bond: int) -> int | None:
-        """The next rung under a bond dimension, or None at the foot of the ladder."""
+        """The next allowed bond dimension below one, or None where there is none."""
         target = min(bond - 1, math.floor(bond * self.factor))
-        # Bonds under the first rung go to the minimum.
-        rung = max(self.minimum, target // self.multiple * self.multiple)
-        return rung if rung < bond else None
+        # Bonds under the first multiple go to the minimum.
+        allowed = max(self.minimum, target // self.multiple * self.multiple)
+        return allowed if allowed < bond else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +47,7 @@ class Cut:
     Attributes:
       group: name of the group.
       bond: index of the bond, counted from 1, or None where one cap lowered all of them.
-      rung: the bond dimension after the cut, or the cap.
+      bond_dim: the bond dimension after the cut, or the cap.
       shapes: the new shape of every matrix of the group.
       cost: sum over matrices and bonds of the squared singular values lost, by the measure asked.
       saved: parameters saved.
@@ -62,7 +55,7 @@ class Cut:
 
     group: str
     bond: int | None
-    rung: int
+    bond_dim: int
     shapes: Mapping[str, MPOShape]
     cost: float
     saved: int
@@ -72,13 +65,13 @@ def cheapest_cut(
     groups: Mapping[str, Sequence[str]],
     shapes: Mapping[str, MPOShape],
     spectra: Mapping[str, Sequence[np.ndarray]],
-    ladder: Ladder,
+    grid: BondGrid,
     *,
     measure: str = "relative",
     weights: Mapping[str, float] | None = None,
-    banned: Iterable[str] = (),
+    excluded: Iterable[str] = (),
 ) -> Cut | None:
-    """The cut with the least estimated error; None where every bond is at the foot of the ladder.
+    """The cut with the least estimated error; None where no bond can be lowered.
 
     The cost of a matrix is the sum of the squared singular values that its bonds lose: exactly the
     squared error where one bond is cut, an upper bound of it otherwise.
@@ -87,24 +80,23 @@ def cheapest_cut(
       groups: {group: matrix paths} that are cut together.
       shapes: current shape of every matrix.
       spectra: current singular values of its bonds, descending; at least as many as bonds.
-      ladder: where cuts stop.
+      grid: where cuts stop.
       measure: "relative" divides the cost of a matrix by its squared norm, "absolute" does not
         (and keeps picking the matrix of the smallest norm), "per_number" is the relative cost for
         each number saved.
-      weights: factor for the cost of each matrix, such as its share in the loss; default 1.
-      banned: groups that are left alone.
+      weights: factor for the cost of each matrix, such as its part in the loss; default 1.
+      excluded: groups that are left alone.
 
     Raises:
       ValueError: an unknown measure, or spectra that do not cover the bonds.
     """
-    if measure not in MEASURES:
-        raise ValueError(f"measure={measure!r} must be one of {', '.join(MEASURES)}.")
-    banned = set(banned)
+    checks.check_value("measure", measure, checks.one_of(*MEASURES))
+    excluded = set(excluded)
     best = None
     for group, paths in groups.items():
-        if group in banned:
+        if group in excluded:
             continue
-        for cut in _candidates(group, paths, shapes, ladder):
+        for cut in _candidates(group, paths, shapes, grid):
             cost = sum(
                 (weights or {}).get(path, 1.0)
                 * tail(shapes[path], spectra[path], new, is_relative=measure != "absolute")
@@ -140,28 +132,28 @@ def tail(
     return lost / norm if norm > 0 else 0.0
 
 
-def _candidates(group: str, paths: Sequence[str], shapes, ladder: Ladder) -> Iterable[Cut]:
+def _candidates(group: str, paths: Sequence[str], shapes, grid: BondGrid) -> Iterable[Cut]:
     now = {path: shapes[path] for path in paths}
-    if ladder.per_bond:
+    if grid.per_bond:
         if len({shape.num_cores for shape in now.values()}) > 1:
             raise ValueError(f"group {group!r} mixes chains of different lengths: use one cap.")
         tops = np.max([shape.bond_dims for shape in now.values()], axis=0).tolist()
     else:
         tops = [max(max(shape.bond_dims, default=1) for shape in now.values())]
     for index, top in enumerate(tops):
-        rung = ladder.below(top)
-        if rung is None:
+        bond_dim = grid.below(top)
+        if bond_dim is None:
             continue
-        bond = index + 1 if ladder.per_bond else None
-        lower = {path: _lowered(shape, bond, rung) for path, shape in now.items()}
+        bond = index + 1 if grid.per_bond else None
+        lower = {path: _lowered(shape, bond, bond_dim) for path, shape in now.items()}
         saved = sum(now[path].num_params - lower[path].num_params for path in now)
         if saved > 0:
-            yield Cut(group, bond, rung, lower, 0.0, saved)
+            yield Cut(group, bond, bond_dim, lower, 0.0, saved)
 
 
-def _lowered(shape: MPOShape, bond: int | None, rung: int) -> MPOShape:
+def _lowered(shape: MPOShape, bond: int | None, bond_dim: int) -> MPOShape:
     bonds = [
-        min(dimension, rung) if bond in (None, index) else dimension
+        min(dimension, bond_dim) if bond in (None, index) else dimension
         for index, dimension in enumerate(shape.bond_dims, start=1)
     ]
     return shape.with_bonds(tuple(bonds))

@@ -12,19 +12,16 @@ from mpojax.training.hooks import (
     StopOnSignal,
     restore_best,
 )
-from mpojax.training.loop import Loop, fit
+from mpojax.training.loop import FitResult, Loop, fit
 from mpojax.training.metrics import MetricsWriter
 from mpojax.training.objectives import objective
 from mpojax.training.optimizer import default_config, make_optimizer
-from mpojax.training.result import FitResult
 from mpojax.training.sharding import Rules, make_mesh, state_shardings
 from mpojax.training.sharding_rules import model_rules, sharding_table
 from mpojax.training.state import TrainState, roles
 from mpojax.training.step import NonFiniteLossError, TrainStep
+from mpojax.training.tasks.labelled import evaluator
 from mpojax.training.tasks.language_modeling import language_model_loss
-from mpojax.training.tasks.task_evaluation import evaluator
-from mpojax.training.tasks.task_heads import TaskHead, TasksEvaluator, make_heads, mixture_loss
-from mpojax.training.time_budget import TimeBudget
 from mpojax.training.update_statistics import UpdateStatistics
 from mpojax.training.workdir import Workdir
 
@@ -44,9 +41,6 @@ __all__ = [
     "Report",
     "Rules",
     "StopOnSignal",
-    "TaskHead",
-    "TasksEvaluator",
-    "TimeBudget",
     "TrainState",
     "TrainStep",
     "UpdateStatistics",
@@ -59,10 +53,8 @@ __all__ = [
     "evaluator",
     "fit",
     "language_model_loss",
-    "make_heads",
     "make_mesh",
     "make_optimizer",
-    "mixture_loss",
     "model_rules",
     "objective",
     "restore_best",

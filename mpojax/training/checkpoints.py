@@ -32,8 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | pathlib.Path, keep_last: int = 1):
-        if keep_last < 1:
-            raise ValueError(f"keep_last={keep_last} must be at least 1")
+        checks.check_value("keep_last", keep_last, checks.integer(1))
         self.folder = pathlib.Path(folder).absolute()
         self._intact: set[int] = set()
         options = ocp.CheckpointManagerOptions(
@@ -57,7 +56,7 @@ class Checkpoints:
         """Saves the state under its step number, unless that step is there already.
 
         Args:
-          extra: JSON-able facts that must survive with the state.
+          extra: JSON-able metadata that must survive with the state.
 
         Raises:
           OSError: this save, or an earlier one in the background, could not be written.
@@ -122,7 +121,7 @@ class Checkpoints:
         return intact
 
     def extra(self, step: int | None = None) -> dict:
-        """The JSON-able facts saved with a step (default: the latest)."""
+        """The JSON-able metadata saved with a step (default: the latest)."""
         self.wait()
         step = self._known(step)
         with self._reading(step):
@@ -289,9 +288,9 @@ def _one_line(error: Exception) -> str:
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     """Says beforehand what the items are, so that a fresh process can look into a checkpoint."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    tree, facts = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    tree, metadata = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
     registry.add("state", ocp.args.StandardSave, tree)
     registry.add("state", ocp.args.StandardRestore, tree)
-    registry.add("extra", ocp.args.JsonSave, facts)
-    registry.add("extra", ocp.args.JsonRestore, facts)
+    registry.add("extra", ocp.args.JsonSave, metadata)
+    registry.add("extra", ocp.args.JsonRestore, metadata)
     return registry

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from mpojax.training import flops, sharding_rules
 from mpojax.training import sharding as sharding_lib
+from mpojax.training import sharding_rules
 from mpojax.training import state as state_lib
 from mpojax.training import step as step_lib
 
@@ -137,7 +136,7 @@ def dry_run(
         loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
     )
     with jax.set_mesh(mesh):
-        traced = step.trace(placed, batch, _abstract_clock(mesh) if step.by_time else None)
+        traced = step.trace(placed, batch)
         compiled = traced.lower().compile()
     parameters = state_lib.flatten(state.trainable) | state_lib.flatten(state.frozen)
     return Report(
@@ -146,17 +145,12 @@ def dry_run(
         parameters=_sizes_by_role(state_lib.roles(state.model()), parameters),
         trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.trainable)),
         bytes_per_device=_memory(placed, batch, compiled),
-        program_flops=flops.program_flops(traced.jaxpr),
+        program_flops=program_flops(traced.jaxpr),
         model_flops=model_flops,
         compiled_flops=_compiled_flops(compiled),
         compile_seconds=time.perf_counter() - start,
         table=sharding_rules.sharding_table(state, mesh, rules),
     )
-
-
-def _abstract_clock(mesh: Mesh) -> jax.ShapeDtypeStruct:
-    sharding = NamedSharding(mesh, jax.sharding.PartitionSpec(sharding_lib.AXES))
-    return jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding)
 
 
 def _sizes_by_role(roles: Mapping[str, str], parameters: Mapping[str, Any]) -> dict[str, int]:
@@ -196,3 +190,41 @@ def _mebibytes(count: int | None) -> str:
 
 def _teraflops(count: float) -> str:
     return f"{count / 1e12:,.4g} T"
+
+
+def program_flops(jaxpr: Any) -> int:
+    """FLOPs of all matrix products of a traced program, 2 for a multiply-add.
+
+    The program as written: what several devices repeat, such as the rebuilding of a matrix from its
+    cores for each part of the batch, counts once. Loops count as often as they run, which XLA's own
+    cost analysis does not do. A `while` loop, whose length is not known, counts once; of a `cond`
+    the costliest branch counts. Elementwise work is left out.
+
+    Args:
+      jaxpr: such as `jax.make_jaxpr(f)(x)`, or `jax.jit(f).trace(x).jaxpr`.
+    """
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    return sum(_equation(equation) for equation in inner.eqns)
+
+
+def _equation(equation) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        sizes = equation.invars[0].aval.shape
+        depth = math.prod(sizes[axis] for axis in contracted)
+        return 2 * depth * math.prod(equation.outvars[0].aval.shape)
+    parts = [part for value in parameters.values() for part in _programs(value)]
+    if name == "scan":
+        return parameters["length"] * sum(map(program_flops, parts))
+    if name == "cond":
+        return max(map(program_flops, parts))
+    return sum(map(program_flops, parts))
+
+
+def _programs(value: Any):
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _programs(entry)
+    elif hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
+        yield value

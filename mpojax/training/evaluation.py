@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mpojax.data import pipeline
 from mpojax.training import objectives, progress, sharding
 from mpojax.training import state as state_lib
-from mpojax.training.scores import task_metrics
+from mpojax.training.scores import labelled
 
 Columns = Mapping[str, np.ndarray]  # {name: (N, ...)}, one row per example
 
@@ -96,7 +96,7 @@ class Evaluator:
 
         with jax.set_mesh(mesh):
             for index in range(len(data)):
-                batch = sharding.place_batch(data.rows(index, rows), data.batch_size, mesh)
+                batch = sharding.shard_batch(data.rows(index, rows), data.batch_size, mesh)
                 running = predict(*parts, batch)
                 if waiting is not None:  # fetched one batch late: the device never waits
                     fetch(waiting)
@@ -134,7 +134,7 @@ def rows_are_finite(values: jax.Array) -> jax.Array:
 
 def accuracy(columns: Columns) -> dict[str, float]:
     """Fraction of examples whose prediction equals the label."""
-    return {"accuracy": task_metrics.accuracy(columns["predictions"], columns["labels"])}
+    return {"accuracy": labelled.accuracy(columns["predictions"], columns["labels"])}
 
 
 def check_finite(
@@ -170,7 +170,7 @@ def _parts(model: nnx.Module | state_lib.TrainState, mesh: Mesh) -> tuple:
         return model.definition, model.trainable, model.frozen
     definition, variables, rest = state_lib.split(model, nnx.Param)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    placed = sharding.place(
+    placed = sharding.device_put(
         (variables, rest), jax.tree.map(lambda _: everywhere, (variables, rest))
     )
     return definition, *placed

@@ -1,7 +1,6 @@
 """Hooks that run between steps: a small protocol, and those that every run needs."""
 
 import contextlib
-import math
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,12 +24,12 @@ class Hook:
     """Base class; every method may be left out.
 
     A hook may read everything of the loop, write metrics (`loop.log`), replace the state or the
-    step function, shapes included (`loop.replace`), and stop the run (`loop.request_stop`). Facts
-    that must survive a restart go through `state_dict`; a hook that changed shapes rebuilds them
-    in `load_state_dict`, which runs before the arrays are restored.
+    step function, shapes included (`loop.replace`), and stop the run (`loop.request_stop`). What
+    must survive a restart goes through `state_dict`; a hook that changed shapes rebuilds them in
+    `load_state_dict`, which runs before the arrays are restored.
 
     Attributes:
-      name: key of its facts in the checkpoint; unique among the hooks of a run.
+      name: key of its metadata in the checkpoint; unique among the hooks of a run.
       order: hooks run by ascending order; equal ones as given.
     """
 
@@ -53,11 +52,11 @@ class Hook:
         """Always, also after an error: frees files and handlers."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able facts for the checkpoint."""
+        """JSON-able metadata for the checkpoint."""
         return {}
 
     def load_state_dict(self, loop: "Loop", saved: dict[str, Any]) -> None:
-        """Takes the facts of the checkpoint that is about to be restored."""
+        """Takes the metadata of the checkpoint that is about to be restored."""
 
 
 class Evaluate(Hook):
@@ -220,8 +219,8 @@ class Checkpoint(Hook):
     def _save(self, loop: "Loop") -> None:
         with loop.untimed():
             loop.flush()  # metrics up to here are on disk; loss and gradient are finite
-            facts = {hook.name: hook.state_dict() for hook in loop.hooks if hook.name}
-            self._checkpoints.save(loop.state, {"hooks": facts, "metrics": loop.last_metrics})
+            metadata = {hook.name: hook.state_dict() for hook in loop.hooks if hook.name}
+            self._checkpoints.save(loop.state, {"hooks": metadata, "metrics": loop.last_metrics})
 
 
 class StopOnSignal(Hook):
@@ -295,10 +294,7 @@ class Progress(Hook):
     def after_step(self, loop: "Loop") -> None:
         loss = loop.last_metrics.get("loss")
         text = "" if loss is None else f"loss {loss:.4f}"
-        steps = loop.steps
-        if loop.share and loop.step < steps:  # as many as fit into the budget, as far as known
-            steps = min(steps, max(loop.step + 1, math.ceil(loop.step / loop.share)))
-        self._advance(loop.step, steps, text)
+        self._advance(loop.step, loop.steps, text)
 
     def close(self) -> None:
         self._shown.close()

@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
@@ -18,8 +19,52 @@ from mpojax.training import metrics as metrics_lib
 from mpojax.training import sharding as sharding_lib
 from mpojax.training import state as state_lib
 from mpojax.training import step as step_lib
-from mpojax.training import time_budget
-from mpojax.training.result import FitResult
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """Final state of a run.
+
+    Attributes:
+      state: the final state, on the mesh.
+      stopped: why it ended before its last step (e.g. "SIGTERM"), or None.
+      stop_requested: the same, also where the request came with the last step: what would follow
+        the run should not start.
+      metrics: latest value of every metric.
+      steps_run: steps of this process; less than all after a resume.
+      steps_per_second: without compilation, evaluation and saving; None when no step could be
+        timed.
+      compile_seconds: tracing, compilation and first execution.
+      train_seconds: of the timed steps.
+      traces: how often the step was traced.
+    """
+
+    state: state_lib.TrainState
+    stopped: str | None
+    stop_requested: str | None
+    metrics: dict[str, float]
+    steps_run: int
+    steps_per_second: float | None
+    compile_seconds: float
+    train_seconds: float
+    traces: int
+
+    @property
+    def interrupted(self) -> bool:
+        return self.stopped is not None
+
+    def __repr__(self) -> str:
+        """A page, without the state's arrays."""
+        fields = [
+            f"{name}={value!r}" for name, value in self.summary().items() if name != "metrics"
+        ]
+        metrics = [f"  {name}: {value:.6g}" for name, value in self.metrics.items()]
+        return "\n".join([f"FitResult({', '.join(fields)})", *metrics, f"  {self.state!r}"])
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the state, JSON-able."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "state"]
+        return {name: getattr(self, name) for name in names} | {"step": int(self.state.step)}
 
 
 class Data(Protocol):
@@ -36,9 +81,7 @@ class Loop:
 
     Attributes:
       state: after `step` steps; its buffers are donated to the next step, so keep no reference.
-      step, steps: finished steps and their planned number. A hook that runs before the others may
-        set `steps = step`: the step was the last one.
-      share: the spent fraction of the time budget where the schedule follows one, else None.
+      step, steps: finished steps and their planned number.
       step_function: the compiled step.
       mesh, rules: where arrays live.
       folder: the run's folder, or None.
@@ -66,7 +109,6 @@ class Loop:
         self.hooks = sorted(hooks, key=lambda hook: hook.order)
         self.last_metrics: dict[str, float] = {}
         self.stopped: str | None = None
-        self.share: float | None = None
         self._pending: tuple[int, dict] | None = None
         self._writer: metrics_lib.MetricsWriter | None = None
         self._untimed_seconds = 0.0
@@ -88,7 +130,7 @@ class Loop:
             self.step_function = step_function
         if state is not None:
             shardings = sharding_lib.state_shardings(state, self.mesh, self.rules)
-            state, before = sharding_lib.place(state, shardings), getattr(self, "state", None)
+            state, before = sharding_lib.device_put(state, shardings), getattr(self, "state", None)
             if before is None or _kinds(state) != _kinds(before):
                 self.step_function.reset()
             self.state = state
@@ -114,14 +156,14 @@ class Loop:
             return
         step, metrics = self._pending
         self._pending = None
-        known = {name: metrics[name] for name in _ALWAYS_FETCHED if name in metrics}
-        known = {name: float(value) for name, value in jax.device_get(known).items()}
-        loss, gradient_norm = known["loss"], known["gradient_norm"]
-        for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
+        known = jax.device_get({name: metrics[name] for name in _ALWAYS_FETCHED})
+        for name in _ALWAYS_FETCHED:
+            value = float(known[name])
             if not math.isfinite(value):
                 raise step_lib.NonFiniteLossError(
-                    f"the {name} of step {step} is {value}; nothing was saved since. Lower the "
-                    "learning rate, raise warmup_steps, or look at the data of that step"
+                    f"the {name.replace('_', ' ')} of step {step} is {value}; nothing was saved "
+                    "since. Lower the learning rate, raise warmup_steps, or look at the data of "
+                    "that step"
                 )
         if step % self.log_every == 0 or step == self.steps:
             values = {name: float(value) for name, value in metrics.items()}
@@ -129,7 +171,7 @@ class Loop:
             if self._writer is not None:
                 self._writer.write(step, values)
         else:
-            self.last_metrics |= {name: x for name, x in known.items() if name != "gradient_norm"}
+            self.last_metrics["loss"] = float(known["loss"])
 
     def request_stop(self, reason: str) -> None:
         """Ends the run after the current step's hooks."""
@@ -203,7 +245,7 @@ class Loop:
         while self.step < self.steps and self.stopped is None:
             function = self.step_function
             traces_before, seconds_before = function.traces, function.compile_seconds
-            self.state, metrics = function(self.state, batch, self._clock())
+            self.state, metrics = function(self.state, batch)
             self.step += 1
             if function.traces == traces_before:
                 timed_steps += 1
@@ -217,19 +259,10 @@ class Loop:
                 hook.after_step(self)
         return timed_steps, compile_seconds, traces
 
-    def _clock(self) -> jax.Array | None:
-        if not self.step_function.by_time:
-            return None
-        if self.share is None:
-            raise ValueError(
-                "a schedule over seconds needs the hook TimeBudget, which has the clock"
-            )
-        return sharding_lib.shared_clock(self.share, self.mesh)
-
     def batch(self, step: int) -> dict:
         """The batch of a step, counted from 0, on the mesh."""
         rows = self.data.rows(step, self._rows)
-        return sharding_lib.place_batch(rows, self.data.batch_size, self.mesh)
+        return sharding_lib.shard_batch(rows, self.data.batch_size, self.mesh)
 
     def _next_batch(self) -> dict:
         return self.batch(self.step) if self.step < self.steps else {}
@@ -242,7 +275,7 @@ def _kinds(state: state_lib.TrainState) -> tuple:
 
 
 # Of every step, by all processes: what decides whether the run goes on.
-_ALWAYS_FETCHED = ("loss", "gradient_norm", "budget_share")
+_ALWAYS_FETCHED = ("loss", "gradient_norm")
 
 
 def _check(data: Data | None, steps: int, log_every: int, hooks: Sequence[hooks_lib.Hook]) -> None:
@@ -278,10 +311,9 @@ def fit(
       state: initial state; see `TrainState.create`. Its buffers are donated.
       loss_fn: (model, batch, key) -> (mean loss, {metric: scalar}).
       data: batches by step; may be None without steps.
-      optimizer: the one that made the state's optimizer state. One whose schedule follows seconds
-        gets the hook `TimeBudget` if `hooks` has none.
-      steps: total number, earlier processes of the run included; with a time budget the most. 0
-        only evaluates: hooks begin and end.
+      optimizer: the one that made the state's optimizer state.
+      steps: total number, earlier processes of the run included. 0 only evaluates: hooks begin and
+        end.
       mesh: default: all devices on `data`.
       rules: how parameters are split over the mesh.
       hooks: see `mpojax.training.hooks`; without a `Checkpoint` nothing is saved or resumed.
@@ -294,9 +326,6 @@ def fit(
       NonFiniteLossError: loss or gradient of a step is NaN or infinite; names the step.
       ValueError: batch and mesh, checkpoint and model, or rules and model do not fit.
     """
-    budget = getattr(optimizer, "budget_seconds", 0)
-    if budget and not any(isinstance(hook, time_budget.TimeBudget) for hook in hooks):
-        hooks = [*hooks, time_budget.TimeBudget(budget)]
     loop = Loop(
         state,
         step_lib.TrainStep(loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare),

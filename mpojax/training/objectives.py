@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mpojax import checks
+
 LossFunction = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
 
 
@@ -16,8 +18,7 @@ def objective(kind: str) -> LossFunction:
     Raises:
       ValueError: another kind.
     """
-    if kind not in _OBJECTIVES:
-        raise ValueError(f"kind={kind!r} has no objective; allowed are {sorted(_OBJECTIVES)}")
+    checks.check_value("kind", kind, checks.one_of(*_OBJECTIVES))
     return _OBJECTIVES[kind]
 
 

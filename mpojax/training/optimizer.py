@@ -1,10 +1,8 @@
 """Optimizers from a config.
 
 The keys, all optional but `name` and `learning_rate`, are those of `default_config()`. A learning
-rate per role (`role_learning_rates`) follows the same schedule as the base rate; with it, the
-auxiliary cores of an MPO model get the paper's `mpo_lr`.
-
-The recipe of MPOBERT's released code (12 layers, batch 4096):
+rate per role (`role_learning_rates`), such as one for auxiliary cores, follows the same schedule as
+the base rate. LAMB for large batches, for example:
 
     dict(name="lamb", learning_rate=1.76e-6, warmup_steps=0.025, bias_correction=False,
          trust_bounds=(0.01, 0.3), weight_decay=0.01, clip_norm=0.0)
@@ -22,13 +20,29 @@ import optax
 
 from mpojax import checks, mpo
 from mpojax.nn import roles as role_lib
-from mpojax.training import gradient_mask, schedules, transforms
 from mpojax.training import state as state_lib
+from mpojax.training import transforms
 
 NO_DECAY = (r"(.*/)?(bias|scale)", r".*norm.*")
 # Looked up by row, or of the output: their gradients are no matrices that Muon is made for.
 NO_MUON = (r"(.*/)?table", r"(.*/)?(head|classifier)/.*")
-NAMES = ("adam", "adamw", "lamb", "muon", "sgd")
+
+_RATE, _DECAY_RATE = checks.number(0), checks.number(0, below=1)
+_PATTERNS = checks.sequence(checks.expression())
+_FIELDS = {
+    "name": checks.one_of("adam", "adamw", "lamb", "muon", "sgd"),
+    "schedule": checks.one_of("constant", "linear", "cosine"),
+    **dict.fromkeys(("learning_rate", "warmup_steps", "end_factor", "muon_rms"), _RATE),
+    **dict.fromkeys(("epsilon", "weight_decay", "clip_norm"), _RATE),
+    **dict.fromkeys(("beta1", "beta2", "muon_momentum"), _DECAY_RATE),
+    **dict.fromkeys(("no_decay", "decay_to_start", "no_trust_ratio", "muon_excluded"), _PATTERNS),
+    "role_learning_rates": checks.mapping(_RATE),
+    "muon_roles": checks.sequence(checks.one_of(*role_lib.ROLES)),
+    "trust_bounds": checks.Allowed(
+        "(least, largest) with 0 <= least <= largest, such as (0.01, 0.3), or () for none",
+        lambda bounds: not len(bounds) or (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1]),
+    ),
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -39,12 +53,8 @@ def default_config() -> ml_collections.ConfigDict:
             "learning_rate": 1e-4,  # peak
             "role_learning_rates": {},  # {role: peak}, e.g. {"auxiliary": 1e-3}
             "schedule": "linear",  # after the warm-up: constant, or falling to end_factor * peak
-            "warmup_steps": 0.0,  # below 1: a fraction of all steps, or of the budget
+            "warmup_steps": 0.0,  # below 1: a fraction of all steps
             "end_factor": 0.0,
-            # "seconds": the schedule follows the spent fraction of budget_seconds, all time of the
-            # training loop included; the run ends with the budget, or with its steps.
-            "schedule_unit": "steps",
-            "budget_seconds": 0.0,
             "beta1": 0.9,  # momentum of sgd
             "beta2": 0.999,
             "epsilon": 1e-8,
@@ -59,8 +69,6 @@ def default_config() -> ml_collections.ConfigDict:
             "no_decay": NO_DECAY,  # patterns of paths without decay (re.fullmatch)
             "decay_to_start": (),  # patterns of paths that decay to their start instead of zero
             "clip_norm": 1.0,  # of the whole gradient; 0 = off
-            # Of the gradients of central cores, see `gradient_mask`; rate None: no mask.
-            "central_mask": gradient_mask.default_settings(),
         }
     )
 
@@ -69,18 +77,15 @@ class Optimizer(NamedTuple):
     """An optax transformation that also knows its learning rate.
 
     Attributes:
-      schedule: (finished updates, or spent fraction of the budget) -> learning rate of the next.
-      learning_rate: (optimizer state, share=None) -> the same, by the state's own count.
-      budget_seconds: what the schedule follows instead of steps; `update` then needs the extra
-        argument `share`. 0: it follows steps.
+      schedule: finished updates -> learning rate of the next one.
+      learning_rate: optimizer state -> the same, by the state's own count.
       metrics: optimizer state -> {name: scalar} of the last update.
     """
 
     init: Callable
     update: Callable
     schedule: Callable[[Any], Any]
-    learning_rate: Callable[..., Any]
-    budget_seconds: float = 0.0
+    learning_rate: Callable[[Any], Any]
     metrics: Callable[[Any], dict] = lambda state: {}
 
 
@@ -90,7 +95,7 @@ def make_optimizer(
     total_steps: int,
     chains: Mapping[str, mpo.MPOShape] | None = None,
     *,
-    seed: int = 0,
+    adam: Callable[..., optax.GradientTransformation] = transforms.scale_by_adam,
 ) -> Optimizer:
     """Builds the optimizer of a config.
 
@@ -100,18 +105,20 @@ def make_optimizer(
       total_steps: where the schedule ends; 0 for a state that is only evaluated.
       chains: {path of a central core: shape of its chain}, from `models.central_cores(model)`: lets
         Muon see a central core as a matrix.
-      seed: of what `central_mask` draws.
+      adam: (beta1, beta2, epsilon, bias_correction) -> Adam's direction.
 
     Raises:
       ValueError: an unknown key, name, schedule or role, or a value out of range; lists what is
         allowed.
+
+    >>> optimizer = make_optimizer({"learning_rate": 0.1, "warmup_steps": 2}, {"w": "other"}, 10)
+    >>> [round(float(optimizer.schedule(step)), 4) for step in (0, 1, 9)]
+    [0.05, 0.1, 0.0125]
     """
     config = _complete(config)
     _check(config, roles, total_steps)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    under_muon = config.name == "muon" and "central" in config.muon_roles
-    mask = gradient_mask.read(config.central_mask, roles, seed, under_muon)
-    parts += _directions(config, roles, chains, mask)
+    parts += _directions(config, roles, chains, adam)
     if config.weight_decay:
         patterns = (tuple(config.no_decay), tuple(config.decay_to_start))
         parts += transforms.decays(config.weight_decay, *patterns)
@@ -119,43 +126,22 @@ def make_optimizer(
         bounds = tuple(config.trust_bounds) or None
         parts += [transforms.scale_by_trust_ratio(bounds, config.no_trust_ratio)]
     parts += [_scale_by_role(config, roles)]
-    course = (config.schedule, config.warmup_steps, config.end_factor)
-    if config.schedule_unit == "seconds":
-        shape = schedules.by_share(*course)
-        parts += [schedules.scale_by_share(shape)]
-        budget = config.budget_seconds
-    else:
-        shape = schedules.by_step(*course, total_steps)
-        parts += [optax.scale_by_schedule(lambda step: -shape(step))]
-        budget = 0.0
-    chain = optax.chain(*parts)
-    if mask is not None:
-        chain = gradient_mask.apply(mask, chain)
-    schedule = _standard_promotion(lambda place: config.learning_rate * shape(place))
-
-    def learning_rate(held, share=None):
-        # The last of the parts is scale_by_schedule, which counts the updates.
-        held = held if mask is None else held.inner
-        return schedule(share if budget else held[-1].count)
-
+    factor = _schedule(config.schedule, config.warmup_steps, config.end_factor, total_steps)
+    chain = optax.chain(*parts, optax.scale_by_schedule(lambda step: -factor(step)))
+    schedule = _standard_promotion(lambda step: config.learning_rate * factor(step))
     return Optimizer(
         _standard_promotion(chain.init),
         _standard_promotion(chain.update),
         schedule,
-        learning_rate,
-        budget,
-        *(() if mask is None else (gradient_mask.metrics,)),
+        lambda held: schedule(held[-1].count),  # of scale_by_schedule, which counts the updates
     )
 
 
-def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], chains, mask) -> list:
+def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], chains, adam) -> list:
     """What makes directions of gradients."""
     if config.name == "sgd":
         return [optax.trace(config.beta1)] if config.beta1 else []
-    numbers = (config.beta1, config.beta2, config.epsilon)
-    adam = transforms.scale_by_adam(*numbers, config.bias_correction)
-    if mask is not None and mask.mode == "skip" and config.bias_correction:
-        adam = transforms.scale_by_counted_adam(*numbers, mask.count_shape)
+    adam = adam(config.beta1, config.beta2, config.epsilon, config.bias_correction)
     if config.name != "muon":
         return [adam]
     return [
@@ -171,102 +157,55 @@ def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], cha
     ]
 
 
+def _schedule(name: str, warmup: float, end_factor: float, total_steps: int) -> optax.Schedule:
+    """Finished steps -> factor of the peak rate in the next one."""
+    warmup = _warmup_length(warmup, total_steps)
+    rest = max(1, total_steps - warmup)
+    if name == "constant":
+        main = optax.constant_schedule(1.0)
+    elif name == "linear":
+        main = optax.linear_schedule(1.0, end_factor, rest)
+    else:
+        main = optax.cosine_decay_schedule(1.0, rest, alpha=end_factor)
+    if not warmup:
+        return main
+    # The first step already moves: rate 1 / warmup, not 0.
+    ramp = optax.linear_schedule(1.0 / warmup, 1.0, warmup - 1) if warmup > 1 else lambda step: 1.0
+    return optax.join_schedules([ramp, main], [warmup])
+
+
+def _warmup_length(steps: float, total_steps: int) -> int:
+    """Steps of the warm-up; a number below 1 is a fraction of all steps."""
+    return round(steps * total_steps) if 0 < steps < 1 else int(steps)
+
+
 def _complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     full = default_config()
-    unknown = sorted(set(config) - set(full))
-    if unknown:
-        raise ValueError(f"unknown optimizer keys {unknown}; allowed are {sorted(full)}")
-    for name, value in config.items():
-        if name == "role_learning_rates":
-            value = dict(value)
-        if name == "central_mask":
-            value = gradient_mask.complete(value, full[name])
-        if isinstance(full[name], float):
-            value = float(value)
-        with full.ignore_type():
-            full[name] = value
+    checks.check_names(config, full, "optimizer")
+    given = dict(config)
+    if "role_learning_rates" in given:
+        given["role_learning_rates"] = dict(given["role_learning_rates"])
+    checks.check(given, _FIELDS, "optimizer")
+    with full.ignore_type():
+        for name, value in given.items():
+            full[name] = float(value) if isinstance(full[name], float) else value
     return full
 
 
 def _check(config: ml_collections.ConfigDict, roles: Mapping[str, str], total_steps: int) -> None:
-    if config.name not in NAMES:
-        raise ValueError(f"unknown optimizer name {config.name!r}; allowed are {list(NAMES)}")
     if config.name == "adam" and config.weight_decay:
         raise ValueError(f"weight_decay={config.weight_decay} has no place in adam; use adamw")
-    for key in (
-        *("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "end_factor"),
-        *("budget_seconds", "muon_rms"),
-    ):
-        if config[key] < 0:
-            raise ValueError(f"optimizer.{key}={config[key]} must not be negative")
-    for key in ("beta1", "beta2", "muon_momentum"):
-        if not 0 <= config[key] < 1:
-            raise ValueError(f"optimizer.{key}={config[key]} must lie in [0, 1)")
-    _check_schedule(config, total_steps)
-    _check_roles(config, roles)
-    bounds = tuple(config.trust_bounds)
-    if bounds and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1]):
-        raise ValueError(
-            f"trust_bounds={bounds} must be (least, largest) with 0 <= least <= largest, such as "
-            "(0.01, 0.3), or () for none"
-        )
-    for key, default in (
-        ("no_decay", NO_DECAY),
-        ("decay_to_start", ()),
-        ("no_trust_ratio", ()),
-        ("muon_excluded", NO_MUON),
-    ):
-        for pattern in () if tuple(config[key]) == default else config[key]:
-            if not any(re.fullmatch(pattern, path) for path in roles):
-                raise ValueError(f"the {key} pattern {pattern!r} matches no parameter path")
-
-
-def _check_schedule(config: ml_collections.ConfigDict, total_steps: int) -> None:
-    if config.schedule not in schedules.NAMES:
-        raise ValueError(
-            f"unknown schedule {config.schedule!r}; allowed are {list(schedules.NAMES)}"
-        )
-    if config.schedule_unit not in schedules.UNITS:
-        raise ValueError(
-            f"unknown schedule_unit {config.schedule_unit!r}; allowed are {list(schedules.UNITS)}"
-        )
     checks.check({"total_steps": total_steps}, {"total_steps": checks.integer(0)})
-    if config.schedule_unit == "seconds":
-        if not config.budget_seconds:
-            raise ValueError(
-                "schedule_unit='seconds' needs budget_seconds, the length of the run, such as "
-                "budget_seconds=86400.0"
-            )
-        if config.warmup_steps >= 1:
-            raise ValueError(
-                f"warmup_steps={config.warmup_steps} must be below 1, a fraction of the budget, "
-                "with schedule_unit='seconds'"
-            )
-        return
-    if config.budget_seconds:
-        raise ValueError(
-            f"budget_seconds={config.budget_seconds} has no meaning with schedule_unit='steps'; "
-            "set schedule_unit='seconds', or leave it at 0"
-        )
-    if 0 < total_steps < schedules.warmup_length(config.warmup_steps, total_steps):
+    if 0 < total_steps < _warmup_length(config.warmup_steps, total_steps):
         raise ValueError(
             f"warmup_steps={config.warmup_steps} is more than the run's {total_steps} steps"
         )
-
-
-def _check_roles(config: ml_collections.ConfigDict, roles: Mapping[str, str]) -> None:
-    for role, rate in config.role_learning_rates.items():
-        if rate < 0:
-            raise ValueError(f"role_learning_rates[{role!r}]={rate} must not be negative")
-    unknown = sorted(set(config.role_learning_rates) - set(roles.values()))
-    if unknown:
-        raise ValueError(
-            f"role_learning_rates for {unknown}, but the model has only the roles "
-            f"{sorted(set(roles.values()))}"
-        )
-    unknown = sorted(set(config.muon_roles) - set(role_lib.ROLES))
-    if unknown:
-        raise ValueError(f"muon_roles has unknown roles {unknown}; allowed are {role_lib.ROLES}")
+    checks.check_names(config.role_learning_rates, set(roles.values()), "role_learning_rates")
+    for key, default in default_config().items():
+        if _FIELDS.get(key) is _PATTERNS and tuple(config[key]) != default:
+            for pattern in config[key]:
+                if not any(re.fullmatch(pattern, path) for path in roles):
+                    raise ValueError(f"the {key} pattern {pattern!r} matches no parameter path")
 
 
 def _standard_promotion(function: Callable) -> Callable:

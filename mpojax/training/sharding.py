@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mpojax import checks
 from mpojax.nn import partition
 from mpojax.training import state as state_lib
 
@@ -34,9 +35,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None =
       ValueError: an unknown axis, or sizes that do not multiply to the number of devices.
     """
     sizes = dict(sizes or {})
-    unknown = sorted(set(sizes) - set(AXES))
-    if unknown:
-        raise ValueError(f"unknown mesh axes {unknown}; allowed are {list(AXES)}")
+    checks.check_names(sizes, AXES, "mesh axes")
     sizes = {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1} | sizes
     count = len(devices) if devices is not None else jax.device_count()
     free = [axis for axis in AXES if sizes[axis] == -1]
@@ -113,11 +112,7 @@ class Rules:
         kept = []
         for dimension, names in enumerate(axes):
             names = axis_names(names)
-            unknown = sorted(set(names) - set(AXES))
-            if unknown:
-                raise ValueError(
-                    f"rule for {path}: unknown mesh axes {unknown}; allowed are {AXES}"
-                )
+            checks.check_names(names, AXES, f"rule for {path}: mesh axes")
             while shape[dimension] % (parts := math.prod(mesh.shape[name] for name in names)):
                 if self.strict:
                     raise ValueError(
@@ -176,7 +171,7 @@ def state_shardings(
     )
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def device_put(tree: Any, shardings: Any) -> Any:
     """Puts arrays on the mesh; every process holds the same values and keeps its own parts."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
@@ -237,18 +232,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> slice:
     return slice(start, stop)
 
 
-def shared_clock(value: float, mesh: Mesh) -> jax.Array:
-    """(devices,) float32 array of what each device's process says, e.g. of its clock.
-
-    A compiled program that reads element 0 gives all processes the same number without a message
-    of its own.
-    """
-    sharding = NamedSharding(mesh, PartitionSpec(AXES))
-    mine = np.full(len(sharding.addressable_devices), value, np.float32)
-    return jax.make_array_from_process_local_data(sharding, mine, (mesh.size,))
-
-
-def place_batch(batch: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> dict:
+def shard_batch(batch: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> dict:
     """A global batch from this process's rows, split over data, fsdp and expert."""
     sharding = NamedSharding(mesh, BATCH)
     return {

@@ -11,6 +11,7 @@ import optax
 from absl import logging
 from flax import nnx
 
+from mpojax import checks
 from mpojax.training import state as state_lib
 
 # (model, batch, key) -> (scalar loss, {name: scalar})
@@ -49,34 +50,19 @@ class TrainStep:
         grad_accum_steps: int = 1,
         prepare: Callable[[nnx.Module], Any] | None = None,
     ):
-        if grad_accum_steps < 1:
-            raise ValueError(f"grad_accum_steps={grad_accum_steps} must be at least 1")
+        checks.check_value("grad_accum_steps", grad_accum_steps, checks.integer(1))
         self.loss_fn, self.optimizer = loss_fn, optimizer
         self.grad_accum_steps, self.prepare = grad_accum_steps, prepare
         self.traces = 0  # how often the step was traced, thus compiled
         self.compile_seconds = 0.0  # time of calls that traced, first execution included
         self._compiled = None
 
-    @property
-    def by_time(self) -> bool:
-        """True if the learning rate follows a budget of seconds: each call then needs `share`."""
-        return bool(getattr(self.optimizer, "budget_seconds", 0))
-
-    def __call__(
-        self, state: state_lib.TrainState, batch: dict, share: jax.Array | None = None
-    ) -> tuple:
-        """One step.
-
-        Args:
-          state, batch: see above.
-          share: the spent fraction of the time budget as every process sees it, see
-            `sharding.shared_clock`; that of the first device counts. The metric `budget_share`
-            gives it back.
-        """
+    def __call__(self, state: state_lib.TrainState, batch: dict) -> tuple:
+        """One step."""
         if self._compiled is None:
             self._compiled = self._jitted(state)
         before, start = self.traces, time.perf_counter()
-        result = self._compiled(state, batch, share)
+        result = self._compiled(state, batch)
         if self.traces != before:
             jax.block_until_ready(result)
             seconds = time.perf_counter() - start
@@ -86,11 +72,9 @@ class TrainStep:
             )
         return result
 
-    def trace(
-        self, state: state_lib.TrainState, batch: dict, share: jax.Array | None = None
-    ) -> jax.stages.Traced:
+    def trace(self, state: state_lib.TrainState, batch: dict) -> jax.stages.Traced:
         """The step for abstract arguments with shardings; `.lower().compile()` compiles it."""
-        return self._jitted(state).trace(state, batch, share)
+        return self._jitted(state).trace(state, batch)
 
     def _jitted(self, state: state_lib.TrainState) -> Callable:
         # Output shardings equal the input's, else the second step would compile again.
@@ -101,23 +85,20 @@ class TrainStep:
         """Forgets the compiled program: needed when the state's shapes or shardings change."""
         self._compiled = None
 
-    def _step(self, state: state_lib.TrainState, batch: dict, share: jax.Array | None) -> tuple:
+    def _step(self, state: state_lib.TrainState, batch: dict) -> tuple:
         self.traces += 1
         logging.info("compiling the training step ...")  # while it is traced: once a compilation
         gradients, loss, metrics = self._gradients(state, batch)
-        timing = {"share": share[0]} if self.by_time else {}
         updates, optimizer_state = self.optimizer.update(
-            gradients, state.optimizer, state.trainable, **timing
+            gradients, state.optimizer, state.trainable
         )
         metrics = dict(metrics) | {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         if hasattr(self.optimizer, "learning_rate"):
             metrics["learning_rate"] = jnp.asarray(
-                self.optimizer.learning_rate(state.optimizer, **timing), jnp.float32
+                self.optimizer.learning_rate(state.optimizer), jnp.float32
             )
         if hasattr(self.optimizer, "metrics"):
             metrics |= self.optimizer.metrics(optimizer_state)
-        if self.by_time:
-            metrics["budget_share"] = timing["share"]
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,

@@ -8,7 +8,7 @@ updated exactly as separate layers and experts would be.
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,63 +82,6 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float, bias_correction: b
         return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(adam.init, update)
-
-
-def scale_by_counted_adam(
-    beta1: float, beta2: float, epsilon: float, count_shape: Callable
-) -> optax.GradientTransformation:
-    """Adam whose bias correction goes by counts that some parameters have of their own.
-
-    For updates that are skipped in part: whoever puts moments back puts their count back, too. As
-    long as nothing is put back, updates are those of `optax.scale_by_adam` to the bit.
-
-    The state is `optax.ScaleByAdamState`; its count is {"all": (), "own": {path: own count}}.
-
-    Args:
-      count_shape: (path, parameter) -> shape of its own count, broadcastable to the parameter; or
-        None: it goes by the count of all updates.
-    """
-    adam = optax.scale_by_adam(beta1, beta2, epsilon)
-
-    def init(params):
-        made = adam.init(params)
-        own = {
-            path: jnp.zeros(shape, jnp.int32)
-            for path, leaf in state_lib.flatten(params).items()
-            if (shape := count_shape(path, leaf)) is not None
-        }
-        return made._replace(count={"all": made.count, "own": state_lib.nest(own)})
-
-    def update(updates, state, params=None):
-        count = jax.tree.map(optax.safe_increment, state.count)
-        own = state_lib.flatten(count["own"])
-        _check_counts(own, updates, count_shape)
-        updates, made = adam.update(updates, state._replace(count=state.count["all"]), params)
-
-        def corrected(moment, decay, count):
-            return moment / (1 - decay**count).astype(moment.dtype)
-
-        def direction(path, usual, m, v):
-            if path not in own:
-                return usual
-            root = jnp.sqrt(corrected(v, beta2, own[path]))
-            late = own[path] != count["all"]
-            return jnp.where(late, corrected(m, beta1, own[path]) / (root + epsilon), usual)
-
-        directions = state_lib.map_with_path(direction, updates, made.mu, made.nu)
-        return directions, made._replace(count=count)
-
-    return optax.GradientTransformation(init, update)
-
-
-def _check_counts(own: Mapping[str, jax.Array], parameters: Any, count_shape: Callable) -> None:
-    for path, leaf in state_lib.flatten(parameters).items():
-        wanted = count_shape(path, leaf)
-        if wanted is not None and own[path].shape != wanted:
-            raise ValueError(
-                f"{path}: the optimizer state counts updates with shape {own[path].shape}, its "
-                f"parameter now needs {wanted}; start the optimizer state anew where shapes change"
-            )
 
 
 def scale_by_trust_ratio(

@@ -1,16 +1,20 @@
 """Relative updates of each layer: the norm of a step's change over that of the parameters.
 
-For studies of stability, such as a very deep encoder under several initialisations.
+For studies of stability, such as a very deep encoder under several initialisations. A model keeps
+its layers in `stacks/<k>/...` of one tower, or of several (`towers/encoder/...`); they are named
+`layer_03`, or `decoder_layer_03`.
 """
 
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax.training import hooks, layer_names, metrics
+from mpojax import checks
+from mpojax.training import hooks, metrics
 from mpojax.training import state as state_lib
 
 if TYPE_CHECKING:
@@ -43,8 +47,7 @@ class UpdateStatistics(hooks.Hook):
     order = 50
 
     def __init__(self, roles: dict[str, str], every: int = 100):
-        if every < 1:
-            raise ValueError(f"every={every} must be at least 1")
+        checks.check_value("every", every, checks.integer(1))
         self.roles, self.every = dict(roles), every
         self._before: Any = None
         self._lines: metrics.JsonLines | None = None
@@ -125,18 +128,18 @@ def _by_layer_and_role(squares: dict, roles: dict[str, str]) -> dict[tuple[str, 
     depths: dict[str, int] = {}  # layers of each stack
     for path, sums in squares.items():
         if state_lib.layer_axes(path):
-            stack = layer_names.stack_of(path)
+            stack = stack_of(path)
             depths[stack] = max(depths.get(stack, 0), sums.shape[1])
-    firsts, blocks = layer_names.firsts(depths), layer_names.firsts(_block_counts(squares, depths))
-    names = layer_names.prefixes(depths)
+    starts, blocks = firsts(depths), firsts(_block_counts(squares, depths))
+    names = prefixes(depths)
     cells: dict[tuple[str, str], np.ndarray] = {}
     for path, sums in squares.items():
-        stack = layer_names.stack_of(path) if state_lib.layer_axes(path) else None
+        stack = stack_of(path) if state_lib.layer_axes(path) else None
         for index in range(sums.shape[1]):
             if stack is None:
                 group = "outside"
             elif sums.shape[1] == depths[stack]:
-                group = f"{names[stack]}layer_{firsts[stack] + index:02d}"
+                group = f"{names[stack]}layer_{starts[stack] + index:02d}"
             else:
                 group = f"{names[stack]}block_{blocks[stack] + index:02d}"
             key = group, roles[path]
@@ -147,11 +150,44 @@ def _by_layer_and_role(squares: dict, roles: dict[str, str]) -> dict[tuple[str, 
 def _block_counts(squares: dict, depths: dict[str, int]) -> dict[str, int]:
     counts = dict.fromkeys(depths, 0)
     for path, sums in squares.items():
-        if state_lib.layer_axes(path) and sums.shape[1] < depths[layer_names.stack_of(path)]:
-            counts[layer_names.stack_of(path)] = sums.shape[1]
+        if state_lib.layer_axes(path) and sums.shape[1] < depths[stack_of(path)]:
+            counts[stack_of(path)] = sums.shape[1]
     return counts
 
 
 def _ratio_and_norm(sums: np.ndarray) -> tuple[float, float]:
     change, norm = np.sqrt(sums)
     return float(change / norm) if norm else float("nan"), float(norm)
+
+
+def stack_of(path: str) -> str:
+    """`towers/decoder/stacks/0` of a parameter in it."""
+    parts = path.split("/")
+    return "/".join(parts[: parts.index("stacks") + 2])
+
+
+def tower_of(stack: str) -> str:
+    """`decoder` of `towers/decoder/stacks/0`."""
+    return stack.rpartition("stacks/")[0].rstrip("/").rpartition("/")[2]
+
+
+def firsts(sizes: Mapping[str, int]) -> dict[str, int]:
+    """{stack: number of what lies in the stacks before it, of the same tower}.
+
+    Args:
+      sizes: {stack: number of what lies in it}.
+    """
+    made: dict[str, int] = {}
+    done: dict[str, int] = {}
+    for stack in sorted(sizes, key=lambda name: int(name.rpartition("/")[2])):
+        tower = tower_of(stack)
+        made[stack] = done.get(tower, 0)
+        done[tower] = made[stack] + sizes[stack]
+    return made
+
+
+def prefixes(stacks: Iterable[str]) -> dict[str, str]:
+    """{stack: what its layers' names begin with}: nothing where there is one tower alone."""
+    towers = {stack: tower_of(stack) for stack in stacks}
+    several = len(set(towers.values())) > 1
+    return {stack: f"{tower}_" if several else "" for stack, tower in towers.items()}

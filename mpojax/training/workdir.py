@@ -29,6 +29,13 @@ _NOT_COMPARED = ("mesh",)
 _PLACES = ("data_dir", "corpus")
 # Fields that configs got later: in an older one, each stands for this value.
 _ADDED = {"dtype": "float32", "remat": False, "keep_dense": True}
+# Fields that configs had earlier: with these values an older one says what absence says.
+_REMOVED = {
+    "schedule_unit": "steps",
+    "budget_seconds": 0.0,
+    "schedule": "geometric",
+    "central_mask": {"rate": None, "mode": "skip", "granularity": "step"},
+}
 
 # Fields that were called otherwise in configs of older versions: {old name: name now}.
 RENAMED = {
@@ -38,6 +45,7 @@ RENAMED = {
     "fresh": "model_config",
     "host": "distillation",
     "keep_layers": "num_layers_kept",
+    "optimizer.central_mask.draw": "optimizer.central_mask.granularity",
     "opdf.lam": "opdf.alignment_weight",
     "opdf.sides": "opdf.factor_overrides",
     "opdf.units": "opdf.num_inner_cores",
@@ -46,8 +54,10 @@ RENAMED = {
     "opf.number": "opf.num_per_role",
     "opf.units": "opf.num_inner_cores",
     "scored_by": "scoring_checkpoint",
+    "squeeze.gap": "squeeze.max_metric_drop",
     "start.adapter_deviation": "start.adapter_stddev",
     "start.deviation": "start.stddev",
+    "start.draw": "start.init",
     "start.taught_layers": "start.num_teacher_layers",
     "start_from": "init_checkpoint",
     "test_texts": "test_dataset",
@@ -250,12 +260,13 @@ def changes(
 
 
 def _completed(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config with the fields that came later, at any depth."""
+    """A recorded config with today's fields, at any depth."""
     filled = {
         name: _completed(value, config[name])
         if isinstance(value, dict) and isinstance(config.get(name), dict)
         else value
         for name, value in recorded.items()
+        if name in config or name not in _REMOVED or value != _REMOVED[name]
     }
     later = {name: value for name, value in _ADDED.items() if name in config}
     return later | filled

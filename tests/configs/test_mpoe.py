@@ -5,9 +5,10 @@ import pytest
 from configs.mpobert import recipes
 from configs.mpoe import base, gpt2, multitask, rows, t5
 from experiments import language_model, language_models, text_to_text
-from mpojax import compression, models, training
-from mpojax.data.sources import glue_splits
+from mpojax import compression, models
+from mpojax.data.sources.glue import splits as glue_splits
 from mpojax.methods import mpoe
+from mpojax.methods.mpoe import gradient_mask
 
 FIELDS = set(base.get_config())
 T5_VARIANTS = ("dense", "switch8", "moe8", "mpoe8", "mpoe16", "large_dense", "large_mpoe8")
@@ -38,9 +39,11 @@ def check(config, architecture, variant):
         assert (settings.experts[0][1], shapes) == (planned[0].experts[0][1], planned[1])
         assert all(settings.experts_of(path) for path in models.feed_forwards(settings))
     mask = config.optimizer.central_mask
-    assert (mask.rate, mask.mode, mask.draw) == (mpoe.mask_rate(variant), "skip", "step")
-    assert set(config.optimizer) == set(training.default_config())
-    optimizer = training.make_optimizer(config.optimizer, ROLES, config.steps, seed=config.seed)
+    assert (mask.rate, mask.mode, mask.granularity) == (mpoe.mask_rate(variant), "skip", "step")
+    assert set(config.optimizer) == set(gradient_mask.default_config())
+    optimizer = gradient_mask.make_optimizer(
+        config.optimizer, ROLES, config.steps, seed=config.seed
+    )
     warmed_up = round(config.optimizer.warmup_steps * config.steps)
     peak = config.optimizer.learning_rate
     assert float(optimizer.schedule(warmed_up)) == pytest.approx(peak, rel=1e-2)

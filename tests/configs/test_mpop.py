@@ -10,7 +10,7 @@ from configs.mpop import albert, base, bert, distilbert, mobilebert, rows
 from experiments import finetune
 from mpojax import compression, models, training
 from mpojax.methods import mpop
-from mpojax.methods.mpop import settings
+from mpojax.methods.mpop.settings import SqueezingSettings
 
 FILES = {module.MODEL.architecture: module for module in (albert, bert, distilbert, mobilebert)}
 ROWS = [(name, variant) for name, module in FILES.items() for variant in module.MODEL.variants]
@@ -33,7 +33,7 @@ def test_every_config_loads_and_fits_its_model(name, variant):
         finetune.check(config)
         squeeze = config.squeeze.to_dict()
         assert bool(squeeze) == (variant == "mpop")
-        assert settings.Settings(**squeeze).budget == squeeze.get("budget")
+        assert SqueezingSettings(**squeeze).budget == squeeze.get("budget")
     config = module.get_config(f"{variant},cola")
     shapes = compression.planned_shapes(models.PRESETS[name], config.rules) if config.rules else {}
     labelled = dataclasses.replace(models.PRESETS[name], num_labels=2)
@@ -45,7 +45,7 @@ def test_every_config_loads_and_fits_its_model(name, variant):
     assert optimizer is not None
     assert sum(math.prod(v.shape) for _, v in nnx.to_flat_state(trained)) == counted(config)[0]
     if squeeze := config.squeeze.to_dict():
-        settings.check(settings.Settings(**squeeze), model)
+        SqueezingSettings(**squeeze).check(model)
 
 
 @pytest.mark.parametrize(

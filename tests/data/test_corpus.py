@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from mpojax import data, files
-from mpojax.data import fingerprint
+from mpojax.data import pipeline
 from mpojax.data.corpus import building
 from mpojax.data.corpus import corpus as corpus_lib
 from mpojax.data.corpus import shards as corpus_shards
 from mpojax.data.text import documents as text_documents
 from tests.data import corpora
 
-SETTINGS = building.Settings(vocab_size=120, valid=0.2, shards=4, max_tokens=64)
+SETTINGS = building.CorpusSettings(vocab_size=120, valid=0.2, shards=4, max_tokens=64)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -84,7 +84,7 @@ def test_a_corpus_without_digests_is_read_as_before(tmp_path):
     # What a run that was begun with it has noted.
     entry = [12, *content["splits"]["train"]["shards"]]
     arrays = {"entry": np.array(json.dumps(entry)), "lengths": older.lengths("train")}
-    noted = fingerprint.of_arrays(arrays)
+    noted = pipeline.fingerprint(arrays)
     assert older.fingerprint("train") == noted != corpus.fingerprint("train")
     content["splits"]["train"]["shards"][0]["sha256"] = "abc"
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -361,7 +361,7 @@ def test_record_round_trip(vocab_size):
 )
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
-        building.Settings(**arguments)
+        building.CorpusSettings(**arguments)
 
 
 def test_no_workers(text, tmp_path):

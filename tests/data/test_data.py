@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data import fingerprint, pipeline
+from mpojax.data import pipeline
 from mpojax.data.text import classification
 
 
@@ -271,5 +271,5 @@ def test_arrays_of_objects_have_no_fingerprint(dtype):
     """Their memory holds addresses: equal contents would differ, and changed ones might not."""
     arrays = {"a": np.zeros(2, int), "b": np.zeros(2, dtype)}
     with pytest.raises(ValueError, match=r"array 'b' is of type .*give it a type of fixed size"):
-        fingerprint.of_arrays(arrays)
-    assert fingerprint.of_arrays({"b": np.array(["x", "y"])})
+        pipeline.fingerprint(arrays)
+    assert pipeline.fingerprint({"b": np.array(["x", "y"])})

@@ -11,7 +11,9 @@ import zlib
 
 import pytest
 
-from tools import fetch_texts, r_data, text_sources
+from tools.texts import fetch as fetch_texts
+from tools.texts import r_data
+from tools.texts import sources as text_sources
 
 
 def test_detokenize():

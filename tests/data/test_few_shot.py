@@ -65,9 +65,9 @@ def test_of_questions_the_shots_are_all():
 @pytest.mark.parametrize(
     ("shots", "draw", "message"),
     [
-        (0, 0, "shots=0 must be at least 1"),
+        (0, 0, "shots=0 must be an integer of at least 1"),
         (-3, 0, "shots=-3"),
-        (2, -1, "draw=-1 at least 0"),
+        (2, -1, "subset_seed=-1 must be an integer of at least 0"),
         (18, 0, r"shots=18: task 'mine' has too few .*\{'b': 17, 'c': 17\}; ask for at most 17"),
     ],
 )

@@ -70,7 +70,10 @@ def test_classes_in_a_given_order(folder):
         ("train=a.tsv", "no file for the split 'dev', by which models are compared; has ['train']"),
         ("train=a.tsv,train=a.tsv", "'train' is given twice"),
         ("train=s.csv,dev=s.csv;texts=a", "unknown options ['texts']; allowed are ['text', 'pair'"),
-        ("train=s.csv,dev=s.csv;kind=ranking", "kind='ranking': files may hold"),
+        (
+            "train=s.csv,dev=s.csv;kind=ranking",
+            "kind='ranking' must be one of 'classification', 'regression'",
+        ),
         ("train=s.csv,dev=s.csv;metric=bleu", "metrics ['bleu'] of task 'file': a classification"),
         ("train=s.csv,dev=s.csv;metric=pearson", "a classification has ['accuracy', 'f1', 'matt"),
         ("train=s.csv,dev=s.csv;label=text;kind=regression", "s.csv, line 2: text is 'bad'; a num"),
@@ -153,7 +156,7 @@ def test_only_wanted_columns_are_kept(folder):
 
 def test_tasks_say_what_is_wrong_with_them():
     split = data.Split(["a"], np.zeros(1, np.int32))
-    with pytest.raises(ValueError, match=r"kind='tagging' of task 'mine': allowed are"):
+    with pytest.raises(ValueError, match=r"task 'mine': kind='tagging' must be one of"):
         data.TextTask("mine", {"dev": split}, ("a",), "tagging")
     with pytest.raises(ValueError, match=r"is a regression: label_names=\('a',\) must be empty"):
         data.TextTask("mine", {"dev": split}, ("a",), "regression")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data.sources import glue, glue_hub, tfds
+from mpojax.data.sources import glue, tfds
+from mpojax.data.sources.glue import hub as glue_hub
 
 TASKS = glue.TASKS
 LABELS = {"train": (0, 1), "dev": (1, 0), "test": (-1, -1)}

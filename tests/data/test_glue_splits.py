@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mpojax import data
-from mpojax.data.sources import glue, glue_splits
+from mpojax.data.sources import glue
+from mpojax.data.sources.glue import splits as glue_splits
 
 
 def make(name, train=30, **devs):

@@ -197,20 +197,20 @@ def test_errors(kind):
             return data.LanguageModelData(stream(count), length, batch, seed=0)
         return data.LanguageModelEvalData(stream(count), length, batch, **settings)
 
-    with pytest.raises(ValueError, match="length=1 must be at least 2"):
+    with pytest.raises(ValueError, match="length=1 must be an integer of at least 2"):
         make(length=1)
     with pytest.raises(
         ValueError, match=r"length=20 needs blocks of 21 tokens, but stream has onl"
     ):
         make(length=20)
-    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0 must be an integer of at least 1"):
         make(batch=0)
     if kind == "train":
         with pytest.raises(ValueError, match="step=-1 must not be negative"):
             make()[-1]
     else:
         for stride in (0, 5):
-            with pytest.raises(ValueError, match=f"stride={stride} must be from 1 to length=4"):
+            with pytest.raises(ValueError, match=f"stride={stride} must be an integer from 1 to 4"):
                 make(stride=stride)
 
 
@@ -226,7 +226,7 @@ class TestContinuations:
         assert following.shape == (2, 2)
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="count=0 must be at least 1"):
+        with pytest.raises(ValueError, match="count=0 must be an integer of at least 1"):
             language_modeling.continuations(stream(9), 3, 2, 0)
         with pytest.raises(ValueError, match="need 10 tokens; stream has 9"):
             language_modeling.continuations(stream(9), 5, 5, 1)

@@ -117,7 +117,10 @@ def without(arrays, name):
     ("build", "message"),
     [
         (lambda: data.Mixture({}, 2, seed=0), "at least one task"),
-        (lambda: data.Mixture(tasks(), 2, seed=0, exponent=1.5), "exponent=1.5 must lie in 0"),
+        (
+            lambda: data.Mixture(tasks(), 2, seed=0, exponent=1.5),
+            "exponent=1.5 must be a finite number",
+        ),
         (lambda: data.Mixture(tasks(), 2, seed=0, exponent=-0.1), "exponent=-0.1"),
         (lambda: data.Mixture(tasks(), 0, seed=0), "batch_size=0"),
         (

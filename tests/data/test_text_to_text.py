@@ -159,7 +159,9 @@ class TestArrays:
     def test_errors(self, tokenizer, tmp_path):
         with pytest.raises(ValueError, match="equal lengths; got"):
             data.TextPairs(["a"], ["b", "c"])
-        with pytest.raises(ValueError, match="max_target_length=1 must be at least 2"):
+        with pytest.raises(
+            ValueError, match="max_target_length=1 must be an integer of at least 2"
+        ):
             data.TextPairs(["a"], ["b"]).encode(tokenizer, 4, 1)
         (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
         with pytest.raises(ValueError, match="names no end-of-text token"):
@@ -278,7 +280,7 @@ class TestSeveralTasks:
         assert equal.shares == pytest.approx({"large": 0.5, "small": 0.5})
 
     def test_errors(self, tokenizer):
-        with pytest.raises(ValueError, match=r"temperature=0\.5 must be at least 1"):
+        with pytest.raises(ValueError, match=r"temperature=0\.5 must be a finite number of at"):
             data.multi_task({"a": self.arrays(tokenizer, 4)}, 2, seed=0, temperature=0.5)
 
 

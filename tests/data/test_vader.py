@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpojax import data, files
-from mpojax.data.sources import vader
+from mpojax.data.sources import packages, vader
 
 ROWS = [f"{i}\t{(i % 5) - 2}.5\tfilm number {i} é\r" for i in range(200)] + ["999\t0.0\tneutral\r"]
 
@@ -34,8 +34,10 @@ def index(tmp_path, monkeypatch):
     content = archive_bytes()
     asked = []
     monkeypatch.setenv("MPOJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(vader, "SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(vader, "fetch", lambda: asked.append(1) or content)
+    monkeypatch.setattr(
+        vader, "ARCHIVE", vader.ARCHIVE._replace(sha256=hashlib.sha256(content).hexdigest())
+    )
+    monkeypatch.setattr(packages, "fetch", lambda _: asked.append(1) or content)
     return asked
 
 
@@ -52,32 +54,32 @@ def test_loads_and_splits(index):
 
 def test_second_use_is_offline(index, monkeypatch):
     data.load_task("vader_movie")
-    monkeypatch.setattr(vader, "fetch", lambda: pytest.fail("asked the network again"))
+    monkeypatch.setattr(packages, "fetch", lambda _: pytest.fail("asked the network again"))
     data.load_task("vader_movie")
     assert index == [1]
 
 
 def test_corrupt_cache_is_fetched_again(index):
-    path = vader.archive()
+    path = packages.cached(vader.ARCHIVE)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    assert vader.archive().read_bytes() == whole
+    assert packages.cached(vader.ARCHIVE).read_bytes() == whole
     assert len(index) == 2
-    assert [p.name for p in path.parent.iterdir()] == [vader.ARCHIVE]
+    assert [p.name for p in path.parent.iterdir()] == [vader.ARCHIVE.file]
 
 
 def test_wrong_hash_from_the_index_is_refused(index, monkeypatch):
-    monkeypatch.setattr(vader, "fetch", lambda: b"something else")
+    monkeypatch.setattr(packages, "fetch", lambda _: b"something else")
     with pytest.raises(ValueError, match=r"expected .*: not used"):
-        vader.archive()
-    assert not (files.cache_dir() / vader.ARCHIVE).exists()
+        packages.cached(vader.ARCHIVE)
+    assert not (files.cache_dir() / vader.ARCHIVE.file).exists()
 
 
 def test_cache_that_cannot_be_written(index, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MPOJAX_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match="a file stands where a folder is needed"):
-        vader.archive()
+        packages.cached(vader.ARCHIVE)
 
 
 @pytest.mark.parametrize("failure", ["error", "time-out"])
@@ -94,7 +96,7 @@ def test_no_network_says_how_to_do_it_by_hand(tmp_path, monkeypatch, failure):
     with pytest.raises(ConnectionError, match="by hand") as error:
         data.load_task("vader_movie")
     assert str(tmp_path) in str(error.value)
-    assert vader.SHA256 in str(error.value)
+    assert vader.ARCHIVE.sha256 in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +114,15 @@ def test_unexpected_content(tmp_path, content, message):
 
 
 def test_the_real_set(tmp_path, monkeypatch):
-    cached = files.cache_dir() / vader.ARCHIVE
+    cached = files.cache_dir() / vader.ARCHIVE.file
     if not cached.is_file():  # fetched once per machine, not once per test run
         try:
-            vader.archive()
+            packages.cached(vader.ARCHIVE)
         except ConnectionError as error:
             pytest.skip(f"no package index: {str(error).splitlines()[0]}")
     shutil.copy(cached, tmp_path)
     monkeypatch.setenv("MPOJAX_CACHE", str(tmp_path))
-    assert len(vader.parse(vader.archive())) == 10_605
+    assert len(vader.parse(packages.cached(vader.ARCHIVE))) == 10_605
     task = data.load_task("vader_movie")
     assert {name: len(split) for name, split in task.splits.items()} == {
         "train": 8_463,

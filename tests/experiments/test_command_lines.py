@@ -96,7 +96,7 @@ LINES = [
     # Tools.
     ("tools.train_tokenizer", ["--text=FOLDER"], "--out=... is missing: New folder of the tok"),
     ("tools.prepare_corpus", ["--text=FOLDER/no", "--out=FOLDER/x"], "vocab_size=None"),
-    ("tools.fetch_texts", ["--nope"], "Unknown command line flag 'nope'"),
+    ("tools.texts.fetch", ["--nope"], "Unknown command line flag 'nope'"),
     # What depends on model and data, before anything is trained.
     ("finetune", ["--config.model=FOLDER/gpt2"], "gpt2 is no encoder: experiments.language_model"),
     ("finetune", ["--config.max_length=512"], "is more than the 16 positions of"),

@@ -165,7 +165,7 @@ def test_layers_and_attention_are_compared(config, tmp_path):
         ({"student_layers": (7,)}, r"layers=\(7,\) must name layers of the teacher"),
         ({"opdf__alignment": "cosine"}, "alignment='cosine' must be one of"),
         ({"opdf__layer_map": (5,)}, "layer_map has 5; the teacher's layers are"),
-        ({"weights__logits": -1.0}, "logits=-1.0 must not be negative"),
+        ({"weights__logits": -1.0}, "logits=-1.0 must be a finite number of at least 0"),
         ({"trainable": "head"}, "config.trainable='head': a student of layers is trained as a"),
         ({"keep_best": True}, "config.keep_best=True: a student starts from config.teacher"),
         ({"init_checkpoint": "folder"}, "config.init_checkpoint='folder': a student starts from"),

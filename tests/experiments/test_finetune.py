@@ -166,7 +166,13 @@ def test_a_squeezed_run(config, tmp_path):
     config.matrices, config.trainable, config.variant = MATRICES, "lightweight", "mpop"
     config.held_out_examples = 16
     config.steps = 2
-    config.squeeze = {"steps": 1, "max_phases": 1, "gap": 1.0, "multiple": 2, "factor": 0.5}
+    config.squeeze = {
+        "steps": 1,
+        "max_phases": 1,
+        "max_metric_drop": 1.0,
+        "multiple": 2,
+        "factor": 0.5,
+    }
     assert finetune.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     phases = result["squeeze"]["phases"]

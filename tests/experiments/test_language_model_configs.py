@@ -40,7 +40,7 @@ class TestTexts:
         job, seen = language_model.prepare(config), []
         monkeypatch.setattr(generating, "_generate", lambda *_: [np.array([5]), np.array([6])])
         monkeypatch.setattr(
-            generating.text_metrics, "corpus_bleu", lambda texts, truth, n, **_: seen.extend(truth)
+            generating.bleu, "corpus_bleu", lambda texts, truth, n, **_: seen.extend(truth)
         )
         generating._samples(config, job, None, tmp_path)
         assert seen == toy_language.text(12, 3).splitlines()
@@ -85,7 +85,10 @@ class TestMistakes:
                 {**EXPERTS, "optimizer__central_mask__rate": 1.5},
                 r"rate=1.5 must be a finite number from 0 to 1",
             ),
-            ({**EXPERTS, "optimizer__central_mask__draw": "row"}, "draw='row' must be one of step"),
+            (
+                {**EXPERTS, "optimizer__central_mask__granularity": "row"},
+                "granularity='row' must be one of",
+            ),
             ({"optimizer__central_mask__rate": 0.5}, "rate=0.5 has no central cores to mask"),
             ({"mesh": {"expert": 2}}, "config.mesh.expert=2 has no experts to split"),
             (

@@ -11,8 +11,8 @@ from flax import nnx
 from configs.pet_search import base, minilm
 from experiments import pet_search
 from mpojax import io, models, training
+from mpojax.methods import moments
 from mpojax.methods.pet import search as method
-from mpojax.methods.pet import update_masks
 from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
 
 
@@ -31,9 +31,7 @@ def config(checkpoint, texts):  # noqa: F811
     return config
 
 
-@pytest.mark.parametrize(
-    "gauge", ["svd", *(pytest.param(g, marks=pytest.mark.slow) for g in ("raw", "score"))]
-)
+@pytest.mark.parametrize("gauge", ["svd", pytest.param("raw", marks=pytest.mark.slow)])
 def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
     config.search.gauge = gauge
     assert pet_search.run(config, tmp_path) == 0
@@ -62,7 +60,7 @@ def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
     "criterion",
     [
         "taylor",
-        *(pytest.param(c, marks=pytest.mark.slow) for c in ("fisher", "magnitude", "random")),
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("hybrid", "magnitude", "random")),
     ],
 )
 def test_an_unstructured_search(config, tmp_path, criterion):
@@ -146,7 +144,7 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
         seen.append((self.superset, self.masks(loop.state)))
         entries = self.superset.entry_masks(seen[-1][1])
         trees = [loop.state.trainable]
-        update_masks.map_moments(lambda name, tree: trees.append(tree), loop.state.optimizer)
+        trees += [tree for tree, _ in moments.trees(loop.state.optimizer)]
         for tree in trees:  # updates that start at zero, and their moments
             arrays = self._logical(tree)
             for name, kept in entries.items():
@@ -171,13 +169,11 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
         ({"search__budget": 10**6}, "budget=1000000 is more than the .* of the super-set"),
         ({"search__budget": 3}, "budget=3 is below the smallest group"),
         ({"search__rounds": 20}, "20 rounds do not fit between step 1 and step 8 of 12"),
-        ({"search__criterion": "best"}, "search.criterion='best' must be one of taylor"),
-        ({"search__warm_steps": 0.0}, "must be above 0: fresh updates are zero"),
+        ({"search__criterion": "best"}, "search.criterion='best' must be one of 'taylor'"),
+        ({"search__warm_steps": 0.0}, "search.warm_steps=0.0 must be a finite number above 0"),
         ({"adapters": ()}, "has nothing to search: give the super-set"),
         ({"trainable": "all"}, "a search trains the adapters"),
         ({"squeeze": {"steps": 2}}, "config.squeeze=.*: a search reports its last state"),
-        ({"optimizer__schedule_unit": "seconds"}, "the rounds of a search are at fixed steps"),
-        ({"search__gauge": "score", "search__criterion": "fisher"}, "first-order scores: with"),
         ({"adapters": ((".*/out", {"kind": "bottleneck", "width": 2}),)}, "cannot be searched"),
         ({"after_search": "stop"}, "config.after_search='stop' must be one of continue, retrain"),
         ({"adapters": ((".*/query", {"rank": 2, "start": "offset"}),)}, "has an offset start"),

@@ -21,8 +21,8 @@ from flax import nnx
 
 import conftest  # noqa: F401  (the same strict settings as in the tests)
 from mpojax import compression, data, models, training
-from mpojax.methods.mpop import settings as squeeze_settings
 from mpojax.methods.mpop import squeezing
+from mpojax.methods.mpop.settings import SqueezingSettings
 
 CONFIG = models.EncoderConfig(24, 16, 2, 2, 32, max_positions=6, dropout=0.1, attention_dropout=0.0)
 RULES = [(".*/(query|key|up|down)", {}), ("embeddings/word", {})]
@@ -75,10 +75,10 @@ def train_with(hooks=(), losses=None):
 
 def run(folder: pathlib.Path, hooks=(), train=None, optimizer="adamw", gradients=None, **changes):
     """Squeezes the toy model in `folder`."""
-    fields = {"steps": 3, "max_phases": 3, "gap": 1.0, "multiple": 2, "factor": 0.6}
-    return squeezing.squeeze(
-        model(),
-        squeeze_settings.Settings(**(fields | changes)),
+    fields = {"steps": 3, "max_phases": 3, "max_metric_drop": 1.0, "multiple": 2, "factor": 0.6}
+    return squeezing.Squeezing(
+        model=model(),
+        settings=SqueezingSettings(**(fields | changes)),
         trainable="lightweight",
         make_optimizer=lambda chains: make_optimizer(chains, optimizer),
         train=train or train_with(hooks),
@@ -86,7 +86,7 @@ def run(folder: pathlib.Path, hooks=(), train=None, optimizer="adamw", gradients
         first_steps=4,
         folder=pathlib.Path(folder),
         gradients=gradients,
-    )
+    ).run()
 
 
 def main() -> None:

@@ -200,20 +200,20 @@ def test_zero_and_rank_deficient_teachers_give_finite_cores(unshared_teacher):
     np.testing.assert_array_equal(merged["layers/1/attention/query/kernel"], 0.0)
 
 
-@pytest.mark.parametrize("draw", mpobert_start.DRAWS)
-def test_draws_from_scratch(draw):
+@pytest.mark.parametrize("init", mpobert_start.INITS)
+def test_inits_from_scratch(init):
     config, shapes = mpobert.settings(num_layers=3, **SMALL)
-    model = mpobert_start.from_scratch(config, shapes, draw=draw, stddev=0.1)
+    model = mpobert_start.from_scratch(config, shapes, init=init, stddev=0.1)
     dense = models.to_arrays(compression.merge(model))
     kernels = [dense[f"layers/{i}/feed_forward/up/kernel"] for i in range(3)]
-    if draw == "xavier":
+    if init == "xavier":
         assert not np.allclose(kernels[0], kernels[1])
     else:
         np.testing.assert_allclose(kernels[0], kernels[2], atol=1e-6)
         np.testing.assert_allclose(np.std(kernels[0]), 0.1, rtol=0.1)
     np.testing.assert_allclose(np.std(dense["embeddings/word/table"]), 0.02, rtol=0.2)
     assert np.all(dense["layers/1/attention_norm/scale"] == 1.0)
-    again = mpobert_start.from_scratch(config, shapes, draw=draw, stddev=0.1)
+    again = mpobert_start.from_scratch(config, shapes, init=init, stddev=0.1)
     for name, array in models.to_arrays(again).items():
         np.testing.assert_array_equal(array, models.to_arrays(model)[name])
 
@@ -249,7 +249,7 @@ def test_the_symmetric_gauge_has_the_norms_of_the_released_code():
         ({"vocab_size": 61}, {}, "vocab_size: 60 in the teacher, 61 here"),
         ({"activation": "relu"}, {}, "activation: 'gelu_tanh' in the teacher, 'relu' here"),
         ({"pooler_activation": "relu"}, {}, "pooler_activation: 'tanh' in the teacher"),
-        ({}, {"scaling": "half"}, "scaling='half' must be one of none, paper_text"),
+        ({}, {"scaling": "half"}, "scaling='half' must be one of 'none', 'paper_text'"),
         (
             {"num_layers": 8, "share_auxiliary": True},
             {"scaling": "theory"},
@@ -275,5 +275,5 @@ def test_teachers_of_another_kind(teacher, unshared_teacher):
         mpobert_start.from_teacher(adapted, config, shapes)
     with pytest.raises(ValueError, match="share dense matrices that differ between layers"):
         mpobert_start.from_teacher(unshared_teacher, teacher.config, {})
-    with pytest.raises(ValueError, match="draw='ones' must be one of"):
-        mpobert_start.from_scratch(config, shapes, draw="ones")
+    with pytest.raises(ValueError, match="init='ones' must be one of"):
+        mpobert_start.from_scratch(config, shapes, init="ones")

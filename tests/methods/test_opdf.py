@@ -10,7 +10,8 @@ from flax import nnx
 
 from mpojax import compression, io, models, mpo, training
 from mpojax.methods import mpop, opdf
-from mpojax.methods.opdf import distillation, students
+from mpojax.methods.opdf import distillation, opf
+from mpojax.methods.opdf import student as student_lib
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -22,7 +23,7 @@ def model(config=BERT, seed=0):
 
 
 def settings(**changes):
-    return opdf.Settings(**{"num_inner_cores": 2, **changes})
+    return opdf.OPDFSettings(**{"num_inner_cores": 2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_the_same_function_before_and_after(pair, num_inner_cores):
     np.testing.assert_allclose(merged(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
     again, _ = opdf.prepare(merged, settings(num_inner_cores=num_inner_cores), teacher)
     np.testing.assert_allclose(again(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
-    more = sum(opdf.added_numbers(shape) for shape in large.shapes.values())
+    more = sum(shape.num_params - shape.num_dense_params for shape in large.shapes.values())
     counts = [sum(models.count_parameters(m).values()) for m in (large, student)]
     assert counts[0] - counts[1] == more
 
@@ -60,7 +61,7 @@ def test_merged_is_a_plain_checkpoint(pair, tmp_path):
 def test_a_student_that_is_its_teacher_has_nothing_to_align(pair):
     student = pair[0]
     for alignment in ("procrustes_core", "core", "projector", "weight"):
-        chosen = settings(alignment=alignment, layer_map=range(BERT.num_layers))
+        chosen = settings(alignment=alignment, layer_map=tuple(range(BERT.num_layers)))
         large, targets = opdf.prepare(student, chosen, student)
         assert float(opdf.alignment_loss(large, targets, alignment)) < 1e-8
     raw = [
@@ -139,7 +140,7 @@ def test_published_counts(layers, totals):
     dense = sum(models.count_parameters(mpop.abstract(config, {})).values())
     assert dense == {4: 52_780_802, 6: 66_956_546, 12: 109_483_778}[layers]
     for num_inner_cores, total in [*enumerate(totals), (8, None)]:
-        shapes = opdf.planned_shapes(config, opdf.Settings(num_inner_cores=num_inner_cores))
+        shapes = opdf.planned_shapes(config, opdf.OPDFSettings(num_inner_cores=num_inner_cores))
         count = sum(models.count_parameters(mpop.abstract(config, shapes)).values())
         expected = (
             {4: 196_108_034, 6: 281_947_394, 12: 539_465_474}[layers]
@@ -147,42 +148,42 @@ def test_published_counts(layers, totals):
             else total
         )
         assert count == expected
-        added = sum(opdf.added_numbers(shape) for shape in shapes.values())
+        added = sum(shape.num_params - shape.num_dense_params for shape in shapes.values())
         assert count == dense + added
 
 
 def test_a_student_starts_where_it_is_pulled_to(pair):
     teacher = pair[1]
-    assert students.starting_layers((), (), 6) == (1, 3, 5)
-    assert students.starting_layers((), (0, 5), 6) == (0, 5)
-    assert students.starting_layers((0, 1), (2, 5), 6) == (0, 1)
-    assert students.starting_layers((), (), 1) == (0,)
-    student = students.with_layers(teacher, students.starting_layers((), (), 6))
+    assert student_lib.starting_layers((), (), 6) == (1, 3, 5)
+    assert student_lib.starting_layers((), (0, 5), 6) == (0, 5)
+    assert student_lib.starting_layers((0, 1), (2, 5), 6) == (0, 1)
+    assert student_lib.starting_layers((), (), 1) == (0,)
+    student = student_lib.with_layers(teacher, student_lib.starting_layers((), (), 6))
     large, targets = opdf.prepare(student, settings(), teacher)
     assert float(opdf.alignment_loss(large, targets, "procrustes_core")) < 1e-20
-    first = students.with_layers(teacher, (0, 1, 2))
+    first = student_lib.with_layers(teacher, (0, 1, 2))
     large, targets = opdf.prepare(first, settings(), teacher)
     assert float(opdf.alignment_loss(large, targets, "procrustes_core")) > 1e-2
 
 
 def test_layer_maps():
-    assert students.layer_map((), 6, 12) == (1, 3, 5, 7, 9, 11)
-    assert students.layer_map((), 3, 6) == (1, 3, 5)
-    assert students.layer_map((), 6, 6) == tuple(range(6))
-    assert students.layer_map([0, 2], 2, 3) == (0, 2)
+    assert student_lib.layer_map((), 6, 12) == (1, 3, 5, 7, 9, 11)
+    assert student_lib.layer_map((), 3, 6) == (1, 3, 5)
+    assert student_lib.layer_map((), 6, 6) == tuple(range(6))
+    assert student_lib.layer_map([0, 2], 2, 3) == (0, 2)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alignment": "cosine"}, "alignment='cosine' must be one of procrustes_core"),
+        ({"alignment": "cosine"}, "alignment='cosine' must be one of 'procrustes_core'"),
         ({"num_inner_cores": -1}, "num_inner_cores=-1 must be an integer"),
-        ({"alignment_weight": -1.0}, "alignment_weight=-1.0 must not be negative"),
+        ({"alignment_weight": -1.0}, "alignment_weight=-1.0 must be a finite number of at least 0"),
         ({"layer_map": (0,)}, r"layer_map=\(0,\) must name a layer of the teacher for each"),
         ({"layer_map": (0, 1, 9)}, r"layer_map has 9; the teacher's layers are 0\.\.5"),
         ({"matrices": "nothing"}, "matches no matrix"),
-        ({"matrices": "("}, r"matrices='\(' is no regular expression"),
-        ({"factor_overrides": ((16, 4),)}, r"factor_overrides=\(\(16, 4\),\) must be of entries"),
+        ({"matrices": "("}, r"matrices='\(' must be a regular expression"),
+        ({"factor_overrides": ((16, 4),)}, r"factor_overrides=\(\(16, 4\),\) must be a list, each"),
         ({"alignment": "projector", "relative": False}, "alignment='projector' is relative"),
     ],
 )
@@ -200,22 +201,22 @@ def test_what_cannot_be_aligned(pair):
     with pytest.raises(ValueError, match="is in MPO form already; merge the student"):
         opdf.prepare(large, settings(), teacher)
     with pytest.raises(ValueError, match="give a layer_map"):
-        students.layer_map((), 6, 3)
+        student_lib.layer_map((), 6, 3)
 
 
 def test_the_matrices_that_matter_most_are_selected():
     names = [f"layers/{i}/{role}" for i in range(3) for role in ("query", "up")]
     scores = dict(zip(names, (1.0, 5.0, 3.0, 2.0, 2.0, 9.0), strict=True))
-    found = opdf.select(scores, 2)
+    found = opf.select(scores, 2)
     assert found == ["layers/1/query", "layers/2/query", "layers/2/up", "layers/0/up"]
-    assert opdf.select(scores, 1, done=found) == ["layers/0/query", "layers/1/up"]
-    assert opdf.role("decoder/layers/11/attention/query") == "attention/query"
+    assert opf.select(scores, 1, chosen=found) == ["layers/0/query", "layers/1/up"]
+    assert opf.role("decoder/layers/11/attention/query") == "attention/query"
 
 
 def test_sizes_without_factors():
     config = models.EncoderConfig(*(100, 31, 1, 1, 37), max_positions=8)
     with pytest.raises(ValueError, match="attention/query is 31 x 31, whose sizes have no factors"):
-        opdf.planned_shapes(config, opdf.Settings())
+        opdf.planned_shapes(config, opdf.OPDFSettings())
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -261,11 +262,11 @@ def test_cores_as_they_come_are_further_apart_than_fixed_ones():
 def test_published_counts_of_other_factor_lists(factor_overrides, attention, feed_forward):
     config = models.EncoderConfig(*(100, 768, 1, 12, 3072), max_positions=8)
     shapes = opdf.planned_shapes(
-        config, opdf.Settings(num_inner_cores=4, factor_overrides=factor_overrides)
+        config, opdf.OPDFSettings(num_inner_cores=4, factor_overrides=factor_overrides)
     )
     assert shapes["layers/0/attention/query"].num_params == attention
     assert shapes["layers/0/feed_forward/up"].num_params == feed_forward
-    wrong = opdf.Settings(factor_overrides=((768, (16, 2), (2, 11)),))
+    wrong = opdf.OPDFSettings(factor_overrides=((768, (16, 2), (2, 11)),))
     with pytest.raises(ValueError, match="do not multiply to 768"):
         opdf.planned_shapes(config, wrong)
 
@@ -290,7 +291,7 @@ def test_the_plain_loss_of_the_paper(pair):
 def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
     config = dataclasses.replace(small.BERT, num_labels=2, dropout=0.0, attention_dropout=0.0)
     teacher = small.random_model(config, seed=1)
-    settings = opdf.Settings(num_inner_cores=1, alignment=alignment)
+    settings = opdf.OPDFSettings(num_inner_cores=1, alignment=alignment)
     student, targets = opdf.prepare(small.random_model(config, seed=0), settings, teacher)
     rng = np.random.default_rng(0)
     batch = {

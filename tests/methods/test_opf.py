@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 
 from mpojax import models, training
-from mpojax.methods import opdf
-from mpojax.methods.mpop import moments
+from mpojax.methods import moments, opdf
 from mpojax.methods.opdf import opf
 from mpojax.training import objectives
 from mpojax.training import state as state_lib
@@ -41,9 +40,9 @@ def trained(model, **changes):
 def test_a_run_goes_on_with_more_matrices_as_chains():
     state = trained(small.random_model(CONFIG))
     before = state.model()(IDS, MASK)
-    first = moments._by_logical_path(state.optimizer[1].mu, state.model())
+    first = moments._logical(state.model(), state.optimizer[1].mu)
     new, optimizer = opf.convert(
-        state, PATHS, opdf.Settings(num_inner_cores=1), nnx.Param, make_optimizer
+        state, PATHS, opdf.OPDFSettings(num_inner_cores=1), nnx.Param, make_optimizer
     )
     model = new.model()
     assert set(model.shapes) == set(PATHS)
@@ -52,7 +51,7 @@ def test_a_run_goes_on_with_more_matrices_as_chains():
     np.testing.assert_array_equal(new.key, state.key)
     adam = new.optimizer[1]
     assert int(adam.count) == 3
-    for name, value in moments._by_logical_path(adam.mu, model).items():
+    for name, value in moments._logical(model, adam.mu).items():
         if "/cores/" in name:
             assert not np.any(value)
         else:
@@ -64,11 +63,15 @@ def test_a_run_goes_on_with_more_matrices_as_chains():
         values.append(metrics["loss"])
     assert values[-1] < values[1]
     again, _ = opf.convert(
-        new, ["layers/0/attention/out"], opdf.Settings(num_inner_cores=1), nnx.Param, make_optimizer
+        new,
+        ["layers/0/attention/out"],
+        opdf.OPDFSettings(num_inner_cores=1),
+        nnx.Param,
+        make_optimizer,
     )
     assert len(again.model().shapes) == 3
     with pytest.raises(ValueError, match="is in MPO form already"):
-        opf.convert(again, PATHS, opdf.Settings(num_inner_cores=1), nnx.Param, make_optimizer)
+        opf.convert(again, PATHS, opdf.OPDFSettings(num_inner_cores=1), nnx.Param, make_optimizer)
 
 
 def test_an_optimizer_that_cannot_follow():
@@ -77,9 +80,9 @@ def test_an_optimizer_that_cannot_follow():
 
     state = trained(small.random_model(CONFIG), name="muon")
     with pytest.raises(ValueError, match="cannot follow"):
-        opf.convert(state, PATHS, opdf.Settings(num_inner_cores=1), nnx.Param, muon)
+        opf.convert(state, PATHS, opdf.OPDFSettings(num_inner_cores=1), nnx.Param, muon)
     with pytest.raises(ValueError, match="name at least one matrix"):
-        opf.only(opdf.Settings(), [])
+        opf.only(opdf.OPDFSettings(), [])
 
 
 def test_static_scores_are_changes_of_the_loss():
@@ -124,7 +127,7 @@ class Rows:
         return {name: np.asarray(value)[rows] for name, value in BATCH.items()}
 
 
-SETTINGS = opf.Settings(
+SETTINGS = opf.OPFSettings(
     num_per_role=2, num_per_round=1, interval=3.0, score_batches=2, num_inner_cores=1
 )
 
@@ -161,7 +164,7 @@ def test_matrices_become_chains_until_each_role_has_enough():
     assert [step for step, _ in hook.chosen] == [3, 6]
     counts = {}
     for path in hook.paths:
-        counts[opdf.role(path)] = counts.get(opdf.role(path), 0) + 1
+        counts[opf.role(path)] = counts.get(opf.role(path), 0) + 1
     assert set(counts.values()) == {2}
     assert len(counts) == 6
     assert set(model.shapes) == set(hook.paths)
@@ -187,21 +190,21 @@ def test_a_dynamic_run_that_is_stopped_goes_on_to_the_same_end(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"strategy": "greedy"}, "opf.strategy='greedy' must be one of static, dynamic"),
+        ({"strategy": "greedy"}, "opf.strategy='greedy' must be one of 'static', 'dynamic'"),
         ({"num_per_role": 0}, "opf.num_per_role=0 must be an integer of at least 1"),
-        ({"interval": 0.0}, "opf.interval=0.0 must be above 0"),
+        ({"interval": 0.0}, "opf.interval=0.0 must be a finite number above 0"),
         ({"num_inner_cores": -1}, "num_inner_cores=-1 must be"),
     ],
 )
 def test_bad_settings(fields, message):
     with pytest.raises(ValueError, match=message):
-        opf.Settings(**fields)
+        opf.OPFSettings(**fields)
 
 
 def test_a_selection_that_never_ends():
     with pytest.raises(ValueError, match="by step 60 of 60, and nothing would be trained"):
-        dataclasses.replace(SETTINGS, interval=30.0).places(60)
-    assert dataclasses.replace(SETTINGS, interval=0.1).places(60) == [6, 12]
+        dataclasses.replace(SETTINGS, interval=30.0).round_steps(60)
+    assert dataclasses.replace(SETTINGS, interval=0.1).round_steps(60) == [6, 12]
     find = functools.partial(opf.candidates, small.random_model(CONFIG))
     with pytest.raises(ValueError, match="matches no matrix"):
         find(dataclasses.replace(SETTINGS, matrices="nothing"))

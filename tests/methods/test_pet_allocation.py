@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from mpojax import mpo
-from mpojax.methods.pet import allocation, gauge
+from mpojax.methods.pet import allocation
 from mpojax.methods.pet import masks as pet_masks
-from mpojax.methods.pet.groups import Groups
+from mpojax.methods.pet.groups import Chain, Entries, Module
 
 # Chain of the specification: sites 12, 16, 32, 24, 16 with bonds 8, 16, 16, 8.
 SITES = ((3, 4), (4, 4), (4, 8), (4, 6), (4, 4))
 BONDS = (8, 16, 16, 8)
-CHAIN = {"c": Groups("chain", tuple("01234"))}
+CHAIN = {"c": Chain(tuple("01234"))}
 ENDS = (1, *BONDS, 1)
 CHAIN_SIZES = {str(k): (ENDS[k], *SITES[k], ENDS[k + 1]) for k in range(5)}
-LOW_RANK = {"l": Groups("chain", ("down", "up")), "b": Groups("module", ("bias",))}
+LOW_RANK = {"l": Chain(("down", "up")), "b": Module(("bias",))}
 SIZES = {"down": (6, 4), "up": (4, 5), "bias": (7,)}
 
 
@@ -84,7 +84,7 @@ def test_the_budget_is_met_from_below_and_nothing_returns(budget):
 
 
 def test_single_entries():
-    spec = {"u": Groups("entries", ("a", "b"))}
+    spec = {"u": Entries(("a", "b"))}
     sizes = {"a": (2, 3), "b": (4,)}
     scores = {"u": (np.arange(6.0).reshape(2, 3), np.float64([2.5, 9, 2, 8]))}
     found = allocation.allocate(scores, spec, sizes, 5)
@@ -98,11 +98,6 @@ def test_single_entries():
 
 def test_schedules():
     assert allocation.schedule(1000, 10, 2) == [100, 10]
-    cubic = allocation.schedule(1000, 10, 4, "cubic")
-    assert cubic[-1] == 10
-    assert cubic == sorted(cubic, reverse=True)
-    with pytest.raises(ValueError, match="must be one of geometric, cubic"):
-        allocation.schedule(10, 5, 2, "linear")
 
 
 def test_budgets_that_cannot_be_met():
@@ -136,7 +131,7 @@ def test_masked_and_compacted_are_the_same_matrix():
 
 
 def test_dropped_entries_go_back_to_their_reference():
-    spec = {"u": Groups("entries", ("a",)), "b": Groups("module", ("bias",))}
+    spec = {"u": Entries(("a",)), "b": Module(("bias",))}
     params = {"a": np.float32([1, 2, 3]), "bias": np.float32([4, 5]), "other": np.float32([6])}
     masks = {"u": (np.array([True, False, True]),), "b": (np.array(False),)}
     found = pet_masks.apply_mask(params, masks, spec, {"bias": np.float32([7, 8])})
@@ -150,8 +145,8 @@ def test_dropped_entries_go_back_to_their_reference():
 
 def test_a_report_by_layer_and_module():
     spec = {
-        "layers/0/query/adapter": Groups("chain", ("down", "up")),
-        "embeddings/norm/bias": Groups("module", ("bias",)),
+        "layers/0/query/adapter": Chain(("down", "up")),
+        "embeddings/norm/bias": Module(("bias",)),
     }
     masks = {
         "layers/0/query/adapter": (np.array([True, False, False, True]),),
@@ -172,7 +167,7 @@ def test_a_fixed_gauge(kept):
     }
     params = pet_masks.apply_mask(params, masks, CHAIN, None)
     grads = {n: rng.standard_normal(p.shape) for n, p in params.items()}
-    new, left, (moved,) = gauge.regauge(params, masks, CHAIN, [(grads, False)])
+    new, left, (moved,) = pet_masks.regauge(params, masks, CHAIN, [(grads, False)])
     old_w, new_w = (mpo.to_matrix(tuple(p[str(k)] for k in range(5))) for p in (params, new))
     np.testing.assert_allclose(new_w, old_w, rtol=0, atol=1e-12 * np.abs(old_w).max())
     for mask, bond in zip(left["c"], kept, strict=True):
@@ -184,7 +179,7 @@ def test_a_fixed_gauge(kept):
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-10 * gram.max())
     # The law of gradients: <g, T> of a core stays what it was (for gradients inside of the bonds).
     whole = pet_masks.apply_mask(grads, masks, CHAIN, None)
-    _, _, (moved,) = gauge.regauge(params, masks, CHAIN, [(whole, False)])
+    _, _, (moved,) = pet_masks.regauge(params, masks, CHAIN, [(whole, False)])
     for name in params:
         np.testing.assert_allclose(
             np.sum(moved[name] * new[name]),
@@ -199,7 +194,7 @@ def test_low_rank_in_its_gauge():
     params = {"down": rng.standard_normal((6, 4)), "up": rng.standard_normal((4, 5))}
     spec = {"l": LOW_RANK["l"]}
     masks = allocation.whole_masks(spec, SIZES)
-    new, _, _ = gauge.regauge(params, masks, spec)
+    new, _, _ = pet_masks.regauge(params, masks, spec)
     np.testing.assert_allclose(
         new["down"] @ new["up"], params["down"] @ params["up"], rtol=0, atol=1e-13
     )

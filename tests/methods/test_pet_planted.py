@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpojax.methods.pet import allocation, groups
-from mpojax.methods.pet import gauge as pet_gauge
+from mpojax.methods.pet import allocation, scores
 from mpojax.methods.pet import masks as pet_masks
-from mpojax.methods.pet.groups import Groups
+from mpojax.methods.pet.groups import Chain, Entries, Module
 
 LAYERS, WIDTH, INPUTS, PLANTED = 6, 24, 512, 3
 
@@ -58,13 +57,13 @@ def search(loss, params, spec, data, *, budget, rounds, rate, gauge="raw", crite
         params = train(loss, params, entries, data, rate, 60)
         if gauge == "svd":
             host = {name: np.asarray(value) for name, value in params.items()}
-            params, masks, _ = pet_gauge.regauge(host, masks, spec)
+            params, masks, _ = pet_masks.regauge(host, masks, spec)
             params = {name: jnp.asarray(value) for name, value in params.items()}
         sums = None
         if criterion == "taylor":
-            sums = groups.score_groups(params, jax.grad(loss)(params, data), spec)
-        scores = groups.final_scores(criterion, spec, params, sums, rng=rng)
-        masks = allocation.allocate(scores, spec, sizes, target, masks, by_cost=False)
+            sums = scores.score_groups(params, jax.grad(loss)(params, data), spec)
+        found = scores.final_scores(criterion, spec, params, sums, rng=rng)
+        masks = allocation.allocate(found, spec, sizes, target, masks, by_cost=False)
         params = pet_masks.apply_mask(params, masks, spec, None)
     params = train(loss, params, entries_of(masks, spec, sizes), data, rate, 60)
     return masks, float(loss(params, data))
@@ -98,7 +97,7 @@ def found_ranks(seed, **settings):
         down = rng.standard_normal((WIDTH, 8)) * WIDTH**-0.5
         params |= {f"{k}/down": jnp.asarray(down, jnp.float32)}
         params |= {f"{k}/up": jnp.zeros((8, WIDTH), jnp.float32)}
-        spec[str(k)] = Groups("chain", (f"{k}/down", f"{k}/up"))
+        spec[str(k)] = Chain((f"{k}/down", f"{k}/up"))
     budget = 2 * 2 * WIDTH
     masks, loss = search(
         rank_loss, params, spec, (kernels, x, y), budget=budget, rounds=10, rate=3e-3, **settings
@@ -115,7 +114,7 @@ def test_a_planted_rank_is_found_in_its_layer(seed, gauge):
     assert found_ranks(seed, gauge=gauge)[0] == WANTED
 
 
-def test_lots_miss_it():
+def test_the_random_baseline_misses_it():
     found = [found_ranks(seed, criterion="random")[0] == WANTED for seed in range(3)]
     assert sum(found) <= 1
 
@@ -139,10 +138,10 @@ def planted_biases(seed):
 def test_planted_biases_are_found(seed):
     places, data, params = planted_biases(seed)
     settings = {"rounds": 8, "rate": 1e-2}
-    single = {name: Groups("entries", (name,)) for name in params}
+    single = {name: Entries((name,)) for name in params}
     masks, _ = search(bias_loss, params, single, data, budget=6, **settings)
     found = {name: np.flatnonzero(mask[0]).tolist() for name, mask in masks.items()}
     assert found == {str(k): places.tolist() if k == PLANTED else [] for k in range(LAYERS)}
-    whole = {name: Groups("module", (name,)) for name in params}
+    whole = {name: Module((name,)) for name in params}
     masks, _ = search(bias_loss, params, whole, data, budget=WIDTH, **settings)
     assert [bool(masks[str(k)][0]) for k in range(LAYERS)] == [k == PLANTED for k in range(LAYERS)]

@@ -1,4 +1,4 @@
-"""What is left of a super-set, cut out: the same function in fewer numbers."""
+"""What is left of a super-set, cut out: the same function in fewer parameters."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from flax import nnx
 from mpojax import compression, models
 from mpojax.methods.pet import masks as pet_masks
 from mpojax.methods.pet import superset as pet_superset
+from mpojax.methods.pet.groups import Chain
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -26,7 +27,7 @@ def drawn_masks(superset, seed):
     rng, masks = np.random.default_rng(seed), {}
     for number, (unit, whole) in enumerate(superset.whole_masks().items()):
         arrays = tuple(np.asarray(rng.random(m.shape) < 0.5) for m in whole)
-        if superset.spec[unit].kind == "chain":
+        if isinstance(superset.spec[unit], Chain):
             for mask in arrays:
                 mask[0] = True
                 mask[...] = mask & (number % 3 > 0)

@@ -16,7 +16,8 @@ import pytest
 
 from mpojax import compression, models, mpo, training
 from mpojax.methods import mpop
-from mpojax.methods.mpop import settings, squeezing
+from mpojax.methods.mpop import squeezing
+from mpojax.methods.mpop.settings import SqueezingSettings
 from tests.methods import squeezing_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,16 +116,15 @@ def test_momentum_follows_the_gauge(tmp_path):
     state = training.TrainState.create(chains, accept, optimizer)
     train = squeezing_run.train_with()
     state = train(state, optimizer, 4, tmp_path / "a", "").state
-    run = squeezing.Squeezer(
-        chains,
-        settings.Settings(),
-        "lightweight",
-        lambda model: squeezing_run.make_optimizer(model, "sgd"),
-        train,
-        squeezing_run.METRIC,
-        4,
-        tmp_path,
-        0,
+    run = squeezing.Squeezing(
+        model=chains,
+        settings=SqueezingSettings(),
+        trainable="lightweight",
+        make_optimizer=lambda model: squeezing_run.make_optimizer(model, "sgd"),
+        train=train,
+        metric=squeezing_run.METRIC,
+        first_steps=4,
+        folder=tmp_path,
     )
     run.pending = {"shapes": run.shapes}  # a cut to the bonds that are there
     turned, _ = run.cut(state)
@@ -163,7 +163,7 @@ def test_a_drop_is_taken_back(tmp_path):
         seen.append(models.to_arrays(result.state.model()))
         return result
 
-    result = squeezing_run.run(tmp_path, train=train, gap=0.1)
+    result = squeezing_run.run(tmp_path, train=train, max_metric_drop=0.1)
     back = models.to_arrays(result.state.model())
     assert all(np.array_equal(back[name], array) for name, array in seen[1].items())
     assert [phase["accepted"] for phase in result.phases] == [True, True, False]
@@ -176,18 +176,20 @@ def test_a_drop_is_taken_back(tmp_path):
 @pytest.mark.slow
 def test_a_gain_is_no_reason_to_stop(tmp_path):
     metrics = iter([0.5, 0.9, 0.9, 0.45])
-    result = squeezing_run.run(tmp_path, train=scripted(metrics), gap=0.1)
+    result = squeezing_run.run(tmp_path, train=scripted(metrics), max_metric_drop=0.1)
     assert [phase["accepted"] for phase in result.phases] == [True] * 4
 
 
 @pytest.mark.slow
-def test_a_banned_group_is_left_alone(tmp_path):
+def test_an_excluded_group_is_left_alone(tmp_path):
     metrics = iter([0.8, 0.5, 0.8, 0.8])
-    result = squeezing_run.run(tmp_path, train=scripted(metrics), gap=0.1, on_drop="ban")
+    result = squeezing_run.run(
+        tmp_path, train=scripted(metrics), max_metric_drop=0.1, on_drop="exclude"
+    )
     assert [phase["accepted"] for phase in result.phases] == [True, False, True, True]
-    banned = {cut["group"] for cut in result.phases[1]["cuts"]}
+    excluded = {cut["group"] for cut in result.phases[1]["cuts"]}
     for phase in result.phases[2:]:
-        assert not banned & {cut["group"] for cut in phase["cuts"]}
+        assert not excluded & {cut["group"] for cut in phase["cuts"]}
 
 
 def scripted(metrics):
@@ -214,7 +216,7 @@ def test_squeezes_to_a_budget_in_few_phases(tmp_path):
     result = squeezing_run.run(tmp_path, train=train, budget=0.95, cuts_per_phase=100, max_phases=9)
     assert result.why == "the budget is met"
     assert len(result.phases) == 2
-    limit = settings.parameter_limit(settings.Settings(budget=0.95), squeezing_run.model())
+    limit = SqueezingSettings(budget=0.95).parameter_budget(squeezing_run.model())
     assert result.phases[-1]["parameters"] <= limit < result.phases[0]["parameters"]
 
 
@@ -313,11 +315,11 @@ def test_killed_in_the_middle_it_takes_the_same_way(tmp_path, kill):
     ("fields", "message"),
     [
         ({"steps": 0}, "squeeze.steps=0"),
-        ({"gap": -0.1}, "squeeze.gap"),
+        ({"max_metric_drop": -0.1}, "squeeze.max_metric_drop"),
         ({"budget": 0.0}, "squeeze.budget"),
         ({"budget": 1.5}, "squeeze.budget=1.5"),
-        ({"gap": "0.1"}, "squeeze.gap='0.1'"),
-        ({"matrices": "("}, "not a regular expression"),
+        ({"max_metric_drop": "0.1"}, "squeeze.max_metric_drop='0.1'"),
+        ({"matrices": "("}, "must be a regular expression"),
         ({"measure": "best"}, "squeeze.measure='best'"),
         ({"on_drop": "cry"}, "squeeze.on_drop"),
         ({"multiple": 0}, "multiple=0"),
@@ -326,16 +328,16 @@ def test_killed_in_the_middle_it_takes_the_same_way(tmp_path, kill):
 )
 def test_bad_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        settings.Settings(**fields)
+        SqueezingSettings(**fields)
 
 
 def test_bonds_below_the_minimum_are_not_counted_as_cut_to_it():
     chains = squeezing_run.model()
     small = compression.compress(compression.merge(chains), squeezing_run.RULES, bond=2)[0]
     size = sum(models.count_parameters(small).values())
-    settings.check(settings.Settings(minimum=4, budget=size), small)
+    SqueezingSettings(minimum=4, budget=size).check(small)
     with pytest.raises(ValueError, match=f"still has {size:,}"):
-        settings.check(settings.Settings(minimum=4, budget=size - 1), small)
+        SqueezingSettings(minimum=4, budget=size - 1).check(small)
 
 
 def test_a_budget_below_the_smallest_model_is_refused_before_any_work(tmp_path):

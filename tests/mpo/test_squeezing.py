@@ -1,4 +1,4 @@
-"""Cheapest cuts, ladders, and gauge maps."""
+"""Cheapest cuts, bond grids, and gauge maps."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from tests.golden.matrices import decomposed, fixture
 from tests.golden.test_squeezing_order import ABSOLUTE, ABSOLUTE_COSTS, RELATIVE
 
 SMALL = mpo.MPOShape((2, 3, 2), (3, 2, 2), (3, 2))
-ONE_BY_ONE = mpo.Ladder(multiple=1, per_bond=True)
+ONE_BY_ONE = mpo.BondGrid(multiple=1, per_bond=True)
 
 
 def golden_picks(measure, count=12):
-    """(matrix, bond, rung, cost, numbers saved) of successive cuts; candidates: bonds 2 and 3."""
+    """(matrix, bond, bond dimension, cost, parameters saved) of successive cuts, of bonds 2, 3."""
     names = ("H", "R")
     shapes = {name: fixture(name)[1] for name in names}
     spectra = {name: decomposed(name)[1] for name in names}
@@ -24,7 +24,7 @@ def golden_picks(measure, count=12):
         cut = mpo.cheapest_cut(
             {name: [name] for name in names}, shapes, spectra, ONE_BY_ONE, measure=measure
         )
-        picks.append((cut.group, cut.bond, cut.rung, cut.cost, cut.saved))
+        picks.append((cut.group, cut.bond, cut.bond_dim, cut.cost, cut.saved))
         shapes |= cut.shapes
     return picks
 
@@ -49,35 +49,35 @@ def test_order_per_number_saved_is_the_golden_one():
 
 
 @pytest.mark.parametrize(
-    ("ladder", "rungs"),
+    ("grid", "bonds"),
     [
-        (mpo.Ladder(multiple=8), [24, 16, 8, 1]),
-        (mpo.Ladder(multiple=8, minimum=16), [24, 16]),
-        (mpo.Ladder(multiple=4, factor=0.5), [12, 4, 1]),
-        (mpo.Ladder(multiple=1), list(range(26, 0, -1))),
+        (mpo.BondGrid(multiple=8), [24, 16, 8, 1]),
+        (mpo.BondGrid(multiple=8, minimum=16), [24, 16]),
+        (mpo.BondGrid(multiple=4, factor=0.5), [12, 4, 1]),
+        (mpo.BondGrid(multiple=1), list(range(26, 0, -1))),
     ],
 )
-def test_ladder_goes_down_to_its_foot(ladder, rungs):
+def test_a_grid_goes_down_to_its_minimum(grid, bonds):
     bond, seen = 27, []
-    while (bond := ladder.below(bond)) is not None:
+    while (bond := grid.below(bond)) is not None:
         seen.append(bond)
-    assert seen == rungs
+    assert seen == bonds
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"multiple": 0}, "multiple=0"), ({"factor": 1.5}, "factor=1.5"), ({"minimum": -1}, "minim")],
 )
-def test_a_bad_ladder_is_refused(fields, message):
+def test_a_bad_grid_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        mpo.Ladder(**fields)
+        mpo.BondGrid(**fields)
 
 
 def test_a_cap_lowers_all_bonds_of_all_members():
     shapes = {name: fixture(name)[1] for name in ("H", "R")}
     spectra = {name: decomposed(name)[1] for name in shapes}
-    cut = mpo.cheapest_cut({"both": ["H", "R"]}, shapes, spectra, mpo.Ladder(multiple=8))
-    assert cut.rung == 16
+    cut = mpo.cheapest_cut({"both": ["H", "R"]}, shapes, spectra, mpo.BondGrid(multiple=8))
+    assert cut.bond_dim == 16
     assert {shape.bond_dims for shape in cut.shapes.values()} == {(4, 16, 16, 4)}
     expected = sum(np.sum(s[1][16:] ** 2) / np.sum(s[0] ** 2) for s in spectra.values())
     assert cut.cost == pytest.approx(expected, rel=1e-12)
@@ -90,8 +90,8 @@ def test_weights_and_bans_change_the_choice():
     arguments = (groups, shapes, spectra, ONE_BY_ONE)
     assert mpo.cheapest_cut(*arguments).group == "R"
     assert mpo.cheapest_cut(*arguments, weights={"R": 2.0}).group == "H"
-    assert mpo.cheapest_cut(*arguments, banned=["R"]).group == "H"
-    assert mpo.cheapest_cut(*arguments, banned=["R", "H"]) is None
+    assert mpo.cheapest_cut(*arguments, excluded=["R"]).group == "H"
+    assert mpo.cheapest_cut(*arguments, excluded=["R", "H"]) is None
 
 
 def test_stale_spectra_are_refused():
@@ -107,10 +107,10 @@ def test_a_planted_low_bond_is_emptied_first_at_no_cost():
     w = {"noise": fixture("H")[0], "planted": np.asarray(mpo.to_matrix(low, shape.with_bonds(8)))}
     spectra = {name: mpo.decompose_with_spectra(matrix, shape)[1] for name, matrix in w.items()}
     shapes = dict.fromkeys(w, shape)
-    for rung in (16, 8):
+    for bond in (16, 8):
         groups = {name: [name] for name in w}
-        cut = mpo.cheapest_cut(groups, shapes, spectra, mpo.Ladder(multiple=8))
-        assert (cut.group, cut.rung) == ("planted", rung)
+        cut = mpo.cheapest_cut(groups, shapes, spectra, mpo.BondGrid(multiple=8))
+        assert (cut.group, cut.bond_dim) == ("planted", bond)
         assert cut.cost < 1e-12
         shapes |= cut.shapes
 

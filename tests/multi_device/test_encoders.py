@@ -6,8 +6,9 @@ import pytest
 from flax import nnx
 
 from mpojax import models, training
-from mpojax.training import flops, sharding
+from mpojax.training import sharding
 from mpojax.training import state as state_lib
+from mpojax.training.dry_run import program_flops
 from tests.training import helpers, small_encoder
 
 STEPS = 20
@@ -123,7 +124,7 @@ class TestAccumulation:
             step = training.TrainStep(
                 small_encoder.loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
             )
-            return flops.program_flops(step.trace(state, batch).jaxpr)
+            return program_flops(step.trace(state, batch).jaxpr)
 
         once = count(2, models.merged)
         assert count(8, models.merged) == once

@@ -106,7 +106,7 @@ class TestMesh:
     @pytest.mark.parametrize(
         ("sizes", "message"),
         [
-            ({"model": 2}, r"unknown mesh axes \['model'\]; allowed are"),
+            ({"model": 2}, r"mesh axes: unknown 'model'"),
             ({"data": 3}, r"multiply to 3, but there are 8 device"),
             ({"tensor": 3}, r"multiply to 3, which does not divide the 8 .* \(data=-1 takes"),
             ({"tensor": 0}, r"must be at least 1"),
@@ -153,7 +153,7 @@ class TestRules:
                 r"a/kernel: dimension 0 of size 6 cannot be split .*size 4",
             ),
             ((r"a/bias", (None, "tensor")), r"more dimensions than a/bias with shape \(8,\)"),
-            ((r"a/bias", ("model",)), r"unknown mesh axes \['model'\]"),
+            ((r"a/bias", ("model",)), r"mesh axes: unknown 'model'"),
         ],
     )
     def test_wrong_rules(self, rule, message):

@@ -27,10 +27,8 @@ def start(folder, steps, devices=2, pause=""):
     )
 
 
-def start_encoder(folder, what="train", pause=""):
-    return start_two(
-        "encoder_process.py", lambda index: (index, folder, what), devices=4, pause=pause
-    )
+def start_encoder(folder, pause=""):
+    return start_two("encoder_process.py", lambda index: (index, folder), devices=4, pause=pause)
 
 
 def start_two(script, arguments, *, devices, pause):
@@ -166,11 +164,3 @@ def test_one_of_two_processes_is_stopped_or_killed(tmp_path, encoder_alone, numb
     first, second = last_lines(finish(start_encoder(tmp_path), timeout=180))
     assert (first, first["step"]) == (second, 20)
     np.testing.assert_allclose(first["losses"], encoder_alone[at:], rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_one_clock_decides_for_all(tmp_path):
-    first, second = last_lines(finish(start_encoder(tmp_path, "budget"), timeout=180))
-    assert first == second
-    assert 2 < first["steps"] < 100
-    assert first["shares"][-1] >= 1.0

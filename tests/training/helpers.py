@@ -9,6 +9,7 @@ from flax import nnx
 
 from mpojax import data as data_lib
 from mpojax import training
+from mpojax.methods.mpoe import gradient_mask
 from mpojax.nn import roles
 
 FEATURES, HIDDEN, CLASSES = 12, 16, 4
@@ -94,7 +95,7 @@ LIGHTWEIGHT = nnx.Not(roles.CentralCore)
 def start(trainable=LIGHTWEIGHT, steps: int = 20, seed: int = 0, **changes):
     """(state, optimizer) of a fresh run."""
     model = Classifier(seed)
-    optimizer = training.make_optimizer(config(**changes), training.roles(model), steps)
+    optimizer = gradient_mask.make_optimizer(config(**changes), training.roles(model), steps)
     return training.TrainState.create(model, trainable, optimizer, seed=seed), optimizer
 
 

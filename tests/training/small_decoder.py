@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from mpojax import data, models, mpo, nn, training
+from mpojax.methods.mpoe import gradient_mask
 
 LENGTH, ROWS, VOCABULARY, EXPERTS = 8, 16, 32, 4
 NARROW, WIDE = (2, 4, 2), (2, 8, 2)
@@ -64,7 +65,7 @@ def run(folder=None, *, steps, mesh=None, hooks=(), made=None, optimizer=None, *
     """
     made = made or model()
     settings = {"learning_rate": 3e-3, "weight_decay": 0.01} | (optimizer or {})
-    transformation = training.make_optimizer(settings, training.roles(made), 20, seed=2)
+    transformation = gradient_mask.make_optimizer(settings, training.roles(made), 20, seed=2)
     return training.fit(
         training.TrainState.create(made, nnx.Param, transformation),
         training.language_model_loss(),

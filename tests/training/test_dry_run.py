@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from mpojax import models, mpo, training
-from mpojax.training import flops
 from mpojax.training import state as state_lib
+from mpojax.training.dry_run import program_flops
 from tests.training import helpers
 
 BATCH = {
@@ -72,7 +72,6 @@ class TestReport:
         "more",
         [
             {"grad_accum_steps": 2},
-            {"optimizer": {"schedule_unit": "seconds", "budget_seconds": 9.0, "warmup_steps": 0}},
             {"optimizer": {"name": "muon", "muon_excluded": ()}},
         ],
         ids=str,
@@ -104,7 +103,7 @@ class TestReport:
 class TestProgramFlops:
     def count(self, function, *shapes):
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        return flops.program_flops(jax.make_jaxpr(function)(*arrays))
+        return program_flops(jax.make_jaxpr(function)(*arrays))
 
     def test_products(self):
         assert self.count(jnp.matmul, (3, 4), (4, 5)) == 2 * 3 * 4 * 5
@@ -165,7 +164,7 @@ def test_model_flops_equal_those_of_the_dense_program():
         return model(ids, mlm_positions=positions)
 
     ids, positions = (jax.ShapeDtypeStruct((4, n), jnp.int32) for n in (10, 3))
-    counted = flops.program_flops(jax.make_jaxpr(forward)(model, ids, positions))
+    counted = program_flops(jax.make_jaxpr(forward)(model, ids, positions))
     expected = models.model_flops(config, 4, 10, predictions=3) / 3
     # Beside them jax's attention makes small products of its own, e.g. for masks.
     assert counted == pytest.approx(expected, rel=0.02)

@@ -205,7 +205,7 @@ class TestEvaluation:
         state, _ = helpers.start()
         evaluator = training.Evaluator(helpers.predict, training.accuracy)
         mesh = training.make_mesh()
-        placed = sharding.place(state, training.state_shardings(state, mesh))
+        placed = sharding.device_put(state, training.state_shardings(state, mesh))
         assert evaluator(placed, helpers.dev_data(), mesh) == evaluator(
             helpers.Classifier(), helpers.dev_data()
         )

@@ -64,7 +64,7 @@ def test_regression():
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match=r"kind='ranking' has no objective; allowed are \['class"):
+    with pytest.raises(ValueError, match=r"kind='ranking' must be one of 'class"):
         training.objective("ranking")
 
 

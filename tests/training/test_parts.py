@@ -383,6 +383,21 @@ class TestWorkdir:
         with pytest.raises(ValueError, match="grad_accum_steps: 2 there, 3 here"):
             training.Workdir(tmp_path / "run", now | {"grad_accum_steps": 3})
 
+    def test_a_run_begun_before_a_field_was_removed_resumes(self, tmp_path):
+        mask = {"rate": None, "mode": "skip", "draw": "step"}
+        removed = {"schedule_unit": "steps", "budget_seconds": 0.0, "central_mask": mask}
+        now = {"optimizer": {"name": "adamw", "schedule": "linear"}, "search": {"budget": 9}}
+        then = {
+            "optimizer": now["optimizer"] | removed,
+            "search": {"budget": 9, "schedule": "geometric"},
+        }
+        training.Workdir(tmp_path / "run", then)
+        assert training.Workdir(tmp_path / "run", now).resuming
+        then["optimizer"] |= {"budget_seconds": 60.0}
+        training.Workdir(tmp_path / "other", then)
+        with pytest.raises(ValueError, match=r"budget_seconds: 60.0 there, '\(absent\)' here"):
+            training.Workdir(tmp_path / "other", now)
+
     @pytest.mark.parametrize("field", ["data_dir", "corpus"])
     def test_data_may_move_once_it_is_noted_what_they_are(self, tmp_path, caplog, field):
         parts = {"train": {"examples": 1, "fingerprint": "a"}}

@@ -10,8 +10,8 @@ from flax import nnx
 
 from mpojax import data, models, training
 from mpojax.data.sources import squad
-from mpojax.training.scores import span_metrics
-from mpojax.training.tasks import span_evaluation
+from mpojax.training.scores import labelled as scores_lib
+from mpojax.training.tasks import labelled
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"bcdefghijklm?"]  # "a" is an article
 LETTERS = WORDS[4:-1]
@@ -97,7 +97,7 @@ def search(model, arrays, split, max_length):
 @pytest.mark.parametrize("lengths", [(), (8,)])
 def test_decoding_finds_the_best_span_of_all_windows(split, arrays, max_answer_length, lengths):
     model = SpanModel()
-    evaluator = span_evaluation.SpanEvaluator(split, max_answer_length=max_answer_length)
+    evaluator = labelled.SpanEvaluator(split, max_answer_length=max_answer_length)
     texts = evaluator.texts(model, data.EvalData(arrays, 8, lengths=lengths))
     expected = search(model, arrays, split, max_answer_length)
     assert texts == expected
@@ -136,7 +136,7 @@ def test_right_answers_score_one(split, arrays):
 
     numbered = dict(arrays, attention_mask=arrays["attention_mask"].copy())
     numbered["attention_mask"][:, 0] = np.arange(1, len(labels) + 1)
-    evaluator = span_evaluation.SpanEvaluator(split)
+    evaluator = labelled.SpanEvaluator(split)
     assert evaluator(Pointer(), data.EvalData(numbered, 8)) == {"f1": 1.0, "exact_match": 1.0}
 
 
@@ -145,13 +145,13 @@ def test_few_candidates_may_leave_no_span(split, arrays):
         "scores": np.array([[[2.0, 1.0], [3.0, 2.0]], [[2.0, -np.inf], [3.0, -np.inf]]]),
         "places": np.array([[[5, 3], [4, 2]], [[5, 0], [4, 0]]]),
     }
-    spans, scores = span_evaluation.best_spans(columns, 30)
+    spans, scores = labelled.best_spans(columns, 30)
     np.testing.assert_array_equal(spans[0], [3, 4])
     np.testing.assert_array_equal(scores, [4.0, -np.inf])
-    spans, scores = span_evaluation.best_spans(columns, 1)
+    spans, scores = labelled.best_spans(columns, 1)
     np.testing.assert_array_equal(scores, [-np.inf, -np.inf])
     broken = dict(columns, scores=np.full((2, 2, 2), np.nan))
-    np.testing.assert_array_equal(span_evaluation.best_spans(broken, 30)[1], [-np.inf, -np.inf])
+    np.testing.assert_array_equal(labelled.best_spans(broken, 30)[1], [-np.inf, -np.inf])
 
 
 def test_loss(split, arrays):
@@ -180,7 +180,7 @@ def test_logits_that_are_not_finite(split, arrays):
     """Only those of the context count: padding and the question are never an answer."""
     model = SpanModel()
     data_ = data.EvalData(arrays, 8)
-    evaluator = span_evaluation.SpanEvaluator(split)
+    evaluator = labelled.SpanEvaluator(split)
     letter = arrays["input_ids"][0][arrays["context_mask"][0] != 0][0]
     model.table[...] = model.table[...].at[WORDS.index("[PAD]")].set(jnp.nan)
     evaluator(model, data_)
@@ -190,11 +190,11 @@ def test_logits_that_are_not_finite(split, arrays):
 
 
 def test_data_of_another_split(split, arrays):
-    evaluator = span_evaluation.SpanEvaluator(split.take(5))
+    evaluator = labelled.SpanEvaluator(split.take(5))
     with pytest.raises(ValueError, match="does not hold the windows of this evaluator's split"):
         evaluator(SpanModel(), data.EvalData(arrays, 8))
-    with pytest.raises(ValueError, match="n_best=0 must be at least 1"):
-        span_evaluation.SpanEvaluator(split, n_best=0)
+    with pytest.raises(ValueError, match="n_best=0 must be an integer of at least 1"):
+        labelled.SpanEvaluator(split, n_best=0)
 
 
 @pytest.mark.parametrize(
@@ -210,14 +210,16 @@ def test_data_of_another_split(split, arrays):
     ],
 )
 def test_official_normalisation(prediction, answer, exact, f1):
-    assert span_metrics.exact_match(prediction, answer) == exact
-    assert span_metrics.f1(prediction, answer) == pytest.approx(f1)
+    assert scores_lib.exact_match(prediction, answer) == exact
+    assert scores_lib.word_f1(prediction, answer) == pytest.approx(f1)
 
 
 def test_the_best_of_several_answers_counts():
     answers = [("Paris", "in Paris"), ("dog",)]
-    assert span_metrics.mean("exact_match", ["in paris", "cat"], answers) == 0.5
-    assert span_metrics.mean("f1", ["Paris", "big dog"], answers) == pytest.approx(5 / 6)
+    assert scores_lib.mean_over_questions("exact_match", ["in paris", "cat"], answers) == 0.5
+    assert scores_lib.mean_over_questions("f1", ["Paris", "big dog"], answers) == pytest.approx(
+        5 / 6
+    )
 
 
 @pytest.mark.slow

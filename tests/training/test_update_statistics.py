@@ -106,7 +106,7 @@ def test_zero_norm_is_not_a_number():
     ratio, norm = update_statistics._ratio_and_norm(cells["outside", "auxiliary"])
     assert np.isnan(ratio)
     assert norm == 0.0
-    with pytest.raises(ValueError, match="every=0 must be at least 1"):
+    with pytest.raises(ValueError, match="every=0 must be an integer of at least 1"):
         training.UpdateStatistics({}, 0)
 
 

@@ -4,7 +4,7 @@
 
 Whole training steps (forward, backward, AdamW) on random weights. `expected` is a reference step
 times the ratio of the floating-point operations of all matrix products of the two programs,
-`training.flops`; elementwise work is left out of both. References: the head alone, which has no
+see `program_flops`; elementwise work is left out of both. References: the head alone, which has no
 backward pass through the frozen base, and the bias of the first norm, which has that pass and next
 to nothing else. `state` are the bytes of what is trained and of its moments. At the end, a run of
 so many steps with rounds of scoring in it, over the same steps without.
@@ -21,9 +21,7 @@ from flax import nnx
 
 from mpojax import compression, models, training
 from mpojax.methods.pet import search as pet_search
-from mpojax.methods.pet import settings as pet_settings
-from mpojax.methods.pet import update_masks
-from mpojax.training import flops
+from mpojax.training.dry_run import program_flops
 from tools.benchmarks import timing
 
 _ARCHITECTURE = flags.DEFINE_string("architecture", "all-MiniLM-L6-v2", "Of models.PRESETS.")
@@ -96,7 +94,7 @@ class Steps:
         self.numbers = sum(x.size for x in jax.tree.leaves(self.state.trainable))
         self.function = training.TrainStep(training.objective("classification"), optimizer)
         self.batch = jax.tree.map(jax.numpy.asarray, Batches().batch)
-        self.operations = flops.program_flops(self.function.trace(self.state, self.batch).jaxpr)
+        self.operations = program_flops(self.function.trace(self.state, self.batch).jaxpr)
         trained = (self.state.trainable, self.state.optimizer)
         self.bytes = sum(x.nbytes for x in jax.tree.leaves(trained))
 
@@ -109,9 +107,9 @@ def run(search: bool) -> float:
     """Seconds of a run of the super-set, with a search in it or without, compilation left out."""
     rules = [(_SIX, {"rank": 8}), (_BIASES, {"kind": "bias"})]
     model = compression.add_adapters(base(), rules, rngs=nnx.Rngs(0))
-    optimizer = update_masks.masked(optimizer_of(model))
+    optimizer = pet_search.masked(optimizer_of(model))
     loss, hooks = training.objective("classification"), []
-    settings = pet_settings.Settings(budget=18_432, score_batches=2)
+    settings = pet_search.SearchSettings(budget=18_432, score_batches=2)
     if search:
         hooks = [pet_search.Search(model, settings, loss, _STEPS.value)]
     state = training.TrainState.create(model, models.adapter_filter(model), optimizer)

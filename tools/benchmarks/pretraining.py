@@ -24,7 +24,7 @@ from flax import nnx
 
 from mpojax import models, training
 from mpojax.methods import mpobert, mpop
-from mpojax.training import flops
+from mpojax.training.dry_run import program_flops
 from mpojax.training.tasks import pretraining
 from tools.benchmarks import timing
 
@@ -149,15 +149,15 @@ class _Steps:
         model = models.build(config, shapes, rngs=nnx.Rngs(0))
         optimizer = _optimizer(model)
         self.total = sum(models.count_parameters(model).values())
-        self.program_flops = flops.program_flops(_program(config, shapes, batch).jaxpr)
+        self.program_flops = program_flops(_program(config, shapes, batch).jaxpr)
         rows, length = batch["input_ids"].shape
         places = batch["mlm_positions"].shape[1]
         self.model_flops = models.model_flops(config, rows, length, predictions=places)
         mesh = training.make_mesh(devices=jax.devices()[:1])
         state = training.TrainState.create(model, nnx.Param, optimizer)
-        self.state = training.sharding.place(state, training.state_shardings(state, mesh))
+        self.state = training.sharding.device_put(state, training.state_shardings(state, mesh))
         self.function = training.TrainStep(pretraining.pretraining_loss, optimizer)
-        self.batch = training.sharding.place_batch(batch, rows, mesh)
+        self.batch = training.sharding.shard_batch(batch, rows, mesh)
         self.chains = model if shapes else None
 
     def step(self):
@@ -183,7 +183,7 @@ def _measure_steps(built, batch, baseline: str):
         line += f"{seconds / times[baseline]:>13.2f}{tokens / seconds:>10,.0f}"
         line += f"{each.program_flops / 1e12:>8.3f}"
         if name in rebuilt:
-            work = 3 * flops.program_flops(jax.make_jaxpr(rebuilt[name][0])(each.chains))
+            work = 3 * program_flops(jax.make_jaxpr(rebuilt[name][0])(each.chains))
             share = times[f"{name}: rebuilding"] / seconds
             line += f"{work / each.program_flops:>7.1%} /{share:>6.1%}"
         else:

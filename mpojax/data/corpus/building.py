@@ -5,14 +5,13 @@ is there, which is written last; a run that is killed loses at most the shards i
 `plan.json` holds the settings, so that nothing is mixed with the rest of another run.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from mpojax import files, tokenizer_folders
+from mpojax import checks, files, tokenizer_folders
 from mpojax.data.corpus import corpus as corpus_lib
 from mpojax.data.corpus import shards as corpus_shards
 from mpojax.data.corpus import workers as workers_lib
@@ -32,8 +31,8 @@ _VOCABULARY_BYTES = 2**30
 Advance = Callable[[str, int, int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@checks.settings()
+class CorpusSettings:
     """Settings that the content of a corpus depends on.
 
     Attributes:
@@ -46,12 +45,12 @@ class Settings:
       shards: None: by the size of the text.
     """
 
-    vocab_size: int | None = None
+    vocab_size: int | None = checks.field(checks.integer(1), None)
     tokenizer: str | os.PathLike | None = None
-    valid: float = 0.02
-    documents: str = "file"
-    max_tokens: int = 8192
-    shards: int | None = None
+    valid: float = checks.field(checks.number(0, below=1), 0.02)
+    documents: str = checks.field(checks.one_of(*text_documents.DOCUMENTS), "file")
+    max_tokens: int = checks.field(checks.integer(16), 8192)
+    shards: int | None = checks.field(checks.integer(1), None)
 
     def __post_init__(self):
         if (self.vocab_size is None) == (self.tokenizer is None):
@@ -59,22 +58,12 @@ class Settings:
                 f"pass one of vocab_size={self.vocab_size} (a vocabulary is trained on the text) "
                 f"and tokenizer={self.tokenizer} (a folder)"
             )
-        if not 0 <= self.valid < 1:
-            raise ValueError(f"valid={self.valid} must be from 0 to below 1")
-        if self.documents not in text_documents.DOCUMENTS:
-            raise ValueError(
-                f"documents={self.documents!r}; allowed are {list(text_documents.DOCUMENTS)}"
-            )
-        if self.max_tokens < 16:
-            raise ValueError(f"max_tokens={self.max_tokens} must be at least 16")
-        if self.shards is not None and self.shards < 1:
-            raise ValueError(f"shards={self.shards} must be at least 1")
 
 
 def build(
     text: str | os.PathLike,
     out: str | os.PathLike,
-    settings: Settings,
+    settings: CorpusSettings,
     *,
     workers: int = 1,
     advance: Advance = lambda what, done, total: None,
@@ -169,7 +158,7 @@ def _total(pieces: list[text_documents.Piece]) -> int:
 # Settings and folder.
 
 
-def _find_tokenizer(settings: Settings) -> pathlib.Path | None:
+def _find_tokenizer(settings: CorpusSettings) -> pathlib.Path | None:
     """The tokenizer's folder, which has been found usable, or None."""
     if settings.tokenizer is None:
         return None
@@ -178,7 +167,9 @@ def _find_tokenizer(settings: Settings) -> pathlib.Path | None:
     return folder
 
 
-def _plan(settings: Settings, tokenizer: pathlib.Path | None, source: dict, shards: int) -> dict:
+def _plan(
+    settings: CorpusSettings, tokenizer: pathlib.Path | None, source: dict, shards: int
+) -> dict:
     digest = hashlib.sha256()
     for name in _TOKENIZER_FILES if tokenizer else ():
         if (tokenizer / name).is_file():

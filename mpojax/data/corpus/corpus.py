@@ -25,7 +25,7 @@ import numpy as np
 from array_record.python import array_record_data_source
 
 from mpojax import checks
-from mpojax.data import fingerprint
+from mpojax.data import pipeline
 from mpojax.data.tokenizers import vocabulary as vocabulary_lib
 from mpojax.data.tokenizers.tokenizer import Tokenizer
 
@@ -164,7 +164,7 @@ class Corpus:
         known = [{name: v for name, v in shard.items() if v != ""} for shard in shards]
         entry = [self.vocab_size, *known]
         lengths = self.lengths(split)
-        return fingerprint.of_arrays({"entry": np.array(json.dumps(entry)), "lengths": lengths})
+        return pipeline.fingerprint({"entry": np.array(json.dumps(entry)), "lengths": lengths})
 
     def lengths(self, split: str) -> np.ndarray:
         """(N,) int32: tokens of every document."""

@@ -7,9 +7,9 @@ function of (seed, step), whatever was read before and whichever process asks.
 
 import functools
 
-import grain
 import numpy as np
 
+from mpojax.data import pipeline
 from mpojax.data.corpus import packing
 from mpojax.data.corpus.corpus import Corpus
 from mpojax.data.corpus.masking import Masking, Randomness, mask_tokens
@@ -28,13 +28,14 @@ class _Rows:
         length: int,
         *,
         seed: int,
-        masking: Masking,
-        sop: bool,
-        pack: bool,
-        max_segments: int,
-        whole_sentences: bool | None,
-        memory: int,
+        masking: Masking | None = None,
+        sop: bool = True,
+        pack: bool = True,
+        max_segments: int = 8,
+        whole_sentences: bool | None = None,
+        memory: int = 2**30,
     ):
+        masking = masking or Masking()
         self.length, self.masking, self.sop, self.pack = length, masking, sop, pack
         self.max_segments = max_segments if pack else 1
         self._corpus, self._split, self._seed, self._memory = corpus, split, seed, memory
@@ -50,6 +51,9 @@ class _Rows:
         ordinary = np.ones(corpus.vocab_size, bool)
         ordinary[list(corpus.special)] = False
         self._ordinary, self._replacements = ordinary, np.flatnonzero(ordinary)
+
+    def fingerprint(self) -> str:
+        return self._corpus.fingerprint(self._split)
 
     @functools.cached_property
     def _reader(self):
@@ -170,61 +174,25 @@ def _count_within(sizes: np.ndarray) -> np.ndarray:
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-class _PretrainRows:
-    """What training and evaluation data have in common; see `PretrainData`."""
+class _OfCorpus:
+    """What training and evaluation data have in common."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        batch_size: int,
-        length: int = 128,
-        *,
-        seed: int,
-        split: str,
-        masking: Masking | None = None,
-        sop: bool = True,
-        pack: bool = True,
-        max_segments: int = 8,
-        whole_sentences: bool | None = None,
-        memory: int = 2**30,
-    ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
-        self.batch_size, self.length, self.seed = batch_size, length, seed
-        self._rows = _Rows(
-            corpus,
-            split,
-            length,
-            seed=seed,
-            masking=masking or Masking(),
-            sop=sop,
-            pack=pack,
-            max_segments=max_segments,
-            whole_sentences=whole_sentences,
-            memory=memory,
-        )
-        self.num_examples = len(self._rows.index)
-        self._corpus, self._split = corpus, split
+    _rows: _Rows
 
     def fingerprint(self) -> str:
         """Digest of the part of the corpus that the rows are of."""
-        return self._corpus.fingerprint(self._split)
+        return self._rows.fingerprint()
 
     @property
     def padding_share(self) -> float:
         """Fraction of padding in the rows of an epoch."""
         return self._rows.index.padding_share
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return self.rows(step, slice(None))
 
+class PretrainData(_OfCorpus, pipeline.TrainBatches):
+    """Endless shuffled batches of masked rows.
 
-class PretrainData(_PretrainRows):
-    """Endless shuffled batches of masked rows: `data[step]` is a dict of arrays.
-
-    Every epoch has its own order, masks, cuts and swaps; only which tokens share a row stays. Rows
-    are numbered over all batches, so that batches of another size hold the same rows in the same
-    order.
+    Every epoch has its own order, masks, cuts and swaps; only which tokens share a row stays.
 
     A batch of B rows of S tokens holds input_ids, attention_mask, token_type_ids (B, S) int32,
     with packing segments (B, S) int32 (0 = padding, 1.. = pieces); mlm_positions, mlm_labels (B, P)
@@ -255,50 +223,30 @@ class PretrainData(_PretrainRows):
     """
 
     def __init__(self, corpus, batch_size, length=128, *, seed, split="train", **settings):
-        super().__init__(corpus, batch_size, length, seed=seed, split=split, **settings)
-        order = grain.MapDataset.range(self.num_examples).seed(seed % 2**32).shuffle()
-        self._order = order.repeat(None)
+        self._rows = _Rows(corpus, split, length, seed=seed, **settings)
+        super().__init__(batch_size, len(self._rows.index), seed)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches of one epoch, rounded up."""
-        return -(-self.num_examples // self.batch_size)
-
-    def rows(self, step: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-        """Only some rows of batch `step`: no other rows are read or made."""
-        if step < 0:
-            raise ValueError(f"step={step} must not be negative")
-        draws = step * self.batch_size + np.arange(self.batch_size)[rows]
-        return self._rows(np.array([self._order[int(d)] for d in draws]), draws)
+    def _make(self, numbers: np.ndarray, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+        numbers = numbers[rows]  # no other rows are read or made
+        return self._rows(self._examples(numbers), numbers)
 
 
-class PretrainEvalData(_PretrainRows):
+class PretrainEvalData(_OfCorpus, pipeline.EvalBatches):
     """Every row of a split exactly once, always with the same masks, cuts and swaps.
 
     The arrays are those of `PretrainData` and example_mask (B,) bool, False where the last batch is
     filled up with copies. With `num_rows` only so many rows, spread over the split.
-
-    Attributes:
-      order: (N,) the row that stands at each place of the batches.
     """
 
     def __init__(
         self, corpus, batch_size, length=128, *, seed=0, split="valid", num_rows=None, **settings
     ):
-        super().__init__(corpus, batch_size, length, seed=seed, split=split, **settings)
-        whole = self.num_examples
-        self.num_examples = min(num_rows or whole, whole)
+        self._rows = _Rows(corpus, split, length, seed=seed, **settings)
+        whole = len(self._rows.index)
+        count = min(num_rows or whole, whole)
         # Evenly over the split, so that a part of it has all kinds of documents.
-        self.order = np.arange(self.num_examples) * whole // self.num_examples
+        super().__init__(batch_size, np.arange(count) * whole // count)
 
-    def __len__(self) -> int:
-        return -(-self.num_examples // self.batch_size)
-
-    def rows(self, index: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-        """Only some rows of batch `index`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        numbers = index * self.batch_size + np.arange(self.batch_size)[rows]
-        mask = numbers < self.num_examples
-        numbers = self.order[np.minimum(numbers, self.num_examples - 1)]
-        return self._rows(numbers, numbers) | {"example_mask": mask}
+    def _make(self, examples, mask, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+        examples = examples[rows]
+        return self._rows(examples, examples)

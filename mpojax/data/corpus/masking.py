@@ -1,10 +1,10 @@
 """Choosing the tokens that a masked language model has to fill in."""
 
-import dataclasses
 import math
 
 import numpy as np
 
+from mpojax import checks
 from mpojax.data.tokenizers.vocabulary import SpecialTokens
 
 # Odd 64-bit numbers, between which SplitMix64 and its streams step; see `Randomness`.
@@ -12,7 +12,7 @@ _GOLDEN, _STREAM = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 _WORDS = 2**64
 
 
-@dataclasses.dataclass(frozen=True)
+@checks.settings("masking.")
 class Masking:
     """Settings of how tokens are masked, and what replaces them.
 
@@ -25,23 +25,18 @@ class Masking:
         rounded up.
     """
 
-    rate: float = 0.15
-    whole_words: bool = True
-    mask_share: float = 0.8
-    random_share: float = 0.1
-    max_predictions: int | None = None
+    rate: float = checks.field(checks.number(above=0, below=1), 0.15)
+    whole_words: bool = checks.field(checks.flag(), True)
+    mask_share: float = checks.field(checks.number(0, 1), 0.8)
+    random_share: float = checks.field(checks.number(0, 1), 0.1)
+    max_predictions: int | None = checks.field(checks.integer(1), None)
 
     def __post_init__(self):
-        if not 0 < self.rate < 1:
-            raise ValueError(f"rate={self.rate} must be between 0 and 1")
-        shares = (self.mask_share, self.random_share)
-        if min(shares) < 0 or sum(shares) > 1:
+        if self.mask_share + self.random_share > 1:
             raise ValueError(
-                f"mask_share={self.mask_share} and random_share={self.random_share} must not be "
-                "negative and sum to at most 1"
+                f"mask_share={self.mask_share} and random_share={self.random_share} must sum to at "
+                "most 1"
             )
-        if self.max_predictions is not None and self.max_predictions < 1:
-            raise ValueError(f"max_predictions={self.max_predictions} must be at least 1")
 
     def predictions(self, length: int) -> int:
         """P of rows of `length` tokens."""

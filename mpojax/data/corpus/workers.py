@@ -8,6 +8,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from mpojax import checks
+
 # (done, total), in units of the caller's choice.
 Advance = Callable[[int, int], None]
 
@@ -24,8 +26,7 @@ class Workers:
     """Runs jobs in processes, or with one worker right here. Use it in a `with` statement."""
 
     def __init__(self, count: int):
-        if count < 1:
-            raise ValueError(f"workers={count} must be at least 1")
+        checks.check_value("workers", count, checks.integer(1))
         self._count = count
         self._executor = None
 

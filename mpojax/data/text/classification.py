@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ import numpy as np
 from absl import logging
 
 from mpojax import checks
-from mpojax.data.sources import readers
+from mpojax.data.sources import readers, tables
+from mpojax.data.text import task as task_lib
 from mpojax.data.tokenizers import tokenizer as tokenizer_lib
 
 # Metrics of each kind of task that says nothing else, the main one first.
@@ -27,7 +29,7 @@ METRICS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class Split(task_lib.Examples):
     """One split: N texts, maybe N second texts, and N labels (int32 classes or float32 scores).
 
     `labels` is None for a published test split without labels.
@@ -38,45 +40,15 @@ class Split:
     pairs: Sequence[str] | None = None
 
     def __post_init__(self):
-        lengths = {"texts": len(self.texts)}
-        if self.labels is not None:
-            lengths["labels"] = len(self.labels)
-        if self.pairs is not None:
-            lengths["pairs"] = len(self.pairs)
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"texts, pairs and labels must have equal lengths; got {lengths}")
+        columns = {"texts": self.texts, "pairs": self.pairs, "labels": self.labels}
+        task_lib.check_lengths(columns)
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, count: int, seed: int = 0) -> "Split":
-        """A fixed random sample of `count` examples; all of them if there are fewer, or for -1.
-
-        Not the first ones: files are often sorted by label or source.
-
-        Raises:
-          ValueError: another count below 1.
-        """
-        return self.select(sample(len(self), count, seed))
-
-    def split_off(self, count: int, seed: int = 0) -> tuple["Split", "Split"]:
-        """(the rest, a fixed random sample of `count` examples).
-
-        Raises:
-          ValueError: nothing would be left.
-        """
-        if not 0 < count < len(self):
-            raise ValueError(f"cannot split {count} examples off {len(self)}; both parts need some")
-        order = np.random.default_rng(seed).permutation(len(self))
-        return self.select(np.sort(order[count:])), self.select(np.sort(order[:count]))
-
     def select(self, chosen: np.ndarray) -> "Split":
-        """The examples of the given indices, in that order."""
-        return Split(
-            [self.texts[i] for i in chosen],
-            None if self.labels is None else self.labels[chosen],
-            None if self.pairs is None else [self.pairs[i] for i in chosen],
-        )
+        columns = (self.texts, self.labels, self.pairs)
+        return Split(*(task_lib.chosen_of(column, chosen) for column in columns))
 
     def encode(self, tokenizer: tokenizer_lib.Tokenizer, max_length: int) -> dict[str, np.ndarray]:
         """Token arrays (N, max_length) and, where known, `labels` (N,)."""
@@ -87,12 +59,10 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTask:
+class TextTask(task_lib.Task):
     """A labelled data set and how models are judged on it.
 
     Attributes:
-      name: of the task.
-      splits: {name: examples}.
       label_names: of the classes, in the order of their numbers; empty unless a classification.
       kind: "classification" (integer labels), "regression" (one score per example) or "span" (the
         answer is a part of the second text).
@@ -100,16 +70,14 @@ class TextTask:
       dev_split: the split by which models are compared during development.
     """
 
-    name: str
-    splits: Mapping[str, Split]
     label_names: tuple[str, ...]
     kind: str = "classification"
     metrics: tuple[str, ...] = ()
     dev_split: str = "dev"
 
     def __post_init__(self):
-        if self.kind not in METRICS:
-            raise ValueError(f"kind={self.kind!r} of task {self.name!r}: allowed are {[*METRICS]}")
+        where = f"task {self.name!r}"
+        checks.check({"kind": self.kind}, {"kind": checks.one_of(*METRICS)}, where)
         if bool(self.label_names) != (self.kind == "classification"):
             raise ValueError(
                 f"task {self.name!r} is a {self.kind}: label_names={self.label_names} must "
@@ -134,18 +102,49 @@ class TextTask:
         """Outputs of a model's head: classes, 1 for a score, 2 (start, end) for a span."""
         return {"classification": len(self.label_names), "regression": 1, "span": 2}[self.kind]
 
-    def __getitem__(self, split: str) -> Split:
-        if split not in self.splits:
-            raise ValueError(
-                f"task {self.name!r} has no split {split!r}; has {sorted(self.splits)}"
-            )
-        return self.splits[split]
 
+def few_shot(
+    task: TextTask,
+    split: Split,
+    shots: int,
+    subset_seed: int = 0,
+) -> Split:
+    """`shots` examples of every class of a split; of a task without classes, `shots` in all.
 
-def sample(size: int, count: int, seed: int) -> np.ndarray:
-    """Ascending indices of a fixed random sample of `count` of `size` examples; -1: all of them."""
-    checks.check({"count": count}, {"count": checks.integer(1) | checks.one_of(-1)}, "take")
-    return np.sort(np.random.default_rng(seed).permutation(size)[: None if count == -1 else count])
+    A pure function of the task's name, the split, `shots` and `subset_seed`. Of one
+    seed, more shots give the same examples and further ones; seeds are independent.
+
+    Args:
+      task: of the split.
+      split: labelled examples.
+      shots: at least 1.
+      subset_seed: which of the random subsets, from 0.
+
+    Raises:
+      ValueError: a number out of range, no labels, or a class with too few examples.
+    """
+    checks.check_value("shots", shots, checks.integer(1))
+    checks.check_value("subset_seed", subset_seed, checks.integer(0))
+    if split.labels is None:
+        raise ValueError(f"the split of task {task.name!r} has no labels to draw examples by")
+    groups = {"all": np.arange(len(split))}
+    if task.kind == "classification":
+        groups = {
+            name: np.flatnonzero(split.labels == number)
+            for number, name in enumerate(task.label_names)
+        }
+    few = {name: len(places) for name, places in groups.items() if len(places) < shots}
+    if few:
+        raise ValueError(
+            f"shots={shots}: task {task.name!r} has too few examples of {few}; ask for at most "
+            f"{min(few.values())}"
+        )
+    word = int.from_bytes(hashlib.sha256(task.name.encode("utf-8")).digest()[:8], "big")
+    chosen = [
+        np.random.default_rng([word, subset_seed, number]).permutation(places)[:shots]
+        for number, places in enumerate(groups.values())
+    ]
+    return split.select(np.sort(np.concatenate(chosen)))
 
 
 def from_arrays(
@@ -153,12 +152,16 @@ def from_arrays(
 ) -> TextTask:
     """A task from {split: (texts, labels)}; labels are strings or integers 0..C-1.
 
+    >>> task = from_arrays("mood", {"train": (["good", "bad"], ["pos", "neg"])})
+    >>> task.label_names, task["train"].labels
+    (('neg', 'pos'), array([1, 0], dtype=int32))
+
     Raises:
       ValueError: a label is missing (None, not a number, nothing); names the split and the index.
     """
     classes = {
         split: [
-            readers.label_text(label, f"task {name!r}, split {split!r}: labels[{i}]")
+            tables.label_text(label, f"task {name!r}, split {split!r}: labels[{i}]")
             for i, label in enumerate(labels)
         ]
         for split, (_, labels) in splits.items()
@@ -205,16 +208,15 @@ def from_files(
       ValueError: a row does not parse, a column is missing, a split is empty, a label is unknown or
         no number; names the file and, where there is one, the line.
     """
-    if kind not in ("classification", "regression"):
-        raise ValueError(f"kind={kind!r}: files may hold 'classification' or 'regression'")
+    checks.check_value("kind", kind, checks.one_of("classification", "regression"))
     wanted = {text, label} | ({pair} if pair else set())
-    tables = {split: readers.read(path, wanted, quoting=quoting) for split, path in files.items()}
-    for table in tables.values():
+    by_split = {split: readers.read(path, wanted, quoting=quoting) for split, path in files.items()}
+    for table in by_split.values():
         if not len(table):
             raise ValueError(f"{table.path} holds no examples")
     labelled = {
         split: table
-        for split, table in tables.items()
+        for split, table in by_split.items()
         if not split.startswith("test")
         or (label in table.header and not all(table.unlabelled(label)))
     }
@@ -222,7 +224,7 @@ def from_files(
     if kind == "classification":
         names = tuple(labels) or _names_of_classes(labelled, label)
     splits = {}
-    for split, table in tables.items():
+    for split, table in by_split.items():
         values = None
         if split in labelled:
             values = table.classes(label, names) if names else table.scores(label)
@@ -230,9 +232,9 @@ def from_files(
     return TextTask(name, splits, names, kind, tuple(metrics), dev_split)
 
 
-def _names_of_classes(tables: Mapping[str, readers.Table], label: str) -> tuple[str, ...]:
+def _names_of_classes(by_split: Mapping[str, tables.Table], label: str) -> tuple[str, ...]:
     """Of the training split alone where there is one: a misspelt label elsewhere is an error."""
-    found = {split: table.labels(label) for split, table in tables.items()}
+    found = {split: table.labels(label) for split, table in by_split.items()}
     of_training = [found["train"]] if "train" in found else found.values()
     labels = [value for values in of_training for value in values]
     names = label_names(labels)
@@ -242,7 +244,7 @@ def _names_of_classes(tables: Mapping[str, readers.Table], label: str) -> tuple[
 
 def _warn_of_odd_classes(names: Sequence[str], counts: Mapping[str, int], column: str) -> None:
     """Says what a mistake in the labels looks like: scores as classes, a class of one example."""
-    whole = sum(map(readers.is_whole_number, names))
+    whole = sum(map(tables.is_whole_number, names))
     if len(names) > 10 and whole < len(names) and all(map(_is_number, names)):
         logging.warning(
             "column %r holds %d different numbers, each a class of its own; scores want "
@@ -268,15 +270,15 @@ def _is_number(text: str) -> bool:
 def label_names(labels: Sequence[int | str]) -> tuple[str, ...]:
     """Sorted distinct labels as strings; whole numbers sort by value, and 1.0 is 1."""
     distinct = {str(label) for label in labels}
-    if not all(map(readers.is_whole_number, distinct)):
+    if not all(map(tables.is_whole_number, distinct)):
         return tuple(sorted(distinct))
-    whole = {readers.whole_number(label) for label in distinct}
+    whole = {tables.whole_number(label) for label in distinct}
     return tuple(sorted(whole, key=lambda label: (int(label), label)))
 
 
 def to_classes(labels: Sequence[int | str], names: Sequence[str]) -> np.ndarray:
     """Class numbers (N,) int32: the index of each label in `names`."""
-    index = readers.class_index(names)
+    index = tables.class_index(names)
     found = [index(str(label)) for label in labels]
     if None in found:
         unknown = sorted({str(label) for label in labels if index(str(label)) is None})

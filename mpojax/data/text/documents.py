@@ -45,6 +45,9 @@ def split_sentences(text: str) -> list[str]:
     A sentence ends at a line break, and after . ! ? (with closing quotes and brackets) before white
     space, unless a lower-case letter follows or the point belongs to an initial or a common English
     abbreviation. Good enough for choosing places to cut; no word is lost or changed.
+
+    >>> split_sentences("Dr. No came. He left!")
+    ['Dr. No came.', 'He left!']
     """
     sentences = []
     for line in text.splitlines():
@@ -89,8 +92,7 @@ def cut_files(paths: list[pathlib.Path], documents: str, size: int = 2**26) -> l
       ValueError: an unknown way to cut, a file that Git LFS has not fetched, or one that is too
         large to be one document.
     """
-    if documents not in DOCUMENTS:
-        raise ValueError(f"documents={documents!r}; allowed are {list(DOCUMENTS)}")
+    checks.check_value("documents", documents, checks.one_of(*DOCUMENTS))
     pieces = []
     for path in paths:
         files.check_fetched(path)

@@ -9,10 +9,10 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 
-import grain
 import numpy as np
 
-from mpojax.data import fingerprint
+from mpojax import checks
+from mpojax.data import pipeline
 from mpojax.data.text import plain as plain_texts
 from mpojax.data.tokenizers.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ class TokenStream:
 
     def fingerprint(self) -> str:
         """Digest of the tokens, and of the number of words that perplexities divide by."""
-        return fingerprint.of_arrays({"tokens": self.tokens, "words": np.array(self.num_words)})
+        return pipeline.fingerprint({"tokens": self.tokens, "words": np.array(self.num_words)})
 
     @classmethod
     def from_documents(
@@ -112,13 +112,12 @@ def _groups(documents: Iterable[str]) -> Iterable[list[str]]:
         yield group
 
 
-class LanguageModelData:
-    """Endless shuffled batches of blocks: `data[step]` is a dict of arrays.
+class LanguageModelData(pipeline.TrainBatches):
+    """Endless shuffled batches of blocks.
 
-    Every epoch has its own order and its own borders: its blocks start at a random offset into the
-    stream, so that no token always stands at the start of a block without context. What the offset
-    leaves at both ends, less than two blocks, is not read in that epoch. Rows are numbered over all
-    batches: batches of another size hold the same rows in the same order.
+    Every epoch has its own borders, too: its blocks start at a random offset into the stream, so
+    that no token always stands at the start of a block without context. What the offset leaves at
+    both ends, less than two blocks, is not read in that epoch.
 
     A batch of B rows holds input_ids, targets (B, S) int32 (the next token of each position) and
     target_weights (B, S) float32, all 1.
@@ -147,45 +146,30 @@ class LanguageModelData:
         seed: int,
         shift: bool = True,
     ):
-        _check(stream, length, batch_size)
-        self.stream, self.length, self.batch_size, self.seed = stream, length, batch_size, seed
+        _check(stream, length)
+        self.stream, self.length = stream, length
         whole = (len(stream) - 1) // length
-        self.num_examples = max(1, whole - 1) if shift else whole
+        super().__init__(batch_size, max(1, whole - 1) if shift else whole, seed)
         self.num_tokens = self.num_examples * length
         self._spare = len(stream) - 1 - self.num_tokens if shift else 0
-        order = grain.MapDataset.range(self.num_examples).seed(seed % 2**32).shuffle()
-        self._order = order.repeat(None)
-        self._offset = functools.lru_cache(maxsize=64)(self._draw_offset)
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return self.rows(step, slice(None))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches of one epoch, rounded up."""
-        return -(-self.num_examples // self.batch_size)
+        self._offset = functools.lru_cache(maxsize=64)(self._random_offset)
 
     def fingerprint(self) -> str:
         """Digest of the text."""
         return self.stream.fingerprint()
 
-    def rows(self, step: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-        """Only some rows of batch `step`: no other rows are made."""
-        if step < 0:
-            raise ValueError(f"step={step} must not be negative")
-        draws = step * self.batch_size + np.arange(self.batch_size)[rows]
-        starts = [
-            self._offset(int(draw) // self.num_examples) + int(self._order[int(draw)]) * self.length
-            for draw in draws
-        ]
-        return _blocks(self.stream.tokens, np.array(starts, np.int64), self.length)
+    def _make(self, numbers: np.ndarray, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+        numbers = numbers[rows]
+        offsets = [self._offset(int(epoch)) for epoch in numbers // self.num_examples]
+        starts = np.array(offsets, np.int64) + self._examples(numbers) * self.length
+        return _blocks(self.stream.tokens, starts, self.length)
 
-    def _draw_offset(self, epoch: int) -> int:
-        draw = np.random.default_rng(np.random.SeedSequence((self.seed % 2**32, epoch)))
-        return int(draw.integers(self._spare + 1))
+    def _random_offset(self, epoch: int) -> int:
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed % 2**32, epoch)))
+        return int(rng.integers(self._spare + 1))
 
 
-class LanguageModelEvalData:
+class LanguageModelEvalData(pipeline.EvalBatches):
     """Every token of a stream but its first is predicted exactly once, in batches of one size.
 
     Window k starts at token k · stride, the last one so that it ends with the stream; of its S
@@ -208,7 +192,6 @@ class LanguageModelEvalData:
       num_examples: windows.
       num_tokens: targets that count, T - 1: the perplexity per token divides by them.
       num_words: of the stream: the perplexity per word divides the same sum by them.
-      order: (N,) the window that stands at each place of the batches.
 
     Raises:
       ValueError: length below 2 or above what the stream holds, a stride outside 1..length, or a
@@ -218,40 +201,27 @@ class LanguageModelEvalData:
     def __init__(
         self, stream: TokenStream, length: int, batch_size: int, *, stride: int | None = None
     ):
-        _check(stream, length, batch_size)
+        _check(stream, length)
         stride = length if stride is None else stride
-        if not 1 <= stride <= length:
-            raise ValueError(f"stride={stride} must be from 1 to length={length}")
-        self.stream, self.length, self.batch_size, self.stride = stream, length, batch_size, stride
+        checks.check_value("stride", stride, checks.integer(1, length).noted("the length"))
+        self.stream, self.length, self.stride = stream, length, stride
         self.num_tokens, self.num_words = len(stream) - 1, stream.num_words
         last = self.num_tokens - length  # where the last window starts
-        self.num_examples = 1 + -(-last // stride)
-        self._starts = np.minimum(np.arange(self.num_examples) * stride, last)
+        super().__init__(batch_size, np.arange(1 + -(-last // stride)))
+        self._starts = np.minimum(self.order * stride, last)
         # Targets that windows before have predicted: those below the end of the one before.
         before = np.concatenate([[0], self._starts[:-1] + length])
         self._seen = before - self._starts
-        self.order = np.arange(self.num_examples)
-
-    def __len__(self) -> int:
-        return -(-self.num_examples // self.batch_size)
 
     def fingerprint(self) -> str:
         """Digest of the text."""
         return self.stream.fingerprint()
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows(index, slice(None))
-
-    def rows(self, index: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-        """Only some rows of batch `index`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        numbers = index * self.batch_size + np.arange(self.batch_size)[rows]
-        mask = numbers < self.num_examples
-        numbers = np.minimum(numbers, self.num_examples - 1)
-        batch = _blocks(self.stream.tokens, self._starts[numbers], self.length)
-        counts = (np.arange(self.length) >= self._seen[numbers][:, None]) & mask[:, None]
-        return batch | {"target_weights": counts.astype(np.float32), "example_mask": mask}
+    def _make(self, examples, mask, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+        examples, mask = examples[rows], mask[rows]
+        batch = _blocks(self.stream.tokens, self._starts[examples], self.length)
+        counts = (np.arange(self.length) >= self._seen[examples][:, None]) & mask[:, None]
+        return batch | {"target_weights": counts.astype(np.float32)}
 
 
 def continuations(
@@ -265,9 +235,8 @@ def continuations(
     Raises:
       ValueError: a number below 1, or a stream shorter than one prompt with its continuation.
     """
-    for name, value in {"prompt": prompt, "length": length, "count": count}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    sizes = {"prompt": prompt, "length": length, "count": count}
+    checks.check(sizes, dict.fromkeys(sizes, checks.integer(1)))
     size = prompt + length
     if size > len(stream):
         raise ValueError(
@@ -289,13 +258,10 @@ def _blocks(tokens: np.ndarray, starts: np.ndarray, length: int) -> dict[str, np
     }
 
 
-def _check(stream: TokenStream, length: int, batch_size: int) -> None:
-    if length < 2:
-        raise ValueError(f"length={length} must be at least 2")
+def _check(stream: TokenStream, length: int) -> None:
+    checks.check_value("length", length, checks.integer(2))
     if length >= len(stream):
         raise ValueError(
             f"length={length} needs blocks of {length + 1} tokens, but {stream.name} has only "
             f"{len(stream)}; lower the length or take more text"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from absl import logging
 
+from mpojax import files
 from mpojax.data.corpus import shards
 from mpojax.data.sources import file_tasks
 from mpojax.data.text import documents as text_documents
@@ -61,14 +62,14 @@ def load_texts(
       missing: only asking for their split is an error;
     - `file:train=a.txt,dev=b.txt,test=c.txt`: one or more files, each .txt file one document, each
       line of a .jsonl file one, its text in the field "text";
-    - a folder of .txt and .jsonl files, such as `tools/fetch_texts.py` writes. Documents are held
+    - a folder of .txt and .jsonl files, such as `tools/texts/fetch.py` writes. Documents are held
       out as whole ones, by the SHA-256 of their text; of less than about ten, none are;
     - several of these, joined by `+`. All must have a train split; dev and test hold the documents
       of those that have one.
 
     Args:
       data_dir: where relative names are looked for; default: the current folder, then
-        `$MPOJAX_DATA`, else `../shared/data`.
+        `$MPOJAX_DATA`, else `data`.
       held_out: fraction of a folder's documents in each of dev and test.
 
     Raises:
@@ -100,27 +101,26 @@ def load_texts(
 def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
     if data_dir is not None:
         return [pathlib.Path(data_dir).expanduser()]
-    default = os.environ.get("MPOJAX_DATA") or "../shared/data"
-    return [pathlib.Path(), pathlib.Path(default).expanduser()]
+    return [pathlib.Path(), files.data_dir()]
 
 
 def _wikitext(name: str, roots: list[pathlib.Path]) -> Texts:
-    files, lacking = {}, {}
+    paths, lacking = {}, {}
     folders = [root / folder for root in roots for folder in _WIKITEXT_FOLDERS]
     folders += [root for root in roots if root.name in _WIKITEXT_FOLDERS]
     for split, own in zip(SPLITS, ("train", "valid", "test"), strict=True):
         names = [pattern.format(own) for pattern in _WIKITEXT_FILES]
         found = [f / file for f in folders for file in names if (f / file).is_file()]
         if found:
-            files[split] = found[0]
+            paths[split] = found[0]
         else:
             lacking[split] = f"no {' or '.join(names)} in {folders[0]}"
-    if not files:
+    if not paths:
         raise FileNotFoundError(
             f"no WikiText-2: {lacking['test']} (nor in {', '.join(map(str, folders[1:]))}); pass "
             "data_dir (or set MPOJAX_DATA) to the folder that holds wikitext-2"
         )
-    return Texts(name, {split: read_files([path]) for split, path in files.items()}, lacking)
+    return Texts(name, {split: read_files([path]) for split, path in paths.items()}, lacking)
 
 
 def _files(name: str, roots: list[pathlib.Path]) -> Texts:

@@ -11,21 +11,32 @@ the class as target.
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
 
-from mpojax.data.sources import glue
+from mpojax import checks
+from mpojax.data import mixture, pipeline, tasks
+from mpojax.data.sources import bible, file_tasks, glue, readers
+from mpojax.data.sources.glue import splits as glue_splits
 from mpojax.data.text import classification as text_classification
+from mpojax.data.text import task as task_lib
 from mpojax.data.tokenizers.tokenizer import Tokenizer
 
 # Prediction for an answer that is no score, as in T5's own evaluation.
 NO_SCORE = -1.0
 
+PAIRS_PREFIX = "pairs:"
+_OWN = (file_tasks.PREFIX, PAIRS_PREFIX)
+_ANY_TEXT = ("labels", "prefix")  # options with values that may be names of tasks
+_BIBLE = "bible"
+_OPTIONS = ("source", "target", "prefix", "name", "quoting")
+
 
 @dataclasses.dataclass(frozen=True)
-class TextPairs:
+class TextPairs(task_lib.Examples):
     """One split: N source texts, N target texts and, of a labelled task, N labels.
 
     `targets` is None where labels are not published.
@@ -36,21 +47,14 @@ class TextPairs:
     labels: np.ndarray | None = None
 
     def __post_init__(self):
-        sizes = {name: len(v) for name, v in vars(self).items() if v is not None}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(f"sources, targets and labels must have equal lengths; got {sizes}")
+        task_lib.check_lengths(vars(self))
 
     def __len__(self) -> int:
         return len(self.sources)
 
-    def take(self, count: int, seed: int = 0) -> "TextPairs":
-        """A fixed random sample of `count` examples; all of them if there are fewer, or for -1."""
-        chosen = text_classification.sample(len(self), count, seed)
-        return TextPairs(
-            [self.sources[i] for i in chosen],
-            None if self.targets is None else [self.targets[i] for i in chosen],
-            None if self.labels is None else self.labels[chosen],
-        )
+    def select(self, chosen: np.ndarray) -> "TextPairs":
+        columns = (self.sources, self.targets, self.labels)
+        return TextPairs(*(task_lib.chosen_of(column, chosen) for column in columns))
 
     def encode(
         self,
@@ -83,9 +87,7 @@ class TextPairs:
                 "eos_token in its tokenizer_config.json"
             )
         lengths = {"max_length": max_length, "max_target_length": max_target_length}
-        for name, length in lengths.items():
-            if length < 2:
-                raise ValueError(f"{name}={length} must be at least 2: text and its end")
+        checks.check(lengths, dict.fromkeys(lengths, checks.integer(2).noted("text and its end")))
         ids, mask = _padded(self.sources, tokenizer, max_length, "sources")
         arrays = {"input_ids": ids, "attention_mask": mask}
         if self.targets is not None:
@@ -117,12 +119,12 @@ def _padded(texts: Sequence[str], tokenizer: Tokenizer, length: int, what: str):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextToTextTask:
+class TextToTextTask(task_lib.Task):
     """A task in words, and how generated answers are judged.
 
+    The sources of labelled tasks start with its name.
+
     Attributes:
-      name: of the task; the sources of labelled tasks start with it.
-      splits: {name: pairs of texts}.
       kind: "classification", "regression" or "generation" (any text is an answer).
       label_names: of the classes, in the order of their numbers; empty unless a classification.
       metrics: the main one first: those of the labelled task, or "bleu".
@@ -130,20 +132,11 @@ class TextToTextTask:
       score_range: of the labels of a regression.
     """
 
-    name: str
-    splits: Mapping[str, TextPairs]
     kind: str = "generation"
     label_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("bleu",)
     dev_split: str = "dev"
     score_range: tuple[float, float] = (-math.inf, math.inf)
-
-    def __getitem__(self, split: str) -> TextPairs:
-        if split not in self.splits:
-            raise ValueError(
-                f"task {self.name!r} has no split {split!r}; has {sorted(self.splits)}"
-            )
-        return self.splits[split]
 
     @property
     def num_labels(self) -> int:
@@ -238,3 +231,127 @@ def _pairs_of(task: text_classification.TextTask, split: text_classification.Spl
 def target_text(label: int | float, kind: str) -> str:
     """A class as its number, a score in steps of .2: 2.57 is "2.6"."""
     return str(int(label)) if kind == "classification" else f"{round(float(label) * 5) / 5:.1f}"
+
+
+def load_text_to_text(
+    name: str, data_dir: str | os.PathLike | None = None, *, paper_splits: bool = True
+) -> TextToTextTask:
+    """Loads a task as text to text.
+
+    `name` is one of
+
+    - a GLUE task, `vader_movie`, or your own labelled files as `file:...`: see `load_task`;
+    - `bible`: King James to World English verses (see `bible`); fetches its own data;
+    - your own pairs of texts in .tsv, .csv, .jsonl or .parquet files, one per split:
+      `pairs:train=a.tsv,dev=b.tsv;source=old;target=new;prefix=translate`, where `source` and
+      `target` are columns (by default named so), `prefix` comes before every source (default:
+      nothing), `name` is that of the task in results and `quoting` is as for `file:...`. Relative
+      paths start at `data_dir`.
+
+    Args:
+      data_dir: see `load_task`.
+      paper_splits: GLUE tasks with labelled splits for selection and test: see
+        `glue_splits`. Off: the splits as published.
+
+    Raises:
+      FileNotFoundError, ImportError, ConnectionError, ValueError: as `load_task`.
+    """
+    if name == _BIBLE:
+        splits = {
+            split: TextPairs([f"bible: {text}" for text in old], new)
+            for split, (old, new) in bible.load().items()
+        }
+        return TextToTextTask(name, splits)
+    if name.startswith(PAIRS_PREFIX):
+        return _load_pairs(name, data_dir)
+    tasks.check_task(name, also=(_BIBLE,))
+    task = tasks.load_task(name, data_dir)
+    if paper_splits and name in glue.TASKS:
+        task = glue_splits.paper_splits(task)
+    return from_task(task)
+
+
+def task_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Several tasks from a comma list such as "cola,rte", from a sequence, or from both at once.
+
+    Commas inside `file:...` and `pairs:...` stay with them: between splits (train=a,dev=b), and in
+    the options that take several values or any text, `metric` up to the name of a task, `labels`
+    and `prefix` up to another such entry. Behind those two, name the other tasks first, or give a
+    sequence.
+
+        >>> task_names("file:train=a.tsv,dev=b.tsv;name=mine,rte")
+        ('file:train=a.tsv,dev=b.tsv;name=mine', 'rte')
+    """
+    lists = [value] if isinstance(value, str) else value
+    return tuple(entry for text in lists for entry in _entries(text))
+
+
+def _entries(text: str) -> list[str]:
+    found: list[str] = []
+    for part in text.split(","):
+        if found and _belongs(part.strip(), found[-1]):
+            found[-1] += f",{part}"
+        elif part.strip():
+            found.append(part)
+    return [entry.strip() for entry in found]
+
+
+def _belongs(part: str, entry: str) -> bool:
+    """True if a part of a comma list belongs to the entry before it."""
+    entry = entry.strip()
+    if not part or not entry.startswith(_OWN) or part.startswith(_OWN):
+        return False
+    _, semicolon, option = entry.rpartition(";")
+    if not semicolon:
+        return "=" in part
+    name = option.partition("=")[0].strip()
+    return name in _ANY_TEXT or (name == "metric" and part not in (*tasks.TASKS, _BIBLE))
+
+
+def _load_pairs(line: str, data_dir: str | os.PathLike | None) -> TextToTextTask:
+    splits, *rest = line.removeprefix(PAIRS_PREFIX).split(";")
+    example = "'pairs:train=a.tsv,dev=b.tsv;source=COLUMN;target=COLUMN'"
+    files = file_tasks.pairs(splits.split(","), line, example)
+    options = file_tasks.pairs([part for part in rest if part.strip()], line, example)
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise ValueError(f"{line!r}: unknown options {unknown}; allowed are {list(_OPTIONS)}")
+    source, target = options.get("source", "source"), options.get("target", "target")
+    prefix = f"{options['prefix']} " if "prefix" in options else ""
+    root = os.path.expanduser(data_dir or ".")
+    loaded = {}
+    for split, path in files.items():
+        file = os.path.join(root, os.path.expanduser(path))
+        table = readers.read(file, {source, target}, quoting=options.get("quoting", "auto"))
+        if not len(table):
+            raise ValueError(f"{table.path} holds no examples")
+        sources = [prefix + text for text in table.texts(source)]
+        loaded[split] = TextPairs(sources, table.texts(target))
+    return TextToTextTask(options.get("name", "pairs"), loaded)
+
+
+def multi_task(
+    arrays: Mapping[str, pipeline.Arrays],
+    batch_size: int,
+    *,
+    seed: int,
+    temperature: float = 10.0,
+    lengths: Sequence[int] = (),
+) -> mixture.Mixture:
+    """Training batches of several tasks, sampled with a temperature.
+
+    A task of N examples gets a share proportional to N ** (1 / temperature): 1 = by size, 10 =
+    nearly equal (the paper's), infinity = equal.
+
+    Args:
+      arrays: {task: arrays of its training split, as `TextPairs.encode` gives them}, all of one
+        shape, with labels.
+
+    Raises:
+      ValueError: a temperature below 1; further as `Mixture`.
+    """
+    if temperature != math.inf:
+        checks.check_value("temperature", temperature, checks.number(1).noted("1: by size"))
+    return mixture.Mixture(
+        arrays, batch_size, seed=seed, exponent=1.0 / temperature, lengths=lengths
+    )

@@ -18,7 +18,6 @@ that transformers gives, with its defaults for each class (see `tokenizer_classe
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import shlex
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from mpojax import checks, files
 from mpojax.data.tokenizers import classes
 from mpojax.data.tokenizers import settings as tokenizer_settings
 from mpojax.data.tokenizers.classes import BYTE_LEVEL_FILES, WORD_PIECE_FILES
-from mpojax.data.tokenizers.settings import LISTS, MAX_ID, ROLES, USUAL_NAMES, Settings
+from mpojax.data.tokenizers.settings import LISTS, MAX_ID, ROLES, USUAL_NAMES, TokenizerSettings
 
 _SENTENCE_PIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _ALTERNATIVES = (*WORD_PIECE_FILES, *BYTE_LEVEL_FILES)
@@ -39,27 +38,8 @@ _GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
 _MAX_BYTES = 256 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A folder's tokenizer.
-
-    Attributes:
-      backend: the tokenizer.
-      roles: its token by role, for the roles of `USUAL_NAMES`; None where it has none.
-      truncation_side: "left" or "right": where too long texts lose tokens.
-      split_special_tokens: whether names of special tokens in a text are text.
-      has_token_types: whether the model takes token types (model_input_names).
-    """
-
-    backend: tokenizers.Tokenizer
-    roles: dict[str, str | None]
-    truncation_side: str
-    split_special_tokens: bool
-    has_token_types: bool
-
-
-def read(folder: pathlib.Path) -> Loaded:
-    """The tokenizer of a folder.
+def read(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer of a folder, and the other arguments of `Tokenizer`.
 
     Raises:
       FileNotFoundError: the folder has none of the files; names them.
@@ -73,13 +53,14 @@ def read(folder: pathlib.Path) -> Loaded:
         backend, values = _rebuild(folder, settings)
     if max(backend.get_vocab().values(), default=0) > MAX_ID:
         raise ValueError(f"{folder}: the tokenizer has ids above {MAX_ID}, which no model has")
-    return Loaded(
-        backend,
-        {role: _special_token(backend, values, role) for role in USUAL_NAMES},
-        values.get("truncation_side") or (backend.truncation or {}).get("direction", "right"),
-        values.get("split_special_tokens", False),
-        "token_type_ids" in (values.get("model_input_names") or ("token_type_ids",)),
-    )
+    inputs = values.get("model_input_names") or ("token_type_ids",)
+    return backend, {
+        **{role: _special_token(backend, values, role) for role in USUAL_NAMES},
+        "truncation_side": values.get("truncation_side")
+        or (backend.truncation or {}).get("direction", "right"),
+        "split_special_tokens": values.get("split_special_tokens", False),
+        "has_token_types": "token_type_ids" in inputs,
+    }
 
 
 def word_piece(vocabulary: dict[str, int], lower_case: bool) -> tokenizers.Tokenizer:
@@ -113,7 +94,7 @@ def _special_token(backend: tokenizers.Tokenizer, values: Mapping, role: str) ->
     return next((name for name in names if backend.token_to_id(name) is not None), None)
 
 
-def _read_whole(path: pathlib.Path, settings: Settings) -> tokenizers.Tokenizer:
+def _read_whole(path: pathlib.Path, settings: TokenizerSettings) -> tokenizers.Tokenizer:
     """The tokenizer in a tokenizer.json, with what the settings add to it."""
     _check_size(path)
     with library_errors(f"{path} is not a readable tokenizer file"):
@@ -130,7 +111,9 @@ def _read_whole(path: pathlib.Path, settings: Settings) -> tokenizers.Tokenizer:
     return backend
 
 
-def _rebuild(folder: pathlib.Path, settings: Settings) -> tuple[tokenizers.Tokenizer, dict]:
+def _rebuild(
+    folder: pathlib.Path, settings: TokenizerSettings
+) -> tuple[tokenizers.Tokenizer, dict]:
     """The tokenizer of a folder without tokenizer.json; its settings with the class's tokens."""
     found = [n for n in _ALTERNATIVES if all((folder / name).is_file() for name in n)]
     if not found:
@@ -173,7 +156,7 @@ def _check_required(kind: classes.Kind, values: Mapping, there: set[str], path) 
         )
 
 
-def _named_kind(folder, settings: Settings, found: list) -> classes.Kind | None:
+def _named_kind(folder, settings: TokenizerSettings, found: list) -> classes.Kind | None:
     """The kind of the folder's class; None where the files alone tell it.
 
     Raises:
@@ -194,7 +177,7 @@ def _named_kind(folder, settings: Settings, found: list) -> classes.Kind | None:
     raise ValueError(f"{problem}; {_advice(folder, settings)}")
 
 
-def _files_tell(settings: Settings, found: list) -> bool:
+def _files_tell(settings: TokenizerSettings, found: list) -> bool:
     """True if the files say enough where no class is named: they come alone, or are vocab.txt."""
     return found[0] in WORD_PIECE_FILES or settings.model_type in (None, "mpojax")
 
@@ -206,7 +189,7 @@ def _kind_of(names: tuple[str, ...], vocabulary: Mapping[str, int]) -> classes.K
     return classes.ROBERTA if is_roberta else classes.GPT2
 
 
-def _advice(folder: pathlib.Path, settings: Settings) -> str:
+def _advice(folder: pathlib.Path, settings: TokenizerSettings) -> str:
     name = settings.class_name if settings.is_named else "AutoTokenizer"
     place = repr(str(folder.resolve()))
     call = f"{name}.from_pretrained({place}).save_pretrained({place})"
@@ -217,7 +200,7 @@ def _advice(folder: pathlib.Path, settings: Settings) -> str:
     )
 
 
-def _raise_not_found(folder: pathlib.Path, settings: Settings):
+def _raise_not_found(folder: pathlib.Path, settings: TokenizerSettings):
     for name in _SENTENCE_PIECE:
         if (folder / name).is_file():
             raise ValueError(
@@ -231,7 +214,7 @@ def _raise_not_found(folder: pathlib.Path, settings: Settings):
     )
 
 
-def _add_tokens(backend, settings: Settings, kind: classes.Kind | None, folder) -> None:
+def _add_tokens(backend, settings: TokenizerSettings, kind: classes.Kind | None, folder) -> None:
     """Adds the added tokens and makes the special ones special, as transformers does.
 
     Special tokens that only the kind names, and that the vocabulary lacks, are left out.
@@ -259,7 +242,7 @@ def _add_tokens(backend, settings: Settings, kind: classes.Kind | None, folder) 
         backend.add_tokens([_as_special(n) for n in names if backend.token_to_id(n) is not None])
 
 
-def _has_id(backend, role: str, token, settings: Settings, folder) -> bool:
+def _has_id(backend, role: str, token, settings: TokenizerSettings, folder) -> bool:
     """True if a special token has an id.
 
     Raises:
@@ -275,7 +258,7 @@ def _has_id(backend, role: str, token, settings: Settings, folder) -> bool:
     )
 
 
-def _specials(settings: Settings, defaults: Mapping[str, str]) -> list[tuple[str, Any]]:
+def _specials(settings: TokenizerSettings, defaults: Mapping[str, str]) -> list[tuple[str, Any]]:
     """(role, token) of the special tokens that are named, and the class's for other roles."""
     others = [(role, token) for role, token in defaults.items() if role not in settings.values]
     order = {role: place for place, role in enumerate(ROLES)}

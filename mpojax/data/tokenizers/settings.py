@@ -78,7 +78,7 @@ _CONFIG = _SPECIAL | {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TokenizerSettings:
     """Settings of a folder's tokenizer, besides the vocabulary.
 
     Attributes:
@@ -106,7 +106,7 @@ class Settings:
         return not self.added and tokenizer_folders.is_written_here(self.values, name)
 
 
-def read_settings(folder: pathlib.Path) -> Settings:
+def read_settings(folder: pathlib.Path) -> TokenizerSettings:
     """The settings of a folder.
 
     Raises:
@@ -128,7 +128,7 @@ def read_settings(folder: pathlib.Path) -> Settings:
     special += [(LISTS[0], _special(token)) for token in early + late]
     is_whole = (folder / "tokenizer.json").is_file()
     class_name = tokenizer_folders.class_of(config, model, is_whole=is_whole)
-    return Settings(
+    return TokenizerSettings(
         {k: _content(v) if k.endswith("_token") and _is_token(v) else v for k, v in raw.items()},
         class_name and class_name.removesuffix("Fast"),
         model.get("model_type"),

@@ -24,6 +24,7 @@ class Tokenizer:
       bos_token, bos_id, eos_token, eos_id: beginning and end of a text, one token in GPT-2; None
         where the tokenizer has none. `encode` adds them only where the tokenizer's files say so.
       truncation_side: "right" or "left": the end of a text that `encode` cuts.
+      split_special_tokens: names of special tokens in a text are text.
       has_token_types: False where model_input_names of tokenizer_config.json lacks token_type_ids:
         they are zeros then, of the second text of a pair too.
 
@@ -43,7 +44,7 @@ class Tokenizer:
         has_token_types: bool = True,
     ):
         self._backend = backend
-        self._split_special = backend.encode_special_tokens = split_special_tokens
+        self.split_special_tokens = backend.encode_special_tokens = split_special_tokens
         self.truncation_side = truncation_side
         self.has_token_types = has_token_types
         self.bos_token, self.bos_id = bos_token, self._id("bos_token", bos_token)
@@ -72,15 +73,8 @@ class Tokenizer:
           ValueError: a file is corrupt, a special token that is named is not in the vocabulary, or
             there is none to pad with.
         """
-        loaded = loading.read(pathlib.Path(folder).expanduser())
-        roles = loaded.roles | ({"pad_token": pad_token} if pad_token else {})
-        return cls(
-            loaded.backend,
-            **roles,
-            truncation_side=loaded.truncation_side,
-            split_special_tokens=loaded.split_special_tokens,
-            has_token_types=loaded.has_token_types,
-        )
+        backend, found = loading.read(pathlib.Path(folder).expanduser())
+        return cls(backend, **found | ({"pad_token": pad_token} if pad_token else {}))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and tokenizer_config.json into a folder, made where needed."""
@@ -93,7 +87,7 @@ class Tokenizer:
         }
         if self.truncation_side != "right":
             settings["truncation_side"] = self.truncation_side
-        if self._split_special:
+        if self.split_special_tokens:
             settings["split_special_tokens"] = True
         if not self.has_token_types:
             settings["model_input_names"] = ["input_ids", "attention_mask"]
@@ -145,7 +139,7 @@ class Tokenizer:
             with _library_errors():
                 encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         finally:
-            self._backend.encode_special_tokens = self._split_special
+            self._backend.encode_special_tokens = self.split_special_tokens
         return [encoding.ids for encoding in encodings]
 
     def encode_windows(

@@ -1,18 +1,10 @@
-"""MPOBERT: very deep encoders whose layers share central cores (Findings of EMNLP 2023, "Enhancing
-Scalability of Pre-trained Language Models via Efficient Parameter Sharing", pp. 13771-13785).
-
-The six matrices of every layer are chains at full bonds. The central core of each is stored once
-and used by all layers, or by those of one block in the "+" variants; auxiliary cores and low-rank
-adapters belong to the layer; biases and norms are shared by default, as in the released code. All
-else is ALBERT: a narrow token embedding with a map to the hidden size, and heads for masked words
-and for the order of sentences. How such a model starts: `mpojax.methods.mpobert.start`.
-"""
+"""Settings and shapes of encoders whose layers share central cores."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mpojax import models, mpo, nn
+from mpojax import checks, models, mpo, nn
 
 # Roles (`mpojax.nn.ROLES`) of what a layer may have for itself.
 BIAS_AND_NORM = ("shared", "per_layer")
@@ -48,8 +40,7 @@ def variant(name: str, **changes) -> tuple[models.EncoderConfig, dict[str, mpo.M
     Raises:
       ValueError: an unknown name, or see `settings`.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r} of MPOBERT; there are {', '.join(VARIANTS)}.")
+    checks.check_names([name], VARIANTS, "variant of MPOBERT")
     return settings(**{**VARIANTS[name], **changes})
 
 
@@ -99,13 +90,9 @@ def settings(
         "num_labels": 2,
         **encoder_fields,
     }
-    known = {field.name for field in dataclasses.fields(models.EncoderConfig)}
-    if unknown := sorted(set(encoder_fields) - known):
-        raise ValueError(f"unknown arguments {unknown}; fields of an encoder are {sorted(known)}.")
-    if bias_and_norm not in BIAS_AND_NORM:
-        raise ValueError(
-            f"bias_and_norm={bias_and_norm!r} must be one of {', '.join(BIAS_AND_NORM)}."
-        )
+    known = [field.name for field in dataclasses.fields(models.EncoderConfig)]
+    checks.check_names(encoder_fields, known, "fields of the encoder")
+    checks.check_value("bias_and_norm", bias_and_norm, checks.one_of(*BIAS_AND_NORM))
     shared = {"central": True, "auxiliary": share_auxiliary, "other": bias_and_norm == "shared"}
     # Without adapters their role is no one's: a model that shares all else then shares everything.
     shared["adapter"] = all(shared.values()) and not adapter_rank
@@ -134,10 +121,8 @@ def chain(in_features: int, out_features: int, num_cores: int = 5) -> mpo.MPOSha
 
 
 def _adapters(rank: int, targets: Sequence[str], outside: bool) -> tuple[tuple[str, int], ...]:
-    if unknown := sorted(set(targets) - set(TARGETS)):
-        raise ValueError(f"adapter_targets has {unknown}; allowed are {', '.join(TARGETS)}.")
-    if rank < 0:
-        raise ValueError(f"adapter_rank={rank} must be 0, for none, or more.")
+    checks.check_names(targets, TARGETS, "adapter_targets")
+    checks.check_value("adapter_rank", rank, checks.integer(0))
     if rank == 0:
         return ()
     patterns = [rf"layers/\d+/.*/({'|'.join(targets)})"] if targets else []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from absl import logging
 
-from mpojax import models, mpo
+from mpojax import checks, models, mpo
 from mpojax.methods.mpobert import teacher as teacher_lib
 
 # (depth, auxiliary cores of a chain) -> factor of each auxiliary core in layers without a teacher.
@@ -27,8 +27,8 @@ _FACTORS: dict[str, Callable[[int, int], float]] = {
     "theory_each_core": lambda depth, cores: (cores * depth) ** (-1 / (3 * cores - 2)),
 }
 SCALINGS = tuple(_FACTORS)
-DRAWS = ("normal", "xavier", "identity")
-# Standard deviation of fresh tables and matrices, as in BERT and ALBERT.
+INITS = ("normal", "xavier", "identity")
+# Standard stddev of fresh tables and matrices, as in BERT and ALBERT.
 STDDEV = 0.02
 
 Shapes = Mapping[str, mpo.MPOShape]
@@ -40,8 +40,7 @@ def factor(scaling: str, num_layers: int, num_cores: int = 5) -> float:
     Raises:
       ValueError: an unknown scaling.
     """
-    if scaling not in _FACTORS:
-        raise ValueError(f"scaling={scaling!r} must be one of {', '.join(SCALINGS)}.")
+    checks.check_value("scaling", scaling, checks.one_of(*SCALINGS))
     return _FACTORS[scaling](num_layers, num_cores - 1)
 
 
@@ -49,7 +48,7 @@ def from_scratch(
     config: models.EncoderConfig,
     shapes: Shapes,
     *,
-    draw: str = "normal",
+    init: str = "normal",
     scaling: str = "none",
     gauge: str = "central",
     stddev: float = STDDEV,
@@ -60,33 +59,32 @@ def from_scratch(
 
     Args:
       config, shapes: of `mpobert.settings`, or of any other encoder (also without chains).
-      draw: how chains start. "normal": one matrix is drawn for each role and decomposed once; all
+      init: of chains. "normal": one random matrix for each role, decomposed once; all
         layers begin with it (section 4.3 of the paper, figure 3a). "identity": the same without a
         decomposition: identity auxiliary cores, the matrix itself in the central one. "xavier":
-        every core drawn by itself, by Xavier's rule on its two sides.
+        every core random by itself, by Xavier's rule on its two sides.
       scaling: of the auxiliary cores of all layers; see `SCALINGS`.
       gauge: of the decomposition; see `mpo.decompose`.
       stddev: of the entries of matrices; those of tables have 0.02. BERT has 0.02 at a width of
         768; narrow models learn faster with more, such as 0.02 * (768 / hidden size)^(1/2).
       adapter_stddev: of the entries of adapters' down maps.
-      seed: of all draws.
+      seed: of all that is random.
 
     Raises:
-      ValueError: an unknown draw, scaling or gauge.
+      ValueError: an unknown init, scaling or gauge.
     """
-    if draw not in DRAWS:
-        raise ValueError(f"draw={draw!r} must be one of {', '.join(DRAWS)}.")
+    checks.check_value("init", init, checks.one_of(*INITS))
     rng = np.random.default_rng(seed)
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
     chains = {}
     for role, shape in teacher_lib.roles(shapes).items():
         w = rng.normal(0.0, stddev, (shape.in_features, shape.out_features))
-        chains[role] = mpo.decompose(w, shape, "identity" if draw == "identity" else gauge)
+        chains[role] = mpo.decompose(w, shape, "identity" if init == "identity" else gauge)
     arrays = _fresh(config, shapes, rng, {"kernel": stddev, "down": adapter_stddev})
     for path, shape in shapes.items():
         role = teacher_lib.role_of(path)
-        cores = _xavier(rng, shape) if draw == "xavier" or scaling == "paper_text" else chains[role]
-        if draw != "xavier":
+        cores = _xavier(rng, shape) if init == "xavier" or scaling == "paper_text" else chains[role]
+        if init != "xavier":
             cores = (
                 *cores[: shape.central],
                 chains[role][shape.central],
@@ -160,10 +158,10 @@ def from_teacher(
         )
     rng = np.random.default_rng(seed)
     arrays = _fresh(config, shapes, rng, {"down": adapter_stddev})
-    theirs = models.to_arrays(models.unshared(teacher))
-    teacher_lib.take_over(arrays, theirs, teacher.config, config)
+    teacher_arrays = models.to_arrays(models.unshared(teacher))
+    teacher_lib.take_over(arrays, teacher_arrays, teacher.config, config)
     chains = teacher_lib.copied_chains if copies else teacher_lib.fitted_chains
-    for path, cores in chains(theirs, teacher.config, config, shapes, central, gauge):
+    for path, cores in chains(teacher_arrays, teacher.config, config, shapes, central, gauge):
         shape = shapes[path]
         if teacher_lib.layer_of(path) >= taught:
             if scaling == "paper_text":

@@ -58,7 +58,7 @@ def copies_one_layer(teacher: models.EncoderConfig, config: models.EncoderConfig
     return all(len(found) == 1 for found in sources.values())
 
 
-def take_over(arrays: dict, theirs: Mapping, teacher, config) -> None:
+def take_over(arrays: dict, teacher_arrays: Mapping, teacher, config) -> None:
     """Puts the teacher's arrays in the place of ours, for everything that is no chain.
 
     That is tables, map, pooler, heads, biases and norms of layers.
@@ -71,13 +71,13 @@ def take_over(arrays: dict, theirs: Mapping, teacher, config) -> None:
         is_own = "/adapter/" in name or (
             name.startswith("head/") and not _same_head(teacher, config)
         )
-        if source in theirs and not is_own:
-            if theirs[source].shape != arrays[name].shape:
+        if source in teacher_arrays and not is_own:
+            if teacher_arrays[source].shape != arrays[name].shape:
+                found, wanted = teacher_arrays[source].shape, arrays[name].shape
                 raise ValueError(
-                    f"the teacher does not fit the model: {source} is {theirs[source].shape}, must "
-                    f"be {arrays[name].shape}."
+                    f"the teacher does not fit the model: {source} is {found}, must be {wanted}."
                 )
-            arrays[name] = theirs[source]
+            arrays[name] = teacher_arrays[source]
 
 
 def _same_head(teacher, config) -> bool:
@@ -85,32 +85,32 @@ def _same_head(teacher, config) -> bool:
     return all(getattr(teacher, name) == getattr(config, name) for name in names)
 
 
-def copied_chains(theirs, teacher, config, shapes, central, gauge) -> Chains:
+def copied_chains(teacher_arrays, teacher, config, shapes, central, gauge) -> Chains:
     """(path, cores) of every matrix; each of the teacher's is decomposed once."""
     known = {}
     for path, shape in shapes.items():
         source = _map(layer_of(path), teacher, config)
         key = role_of(path), source - source % teacher.block_size, shape
         if key not in known:
-            w = np.asarray(theirs[f"layers/{key[1]}/{key[0]}/kernel"], np.float64)
+            w = np.asarray(teacher_arrays[_kernel(key[1], key[0])], np.float64)
             known[key] = mpo.decompose(w, shape, gauge)
         yield path, known[key]
 
 
-def fitted_chains(theirs, teacher, config, shapes, central, gauge) -> Chains:
+def fitted_chains(teacher_arrays, teacher, config, shapes, central, gauge) -> Chains:
     """(path, cores): central cores of a mean or one layer, auxiliary cores by least squares."""
     errors: dict[str, list[float]] = {}
     for first in range(0, config.num_layers, config.block_size):
         block = range(first, first + config.block_size)
         for role, shape in roles(shapes).items():
             own = {
-                layer: np.asarray(theirs[f"layers/{_map(layer, teacher, config)}/{role}/kernel"])
+                layer: np.asarray(teacher_arrays[_kernel(_map(layer, teacher, config), role)])
                 for layer in block
             }
             if central == "mean":
                 middle = np.mean(np.stack(list(own.values())), axis=0, dtype=np.float64)
             else:
-                middle = np.asarray(theirs[f"layers/{central}/{role}/kernel"], np.float64)
+                middle = np.asarray(teacher_arrays[_kernel(central, role)], np.float64)
             start = mpo.decompose(middle, shape, gauge)
             if shares_auxiliary(config):
                 yield f"layers/{first}/{role}", start
@@ -124,6 +124,10 @@ def fitted_chains(theirs, teacher, config, shapes, central, gauge) -> Chains:
             "%s: relative error of the fitted layers %.3f on average, %.3f at most",
             *(role, np.mean(values), np.max(values)),
         )
+
+
+def _kernel(layer: int, role: str) -> str:
+    return f"layers/{layer}/{role}/kernel"
 
 
 def _map(layer: int, teacher, config) -> int:

@@ -5,8 +5,8 @@ Every feed-forward block of a pre-trained decoder or encoder-decoder becomes a m
 Each matrix of an expert is a chain of five cores at full bonds, of which the central one is stored
 once for all experts of the block. While training, a random mask leaves the update of the central
 cores out, since the tokens of all experts move them. Here are the paper's models as data; what does
-the work: `mpojax.compression.add_experts`, `mpojax.nn.ExpertFeedForward`, and the optimizer's
-`central_mask`.
+the work: `mpojax.compression.add_experts`, `mpojax.nn.ExpertFeedForward`, and the optimizers of
+`gradient_mask`.
 
 A variant is named KIND, number of experts, options: mpoe8, switch16, unshared8, mpoe8_m3_nomask.
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mpojax import files
+from mpojax import checks, files
 from mpojax.data import pipeline
-from mpojax.training import evaluation, hooks, layer_names, sharding
+from mpojax.training import evaluation, hooks, sharding, update_statistics
 from mpojax.training import state as state_lib
 from mpojax.training.tasks import language_modeling
 
@@ -52,10 +52,8 @@ class RouterStatistics(hooks.Hook):
     order = 50
 
     def __init__(self, data: pipeline.EvalData, every: int = 100, batches: int = 8):
-        if every < 0:
-            raise ValueError(f"every={every} must not be negative")
-        if batches < 1:
-            raise ValueError(f"batches={batches} must be at least 1")
+        checks.check_value("every", every, checks.integer(0))
+        checks.check_value("batches", batches, checks.integer(1))
         self.data, self.every, self.batches = data, every, batches
         self._compiled: Any = None
 
@@ -96,7 +94,7 @@ class RouterStatistics(hooks.Hook):
         state, sums = loop.state, None
         for index in range(min(self.batches, len(self.data))):
             rows = self._masked(index, self.data.rows(index, local))
-            batch = sharding.place_batch(rows, self.data.batch_size, loop.mesh)
+            batch = sharding.shard_batch(rows, self.data.batch_size, loop.mesh)
             found = self._compiled(state.definition, state.trainable, state.frozen, batch)
             layers = [_weighted(layer) for layer in _by_layer(jax.device_get(found))]
             if not layers:
@@ -144,12 +142,12 @@ def layers_with_experts(state: state_lib.TrainState) -> list[str]:
     routed = set()
     for path, leaf in parameters.items():
         if state_lib.layer_axes(path):
-            stack = layer_names.stack_of(path)
+            stack = update_statistics.stack_of(path)
             depths[stack] = max(depths.get(stack, 0), leaf.shape[0])
             if re.fullmatch(r".*/router/.+", path):
                 routed.add(stack)
-    firsts, prefixes = layer_names.firsts(depths), layer_names.prefixes(depths)
-    order = sorted(routed, key=lambda s: (layer_names.tower_of(s) != "encoder", firsts[s]))
+    firsts, prefixes = update_statistics.firsts(depths), update_statistics.prefixes(depths)
+    order = sorted(routed, key=lambda s: (update_statistics.tower_of(s) != "encoder", firsts[s]))
     return [
         f"{prefixes[stack]}layer_{firsts[stack] + index:02d}"
         for stack in order

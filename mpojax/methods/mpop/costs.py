@@ -2,7 +2,7 @@
 
 The counterpart of singular values: in the central gauge index a of a bond stands for one part of
 the matrix, and its score is the change of the loss if that part went, to first order and with a
-second-order term, since it is not small (`pet_groups`, criterion "hybrid").
+second-order term, since it is not small (`pet.scores`, criterion "hybrid").
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from mpojax import models, mpo
-from mpojax.methods.pet import groups
+from mpojax.methods.pet import groups, scores
 from mpojax.training import objectives
 from mpojax.training import state as state_lib
 
@@ -49,7 +49,7 @@ def loss_spectra(
       slopes: gradients by the first cores, for each batch, such as `gradients` gives them.
     """
     names = {path: [f"{path}/cores/{k}" for k in range(len(c[0]))] for path, c in canonical.items()}
-    spec = {path: groups.Groups("chain", tuple(names[path])) for path in canonical}
+    spec = {path: groups.Chain(tuple(names[path])) for path in canonical}
     maps = {path: mpo.gauge_maps(cores[0], cores[1]) for path, cores in canonical.items()}
     params = {
         name: core
@@ -62,10 +62,10 @@ def loss_spectra(
         for path, own in names.items():
             parts = mpo.transform_gradients([batch[name] for name in own], maps[path])
             moved |= dict(zip(own, parts, strict=True))
-        scores = jax.device_get(groups.batch_scores(params, moved, spec, "hybrid"))
-        total = scores if total is None else jax.tree.map(np.add, total, scores)
-    found = groups.final_scores("hybrid", spec, params, total)
-    return {path: [np.sqrt(score) for score in scores] for path, scores in found.items()}
+        found = jax.device_get(scores.batch_scores(params, moved, spec, "hybrid"))
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    whole = scores.final_scores("hybrid", spec, params, total)
+    return {path: [np.sqrt(score) for score in bonds] for path, bonds in whole.items()}
 
 
 def costs(canonical: Mapping[str, tuple], measure: str, slopes=None):

@@ -1,6 +1,6 @@
 """Dimension squeezing: bonds cut step by step, each cut followed by lightweight fine-tuning.
 
-Source: MPOP paper (ACL 2021), section 4.2 and algorithm 2, with its defects fixed: spectra are
+Source: MPOP paper (ACL 2021), section 4.2 and algorithm 2, with these points fixed: spectra are
 refreshed from the trained cores before every choice, bonds are really sliced with the optimizer's
 moments along, the development metric decides (a gain is no reason to stop), and a cut that costs
 too much is reverted.
@@ -21,12 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from mpojax import files, models, mpo, training
-from mpojax.methods import mpop
-from mpojax.methods.mpop import costs as squeeze_costs
-from mpojax.methods.mpop import moments
-from mpojax.methods.mpop import settings as squeeze_settings
-from mpojax.methods.mpop.settings import Settings
+from mpojax import checks, files, models, mpo, training
+from mpojax.methods import moments, mpop
+from mpojax.methods.mpop import costs
+from mpojax.methods.mpop.settings import SqueezingSettings
 
 
 class Train(Protocol):
@@ -45,11 +43,11 @@ class Train(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Result of squeezing.
+    """Result of `Squeezing`.
 
     Attributes:
       state: the last accepted state; None if a signal ended the run before its end.
-      phases: one record each, see `Squeezer`.
+      phases: one record each, see `Squeezing`.
       why: what ended it.
     """
 
@@ -58,24 +56,16 @@ class Result:
     why: str
 
 
-def squeeze(
-    model: models.Model,
-    settings: Settings,
-    *,
-    trainable: str,
-    make_optimizer: Callable[[models.Model], Any],
-    train: Train,
-    metric: str,
-    first_steps: int,
-    folder: pathlib.Path,
-    seed: int = 0,
-    gradients: squeeze_costs.Gradients | None = None,
-) -> Result:
-    """Tunes, then cuts and tunes until the budget, the gap, or the ladder ends it.
+@dataclasses.dataclass(kw_only=True)
+class Squeezing:
+    """One run: tunes, then cuts and tunes until the budget, the metric or the bond grid ends it.
+
+    A record of a phase: phase, cuts ([{group, bond, rung, cost, saved}]), bonds ({role or path:
+    bonds}), parameters, trained, metric, drop (against phase 0), accepted, step, compilations.
 
     Args:
       model: in MPO form, usually at full bonds.
-      settings: see `Settings`.
+      settings: see `SqueezingSettings`.
       trainable: a name of `mpop.FILTERS`.
       make_optimizer: the optimizer for a model; its state must not depend on anything else.
       train: see `Train`.
@@ -85,49 +75,30 @@ def squeeze(
       seed: of the training state.
       gradients: model -> gradients of batches, which the measure "loss" needs.
     """
-    return Squeezer(
-        *(model, settings, trainable, make_optimizer, train, metric, first_steps, folder, seed),
-        gradients=gradients,
-    ).run()
 
+    model: models.Model
+    settings: SqueezingSettings
+    trainable: str
+    make_optimizer: Callable[[models.Model], Any]
+    train: Train
+    metric: str
+    first_steps: int
+    folder: pathlib.Path
+    seed: int = 0
+    gradients: costs.Gradients | None = None
 
-class Squeezer:
-    """One run of `squeeze`.
-
-    A record of a phase: phase, cuts ([{group, bond, rung, cost, saved}]), bonds ({role or path:
-    bonds}), parameters, trained, metric, drop (against phase 0), accepted, step, compilations.
-    """
-
-    def __init__(
-        self,
-        model,
-        settings,
-        trainable,
-        make_optimizer,
-        train,
-        metric,
-        first_steps,
-        folder,
-        seed,
-        gradients=None,
-    ):
-        squeeze_settings.check(settings, model)
-        if settings.measure == "loss" and gradients is None:
-            raise ValueError("squeeze.measure='loss' needs gradients: give squeeze(gradients=...).")
-        self.gradients = gradients
-        self.settings, self.make_optimizer, self.train = settings, make_optimizer, train
-        self.metric, self.first_steps, self.folder, self.seed = metric, first_steps, folder, seed
-        if trainable not in mpop.FILTERS:
-            raise ValueError(
-                f"trainable={trainable!r} cannot be squeezed: allowed are {sorted(mpop.FILTERS)}."
-            )
-        self.model, self.filter = model, mpop.trainable_filter(trainable)
-        self.limit = squeeze_settings.parameter_limit(settings, model)
+    def __post_init__(self):
+        self.settings.check(self.model)
+        if self.settings.measure == "loss" and self.gradients is None:
+            raise ValueError("squeeze.measure='loss' needs gradients: give gradients=...")
+        checks.check_value("trainable", self.trainable, checks.one_of(*mpop.FILTERS))
+        self.filter = mpop.trainable_filter(self.trainable)
+        self.limit = self.settings.parameter_budget(self.model)
         self.phases: list[dict] = []
         self.pending: dict | None = None  # the phase that has been begun
         self.shapes = dict(self.model.shapes)  # of the last accepted state
         self.step = 0  # of the last accepted state
-        self.banned: list[str] = []
+        self.excluded: list[str] = []
         self._canonical: dict[str, tuple] = {}  # of the state that is about to be cut
 
     def run(self) -> Result:
@@ -147,14 +118,14 @@ class Squeezer:
         if not self.phases:
             return None
         if not self.phases[-1]["accepted"] and self.settings.on_drop == "stop":
-            return f"the metric fell by more than {self.settings.gap}"
+            return f"the metric fell by more than {self.settings.max_metric_drop}"
         accepted = [phase for phase in self.phases if phase["accepted"]][-1]
         if self.limit is not None and accepted["parameters"] <= self.limit:
             return "the budget is met"
         if len(self.phases) > self.settings.max_phases:
             return f"{self.settings.max_phases} phases are done"
         if self.pending is not None and not self.pending["cuts"]:
-            return "nothing is left to cut" + (" besides what is banned" if self.banned else "")
+            return "nothing is left to cut" + (" besides what is excluded" if self.excluded else "")
         return None
 
     def _phase(self, state: training.TrainState, saved) -> tuple[training.TrainState, bool]:
@@ -182,8 +153,8 @@ class Squeezer:
             saved.save(result.state)
             saved.wait()
             self.shapes, self.step = self.pending["shapes"], record["step"]
-        elif self.settings.on_drop == "ban":
-            self.banned += sorted({cut["group"] for cut in record["cuts"]})
+        elif self.settings.on_drop == "exclude":
+            self.excluded += sorted({cut["group"] for cut in record["cuts"]})
         self.phases.append(record)
         self.pending = None
         self._save()
@@ -196,27 +167,27 @@ class Squeezer:
         canonical = self._canonicalized(state)
         paths = list(canonical)
         slopes = self.gradients(state.model()) if self.settings.measure == "loss" else None
-        spectra, how = squeeze_costs.costs(canonical, self.settings.measure, slopes)
+        spectra, how = costs.costs(canonical, self.settings.measure, slopes)
         shapes = {path: self.shapes[path] for path in paths}
         parameters = sum(models.count_parameters(state.model()).values())
         cuts, target, most = [], *self._aim()
         # At least one: a large cut may have gone beyond the aim of the next phase.
         while not cuts or (len(cuts) < most and (target is None or parameters > target)):
             cut = mpo.cheapest_cut(
-                squeeze_settings.groups(self.settings, paths),
+                self.settings.groups(paths),
                 shapes,
                 spectra,
-                self.settings.ladder,
-                banned=self.banned,
+                self.settings.grid,
+                excluded=self.excluded,
                 **how,
             )
             if cut is None:
                 break
             shapes |= cut.shapes
             parameters -= cut.saved
-            facts = {name: getattr(cut, name) for name in ("group", "bond", "rung", "cost")}
-            cuts.append({**facts, "saved": cut.saved})
-            logging.info("cut %s to %d: cost %.3g", cut.group, cut.rung, cut.cost)
+            record = {name: getattr(cut, name) for name in ("group", "bond", "cost", "saved")}
+            cuts.append(record | {"rung": cut.bond_dim})
+            logging.info("cut %s to %d: cost %.3g", cut.group, cut.bond_dim, cut.cost)
         self.pending |= {"cuts": cuts, "shapes": self.shapes | shapes}
 
     def _aim(self) -> tuple[int | None, float]:
@@ -242,14 +213,14 @@ class Squeezer:
         if self.settings.optimizer_state == "reset":
             held = moments.reset(state.optimizer, fresh)
         else:
-            held = moments.transfer(state.optimizer, fresh, maps, model, cut, self.filter)
+            held = moments.regauge_and_slice(state.optimizer, fresh, maps, model, cut)
         return state.with_model(cut, self.filter, optimizer, held), optimizer
 
     def _canonicalized(self, state: training.TrainState) -> dict[str, tuple]:
         """{path: (cores, cores in the central gauge, spectra)} of what may be cut, in float64."""
         if not self._canonical:
             arrays = models.to_arrays(state.model())
-            for path in squeeze_settings.matrices(self.settings, self.model):
+            for path in self.settings.select(self.model):
                 cores = _cores(arrays, path, self.shapes)
                 self._canonical[path] = (cores, *mpo.canonicalize_with_spectra(cores))
         return self._canonical
@@ -266,12 +237,12 @@ class Squeezer:
         return {
             "phase": len(self.phases),
             "cuts": self.pending["cuts"],
-            "bonds": squeeze_settings.bonds_by_group(self.settings, self.pending["shapes"]),
+            "bonds": self.settings.bonds_by_group(self.pending["shapes"]),
             "parameters": counts["total"],
             "trained": counts["trainable"],
             "metric": value,
             "drop": start - value,
-            "accepted": start - value <= self.settings.gap,
+            "accepted": start - value <= self.settings.max_metric_drop,
             "step": int(result.state.step),
             "compilations": result.traces,
         }
@@ -301,7 +272,7 @@ class Squeezer:
     def _save(self) -> None:
         content = {
             "phases": self.phases,
-            "banned": self.banned,
+            "excluded": self.excluded,
             "step": self.step,
             "shapes": _to_json(self.shapes),
             "pending": self.pending and self.pending | {"shapes": _to_json(self.pending["shapes"])},
@@ -313,7 +284,8 @@ class Squeezer:
         if not path.is_file():
             return
         content = json.loads(path.read_text(encoding="utf-8"))
-        self.phases, self.banned = content["phases"], content["banned"]
+        self.phases = content["phases"]
+        self.excluded = content.get("excluded", content.get("banned"))  # as older versions said
         self.step, self.shapes = content["step"], _from_json(content["shapes"])
         if content["pending"] is not None:
             shapes = _from_json(content["pending"]["shapes"])

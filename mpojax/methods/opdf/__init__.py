@@ -7,35 +7,19 @@ matrix, decomposed alike; at the end the chains are contracted to the dense stud
 comparable in a common gauge, which the paper's code does not have: here signs are fixed, and the
 student's bonds are rotated onto the teacher's, before training.
 
-Without a teacher this is OPF (ACL 2023): `prepare(student, ...)` on selected matrices.
+Without a teacher this is OPF (ACL 2023, `opdf.opf`): `prepare(student, ...)` on selected matrices.
 """
 
-from mpojax.methods.opdf.distill import (
-    ALIGNMENTS,
-    MATRICES,
-    Settings,
-    Targets,
-    added_numbers,
-    alignment_loss,
-    planned_shapes,
-    prepare,
-    prepared,
-    rate_factor,
-    role,
-    select,
-)
+from mpojax.methods.opdf.distillation import alignment_loss, prepared, rate_factor
+from mpojax.methods.opdf.student import MATRICES, OPDFSettings, Targets, planned_shapes, prepare
 
 __all__ = [
-    "ALIGNMENTS",
     "MATRICES",
-    "Settings",
+    "OPDFSettings",
     "Targets",
-    "added_numbers",
     "alignment_loss",
     "planned_shapes",
     "prepare",
     "prepared",
     "rate_factor",
-    "role",
-    "select",
 ]

@@ -1,6 +1,5 @@
-"""Distilling a text classifier or a regression: what the student learns from its teacher."""
+"""Losses of a distilled text classifier or regression: outputs, hidden states, aligned cores."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mpojax import checks, models, mpo
 from mpojax.training import objectives
+from mpojax.training import state as state_lib
 
 
 class Pair(nnx.Module):
@@ -62,7 +63,10 @@ def of_student(path: tuple, variable: Any) -> bool:
     return path[0] == "student" and isinstance(variable, nnx.Param)
 
 
-@dataclasses.dataclass(frozen=True)
+_WEIGHT = checks.number(0)
+
+
+@checks.settings()
 class Weights:
     """Weights of the terms of a student's loss.
 
@@ -75,21 +79,15 @@ class Weights:
       temperature: that both sides' logits are divided by. No factor of its square.
     """
 
-    logits: float = 1.0
-    task: float = 0.0
-    hidden: float = 0.0
-    layers: float = 0.0
-    attention: float = 0.0
-    temperature: float = 1.0
+    logits: float = checks.field(_WEIGHT, 1.0)
+    task: float = checks.field(_WEIGHT, 0.0)
+    hidden: float = checks.field(_WEIGHT, 0.0)
+    layers: float = checks.field(_WEIGHT, 0.0)
+    attention: float = checks.field(_WEIGHT, 0.0)
+    temperature: float = checks.field(checks.number(above=0), 1.0)
 
     def __post_init__(self):
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature!r} must be above 0.")
-        terms = ("logits", "task", "hidden", "layers", "attention")
-        for name in terms:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must not be negative.")
-        if not any(getattr(self, name) for name in terms):
+        if not any((self.logits, self.task, self.hidden, self.layers, self.attention)):
             raise ValueError("all weights are zero: nothing would be learned.")
 
 
@@ -118,28 +116,30 @@ def distillation_loss(
     def loss(pair: Pair, batch: dict, key: jax.Array | None) -> tuple[jax.Array, dict]:
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = [batch.get(name) for name in names]
-        own, states, attention = _outputs(pair.student, inputs, key, weights)
-        theirs, goals, their_attention = jax.lax.stop_gradient(
+        logits, states, attention = _outputs(pair.student, inputs, key, weights)
+        teacher_logits, teacher_states, teacher_attention = jax.lax.stop_gradient(
             _outputs(pair.teacher, inputs, None, weights)
         )
         mask = batch.get("attention_mask")
-        terms = {"distillation": _output_distance(pair, own, theirs, weights.temperature)}
+        terms = {
+            "distillation": _output_distance(pair, logits, teacher_logits, weights.temperature)
+        }
         total = weights.logits * terms["distillation"]
-        task_loss, metrics = task_objective(pair)(lambda *_: own, batch, key)
+        task_loss, metrics = task_objective(pair)(lambda *_: logits, batch, key)
         if weights.task:
             terms["task_loss"] = task_loss
             total = total + weights.task * terms["task_loss"]
         if weights.hidden:
-            terms["hidden"] = hidden_distance(states[-1], goals[-1], mask)
+            terms["hidden"] = hidden_distance(states[-1], teacher_states[-1], mask)
             total = total + weights.hidden * terms["hidden"]
         mapped = np.array(layer_map, np.int32)
         if weights.layers:
-            pairs = zip(states, goals[mapped], strict=True)
+            pairs = zip(states, teacher_states[mapped], strict=True)
             parts = [hidden_distance(one, other, mask) for one, other in pairs]
             terms["layers"] = sum(parts) / len(parts)
             total = total + weights.layers * terms["layers"]
         if weights.attention:
-            terms["attention"] = attention_distance(attention, their_attention[mapped], mask)
+            terms["attention"] = attention_distance(attention, teacher_attention[mapped], mask)
             total = total + weights.attention * terms["attention"]
         if extra is not None:
             terms["alignment"] = extra(pair)
@@ -155,10 +155,10 @@ def task_objective(pair: Pair) -> objectives.LossFunction:
     return objectives.objective(kind)
 
 
-def _output_distance(pair: Pair, own, theirs, temperature: float) -> jax.Array:
+def _output_distance(pair: Pair, logits, teacher_logits, temperature: float) -> jax.Array:
     if pair.config.num_labels == 1:
-        return jnp.mean(jnp.square(own - theirs))
-    return logit_distance(own, theirs, temperature)
+        return jnp.mean(jnp.square(logits - teacher_logits))
+    return logit_distance(logits, teacher_logits, temperature)
 
 
 def _outputs(model, inputs, key, weights: Weights):
@@ -215,3 +215,51 @@ def attention_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array |
     divergence = jnp.mean(jnp.sum(teacher * logs, axis=-1), axis=(0, 2))
     real = jnp.ones_like(divergence) if mask is None else (mask != 0).astype(divergence.dtype)
     return jnp.sum(real * divergence) / jnp.sum(real)
+
+
+def alignment_loss(
+    student: models.Model, targets: Mapping[str, Sequence], alignment: str, relative: bool = True
+) -> jax.Array:
+    """Mean over matrices of the relative distance between student and teacher; a scalar.
+
+    The teacher's cores are constants. Works under jit, with gradients to the student's cores; the
+    central core has none but with "weight".
+
+    Args:
+      student: from `prepare`.
+      targets: from `prepare`.
+      alignment, relative: see `OPDFSettings`.
+    """
+    if alignment == "none" or not targets:
+        return jnp.zeros((), jnp.float32)
+    flat = state_lib.flatten_variables(student)
+    arrays = models.logical_arrays(student, flat)
+    parts = []
+    for path, goal in targets.items():
+        cores = [arrays[f"{path}/cores/{k}"] for k in range(len(goal))]
+        goal = [jax.lax.stop_gradient(jnp.asarray(core)) for core in goal]
+        parts.append(_distance(cores, goal, alignment, relative))
+    return sum(parts) / len(parts)
+
+
+def _distance(cores, goal, alignment: str, relative: bool) -> jax.Array:
+    if alignment == "projector":
+        return mpo.projector_distance(cores, goal)
+    if alignment != "weight":
+        return mpo.core_distance(cores, goal, relative)
+    one, other = (mpo.to_matrix(tuple(c)) for c in (cores, goal))
+    scale = jnp.mean(jnp.square(other)) if relative else 1.0
+    return jnp.mean(jnp.square(one - other)) / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
+
+
+def prepared(pair: Pair) -> Pair:
+    """The pair with the student's matrices rebuilt from their cores: once for all micro-batches."""
+    ready = Pair(models.merged(pair.student), pair.teacher)
+    ready.target_names, ready.constants = pair.target_names, pair.constants
+    ready.chains = pair.student
+    return ready
+
+
+def rate_factor(num_cores: int, exponent: float = 0.5) -> float:
+    """n^-a for chains of n cores: their step on the matrix grows with n, the best rate falls."""
+    return num_cores**-exponent

@@ -10,8 +10,9 @@ run (`Dynamic`).
 import collections
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,59 +22,47 @@ import optax
 from absl import logging
 from flax import nnx
 
-from mpojax import models, training
-from mpojax.methods import opdf
-from mpojax.methods.mpop import moments
+from mpojax import checks, models, training
+from mpojax.methods import moments, opdf
 from mpojax.methods.pet import groups
+from mpojax.methods.pet import scores as pet_scores
 from mpojax.training import objectives
 from mpojax.training import state as state_lib
 
 STRATEGIES = ("static", "dynamic")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@checks.settings("opf.")
+class OPFSettings:
     """Settings of which matrices are over-parameterised.
 
     Attributes:
       strategy: "static" or "dynamic".
       num_per_role: N, matrices of each role in all.
       num_per_round: n, of each role at a time ("dynamic").
-      interval: steps between two times ("dynamic"); below 1: a fraction of all steps. The paper
+      interval: steps between two rounds ("dynamic"); below 1: a fraction of all steps. The paper
         gives no number.
       score_batches: batches of training data that scores are summed over.
       num_inner_cores: cores between the outer two of every chain.
       matrices: regular expression over matrix paths.
     """
 
-    strategy: str = "dynamic"
-    num_per_role: int = 8
-    num_per_round: int = 2
-    interval: float = 0.05
-    score_batches: int = 8
-    num_inner_cores: int = 9
-    matrices: str = opdf.MATRICES
-
-    def __post_init__(self):
-        if self.strategy not in STRATEGIES:
-            raise ValueError(
-                f"opf.strategy={self.strategy!r} must be one of {', '.join(STRATEGIES)}."
-            )
-        for name in ("num_per_role", "num_per_round", "score_batches"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"opf.{name}={value!r} must be an integer of at least 1.")
-        if not self.interval > 0:
-            raise ValueError(f"opf.interval={self.interval!r} must be above 0.")
-        _ = self.chains
+    strategy: str = checks.field(checks.one_of(*STRATEGIES), "dynamic")
+    num_per_role: int = checks.field(checks.integer(1), 8)
+    num_per_round: int = checks.field(checks.integer(1), 2)
+    interval: float = checks.field(checks.number(above=0), 0.05)
+    score_batches: int = checks.field(checks.integer(1), 8)
+    num_inner_cores: int = checks.field(checks.integer(0), 9)
+    matrices: str = checks.field(checks.expression(), opdf.MATRICES)
 
     @property
-    def chains(self) -> opdf.Settings:
-        return opdf.Settings(
+    def chains(self) -> opdf.OPDFSettings:
+        """Of every chain."""
+        return opdf.OPDFSettings(
             num_inner_cores=self.num_inner_cores, matrices=self.matrices, alignment="none"
         )
 
-    def places(self, steps: int) -> list[int]:
+    def round_steps(self, steps: int) -> list[int]:
         """After which of so many steps matrices are chosen, if there are enough.
 
         Raises:
@@ -91,7 +80,7 @@ class Settings:
         return [every * (time + 1) for time in range(times)]
 
 
-def only(settings: opdf.Settings, paths: Sequence[str]) -> opdf.Settings:
+def only(settings: opdf.OPDFSettings, paths: Sequence[str]) -> opdf.OPDFSettings:
     """The settings for just these matrices, without alignment.
 
     Raises:
@@ -106,17 +95,17 @@ def only(settings: opdf.Settings, paths: Sequence[str]) -> opdf.Settings:
 def convert(
     state: training.TrainState,
     paths: Sequence[str],
-    settings: opdf.Settings,
+    settings: opdf.OPDFSettings,
     trainable: nnx.filterlib.Filter,
     make_optimizer: Callable[[models.Model], optax.GradientTransformation],
 ) -> tuple[training.TrainState, optax.GradientTransformation]:
     """The same run with more matrices as chains: it computes the same; step and moments are kept.
 
-    The moments of the new cores start afresh; see `moments.carried`.
+    The moments of the new cores start afresh; see `moments.copy_by_name`.
 
     Args:
       state: of a run whose matrices `paths` are dense.
-      paths: matrix paths, such as `opdf.select` gives them.
+      paths: matrix paths, such as `select` gives them.
       settings: how long the chains are; its matrices and alignment do not count.
       trainable: filter of what is trained.
       make_optimizer: from a model; all it makes are of one kind.
@@ -131,11 +120,11 @@ def convert(
     new, _ = opdf.prepare(old, only(settings, paths))
     optimizer = make_optimizer(new)
     fresh = training.TrainState.create(new, trainable, optimizer).optimizer
-    carried = moments.carried(state.optimizer, fresh, old, new, trainable)
+    carried = moments.copy_by_name(state.optimizer, fresh, old, new)
     return state.with_model(new, trainable, optimizer, carried), optimizer
 
 
-def candidates(model: models.Model, settings: Settings) -> list[str]:
+def candidates(model: models.Model, settings: OPFSettings) -> list[str]:
     """Matrices that may become chains: dense, and matched by the settings.
 
     Raises:
@@ -172,7 +161,7 @@ def dynamic_scores(
 ) -> dict[str, float]:
     """|<W, dL/dW>| of each matrix (equation 7), the gradient summed over batches.
 
-    To first order the change of the loss if the matrix were zero: `groups.score_groups` of
+    To first order the change of the loss if the matrix were zero: `scores.score_groups` of
     whole matrices.
 
     Args:
@@ -182,7 +171,7 @@ def dynamic_scores(
       batches: of training data.
     """
     names = {path: models.dense_name(path) for path in paths}
-    spec = {path: groups.Groups("module", (name,)) for path, name in names.items()}
+    spec = {path: groups.Module((name,)) for path, name in names.items()}
     model = nnx.eval_shape(state.model)
 
     @jax.jit
@@ -192,7 +181,7 @@ def dynamic_scores(
 
         trees = state.trainable, jax.grad(value)(state.trainable)
         params, grads = (models.logical_arrays(model, state_lib.flatten(tree)) for tree in trees)
-        return groups.score_groups(params, grads, spec)
+        return pet_scores.score_groups(params, grads, spec)
 
     total = functools.reduce(
         functools.partial(jax.tree.map, jnp.add), (scores(state, batch) for batch in batches)
@@ -200,12 +189,53 @@ def dynamic_scores(
     return {path: abs(float(score)) for path, (score,) in jax.device_get(total).items()}
 
 
+def select(
+    scores: Mapping[str, float],
+    number: int,
+    chosen: Sequence[str] = (),
+    num_per_role: float = math.inf,
+) -> list[str]:
+    """Matrices that matter most, `number` of each role: what OPF over-parameterises.
+
+    A role is the end of a path, such as attention/query.
+
+    Args:
+      scores: {matrix path: how much the loss depends on it}, such as `static_scores` and
+        `dynamic_scores` give them.
+      number: of each role.
+      chosen: paths that are chosen already.
+      num_per_role: together with those, at most so many of each role.
+
+    Returns:
+      Paths, most important first within each role, roles in order of appearance.
+    """
+    have = collections.Counter(map(role, chosen))
+    roles: dict[str, list[tuple[float, str]]] = {}
+    for path, score in scores.items():
+        if path not in chosen:
+            roles.setdefault(role(path), []).append((-float(score), path))
+    return [
+        path
+        for name, entries in roles.items()
+        for _, path in sorted(entries)[: max(0, min(number, num_per_role - have[name]))]
+    ]
+
+
+def role(path: str) -> str:
+    """A matrix path without its stack and layer.
+
+    >>> role("decoder/layers/11/attention/query")
+    'attention/query'
+    """
+    return re.sub(r"^(.*/)?layers/\d+/", "", path)
+
+
 class Dynamic(training.Hook):
     """Dynamic selection: makes chains of the next best matrices until each role has N.
 
     Args:
       model: as training starts.
-      settings: see `Settings`.
+      settings: see `OPFSettings`.
       loss: what training minimises.
       trainable: filter of what is trained; it must take the matrices.
       make_optimizer: from a model; all it makes are of one kind.
@@ -216,7 +246,7 @@ class Dynamic(training.Hook):
       chosen: [(step, paths)], in order.
 
     Raises:
-      ValueError: see `Settings.places` and `candidates`.
+      ValueError: see `OPFSettings.round_steps` and `candidates`.
     """
 
     name, order = "opf", 10
@@ -224,7 +254,7 @@ class Dynamic(training.Hook):
     def __init__(
         self,
         model: models.Model,
-        settings: Settings,
+        settings: OPFSettings,
         loss: objectives.LossFunction,
         trainable: nnx.filterlib.Filter,
         make_optimizer: Callable[[models.Model], optax.GradientTransformation],
@@ -234,11 +264,11 @@ class Dynamic(training.Hook):
         candidates(model, settings)
         self.settings, self.loss, self.trainable = settings, loss, trainable
         self.make_optimizer, self.prepare = make_optimizer, prepare
-        self.places = settings.places(steps)
+        self.round_steps = settings.round_steps(steps)
         self.chosen: list[tuple[int, list[str]]] = []
 
     def after_step(self, loop: training.Loop) -> None:
-        if loop.step in self.places:
+        if loop.step in self.round_steps:
             with loop.untimed():
                 self._choose(loop)
 
@@ -258,17 +288,10 @@ class Dynamic(training.Hook):
     def _choose(self, loop: training.Loop) -> None:
         loop.flush()
         settings = self.settings
-        have = collections.Counter(map(opdf.role, self.paths))
         paths = candidates(loop.state.model(), settings)
         batches = (loop.batch(loop.step + k) for k in range(settings.score_batches))
         scores = dynamic_scores(loop.state, paths, self.loss, batches)
-        room = collections.Counter()
-        taken = []
-        for path in opdf.select(scores, settings.num_per_round):
-            role = opdf.role(path)
-            if have[role] + room[role] < settings.num_per_role:
-                room[role] += 1
-                taken.append(path)
+        taken = select(scores, settings.num_per_round, self.paths, settings.num_per_role)
         if not taken:
             return
         self.chosen.append((loop.step, taken))
@@ -290,7 +313,7 @@ class Dynamic(training.Hook):
 
 
 def report(model: models.Model, chosen: Sequence[tuple[int, Sequence[str]]]) -> dict[str, Any]:
-    """Facts of a run: sizes while it learns and after merging, and what was chosen when."""
+    """Metadata of a run: sizes while it learns and after merging, and what was chosen when."""
     dense = sum(shape.num_dense_params - shape.num_params for shape in model.shapes.values())
     size = int(sum(models.count_parameters(model).values()))
     return {

@@ -5,7 +5,6 @@ every step each layer of the student stands, with probability p, for the run of 
 that it will replace; p grows linearly to one. The loss is that of the task alone.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from mpojax import checks
 from mpojax.methods.opdf import distillation
 from mpojax.nn.dropout import split_or_none
 from mpojax.training import objectives
@@ -21,18 +21,12 @@ from mpojax.training import objectives
 _RATE = "replacement_rate"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@checks.settings()
+class ReplacementSettings:
     """The probability min(1, start + growth * step) that a layer is the student's."""
 
-    start: float = 0.3
-    growth: float = 1e-4
-
-    def __post_init__(self):
-        if not 0 <= self.start <= 1:
-            raise ValueError(f"start={self.start!r} must lie in [0, 1].")
-        if not self.growth >= 0:
-            raise ValueError(f"growth={self.growth!r} must not be negative.")
+    start: float = checks.field(checks.number(0, 1), 0.3)
+    growth: float = checks.field(checks.number(0), 1e-4)
 
     def rate(self, step: int) -> float:
         """The probability at a step, counted from 0."""
@@ -42,7 +36,7 @@ class Settings:
 class Rated:
     """Batches of training data with the probability of their step for each row."""
 
-    def __init__(self, data: Any, settings: Settings):
+    def __init__(self, data: Any, settings: ReplacementSettings):
         self.data, self.settings = data, settings
         self.batch_size = data.batch_size
 

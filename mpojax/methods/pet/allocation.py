@@ -1,59 +1,24 @@
 """Choice of the groups of a super-set to prune, so that the rest meets a budget of parameters."""
 
 import heapq
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mpojax.methods.pet.groups import Groups, Spec
-
-SCHEDULES = ("geometric", "cubic")
-
-Masks = dict[str, tuple[np.ndarray, ...]]  # {unit: boolean arrays, see `pet_groups.Groups`}
-Sizes = Mapping[str, tuple[int, ...]]  # {array path: shape}
+from mpojax.methods.pet.groups import Entries, Masks, Sizes, Spec
 
 
 def whole_masks(spec: Spec, sizes: Sizes) -> Masks:
     """Masks of which nothing is dropped."""
-    found = {}
-    for unit, groups in spec.items():
-        shapes = [sizes[name] for name in groups.arrays]
-        if groups.kind == "module":
-            shapes = [()]
-        elif groups.kind == "chain":
-            shapes = [shape[-1:] for shape in shapes[:-1]]
-        found[unit] = tuple(np.ones(shape, bool) for shape in shapes)
-    return found
+    return {
+        name: tuple(np.ones(shape, bool) for shape in unit.mask_shapes(sizes))
+        for name, unit in spec.items()
+    }
 
 
 def cost(masks: Mapping[str, Sequence[np.ndarray]], spec: Spec, sizes: Sizes) -> int:
     """Parameters that are left."""
-    return sum(unit_cost(groups, masks[unit], sizes) for unit, groups in spec.items())
-
-
-def unit_cost(groups: Groups, masks: Sequence[np.ndarray], sizes: Sizes) -> int:
-    """The same of one unit. A chain with an empty bond is gone."""
-    if groups.kind == "module":
-        return int(masks[0]) * sum(math.prod(sizes[name]) for name in groups.arrays)
-    if groups.kind == "entries":
-        return int(sum(np.count_nonzero(mask) for mask in masks))
-    return _chain_cost([int(np.count_nonzero(mask)) for mask in masks], _inner(groups, sizes))
-
-
-def _inner(groups: Groups, sizes: Sizes) -> list[int]:
-    """Parameters of each core for one index of the bonds next to it."""
-    shapes = [sizes[name] for name in groups.arrays]
-    if len(shapes[0]) == 2:  # the factors of low rank
-        return [shapes[0][0], shapes[1][1]]
-    return [math.prod(shape[1:-1]) for shape in shapes]
-
-
-def _chain_cost(bonds: Sequence[int], inner: Sequence[int]) -> int:
-    if 0 in bonds:
-        return 0
-    ends = (1, *bonds, 1)
-    return sum(ends[k] * size * ends[k + 1] for k, size in enumerate(inner))
+    return sum(unit.cost(masks[name], sizes) for name, unit in spec.items())
 
 
 def check_budget(budget: int, spec: Spec, sizes: Sizes, masks: Masks) -> None:
@@ -64,7 +29,7 @@ def check_budget(budget: int, spec: Spec, sizes: Sizes, masks: Masks) -> None:
             f"budget={budget} is more than the {whole} parameters of the super-set: nothing would "
             "be dropped. Lower it, or raise the ranks."
         )
-    smallest = min(_smallest(groups, sizes) for groups in spec.values())
+    smallest = _smallest(spec, sizes)
     if budget < smallest:
         raise ValueError(
             f"budget={budget} is below the smallest group of the super-set, {smallest} parameters: "
@@ -72,27 +37,14 @@ def check_budget(budget: int, spec: Spec, sizes: Sizes, masks: Masks) -> None:
         )
 
 
-def _smallest(groups: Groups, sizes: Sizes) -> int:
-    """Of what can be left of a unit that is not gone."""
-    if groups.kind == "module":
-        return sum(math.prod(sizes[name]) for name in groups.arrays)
-    return 1 if groups.kind == "entries" else sum(_inner(groups, sizes))
+def _smallest(spec: Spec, sizes: Sizes) -> int:
+    return min(unit.smallest(sizes) for unit in spec.values())
 
 
-def schedule(whole: int, budget: int, rounds: int, kind: str = "geometric") -> list[int]:
-    """Budgets of the rounds, falling from `whole` parameters; the last one is `budget`.
-
-    Raises:
-      ValueError: an unknown kind.
-    """
-    shares = [t / rounds for t in range(1, rounds + 1)]
-    if kind == "geometric":
-        budgets = [round(whole * (budget / whole) ** share) for share in shares]
-    elif kind == "cubic":
-        budgets = [round(budget + (whole - budget) * (1 - share) ** 3) for share in shares]
-    else:
-        raise ValueError(f"schedule={kind!r} must be one of {', '.join(SCHEDULES)}.")
-    return [*budgets[:-1], budget]
+def schedule(whole: int, budget: int, rounds: int) -> list[int]:
+    """Budgets of the rounds, falling geometrically from `whole` parameters to `budget`."""
+    falling = [round(whole * (budget / whole) ** (t / rounds)) for t in range(1, rounds)]
+    return [*falling, budget]
 
 
 def allocate(
@@ -113,8 +65,8 @@ def allocate(
     budget; where nothing would be left, the best unit that fits alone is kept at its least.
 
     Args:
-      scores: {unit: arrays}, see `pet_groups.Groups`.
-      spec: {unit: groups}.
+      scores: {unit: arrays}.
+      spec: {name: unit}.
       sizes: {array path: shape}.
       budget: parameters that may be left.
       masks: what is left so far; a dropped group never returns. None: everything.
@@ -124,15 +76,14 @@ def allocate(
       ValueError: a budget below the smallest group that is left; scores that are not finite.
     """
     masks = whole_masks(spec, sizes) if masks is None else masks
-    for unit in spec:
-        if not all(np.isfinite(s[m]).all() for s, m in zip(scores[unit], masks[unit], strict=True)):
-            raise ValueError(f"the scores of {unit} are not finite; look at the loss.")
-    if budget < min(_smallest(groups, sizes) for groups in spec.values()):
+    for name in spec:
+        if not all(np.isfinite(s[m]).all() for s, m in zip(scores[name], masks[name], strict=True)):
+            raise ValueError(f"the scores of {name} are not finite; look at the loss.")
+    if budget < _smallest(spec, sizes):
         check_budget(budget, spec, sizes, masks)
-    if all(groups.kind == "entries" for groups in spec.values()):
-        return _fewest_entries(scores, masks, budget)
-    left = {unit: tuple(np.array(m) for m in arrays) for unit, arrays in masks.items()}
-    kept = _one_by_one(scores, spec, sizes, budget, left, by_cost)
+    if all(isinstance(unit, Entries) for unit in spec.values()):
+        return _drop_entries(scores, masks, budget)
+    kept = _drop_one_by_one(scores, spec, sizes, budget, masks, by_cost)
     if cost(kept, spec, sizes):
         return kept
     return _best_alone(scores, spec, sizes, budget, masks, by_cost)
@@ -141,86 +92,69 @@ def allocate(
 def _best_alone(scores, spec: Spec, sizes: Sizes, budget: int, left: Masks, by_cost: bool) -> Masks:
     """The one unit, at its least, that has the highest score of all that fit."""
     found = []
-    for number, (unit, groups) in enumerate(spec.items()):
-        alive = [np.where(m, s, -np.inf) for s, m in zip(scores[unit], left[unit], strict=True)]
-        least = _smallest(groups, sizes)
-        if least <= budget and all(m.any() for m in left[unit]):
+    for number, (name, unit) in enumerate(spec.items()):
+        alive = [np.where(m, s, -np.inf) for s, m in zip(scores[name], left[name], strict=True)]
+        least = unit.smallest(sizes)
+        if least <= budget and all(m.any() for m in left[name]):
             value = max(float(np.max(each)) for each in alive) / (least if by_cost else 1)
-            found.append((value, -number, unit, [int(np.argmax(each)) for each in alive]))
+            found.append((value, -number, name, [int(np.argmax(each)) for each in alive]))
     if not found:
         raise ValueError(
             f"budget={budget} is below every group that is left of the super-set: smaller ones had "
             "lower scores. Raise it, or leave the large groups out of the super-set."
         )
-    _, _, best, places = max(found)
-    kept = {unit: tuple(np.zeros_like(m) for m in masks) for unit, masks in left.items()}
-    for mask, place in zip(kept[best], places, strict=True):
-        mask.flat[place] = True
+    _, _, best, indices = max(found)
+    kept = {name: tuple(np.zeros_like(m) for m in masks) for name, masks in left.items()}
+    for mask, index in zip(kept[best], indices, strict=True):
+        mask.flat[index] = True
     return kept
 
 
-def _fewest_entries(scores, left: Masks, budget: int) -> Masks:
+def _drop_entries(scores, left: Masks, budget: int) -> Masks:
     """Every group costs one: the smallest scores at once."""
-    flat = np.concatenate([np.ravel(s) for unit in left for s in scores[unit]])
+    flat = np.concatenate([np.ravel(s) for name in left for s in scores[name]])
     alive = np.concatenate([np.ravel(m) for arrays in left.values() for m in arrays])
     order = np.flatnonzero(alive)
     order = order[np.argsort(flat[order], kind="stable")]
     alive[order[: max(0, len(order) - budget)]] = False
     found, start = {}, 0
-    for unit, arrays in left.items():
+    for name, arrays in left.items():
         parts = []
         for mask in arrays:
             parts.append(alive[start : start + mask.size].reshape(mask.shape))
             start += mask.size
-        found[unit] = tuple(parts)
+        found[name] = tuple(parts)
     return found
 
 
-def _one_by_one(scores, spec: Spec, sizes: Sizes, budget: int, left: Masks, by_cost: bool) -> Masks:
-    units = list(spec)
+def _drop_one_by_one(scores, spec: Spec, sizes: Sizes, budget: int, masks: Masks, by_cost: bool):
+    """Pops groups off a heap; entries of a unit whose costs have changed since are skipped."""
+    left = {name: tuple(np.array(m) for m in arrays) for name, arrays in masks.items()}
+    names, versions = list(spec), dict.fromkeys(spec, 0)
     current = cost(left, spec, sizes)
-    versions = dict.fromkeys(units, 0)
     heap: list[tuple] = []
 
-    def freed(unit: str, bond: int) -> int:
-        """Parameters that dropping one group of a unit frees; all of a bond cost the same."""
-        groups = spec[unit]
-        if groups.kind == "entries":
-            return 1
-        whole = unit_cost(groups, left[unit], sizes)
-        if groups.kind == "module":
-            return whole
-        bonds = [int(np.count_nonzero(mask)) for mask in left[unit]]
-        bonds[bond] -= 1
-        return whole - _chain_cost(bonds, _inner(groups, sizes))
-
     def push(number: int) -> None:
-        unit = units[number]
-        is_least = all(np.count_nonzero(mask) <= 1 for mask in left[unit])
-        for bond, (score, mask) in enumerate(zip(scores[unit], left[unit], strict=True)):
+        name = names[number]
+        is_least = all(np.count_nonzero(mask) <= 1 for mask in left[name])
+        for axis, (score, mask) in enumerate(zip(scores[name], left[name], strict=True)):
             if not mask.any() or (np.count_nonzero(mask) == 1 and not is_least):
                 continue
-            divisor = freed(unit, bond) if by_cost else 1
+            divisor = spec[name].freed(left[name], axis, sizes) if by_cost else 1
             for index in np.flatnonzero(mask):
                 value = float(np.ravel(score)[index]) / divisor
-                entry = (value, number, bond, int(index), versions[unit])
-                heapq.heappush(heap, entry)
+                heapq.heappush(heap, (value, number, axis, int(index), versions[name]))
 
-    for number in range(len(units)):
+    for number in range(len(names)):
         push(number)
     while current > budget and heap:
-        _, number, bond, index, version = heapq.heappop(heap)
-        unit = units[number]
-        if version != versions[unit]:
+        _, number, axis, index, version = heapq.heappop(heap)
+        name = names[number]
+        if version != versions[name]:
             continue
-        current -= freed(unit, bond)
-        left[unit][bond].flat[index] = False
-        is_chain = spec[unit].kind == "chain"
-        if is_chain and not left[unit][bond].any():
-            for mask in left[unit]:
-                mask[...] = False
-            versions[unit] += 1
-        elif is_chain and len(left[unit]) > 1:
-            versions[unit] += 1  # other bonds free less now
+        current -= spec[name].freed(left[name], axis, sizes)
+        left[name][axis].flat[index] = False
+        if spec[name].after_drop(left[name], axis):
+            versions[name] += 1
             push(number)
     return left

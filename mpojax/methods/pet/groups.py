@@ -1,11 +1,14 @@
-"""Groups of a super-set of adapters, and what the loss would lose without each.
+"""Units of a super-set of adapters, and the groups of parameters that are pruned from each.
 
-After Lawton et al. 2023. Removing theta_i changes the loss to first order by -theta_i dL/dtheta_i;
-a group's score is the sum over its entries. Functions of {array path: array}, one array for each
-layer, whatever stacks a model keeps.
+| unit    | a group is                                     | scores, masks                     |
+| Module  | the whole unit                                 | one array ()                      |
+| Entries | an entry                                       | for each array one of its shape   |
+| Chain   | an index of a bond: a slice of both its cores  | for each inner bond one (d_k,)    |
 """
 
+import abc
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,230 +16,285 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-KINDS = ("module", "entries", "chain")
-CRITERIA = (
-    *("taylor", "taylor_signed", "taylor_batch_abs", "fisher", "magnitude", "random", "hybrid"),
-)
-BALANCES = ("unit_mean", "factor_mean", "none")
+from mpojax import mpo
 
-Scores = dict[str, tuple[Any, ...]]  # {unit: one array for each group axis, see `Groups`}
+Sizes = Mapping[str, tuple[int, ...]]  # {array path: shape}
+UnitMasks = tuple[np.ndarray, ...]  # boolean arrays of one unit: True where a group is left
+Masks = dict[str, UnitMasks]  # {unit: masks}
+Scores = dict[str, tuple[Any, ...]]  # {unit: one array for each of its masks}
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
-    """The groups of one unit of a super-set: of one bias vector, or one adapter of a matrix.
-
-    | kind    | a group is                                     | scores, masks                     |
-    | module  | the whole unit                                 | one array ()                      |
-    | entries | an entry                                       | for each array one of its shape   |
-    | chain   | an index of a bond: a slice of both its cores  | for each inner bond one (d_k,)    |
+class Unit(abc.ABC):
+    """One bias vector, or one adapter of a matrix.
 
     Attributes:
-      kind: see above.
-      arrays: paths of its arrays; of a chain its cores in order, (d_{k-1}, i_k, j_k, d_k), or the
-        two factors (in, rank), (rank, out) of low rank, which is the chain of two cores.
+      arrays: paths of its arrays.
     """
 
-    kind: str
     arrays: tuple[str, ...]
 
+    def shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
+        """Of its arrays."""
+        return [tuple(sizes[name]) for name in self.arrays]
+
+    def num_parameters(self, sizes: Sizes) -> int:
+        """Of all its arrays, nothing dropped."""
+        return sum(map(math.prod, self.shapes(sizes)))
+
+    @abc.abstractmethod
+    def mask_shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
+        """Shapes of its masks, and of its scores."""
+
+    @abc.abstractmethod
+    def cost(self, masks: Sequence[np.ndarray], sizes: Sizes) -> int:
+        """Parameters that are left."""
+
+    @abc.abstractmethod
+    def smallest(self, sizes: Sizes) -> int:
+        """Parameters of the least that can be left of it without being gone."""
+
+    @abc.abstractmethod
+    def freed(self, masks: Sequence[np.ndarray], index: int, sizes: Sizes) -> int:
+        """Parameters that dropping one more group of `masks[index]` frees."""
+
+    @abc.abstractmethod
+    def sums(self, entries: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """Sums of each group's entries, from arrays like the unit's."""
+
+    @abc.abstractmethod
+    def norms(self, entries: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Size of each group, from arrays like the unit's."""
+
+    @abc.abstractmethod
+    def entry_masks(self, masks: Sequence[np.ndarray], sizes: Sizes) -> list[np.ndarray]:
+        """Boolean arrays of the shapes of its arrays: which entries are left."""
+
+    @abc.abstractmethod
+    def group_masks(self, entries: Sequence[np.ndarray]) -> UnitMasks:
+        """Inverse of `entry_masks`."""
+
+    @abc.abstractmethod
+    def compact(self, values: Sequence[Any], masks: Sequence[np.ndarray]) -> dict[str, Any]:
+        """{array path: what is left of it}, without arrays of which nothing is left."""
+
+    def balanced(self, scores: Sequence[np.ndarray], masks: UnitMasks, balance: str) -> tuple:
+        """Scores made comparable between the arrays of the unit; see `scores.normalise`."""
+        del masks, balance
+        return tuple(scores)
+
+    def after_drop(self, masks: UnitMasks, index: int) -> bool:
+        """True if what other groups of the unit free has changed; may drop more in place."""
+        del masks, index
+        return False
+
+
+class Module(Unit):
+    """Kept or dropped as a whole."""
+
+    def mask_shapes(self, sizes):
+        return [()]
+
+    def cost(self, masks, sizes):
+        return int(masks[0]) * self.num_parameters(sizes)
+
+    def smallest(self, sizes):
+        return self.num_parameters(sizes)
+
+    def freed(self, masks, index, sizes):
+        return self.cost(masks, sizes)
+
+    def sums(self, entries):
+        return (sum(jnp.sum(array) for array in entries),)
+
+    def norms(self, entries):
+        return (np.sqrt(sum(np.sum(np.square(array)) for array in entries)),)
+
+    def entry_masks(self, masks, sizes):
+        return [np.full(shape, bool(masks[0])) for shape in self.shapes(sizes)]
+
+    def group_masks(self, entries):
+        return (np.asarray(entries[0].any()),)
+
+    def compact(self, values, masks):
+        return dict(zip(self.arrays, values, strict=True)) if masks[0] else {}
+
+
+class Entries(Unit):
+    """Single entries (unstructured); what is left are pairs (indices (n,) int32, values (n,))."""
+
+    def mask_shapes(self, sizes):
+        return self.shapes(sizes)
+
+    def cost(self, masks, sizes):
+        return int(sum(np.count_nonzero(mask) for mask in masks))
+
+    def smallest(self, sizes):
+        return 1
+
+    def freed(self, masks, index, sizes):
+        return 1
+
+    def sums(self, entries):
+        return tuple(entries)
+
+    def norms(self, entries):
+        return tuple(np.abs(array) for array in entries)
+
+    def entry_masks(self, masks, sizes):
+        return [np.asarray(mask) for mask in masks]
+
+    def group_masks(self, entries):
+        return tuple(entries)
+
+    def compact(self, values, masks):
+        found = {}
+        for name, value, mask in zip(self.arrays, values, masks, strict=True):
+            indices = np.flatnonzero(mask).astype(np.int32)
+            if indices.size:
+                found[name] = indices, value.reshape(-1)[indices]
+        return found
+
+    def balanced(self, scores, masks, balance):
+        if balance == "none" or len(scores) < 2:
+            return tuple(scores)
+        sizes = [np.abs(s[m]) for s, m in zip(scores, masks, strict=True)]
+        means = [float(size.mean()) if size.size else 0.0 for size in sizes]
+        whole = float(np.concatenate(sizes).mean()) if any(s.size for s in sizes) else 0.0
+        factor = whole if balance == "unit_mean" else 1.0
+        return tuple(
+            s / mean * factor if mean else s for s, mean in zip(scores, means, strict=True)
+        )
+
+
+class Chain(Unit):
+    """Indices of the bonds of a chain of cores.
+
+    `arrays` are its cores in order, (d_{k-1}, i_k, j_k, d_k), or the two factors (in, rank),
+    (rank, out) of low rank, which is the chain of two cores. A chain with an empty bond is gone.
+    """
+
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}.")
-        if self.kind == "chain" and len(self.arrays) < 2:
+        if len(self.arrays) < 2:
             raise ValueError(f"a chain of {len(self.arrays)} core has no bond to prune.")
 
+    def mask_shapes(self, sizes):
+        return [shape[-1:] for shape in self.shapes(sizes)[:-1]]
 
-Spec = Mapping[str, Groups]
+    def bonds(self, masks: Sequence[np.ndarray]) -> tuple[int, ...]:
+        """Bond dimensions that are left."""
+        return tuple(int(np.count_nonzero(mask)) for mask in masks)
 
+    def cost(self, masks, sizes):
+        return self._cost(self.bonds(masks), sizes)
 
-def score_groups(
-    params: Mapping[str, jax.Array],
-    grads: Mapping[str, jax.Array],
-    spec: Spec,
-    reference: Mapping[str, jax.Array] | None = None,
-) -> Scores:
-    """First-order change of the loss if each group went: -(theta - reference) . dL/dtheta.
+    def smallest(self, sizes):
+        return sum(self._site_sizes(sizes))
 
-    Of a bond one side is summed, its left core: both sides give the same number, the part of W
-    through the index times dL/dW. Exact for a loss that is linear in W. Works under jit; products
-    and sums in float32 or wider.
+    def freed(self, masks, index, sizes):
+        bonds = list(self.bonds(masks))
+        whole = self._cost(bonds, sizes)
+        bonds[index] -= 1
+        return whole - self._cost(bonds, sizes)
 
-    Args:
-      params, grads: of the units' arrays, by path; more are ignored.
-      spec: {unit: groups}.
-      reference: what an entry goes back to; zero where absent.
+    def _cost(self, bonds: Sequence[int], sizes: Sizes) -> int:
+        if 0 in bonds:
+            return 0
+        ends = (1, *bonds, 1)
+        return sum(ends[k] * size * ends[k + 1] for k, size in enumerate(self._site_sizes(sizes)))
 
-    Returns:
-      {unit: tuple of arrays}, see `Groups`; positive where the loss would rise.
-    """
-    return {
-        unit: _sums(groups, _changes(groups, params, grads, reference))
-        for unit, groups in (spec.items())
-    }
+    def _site_sizes(self, sizes: Sizes) -> list[int]:
+        """i_k j_k of each core."""
+        shapes = self.shapes(sizes)
+        if len(shapes[0]) == 2:
+            return [shapes[0][0], shapes[1][1]]
+        return [math.prod(shape[1:-1]) for shape in shapes]
 
+    def sums(self, entries):
+        # Of a bond one side, its left core: both sides give the same number.
+        return tuple(jnp.sum(core, axis=tuple(range(core.ndim - 1))) for core in entries[:-1])
 
-def _changes(groups: Groups, params, grads, reference) -> list[jax.Array]:
-    changes = []
-    for name in groups.arrays:
-        value, slope = _wide(params[name]), _wide(grads[name])
-        if reference is not None and name in reference:
-            value = value - jnp.asarray(reference[name], value.dtype)
-        changes.append(-value * slope)
-    return changes
+    def norms(self, entries):
+        """Norm of what passes through each index, by the two cores next to its bond.
 
+        Exact for low ranks, and in a gauge in which the other cores are orthogonal.
+        """
+        left = [np.linalg.norm(e.reshape(-1, e.shape[-1]), axis=0) for e in entries[:-1]]
+        right = [np.linalg.norm(e.reshape(len(e), -1), axis=1) for e in entries[1:]]
+        return tuple(one * other for one, other in zip(left, right, strict=True))
 
-def _sums(groups: Groups, entries: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    if groups.kind == "entries":
-        return tuple(entries)
-    if groups.kind == "module":
-        return (sum(jnp.sum(array) for array in entries),)
-    return tuple(jnp.sum(core, axis=tuple(range(core.ndim - 1))) for core in entries[:-1])
+    def entry_masks(self, masks, sizes):
+        parts = []
+        for k, shape in enumerate(self.shapes(sizes)):
+            part = np.ones(shape, bool)
+            if k > 0:
+                part &= masks[k - 1].reshape(-1, *(1,) * (len(shape) - 1))
+            if k < len(masks):
+                part &= masks[k]
+            parts.append(part)
+        return parts
 
+    def group_masks(self, entries):
+        return tuple(part.any(axis=tuple(range(part.ndim - 1))) for part in entries[:-1])
 
-def _wide(x) -> jax.Array:
-    x = jnp.asarray(x)
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    def compact(self, values, masks):
+        if not all(mask.any() for mask in masks):
+            return {}
+        return dict(zip(self.arrays, _sliced(values, masks), strict=True))
 
+    def after_drop(self, masks, index):
+        if not masks[index].any():
+            for mask in masks:
+                mask[...] = False
+            return True
+        return len(masks) > 1
 
-def open_bonds(cores: Sequence[jax.Array], grads: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """S_k[a, b] = sum of T_k[..., a] * dL/dT_k[..., b] of every inner bond: (d_k, d_k) each.
+    def regauge(self, trees: Sequence[tuple[dict[str, Any], bool]], masks: UnitMasks) -> UnitMasks:
+        """Turns the bonds along singular vectors; see `masks.regauge`.
 
-    Its diagonal holds the scores (but for their sign); under an orthogonal change Q of the bond's
-    basis it becomes Q^T S_k Q.
-    """
-    return tuple(
-        jnp.tensordot(core, grad, axes=(tuple(range(core.ndim - 1)),) * 2)
-        for core, grad in zip(cores[:-1], grads[:-1], strict=True)
-    )
+        Args:
+          trees: ({array path: array}, is it a second moment?); the first holds the cores. Changed
+            in place.
+          masks: what is left.
 
+        Returns:
+          The masks afterwards.
+        """
+        cores = self._alive(trees[0][0], masks)
+        new = mpo.canonicalize(tuple(cores), "symmetric")
+        maps = mpo.gauge_maps(cores, new)
+        self._put(trees[0][0], new)
+        for values, squared in trees[1:]:
+            parts = self._alive(values, masks)
+            self._put(values, mpo.transform_gradients(parts, maps, squared=squared))
+        bonds = [core.shape[3] for core in new[:-1]]
+        return tuple(np.arange(len(m)) < bond for m, bond in zip(masks, bonds, strict=True))
 
-def batch_scores(
-    params: Mapping[str, jax.Array],
-    grads: Mapping[str, jax.Array],
-    spec: Spec,
-    criterion: str,
-    reference: Mapping[str, jax.Array] | None = None,
-) -> Scores:
-    """Part of a criterion's scores from one batch; sums over batches go to `final_scores`.
+    def _alive(self, values: Mapping[str, Any], masks: UnitMasks) -> list[np.ndarray]:
+        """Cores (d, i, j, d') without what is dropped, float64."""
+        cores = [np.asarray(values[name], np.float64) for name in self.arrays]
+        if cores[0].ndim == 2:
+            cores = [cores[0][None, :, None, :], cores[1][:, None, :, None]]
+        return _sliced(cores, masks)
 
-    "taylor" and "taylor_signed" sum signed changes, "taylor_batch_abs" their sizes, "fisher" the
-    squares of the entries' changes, "hybrid" changes, and squares for its second order.
-
-    Raises:
-      ValueError: a criterion that reads no gradients, or an unknown one.
-    """
-    if criterion in ("taylor", "taylor_signed"):
-        return score_groups(params, grads, spec, reference)
-    if criterion == "taylor_batch_abs":
-        return jax.tree.map(jnp.abs, score_groups(params, grads, spec, reference))
-    if criterion == "fisher":
-        return {
-            unit: _sums(groups, [jnp.square(c) for c in _changes(groups, params, grads, reference)])
-            for unit, groups in spec.items()
-        }
-    if criterion == "hybrid":
-        signed = score_groups(params, grads, spec, reference)
-        # h * |piece|^2 of a component, h from the Fisher information: the square of its change. Of
-        # a batch's mean change, which near a minimum is smaller by the batch's size.
-        return jax.tree.map(lambda s: s + 0.5 * jnp.square(s), signed)
-    raise ValueError(f"criterion={criterion!r} reads no gradients, or is none of {CRITERIA}.")
-
-
-def final_scores(
-    criterion: str,
-    spec: Spec,
-    params: Mapping[str, np.ndarray],
-    total: Scores | None = None,
-    *,
-    reference: Mapping[str, np.ndarray] | None = None,
-    rng: np.random.Generator | None = None,
-) -> dict[str, tuple[np.ndarray, ...]]:
-    """Scores by which groups are ranked, float64; the smallest go first.
-
-    Args:
-      criterion: of `CRITERIA`.
-      spec: {unit: groups}.
-      params: of the units' arrays: what "magnitude" reads, and the shapes of all.
-      total: sum of `batch_scores`; not for "magnitude" and "random".
-      reference: as for `score_groups`.
-      rng: of "random".
-    """
-    if criterion == "random":
-        return {unit: _drawn(groups, params, rng) for unit, groups in spec.items()}
-    if criterion == "magnitude":
-        found = {}
-        for unit, groups in spec.items():
-            entries = [_distance(params, reference, name) for name in groups.arrays]
-            found[unit] = _norms(groups, entries)
-        return found
-    sign = 1.0 if criterion == "taylor_signed" else None
-    return {
-        unit: tuple(
-            np.asarray(s, np.float64) if sign else np.abs(np.asarray(s, np.float64)) for s in arrays
-        )
-        for unit, arrays in total.items()
-    }
+    def _put(self, values: dict[str, Any], cores: Sequence[np.ndarray]) -> None:
+        """Puts cores in place, filled up with zeros where bonds became smaller."""
+        for k, (name, core) in enumerate(zip(self.arrays, cores, strict=True)):
+            whole, core = np.zeros_like(np.asarray(values[name])), np.asarray(core)
+            if whole.ndim == 2:
+                core = core[0, :, 0, :] if k == 0 else core[:, 0, :, 0]
+            whole[tuple(slice(0, size) for size in core.shape)] = core
+            values[name] = whole
 
 
-def _norms(groups: Groups, entries: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Sizes of entries; norms of vectors, and of what passes through each index of a bond.
-
-    The latter by the two cores next to the bond: exact for low ranks, and in a gauge in which the
-    others are orthogonal.
-    """
-    if groups.kind == "entries":
-        return tuple(np.abs(e) for e in entries)
-    if groups.kind == "module":
-        return (np.sqrt(sum(np.sum(np.square(e)) for e in entries)),)
-    left = [np.linalg.norm(e.reshape(-1, e.shape[-1]), axis=0) for e in entries[:-1]]
-    right = [np.linalg.norm(e.reshape(len(e), -1), axis=1) for e in entries[1:]]
-    return tuple(one * other for one, other in zip(left, right, strict=True))
+def _sliced(values: Sequence, masks: Sequence[np.ndarray]) -> list:
+    """Cores at the indices of their bonds that are left."""
+    kept = [np.flatnonzero(mask) for mask in masks]
+    parts = []
+    for k, value in enumerate(values):
+        value = value if k == 0 else value[kept[k - 1]]
+        parts.append(value if k == len(kept) else value[..., kept[k]])
+    return parts
 
 
-def _distance(params, reference, name) -> np.ndarray:
-    value = np.asarray(params[name], np.float64)
-    return value if reference is None or name not in reference else value - reference[name]
-
-
-def _drawn(groups: Groups, params, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    shapes = [np.shape(params[name]) for name in groups.arrays]
-    if groups.kind == "module":
-        shapes = [()]
-    elif groups.kind == "chain":
-        shapes = [shape[-1:] for shape in shapes[:-1]]
-    return tuple(np.asarray(rng.random(shape)) for shape in shapes)
-
-
-def normalise(
-    scores: Mapping[str, Sequence[np.ndarray]],
-    masks: Mapping[str, Sequence[np.ndarray]],
-    spec: Spec,
-    balance: str = "unit_mean",
-) -> dict[str, tuple[np.ndarray, ...]]:
-    """Unstructured scores, one for each entry, balanced between the arrays of their unit.
-
-    Scores of other kinds stay. Both factors of a low rank have the same sum of scores (Euler), so
-    that the entries of the smaller factor have the larger ones, whatever they are worth.
-    "factor_mean" divides by the mean over what is left of the array: every factor then has the mean
-    1, whatever its unit does to the loss, and a bias, which is no factor, has not. "unit_mean"
-    multiplies by the unit's mean again: units, and biases, stay comparable.
-
-    Raises:
-      ValueError: a balance that is none of `BALANCES`.
-    """
-    if balance not in BALANCES:
-        raise ValueError(f"balance={balance!r} must be one of {', '.join(BALANCES)}.")
-    found = {}
-    for unit, groups in spec.items():
-        arrays = tuple(np.asarray(s, np.float64) for s in scores[unit])
-        if groups.kind == "entries" and balance != "none" and len(arrays) > 1:
-            sizes = [np.abs(s[m]) for s, m in zip(arrays, masks[unit], strict=True)]
-            means = [float(size.mean()) if size.size else 0.0 for size in sizes]
-            whole = float(np.concatenate(sizes).mean()) if any(s.size for s in sizes) else 0.0
-            factor = whole if balance == "unit_mean" else 1.0
-            arrays = tuple(
-                s / mean * factor if mean else s for s, mean in zip(arrays, means, strict=True)
-            )
-        found[unit] = arrays
-    return found
+Spec = Mapping[str, Unit]  # {name: unit}

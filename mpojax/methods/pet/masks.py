@@ -1,56 +1,28 @@
-"""Effect of pruned groups on parameters: masks of entries, resets, and smaller arrays."""
+"""Effect of pruned groups on parameters: masks of entries, resets, gauges, and smaller arrays."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mpojax.methods.pet import allocation
-from mpojax.methods.pet.allocation import Masks, Sizes
-from mpojax.methods.pet.groups import Groups, Spec
+from mpojax.methods.pet.groups import Chain, Masks, Sizes, Spec
 
 
 def entry_masks(masks: Mapping, spec: Spec, sizes: Sizes) -> dict[str, np.ndarray]:
     """{array path: boolean array of its shape}: which entries are left."""
     found = {}
-    for unit, groups in spec.items():
-        shapes = [sizes[name] for name in groups.arrays]
-        if groups.kind == "module":
-            parts = [np.full(shape, bool(masks[unit][0])) for shape in shapes]
-        elif groups.kind == "entries":
-            parts = [np.asarray(mask) for mask in masks[unit]]
-        else:
-            parts = _of_chain(masks[unit], shapes)
-        found |= dict(zip(groups.arrays, parts, strict=True))
+    for name, unit in spec.items():
+        found |= dict(zip(unit.arrays, unit.entry_masks(masks[name], sizes), strict=True))
     return found
-
-
-def _of_chain(masks: Sequence[np.ndarray], shapes) -> list[np.ndarray]:
-    parts = []
-    for k, shape in enumerate(shapes):
-        part = np.ones(shape, bool)
-        if k > 0:
-            part &= masks[k - 1].reshape(-1, *(1,) * (len(shape) - 1))
-        if k < len(masks):
-            part &= masks[k]
-        parts.append(part)
-    return parts
 
 
 def group_masks(entries: Mapping[str, np.ndarray], spec: Spec) -> Masks:
     """Inverse of `entry_masks`."""
-    found = {}
-    for unit, groups in spec.items():
-        parts = [np.asarray(entries[name]) != 0 for name in groups.arrays]
-        if groups.kind == "module":
-            found[unit] = (np.asarray(parts[0].any()),)
-        elif groups.kind == "entries":
-            found[unit] = tuple(parts)
-        else:
-            found[unit] = tuple(part.any(axis=tuple(range(part.ndim - 1))) for part in parts[:-1])
-    return found
+    return {
+        name: unit.group_masks([np.asarray(entries[array]) != 0 for array in unit.arrays])
+        for name, unit in spec.items()
+    }
 
 
 def apply_mask(
@@ -64,7 +36,7 @@ def apply_mask(
     Args:
       params: by path; numpy or jax arrays. Those of no unit stay.
       masks: {unit: boolean arrays}.
-      spec: {unit: groups}.
+      spec: {name: unit}.
       reference: {array path: what a dropped entry becomes}.
     """
     sizes = {name: np.shape(value) for name, value in params.items()}
@@ -81,30 +53,46 @@ def compact(
 ) -> dict[str, Any | tuple[np.ndarray, Any]]:
     """Arrays of what is left, without the rest: {array path: array}.
 
-    Chains and low ranks are sliced along their bonds, units that are gone are left out; of single
-    entries there are pairs (sorted indices (n,) int32 into the flat array, values (n,)).
+    Chains and low ranks are sliced along their bonds, units that are gone are left out; of
+    unstructured units there are pairs (sorted indices (n,) int32 into the flat array, values (n,)).
     """
     found = {}
-    for unit, groups in spec.items():
-        values = [params[name] for name in groups.arrays]
-        if groups.kind == "entries":
-            for name, value, mask in zip(groups.arrays, values, masks[unit], strict=True):
-                indices = np.flatnonzero(mask).astype(np.int32)
-                if indices.size:
-                    found[name] = indices, value.reshape(-1)[indices]
-        elif all(mask.any() for mask in masks[unit]):
-            parts = values if groups.kind == "module" else _sliced(values, masks[unit])
-            found |= dict(zip(groups.arrays, parts, strict=True))
+    for name, unit in spec.items():
+        found |= unit.compact([params[array] for array in unit.arrays], masks[name])
     return found
 
 
-def _sliced(values: Sequence, masks: Sequence[np.ndarray]) -> list:
-    kept = [np.flatnonzero(mask) for mask in masks]
-    parts = []
-    for k, value in enumerate(values):
-        value = value if k == 0 else value[kept[k - 1]]
-        parts.append(value if k == len(kept) else value[..., kept[k]])
-    return parts
+def regauge(
+    params: Mapping[str, Any],
+    masks: Masks,
+    spec: Spec,
+    moments: Sequence[tuple[Mapping[str, Any], bool]] = (),
+) -> tuple[dict[str, Any], Masks, list[dict[str, Any]]]:
+    """Every chain with its bonds along singular vectors: index a carries the a-th singular value.
+
+    In which basis a bond is scored is to be fixed, since training leaves it arbitrary: a rotation
+    moves scores between its indices (only their sum stays). What is left of a bond comes first, by
+    descending singular value; what is dropped is zero. For low rank this is A <- Q_a U sqrt(s),
+    B <- sqrt(s) V^T Q_b^T. First moments and gradients follow exactly, second moments by the
+    squared maps, see `mpo.transform_gradients`. On the host, in float64; the matrix of a chain
+    does not change.
+
+    Args:
+      params: {array path: array}; those of no chain stay.
+      masks: what is left; bonds wider than what they can carry lose indices.
+      spec: {name: unit}.
+      moments: ({array path: array}, is it a second moment?) pairs.
+
+    Returns:
+      (params, masks, moments in the same order), of the dtypes that they had.
+    """
+    masks = dict(masks)
+    trees = [(dict(params), False), *((dict(values), squared) for values, squared in moments)]
+    for name, unit in spec.items():
+        if isinstance(unit, Chain) and all(mask.any() for mask in masks[name]):
+            masks[name] = unit.regauge(trees, masks[name])
+    new_params, *held = (values for values, _ in trees)
+    return new_params, masks, held
 
 
 def report(masks: Mapping, spec: Spec, sizes: Sizes) -> list[dict[str, Any]]:
@@ -113,26 +101,19 @@ def report(masks: Mapping, spec: Spec, sizes: Sizes) -> list[dict[str, Any]]:
     A module is the path of a matrix or parameter without its layer, such as attention/query.
     """
     rows: dict[tuple[str, str], dict] = {}
-    for unit, groups in spec.items():
-        layer, module = _place(unit)
+    for name, unit in spec.items():
+        layer, module = _layer_and_module(name)
         row = rows.setdefault(
             (layer, module), {"layer": layer, "module": module, "kept": 0, "total": 0}
         )
-        row["kept"] += allocation.unit_cost(groups, masks[unit], sizes)
-        row["total"] += sum(math.prod(sizes[name]) for name in groups.arrays)
+        row["kept"] += unit.cost(masks[name], sizes)
+        row["total"] += unit.num_parameters(sizes)
     return list(rows.values())
 
 
-def _place(unit: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(?:(.*)/)?layers/(\d+)/(.*)", unit)
+def _layer_and_module(name: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(?:(.*)/)?layers/(\d+)/(.*)", name)
     if match is None:
-        return "-", unit
+        return "-", name
     tower, layer, module = match.groups()
     return (layer if tower is None else f"{tower} {layer}"), module
-
-
-def chain_bonds(groups: Groups, masks: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Bond dimensions that are left of a chain."""
-    if groups.kind != "chain":
-        raise ValueError(f"a unit of kind {groups.kind!r} has no bonds.")
-    return tuple(int(np.count_nonzero(mask)) for mask in masks)

@@ -1,18 +1,16 @@
-"""PET search: a super-set of adapters, pruned while it trains to a budget of parameters.
+"""The search: training starts with all of a super-set, and in rounds the groups go that matter
+least to the loss, to first order.
 
-After Lawton et al., "Neural Architecture Search for Parameter-Efficient Fine-tuning of Large
-Pre-trained Language Models" (Findings of ACL 2023): the idea is theirs, formulas and settings are
-our own. The super-set is a model with adapters (`mpojax.compression.add_adapters`) of any kind but
-bottlenecks; training starts with all of it, and in rounds the groups that matter least to the
-loss, to first order, are pruned. Groups are structured (one index of a bond, one bias vector) or
-unstructured (one entry). Masks keep all shapes; what remains is cut out at the end
-(`pet_superset.compact`).
+The super-set is a model with adapters (`mpojax.compression.add_adapters`) of any kind but
+bottlenecks. Groups are structured (one index of a bond, one bias vector) or unstructured (one
+entry). Masks keep all shapes; what remains is cut out at the end (`SuperSet.compacted`).
 """
 
 import dataclasses
-import functools
+import math
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +18,124 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from mpojax import models, training
-from mpojax.methods.pet import allocation, gauge, update_masks
-from mpojax.methods.pet import groups as pet_groups
+from mpojax import checks, models, training
+from mpojax.methods import moments
+from mpojax.methods.pet import allocation
 from mpojax.methods.pet import masks as pet_masks
+from mpojax.methods.pet import scores as pet_scores
 from mpojax.methods.pet import superset as pet_superset
-from mpojax.methods.pet.settings import Settings
+from mpojax.methods.pet.groups import Masks
 from mpojax.training import objectives
 from mpojax.training import state as state_lib
+from mpojax.training.optimizer import Optimizer
+
+
+@checks.settings("search.")
+class SearchSettings:
+    """Settings of a search over a super-set.
+
+    Attributes:
+      budget: parameters that remain at most; heads do not count.
+      mode: "structured" or "unstructured".
+      rounds: in which groups are dropped.
+      warm_steps: before the first; below 1: a fraction of all steps. Updates start at zero, where
+        every score is zero.
+      last_round: step of the last; below 1: a fraction of all steps.
+      criterion: of `scores.CRITERIA`.
+      score_batches: batches of training data that a round's scores are summed over. Each costs
+        about a step.
+      by_cost: whether a score is divided by the parameters that its group frees; those of the
+        random baseline never are.
+      balance: "unit_mean", "factor_mean" or "none", see `scores.normalise`.
+      gauge: in which bonds are scored: along singular vectors, "svd", or as trained, "raw".
+      seed: of the random baseline.
+    """
+
+    budget: int = checks.field(checks.integer(1))
+    mode: str = checks.field(checks.one_of(*pet_superset.MODES), "structured")
+    rounds: int = checks.field(checks.integer(1), 10)
+    warm_steps: float = checks.field(checks.number(above=0), 0.05)
+    last_round: float = checks.field(checks.number(above=0), 0.3)
+    criterion: str = checks.field(checks.one_of(*pet_scores.CRITERIA), "taylor")
+    score_batches: int = checks.field(checks.integer(1), 8)
+    by_cost: bool = checks.field(checks.flag(), True)
+    balance: str = checks.field(checks.one_of(*pet_scores.BALANCES), "unit_mean")
+    gauge: str = checks.field(checks.one_of("svd", "raw"), "svd")
+    seed: int = checks.field(checks.integer(0), 0)
+
+    def round_steps(self, steps: int) -> list[int]:
+        """After which of so many steps the rounds take place.
+
+        Raises:
+          ValueError: rounds that do not fit into the steps.
+        """
+        first, last = (
+            round(value * steps) if value < 1 else int(value)
+            for value in (self.warm_steps, self.last_round)
+        )
+        first = max(1, first)
+        found = [
+            first + math.ceil((last - first) * t / self.rounds) for t in range(1, self.rounds + 1)
+        ]
+        if last > steps or len(set(found)) < self.rounds:
+            raise ValueError(
+                f"{self.rounds} rounds do not fit between step {first} and step {last} of {steps}: "
+                "each takes at least one step. Lower search.rounds or warm_steps, or raise "
+                "search.last_round or the steps."
+            )
+        return found
+
+
+class MaskedState(NamedTuple):
+    """State of a masked optimizer.
+
+    Attributes:
+      mask: like the parameters: 1 where an entry is trained, 0 where it stays as it is.
+      inner: of the optimizer.
+    """
+
+    mask: Any
+    inner: Any
+
+
+def masked(optimizer: Optimizer, masks: Mapping | None = None) -> Optimizer:
+    """The optimizer, with gradients and updates multiplied by a mask that its state holds.
+
+    The mask is part of the state, so that it is saved with it and may change without compiling
+    again. Gradients are masked before norms are clipped, updates after decay is added: a dropped
+    entry neither moves nor counts.
+
+    Args:
+      optimizer: from `make_optimizer`.
+      masks: nested like the parameters; None for all ones.
+    """
+
+    def init(params):
+        mask = jax.tree.map(jnp.ones_like, params) if masks is None else masks
+        return MaskedState(jax.tree.map(jnp.array, mask), optimizer.init(params))
+
+    def update(updates, state, params=None):
+        updates = jax.tree.map(jnp.multiply, updates, state.mask)
+        updates, inner = optimizer.update(updates, state.inner, params)
+        return jax.tree.map(jnp.multiply, updates, state.mask), MaskedState(state.mask, inner)
+
+    return optimizer._replace(
+        init=init,
+        update=update,
+        learning_rate=lambda state: optimizer.learning_rate(state.inner),
+        metrics=lambda state: optimizer.metrics(state.inner),
+    )
 
 
 class Search(training.Hook):
     """The rounds of a search as a hook of the training loop.
 
-    The optimizer must be `update_masks.masked(...)`: its state holds the masks, so that a run that
-    is stopped resumes exactly.
+    The optimizer must be `masked(...)`: its state holds the masks, so that a run that is stopped
+    resumes exactly.
 
     Args:
       model: the super-set, as training starts.
-      settings: see `Settings`.
+      settings: see `SearchSettings`.
       loss: what training minimises; scores take it without dropout.
       steps: of the whole run.
 
@@ -52,7 +149,7 @@ class Search(training.Hook):
     def __init__(
         self,
         model: models.Model,
-        settings: Settings,
+        settings: SearchSettings,
         loss: objectives.LossFunction,
         steps: int,
     ):
@@ -60,20 +157,20 @@ class Search(training.Hook):
         # Which arrays a stack holds; not their values.
         self.model = nnx.eval_shape(lambda: model)
         self.superset = pet_superset.read(model, settings.mode)
-        self.places = settings.round_steps(steps)
+        self.round_steps = settings.round_steps(steps)
         whole = self.superset.whole_masks()
         allocation.check_budget(settings.budget, self.superset.spec, self.superset.sizes, whole)
         self.budgets = allocation.schedule(
-            self.superset.cost(whole), settings.budget, settings.rounds, settings.schedule
+            self.superset.cost(whole), settings.budget, settings.rounds
         )
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0  # that rounds took
-        self._sums = None
+        self._batch_sums = jax.jit(self._sums_of_batch)
 
     def after_step(self, loop: training.Loop) -> None:
-        if loop.step in self.places:
+        if loop.step in self.round_steps:
             with loop.untimed():
-                self._round(loop, self.places.index(loop.step))
+                self._round(loop, self.round_steps.index(loop.step))
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "seconds": self.seconds}
@@ -81,11 +178,9 @@ class Search(training.Hook):
     def load_state_dict(self, loop: training.Loop, saved: dict[str, Any]) -> None:
         self.history, self.seconds = list(saved["history"]), saved["seconds"]
 
-    def masks(self, state: training.TrainState) -> dict[str, tuple[np.ndarray, ...]]:
+    def masks(self, state: training.TrainState) -> Masks:
         """Groups of each unit that are left."""
-        flat = state_lib.flatten(_host(state.optimizer.mask))
-        entries = models.logical_arrays(self.model, flat)
-        return pet_masks.group_masks(entries, self.superset.spec)
+        return pet_masks.group_masks(self._logical(state.optimizer.mask), self.superset.spec)
 
     def restarted(
         self, model: models.Model, masks, accept, optimizer, seed: int
@@ -101,10 +196,10 @@ class Search(training.Hook):
         masks = self.masks(state)
         if settings.mode == "structured" and settings.gauge == "svd":
             state, masks = self._regauged(state, masks)
-        scores, state = self._scores(loop, state, masks, index)
+        scores = self._scores(loop, state, index)
         before = superset.cost(masks)
         kept = allocation.allocate(
-            pet_groups.normalise(scores, masks, superset.spec, settings.balance),
+            pet_scores.normalise(scores, masks, superset.spec, settings.balance),
             superset.spec,
             superset.sizes,
             self.budgets[index],
@@ -127,104 +222,63 @@ class Search(training.Hook):
         loop.log({"search/cost": left, "search/budget": self.budgets[index]})
         logging.info("round %d: %d of %d parameters left", index + 1, left, before)
 
-    def _scores(self, loop: training.Loop, state, masks, index: int):
-        """(scores of every group, the state, in the basis in which they hold)."""
-        settings, spec = self.settings, self.superset.spec
-        reference = self.superset.reference
-        params = self._logical(_host(state.trainable))
-        if settings.criterion in ("random", "magnitude"):
-            rng = np.random.default_rng((settings.seed, index))
-            return pet_groups.final_scores(
-                settings.criterion, spec, params, reference=reference, rng=rng
-            ), state
-        if self._sums is None:
-            self._sums = jax.jit(self._batch_sums)
-        total = None
-        for batch in range(settings.score_batches):
-            sums = self._sums(state, loop.batch(loop.step + batch))
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        scored, bonds = _host(total)
-        scores = pet_groups.final_scores(settings.criterion, spec, params, scored)
-        rotations = {}
-        for unit, matrices in bonds.items():
-            pairs = [gauge.score_basis(*p) for p in zip(matrices, masks[unit], strict=True)]
-            rotations[unit] = [basis for basis, _ in pairs]
-            signed = settings.criterion == "taylor_signed"
-            scores[unit] = tuple(s if signed else np.abs(s) for _, s in pairs)
-        if rotations:
-            change = functools.partial(gauge.rotate, spec=self.superset.spec)
-            state = self._rebased(state, lambda p, m: change(p, rotations=rotations, moments=m))
-        return scores, state
+    def _scores(self, loop: training.Loop, state: training.TrainState, index: int):
+        """Scores of every group."""
+        settings, total = self.settings, None
+        if settings.criterion in ("taylor", "hybrid"):
+            for batch in range(settings.score_batches):
+                sums = self._batch_sums(state, loop.batch(loop.step + batch))
+                total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        return pet_scores.final_scores(
+            settings.criterion,
+            self.superset.spec,
+            self._logical(state.trainable),
+            _host(total),
+            reference=self.superset.reference,
+            rng=np.random.default_rng((settings.seed, index)),
+        )
 
-    def _batch_sums(self, state: training.TrainState, batch):
-        """(what a batch adds to the scores, open bonds of the chains): without dropout."""
+    def _sums_of_batch(self, state: training.TrainState, batch):
+        """What a batch adds to the scores: without dropout."""
 
         def loss(trainable):
             return self.loss(state.definition.merge(trainable, state.frozen), batch, None)[0]
 
         params, grads = (
-            self._logical(tree) for tree in (state.trainable, jax.grad(loss)(state.trainable))
+            models.logical_arrays(self.model, state_lib.flatten(tree))
+            for tree in (state.trainable, jax.grad(loss)(state.trainable))
         )
-        spec = self.superset.spec
-        sums = pet_groups.batch_scores(
-            params, grads, spec, self.settings.criterion, self.superset.reference
+        return pet_scores.batch_scores(
+            params, grads, self.superset.spec, self.settings.criterion, self.superset.reference
         )
-        bonds = {}
-        if self.settings.mode == "structured" and self.settings.gauge == "score":
-            for unit, groups in spec.items():
-                if groups.kind == "chain":
-                    pairs = [[tree[name] for name in groups.arrays] for tree in (params, grads)]
-                    bonds[unit] = pet_groups.open_bonds(*pairs)
-        return sums, bonds
 
-    def _regauged(self, state: training.TrainState, masks):
+    def _regauged(self, state: training.TrainState, masks: Masks):
         """The state with every bond along singular vectors, and what is left in that order."""
-        found = {}
-
-        def change(params, moments):
-            params, found["masks"], moments = gauge.regauge(
-                params, masks, self.superset.spec, moments
-            )
-            return params, moments
-
-        state = self._rebased(state, change)
-        return self._with_masks(state, found["masks"]), found["masks"]
-
-    def _rebased(self, state: training.TrainState, change) -> training.TrainState:
-        """The state after `change(params, moments)` of logical arrays, on the host."""
-        trees, second = [], []
-
-        def collect(name, tree):
-            trees.append(self._logical(_host(tree)))
-            second.append(name == "nu")
-            return tree
-
-        update_masks.map_moments(collect, state.optimizer)
-        params = self._logical(_host(state.trainable))
-        params, moved = change(params, list(zip(trees, second, strict=True)))
-        moved = iter(moved)
-        optimizer = update_masks.map_moments(
-            lambda name, tree: self._stacked(tree, next(moved)), state.optimizer
+        held = [(self._logical(tree), squared) for tree, squared in moments.trees(state.optimizer)]
+        params, masks, held = pet_masks.regauge(
+            self._logical(state.trainable), masks, self.superset.spec, held
         )
+        old = [tree for tree, _ in moments.trees(state.optimizer)]
+        new = [self._stacked(tree, moved) for tree, moved in zip(old, held, strict=True)]
+        optimizer = moments.with_trees(state.optimizer, new)
         trainable = self._stacked(state.trainable, params)
-        return dataclasses.replace(state, trainable=trainable, optimizer=optimizer)
+        state = dataclasses.replace(state, trainable=trainable, optimizer=optimizer)
+        return self._with_masks(state, masks), masks
 
-    def _with_masks(self, state: training.TrainState, masks) -> training.TrainState:
+    def _with_masks(self, state: training.TrainState, masks: Masks) -> training.TrainState:
         """The state with these masks: what is dropped is back at its reference, without moments."""
-        superset = self.superset
-        params = pet_masks.apply_mask(
-            self._logical(_host(state.trainable)), masks, superset.spec, superset.reference
-        )
-        entries = {n: m.astype(np.float32) for n, m in superset.entry_masks(masks).items()}
+        params = self.superset.apply_mask(self._logical(state.trainable), masks)
+        entries = {n: m.astype(np.float32) for n, m in self.superset.entry_masks(masks).items()}
         mask = self._stacked(state.optimizer.mask, entries)
         optimizer = state.optimizer._replace(mask=mask)
-        optimizer = update_masks.map_moments(lambda name, tree: _masked(tree, mask), optimizer)
+        held = [_multiplied(tree, mask) for tree, _ in moments.trees(optimizer)]
+        optimizer = moments.with_trees(optimizer, held)
         trainable = self._stacked(state.trainable, params)
         return dataclasses.replace(state, trainable=trainable, optimizer=optimizer)
 
-    def _logical(self, tree) -> dict[str, Any]:
-        """{logical path: array} of the super-set's part of a tree like the parameters."""
-        found = models.logical_arrays(self.model, state_lib.flatten(tree))
+    def _logical(self, tree) -> dict[str, np.ndarray]:
+        """{logical path: array on the host} of the super-set in a tree like the parameters."""
+        found = models.logical_arrays(self.model, state_lib.flatten(_host(tree)))
         return {name: found[name] for name in self.superset.sizes}
 
     def _stacked(self, tree, logical) -> dict:
@@ -236,7 +290,7 @@ class Search(training.Hook):
 
 
 @jax.jit
-def _masked(tree, mask):
+def _multiplied(tree, mask):
     return jax.tree.map(jnp.multiply, tree, mask)
 
 

@@ -1,4 +1,4 @@
-"""The adapters of a model as a super-set to prune: its units, their groups, and what is left."""
+"""The adapters of a model as a super-set to prune: its units, and what is left of them."""
 
 import dataclasses
 import re
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from mpojax import models, nn
+from mpojax import checks, models, nn
 from mpojax.methods.pet import allocation
 from mpojax.methods.pet import masks as pet_masks
-from mpojax.methods.pet.allocation import Masks
-from mpojax.methods.pet.groups import Groups
+from mpojax.methods.pet.groups import Chain, Entries, Masks, Module, Unit
 
 MODES = ("structured", "unstructured")
-# What removing means: back to zero, where the update is added; back to the start for all others.
-_BACK_TO_ZERO = ("low_rank", "mpo")
+# Kinds with bonds. Dropping means back to zero, where the update is added; back to the start for
+# all others.
+_WITH_BONDS = ("low_rank", "mpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +23,13 @@ class SuperSet:
     """Units of a super-set; heads are no part of it.
 
     Attributes:
-      spec: {unit: groups}; a unit is named by the path of its adapter, or of the array in place.
+      spec: {name: unit}; a unit is named by the path of its adapter, or of the array in place.
       sizes: {array path: shape}.
       reference: {array path: what a dropped entry becomes}, where that is not zero.
-      settings: {unit: of its adapter}.
+      settings: {name: of its adapter}.
     """
 
-    spec: dict[str, Groups]
+    spec: dict[str, Unit]
     sizes: dict[str, tuple[int, ...]]
     reference: dict[str, np.ndarray]
     settings: dict[str, nn.AdapterSettings]
@@ -46,6 +46,10 @@ class SuperSet:
         """{array path: which entries are left}."""
         return pet_masks.entry_masks(masks, self.spec, self.sizes)
 
+    def apply_mask(self, params: Mapping[str, Any], masks: Masks) -> dict[str, Any]:
+        """The parameters with dropped entries back at their reference."""
+        return pet_masks.apply_mask(params, masks, self.spec, self.reference)
+
     def compacted(self, model: models.Model, masks: Masks) -> models.Model:
         """The model with the smaller adapters that are left; it computes the same.
 
@@ -56,7 +60,7 @@ class SuperSet:
         Raises:
           ValueError: the search was unstructured: no smaller array holds what is left.
         """
-        if any(groups.kind == "entries" for groups in self.spec.values()):
+        if any(isinstance(unit, Entries) for unit in self.spec.values()):
             raise ValueError(
                 "the search was unstructured, which leaves arrays as large as before; save what "
                 "is left with io.save_adapter(..., mask=...)."
@@ -64,16 +68,16 @@ class SuperSet:
         arrays = models.to_arrays(model)
         kept = pet_masks.compact(arrays, masks, self.spec)
         adapters = []
-        for unit, groups in self.spec.items():
-            settings, names = self.settings[unit], groups.arrays
+        for name, unit in self.spec.items():
+            settings = self.settings[name]
             if not settings.in_place:
-                for name in names:
-                    del arrays[name]
-            if names[0] not in kept:
+                for array in unit.arrays:
+                    del arrays[array]
+            if unit.arrays[0] not in kept:
                 continue
-            arrays |= {name: kept[name] for name in names}
-            pattern = unit if settings.in_place else unit.removesuffix("/adapter")
-            adapters.append((re.escape(pattern), _smaller(settings, groups, masks[unit])))
+            arrays |= {array: kept[array] for array in unit.arrays}
+            pattern = name if settings.in_place else name.removesuffix("/adapter")
+            adapters.append((re.escape(pattern), _smaller(settings, unit, masks[name])))
         config = dataclasses.replace(model.config, adapters=tuple(adapters))
         made = models.from_arrays(config, model.shapes, arrays)
         breaks = models.scan_boundaries(made, models.adapter_arrays(made))
@@ -83,10 +87,10 @@ class SuperSet:
         return models.from_arrays(config, made.shapes, arrays)
 
 
-def _smaller(settings: nn.AdapterSettings, groups: Groups, masks) -> nn.AdapterSettings:
-    if groups.kind != "chain":
+def _smaller(settings: nn.AdapterSettings, unit: Unit, masks) -> nn.AdapterSettings:
+    if not isinstance(unit, Chain):
         return settings
-    bonds = pet_masks.chain_bonds(groups, masks)
+    bonds = unit.bonds(masks)
     if settings.kind == "low_rank":
         return dataclasses.replace(settings, rank=bonds[0])
     return dataclasses.replace(settings, bond=None, bonds=bonds)
@@ -102,8 +106,7 @@ def read(model: models.Model, mode: str) -> SuperSet:
       ValueError: a model without adapters, an unknown mode, a bottleneck (which cannot be merged),
         an offset start in a structured search.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} must be one of {', '.join(MODES)}.")
+    checks.check_value("mode", mode, checks.one_of(*MODES))
     kinds = models.adapter_arrays(model)
     if not kinds:
         raise ValueError(
@@ -115,41 +118,37 @@ def read(model: models.Model, mode: str) -> SuperSet:
             "super-set is merged to be evaluated. Take low ranks, chains, rescaling or biases."
         )
     added, arrays = models.adapter_settings(model.config), models.to_arrays(model)
+    spec, settings, reference = {}, {}, {}
+    for name, names in _members(kinds).items():
+        kind = kinds[names[0]]
+        is_added = kind in nn.ADDED_KINDS
+        own = added[name.removesuffix("/adapter")] if is_added else nn.AdapterSettings(kind=kind)
+        if mode == "structured" and own.offset_seed is not None:
+            raise ValueError(
+                f"{name} has an offset start, which needs an unstructured search: dropping a "
+                "rank would leave its start behind. Use start='zero', or mode='unstructured'."
+            )
+        spec[name], settings[name] = _unit(kind, mode, names), own
+        if kind not in _WITH_BONDS or own.offset_seed is not None:
+            reference |= {array: np.asarray(arrays[array]) for array in names}
+    return SuperSet(spec, {name: arrays[name].shape for name in kinds}, reference, settings)
+
+
+def _members(kinds: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """{unit: its arrays}, factors as they are multiplied: down before up, cores by number."""
     members: dict[str, list[str]] = {}
     for name in kinds:
         unit, has_adapter, _ = name.partition("/adapter/")
         members.setdefault(f"{unit}/adapter" if has_adapter else name, []).append(name)
-    spec, settings = {}, {}
-    for unit, names in members.items():
-        kind = kinds[names[0]]
-        is_added = kind in nn.ADDED_KINDS
-        settings[unit] = (
-            added[unit.removesuffix("/adapter")] if is_added else nn.AdapterSettings(kind=kind)
-        )
-        if mode == "structured" and settings[unit].offset_seed is not None:
-            raise ValueError(
-                f"{unit} has an offset start, which needs an unstructured search: dropping a "
-                "rank would leave its start behind. Use start='zero', or mode='unstructured'."
-            )
-        spec[unit] = Groups(_group_kind(kind, mode), tuple(sorted(names, key=_in_order)))
-    sizes = {name: arrays[name].shape for name in kinds}
-    reference = {name: np.asarray(arrays[name]) for name in kinds if _stays(name, kinds, settings)}
-    return SuperSet(spec, sizes, reference, settings)
+    return {unit: tuple(sorted(names, key=_in_order)) for unit, names in members.items()}
 
 
-def _stays(name: str, kinds: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
-    unit = f"{name.partition('/adapter/')[0]}/adapter"
-    is_offset = unit in settings and settings[unit].offset_seed is not None
-    return kinds[name] not in _BACK_TO_ZERO or is_offset
-
-
-def _group_kind(kind: str, mode: str) -> str:
+def _unit(kind: str, mode: str, names: tuple[str, ...]) -> Unit:
     if mode == "unstructured":
-        return "entries"
-    return "chain" if kind in ("low_rank", "mpo") else "module"
+        return Entries(names)
+    return Chain(names) if kind in _WITH_BONDS else Module(names)
 
 
 def _in_order(name: str) -> tuple:
-    """Factors as they are multiplied: down before up, cores by number."""
     leaf = name.rpartition("/")[2]
     return (int(leaf), "") if leaf.isdigit() else (0, leaf)

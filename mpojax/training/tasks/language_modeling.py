@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mpojax import checks
 from mpojax.data import pipeline
 from mpojax.training import evaluation
 from mpojax.training import state as state_lib
@@ -48,11 +49,9 @@ def language_model_loss(
     Raises:
       ValueError: a weight below 0, or label_smoothing outside of [0, 1).
     """
-    for name, weight in (("balance_weight", balance_weight), ("z_weight", z_weight)):
-        if weight < 0:
-            raise ValueError(f"{name}={weight} must not be negative")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
+    checks.check_value("balance_weight", balance_weight, checks.number(0))
+    checks.check_value("z_weight", z_weight, checks.number(0))
+    checks.check_value("label_smoothing", label_smoothing, checks.number(0, below=1))
 
     def loss_fn(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         output = forward(model, batch, key)

@@ -132,7 +132,7 @@ class FilledMasks(hooks.Hook):
         with loop.untimed():
             # All processes compute, for the state is spread over all of them; one writes.
             everywhere = NamedSharding(loop.mesh, PartitionSpec())
-            placed = sharding.place(self.batch, dict.fromkeys(self.batch, everywhere))
+            placed = sharding.device_put(self.batch, dict.fromkeys(self.batch, everywhere))
             if self._guess is None:
                 self._guess = jax.jit(_guesses, static_argnums=0, out_shardings=everywhere)
             state = loop.state

@@ -19,6 +19,8 @@ import bisect
 import collections
 from collections.abc import Sequence
 
+from mpojax import checks
+
 # Matches of an order of n-grams that has none, as in Texygen.
 _FLOOR = 0.1
 
@@ -136,18 +138,14 @@ def signature(n: int, *, tokenize: str = "13a") -> str:
 
 
 def _scorer(n: int, tokenize: str):
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    checks.check_value("n", n, checks.integer(1))
     try:
         from sacrebleu.metrics import bleu as sacrebleu
     except ImportError as error:
         raise ImportError(
             "BLEU needs sacrebleu, which is not installed: pip install sacrebleu"
         ) from error
-    if tokenize not in sacrebleu.BLEU.TOKENIZERS:
-        raise ValueError(
-            f"tokenize={tokenize!r} is unknown; allowed are {sorted(sacrebleu.BLEU.TOKENIZERS)}"
-        )
+    checks.check_value("tokenize", tokenize, checks.one_of(*sorted(sacrebleu.BLEU.TOKENIZERS)))
     # force: no warning on text that is already cut into words.
     return sacrebleu.BLEU(max_ngram_order=n, tokenize=tokenize, force=True)
 

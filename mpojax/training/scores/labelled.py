@@ -1,7 +1,13 @@
-"""Official metrics of classification and regression tasks, exact, in float64 on the host.
+"""Official metrics of labelled tasks, exact, in float64 on the host.
 
-Checked against scikit-learn and scipy; where a quotient is 0 / 0 the metric is 0.
+Those of classes and scores are checked against scikit-learn and scipy (where a quotient is 0 / 0
+they are 0), those of answers against SQuAD's evaluation script of v1.1.
 """
+
+import collections
+import re
+import string
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,3 +62,42 @@ def _quotient(x: np.ndarray, y: np.ndarray) -> float:
 
 
 METRICS = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman)}
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and extra whitespace."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1 if both are equal after `normalize_answer`, else 0.
+
+    >>> exact_match("The Eiffel tower.", "eiffel tower")
+    1.0
+    """
+    return float(normalize_answer(prediction) == normalize_answer(answer))
+
+
+def word_f1(prediction: str, answer: str) -> float:
+    """Harmonic mean of precision and recall of the words, in 0..1; 0 if they share none."""
+    predicted, right = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    common = sum((collections.Counter(predicted) & collections.Counter(right)).values())
+    if not common:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(right)
+    return 2 * precision * recall / (precision + recall)
+
+
+SPAN_METRICS = {"exact_match": exact_match, "f1": word_f1}
+
+
+def mean_over_questions(
+    metric: str, predictions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> float:
+    """Mean over the questions of the best value among the right answers of each, in 0..1."""
+    compare = SPAN_METRICS[metric]
+    pairs = zip(predictions, answers, strict=True)
+    return float(np.mean([max(compare(guess, text) for text in right) for guess, right in pairs]))

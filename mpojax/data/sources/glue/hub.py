@@ -6,7 +6,7 @@ import pathlib
 from absl import logging
 
 from mpojax import files
-from mpojax.data.sources import glue
+from mpojax.data.sources.glue import files as glue
 from mpojax.data.text import classification
 
 REPOSITORY = "nyu-mll/glue"

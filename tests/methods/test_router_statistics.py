@@ -10,7 +10,7 @@ from flax import nnx
 
 from experiments import router_plot
 from mpojax import data, training
-from mpojax.methods.mpoe import router_statistics
+from mpojax.methods.mpoe import gradient_mask, router_statistics
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import state as state_lib
 from tests.training import helpers, small_decoder
@@ -91,9 +91,9 @@ class TestHook:
         helpers.assert_same_bits(whole.state, again.state)
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="every=-1 must not be negative"):
+        with pytest.raises(ValueError, match="every=-1 must be an integer of at least 0"):
             hook(every=-1)
-        with pytest.raises(ValueError, match="batches=0 must be at least 1"):
+        with pytest.raises(ValueError, match="batches=0 must be an integer of at least 1"):
             hook(batches=0)
         with pytest.raises(training.NonFiniteOutputError, match=r"router/layer_00/.*batch 1 is"):
             small_decoder.run(steps=1, hooks=[hook()], made=broken(small_decoder.model()))
@@ -180,14 +180,14 @@ class TestTrainingOfExperts:
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["lamb", "muon"])
     def test_micro_batches_and_other_optimizers(self, name):
-        optimizer = {"name": name, "central_mask": MASK | {"draw": "tensor"}}
+        optimizer = {"name": name, "central_mask": MASK | {"granularity": "tensor"}}
         result = small_decoder.run(steps=2, optimizer=optimizer, grad_accum_steps=2)
         assert np.isfinite(result.metrics["loss"])
         assert 0.0 <= result.metrics["mask_rate"] <= 1.0
 
     def test_dry_run(self):
         made = small_decoder.abstract_model()
-        optimizer = training.make_optimizer({"central_mask": MASK}, training.roles(made), 10)
+        optimizer = gradient_mask.make_optimizer({"central_mask": MASK}, training.roles(made), 10)
         report = training.dry_run(
             training.abstract_state(made, training.state.nnx.Param, optimizer),
             training.language_model_loss(),

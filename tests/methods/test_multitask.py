@@ -33,7 +33,7 @@ def task(name, count=20, seed=0):
 
 TASKS = {name: task(name) for name in KINDS}
 LABELS = {name: made["train"].labels for name, made in TASKS.items()}
-HEADS = training.make_heads(TASKS, LABELS)
+HEADS = multitask.make_heads(TASKS, LABELS)
 
 
 def tokens(count=20, seed=0):
@@ -70,7 +70,9 @@ def test_blocks_of_columns():
 
 
 def test_scores_that_are_all_equal_keep_their_scale():
-    (head,) = training.make_heads({"score": TASKS["score"]}, {"score": np.full(4, 2.5, np.float32)})
+    (head,) = multitask.make_heads(
+        {"score": TASKS["score"]}, {"score": np.full(4, 2.5, np.float32)}
+    )
     assert (head.scale, head.shift) == (1.0, 2.5)
 
 
@@ -102,7 +104,7 @@ def test_the_loss_is_that_of_separate_heads_in_value_and_gradient():
     joined = tuple(np.concatenate([head[i] for head in separate], axis=-1) for i in range(2))
 
     def of_joined(parameters):
-        return training.mixture_loss(HEADS)(linear(*parameters), batch, KEY)
+        return multitask.mixture_loss(HEADS)(linear(*parameters), batch, KEY)
 
     def of_separate(parameters):
         total = 0.0
@@ -130,7 +132,7 @@ def test_a_row_moves_the_columns_of_its_task_alone():
     batch |= {"task": np.int32([2]), "labels": np.float32([1])}
     bias = np.zeros(8, np.float32)
     kernel = np.zeros((50, 8), np.float32)
-    gradient = jax.grad(lambda b: training.mixture_loss(HEADS)(linear(kernel, b), batch, KEY)[0])(
+    gradient = jax.grad(lambda b: multitask.mixture_loss(HEADS)(linear(kernel, b), batch, KEY)[0])(
         bias
     )
     np.testing.assert_allclose(gradient, [0, 0, 0, 1 / 3, -2 / 3, 1 / 3, 0, 0], atol=1e-6)
@@ -139,7 +141,7 @@ def test_a_row_moves_the_columns_of_its_task_alone():
 def test_the_accuracy_is_that_of_the_rows_with_classes():
     batch = mixed_batch()
     logits = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
-    _, metrics = training.mixture_loss(HEADS)(lambda *unused: jnp.asarray(logits), batch, KEY)
+    _, metrics = multitask.mixture_loss(HEADS)(lambda *unused: jnp.asarray(logits), batch, KEY)
     hits = [
         np.argmax(logits[i, HEADS[t].start : HEADS[t].stop]) == batch["labels"][i]
         for i, t in enumerate(batch["task"])
@@ -147,14 +149,16 @@ def test_the_accuracy_is_that_of_the_rows_with_classes():
     ]
     np.testing.assert_allclose(metrics["accuracy"], np.mean(hits), rtol=1e-6)
     scores_only = batch | {"task": np.ones(24, np.int32)}
-    _, metrics = training.mixture_loss(HEADS)(lambda *unused: jnp.asarray(logits), scores_only, KEY)
+    _, metrics = multitask.mixture_loss(HEADS)(
+        lambda *unused: jnp.asarray(logits), scores_only, KEY
+    )
     assert metrics["accuracy"] == 0.0
 
 
 def evaluate(model, size=8, lengths=()):
     evaluators = {name: training.evaluator(made, "dev") for name, made in TASKS.items()}
     main = {"pair": "f1", "score": "spearman", "three": "accuracy", "other": "accuracy"}
-    found = training.TasksEvaluator(HEADS, evaluators, main)
+    found = multitask.TasksEvaluator(HEADS, evaluators, main)
     sets = {n: data.EvalData(examples(n, i), size, lengths=lengths) for i, n in enumerate(TASKS)}
     return found(model, sets), main
 
@@ -222,7 +226,7 @@ def test_cutting_needs_a_classifier_with_these_columns():
 
 def test_a_model_with_another_number_of_outputs():
     with pytest.raises(ValueError, match=r"need a model with 8 outputs.*got shape \(24, 3\)"):
-        training.mixture_loss(HEADS)(lambda *unused: jnp.zeros((24, 3)), mixed_batch(), KEY)
+        multitask.mixture_loss(HEADS)(lambda *unused: jnp.zeros((24, 3)), mixed_batch(), KEY)
     config = dataclasses.replace(small.BERT, num_labels=3)
     with pytest.raises(ValueError, match="num_labels=8"):
         evaluate(models.build(config, rngs=nnx.Rngs(0)))
@@ -231,6 +235,6 @@ def test_a_model_with_another_number_of_outputs():
 def test_spans_have_no_columns():
     questions = data.TextTask("q", {}, (), "span")
     with pytest.raises(ValueError, match=r"task 'q' is a span.*fine-tune on it alone"):
-        training.make_heads(TASKS | {"q": questions}, LABELS)
+        multitask.make_heads(TASKS | {"q": questions}, LABELS)
     with pytest.raises(ValueError, match="at least one"):
-        training.make_heads({}, {})
+        multitask.make_heads({}, {})

@@ -12,7 +12,7 @@ Results are not comparable with GLUE's leaderboard.
 
 import dataclasses
 
-from mpojax.data.sources import glue
+from mpojax.data.sources.glue import files as glue
 from mpojax.data.text import classification
 
 HALVED = ("rte", "mrpc", "stsb", "cola", "wnli")

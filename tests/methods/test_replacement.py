@@ -73,7 +73,7 @@ def test_the_probability_grows_with_the_step():
         def rows(self, step, rows):
             return {"labels": np.arange(4)[rows]}
 
-    rated = theseus.Rated(Data(), theseus.Settings(start=0.5, growth=0.1))
+    rated = theseus.Rated(Data(), theseus.ReplacementSettings(start=0.5, growth=0.1))
     found = [rated.rows(step, slice(1, 4))["replacement_rate"] for step in (0, 2, 9)]
     np.testing.assert_allclose(found, [[0.5] * 3, [0.7] * 3, [1.0] * 3], rtol=1e-6)
     assert rated.batch_size == 4
@@ -84,7 +84,7 @@ def test_mistakes():
         with pytest.raises(ValueError, match="must grow and end with 5"):
             theseus.runs_of_layers(layer_map, 6)
     assert theseus.runs_of_layers(MAP, 6) == [range(2), range(2, 4), range(4, 6)]
-    with pytest.raises(ValueError, match=r"start=2.0 must lie in \[0, 1\]"):
-        theseus.Settings(start=2.0)
-    with pytest.raises(ValueError, match=r"growth=-1.0 must not be negative"):
-        theseus.Settings(growth=-1.0)
+    with pytest.raises(ValueError, match=r"start=2.0 must be a finite number from 0 to 1"):
+        theseus.ReplacementSettings(start=2.0)
+    with pytest.raises(ValueError, match=r"growth=-1.0 must be a finite number of at least 0"):
+        theseus.ReplacementSettings(growth=-1.0)

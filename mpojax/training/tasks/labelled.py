@@ -1,7 +1,8 @@
-"""Evaluation of span models: the best span of all windows of a question, as text.
+"""Evaluation of labelled tasks by their official metrics.
 
-The device finds the most likely first and last tokens of each window; the host pairs them, so that
-start <= end and the answer is not too long, and compares the texts.
+Of spans, the best one of all windows of a question counts, as text: the device finds the most
+likely first and last tokens of each window; the host pairs them, so that start <= end and the
+answer is not too long, and compares the texts.
 """
 
 from typing import Any
@@ -10,10 +11,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax import checks
 from mpojax.data import pipeline
 from mpojax.data.sources import squad
+from mpojax.data.text import classification as text_classification
 from mpojax.training import evaluation, objectives
-from mpojax.training.scores import span_metrics
+from mpojax.training.scores import labelled as scores_lib
+
+
+def evaluator(
+    task: text_classification.TextTask, split: str | text_classification.Split | None = None
+) -> evaluation.Evaluator:
+    """The evaluator of a task: its official metrics over a whole split, {metric: value}.
+
+    Correlations lie in -1..1, all other metrics in 0..1.
+
+    Args:
+      task: its kind says how the model is read, its `metrics` what is computed.
+      split: what will be evaluated, a name or examples; None = the task's development split.
+
+    Raises:
+      ValueError: the task has no such split, or the split has no labels.
+    """
+    name = "given as examples"
+    if not isinstance(split, text_classification.Split):
+        name = split or task.dev_split
+        split = task[name]
+    if split.labels is None:
+        raise ValueError(f"split {name!r} of task {task.name!r} has no labels; choose another")
+    if task.kind == "span":
+        return SpanEvaluator(split, task.metrics)
+    predict = evaluation.classify if task.kind == "classification" else evaluation.score
+    chosen = {name: scores_lib.METRICS[name] for name in task.metrics}
+
+    def metrics(columns: evaluation.Columns) -> dict[str, float]:
+        if "labels" not in columns:
+            raise ValueError(f"the data has no labels; encode a split of task {task.name!r}")
+        return {n: f(columns["predictions"], columns["labels"]) for n, f in chosen.items()}
+
+    return evaluation.Evaluator(predict, metrics, task.metrics)
 
 
 class SpanEvaluator(evaluation.Evaluator):
@@ -23,7 +59,7 @@ class SpanEvaluator(evaluation.Evaluator):
 
     Args:
       split: questions, contexts and right answers.
-      metrics: names among `span_metrics.METRICS`.
+      metrics: names among `scores.labelled.SPAN_METRICS`.
       n_best: most likely starts, and ends, that are tried in each window.
       max_answer_length: in tokens.
     """
@@ -35,16 +71,17 @@ class SpanEvaluator(evaluation.Evaluator):
         n_best: int = 20,
         max_answer_length: int = 30,
     ):
-        for name, value in (("n_best", n_best), ("max_answer_length", max_answer_length)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        checks.check_value("n_best", n_best, checks.integer(1))
+        checks.check_value("max_answer_length", max_answer_length, checks.integer(1))
         super().__init__(self._best_places, dict, metrics)
         self.split = split
         self.n_best, self.max_answer_length = n_best, max_answer_length
 
     def __call__(self, model, data: pipeline.EvalData, mesh=None) -> dict[str, float]:
         texts = self.texts(model, data, mesh)
-        return {m: span_metrics.mean(m, texts, self.split.answers) for m in self.metrics}
+        return {
+            m: scores_lib.mean_over_questions(m, texts, self.split.answers) for m in self.metrics
+        }
 
     def texts(self, model, data: pipeline.EvalData, mesh=None) -> list[str]:
         """The predicted answer of each question; "" where no pair of positions is a span."""

