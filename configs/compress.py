@@ -28,9 +28,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.budget = config_dict.placeholder(float)
     config.bond = config_dict.placeholder(int)
     config.keep_dense = True  # matrices whose chains would save nothing may stay dense
-    # Regular expressions over matrix paths such as layers/0/attention/query. "default": all of the
+    # Regular expressions over matrix paths such as layers/0/attention/query. "all": all of the
     # layers, the token embedding and a language model's output map, of any architecture.
-    config.matrices = ("default",)
+    config.matrices = ("all",)
     config.task = ""  # none: nothing is trained
     # Texts for variants that look at activations: a task, or `file:...` (`mpojax.data.load_task`).
     config.calibration = {

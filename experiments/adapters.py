@@ -21,7 +21,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.adapter_phase={config.adapter_phase!r} must be one of {', '.join(PHASES)}."
         )
     for rule in config.adapters:
-        compression.parse_rule(rule, compression.AdapterSettings)
+        compression.parse_rule(rule, compression.AdapterRule)
 
 
 def adapted(config: ml_collections.ConfigDict, model: models.Model) -> models.Model:

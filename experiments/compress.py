@@ -33,9 +33,9 @@ class Variant:
 
     Attributes:
       name, label: key of its files and text in tables and plots.
-      matrices: regular expressions over matrix paths, or "default", as in the rules of
+      matrices: regular expressions over matrix paths, or "all", as in the rules of
         `mpojax.compression.compress`; none leaves the model dense.
-      settings: rule settings for all of them, fields of `mpojax.compression.Settings`.
+      settings: rule settings for all of them, fields of `mpojax.compression.MatrixRule`.
       budget: parameters of the whole model, a fraction of the dense count or a number.
       bond: cap for every bond.
       same_size_as: name of an earlier variant whose parameter count is the budget.

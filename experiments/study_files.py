@@ -11,7 +11,6 @@ import numpy as np
 from experiments import console
 from mpojax import files, models, mpo
 from mpojax.compression import rules as rules_lib
-from mpojax.compression import surgery
 from mpojax.training import progress as progress_lib
 
 _CAPS = (4, 8, 16, 32, 64, 128, 256)
@@ -52,7 +51,7 @@ def error_curves(folder: pathlib.Path, dense, variants) -> list[dict]:
     numbers = dict.fromkeys(caps, 0)
     with progress_lib.progress("error against bond dimension") as advance:
         for done, target in enumerate(targets, 1):
-            w = np.asarray(arrays[surgery.dense_key(arrays, target.path)], np.float64)
+            w = np.asarray(arrays[models.dense_name(target.path)], np.float64)
             tails = mpo.low_rank_errors(w) ** 2
             for cap in caps:
                 shape = target.full.with_bonds(cap)

@@ -112,7 +112,7 @@ KINDS = small.KINDS | small_language.DECODERS | small_language.PAIRS
 @pytest.mark.parametrize("kind", ["bert", "albert", "llama", "1.1"])
 def test_compress_without_rules_takes_what_is_worth_it(kind):
     model = small.random_model(KINDS[kind])
-    rules = [("default", {})]
+    rules = [("layers", {})]
     tiny, report = mj.compress(model, bond=2)
     assert tiny.shapes == mj.compression.planned_shapes(model.config, rules, bond=2) != {}
     assert report.parameters < report.dense_parameters
@@ -124,7 +124,7 @@ def test_compress_without_rules_minimises_the_error_of_outputs_where_it_is_known
     model = small.random_model(small.BERT)
     ids = np.random.default_rng(0).integers(1, 50, (16, 12))
     calibration = mj.calibrate(model, [{"input_ids": ids}])
-    _, plain = mj.compress(model, [mj.Rule("default")], bond=2, calibration=calibration)
+    _, plain = mj.compress(model, [mj.Rule("layers")], bond=2, calibration=calibration)
     _, aware = mj.compress(model, bond=2, calibration=calibration)
     assert [row.path for row in plain.rows] == [row.path for row in aware.rows]
     for before, after in zip(plain.rows, aware.rows, strict=True):
@@ -182,13 +182,13 @@ def test_a_mistake_in_a_rule_or_a_pair_is_the_same_error(pattern, settings):
 @pytest.mark.parametrize(
     ("kind", "mistyped", "meant"),
     [
-        (mj.compression.Settings, "data_awere", "data_aware"),
-        (mj.compression.AdapterSettings, "rnak", "rank"),
+        (mj.compression.MatrixRule, "data_awere", "data_aware"),
+        (mj.compression.AdapterRule, "rnak", "rank"),
         (mj.compression.ExpertRule, "capacity", "capacity_factor"),
     ],
 )
 def test_unknown_settings_get_the_nearest_one(kind, mistyped, meant):
-    message = f"unknown settings {mistyped}; known are .*; {mistyped}, did you mean '{meant}'"
+    message = f"unknown '{mistyped}', did you mean '{meant}'"
     with pytest.raises(ValueError, match=message):
         mj.compression.parse_rule(mj.Rule(".*", **{mistyped: 3}), kind)
 

@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Compression: matrices with one set of settings for all, or rules with settings for each.
     config.matrices = ()  # regular expressions over matrix paths; none: the model stays dense
-    config.settings = {}  # fields of mpojax.compression.Settings
+    config.settings = {}  # fields of mpojax.compression.MatrixRule
     config.rules = ()  # (pattern, settings) pairs; replace matrices and settings
     config.budget = config_dict.placeholder(float)  # fraction of the dense parameters, or a number
     config.bond = config_dict.placeholder(int)  # cap for every bond

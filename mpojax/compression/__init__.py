@@ -1,41 +1,43 @@
-"""Dense matrices become chains and back, by rules; adapters and experts are added the same way.
+"""Compression: rules, calibration, allocation of a budget, decomposition, report, merge.
 
-small, report = compression.compress(model, [(".*/(query|key|value|out)", dict(bond=64))])
+small, report = compression.compress(model, [Rule(".*/(query|key|value|out)", bond=64)])
 calibration = compression.calibrate(model, batches)  # by the outputs on real texts
-rules = [("default", dict(search=True, data_aware=True))]  # all matrices worth compressing
+rules = [Rule("all", search=True, data_aware=True)]  # all matrices worth compressing
 small, report = compression.compress(model, rules, budget=0.6, calibration=calibration)
 dense = compression.merge(small)
-wider = compression.add_adapters(model, [("layers/.*/(query|value)", dict(rank=8))], rngs=rngs)
+wider = compression.add_adapters(model, [Rule("layers/.*/(query|value)", rank=8)], rngs=rngs)
+
+`model` is one of this library, or any Flax NNX module.
 """
 
-from mpojax.compression.adapters import AdapterSettings, adapter_settings, add_adapters
+from mpojax.compression.adapters import AdapterRule, adapter_settings, add_adapters
 from mpojax.compression.calibration import Calibration, InputStatistics, calibrate
-from mpojax.compression.planned import planned_shapes
+from mpojax.compression.compressing import check_rules, compress
+from mpojax.compression.merging import merge
 from mpojax.compression.report import CompressionReport, MatrixRow
-from mpojax.compression.rules import Rule, Settings, default_matrices
+from mpojax.compression.rules import MatrixRule, Rule, named_patterns, planned_shapes
 from mpojax.compression.rules import parse as parse_rule
-from mpojax.compression.surgery import check_rules, compress, merge
 from mpojax.compression.upcycling import FORMS as EXPERT_FORMS
 from mpojax.compression.upcycling import ExpertRule, add_experts, planned_experts
 
 __all__ = [
     "EXPERT_FORMS",
-    "AdapterSettings",
+    "AdapterRule",
     "Calibration",
     "CompressionReport",
     "ExpertRule",
     "InputStatistics",
     "MatrixRow",
+    "MatrixRule",
     "Rule",
-    "Settings",
     "adapter_settings",
     "add_adapters",
     "add_experts",
     "calibrate",
     "check_rules",
     "compress",
-    "default_matrices",
     "merge",
+    "named_patterns",
     "parse_rule",
     "planned_experts",
     "planned_shapes",

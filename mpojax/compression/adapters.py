@@ -2,52 +2,41 @@
 
 import dataclasses
 import hashlib
+from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import models, nn
+from mpojax import checks, models, nn
+from mpojax.compression import layers
 from mpojax.compression import rules as rules_lib
+from mpojax.compression.matrices import matrices_of
 
-STARTS = ("zero", "offset")
 
-
-@dataclasses.dataclass(frozen=True)
-class AdapterSettings(nn.AdapterSettings):
+@checks.settings()
+class AdapterRule(nn.AdapterSettings):
     """The adapters of one rule: the fields of `mpojax.nn.AdapterSettings`, and their start.
 
     Attributes:
       stddev: standard deviation of a fresh `down` of low rank; None: in_features^-0.5.
-      start: of low rank. "zero": `up` is zero. "offset": both factors are drawn, by `offset_seed`,
+      start: of low rank. "zero": `up` is zero. "offset": both factors are random, by `offset_seed`,
         with in_features^-0.5 and out_features^-0.5, and their product is subtracted from the base
         matrix, which must be dense: the model computes the same, and both factors have gradients.
     """
 
-    stddev: float | None = None
-    start: str = "zero"
+    stddev: float | None = checks.field(checks.number(above=0), None)
+    start: str = checks.field(checks.one_of("zero", "offset"), "zero")
 
     def __post_init__(self):
-        object.__setattr__(self, "offset_seed", self._seed())
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        for name in ("stddev", "start"):
-            if self.kind != "low_rank" and getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name} has no meaning with kind={self.kind!r}; leave it out.")
-        if self.stddev is not None and not self.stddev > 0:
-            raise ValueError(f"stddev={self.stddev!r} must be above 0.")
-        self.structure  # noqa: B018  checks the rest
-
-    def _seed(self) -> int | None:
-        if self.start not in STARTS:
-            raise ValueError(f"start={self.start!r} must be one of {', '.join(STARTS)}.")
         if self.start == "zero":
-            if self.offset_seed is not None:
-                raise ValueError(
-                    f"offset_seed={self.offset_seed!r} has no meaning with start='zero'; leave it "
-                    "out, or give start='offset'."
-                )
-            return None
-        return 0 if self.offset_seed is None else self.offset_seed
+            checks.check_unread(self, {"offset_seed": "start='zero'"})
+        elif self.offset_seed is None:
+            object.__setattr__(self, "offset_seed", 0)
+        if self.kind != "low_rank":
+            checks.check_unread(self, dict.fromkeys(("stddev", "start"), f"kind={self.kind!r}"))
+        self.structure  # noqa: B018  checks the rest
 
     @property
     def structure(self) -> nn.AdapterSettings:
@@ -57,21 +46,23 @@ class AdapterSettings(nn.AdapterSettings):
 
 
 def add_adapters(
-    model: models.Model,
+    model: nnx.Module,
     rules: rules_lib.Rules,
     *,
     scale: float | None = None,
     rngs: nnx.Rngs,
-) -> models.Model:
+) -> nnx.Module:
     """The model with adapters; it computes the same as before.
 
     Where layers share every parameter, they share the adapters, too.
 
     Args:
-      model: any; matrices may be dense or in MPO form.
+      model: any; matrices may be dense or in MPO form. Of any Flax NNX module, linear layers get an
+        adapter around them; its parameters are `nn.AdapterParam`, which
+        `nnx.Optimizer(model, ..., wrt=nn.AdapterParam)` trains alone.
       rules: (regular expression, settings) or `Rule`, such as `[Rule("layers/.*/(query|value)",
         rank=8), Rule(".*/bias", kind="bias")]`: over whole matrix paths, or array paths for kinds
-        in place; settings are the fields of `AdapterSettings`. Embeddings, heads and experts have
+        in place; settings are the fields of `AdapterRule`. Embeddings, heads and experts have
         no adapters.
       scale: what the output of every adapter without a scale of its own is multiplied with; None
         for that of the model.
@@ -79,8 +70,8 @@ def add_adapters(
 
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing or a matrix that
-        has an adapter, another scale than that of adapters which are there; an offset start beside
-        a matrix in MPO form.
+        has an adapter, another scale than that of adapters which are there; an offset start next to
+        a matrix in MPO form; a kind in place, such as "bias", on a module of your own.
 
     Example:
 
@@ -94,14 +85,17 @@ def add_adapters(
         ... )
         >>> sorted(models.adapter_settings(wider.config))[:2]
         ['layers/0/attention/query', 'layers/0/attention/value']
+        >>> own = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> type(mj.add_adapters(own, [mj.Rule(".*", rank=2)], rngs=nnx.Rngs(0)).layers[0]).__name__
+        'AdaptedLayer'
 
     Low rank is LoRA (Hu et al. 2022, arXiv:2106.09685); other kinds: see
     `mpojax.nn.AdapterSettings`.
     """
+    if not isinstance(model, models.Model):
+        return _with_adapters(model, rules, 1.0 if scale is None else float(scale), rngs)
     present = models.adapter_settings(model.config)
-    rules_lib.check_list(rules)
-    parsed = [rules_lib.parse(rule, AdapterSettings) for rule in rules]
-    added = _matched(model.config, rules)
+    added = _matched(rules, models.adaptable(model.config))
     if twice := [path for path in added if path in present]:
         raise ValueError(
             f"{twice[0]} has an adapter already, {present[twice[0]]}: a rule may name "
@@ -112,19 +106,21 @@ def add_adapters(
             f"scale={scale} differs from that of the adapters that are there, "
             f"{model.config.adapter_scale}: all have one."
         )
+    parsed = [rules_lib.parse(rule, AdapterRule) for rule in rules]
     config = dataclasses.replace(
         model.config,
-        adapters=(*model.config.adapters, *((p, s.structure) for p, s in parsed)),
+        adapters=(*model.config.adapters, *((p, rule.structure) for p, rule in parsed)),
         adapter_scale=model.config.adapter_scale if scale is None else float(scale),
     )
     arrays, sizes = models.to_arrays(model), models.matrix_sizes(config)
-    for path, settings in added.items():
-        fresh = nn.make_adapter(settings.structure, *sizes[path], rngs=rngs)
+    for path, rule in added.items():
+        key = models.dense_name(path)
+        fresh, update = _fresh(path, sizes[path], rule, config.adapter_scale, rngs)
         for leaf, variable in nnx.to_flat_state(nnx.state(fresh, nnx.Param)):
-            value = np.asarray(variable[...])
-            arrays["/".join((path, "adapter", *map(str, leaf)))] = value
-        if settings.kind == "low_rank":
-            _start(config, arrays, path, settings)
+            arrays["/".join((path, "adapter", *map(str, leaf)))] = np.asarray(variable[...])
+        if update is not None:
+            _check_dense(path, key in arrays)
+            arrays[key] = np.float32(arrays[key] - update)
     made = models.from_arrays(config, model.shapes, arrays)
     tuned = models.adapter_arrays(made)  # also checks the patterns in place
     breaks = models.scan_boundaries(made, tuned)
@@ -135,40 +131,82 @@ def add_adapters(
     )
 
 
-def _start(config, arrays: dict, path: str, settings: AdapterSettings) -> None:
-    """Sets the down map with the wanted standard deviation, or both factors of an offset start."""
-    names = [f"{path}/adapter/{name}" for name in ("down", "up")]
-    if settings.start == "zero":
-        stddev = settings.stddev or len(arrays[names[0]]) ** -0.5
-        # Sampled with the default standard deviation.
-        arrays[names[0]] = np.float32(arrays[names[0]] * (stddev / nn.ADAPTER_STDDEV))
-        return
-    key = models.dense_name(path)
-    if key not in arrays:
+def _with_adapters(module: nnx.Module, rules: rules_lib.Rules, scale: float, rngs) -> nnx.Module:
+    """As `add_adapters`, for any module: layers with an adapter around them."""
+    matrices = matrices_of(module)
+    maps = {
+        path: matrices.found[path]
+        for path in matrices.sizes
+        if not layers.is_table(matrices.found[path].layer)
+    }
+    for pattern, rule in (rules_lib.parse(rule, AdapterRule) for rule in rules):
+        if rule.in_place:
+            raise ValueError(
+                f"rule {pattern!r}: kind={rule.kind!r} adds nothing to a module of your own; name "
+                "these variables to the optimizer: nnx.Optimizer(model, ..., wrt=<filter>)."
+            )
+    new = {}
+    for path, rule in _matched(rules, maps, refused=matrices.refused).items():
+        layer = nnx.clone(maps[path].layer)
+        if maps[path].adapted is not None:
+            raise ValueError(f"{path} has an adapter already; merge(model) adds it to its matrix.")
+        size, dtype = matrices.sizes[path], layers.compute_dtype(layer)
+        fresh, update = _fresh(path, size, rule, scale, rngs, dtype)
+        if update is not None:
+            _check_dense(path, path not in matrices.shapes)
+            layer = layers.with_matrix(layer, layers.matrix(layer) - update)
+        settings = rule.structure
+        if settings.kind in ("low_rank", "mpo") and settings.scale is None:
+            settings = dataclasses.replace(settings, scale=scale)
+        new[maps[path].location] = layers.AdaptedLayer(layer, fresh, settings)
+    return layers.exchanged(module, new)
+
+
+def _fresh(
+    path: str,
+    size: tuple[int, int],
+    rule: AdapterRule,
+    scale: float,
+    rngs: nnx.Rngs,
+    dtype: str = "float32",
+) -> tuple[nnx.Module, np.ndarray | None]:
+    """A fresh adapter, and what an offset start subtracts from the base matrix, else None."""
+    adapter = nn.make_adapter(rule.structure, *size, scale, dtype=dtype, rngs=rngs)
+    if rule.kind != "low_rank":
+        return adapter, None
+    if rule.start == "offset":
+        down, up, update = offset_start(path, size, rule.structure, scale)
+        adapter.down[...], adapter.up[...] = jnp.asarray(down), jnp.asarray(up)
+        return adapter, update
+    # Sampled with the default standard deviation.
+    stddev = rule.stddev or size[0] ** -0.5
+    adapter.down[...] = np.float32(np.asarray(adapter.down[...]) * (stddev / nn.ADAPTER_STDDEV))
+    return adapter, None
+
+
+def _check_dense(path: str, is_dense: bool) -> None:
+    if not is_dense:
         raise ValueError(
             f"{path} is in MPO form: an offset start changes the dense base matrix; use "
             "start='zero', or merge the model."
         )
-    arrays[names[0]], arrays[names[1]], update = offset_start(config, path, settings.structure)
-    arrays[key] = np.float32(arrays[key] - update)
 
 
 def offset_start(
-    config, path: str, settings: nn.AdapterSettings
+    path: str, size: tuple[int, int], settings: nn.AdapterSettings, scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(down, up, what is subtracted from the base matrix, float64) of an offset start.
 
-    A function of the matrix path and `settings.offset_seed`.
+    A function of the path, the size and `settings.offset_seed`; `scale` is that of the model.
     """
     number = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "little")
     key = jax.random.fold_in(jax.random.key(settings.offset_seed), number)
-    sizes = in_features, out_features = models.matrix_sizes(config)[path]
-    shapes = (in_features, settings.rank), (settings.rank, out_features)
+    shapes = (size[0], settings.rank), (settings.rank, size[1])
     down, up = (
-        np.asarray(jax.random.normal(k, shape)) * np.float32(size**-0.5)
-        for k, shape, size in zip(jax.random.split(key), shapes, sizes, strict=True)
+        np.asarray(jax.random.normal(k, shape)) * np.float32(features**-0.5)
+        for k, shape, features in zip(jax.random.split(key), shapes, size, strict=True)
     )
-    scale = config.adapter_scale if settings.scale is None else settings.scale
+    scale = scale if settings.scale is None else settings.scale
     return down, up, scale * np.asarray(down, np.float64) @ np.asarray(up, np.float64)
 
 
@@ -178,12 +216,13 @@ def adapter_settings(config, rules: rules_lib.Rules) -> dict[str, nn.AdapterSett
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing.
     """
-    return {path: settings.structure for path, settings in _matched(config, rules).items()}
+    matched = _matched(rules, models.adaptable(config))
+    return {path: rule.structure for path, rule in matched.items()}
 
 
-def _matched(config, rules) -> dict[str, AdapterSettings]:
-    added = [rule for rule in rules if not rules_lib.parse(rule, AdapterSettings)[1].in_place]
-    if not added:
-        return {}
-    found = rules_lib.match(added, models.adaptable(config), AdapterSettings)
-    return {path: settings for path, (_, settings) in found.items()}
+def _matched(rules, paths, refused=MappingProxyType({})) -> dict[str, AdapterRule]:
+    """The matrices that get an adapter; kinds in place are no part of it."""
+    rules_lib.check_list(rules)
+    added = [rule for rule in rules if not rules_lib.parse(rule, AdapterRule)[1].in_place]
+    found = rules_lib.match(added, paths, AdapterRule, refused) if added else {}
+    return {path: rule for path, (_, rule) in found.items()}

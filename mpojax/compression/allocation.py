@@ -101,14 +101,14 @@ def _allocated(groups, spectra, weights, room: int, keep_dense: bool) -> list[mp
     )
 
 
-def room_for_open(targets, now: int, budget, bond, dense_total: int) -> int:
+def room_for_open(targets, now: int, dense_total: int, budget, bond) -> int:
     """Parameters that the matrices whose bonds a budget may choose can have together.
 
     Args:
       targets: all matrices that rules match.
       now: parameters in the model as it is.
-      budget, bond: as given to `compress`.
       dense_total: parameters in the model with every matrix dense.
+      budget, bond: as given to `compress`.
 
     Raises:
       ValueError: a budget that is no budget, clashes with other settings, or cannot be met.
@@ -172,7 +172,7 @@ def warn_if_uneven(report: CompressionReport, sizes: Mapping[str, tuple[int, int
         if error > _LARGE_ERROR:
             spoiled[row.role] = max(error, spoiled.get(row.role, 0.0))
     advice = {
-        'let rules match what they leave out (the pattern "default")': report.unmatched,
+        'let rules match what they leave out (the pattern "all")': report.unmatched,
         "set keep_dense=False": report.kept_dense,
     }
     whole = {what: _large_roles(paths, sizes, report) for what, paths in advice.items()}

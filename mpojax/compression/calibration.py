@@ -7,14 +7,16 @@ S = mean x^T x of the inputs; for a table S is diagonal, the frequency of each r
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from mpojax import models, mpo
+from mpojax import mpo
 from mpojax.compression import capture
+from mpojax.compression.matrices import matrices_of
 
 # Adds the mean frequency to every row of a table, as add-one smoothing does with counts.
 TABLE_RIDGE = 1.0
@@ -50,6 +52,7 @@ class Calibration:
     def __init__(self, statistics: Mapping[str, InputStatistics], num_examples: int):
         self.statistics = dict(statistics)
         self.num_examples = num_examples
+        self._metrics: dict[tuple[int, float], mpo.Metric] = {}
 
     @property
     def has_gradients(self) -> bool:
@@ -64,8 +67,10 @@ class Calibration:
         """0.001, and 1 for a table, whose unseen rows else would count nothing."""
         return TABLE_RIDGE if self.covariance(path).ndim == 1 else mpo.DEFAULT_RIDGE
 
-    def metric(self, path: str, ridge: float | None = None) -> np.ndarray:
-        """Covariance with a ridge, as fits use it: see `mpojax.mpo.regularized`.
+    def metric(self, path: str, ridge: float | None = None) -> mpo.Metric:
+        """Norm of the outputs, with a ridge as fits use it: see `mpojax.mpo.regularized`.
+
+        Matrices that read the same input share one, and with it one factorisation.
 
         Raises:
           ValueError: no input has entered the matrix; fewer inputs than features, unless a ridge is
@@ -84,8 +89,12 @@ class Calibration:
                 f"{path}: no input has entered this matrix on the calibration set; the model does "
                 "not run it there. Leave it out of data_aware rules."
             )
+        key = id(covariance), ridge
         try:
-            return mpo.regularized(covariance, len(covariance), ridge)
+            if key not in self._metrics:
+                matrix = mpo.regularized(covariance, len(covariance), ridge)
+                self._metrics[key] = mpo.Metric(covariance, matrix)
+            return self._metrics[key]
         except ValueError as error:
             raise ValueError(
                 f"{path}, calibrated with {self.statistics[path].count} inputs: {error}"
@@ -139,8 +148,8 @@ class Calibration:
 
 
 def calibrate(
-    model: models.Model,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    model: nnx.Module,
+    batches: Iterable[Mapping[str, np.ndarray] | Sequence | np.ndarray],
     *,
     loss: Callable | None = None,
     progress: Callable[[int], None] | None = None,
@@ -151,19 +160,20 @@ def calibrate(
     count. Compiles once for each shape of batch.
 
     Args:
-      model: the dense model (matrices in MPO form already are left out).
+      model: the dense model (matrices in MPO form already are left out), or any Flax NNX module.
       batches: mappings of arrays, of which each model takes what it knows: "input_ids" (B, S)
         integers; "attention_mask" (B, S), nonzero at real tokens, default all; "token_type_ids"
         (B, S); for an encoder-decoder "decoder_input_ids" (B, T) with "decoder_attention_mask", or
         else "target_weights", nonzero at real tokens; "example_mask" (B,), False in rows that do
-        not count; and what `loss` reads.
+        not count; and what `loss` reads. Of a module of your own: the array that it is called
+        with, a tuple of them, or a mapping by its arguments' names; the two masks count there, too.
       loss: for first-order sensitivities: (model, batch, None) -> mean loss over the rows, or a
         pair that begins with it, such as `training.objective("classification")`. Without it no
         gradients are kept.
       progress: called with the number of batches done after each one.
 
     Raises:
-      ValueError: no batches, a batch without the ids that the model reads or without any real
+      ValueError: no batches, a batch without the inputs that the model reads or without any real
         token, or activations that are not finite; names the batch.
 
     Example:
@@ -179,97 +189,58 @@ def calibrate(
         >>> calibration = mj.calibrate(model, [{"input_ids": ids}])
         >>> calibration.covariance("layers/0/attention/query").shape
         (16, 16)
-        >>> small, report = mj.compress(model, budget=0.6, calibration=calibration)
+        >>> small, report = mj.compress(model, budget=0.8, calibration=calibration)
 
     Layer-wise least squares on calibration data, as Frantar et al., "GPTQ" (ICLR 2023,
     arXiv:2210.17323), and data-aware low rank, Chen et al., "DRONE" (NeurIPS 2021).
     """
-    paths = capture.dense_modules(model)
+    matrices = matrices_of(model)
+    observed = matrices.observed()
+    definition, state = nnx.split(model)
+    options = {"locations": tuple(observed), "call": matrices.call, "loss": loss}
     totals: dict | None = None
-    examples, number = 0, 0
+    examples = 0
     for number, batch in enumerate(batches, 1):
-        arrays, weights = _checked_batch(model, batch, number)
-        found = jax.device_get(capture.collect(model, arrays, weights, loss))
+        arrays, weights = matrices.inputs(batch, f"calibration batch {number}")
+        weights = tuple(np.asarray(each, np.float32) for each in weights)
+        arrays = {name: jnp.asarray(value) for name, value in arrays.items()}
+        found = capture.collect(definition, state, arrays, weights, **options)
+        found = jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(found))
         if not all(np.all(np.isfinite(value)) for value in jax.tree.leaves(found)):
             raise ValueError(
                 f"calibration batch {number} gives activations or gradients that are not finite; "
                 "check its ids against the vocabulary, its labels, and the weights."
             )
-        found = jax.tree.map(lambda value: np.asarray(value, np.float64), found)
         totals = found if totals is None else jax.tree.map(np.add, totals, found)
-        examples += int(weights[0].any(axis=1).sum())
+        examples += _num_examples(arrays, weights)
         if progress is not None:
             progress(number)
     if totals is None:
         raise ValueError("calibration needs at least one batch; batches was empty.")
-    weights = models.to_arrays(model)
     statistics = {}
-    for module_path, logical in paths.items():
-        for path, index in logical:
+    for location, paths in observed.items():
+        for path, index in paths:
             at = ... if index is None else index
-            covariance, (count, squares) = (totals[kind][module_path][at] for kind in (0, 1))
+            covariance, (count, squares) = (total[location][at] for total in totals)
             statistics[path] = InputStatistics(
                 covariance=covariance / max(count, 1.0),
                 count=round(float(count)),
                 gradient=None if loss is None else float(squares / max(count, 1.0)),
-                fingerprint=fingerprint(weights[models.dense_name(path)]),
+                fingerprint=fingerprint(matrices.weights(path)),
             )
     _share_equal(statistics)
     return Calibration(statistics, examples)
 
 
+def _num_examples(arrays: Mapping, weights: Sequence[np.ndarray]) -> int:
+    if weights:
+        return int(weights[0].reshape(len(weights[0]), -1).any(axis=1).sum())
+    return max(len(array) if array.ndim else 1 for array in arrays.values())
+
+
 def fingerprint(w) -> str:
     """Short hash of a matrix."""
     return hashlib.blake2b(np.ascontiguousarray(w, np.float32), digest_size=8).hexdigest()
-
-
-def _checked_batch(model: models.Model, batch, number: int):
-    """(arrays on the device, float32 weights (B, S) of each kind of ids: 1 at real tokens)."""
-    batch = {name: array for name, array in batch.items() if array is not None}
-    sides = [_Side("input_ids", ("attention_mask",))]
-    if "decoder_input_ids" in model.batch_inputs:
-        masks = ("decoder_attention_mask", "target_weights")
-        sides.append(_Side("decoder_input_ids", masks))
-    weights = [side.weights(batch, f"calibration batch {number}") for side in sides]
-    if len(weights) == 2 and weights[0].shape[1] == weights[1].shape[1]:
-        # The taps tell sources from targets by their lengths: a column of padding changes nothing.
-        mask = batch.get("attention_mask", np.ones(weights[0].shape, np.int32))
-        more = {"input_ids": batch["input_ids"], "attention_mask": mask}
-        batch |= {name: _padded(array) for name, array in more.items()}
-        weights[0] = _padded(weights[0])
-    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    return arrays, tuple(each.astype(np.float32) for each in weights)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Side:
-    """Ids of a batch, and the arrays that say which of them are real, the first that is there."""
-
-    ids: str
-    masks: tuple[str, ...]
-
-    def weights(self, batch: Mapping, where: str) -> np.ndarray:
-        """Booleans (B, S): tokens that count."""
-        if self.ids not in batch:
-            raise ValueError(
-                f"{where} has no {self.ids!r}, only {sorted(batch)}; batches are mappings of token "
-                "arrays (B, S)."
-            )
-        shape = np.shape(batch[self.ids])
-        given = (batch[name] for name in self.masks if name in batch)
-        weights = np.asarray(next(given, np.ones(shape))) != 0
-        if "example_mask" in batch:
-            weights = weights & np.asarray(batch["example_mask"], bool)[:, None]
-        if len(shape) != 2 or weights.shape != shape or not weights.any():
-            raise ValueError(
-                f"{where} has {self.ids} {shape} and a mask {weights.shape} with {weights.sum()} "
-                "real tokens; both must be (B, S) with at least one real token."
-            )
-        return weights
-
-
-def _padded(array) -> np.ndarray:
-    return np.pad(np.asarray(array), ((0, 0), (0, 1)))
 
 
 def _share_equal(statistics: dict[str, InputStatistics]):

@@ -1,104 +1,103 @@
 """Capture of the activations that enter and leave the matrices of a model, by a custom VJP.
 
-A tap is put before and behind every dense matrix; its backward pass returns x^T x as the "gradient"
-of a probe instead of a derivative. So one pass of `jax.grad` collects the statistics of all
-matrices of any model, through scans, shared layers and rematerialisation, without a word in the
+Before and behind every dense matrix stands an identity whose backward pass returns x^T x as the
+"gradient" of a probe instead of a derivative. So one pass of `jax.grad` collects the statistics of
+all matrices of any model, through scans, shared layers and rematerialisation, without a word in the
 layers.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import models, nn
-from mpojax.models import arrays as arrays_lib
+from mpojax.compression import layers
 
 
-def dense_modules(model) -> dict[tuple, list[tuple[str, int | None]]]:
-    """{path of a dense matrix' module: [(matrix path, index on the leading axis or None)]}."""
-    found = {}
-    for path, _, layer_range in models.variables(model):
-        if path[-1] in ("kernel", "table") and isinstance(
-            _module_at(model, path[:-1]), nn.Dense | nn.Embed
-        ):
-            names = arrays_lib.logical_names(path[:-1], layer_range)
-            found[path[:-1]] = names
-    return found
-
-
-@functools.partial(jax.jit, static_argnames="loss")
-def collect(model, batch, weights, loss):
-    """Sums over one batch for every dense matrix, by path of its module.
+@functools.partial(jax.jit, static_argnames=("locations", "call", "loss"))
+def collect(definition, state, batch, weights, *, locations, call, loss):
+    """Sums over one batch for every dense matrix, by the location of its layer.
 
     Args:
-      model: any model, dense in part at least.
-      batch: token arrays (B, S), and what `loss` reads.
-      weights: (B, S) float32, 1 at tokens that count, else 0: of the sources and the targets (B, T)
-        of an encoder-decoder, which must differ in length, else one alone.
+      definition, state: of the model, from `nnx.split`.
+      batch: arrays that `call` and `loss` read.
+      weights: (B, S) or (B,) float32 of each kind of inputs, 1 at those that count, else 0; of the
+        sources and the targets of an encoder-decoder, which differ in length.
+      locations: of the dense layers.
+      call: (model, batch) -> an output that depends on all of them.
       loss: (model, batch, None) -> mean loss or a pair that begins with it; None for no gradients.
 
     Returns:
-      {path: x^T x (in, in), of a table the counts of its rows}, and {path: (2,): inputs that count,
-      squared norm of the gradients of the summed loss at their outputs}; of stacked modules with a
-      leading axis.
+      {location: x^T x (in, in), of a table the counts of its rows}, and {location: (2,): inputs
+      that count, squared norm of the gradients of the summed loss at their outputs}; of stacked
+      layers with a leading axis.
     """
+    model = nnx.merge(definition, state)
+    nodes = {tuple(path): node for path, node in nnx.iter_graph(model)}
     probes, sinks = {}, {}
-    for path in dense_modules(model):
-        module = _module_at(model, path)
-        matrix = (module.kernel if isinstance(module, nn.Dense) else module.table)[...]
-        stacked, size = matrix.shape[:-2], matrix.shape[-2]
-        is_map = isinstance(module, nn.Dense)
-        probes[path] = jnp.zeros((*stacked, size, size) if is_map else (*stacked, size))
-        sinks[path] = jnp.zeros((*stacked, 2))
+    for location in locations:
+        *lead, size, _ = layers.matrix(nodes[location]).shape
+        is_table = layers.is_table(nodes[location])
+        probes[location] = jnp.zeros((*lead, size) if is_table else (*lead, size, size))
+        sinks[location] = jnp.zeros((*lead, 2))
 
     def value(probes, sinks):
-        observed = jax.tree.map(lambda leaf: leaf, model)  # a copy, for its modules are exchanged
-        for path in probes:
-            stacked = sinks[path].shape[:-1]
-            lead = [jnp.broadcast_to(each, (*stacked, *each.shape)) for each in weights]
-            inner, passing = _module_at(observed, path), loss is not None
-            tapped = _Tapped(inner, probes[path], sinks[path], lead, passing)
-            setattr(_module_at(observed, path[:-1]), path[-1], tapped)
+        def observed(location, node):
+            location = tuple(location)
+            if location not in probes:
+                return node
+            lead = sinks[location].shape[:-1]
+            own = [jnp.broadcast_to(each, (*lead, *each.shape)) for each in weights]
+            return _Observed(node, probes[location], sinks[location], own, loss is not None)
+
+        model = nnx.recursive_map(observed, nnx.merge(definition, state))
         if loss is None:
-            inputs = (batch.get(name) for name in model.batch_inputs)
-            return jnp.sum(observed(*inputs).astype(jnp.float32))
-        result = loss(observed, batch, None)
+            return jnp.sum(call(model, batch).astype(jnp.float32))
+        result = loss(model, batch, None)
         mean = result[0] if isinstance(result, tuple) else result
         # The sum over examples: batches of any size then weigh by their examples.
-        return mean * weights[0].shape[0]
+        return mean * max(len(array) for array in jax.tree.leaves(weights) or batch.values())
 
     with jax.default_matmul_precision("highest"):
         return jax.grad(value, argnums=(0, 1))(probes, sinks)
 
 
-class _Tapped(nnx.Module):
-    """A dense map or table whose input and output are observed in the backward pass."""
+class _Observed(nnx.Module):
+    """A dense layer whose input and output are observed in the backward pass."""
 
     def __init__(self, inner, probe, sink, weights, passing: bool):
         self.inner, self.passing = inner, passing
         self.probe, self.sink = nnx.Variable(probe), nnx.Variable(sink)
         self.weights = nnx.List([nnx.Variable(each) for each in weights])
 
-    def __call__(self, x):
+    def __call__(self, x, **options):
         probe, sink = self.probe[...], self.sink[...]
-        if isinstance(self.inner, nn.Embed):
-            weights = self._weights(x.shape[-1])
-            if x.shape != weights.shape:
-                # Positions come as (S,) or (1, S), one row for all examples.
-                weights = weights.sum(axis=0).reshape(x.shape)
+        if layers.is_table(self.inner):
+            weights = self._weights(x.shape, is_table=True)
             rows = _observe_ids(self.inner(x), probe, x, weights)
             return _observe_output(rows, sink, weights, self.passing)
-        # Behind the pooling there is one vector for each example.
-        is_pooled = x.ndim == 2
-        weights = self.weights[0][...].max(axis=1) if is_pooled else self._weights(x.shape[1])
-        y = self.inner(_observe_input(x, probe, weights, self.passing))
-        return _observe_output(y, sink, weights, self.passing)
+        lead = x.shape[: x.ndim - layers.num_input_axes(self.inner)]
+        weights = self._weights(lead)
+        rows = _observe_input(x.reshape(*lead, -1), probe, weights, self.passing)
+        y = self.inner(rows.reshape(x.shape), **options)
+        flat = _observe_output(y.reshape(*lead, -1), sink, weights, self.passing)
+        return flat.reshape(y.shape)
 
-    def _weights(self, length: int):
-        """Those of the texts that are so long: sources or targets, which differ in length."""
-        return next(w[...] for w in self.weights if w.shape[1] == length)
+    def _weights(self, shape: tuple[int, ...], is_table: bool = False) -> jax.Array:
+        """Those of inputs of this shape; ones where nothing is known about them."""
+        weights = [each[...] for each in self.weights]
+        for each in weights:
+            if each.shape == shape:
+                return each
+        for each in weights:
+            if is_table and math.prod(shape) == math.prod(each.shape[1:]):
+                return each.sum(axis=0).reshape(shape)  # positions: one row for all examples
+            if each.shape[:1] == shape[:1] and 1 in (each.ndim, len(shape)):
+                of_examples = each.reshape(shape[0], -1).max(axis=1)  # behind the pooling
+                return jnp.broadcast_to(of_examples.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+        return jnp.ones(shape)
 
     def __getattr__(self, name):
         # Such as the `attend` of a tied table.
@@ -160,9 +159,3 @@ def _observe_output_backward(passing, weights, gradient):
 
 
 _observe_output.defvjp(lambda y, sink, weights, passing: (y, weights), _observe_output_backward)
-
-
-def _module_at(model, path: tuple):
-    for part in path:
-        model = model[part] if isinstance(part, int) else getattr(model, part)
-    return model

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mpojax import models, mpo
+from mpojax import mpo
 from mpojax.compression import allocation as allocation_lib
 from mpojax.compression.allocation import Group
 from mpojax.compression.calibration import Calibration
@@ -13,14 +13,15 @@ from mpojax.compression.rules import Target
 
 
 class Decomposer:
-    """Replaces matrices in a flat dict of arrays by cores.
+    """Makes the chains of the matrices that rules match.
 
     Where full bonds are settled beforehand one decomposition gives chain and spectra. Else there
     are two passes: spectra of the uncut matrices, then the chains. Decomposing again with cut bonds
-    costs less than keeping and rounding the full chains, and gives the same.
+    costs less than keeping and rounding the full chains, and gives the same. What is factorised for
+    low rank is kept from the first pass to the report of the second.
 
     Attributes:
-      shapes: {path: shape} of the matrices that are chains now.
+      chains: {path: (shape, float32 cores)} of the matrices that are chains now.
       spectra: {path: spectra of the uncut matrix for its factor lists}.
       rows: {path: row of the report}.
       kept: paths that a budget has left dense.
@@ -28,19 +29,20 @@ class Decomposer:
 
     def __init__(
         self,
-        arrays: dict,
+        weights: Callable[[str], np.ndarray],
         groups: Sequence[Group],
         calibration: Calibration | None,
         progress: Callable[[int, int, str], None] | None,
     ):
-        """`arrays` changes in place by `run`; the other arguments as in `compression.compress`."""
-        self.arrays, self.groups, self.calibration = arrays, groups, calibration
+        """`weights` gives a matrix by its path; other arguments as in `compression.compress`."""
+        self.weights, self.groups, self.calibration = weights, groups, calibration
         self.progress = progress
         self.targets = [target for group in groups for target in group.targets]
-        self.shapes: dict[str, mpo.MPOShape] = {}
+        self.chains: dict[str, tuple[mpo.MPOShape, tuple[np.ndarray, ...]]] = {}
         self.spectra: dict[str, list[np.ndarray]] = {}
         self.rows: dict[str, MatrixRow] = {}
         self.kept: list[str] = []
+        self._low_ranks: dict[tuple[str, mpo.Metric | None], mpo.LowRank] = {}
         self._done = self._total = 0
 
     def run(self, room: int | None, allocation: str, keep_dense: bool):
@@ -50,16 +52,18 @@ class Decomposer:
         deciding = {}
         weights = None if room is None or allocation == "error" else {}
         for target in self.targets:
-            path, w = target.path, self._matrix(target.path)
+            path, w = target.path, self.weights(target.path)
             if path in settled:
-                cores, self.spectra[path] = mpo.decompose_with_spectra(
-                    w, target.full, target.settings.gauge
-                )
+                gauge = target.settings.gauge
+                cores, self.spectra[path] = mpo.decompose_with_spectra(w, target.full, gauge)
                 self._store(target, target.full, cores)
             else:
-                self.spectra[path] = mpo.decompose_with_spectra(w, target.full)[1]
+                self.spectra[path] = self._spectra(target, None)
                 if room is not None and target.settings.leaves_bonds_open:
-                    deciding[path] = self._deciding_spectra(target, w)
+                    # In the norm that counts for this matrix: what an allocation cuts by.
+                    metric = self._metric(target)
+                    own = self.spectra[path]
+                    deciding[path] = own if metric is None else self._spectra(target, metric)
                     if weights is not None:
                         aware = target.settings.data_aware
                         weights[path] = self.calibration.sensitivity(path, w, aware)
@@ -78,60 +82,72 @@ class Decomposer:
             if shape is None:
                 self.kept.append(target.path)
                 del self.spectra[target.path]
+                self._forget(target.path)
             else:
-                if cores is None:
-                    cores = self._decomposed(target, shape)
-                self._store(target, shape, cores)
+                self._store(target, shape, self._chain(target, shape) if cores is None else cores)
             self._advance(target.path)
 
-    def _matrix(self, path: str) -> np.ndarray:
-        return np.asarray(self.arrays[models.dense_name(path)])
-
-    def _metric(self, target: Target) -> np.ndarray | None:
+    def _metric(self, target: Target) -> mpo.Metric | None:
         if not target.settings.data_aware:
             return None
         return self.calibration.metric(target.path, target.settings.ridge)
 
-    def _deciding_spectra(self, target: Target, w) -> list[np.ndarray]:
-        """Spectra in the norm that counts for this matrix: what an allocation cuts by."""
-        metric = self._metric(target)
-        if metric is None:
-            return self.spectra[target.path]
-        return mpo.decompose_with_spectra(mpo.whitened(w, metric), target.full)[1]
+    def _low_rank(self, path: str, metric: mpo.Metric | None) -> mpo.LowRank:
+        """All best approximations of low rank of a matrix, factorised once."""
+        key = path, metric
+        if key not in self._low_ranks:
+            self._low_ranks[key] = mpo.LowRank(self.weights(path), metric)
+        return self._low_ranks[key]
 
-    def _decomposed(self, target: Target, shape: mpo.MPOShape):
-        w, metric = self._matrix(target.path), self._metric(target)
+    def _forget(self, path: str):
+        self._low_ranks = {k: v for k, v in self._low_ranks.items() if k[0] != path}
+
+    def _spectra(self, target: Target, metric: mpo.Metric | None) -> list[np.ndarray]:
+        """Singular values of every bond of the uncut matrix, in a norm."""
+        if target.full.is_low_rank:
+            return [self._low_rank(target.path, metric).spectrum]
+        w = self.weights(target.path)
+        white = w if metric is None else metric.whitened(w)
+        return mpo.decompose_with_spectra(white, target.full)[1]
+
+    def _chain(self, target: Target, shape: mpo.MPOShape):
+        metric, gauge = self._metric(target), target.settings.gauge
+        if shape.is_low_rank and gauge != "identity":
+            cores = self._low_rank(target.path, metric).cores(shape.bond_dims[0])
+            return mpo.canonicalize(cores, gauge)
+        w = self.weights(target.path)
         if metric is None or shape.is_full:
-            return mpo.decompose(w, shape, target.settings.gauge)
-        return mpo.canonicalize(mpo.fit(w, shape, metric).cores, target.settings.gauge)
+            return mpo.decompose(w, shape, gauge)
+        return mpo.canonicalize(mpo.fit(w, shape, metric).cores, gauge)
 
     def _searched(self, targets: Sequence[Target], shape: mpo.MPOShape):
         """(shape found, cores of each matrix), with at most as many parameters as `shape`."""
-        settings, paths = targets[0].settings, [target.path for target in targets]
-        matrices = [self._matrix(path) for path in paths]
-        covariances, ridge = None, settings.ridge
-        if settings.data_aware:
-            covariances = [self.calibration.covariance(path) for path in paths]
-            if ridge is None:
-                ridge = self.calibration.default_ridge(paths[0])
+        paths, metrics = [t.path for t in targets], [self._metric(t) for t in targets]
+        low_ranks = [
+            [self._low_rank(path, m) for m in dict.fromkeys([metric, None])]
+            for path, metric in zip(paths, metrics, strict=True)
+        ]
         searched = mpo.search_factors(
-            matrices, shape.num_params, covariances, ridge=0.0 if ridge is None else ridge
+            [self.weights(path) for path in paths],
+            shape.num_params,
+            None if metrics[0] is None else metrics,
+            low_ranks=low_ranks,
         )
         full = searched.shape.with_bonds(None)
-        for path, w in zip(paths, matrices, strict=True):
-            self.spectra[path] = mpo.decompose_with_spectra(w, full)[1]
-        return searched.shape, [mpo.canonicalize(c, settings.gauge) for c in searched.cores]
+        if not full.is_low_rank:
+            for path in paths:
+                self.spectra[path] = mpo.decompose_with_spectra(self.weights(path), full)[1]
+        gauge = targets[0].settings.gauge
+        return searched.shape, [mpo.canonicalize(cores, gauge) for cores in searched.cores]
 
     def _store(self, target: Target, shape: mpo.MPOShape, cores):
-        """Puts float32 cores in place of a matrix, and a row into the report."""
-        path, w = target.path, self._matrix(target.path)
+        """Keeps float32 cores of a matrix, and a row for the report."""
+        path, w = target.path, self.weights(target.path)
         cores = tuple(np.asarray(core, np.float32) for core in cores)
-        del self.arrays[models.dense_name(path)]
-        self.arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
-        self.shapes[path] = shape
+        self.chains[path] = shape, cores
         w_hat = mpo.to_matrix(cores, shape)
-        spectra, size = self.spectra[path], sum(w.shape)
-        rank = min(shape.num_params // size, min(w.shape))
+        spectra = self.spectra[path]
+        rank = min(shape.num_params // sum(w.shape), min(w.shape))
         self.rows[path] = MatrixRow(
             path=path,
             in_features=shape.in_features,
@@ -144,28 +160,29 @@ class Decomposer:
             relative_error=mpo.relative_error(w, w_hat),
             error_bound=relative_bound(spectra, shape.bond_dims),
             entropy=tuple(float(mpo.entanglement_entropy(s)) for s in spectra),
-            svd_error=float(mpo.low_rank_errors(w)[rank]),
+            svd_error=float(self._low_rank(path, None).errors[rank]),
             method=_method(target),
             **self._output_errors(target, w, w_hat, rank),
         )
+        self._forget(path)
 
     def _output_errors(self, target: Target, w, w_hat, rank: int) -> Mapping[str, float]:
         """Relative output errors on the calibration set: of the chain and of both kinds of SVD."""
         if self.calibration is None or not self.calibration.statistics[target.path].count:
             return {}
-        covariance = self.calibration.covariance(target.path)
         # Only measured here: few inputs are no reason to refuse a report.
         ridge = target.settings.ridge
         ridge = self.calibration.default_ridge(target.path) if ridge is None else ridge
         metric = self.calibration.metric(target.path, ridge)
 
         def error(approximation) -> float:
-            return mpo.weighted_relative_error(w, approximation, covariance)
+            return mpo.weighted_relative_error(w, approximation, metric.covariance)
 
         errors = {"output_error": error(w_hat)}
-        for name, s in (("svd_output_error", None), ("data_svd_output_error", metric)):
+        for name, norm in (("svd_output_error", None), ("data_svd_output_error", metric)):
             # Nothing of rank 0 is left: all of the output is lost.
-            errors[name] = error(mpo.to_matrix(mpo.low_rank(w, rank, s))) if rank else 1.0
+            low_rank = self._low_rank(target.path, norm)
+            errors[name] = error(mpo.to_matrix(low_rank.cores(rank))) if rank else 1.0
         return errors
 
     def _advance(self, path: str):

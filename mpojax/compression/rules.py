@@ -3,12 +3,10 @@
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from mpojax import checks, models, mpo
-
-FORMS = ("mpo", "low_rank")
-DEFAULT, _IN_LAYERS = "default", r"(.*/)?layers/[0-9]+/.+"
 
 
 class Rule(tuple):
@@ -16,7 +14,7 @@ class Rule(tuple):
 
     It stands wherever such a pair does, in `compress`, `add_adapters` and `add_experts`, and is
     checked there, as a pair is, since each reads other settings: the fields of
-    `mpojax.compression.Settings`, `AdapterSettings` and `ExpertRule`.
+    `mpojax.compression.MatrixRule`, `AdapterRule` and `ExpertRule`.
 
     Args:
       pattern: regular expression that must match a whole path, such as "layers/0/attention/query".
@@ -46,8 +44,13 @@ class Rule(tuple):
 Rules = Sequence[Rule | tuple[str, Mapping[str, Any]]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+# Names that stand for patterns in the place of one, see `named_patterns`.
+_IN_LAYERS = r"(.*/)?layers/[0-9]+/.+"
+_SIZES = checks.sequence(checks.integer(1))
+
+
+@checks.settings()
+class MatrixRule:
     """Settings of the chains that the matrices of one rule become.
 
     Attributes:
@@ -68,73 +71,49 @@ class Settings:
         (add-one smoothing). Only with `data_aware`.
     """
 
-    bond: int | None = None
-    bonds: tuple[int, ...] | None = None
-    rank: int | None = None
-    tolerance: float | None = None
-    cores: int | None = None
-    in_factors: tuple[int, ...] | None = None
-    out_factors: tuple[int, ...] | None = None
-    gauge: str = "central"
-    form: str = "mpo"
-    search: bool = False
-    data_aware: bool = False
-    ridge: float | None = None
+    bond: int | None = checks.field(checks.integer(1), None)
+    bonds: tuple[int, ...] | None = checks.field(_SIZES, None)
+    rank: int | None = checks.field(checks.integer(1), None)
+    tolerance: float | None = checks.field(checks.number(0, below=1), None)
+    cores: int | None = checks.field(checks.integer(1), None)
+    in_factors: tuple[int, ...] | None = checks.field(_SIZES, None)
+    out_factors: tuple[int, ...] | None = checks.field(_SIZES, None)
+    gauge: str = checks.field(checks.one_of(*mpo.GAUGES), "central")
+    form: str = checks.field(checks.one_of("mpo", "low_rank"), "mpo")
+    search: bool = checks.field(checks.flag(), False)
+    data_aware: bool = checks.field(checks.flag(), False)
+    ridge: float | None = checks.field(checks.number(0), None)
 
     def __post_init__(self):
-        sized = [n for n in ("bond", "bonds", "rank", "tolerance") if getattr(self, n) is not None]
+        sized = self._given("bond", "bonds", "rank", "tolerance")
         if len(sized) > 1:
             raise ValueError(f"{' and '.join(sized)} exclude each other; give one of them.")
-        for name in ("bond", "rank", "cores"):
-            value = getattr(self, name)
-            if value is not None and not (_is_int(value) and value >= 1):
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
-        for name in ("bonds", "in_factors", "out_factors"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, str) or not all(_is_int(v) and v >= 1 for v in value):
-                raise ValueError(f"{name}={value!r} must be a list of integers of at least 1.")
-            object.__setattr__(self, name, tuple(value))
-        if self.tolerance is not None and not 0.0 <= self.tolerance < 1.0:
-            raise ValueError(f"tolerance={self.tolerance!r} must lie in [0, 1).")
-        if self.gauge not in mpo.GAUGES:
-            raise ValueError(f"gauge={self.gauge!r} must be one of {', '.join(mpo.GAUGES)}.")
-        if self.form not in FORMS:
-            raise ValueError(f"form={self.form!r} must be one of {', '.join(FORMS)}.")
         if (self.in_factors is None) != (self.out_factors is None):
             raise ValueError("in_factors and out_factors go together; give both or neither.")
         if self.in_factors is not None and self.cores not in (None, len(self.in_factors)):
             raise ValueError(
                 f"cores={self.cores} contradicts factor lists of {len(self.in_factors)}."
             )
-        if self.is_low_rank and (self.cores is not None or self.in_factors is not None):
+        if self.is_low_rank and self._given("cores", "in_factors"):
             raise ValueError(
                 "low rank is always the two-core chain: leave out cores and factor lists."
             )
-        self._check_search_and_data_aware()
-        if self.gauge == "identity" and sized:
-            raise ValueError(f"gauge='identity' is exact only at full bonds; leave out {sized[0]}.")
-
-    def _check_search_and_data_aware(self):
         for name in ("search", "data_aware"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name}={value!r} must be True or False.")
-            if value and self.tolerance is not None:
+            if getattr(self, name) and self.tolerance is not None:
                 raise ValueError(
                     f"tolerance bounds the plain error; leave it out with {name}=True."
                 )
-            if value and self.gauge == "identity":
+            if getattr(self, name) and self.gauge == "identity":
                 raise ValueError(f"gauge='identity' is exact already; leave out {name}=True.")
-        given = [n for n in ("cores", "in_factors", "bonds") if getattr(self, n) is not None]
-        if self.search and given:
-            raise ValueError(f"search=True chooses the factor lists; leave out {given[0]}.")
-        if self.ridge is not None:
-            number = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool)
-            if not (number and 0 <= self.ridge < float("inf")):
-                raise ValueError(f"ridge={self.ridge!r} must be a finite number of at least 0.")
-            if not self.data_aware:
-                raise ValueError("ridge belongs to data_aware=True; leave it out or set both.")
+        if self.search and self.bonds is not None:
+            raise ValueError("search=True chooses the factor lists; leave out bonds.")
+        if self.ridge is not None and not self.data_aware:
+            raise ValueError("ridge belongs to data_aware=True; leave it out or set both.")
+        if self.gauge == "identity" and sized:
+            raise ValueError(f"gauge='identity' is exact only at full bonds; leave out {sized[0]}.")
+
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
 
     @property
     def is_low_rank(self) -> bool:
@@ -173,25 +152,21 @@ class Settings:
         return full if self.bond is None else full.with_bonds(self.bond)
 
 
-def default_matrices(config: models.Config) -> tuple[str, ...]:
-    """Matrices that the pattern "default" of a rule stands for: those worth compressing.
+def named_patterns(sizes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[str, ...]]:
+    """{name: patterns} that rules may use for a model of this library with matrices of these sizes.
 
-    All matrices of the layers, the token embedding, and a language model's own output map; not
-    heads, poolers and the small embeddings of positions and token types.
+    "layers": all matrices of the layers. "all" (earlier "default"): those, the token embedding, and
+    the output map of a language model; not heads of tasks, poolers and the small embeddings of
+    positions and token types.
 
-        >>> sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 16}
-        >>> default_matrices(models.DecoderConfig(vocab_size=99, tied=False, **sizes))
+        >>> named_patterns({"embeddings/word": (99, 8), "head": (8, 99)})["all"]
         ('(.*/)?layers/[0-9]+/.+', 'embeddings/word', 'head')
     """
-    return _default(models.matrix_sizes(config))
-
-
-def _default(sizes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
     found = [_IN_LAYERS, "embeddings/word"]
     # A language model's head has an output for each token.
     if "head" in sizes and sizes["head"][1] == sizes["embeddings/word"][0]:
         found.append("head")
-    return tuple(found)
+    return {"layers": (_IN_LAYERS,), "all": tuple(found), "default": tuple(found)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +174,7 @@ class Target:
     """One matrix to compress: its settings, the full chain, and the chain with fixed bonds."""
 
     path: str
-    settings: Settings
+    settings: MatrixRule
     full: mpo.MPOShape
     cut: mpo.MPOShape
 
@@ -209,15 +184,20 @@ def resolve(
     sizes: Mapping[str, tuple[int, int]],
     already_mpo: Mapping[str, mpo.MPOShape],
     default_bond: int | None = None,
+    *,
+    named: Mapping[str, Sequence[str]] | None = None,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Target]:
     """Matches rules against the matrices of a model.
 
     Args:
-      rules: (regular expression, settings); an expression must match a whole matrix path.
-        "default" stands for those of `default_matrices`.
+      rules: (regular expression, settings); an expression must match a whole matrix path, or is a
+        name out of `named`.
       sizes: {matrix path: (in_features, out_features)} of the model.
       already_mpo: shapes of matrices that are in MPO form.
       default_bond: cap for rules that say nothing about bonds.
+      named: {name: patterns}; None for those of a model of this library.
+      refused: {path: reason} of layers that no rule may name.
 
     Returns:
       Targets in model order.
@@ -225,7 +205,8 @@ def resolve(
     Raises:
       ValueError: anything wrong with the rules; see the message.
     """
-    owner = match(_expanded(rules, sizes), sizes)
+    named = named_patterns(sizes) if named is None else named
+    owner = match(_expanded(rules, named), sizes, refused=refused)
     for path, (pattern, settings) in owner.items():
         if path in already_mpo:
             raise ValueError(
@@ -237,19 +218,52 @@ def resolve(
     return [_target(path, *owner[path], sizes[path]) for path in sizes if path in owner]
 
 
-def _expanded(rules, sizes: Mapping[str, tuple[int, int]]):
-    """The rules with patterns in the place of "default"."""
+def planned_shapes(
+    config: models.Config, rules: Rules, *, bond: int | None = None
+) -> dict[str, mpo.MPOShape]:
+    """{matrix path: shape} that `compress` would give with these rules, without any weights.
+
+    Args:
+      config: settings of the model; all its matrices count as dense.
+      rules: as for `compress`.
+      bond: cap for the rules that say nothing about bonds.
+
+    Raises:
+      ValueError: rules that do not fit, or whose shapes depend on the weights (a tolerance, or
+        another setting that looks at them).
+    """
+    targets = resolve(rules, models.matrix_sizes(config), {}, bond)
+    for target in targets:
+        for name in ("tolerance", "search"):
+            if getattr(target.settings, name):
+                raise ValueError(
+                    f"{target.path}: {name}={getattr(target.settings, name)!r} chooses the chain "
+                    "by the weights; it has no shape without them."
+                )
+    return {target.path: target.cut for target in targets}
+
+
+def _expanded(rules, named: Mapping[str, Sequence[str]]):
+    """The rules with patterns in the place of names."""
     check_list(rules)
     expanded = []
     for rule in rules:
-        is_default = isinstance(rule, tuple | list) and rule and rule[0] == DEFAULT
-        patterns = _default(sizes) if is_default else ()
+        is_pair = isinstance(rule, tuple | list) and rule and isinstance(rule[0], str)
+        patterns = named.get(rule[0], ()) if is_pair else ()
         expanded += [(pattern, *rule[1:]) for pattern in patterns] or [rule]
     return expanded
 
 
-def match(rules: Rules, paths: Iterable[str], kind: type = Settings) -> dict[str, tuple[str, Any]]:
+def match(
+    rules: Rules,
+    paths: Iterable[str],
+    kind: type = MatrixRule,
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, tuple[str, Any]]:
     """{path: (pattern, settings)} of the paths that a rule matches; `kind` as for `parse`.
+
+    Args:
+      refused: {path: reason} of what looks like a matrix and is none, for the message.
 
     Raises:
       ValueError: malformed rules, one that matches nothing, two that match the same path.
@@ -261,9 +275,10 @@ def match(rules: Rules, paths: Iterable[str], kind: type = Settings) -> dict[str
         pattern, settings = parse(rule, kind)
         matched = [path for path in paths if re.fullmatch(pattern, path)]
         if not matched:
+            reasons = [f"{p}: {why}" for p, why in refused.items() if re.fullmatch(pattern, p)]
+            what = reasons[0] if reasons else "It must match a whole path"
             raise ValueError(
-                f"rule {pattern!r} matches no matrix. It must match a whole path; this model has "
-                f"{_examples(paths)}."
+                f"rule {pattern!r} matches no matrix. {what}; this model has {_examples(paths)}."
             )
         for path in matched:
             if path in owner:
@@ -285,7 +300,7 @@ def check_list(rules) -> None:
         )
 
 
-def parse(rule, kind: type = Settings) -> tuple[str, Any]:
+def parse(rule, kind: type = MatrixRule) -> tuple[str, Any]:
     """A rule whose settings are checked in themselves, without a model.
 
     Args:
@@ -302,23 +317,10 @@ def parse(rule, kind: type = Settings) -> tuple[str, Any]:
         re.compile(pattern)
     except (re.error, TypeError) as error:
         raise ValueError(f"rule {pattern!r} is not a regular expression: {error}.") from error
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"rule {pattern!r}: settings {settings!r} must be a dict.")
-    known = sorted(field.name for field in dataclasses.fields(kind))
-    if unknown := sorted(map(str, set(settings).difference(known))):
-        meant = [f"{name}{checks.did_you_mean(name, known)}" for name in unknown]
-        near = [text for text, name in zip(meant, unknown, strict=True) if text != name]
-        raise ValueError(
-            f"rule {pattern!r} has unknown settings {', '.join(unknown)}; known are "
-            f"{', '.join(known)}{'; ' * bool(near)}{checks.listed(near, '; ')}."
-        )
-    try:
-        return pattern, kind(**settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"rule {pattern!r}: {error}") from error
+    return pattern, checks.from_mapping(kind, settings, f"rule {pattern!r}")
 
 
-def _target(path: str, pattern: str, settings: Settings, size: tuple[int, int]) -> Target:
+def _target(path: str, pattern: str, settings: MatrixRule, size: tuple[int, int]) -> Target:
     try:
         full = settings.full_shape(*size)
         return Target(path, settings, full, settings.cut(full))
@@ -330,8 +332,4 @@ def _target(path: str, pattern: str, settings: Settings, size: tuple[int, int]) 
 
 def _examples(paths: Iterable[str]) -> str:
     seen = dict.fromkeys(re.sub(r"layers/\d+/", "layers/<i>/", path) for path in paths)
-    return ", ".join(seen)
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return checks.listed(list(seen)) or "none"

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from flax import nnx
 
-from mpojax import models, mpo, nn
+from mpojax import checks, models, mpo, nn
 from mpojax.compression import rules as rules_lib
 
 FORMS = ("mpoe", "unshared", "switch")
-FACTORIZATIONS = ("published", "separable")
 _MAPS = ("up", "gate", "down")
+_FACTORS = checks.sequence(checks.integer(1))
 # Fields that are handed on to the layers.
 _OF_LAYERS = (
     *("number", "router", "k", "capacity_factor", "dispatch", "structure", "remat"),
@@ -23,7 +23,7 @@ _OF_LAYERS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@checks.settings()
 class ExpertRule:
     """Settings of the experts that the feed-forward blocks of one rule become.
 
@@ -44,7 +44,7 @@ class ExpertRule:
     """
 
     number: int
-    form: str = "mpoe"
+    form: str = checks.field(checks.one_of(*FORMS), "mpoe")
     router: str = "switch"
     k: int = 2
     capacity_factor: float | None = None
@@ -53,57 +53,33 @@ class ExpertRule:
     remat: bool = True
     router_bias: bool = True
     share_bias: bool = False
-    cores: int = 5
-    factorization: str = "published"
-    factors: Mapping[str, tuple] | None = None
-    bond: int | None = None
-    gauge: str = "identity"
+    cores: int = checks.field(checks.integer(2), 5)
+    factorization: str = checks.field(checks.one_of("published", "separable"), "published")
+    factors: Mapping[str, tuple] | None = checks.field(
+        checks.mapping(checks.pair(_FACTORS, _FACTORS), _MAPS), None
+    )
+    bond: int | None = checks.field(checks.integer(1), None)
+    gauge: str = checks.field(checks.one_of(*mpo.GAUGES), "identity")
 
     def __post_init__(self):
-        for name, allowed in (
-            ("form", FORMS),
-            ("factorization", FACTORIZATIONS),
-            ("gauge", mpo.GAUGES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
-                )
         if self.bond is not None and self.gauge == "identity":
             raise ValueError(
                 f"gauge='identity' is exact only at full bonds; leave out bond={self.bond}, or "
                 "choose gauge='central'."
             )
-        if isinstance(self.cores, bool) or not isinstance(self.cores, int) or self.cores < 2:
-            raise ValueError(
-                f"cores={self.cores!r} must be an integer of at least 2: the central core is "
-                "shared, experts own the others."
-            )
         if self.factorization == "separable" and self.cores != 5:
             raise ValueError(f"cores={self.cores}: separable chains have five.")
-        if unknown := sorted(set(self.factors or ()) - set(_MAPS)):
-            raise ValueError(f"factors has lists for {unknown}; maps are {', '.join(_MAPS)}.")
-        self._check_meaning()
-        self.settings  # noqa: B018  checks the rest
-
-    def _check_meaning(self):
-        """Raises ValueError for a field that would do nothing."""
-        without = {}
         if self.form == "switch":
+            unread = ("structure", "cores", "factorization", "factors", "bond", "gauge")
             why = "form='switch', whose experts are dense matrices"
-            names = ("structure", "cores", "factorization", "factors", "bond", "gauge")
-            without = dict.fromkeys(names, why)
+            checks.check_unread(self, dict.fromkeys(unread, why))
         if self.router in ("switch", "switch_scale"):
-            without["k"] = f"router={self.router!r}, which sends a token to one expert"
+            why = f"router={self.router!r}, which sends a token to one expert"
+            checks.check_unread(self, {"k": why})
         if self.factors is not None:
-            without["factorization"] = "factors, which are the lists"
-            without["cores"] = "factors, which say how many there are"
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, why in without.items():
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} has no meaning with {why}; leave it out."
-                )
+            why = "factors, which are the lists"
+            checks.check_unread(self, dict.fromkeys(("factorization", "cores"), why))
+        self.settings  # noqa: B018  checks the rest
 
     @property
     def settings(self) -> nn.ExpertSettings:
@@ -204,10 +180,10 @@ def add_experts(
     Gao et al., "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language
     Models" (COLING 2022, arXiv:2203.01104).
     """
-    if isinstance(model.config, models.EncoderConfig):
+    if not isinstance(model, models.LanguageModel | models.EncoderDecoder):
         raise ValueError(
-            "experts belong to decoders and encoder-decoders (GPT-2, LLaMA, T5); this model is an "
-            "encoder."
+            "experts belong to decoders and encoder-decoders of mpojax (GPT-2, LLaMA, T5); this "
+            f"model is a {type(model).__name__}."
         )
     config, shapes = planned_experts(model.config, model.shapes, rules)
     arrays = models.to_arrays(model)

@@ -176,7 +176,8 @@ def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
     """
     arrays, found = models.to_arrays(model), []
     for path, settings in _offsets(model.config).items():
-        _, _, update = adapters_lib.offset_start(model.config, path, settings)
+        size, scale = models.matrix_sizes(model.config)[path], model.config.adapter_scale
+        _, _, update = adapters_lib.offset_start(path, size, settings, scale)
         found.append(_sketch(arrays[models.dense_name(path)] + update))
     return found
 
@@ -208,7 +209,8 @@ def _with_adapters(
     arrays = models.to_arrays(base)
     shapes = _adapter_shapes(config, base, held, folder)
     for path, settings in _offsets(config).items():
-        down, up, update = adapters_lib.offset_start(config, path, settings)
+        size, scale = models.matrix_sizes(config)[path], config.adapter_scale
+        down, up, update = adapters_lib.offset_start(path, size, settings, scale)
         key = models.dense_name(path)
         if key not in arrays:
             raise ValueError(f"the adapter in {folder} needs a dense {path}: merge the model.")

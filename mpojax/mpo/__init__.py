@@ -53,6 +53,8 @@ from mpojax.mpo.squeezing import (
 )
 from mpojax.mpo.weighted import (
     DEFAULT_RIDGE,
+    LowRank,
+    Metric,
     low_rank,
     low_rank_errors,
     regularized,
@@ -70,8 +72,10 @@ __all__ = [
     "Cut",
     "ExpertPlan",
     "Fit",
+    "LowRank",
     "MPOShape",
     "Machine",
+    "Metric",
     "Plan",
     "Prepared",
     "Searched",

@@ -54,8 +54,8 @@ def fit(
     Args:
       w: (in_features, out_features).
       shape: factor lists and bonds.
-      covariance: S, (in, in) or (in,), as `weighted.regularized` gives it; None for the plain
-        Frobenius norm.
+      covariance: S, (in, in) or (in,), as `weighted.regularized` gives it, or a `Metric`; None for
+        the plain Frobenius norm.
       start: cores of this shape to improve.
       sweeps: at most this many passes over all cores, there and back alternating.
       steps: conjugate gradient steps for each core of a pass.
@@ -66,9 +66,10 @@ def fit(
     """
     w = np.asarray(w, np.float64)
     decomposition._check(w, shape)
-    s = None if covariance is None else np.asarray(covariance, np.float64)
+    metric = weighted.Metric.of(covariance)
+    s = None if metric is None else metric.matrix
     if start is None:
-        start = _start(w, shape, s)
+        start = _start(w, shape, metric)
     elif tuple(np.shape(core) for core in start) != shape.core_shapes:
         raise ValueError(
             f"start has cores {[np.shape(c) for c in start]}; {shape.core_shapes} are needed."
@@ -76,7 +77,7 @@ def fit(
     cores = [np.asarray(core, np.float64) for core in start]
     problem = _Problem(w, shape, s)
     errors = [problem.error(cores)]
-    for sweep in range(0 if shape.is_full or _is_low_rank(shape) else sweeps):
+    for sweep in range(0 if shape.is_full or shape.is_low_rank else sweeps):
         if errors[-1] <= _EXACT:
             break
         improved = problem.sweep(cores, steps, backward=sweep % 2 == 1)
@@ -90,20 +91,16 @@ def fit(
     return Fit(canonical.canonicalize(tuple(cores)), tuple(errors))
 
 
-def _is_low_rank(shape: MPOShape) -> bool:
-    return shape.in_factors[1:] == (1,) and shape.out_factors[:1] == (1,)
-
-
-def _start(w, shape, s):
-    if s is not None and _is_low_rank(shape):
-        return weighted.low_rank(w, shape.bond_dims[0], s)
+def _start(w, shape, metric):
+    if metric is not None and shape.is_low_rank:
+        return weighted.low_rank(w, shape.bond_dims[0], metric)
     plain = decomposition.decompose(w, shape)
-    if s is None or shape.is_full:
+    if metric is None or shape.is_full:
         return plain
-    whitened = weighted.digit_whitened(w, shape, s)
-    candidates = [plain, whitened]
+    candidates = [plain, weighted.digit_whitened(w, shape, metric.matrix)]
     squares = [
-        weighted.weighted_square(w - contract.to_matrix(cores, shape), s) for cores in candidates
+        weighted.weighted_square(w - contract.to_matrix(cores, shape), metric.matrix)
+        for cores in candidates
     ]
     return candidates[int(np.argmin(squares))]
 

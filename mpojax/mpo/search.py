@@ -12,9 +12,11 @@ data-aware, with as many parameters.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo import alternating, contract, weighted
 from mpojax.mpo import lattice as lattice_lib
 from mpojax.mpo.shape import MPOShape
@@ -58,6 +60,7 @@ def search_factors(
     ridge: float = weighted.DEFAULT_RIDGE,
     sweeps: int = 4,
     steps: int = 6,
+    low_ranks: Sequence[Sequence[weighted.LowRank]] | None = None,
 ) -> Searched:
     """The chain of least weighted error with at most `budget` parameters; deterministic, float64.
 
@@ -65,9 +68,12 @@ def search_factors(
       w: matrix (in, out), or a sequence of matrices of one size that are to share one shape.
       budget: parameters of one chain.
       covariance: of the inputs, (in, in) or (in,), or a sequence of them; None for the plain norm.
+        Also `Metric`s, which have their ridge.
       max_cores: 2 to 5, longest list.
       ridge: see `weighted.regularized`; fits use it, errors are measured without.
       sweeps, steps: of the final fit, see `alternating.fit`.
+      low_ranks: for each matrix its factorisations, in its metric and the plain one, where the
+        caller has them.
 
     Raises:
       ValueError: matrices that do not fit each other or their covariances, non-finite entries, or
@@ -75,9 +81,8 @@ def search_factors(
     """
     ws = [np.asarray(m, np.float64) for m in ([w] if hasattr(w, "ndim") else w)]
     problem = _Problem(ws, _as_list(covariance, len(ws)), budget, ridge)
-    if not 2 <= max_cores <= 5:
-        raise ValueError(f"max_cores={max_cores!r} must lie in 2..5.")
-    base, low_rank_errors = problem.low_rank()
+    checks.check_value("max_cores", max_cores, checks.integer(2, 5))
+    base, low_rank_errors = problem.low_rank(low_ranks)
     # Where not even rank 1 fits, any chain is welcome.
     bar = math.inf if base is None else max(low_rank_errors)
     candidates = _screened(problem, max_cores, _WORTH_TRYING * bar)
@@ -106,11 +111,8 @@ class _Problem:
             raise ValueError(f"w must be matrices of one size, got {[m.shape for m in ws]}.")
         if not all(np.all(np.isfinite(m)) for m in ws):
             raise ValueError("w holds NaN or infinite entries.")
-        self.ws, self.raw, self.budget = ws, covariances, budget
-        self.size = ws[0].shape
-        self.metrics = [
-            None if s is None else weighted.regularized(s, self.size[0], ridge) for s in covariances
-        ]
+        self.ws, self.budget, self.size = ws, budget, ws[0].shape
+        self.metrics = [_metric(s, self.size[0], ridge) for s in covariances]
         self.pairs = list(zip(ws, self.metrics, strict=True))
         picked = np.linspace(0, len(ws) - 1, min(_SCREENED, len(ws))).astype(int)
         self.screened = [self.pairs[index] for index in sorted(set(picked.tolist()))]
@@ -118,33 +120,41 @@ class _Problem:
     def errors(self, all_cores, shape) -> tuple[float, ...]:
         """True relative errors, without ridge."""
         return tuple(
-            weighted.weighted_relative_error(w, contract.to_matrix(cores, shape), s)
-            for w, s, cores in zip(self.ws, self.raw, all_cores, strict=True)
+            self._error(w, metric, cores, shape)
+            for (w, metric), cores in zip(self.pairs, all_cores, strict=True)
         )
 
-    def low_rank(self):
+    def _error(self, w, metric, cores, shape) -> float:
+        covariance = None if metric is None else metric.covariance
+        return weighted.weighted_relative_error(w, contract.to_matrix(cores, shape), covariance)
+
+    def low_rank(self, low_ranks=None):
         """((shape, cores for each matrix) or None, errors): the better SVD, plain or weighted."""
         rank = min(self.budget // sum(self.size), min(self.size))
         if rank == 0:
             return None, (1.0,) * len(self.ws)
         shape = MPOShape.low_rank(*self.size, rank)
         chosen, errors = [], []
-        for (w, metric), raw in zip(self.pairs, self.raw, strict=True):
-            metrics = [None] if metric is None else [metric, None]
-            options = [weighted.low_rank(w, rank, s) for s in metrics]
-            found = [
-                weighted.weighted_relative_error(w, contract.to_matrix(cores, shape), raw)
-                for cores in options
-            ]
+        for index, (w, metric) in enumerate(self.pairs):
+            own = [weighted.LowRank(w, s) for s in dict.fromkeys([metric, None])]
+            options = [each.cores(rank) for each in (low_ranks[index] if low_ranks else own)]
+            found = [self._error(w, metric, cores, shape) for cores in options]
             chosen.append(options[int(np.argmin(found))])
             errors.append(min(found))
         return (shape, tuple(chosen)), tuple(errors)
 
 
+def _metric(covariance, in_features: int, ridge: float) -> weighted.Metric | None:
+    if covariance is None or isinstance(covariance, weighted.Metric):
+        return covariance
+    return weighted.Metric(covariance, weighted.regularized(covariance, in_features, ridge))
+
+
 def _as_list(covariance, count: int) -> list:
     if covariance is None:
         return [None] * count
-    covariances = [covariance] if isinstance(covariance, np.ndarray) else list(covariance)
+    is_one = isinstance(covariance, np.ndarray | weighted.Metric)
+    covariances = [covariance] if is_one else list(covariance)
     if len(covariances) != count:
         raise ValueError(f"{len(covariances)} covariances for {count} matrices; give one for each.")
     return covariances

@@ -176,6 +176,11 @@ class MPOShape:
         return self.bonds == self.full_bond_dims
 
     @property
+    def is_low_rank(self) -> bool:
+        """True for the two-core chain W = A B."""
+        return self.in_factors[1:] == (1,) and self.out_factors[:1] == (1,)
+
+    @property
     def num_params(self) -> int:
         """Parameters in all cores."""
         return sum(math.prod(core) for core in self.core_shapes)

@@ -10,10 +10,12 @@ unwhitening gives the same matrix.) Chains that cut the rows into digits have no
 not factor over digits: `mpojax.mpo.alternating` improves them core by core.
 """
 
+import functools
 import math
 
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo import decomposition
 from mpojax.mpo.shape import MPOShape
 
@@ -43,8 +45,7 @@ def regularized(covariance, in_features: int, ridge: float = DEFAULT_RIDGE) -> n
         raise ValueError(
             "covariance holds NaN or infinite entries; check the inputs it was collected from."
         )
-    if not (math.isfinite(ridge) and ridge >= 0):
-        raise ValueError(f"ridge={ridge!r} must be a finite number of at least 0.")
+    checks.check_value("ridge", ridge, checks.number(0))
     diagonal = s if s.ndim == 1 else np.diagonal(s)
     mean = float(diagonal.mean())
     if mean <= 0 or diagonal.min() < 0:
@@ -74,6 +75,45 @@ def _is_singular(s) -> bool:
     return bool(pivots.min() <= len(s) * np.finfo(np.float64).eps * pivots.max())
 
 
+class Metric:
+    """The norm ||S^(1/2) M||_F of outputs for inputs of covariance S, factorised once.
+
+    Attributes:
+      covariance: S as it was measured, float64: what errors are reported by.
+      matrix: S with a ridge: what approximations are fitted by.
+    """
+
+    def __init__(self, covariance, matrix=None):
+        """`matrix` is `covariance` itself where none is given: no ridge."""
+        self.covariance = np.asarray(covariance, np.float64)
+        self.matrix = self.covariance if matrix is None else np.asarray(matrix, np.float64)
+
+    @classmethod
+    def of(cls, covariance: "Metric | np.ndarray | None") -> "Metric | None":
+        """A covariance as a metric; None, the plain norm, stays None."""
+        if covariance is None or isinstance(covariance, Metric):
+            return covariance
+        return cls(covariance)
+
+    @functools.cached_property
+    def _root(self) -> tuple[np.ndarray, np.ndarray]:
+        """S^(1/2) = V diag(r) V^T as (r, V)."""
+        values, vectors = np.linalg.eigh(self.matrix)
+        return np.sqrt(np.maximum(values, 0)), vectors
+
+    def whitened(self, w) -> np.ndarray:
+        """S^(1/2) W with the symmetric root, float64: its Frobenius norm is that of the outputs."""
+        w = np.asarray(w, np.float64)
+        if self.matrix.ndim == 1:
+            return np.sqrt(self.matrix)[:, None] * w
+        root, vectors = self._root
+        return (vectors * root) @ (vectors.T @ w)
+
+    def times(self, matrix) -> np.ndarray:
+        """S @ matrix."""
+        return times_covariance(self.matrix, matrix)
+
+
 def times_covariance(covariance, matrix) -> np.ndarray:
     """S @ matrix, for both forms of S."""
     return covariance[:, None] * matrix if covariance.ndim == 1 else covariance @ matrix
@@ -96,51 +136,72 @@ def weighted_relative_error(w, w_hat, covariance=None) -> float:
 
 def whitened(w, covariance) -> np.ndarray:
     """S^(1/2) W with the symmetric root, float64: its Frobenius norm is that of the outputs."""
-    w, s = np.asarray(w, np.float64), np.asarray(covariance, np.float64)
-    if s.ndim == 1:
-        return np.sqrt(s)[:, None] * w
-    values, vectors = np.linalg.eigh(s)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ (vectors.T @ w)
+    return Metric.of(covariance).whitened(w)
+
+
+class LowRank:
+    """The best approximations of one matrix, of every rank, from one eigendecomposition.
+
+    min over A (in, r), B (r, out) of ||S^(1/2) (W - A B)||_F is reached at A = W V, B = V^T with
+    the leading r eigenvectors V of W^T S W; the error is the root of the other eigenvalues' sum.
+    """
+
+    def __init__(self, w, covariance: "Metric | np.ndarray | None" = None):
+        """`w` (in_features, out_features); `covariance` None for the plain norm."""
+        self.w, self.metric = np.asarray(w, np.float64), Metric.of(covariance)
+
+    @functools.cached_property
+    def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
+        """(eigenvalues, descending; eigenvectors) of the smaller of W^T S W and its companion."""
+        if self._is_wide:
+            white = self._white()
+            gram = white @ white.T
+        else:
+            gram = self.w.T @ (self.w if self.metric is None else self.metric.times(self.w))
+        values, vectors = np.linalg.eigh(gram)
+        return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.w.shape[1] > self.w.shape[0]
+
+    def _white(self) -> np.ndarray:
+        return self.w if self.metric is None else self.metric.whitened(self.w)
+
+    @property
+    def spectrum(self) -> np.ndarray:
+        """Singular values of S^(1/2) W, descending; exact down to about 1e-8 of the largest."""
+        return np.sqrt(self._eigen[0])
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Relative error of each rank, from 0 to min(in, out); zeros for a zero matrix."""
+        tails = np.append(np.cumsum(self._eigen[0][::-1])[::-1], 0.0)
+        return np.sqrt(tails / (tails[0] or 1.0))
+
+    def cores(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """The two-core chain A B: (1, in, 1, rank) and (rank, 1, out, 1); B orthonormal rows.
+
+        Raises:
+          ValueError: a rank outside 1..min(in, out).
+        """
+        size = self.w.shape
+        checks.check_value("rank", rank, checks.integer(1, min(size)).noted(f"of a matrix {size}"))
+        vectors = self._eigen[1][:, :rank]
+        if self._is_wide:
+            # QR instead of dividing by the values: null directions are completed orthonormally.
+            vectors = np.linalg.qr(self._white().T @ vectors)[0]
+        return (self.w @ vectors)[None, :, None, :], vectors.T[:, None, :, None]
 
 
 def low_rank_errors(w, covariance=None) -> np.ndarray:
-    """Relative error of the best approximation of each rank, from rank 0 to min(in, out).
-
-    From the eigenvalues of the smaller Gram matrix: exact down to about 1e-8. Zeros for a zero
-    matrix, which every rank approximates exactly.
-    """
-    w = np.asarray(w, np.float64)
-    if covariance is not None and w.shape[1] > w.shape[0]:
-        w, covariance = whitened(w, covariance), None
-    if covariance is not None:
-        gram = w.T @ times_covariance(covariance, w)
-    else:
-        gram = w.T @ w if w.shape[1] <= w.shape[0] else w @ w.T
-    squares = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
-    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
-    return np.sqrt(tails / (tails[0] or 1.0))
+    """Relative error of the best approximation of each rank; see `LowRank.errors`."""
+    return LowRank(w, covariance).errors
 
 
 def low_rank(w, rank: int, covariance=None) -> tuple[np.ndarray, np.ndarray]:
-    """The two-core chain A B of least weighted error with this inner size, float64.
-
-    Returns:
-      Cores (1, in, 1, rank) and (rank, 1, out, 1); B has orthonormal rows.
-
-    Raises:
-      ValueError: a rank outside 1..min(in, out).
-    """
-    w = np.asarray(w, np.float64)
-    if not 1 <= rank <= min(w.shape):
-        raise ValueError(f"rank={rank} must lie in 1..{min(w.shape)} for a matrix {w.shape}.")
-    if w.shape[1] <= w.shape[0]:
-        weighted = w if covariance is None else times_covariance(covariance, w)
-        vectors = np.linalg.eigh(w.T @ weighted)[1][:, ::-1][:, :rank]
-    else:
-        white = w if covariance is None else whitened(w, covariance)
-        u = np.linalg.eigh(white @ white.T)[1][:, ::-1][:, :rank]
-        vectors = np.linalg.qr(white.T @ u)[0]
-    return (w @ vectors)[None, :, None, :], vectors.T[:, None, :, None]
+    """The two-core chain of least weighted error with this inner size; see `LowRank.cores`."""
+    return LowRank(w, covariance).cores(rank)
 
 
 def digit_whitened(w, shape: MPOShape, covariance) -> tuple[np.ndarray, ...]:

@@ -79,9 +79,9 @@ def test_merging_after_an_update_and_a_round_trip(model, tmp_path):
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([(ATTENTION, {"rank": 4, "alpha": 2})], "settings alpha; known are activation, .*rank, "),
+        ([(ATTENTION, {"rank": 4, "alpha": 2})], "unknown 'alpha'.*known: kind, rank, "),
         ([(ATTENTION, {"rank": 0})], "rank=0 must be an integer of at least 1"),
-        ([(ATTENTION, {"rank": 1, "stddev": 0.0})], r"stddev=0\.0 must be above 0"),
+        ([(ATTENTION, {"rank": 1, "stddev": 0.0})], r"stddev=0\.0 must be a finite number above 0"),
         ([(ATTENTION, {})], "rank"),
         ([("layers/./attention/q", {"rank": 1})], "matches no matrix. It must match a whole path"),
         ([("embeddings/word", {"rank": 1})], "matches no matrix"),

@@ -319,12 +319,12 @@ def test_another_model_is_refused(dense, calibration):
 
 def test_too_few_inputs_need_a_ridge(calibration):
     path = "layers/0/feed_forward/down"
-    assert calibration.metric(path, ridge=1e-3).shape == (24, 24)
+    assert calibration.metric(path, ridge=1e-3).matrix.shape == (24, 24)
     with pytest.raises(ValueError, match=r"down: 16 calibration inputs are too few .* 24 features"):
         calibration.metric(path)
     with pytest.raises(ValueError, match=r"down, calibrated with 16 inputs: .* singular: .* ridge"):
         calibration.metric(path, ridge=0.0)
     with pytest.raises(ValueError, match="pooler: no input has entered this matrix"):
         calibration.metric("pooler")
-    words = calibration.metric("embeddings/word")
+    words = calibration.metric("embeddings/word").matrix
     assert words.min() == pytest.approx(1.0)  # unseen rows count as much as the mean one

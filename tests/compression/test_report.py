@@ -123,8 +123,8 @@ def test_a_budget_that_spoils_some_matrices_and_leaves_others_warns(caplog):
     assert "relative errors of 0." in caplog.text
     assert "in layers/*/feed_forward/up" in caplog.text
     assert "embeddings/word" in caplog.text.partition(", but ")[2]
-    assert 'let rules match what they leave out (the pattern "default")' in caplog.text
+    assert 'let rules match what they leave out (the pattern "all")' in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING", logger="absl"):
-        compression.compress(helpers.model(), [("default", {})], budget=0.98)
+        compression.compress(helpers.model(), [("all", {})], budget=0.98)
     assert not caplog.text

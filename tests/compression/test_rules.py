@@ -65,10 +65,10 @@ def test_targets_come_in_model_order_with_a_default_cap():
         ([".*"], r"rule '\.\*' must be a pair"),
         ([("(", {})], r"rule '\(' is not a regular expression"),
         ([(3, {})], "rule 3 is not a regular expression"),
-        ([(".*", 64)], "settings 64 must be a dict"),
+        ([(".*", 64)], "must be a mapping of settings, not 64"),
         (
             [(".*", {"bonds_": 3, "Rank": 1})],
-            "unknown settings Rank, bonds_; known are bond, bonds",
+            r"unknown 'bonds_'.*; unknown 'Rank'.*known: bond, bonds",
         ),
         (
             [("query", {})],
@@ -78,11 +78,14 @@ def test_targets_come_in_model_order_with_a_default_cap():
         ([(".*", {"bond": 0})], "bond=0 must be an integer of at least 1"),
         ([(".*", {"bond": 2.5})], "bond=2.5 must be an integer"),
         ([(".*", {"rank": True})], "rank=True must be an integer"),
-        ([(".*", {"bonds": "4,4"})], "bonds='4,4' must be a list of integers"),
+        ([(".*", {"bonds": "4,4"})], "bonds='4,4' must be a list, each an integer"),
         ([(".*", {"bond": 2, "rank": 2})], "bond and rank exclude each other"),
-        ([(".*", {"tolerance": 1.5})], "tolerance=1.5 must lie in"),
-        ([(".*", {"gauge": "middle"})], "gauge='middle' must be one of central, left, right"),
-        ([(".*", {"form": "tucker"})], "form='tucker' must be one of mpo, low_rank"),
+        (
+            [(".*", {"tolerance": 1.5})],
+            "tolerance=1.5 must be a finite number of at least 0 and below 1",
+        ),
+        ([(".*", {"gauge": "middle"})], "gauge='middle' must be one of 'central', 'left', 'right'"),
+        ([(".*", {"form": "tucker"})], "form='tucker' must be one of 'mpo', 'low_rank'"),
         ([(".*", {"in_factors": (3, 4)})], "in_factors and out_factors go together"),
         ([(".*", {"rank": 2, "cores": 5})], "low rank is always the two-core chain"),
         ([(".*", {"gauge": "identity", "bond": 2})], "exact only at full bonds; leave out bond"),
@@ -138,10 +141,10 @@ def test_the_default_knows_each_architecture(config, left):
     if config is small.BERT:
         config = dataclasses.replace(config, num_labels=2)
     sizes = models.matrix_sizes(config)
-    chosen = [target.path for target in rules_lib.resolve([("default", {"bond": 2})], sizes, {})]
+    chosen = [target.path for target in rules_lib.resolve([("all", {"bond": 2})], sizes, {})]
     assert all(path in chosen for path in sizes if "layers/" in path)
     assert left is None or set(sizes) - set(chosen) == left
-    patterns = compression.default_matrices(config)
+    patterns = compression.named_patterns(sizes)["all"]
     assert chosen == [path for path in sizes if any(re.fullmatch(p, path) for p in patterns)]
     both = [("default", {"bond": 2}), ("embeddings/word", {"rank": 1})]
     with pytest.raises(ValueError, match="both match embeddings/word"):

@@ -136,9 +136,12 @@ def test_a_round_trip_through_a_folder(tmp_path):
         ({"kind": "mpo"}, "needs bond or bonds"),
         ({"kind": "mpo", "bond": 2, "bonds": (2, 2)}, "needs bond or bonds"),
         ({"kind": "rescale", "side": "left"}, "side='left' must be one of output, input"),
-        ({"rank": 2, "start": "half"}, "start='half' must be one of zero, offset"),
+        ({"rank": 2, "start": "half"}, "start='half' must be one of 'zero', 'offset'"),
         ({"rank": 2, "offset_seed": 3}, "offset_seed=3 has no meaning with start='zero'"),
-        ({"kind": "mpo", "bond": 2, "start": "offset"}, "start has no meaning with kind='mpo'"),
+        (
+            {"kind": "mpo", "bond": 2, "start": "offset"},
+            "start='offset' has no meaning with kind='mpo'",
+        ),
         ({"kind": "bias"}, "matches no array of kind 'bias'"),
     ],
 )

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mpojax import mpo
-from mpojax.compression import Settings
+from mpojax.compression import MatrixRule
 from mpojax.mpo import published
 
 
@@ -31,7 +31,7 @@ def test_golden_counts_of_five_cores(size, bonds, total, auxiliary):
     assert (shape.num_params, shape.num_auxiliary_params) == (total, auxiliary)
     assert shape.is_full
     assert shape.is_padded == (size[0] == 30522)
-    assert Settings().full_shape(*size) == shape
+    assert MatrixRule().full_shape(*size) == shape
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_golden_counts_of_five_cores(size, bonds, total, auxiliary):
 )
 def test_golden_counts_by_number_of_cores(size, n, total):
     assert mpo.MPOShape.published(*size, n=n).num_params == total
-    assert Settings(cores=n).full_shape(*size).num_params == total
+    assert MatrixRule(cores=n).full_shape(*size).num_params == total
 
 
 def test_768x3072_by_number_of_cores():
@@ -70,7 +70,7 @@ def test_the_published_bert_table_is_padded_to_30720_rows():
 @pytest.mark.parametrize("size", [(384, 384), (30522, 384), (768, 128), (30522, 128), (12, 12)])
 def test_sizes_without_published_lists_get_automatic_ones(size):
     assert mpo.MPOShape.published(*size) is None
-    assert Settings().full_shape(*size) == mpo.MPOShape.balanced(*size)
+    assert MatrixRule().full_shape(*size) == mpo.MPOShape.balanced(*size)
 
 
 def test_every_list_multiplies_to_its_size():

@@ -51,7 +51,7 @@ def statistics(model, split, count: int) -> compression.Calibration:
 def approximations(w, share: float, path: str, calibration):
     """{method: (approximation, shape)} with at most `share` of the parameters of `w`."""
     budget, metric = int(share * w.size), calibration.metric(path)
-    full = compression.Settings().full_shape(*w.shape)
+    full = compression.MatrixRule().full_shape(*w.shape)
     spectra = mpo.decompose_with_spectra(w, full)[1]
     chain = mpo.allocate([full], [spectra], budget)[0]
     low_rank = mpo.MPOShape.low_rank(*w.shape, budget // sum(w.shape))

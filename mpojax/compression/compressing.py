@@ -1,0 +1,192 @@
+"""Compression of a model by rules: its dense matrices become chains."""
+
+from collections.abc import Callable
+
+from flax import nnx
+
+from mpojax import checks
+from mpojax.compression import allocation as allocation_lib
+from mpojax.compression import rules as rules_lib
+from mpojax.compression.calibration import Calibration
+from mpojax.compression.decomposition import Decomposer
+from mpojax.compression.matrices import Matrices, matrices_of
+from mpojax.compression.report import CompressionReport
+from mpojax.compression.rules import Target
+from mpojax.models.arrays import check_finite
+
+
+def compress(
+    model: nnx.Module,
+    rules: rules_lib.Rules | None = None,
+    *,
+    budget: float | int | None = None,
+    bond: int | None = None,
+    share_bonds: bool = True,
+    calibration: Calibration | None = None,
+    allocation: str = "error",
+    keep_dense: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[nnx.Module, CompressionReport]:
+    """Writes the matrices that the rules match in MPO form.
+
+    Matrices are decomposed one after the other on the host in float64. Without `budget`, `bond` or
+    bonds in the rules the chains have full bonds and the model computes the same as before.
+
+    Args:
+      model: its matrices must be dense where a rule matches. Any Flax NNX module: of one of your
+        own, `nnx.Linear`, `nnx.LinearGeneral` and `nnx.Embed` layers become chains, named by their
+        paths, and the result is a new module of the same class.
+      rules: (regular expression over matrix paths, settings) or `Rule`; settings are the fields of
+        `mpojax.compression.MatrixRule`, for example
+        `[Rule(".*/(query|key|value|out|up|down)", bond=64), Rule("embeddings/word", rank=64)]`.
+        The pattern "layers" stands for all matrices of the layers (of a module of your own: all
+        linear layers), "all" for those, the token embedding and a language model's output map.
+        None: "layers", `data_aware` where there is a calibration; then `budget` or `bond` is
+        needed.
+      budget: parameters of the whole compressed model, at most: a float in (0, 1] is a fraction of
+        its dense count, an integer above 1 the count itself. Bonds that the rules leave open are
+        chosen for least error; a matrix whose chain would save nothing stays dense.
+      bond: cap for the rules that say nothing about bonds; not together with `budget`.
+      share_bonds: matrices of one role have the same bonds in all layers, so that the layers stay
+        in one stack; False chooses for each matrix alone.
+      calibration: of `compression.calibrate` with this model, for rules with `data_aware=True`; the
+        report then has the errors of outputs as well.
+      allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
+        the root of its number of entries. "first_order": by how much it changes the loss to first
+        order, from a calibration with a loss.
+      keep_dense: whether a budget may leave matrices dense whose chains would save nothing; False
+        makes a chain of every matrix that a rule matches, whatever it costs the others.
+      progress: called as progress(done, total, path) after each step.
+
+    Returns:
+      (compressed model, report).
+
+    Raises:
+      ValueError: rules that are malformed, match nothing, overlap, or do not fit; a budget that
+        cannot be met (the smallest one is named); non-finite weights; a calibration that is
+        missing, of another model, or not usable; neither rules nor a size.
+
+    Example:
+
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import models
+        >>> sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}
+        >>> config = models.EncoderConfig(vocab_size=99, max_positions=16, **sizes)
+        >>> model = models.build(config, rngs=nnx.Rngs(0))
+        >>> small, report = mj.compress(model, budget=0.7)
+        >>> report.parameters <= 0.7 * report.dense_parameters
+        True
+        >>> small, report = mj.compress(model, [mj.Rule(".*/(query|key)", bond=3)])
+        >>> [row.path for row in report.rows][:2], max(report.rows[0].bonds)
+        (['layers/0/attention/query', 'layers/0/attention/key'], 3)
+
+    A module of your own:
+
+        >>> class MLP(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.up, self.down = (
+        ...             nnx.Linear(m, n, rngs=rngs) for m, n in ((64, 256), (256, 10))
+        ...         )
+        ...
+        ...     def __call__(self, x):
+        ...         return self.down(nnx.relu(self.up(x)))
+        >>> small, report = mj.compress(MLP(nnx.Rngs(0)), [mj.Rule("up", bond=8)])
+        >>> type(small).__name__, type(small.up).__name__, type(small.down).__name__
+        ('MLP', 'MPOLinear', 'Linear')
+
+    Gao et al., "Compressing deep neural networks by matrix product operators" (2020,
+    arXiv:1904.06194); Liu et al., MPOP (ACL 2021, arXiv:2106.02205).
+    """
+    matrices = matrices_of(model)
+    dense_total = matrices.num_dense_parameters
+    targets, room = _checked(matrices, rules, budget, bond, calibration, allocation)
+    check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
+    groups = allocation_lib.grouped(targets, share_bonds)
+    decomposer = Decomposer(matrices.weights, groups, calibration, progress)
+    decomposer.run(room, allocation, keep_dense)
+    compressed = matrices.with_chains(decomposer.chains)
+    order = [target.path for target in targets]
+    report = CompressionReport(
+        rows=tuple(decomposer.rows[path] for path in order if path in decomposer.rows),
+        spectra=decomposer.spectra,
+        dense_parameters=dense_total,
+        parameters=matrices_of(compressed).num_parameters,
+        kept_dense=tuple(path for path in order if path in decomposer.kept),
+        unmatched=tuple(p for p in matrices.sizes if p not in {*order, *matrices.shapes}),
+    )
+    if budget is not None:
+        allocation_lib.warn_if_uneven(report, matrices.sizes)
+    return compressed, report
+
+
+def check_rules(
+    model: nnx.Module,
+    rules: rules_lib.Rules | None = None,
+    *,
+    budget: float | int | None = None,
+    bond: int | None = None,
+    calibration: Calibration | None = None,
+    allocation: str = "error",
+) -> None:
+    """Raises what `compress` would raise about these arguments, without any decomposition."""
+    _checked(matrices_of(model), rules, budget, bond, calibration, allocation)
+
+
+def _checked(
+    matrices: Matrices, rules, budget, bond, calibration, allocation
+) -> tuple[list[Target], int | None]:
+    """What the rules match, and what a budget leaves for the matrices with open bonds."""
+    if matrices.shares_parts:
+        raise ValueError(
+            "the layers share a part of their parameters, which no chain of a single matrix can "
+            "keep; compress models.unshared(model), or merge(model) for a dense one."
+        )
+    if rules is None:
+        rules = _default_rules(budget, bond, calibration)
+    targets = rules_lib.resolve(
+        rules, matrices.sizes, matrices.shapes, bond, named=matrices.named, refused=matrices.refused
+    )
+    room = None
+    if budget is not None:
+        totals = matrices.num_parameters, matrices.num_dense_parameters
+        room = allocation_lib.room_for_open(targets, *totals, budget, bond)
+    for target in targets:
+        if target.settings.search and target.settings.leaves_bonds_open and room is None:
+            raise ValueError(
+                f"{target.path}: search=True needs a size: give compress a budget, or the rule a "
+                "rank: the search finds the best chain with as many parameters."
+            )
+    _check_calibration(targets, matrices, calibration, allocation, room)
+    return targets, room
+
+
+def _default_rules(budget, bond, calibration) -> rules_lib.Rules:
+    """The matrices of the layers, by the outputs where they are known."""
+    if budget is None and bond is None:
+        raise ValueError(
+            "compress without rules needs a size: budget=0.6 (a fraction of the parameters) or "
+            "bond=64 (a cap for every bond). Chains at full bonds, which compute the same, are "
+            'rules=[Rule("layers")].'
+        )
+    aware = {} if calibration is None else {"data_aware": True}
+    return [rules_lib.Rule("layers", **aware)]
+
+
+def _check_calibration(targets, matrices: Matrices, calibration, allocation, room):
+    checks.check_value("allocation", allocation, checks.one_of(*allocation_lib.ALLOCATIONS))
+    aware = [target for target in targets if target.settings.data_aware]
+    if calibration is None and (aware or allocation == "first_order"):
+        what = f"data_aware=True of {aware[0].path}" if aware else f"allocation={allocation!r}"
+        raise ValueError(
+            f"{what} needs calibration=: collect it with compression.calibrate(model, batches)."
+        )
+    if allocation == "first_order" and room is None:
+        raise ValueError("allocation='first_order' divides a budget; give one, or leave it out.")
+    if calibration is None:
+        return
+    calibration.check({target.path: matrices.weights(target.path) for target in targets})
+    for target in aware:
+        calibration.metric(target.path, target.settings.ridge)
+    if allocation == "first_order":
+        calibration.check_gradients([target.path for target in targets])

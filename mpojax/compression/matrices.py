@@ -1,0 +1,250 @@
+"""The matrices of a model by path, and the model with others in their place.
+
+A model of this library gives them through its settings and its flat dict of arrays; any other Flax
+NNX module by its layers: `nnx.Linear`, `nnx.LinearGeneral` (the projections of attention),
+`nnx.Embed`, and the dense and MPO layers of `mpojax.nn`. All verbs of this package work on either.
+"""
+
+import abc
+import inspect
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mpojax import models, mpo
+from mpojax.compression import layers
+from mpojax.compression.rules import named_patterns
+from mpojax.models import arrays as arrays_lib
+
+Chains = Mapping[str, tuple[mpo.MPOShape, Sequence[np.ndarray]]]
+# Arrays of a batch that say which inputs count.
+_MASKS = ("attention_mask", "example_mask")
+
+
+class Matrices(abc.ABC):
+    """The matrices of one model.
+
+    Attributes:
+      model: as it was given; never changed.
+      sizes: {path: (in_features, out_features)} of all matrices that may become chains.
+      shapes: {path: shape} of those in MPO form.
+      named: {name: patterns} that a rule may use instead of a pattern.
+      refused: {path: reason} of layers that no chain can stand for.
+      shares_parts: layers share parts of their matrices.
+    """
+
+    model: nnx.Module
+    sizes: dict[str, tuple[int, int]]
+    shapes: dict[str, mpo.MPOShape]
+    named: dict[str, tuple[str, ...]]
+    refused: dict[str, str]
+    shares_parts: bool = False
+
+    @abc.abstractmethod
+    def weights(self, path: str) -> np.ndarray:
+        """A dense matrix (in_features, out_features), float32."""
+
+    @abc.abstractmethod
+    def with_chains(self, chains: Chains) -> nnx.Module:
+        """A new model with these chains in place of dense matrices."""
+
+    @abc.abstractmethod
+    def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
+        """{location of a dense layer: [(matrix path, index on its leading axis or None)]}."""
+
+    @abc.abstractmethod
+    def inputs(self, batch: Any, where: str) -> tuple[dict, tuple[np.ndarray, ...]]:
+        """(arrays by name, weights of the inputs that count: 1, else 0), checked.
+
+        Weights are (B, S), one array for each kind of ids, or (B,).
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def call(model: nnx.Module, batch: Mapping) -> jax.Array:
+        """Any output that depends on all layers, as a function of a batch of `inputs`."""
+
+    @abc.abstractmethod
+    def _num_unfolded(self) -> int:
+        """Parameters of the dense matrices that the chains of the model stand for."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters in the model as it is."""
+        return sum(models.count_parameters(self.model).values())
+
+    @property
+    def num_dense_parameters(self) -> int:
+        """Parameters in the model with every matrix dense."""
+        counts = models.count_parameters(self.model)
+        in_chains = counts["central"] + counts["auxiliary"]
+        return sum(counts.values()) - in_chains + self._num_unfolded()
+
+
+def matrices_of(model: nnx.Module) -> Matrices:
+    """The matrices of a model of this library, or of any Flax NNX module.
+
+    Raises:
+      TypeError: neither of them.
+    """
+    if isinstance(model, models.Model):
+        return _ModelMatrices(model)
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"a Flax NNX module is needed, not {type(model).__name__}.")
+    return _ModuleMatrices(model)
+
+
+class _ModelMatrices(Matrices):
+    """Of a model of this library: its layers are stacked, its matrices have logical paths."""
+
+    def __init__(self, model: models.Model):
+        self.model, self.shapes, self.refused = model, model.shapes, {}
+        self.shares_parts = model.config.shares_parts
+        self.arrays = models.to_arrays(model)
+        self.sizes = models.matrix_sizes(model.config)
+        if getattr(model.config, "experts", ()):
+            # Theirs are many matrices under one path: compress before `add_experts`.
+            experts_of = model.config.experts_of
+            self.sizes = {
+                p: size for p, size in self.sizes.items() if not experts_of(p.rpartition("/")[0])
+            }
+        self.named = named_patterns(self.sizes)
+
+    def weights(self, path: str) -> np.ndarray:
+        return np.asarray(self.arrays[models.dense_name(path)])
+
+    def with_chains(self, chains: Chains) -> models.Model:
+        arrays, shapes = dict(self.arrays), dict(self.shapes)
+        for path, (shape, cores) in chains.items():
+            del arrays[models.dense_name(path)]
+            arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
+            shapes[path] = shape
+        return models.from_arrays(self.model.config, shapes, arrays)
+
+    def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
+        found = {}
+        for path, _, layer_range in models.variables(self.model):
+            layer = self.model
+            for part in path[:-1]:
+                layer = layer[part] if isinstance(part, int) else getattr(layer, part)
+            if path[-1] in ("kernel", "table") and layers.is_dense(layer):
+                found[path[:-1]] = arrays_lib.logical_names(path[:-1], layer_range)
+        return found
+
+    def inputs(self, batch: Any, where: str) -> tuple[dict, tuple[np.ndarray, ...]]:
+        batch = {name: array for name, array in batch.items() if array is not None}
+        masks = {"input_ids": ("attention_mask",)}
+        if "decoder_input_ids" in self.model.batch_inputs:
+            masks["decoder_input_ids"] = ("decoder_attention_mask", "target_weights")
+        weights = [_real_tokens(batch, ids, names, where) for ids, names in masks.items()]
+        if len(weights) == 2 and weights[0].shape == weights[1].shape:
+            # Sources are told from targets by their lengths: a column of padding changes nothing.
+            mask = batch.get("attention_mask", np.ones(weights[0].shape, np.int32))
+            batch |= {"input_ids": _padded(batch["input_ids"]), "attention_mask": _padded(mask)}
+            weights[0] = _padded(weights[0])
+        return batch, tuple(weights)
+
+    @staticmethod
+    def call(model: nnx.Module, batch: Mapping) -> jax.Array:
+        return model(*(batch.get(name) for name in model.batch_inputs))
+
+    def _num_unfolded(self) -> int:
+        experts_of = getattr(self.model.config, "experts_of", lambda block: None)
+        blocks = {path: experts_of(path.rpartition("/")[0]) for path in self.shapes}
+        return sum(
+            (blocks[path].number if blocks[path] else 1) * shape.num_dense_params
+            for path, shape in self.shapes.items()
+        )
+
+
+def _real_tokens(batch: Mapping, ids: str, masks: Sequence[str], where: str) -> np.ndarray:
+    """Booleans (B, S): tokens that count, by the first of these masks that the batch has."""
+    if ids not in batch:
+        raise ValueError(
+            f"{where} has no {ids!r}, only {sorted(batch)}; batches are mappings of token arrays "
+            "(B, S)."
+        )
+    shape = np.shape(batch[ids])
+    weights = np.asarray(next((batch[m] for m in masks if m in batch), np.ones(shape))) != 0
+    if "example_mask" in batch:
+        weights = weights & np.asarray(batch["example_mask"], bool)[:, None]
+    if len(shape) != 2 or weights.shape != shape or not weights.any():
+        raise ValueError(
+            f"{where} has {ids} {shape} and a mask {weights.shape} with {weights.sum()} real "
+            "tokens; both must be (B, S) with at least one real token."
+        )
+    return weights
+
+
+def _padded(array) -> np.ndarray:
+    return np.pad(np.asarray(array), ((0, 0), (0, 1)))
+
+
+class _ModuleMatrices(Matrices):
+    """Of any Flax NNX module, by the paths of its layers, such as "blocks/0/attention/query"."""
+
+    def __init__(self, module: nnx.Module):
+        self.model = module
+        self.found = layers.locations(module)
+        own = {path: entry.layer for path, entry in self.found.items()}
+        reasons = {path: layers.refusal(layer) for path, layer in own.items()}
+        self.refused = {path: why for path, why in reasons.items() if why is not None}
+        own = {path: layer for path, layer in own.items() if path not in self.refused}
+        self.refused |= {
+            other: f"it is held twice; its path is {path}"
+            for other, path in layers.aliases(module).items()
+            if path in own
+        }
+        chains = {path: layers.chain_of(layer) for path, layer in own.items()}
+        self.sizes = {path: layers.size(layer) for path, layer in own.items()}
+        self.shapes = {path: chain.shape for path, chain in chains.items() if chain is not None}
+        maps = (path for path, layer in own.items() if not layers.is_table(layer))
+        self.named = {"layers": tuple(map(re.escape, maps))}
+        self.named["all"] = self.named["default"] = tuple(map(re.escape, self.sizes))
+
+    def weights(self, path: str) -> np.ndarray:
+        return np.asarray(layers.matrix(self.found[path].layer), np.float32)
+
+    def with_chains(self, chains: Chains) -> nnx.Module:
+        new = {}
+        for path, (shape, cores) in chains.items():
+            entry = self.found[path]
+            new[entry.location] = layers.to_chain(entry.layer, shape, cores)
+        return layers.exchanged(self.model, new)
+
+    def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
+        dense = (path for path in self.sizes if path not in self.shapes)
+        return {self.found[path].location: [(path, None)] for path in dense}
+
+    def inputs(self, batch: Any, where: str) -> tuple[dict, tuple[np.ndarray, ...]]:
+        names = _argument_names(self.model)
+        if not isinstance(batch, Mapping):
+            batch = batch if isinstance(batch, tuple | list) else (batch,)
+            batch = dict(zip(names, batch, strict=False)) if len(batch) <= len(names) else {}
+        batch = {name: array for name, array in batch.items() if array is not None}
+        if not set(batch) & set(names):
+            raise ValueError(
+                f"{where} holds no input: {type(self.model).__name__} takes {', '.join(names)}; "
+                "give an array, a tuple of them in this order, or a mapping by these names."
+            )
+        return batch, tuple(np.asarray(batch[name]) != 0 for name in _MASKS if name in batch)
+
+    @staticmethod
+    def call(model: nnx.Module, batch: Mapping) -> jax.Array:
+        outputs = model(**{n: batch[n] for n in _argument_names(model) if n in batch})
+        floating = (o for o in jax.tree.leaves(outputs) if jnp.issubdtype(o.dtype, jnp.floating))
+        return sum(jnp.sum(o.astype(jnp.float32)) for o in floating)
+
+    def _num_unfolded(self) -> int:
+        return sum(math.prod(self.sizes[path]) for path in self.shapes)
+
+
+def _argument_names(module: nnx.Module) -> list[str]:
+    parameters = inspect.signature(type(module).__call__).parameters
+    return [name for name in parameters if name != "self"]
