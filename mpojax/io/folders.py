@@ -66,17 +66,16 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
     folder = locate(source)
     if not folder.is_dir():
         config, arrays = gguf_models.import_file(folder)
-        return models.from_arrays(config, {}, arrays)
+        return models.from_arrays(config, {}, arrays, release=True)
     content = _read_config(folder)
-    if _MARK not in content:
-        checkpoints.family_of(content, str(folder))
-    tensors = read_checkpoint(folder)
-    check_finite(tensors, str(folder))
     if _MARK in content:
-        return _from_own_folder(folder, content[_MARK], tensors)
+        return _from_own_folder(folder, content[_MARK])
+    checkpoints.family_of(content, str(folder))  # Before weights are looked for.
+    tensors = _checked_tensors(folder)
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
     config = generation_config.read(config, folder)
-    return models.from_arrays(config, {}, arrays)
+    del tensors
+    return models.from_arrays(config, {}, arrays, release=True)
 
 
 def save_pretrained(
@@ -189,7 +188,14 @@ def _read_config(folder: pathlib.Path) -> dict:
     return checks.read_json(folder / CONFIG_NAME, COMMON)
 
 
-def _from_own_folder(folder: pathlib.Path, content: Mapping, tensors: Mapping):
+def _checked_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    tensors = read_checkpoint(folder)
+    check_finite(tensors, str(folder))
+    return tensors
+
+
+def _from_own_folder(folder: pathlib.Path, content: Mapping) -> models.Model:
+    tensors = _checked_tensors(folder)
     version = content.get("format_version")
     if version not in own_format.READ_VERSIONS:
         raise ValueError(

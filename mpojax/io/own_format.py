@@ -70,7 +70,7 @@ def build(content: Mapping, tensors: Mapping) -> models.Model:
     shapes = {path: mpo.MPOShape.from_dict(s) for path, s in content["shapes"].items()}
     config = _config(content)
     check_depth(config, tensors, "the folder")
-    return models.from_arrays(config, shapes, tensors)
+    return models.from_arrays(config, shapes, tensors, release=True)
 
 
 def _config(content: Mapping):

@@ -41,9 +41,19 @@ def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
 
 
 def from_arrays(
-    config: Config, shapes: Mapping[str, mpo.MPOShape] | None, arrays: Mapping
+    config: Config,
+    shapes: Mapping[str, mpo.MPOShape] | None,
+    arrays: Mapping,
+    *,
+    release: bool = False,
 ) -> Model:
     """The model of these settings with these parameters (float32 copies); inverse of `to_arrays`.
+
+    Args:
+      config, shapes: of the model.
+      arrays: by logical path.
+      release: takes each array out of `arrays` once it is copied, so that those of a file and the
+        whole model are never in memory together.
 
     Raises:
       ValueError: arrays missing, unexpected, of another shape or not floating point.
@@ -54,7 +64,8 @@ def from_arrays(
     check_coverage(dict(_expected(entries)), arrays, "arrays do not fit the model")
     filled = []
     for path, variable, layer_range in entries:
-        parts = [arrays[name] for name, _ in logical_names(path, layer_range)]
+        names = [name for name, _ in logical_names(path, layer_range)]
+        parts = [arrays.pop(name) if release else arrays[name] for name in names]
         value = _stacked(parts) if layer_range is not None else _as_float32(parts[0])
         filled.append((path, variable.replace(value)))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
@@ -259,7 +270,7 @@ def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _stacked(parts: list) -> jax.Array:
     if all(isinstance(part, np.ndarray) for part in parts):
-        return _as_float32(np.stack(parts))
+        return jax.device_put(np.stack(parts).astype(np.float32, copy=False))
     return jnp.stack([_as_float32(part) for part in parts])
 
 
