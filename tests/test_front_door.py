@@ -109,15 +109,21 @@ def test_save_writes_both_formats(folder, tmp_path):
 KINDS = small.KINDS | small_language.DECODERS | small_language.PAIRS
 
 
-@pytest.mark.parametrize("kind", ["bert", "albert", "llama", "1.1"])
-def test_compress_without_rules_takes_what_is_worth_it(kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_compress_without_rules_takes_the_layers_of_every_architecture(kind):
+    """All matrices in layers, such as `gate`; embeddings, projections and heads when asked."""
     model = small.random_model(KINDS[kind])
-    rules = [("layers", {})]
+    sizes = mj.models.matrix_sizes(model.config)
     tiny, report = mj.compress(model, bond=2)
-    assert tiny.shapes == mj.compression.planned_shapes(model.config, rules, bond=2) != {}
+    assert tiny.shapes == mj.compression.planned_shapes(model.config, [("layers", {})], bond=2)
+    assert set(tiny.shapes) == {path for path in sizes if "layers/" in path}
+    assert set(report.unmatched) == {path for path in sizes if "layers/" not in path}
     assert report.parameters < report.dense_parameters
-    _, report = mj.compress(model, budget=0.8)
-    assert report.parameters <= 0.8 * report.dense_parameters
+    _, report = mj.compress(model, budget=0.9)
+    assert report.parameters <= 0.9 * report.dense_parameters
+    whole, _ = mj.compress(model, [mj.Rule("all", bond=2)])
+    assert set(whole.shapes) - set(tiny.shapes) <= {"embeddings/word", "head"}
+    assert "embeddings/word" in whole.shapes
 
 
 def test_compress_without_rules_minimises_the_error_of_outputs_where_it_is_known():

@@ -7,9 +7,10 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from flax import nnx
 
 from mpojax import checks, files, models, tokenizer_folders
-from mpojax.io import generation_config, other_folders, own_format
+from mpojax.io import generation_config, module_format, other_folders, own_format
 from mpojax.io.gguf import weights as gguf_models
 from mpojax.io.hf import checkpoints
 from mpojax.io.hf.family import COMMON
@@ -24,7 +25,9 @@ _MARK = "mpojax"
 FORMATS = ("mpojax", "huggingface")
 
 
-def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False) -> models.Model:
+def load_pretrained(
+    source: str | os.PathLike, *, pretraining_head: bool = False, into: nnx.Module | None = None
+) -> nnx.Module:
     """Loads a model from a folder written by `save_pretrained`, of Hugging Face, or a GGUF file.
 
     Of Hugging Face:
@@ -41,6 +44,8 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
         installed package; or, where there is no such path, a hub id. See `locate`.
       pretraining_head: of Hugging Face's BERT and ALBERT, keep the heads for masked words and for
         the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
+      into: for a module of your own, a dense one of the same class, which stays as it is: its copy
+        gets the weights, chains and adapters of the folder.
 
     Raises:
       FileNotFoundError: no such folder, no config.json, no weights.
@@ -62,14 +67,25 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
         ...     same = mj.load(folder)
         >>> same.config == model.config
         True
+
+    A module of your own:
+
+        >>> own = nnx.Sequential(nnx.Linear(64, 64, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> small, report = mj.compress(own, bond=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mj.save(small, folder)
+        ...     same = mj.load(folder, into=own)
+        >>> type(same.layers[0]).__name__
+        'MPOLinear'
     """
     folder = locate(source)
     if not folder.is_dir():
         config, arrays = gguf_models.import_file(folder)
         return models.from_arrays(config, {}, arrays, release=True)
     content = _read_config(folder)
+    _check_into(folder, content, into)
     if _MARK in content:
-        return _from_own_folder(folder, content[_MARK])
+        return _from_own_folder(folder, content[_MARK], into)
     checkpoints.family_of(content, str(folder))  # Before weights are looked for.
     tensors = _checked_tensors(folder)
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
@@ -79,7 +95,7 @@ def load_pretrained(source: str | os.PathLike, *, pretraining_head: bool = False
 
 
 def save_pretrained(
-    model: models.Model,
+    model: nnx.Module,
     folder: str | os.PathLike,
     *,
     format: str = "mpojax",
@@ -88,7 +104,7 @@ def save_pretrained(
     """Writes config.json and model.safetensors (logical names, cores as they are, float32).
 
     Args:
-      model: any model.
+      model: any model, or any Flax NNX module: `load(folder, into=...)` puts it back.
       folder: new, empty, or written by this library before.
       format: "mpojax", or "huggingface" for what `export_huggingface` writes.
       tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
@@ -118,7 +134,8 @@ def save_pretrained(
         export_huggingface(model, folder, tokenizer_from=tokenizer_from)
         return
     arrays = _checked_arrays(model, folder)
-    description = own_format.describe(model)
+    is_own_model = isinstance(model, models.Model)
+    description = (own_format if is_own_model else module_format).describe(model)
     fingerprint = _fingerprint(arrays, description)
     content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
     _write(folder, content, arrays, {_MARK: fingerprint}, tokenizer_from)
@@ -146,6 +163,11 @@ def export_huggingface(
       FileNotFoundError: `tokenizer_from` holds no tokenizer files (ValueError: damaged ones).
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
+    if not isinstance(model, models.Model):
+        raise ValueError(
+            f"transformers knows no {type(model).__name__}; format='huggingface' is for models of "
+            "mpojax."
+        )
     if model.shapes and not getattr(model.config, "experts", ()):
         raise ValueError(
             f"the model has {len(model.shapes)} matrices in MPO form (such as "
@@ -162,10 +184,11 @@ def export_huggingface(
     _write(folder, content, tensors, metadata, tokenizer_from, texts)
 
 
-def _checked_arrays(model: models.Model, folder: str | os.PathLike) -> dict[str, np.ndarray]:
+def _checked_arrays(model: nnx.Module, folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """Arrays of a model that may be written into the folder."""
     _check_ours(pathlib.Path(folder).expanduser())
-    arrays = models.to_arrays(model)
+    is_own_model = isinstance(model, models.Model)
+    arrays = models.to_arrays(model) if is_own_model else module_format.arrays(model)
     check_finite(arrays, "the model")
     return arrays
 
@@ -188,16 +211,27 @@ def _read_config(folder: pathlib.Path) -> dict:
     return checks.read_json(folder / CONFIG_NAME, COMMON)
 
 
+def _check_into(folder: pathlib.Path, content: Mapping, into: nnx.Module | None):
+    name = (content.get(_MARK) or {}).get(module_format.MODULE)
+    if name is not None and into is None:
+        raise ValueError(
+            f"{folder} holds the weights of a module of your own: give a dense one of its class, "
+            f"load(folder, into={checks.cut(str(name), 80)}(...))."
+        )
+    if name is None and into is not None:
+        raise ValueError(f"{folder} holds a whole model; load it without into=.")
+
+
 def _checked_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     tensors = read_checkpoint(folder)
     check_finite(tensors, str(folder))
     return tensors
 
 
-def _from_own_folder(folder: pathlib.Path, content: Mapping) -> models.Model:
+def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | None):
     tensors = _checked_tensors(folder)
     version = content.get("format_version")
-    if version not in own_format.READ_VERSIONS:
+    if into is None and version not in own_format.READ_VERSIONS:
         raise ValueError(
             f"{folder} has format version {version!r}; this version of mpojax reads "
             f"{', '.join(map(str, own_format.READ_VERSIONS))}. Update mpojax, or save the model "
@@ -209,6 +243,8 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping) -> models.Model:
             "files of one save."
         )
     try:
+        if into is not None:
+            return module_format.build(content, tensors, into)
         return own_format.build(content, tensors)
     except (TypeError, KeyError, ValueError) as error:
         reason = checks.cut(str(error), 1200)

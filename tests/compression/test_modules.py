@@ -232,3 +232,39 @@ def test_what_cannot_be_done_is_said():
             call()
     with pytest.raises(TypeError, match="a Flax NNX module is needed, not dict"):
         mj.compress({"kernel": np.eye(3)}, bond=2)
+
+
+def test_folders_bring_a_module_back(tmp_path):
+    module, x = made("vit")
+    small, _ = mj.compress(module, [mj.Rule(".*/(up|out)", bond=3)])
+    rules = [
+        mj.Rule(".*/(up|query)", rank=2, scale=0.5),
+        mj.Rule("heads/.*", kind="bottleneck", width=2),
+    ]
+    small = mj.add_adapters(small, rules, rngs=nnx.Rngs(1))
+    graphdef, state = nnx.split(small)
+    small = nnx.merge(graphdef, jax.tree.map(lambda v: v + 0.01, state))
+    mj.save(small, tmp_path / "vit")
+    other, _ = made("vit")
+    before = jax.tree.map(np.asarray, nnx.state(other, nnx.Param))
+    loaded = mj.load(tmp_path / "vit", into=other)
+    assert nnx.graphdef(loaded) == nnx.graphdef(small)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(small))
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(other, nnx.Param))
+    mj.save(mj.merge(mj.compress(module, bond=2)[0]), tmp_path / "dense")
+    close(mj.load(tmp_path / "dense", into=other), mj.merge(mj.compress(module, bond=2)[0]), x)
+
+    mlp, _ = made("mlp")
+    with pytest.raises(ValueError, match=r"a module of your own: .* load\(folder, into=ViT"):
+        mj.load(tmp_path / "vit")
+    with pytest.raises(
+        ValueError, match=r"not a complete mpojax model: it was saved with chains .*"
+    ):
+        mj.load(tmp_path / "vit", into=mlp)
+    with pytest.raises(ValueError, match=r"weights do not fit the module .* missing"):
+        mj.load(tmp_path / "dense", into=mlp)
+    with pytest.raises(ValueError, match="transformers knows no MLP"):
+        mj.save(mlp, tmp_path / "hf", format="huggingface")
+    mlp.down.kernel[...] = jnp.full((24, 6), jnp.nan)
+    with pytest.raises(ValueError, match="NaN or infinite: down/kernel"):
+        mj.save(mlp, tmp_path / "nan")

@@ -1,0 +1,89 @@
+"""Folders with the weights of a module of one's own: what is in them, and how it is put back.
+
+A class cannot be written down, so a folder holds weights by path, the shapes of chains and the
+settings of adapters; loading changes the layers of a dense module of the same class accordingly.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mpojax import checks, models, mpo, nn
+from mpojax.compression import layers
+from mpojax.compression.matrices import matrices_of
+
+FORMAT_VERSION = 1
+# Entry of the description that marks such a folder.
+MODULE = "module"
+_FIELDS = {
+    "format_version": checks.one_of(FORMAT_VERSION),
+    MODULE: checks.text(),
+    "shapes": checks.mapping(checks.mapping(checks.anything())),
+    "adapters": checks.mapping(checks.mapping(checks.anything())),
+}
+
+
+def describe(module: nnx.Module) -> dict:
+    """Name of the class, shapes and adapters by path, for JSON."""
+    adapted = {p: e.adapted for p, e in layers.locations(module).items() if e.adapted is not None}
+    return {
+        "format_version": FORMAT_VERSION,
+        MODULE: type(module).__name__,
+        "shapes": {path: s.to_dict() for path, s in matrices_of(module).shapes.items()},
+        "adapters": {path: dataclasses.asdict(layer.settings) for path, layer in adapted.items()},
+    }
+
+
+def arrays(module: nnx.Module) -> dict[str, np.ndarray]:
+    """Floating-point variables by path, float32; counters and random keys are no weights."""
+    return {
+        "/".join(map(str, path)): np.asarray(variable[...], np.float32)
+        for path, variable in _floating(module)
+    }
+
+
+def _floating(module: nnx.Module) -> list[tuple[tuple, nnx.Variable]]:
+    flat = nnx.to_flat_state(nnx.state(module))
+    return [(p, v) for p, v in flat if jnp.issubdtype(v.dtype, jnp.floating)]
+
+
+def build(content: Mapping, tensors: Mapping[str, np.ndarray], into: nnx.Module) -> nnx.Module:
+    """A copy of the dense module `into` with the chains, adapters and weights of a folder.
+
+    Raises:
+      ValueError: a description that is damaged or does not fit the module, or other weights.
+    """
+    checks.check(content, _FIELDS, "the description", _FIELDS)
+    matrices = matrices_of(into)
+    changed = {**content["shapes"], **content["adapters"]}
+    dense = [path for path in matrices.sizes if path not in matrices.shapes]
+    if unknown := [path for path in changed if path not in dense]:
+        raise ValueError(
+            f"it was saved with chains or adapters at {checks.listed(unknown)}, where this "
+            f"{type(into).__name__} has no dense layer; its layers are {checks.listed(dense)}."
+        )
+    chains = {}
+    for path, fields in content["shapes"].items():
+        shape = mpo.MPOShape.from_dict(fields)
+        if (shape.in_features, shape.out_features) != matrices.sizes[path]:
+            raise ValueError(f"{path} is {matrices.sizes[path]} here, its chain is {shape}.")
+        chains[path] = shape, [np.zeros(core) for core in shape.core_shapes]
+    made = matrices.with_chains(chains)
+    found, adapted = layers.locations(made), {}
+    for path, fields in content["adapters"].items():
+        settings = nn.AdapterSettings.of(fields)
+        adapter = nn.make_adapter(settings, *matrices.sizes[path], rngs=nnx.Rngs(0))
+        adapted[found[path].location] = layers.AdaptedLayer(found[path].layer, adapter, settings)
+    made = layers.exchanged(made, adapted)
+    variables = {"/".join(map(str, path)): (path, v) for path, v in _floating(made)}
+    expected = {name: tuple(v.shape) for name, (_, v) in variables.items()}
+    models.check_coverage(expected, tensors, "weights do not fit the module")
+    filled = [
+        (path, variable.replace(jnp.asarray(tensors[name], variable.dtype)))
+        for name, (path, variable) in variables.items()
+    ]
+    nnx.update(made, nnx.from_flat_state(filled))
+    return made
