@@ -258,7 +258,7 @@ class TestDraws:
         count = 10_000
         bound = 4 * np.sqrt(rate * (1 - rate) / count)
         for draw, own in (("step", 1), ("tensor", 3 + 1), ("element", 3 * 32 + 16)):
-            mask = read(rate, seed=5, draw=draw)
+            mask = read(rate, seed=5, granularity=draw)
             drawn = jax.vmap(lambda s, mask=mask: mask.masks(s, tree()))(jnp.arange(count))
             flags = [np.asarray(x).reshape(count, -1) for x in drawn.values()]
             if draw == "step":
@@ -293,7 +293,7 @@ class TestDraws:
                         assert np.all(kept)
 
     def test_seeds_draw_otherwise(self):
-        one, other = (masks(read(seed=seed, draw="element")) for seed in (0, 1))
+        one, other = (masks(read(seed=seed, granularity="element")) for seed in (0, 1))
         assert any(np.any(a[CENTRAL] != b[CENTRAL]) for a, b in zip(one, other, strict=True))
 
     def test_experts_with_cores_of_their_own_are_drawn_one_by_one(self):
@@ -375,7 +375,7 @@ class TestErrors:
             ({"mode": "none"}, "central_mask: mode='none' must be one of 'skip', 'zero_grad'"),
             (
                 {"granularity": "core"},
-                "draw='core' must be one of 'step', 'tensor', 'element'",
+                "granularity='core' must be one of 'step', 'tensor', 'element'",
             ),
             ({"prob": 0.5}, "central_mask: unknown 'prob'"),
         ],

@@ -240,19 +240,18 @@ class Reader:
         return len(self._source)
 
     def gather(self, documents: np.ndarray) -> tuple[Documents, np.ndarray]:
-        """Documents that hold those asked for, and (len(documents),) their places among them."""
+        """Documents that hold those asked for, and (len(documents),) their indices among them."""
         if self._all is not None:
             return self._all, documents
-        wanted, places = np.unique(documents, return_inverse=True)
-        return self._read(wanted.tolist()), places
+        wanted, indices = np.unique(documents, return_inverse=True)
+        return self._read(wanted.tolist()), indices
 
     def _read(self, numbers: Iterable[int]) -> Documents:
         records = self._source.__getitems__(list(numbers)) if len(numbers) else []
         decoded = [decode_record(record, self._vocab_size) for record in records]
         starts = np.cumsum([0] + [len(tokens) for tokens, _ in decoded], dtype=np.int64)
         sentences = [
-            start + places.astype(np.int64)
-            for start, (_, places) in zip(starts, decoded, strict=False)
+            start + own.astype(np.int64) for start, (_, own) in zip(starts, decoded, strict=False)
         ]
         return Documents(
             np.concatenate([tokens for tokens, _ in decoded]).astype(np.int32),

@@ -63,12 +63,12 @@ class _Rows:
         """Rows `numbers` (B,) of the index; `draws` (B,) number their randomness."""
         random = Randomness(self._seed, draws)
         first, last = self.index.offsets[numbers], self.index.offsets[numbers + 1]
-        # One entry per piece: its row within the batch, its place within the row.
+        # One entry per piece: its row within the batch, its position within the row.
         row = np.repeat(np.arange(len(numbers)), last - first)
         slot = _count_within(last - first)
         piece = first[row] + slot
-        documents, places = self._reader.gather(self.index.document[piece])
-        start = documents.starts[places] + self.index.start[piece]
+        documents, indices = self._reader.gather(self.index.document[piece])
+        start = documents.starts[indices] + self.index.start[piece]
         size = self.index.size[piece]
         cut, swapped = self._cut(documents, start, size, row, slot, random)
         arrays, starts = self._lay_out(documents.tokens, start, size, row, slot, cut, swapped)
@@ -120,8 +120,8 @@ class _Rows:
         used = size + 2 + paired
         # Where each piece starts in its row.
         ends = np.cumsum(used)
-        place = ends - used
-        place -= np.repeat(place[slot == 0], np.bincount(row))
+        position = ends - used
+        position -= np.repeat(position[slot == 0], np.bincount(row))
         ids = np.full(shape, special.pad, np.int32)
         types, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         starts = np.zeros(shape, bool)
@@ -132,16 +132,16 @@ class _Rows:
         in_a = n < cut[piece]
         first = in_a != swapped[piece]
         within = n - np.where(in_a, 0, cut[piece]) + np.where(first, 0, leading[piece] + 1)
-        column = place[piece] + 1 + within
+        column = position[piece] + 1 + within
         ids[row[piece], column] = tokens[start[piece] + n]
         types[row[piece], column] = ~first
         segments[row[piece], column] = slot[piece] + 1
-        starts[row, place + 1] = True
-        starts[row[paired], (place + leading + 2)[paired]] = True
-        final = place + used - 1
+        starts[row, position + 1] = True
+        starts[row[paired], (position + leading + 2)[paired]] = True
+        final = position + used - 1
         for where, token, kind in (
-            (place, special.cls, 0),
-            (place + leading + 1, special.sep, 0),
+            (position, special.cls, 0),
+            (position + leading + 1, special.sep, 0),
             (final, special.sep, paired),
         ):
             ids[row, where], types[row, where], segments[row, where] = token, kind, slot + 1
@@ -153,17 +153,17 @@ class _Rows:
         if self.pack:
             arrays["segments"] = segments
         if self.sop:
-            arrays |= self._sop(shape[0], row, slot, place, swapped, paired)
+            arrays |= self._sop(shape[0], row, slot, position, swapped, paired)
         return arrays, starts
 
-    def _sop(self, rows, row, slot, place, swapped, paired) -> dict[str, np.ndarray]:
+    def _sop(self, rows, row, slot, position, swapped, paired) -> dict[str, np.ndarray]:
         shape = (rows, self.max_segments)
         arrays = {
             "sop_positions": np.zeros(shape, np.int32),
             "sop_labels": np.zeros(shape, np.int32),
             "sop_weights": np.zeros(shape, np.float32),
         }
-        arrays["sop_positions"][row, slot] = place
+        arrays["sop_positions"][row, slot] = position
         arrays["sop_labels"][row, slot] = swapped
         arrays["sop_weights"][row, slot] = paired
         return arrays
@@ -211,7 +211,7 @@ class PretrainData(_OfCorpus, pipeline.TrainBatches):
       pack: short pieces share rows. Off: one piece per row.
       max_segments: most pieces of a row.
       whole_sentences: pieces end where a sentence ends. Off: where the row ends, which leaves
-        hardly any padding, but with sop the place of the broken sentences gives the order away.
+        hardly any padding, but broken sentences give away the order that sop asks for.
         None: as `sop`.
       memory: bytes up to which the whole split is held in memory; else it is read as needed.
 

@@ -45,7 +45,7 @@ class Masking:
 
 
 class Randomness:
-    """Random numbers of rows, each a pure function of (seed, row, stream, place).
+    """Random numbers of rows, each a pure function of (seed, row, stream, position).
 
     SplitMix64 in every row. Any rows can be computed without the others, which generators of numpy
     could do only one row at a time.
@@ -59,14 +59,14 @@ class Randomness:
         start = _mix(np.array([(seed + _GOLDEN) % _WORDS], np.uint64))
         self._rows = _mix(start + _counter(rows))
 
-    def integers(self, stream: int, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """uint64, of the shape that `places` and `rows` (places in the array of rows) have."""
+    def integers(self, stream: int, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """uint64, of the shape of `positions` and `rows` (indices of rows)."""
         state = _mix(self._rows + np.uint64((stream + 1) * _STREAM % _WORDS))
-        return _mix(state[rows] + _counter(places))
+        return _mix(state[rows] + _counter(positions))
 
-    def uniform(self, stream: int, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def uniform(self, stream: int, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """float64 in [0, 1)."""
-        return (self.integers(stream, places, rows) >> np.uint64(11)) * 2.0**-53
+        return (self.integers(stream, positions, rows) >> np.uint64(11)) * 2.0**-53
 
 
 def mask_tokens(
@@ -99,8 +99,8 @@ def mask_tokens(
     wanted = np.round(masking.rate * maskable.sum(1)).astype(np.int64)
     wanted = np.clip(wanted, 1, most)
     chosen = _choose(maskable, starts | (not masking.whole_words), wanted, random)
-    row, place = np.nonzero(chosen)
-    labels = tokens[row, place]
+    row, position = np.nonzero(chosen)
+    labels = tokens[row, position]
     # Filled in from the left.
     count = chosen.sum(1)
     column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
@@ -110,13 +110,13 @@ def mask_tokens(
         "mlm_labels": np.zeros((rows, most), np.int32),
         "mlm_weights": np.zeros((rows, most), np.float32),
     }
-    result["mlm_positions"][row, column] = place
+    result["mlm_positions"][row, column] = position
     result["mlm_labels"][row, column] = labels
     result["mlm_weights"][row, column] = 1
-    kind = random.uniform(1, place, row)
-    drawn = replacements[random.integers(2, place, row) % np.uint64(len(replacements))]
+    kind = random.uniform(1, position, row)
+    drawn = replacements[random.integers(2, position, row) % np.uint64(len(replacements))]
     drawn = np.where(kind < masking.mask_share + masking.random_share, drawn, labels)
-    result["input_ids"][row, place] = np.where(kind < masking.mask_share, special.mask, drawn)
+    result["input_ids"][row, position] = np.where(kind < masking.mask_share, special.mask, drawn)
     return result
 
 
@@ -132,8 +132,8 @@ def _choose(
     words = int(word.max()) + 1 if maskable.any() else 0
     if not words:
         return np.zeros_like(maskable)
-    row, place = np.nonzero(maskable)
-    sizes = np.bincount(row * words + word[row, place], minlength=len(maskable) * words)
+    row, position = np.nonzero(maskable)
+    sizes = np.bincount(row * words + word[row, position], minlength=len(maskable) * words)
     sizes = sizes.reshape(-1, words)
     keys = random.integers(0, np.arange(words)[None], rows)
     order = np.argsort(np.where(sizes > 0, keys, np.uint64(2**64 - 1)), axis=1, kind="stable")

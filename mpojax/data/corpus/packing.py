@@ -104,27 +104,27 @@ def _sentence_pieces(
     if np.count_nonzero(sentences == 0) != len(lengths):
         raise ValueError(f"sentences must hold one 0 for each of the {len(lengths)} documents")
     # Places in all documents, one after another. Sentences that are too long become several.
-    places = sentences + begins[np.cumsum(sentences == 0) - 1]
-    sizes = np.diff(places, append=ends[-1])
+    begins_at = sentences + begins[np.cumsum(sentences == 0) - 1]
+    sizes = np.diff(begins_at, append=ends[-1])
     if sentences[0] or sizes.min() < 1:
         raise ValueError("sentences must ascend within each document, from 0, below its length")
     parts = -(-sizes // room)
-    places = np.repeat(places, parts) + room * (
+    begins_at = np.repeat(begins_at, parts) + room * (
         np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
     )
-    document = np.searchsorted(ends, places, "right")
-    first = np.searchsorted(places, begins)
-    stop = np.append(first[1:], len(places))[document]
+    document = np.searchsorted(ends, begins_at, "right")
+    first = np.searchsorted(begins_at, begins)
+    stop = np.append(first[1:], len(begins_at))[document]
     # The sentence with which the next piece starts, for a piece that starts with each.
-    bounds = np.append(places, ends[-1])
-    following = np.minimum(np.searchsorted(bounds, places + room, "right") - 1, stop)
+    bounds = np.append(begins_at, ends[-1])
+    following = np.minimum(np.searchsorted(bounds, begins_at + room, "right") - 1, stop)
     chosen, current = [], first  # one step in all documents at once
     while current.size:
         chosen.append(current)
         ahead = following[current]
         current = ahead[ahead < stop[current]]
     chosen = np.sort(np.concatenate(chosen))
-    return document[chosen], places[chosen] - begins[document[chosen]]
+    return document[chosen], begins_at[chosen] - begins[document[chosen]]
 
 
 def _pack(sizes: np.ndarray, capacity: int, most: int) -> tuple[np.ndarray, np.ndarray]:

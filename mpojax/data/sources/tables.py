@@ -26,13 +26,15 @@ class Table:
       columns: {name: one value per example} of the columns that were asked for and are there.
       lines: line of the file on which each example begins, from 1; of Parquet, its row.
       skipped: lines of broken rows that were left out.
+      unit: what `lines` count, in messages.
     """
 
-    path: pathlib.Path
+    path: pathlib.Path | str
     header: tuple[str, ...]
     columns: dict[str, list[Any]]
     lines: list[int]
     skipped: list[int] = dataclasses.field(default_factory=list)
+    unit: str = "line"
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -56,7 +58,9 @@ class Table:
         """A column of labels as text, none of them missing."""
         return [
             label_text(
-                value, f"{self.path}, line {line}: {name}", ", or name all classes (labels=...)"
+                value,
+                f"{self.path}, {self.unit} {line}: {name}",
+                ", or name all classes (labels=...)",
             )
             for line, value in zip(self.lines, self[name], strict=True)
         ]
@@ -92,7 +96,7 @@ class Table:
             if not isinstance(value, str):
                 found = checks.shortened(value)
                 raise ValueError(
-                    f"{self.path}, line {line}: {name!r} is {found}, not a string of text"
+                    f"{self.path}, {self.unit} {line}: {name!r} is {found}, not a string of text"
                 )
         return [value.strip() for value in values]
 
@@ -103,7 +107,7 @@ class Table:
             converted = convert(str(value).strip()) if is_plain else None
             if converted is None:
                 found = checks.shortened(value)
-                raise ValueError(f"{self.path}, line {line}: {name} is {found}; {allowed}")
+                raise ValueError(f"{self.path}, {self.unit} {line}: {name} is {found}; {allowed}")
             result[place] = converted
         return result
 

@@ -19,7 +19,7 @@ LISTS = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 # Largest vocabularies have a million tokens; arrays as long as the largest id are made of them.
 MAX_ID = 2**24 - 1
-# Where the folder names no special tokens: theirs by role, in the order of preference.
+# Where the folder names no special tokens: special_map by role, in the order of preference.
 USUAL_NAMES = {
     "pad_token": ("[PAD]", "<pad>"),
     "bos_token": ("<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>"),
@@ -115,11 +115,11 @@ def read_settings(folder: pathlib.Path) -> TokenizerSettings:
     config = _read_optional(folder / "tokenizer_config.json", _CONFIG)
     model = _read_optional(folder / "config.json", tokenizer_folders.MODEL_FIELDS)
     in_decoder = "added_tokens_decoder" in config
-    theirs = {} if in_decoder else _read_optional(folder / "special_tokens_map.json", _SPECIAL)
+    special_map = {} if in_decoder else _read_optional(folder / "special_tokens_map.json", _SPECIAL)
     # special_tokens_map.json stands, except over an object that only tokenizers of here read.
-    raw = config | {k: v for k, v in theirs.items() if not _is_untyped(config.get(k))}
+    raw = config | {k: v for k, v in special_map.items() if not _is_untyped(config.get(k))}
     special = [(role, _special(token)) for role, token in _named_tokens(raw)]
-    early, late = _listed_tokens(config, theirs)
+    early, late = _listed_tokens(config, special_map)
     if in_decoder:
         added = {int(n): _added(token) for n, token in config["added_tokens_decoder"].items()}
     else:
@@ -188,14 +188,14 @@ def _named_tokens(raw: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(role, raw[role]) for role in ROLES if raw.get(role) is not None] + own
 
 
-def _listed_tokens(config: Mapping, theirs: Mapping) -> tuple[list, list]:
+def _listed_tokens(config: Mapping, special_map: Mapping) -> tuple[list, list]:
     """Special tokens without a role: those by which added_tokens.json is read, and the others."""
     extra, additional = LISTS
-    values = [config.get(extra) or config.get(additional) or [], theirs.get(extra) or []]
+    values = [config.get(extra) or config.get(additional) or [], special_map.get(extra) or []]
     early = [token for value in values if isinstance(value, list) for token in value]
     late = [token for value in values if isinstance(value, dict) for token in value.values()]
-    if not {extra, additional}.intersection(config) and extra not in theirs:
-        more = theirs.get(additional) or []
+    if not {extra, additional}.intersection(config) and extra not in special_map:
+        more = special_map.get(additional) or []
         late += more.values() if isinstance(more, dict) else more
     return early, late
 

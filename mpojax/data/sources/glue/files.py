@@ -7,6 +7,7 @@ and of the hub, so that class numbers agree whatever the data is read from.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -269,14 +270,16 @@ def _read_split(
     task: GlueTask, folder: pathlib.Path, source: Source, labelled: bool
 ) -> text_classification.Split:
     parts = [_read_file(task, folder, name, source, labelled) for name in source.files]
-    columns = list(zip(*parts, strict=True))
-    texts, pairs = [None if c[0] is None else [t for part in c for t in part] for c in columns[:2]]
-    labels = None if columns[2][0] is None else np.concatenate(columns[2])
-    return text_classification.Split(texts, labels, pairs)
+    texts, labels, pairs = zip(*parts, strict=True)
+    return text_classification.Split(
+        list(itertools.chain(*texts)),
+        None if labels[0] is None else np.concatenate(labels),
+        None if pairs[0] is None else list(itertools.chain(*pairs)),
+    )
 
 
 def _read_file(task: GlueTask, folder: pathlib.Path, name: str, source: Source, labelled: bool):
-    """(texts, pairs or None, labels or None) of one file."""
+    """(texts, labels or None, second texts or None) of one file."""
     ids = ("#1 ID", "#2 ID") if source.ids else ()
     path = folder / name
     if _is_of_hub(task, path, source):
@@ -291,16 +294,9 @@ def _read_file(task: GlueTask, folder: pathlib.Path, name: str, source: Source, 
         )
     if not len(table):
         raise ValueError(f"{path} holds no examples")
-    texts = table.texts(columns[0])
-    pairs = table.texts(columns[1]) if len(columns) > 1 else None
-    labels = None
-    if labelled or (label in table.header and not any(table.unlabelled(label))):
-        if task.kind == "regression":
-            labels = table.scores(label, *task.score_range)
-        else:
-            labels = table.classes(label, _written(task, table[label]))
+    texts, labels, pairs = columns_of(task, table, columns, label, labelled=labelled)
     if not source.ids:
-        return texts, pairs, labels
+        return texts, labels, pairs
     listed = _id_pairs(folder / source.ids)
     kept = [
         place
@@ -311,7 +307,26 @@ def _read_file(task: GlueTask, folder: pathlib.Path, name: str, source: Source, 
         raise ValueError(
             f"{path} holds no examples of this split: no row fits the ids in {folder / source.ids}"
         )
-    return [texts[i] for i in kept], [pairs[i] for i in kept], labels[kept]
+    return [texts[i] for i in kept], labels[kept], [pairs[i] for i in kept]
+
+
+def columns_of(
+    task: GlueTask, table: tables.Table, columns: Sequence[str], label: str, *, labelled: bool
+):
+    """(texts, labels or None, second texts or None) of a table.
+
+    Args:
+      columns, label: names of the texts and of the label in the table.
+      labelled: whether labels are needed; else they may be missing, or -1.
+    """
+    texts, labels = table.texts(columns[0]), None
+    pairs = table.texts(columns[1]) if len(columns) > 1 else None
+    if labelled or (label in table.header and not any(table.unlabelled(label))):
+        if task.kind == "regression":
+            labels = table.scores(label, *task.score_range)
+        else:
+            labels = table.classes(label, _written(task, table[label]))
+    return texts, labels, pairs
 
 
 def _is_of_hub(task: GlueTask, path: pathlib.Path, source: Source) -> bool:
