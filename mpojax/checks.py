@@ -318,6 +318,16 @@ def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
         raise ValueError(f"{where}: {listed(unknown, '; ')} (known: {listed(known, limit=30)}).")
 
 
+def check_none(found: Sequence[Any], what: str, separator: str = "; ", limit: int = 10) -> None:
+    """Checks that nothing wrong was found.
+
+    Raises:
+      ValueError: `what`, and what was found.
+    """
+    if found:
+        raise ValueError(f"{what}: {listed(found, separator, limit)}.")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'steps'?` for the known name nearest to a mistyped one, or nothing."""
     found = nearest(name, known)

@@ -337,13 +337,9 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
     content = checks.read_json(path)
     if "format_version" not in content:
         raise ValueError(f"{path} is no description of an adapter: it has no format_version.")
-    version = content["format_version"]
-    has_old_offsets = version == 1 and "offset_seed" in path.read_text(encoding="utf-8")
-    if version not in (1, FORMAT_VERSION) or has_old_offsets:
-        raise ValueError(
-            f"{path} has format version {checks.shortened(version)}; this library reads "
-            f"{FORMAT_VERSION}. Update mpojax, or write the adapter again."
-        )
+    has_offsets = "offset_seed" in path.read_text(encoding="utf-8")
+    known = (FORMAT_VERSION,) if has_offsets else (1, FORMAT_VERSION)
+    weights.check_version(content["format_version"], known, str(path))
     checks.check(content, _FIELDS, str(path), required=_REQUIRED)
     if fault := patterns.fault([pattern for pattern, _ in content["adapters"]]):
         raise ValueError(f"{path}: adapters: a pattern {fault}.")

@@ -16,7 +16,7 @@ from mpojax.io.hf import checkpoints
 from mpojax.io.hf.family import COMMON
 from mpojax.io.other_folders import CONFIG_NAME, WEIGHTS_NAME
 from mpojax.io.sources import local_folder, locate
-from mpojax.io.weights import read_checkpoint, read_metadata, write_folder
+from mpojax.io.weights import check_version, read_checkpoint, read_metadata, write_folder
 from mpojax.models.arrays import check_finite
 
 # Entry in the header of every weight file written here, and in config.json of our own format: what
@@ -230,13 +230,8 @@ def _checked_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | None):
     tensors = _checked_tensors(folder)
-    version = content.get("format_version")
-    if into is None and version not in own_format.READ_VERSIONS:
-        raise ValueError(
-            f"{folder} has format version {version!r}; this version of mpojax reads "
-            f"{', '.join(map(str, own_format.READ_VERSIONS))}. Update mpojax, or save the model "
-            "again with the version you have."
-        )
+    if into is None:
+        check_version(content.get("format_version"), own_format.READ_VERSIONS, str(folder))
     if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):
         raise ValueError(
             f"{CONFIG_NAME} and {WEIGHTS_NAME} in {folder} are not from the same save; copy both "

@@ -5,7 +5,8 @@ import errno
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -53,8 +54,8 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for shard in shards:
         part = read_weights(shard)
-        if twice := sorted(set(part) & set(tensors)):
-            raise ValueError(f"{shard} repeats tensors of another shard: {checks.listed(twice)}.")
+        twice = sorted(set(part) & set(tensors))
+        checks.check_none(twice, f"{shard} repeats tensors of another shard")
         tensors.update(part)
     index = pathlib.Path(folder) / INDEX_NAME
     promised = set(_read_index(index))
@@ -85,6 +86,19 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The text entries in the header of a safetensors file; raises as `read_weights` does."""
     with _opened(pathlib.Path(path)) as file:
         return file.metadata() or {}
+
+
+def check_version(version: Any, known: Sequence[int], source: str) -> None:
+    """Checks the version of a file's format.
+
+    Raises:
+      ValueError: it is none of the known ones.
+    """
+    if version not in known:
+        raise ValueError(
+            f"{source} has format version {checks.shortened(version)}; this version of mpojax "
+            f"reads {', '.join(map(str, known))}. Update mpojax, or save it again by this version."
+        )
 
 
 def check_depth(config: models.Config, tensors: Mapping, source: str) -> None:
@@ -169,8 +183,8 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
     if not names:
         raise ValueError(f"{path} is not a valid index of shards: it names none.")
     # Names come from a file: nothing outside the folder may be opened through them.
-    if outside := sorted({f for f in names.values() if pathlib.PurePath(f).name != f}):
-        raise ValueError(f"{path} names shards outside its folder: {checks.listed(outside)}.")
+    outside = sorted({f for f in names.values() if pathlib.PurePath(f).name != f})
+    checks.check_none(outside, f"{path} names shards outside its folder")
     return names
 
 

@@ -115,11 +115,9 @@ def export_model(
     content = family.content(config)
     wanted = family.tensors_of(config, arrays)
     covered = {path for tensor in wanted.values() for path in tensor.paths}
-    if unmatched := sorted(set(arrays) - covered):
-        raise ValueError(
-            f"{checks.listed(unmatched)} have no counterpart in {content['architectures'][0]} of "
-            "transformers."
-        )
+    if unmatched := checks.listed(sorted(set(arrays) - covered)):
+        name = content["architectures"][0]
+        raise ValueError(f"{unmatched} have no counterpart in {name} of transformers.")
     tensors = {name: tensor.join(arrays, config) for name, tensor in wanted.items()}
     return content, tensors | family.copies_of(config, content, tensors)
 

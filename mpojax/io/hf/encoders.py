@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-import numpy as np
 from absl import logging
 
 from mpojax import checks, models
+from mpojax.io.hf import names
 from mpojax.io.hf.family import Family
 from mpojax.io.hf.names import linear
 
@@ -84,8 +84,10 @@ class EncoderFamily(Family):
         return "none" if config.num_labels is None else config.head
 
     def misfits_of(self, config: models.EncoderConfig) -> list[str]:
-        """Also another activation of the pooler."""
+        """Also a head that the type does not have, and another activation of the pooler."""
         wrong = super().misfits_of(config)
+        if self.head_of(config) not in self.classes:
+            wrong.append(f"masked_lm={config.masked_lm}")
         activation = self.fixed.get("pooler_activation", "tanh")
         if config.pooling == "pooler" and config.pooler_activation != activation:
             wrong.append(f"pooler_activation={config.pooler_activation!r}")
@@ -124,14 +126,9 @@ class EncoderFamily(Family):
         """Dropout of the head, pooler and names of labels.
 
         Raises:
-          ValueError: a head that the type does not have.
+          ValueError: a classifier on another sentence vector.
         """
         head = self.head_of(config)
-        if head not in self.classes:
-            raise ValueError(
-                f"{self.model_type} of transformers has no class for {head!r}; it has "
-                f"{', '.join(self.classes)}."
-            )
         poolings = ("pooler",) if self.pooler_flag is None else ("pooler", "first")
         if head == "classifier" and config.pooling not in poolings:
             raise ValueError(
@@ -171,7 +168,11 @@ class EncoderFamily(Family):
         Not the class decides: published files of BertForMaskedLM and AlbertForMaskedLM also have
         the head for the succession or order of sentences, with or without the pooler it reads.
         """
-        tensors = self._without_copies(tensors, source)
+        maps = [name for name in tensors if name.endswith(_OUTPUT_MAP)]
+        tensors = names.without_copies(tensors, self.embedding, maps, source)
+        for name in [name for name in tensors if name.endswith(_OUTPUT_BIAS)]:
+            # transformers adds this one where the two biases differ.
+            tensors[name.replace(".decoder.", ".")] = tensors.pop(name)
         modules = self.heads["pretraining"].items()
         order = [re.escape(name) for name, module in modules if module.paths == ("head",)]
         pattern = rf"({'|'.join(order)})\..+"
@@ -180,24 +181,6 @@ class EncoderFamily(Family):
             return "pretraining", tensors
         what = "the head for pairs, as there is no pooler"
         return "masked_lm", _without(pattern, what, tensors, source)
-
-    def _without_copies(self, tensors: Mapping, source: str) -> dict[str, np.ndarray]:
-        """Drops second names of the token embedding and of the output's bias.
-
-        Where the two biases differ transformers adds that of the decoder.
-        """
-        kept = dict(tensors)
-        for name in tensors:
-            if name.endswith(_OUTPUT_MAP):
-                table = kept.setdefault(self.embedding, kept.pop(name))
-                if not np.array_equal(tensors[name], table):
-                    raise ValueError(
-                        f"{source}: {name} differs from the token embedding; only tied output maps "
-                        "are supported."
-                    )
-            elif name.endswith(_OUTPUT_BIAS):
-                kept[name.replace(".decoder.", ".")] = kept.pop(name)
-        return kept
 
 
 def _num_labels(values: Mapping, head: str) -> int | None:

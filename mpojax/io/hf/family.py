@@ -189,11 +189,8 @@ class Description:
         if not problems:
             values = self.with_defaults(content)
             problems = self.refusals(values)
-        if problems:
-            raise ValueError(
-                f"{source} has a configuration that is not supported: "
-                f"{checks.listed(problems, '; ', limit=30)}."
-            )
+        what = f"{source} has a configuration that is not supported"
+        checks.check_none(problems, what, limit=30)
         return values
 
     def with_defaults(self, content: Mapping) -> dict:
@@ -349,10 +346,8 @@ class Family(Description):
         self.write_head(config, content)
         for joint in self.joints:
             content |= joint.write(config, content)
-        if problems := self.refusals(self.with_defaults(content)):
-            raise ValueError(
-                f"the model has no counterpart in transformers: {'; '.join(problems)}."
-            )
+        problems = self.refusals(self.with_defaults(content))
+        checks.check_none(problems, "the model has no counterpart in transformers")
         content.pop("torch_dtype", None)
         architectures = [self.classes[self.head_of(config)]]
         own = {"model_type": self.model_type, "architectures": architectures, "dtype": "float32"}

@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import models
+from mpojax.io.hf import names
 from mpojax.io.hf.family import Family
 from mpojax.io.hf.names import Module, linear
 
@@ -55,7 +56,9 @@ class LanguageFamily(Family):
                 f"{source} scales its logits although it has an output map of its own "
                 f"({self.tensors_decide}), which is not supported."
             )
-        return settings | {"tied": tied}, self._without_copies(tied, tensors, source)
+        copies = [name for name in self.copies if tied or name != _HEAD]
+        tensors = names.without_copies(tensors, self.embedding, copies, source)
+        return settings | {"tied": tied}, tensors
 
     def write_head(self, config: models.Config, content: dict) -> None:
         """Whether the output map is the token embedding."""
@@ -82,17 +85,3 @@ class LanguageFamily(Family):
             head, table = tensors.get(_HEAD), tensors.get(self.embedding)
             return head is None or np.array_equal(head, table)
         return values["tie_word_embeddings"]
-
-    def _without_copies(self, tied: bool, tensors: Mapping, source: str) -> dict[str, np.ndarray]:
-        """Drops what is the token embedding under another name."""
-        copies = [name for name in self.copies if name in tensors and (tied or name != _HEAD)]
-        kept = {name: tensor for name, tensor in tensors.items() if name not in copies}
-        # Where one matrix has several names, a file may hold it under any of them.
-        for name in copies:
-            table = kept.setdefault(self.embedding, tensors[name])
-            if not np.array_equal(tensors[name], table):
-                raise ValueError(
-                    f"{source}: {name} differs from the token embedding {self.embedding}, although "
-                    "the configuration says that they are one (tie_word_embeddings)."
-                )
-        return kept

@@ -200,6 +200,24 @@ def bare(
     return plain
 
 
+def without_copies(
+    tensors: Mapping[str, np.ndarray], embedding: str, copies: Collection[str], source: str
+) -> dict[str, np.ndarray]:
+    """Tensors with one copy of the token embedding; a file may hold it under any of the names.
+
+    Raises:
+      ValueError: a copy differs.
+    """
+    kept = {name: tensor for name, tensor in tensors.items() if name not in copies}
+    for copy in filter(tensors.__contains__, copies):
+        if not np.array_equal(tensors[copy], kept.setdefault(embedding, tensors[copy])):
+            raise ValueError(
+                f"{source}: {copy} differs from the token embedding {embedding}; only tied output "
+                "maps are supported here (tie_word_embeddings)."
+            )
+    return kept
+
+
 def _outer(names: Collection[str], embeddings: Collection[str], prefix: str) -> str:
     """What stands before the token embedding's name and the prefix of transformers."""
     found = {

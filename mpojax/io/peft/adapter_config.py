@@ -109,11 +109,8 @@ def read(folder: pathlib.Path) -> Lora:
     expressions = {} if found else {name: _expressions(content, name) for name in _PATTERNED}
     faults = {name: patterns.fault(each) for name, each in expressions.items()}
     found += [f"{name} {fault} (name the modules)" for name, fault in faults.items() if fault]
-    if found:
-        raise ValueError(
-            f"{path} has settings that are not supported (supported: plain LoRA): "
-            f"{checks.listed(found, '; ')}."
-        )
+    what = f"{path} has settings that are not supported (supported: plain LoRA)"
+    checks.check_none(found, what)
     compiled = {name: list(map(re.compile, each)) for name, each in expressions.items()}
     values = {name: (content.get(name) or {}).values() for name in _PATTERNED[:2]}
     ranks, alphas = (list(zip(compiled[n], v, strict=True)) for n, v in values.items())

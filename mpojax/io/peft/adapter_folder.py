@@ -184,11 +184,8 @@ def _sorted(tensors: Mapping, wanted: Mapping, modules: Mapping, folder) -> tupl
         if not fits or part in entries or not is_floating(tensor):
             wrong.append(name)
         entries[part] = tensor
-    if wrong:
-        raise ValueError(
-            f"{folder} has tensors that do not fit the model, are there twice or are not floating "
-            f"point: {checks.listed(wrong)}."
-        )
+    what = "tensors that do not fit the model, are there twice or are not floating point"
+    checks.check_none(wrong, f"{folder} has {what}")
     if not found:
         raise ValueError(f"{folder} holds no adapter.")
     return found, saved
@@ -210,11 +207,7 @@ def _saved_arrays(base: models.Model, wanted, saved: Mapping, folder) -> dict[st
             problems.append(f"{name} is {tensor.shape[::order]}, must be {shape[::order]}")
         else:
             new |= entry.split(tensor, shapes, base.config)
-    if problems:
-        raise ValueError(
-            f"{folder} has modules_to_save that do not fit the model: "
-            f"{checks.listed(problems, '; ')}."
-        )
+    checks.check_none(problems, f"{folder} has modules_to_save that do not fit the model")
     return new
 
 
