@@ -31,7 +31,6 @@ def get_config() -> ml_collections.ConfigDict:
     # Regular expressions over matrix paths such as layers/0/attention/query. "all": all of the
     # layers, the token embedding and a language model's output map, of any architecture.
     config.matrices = ("all",)
-    config.task = ""  # none: nothing is trained
     # Texts for variants that look at activations: a task, or `file:...` (`mpojax.data.load_task`).
     config.calibration = {
         "task": "",
@@ -40,35 +39,26 @@ def get_config() -> ml_collections.ConfigDict:
         "examples": 1024,
         "max_length": 128,
     }
+    shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
+    low_rank = {"form": "low_rank"}
     config.variants = {
         "mpo": {
             "label": "MPO",
-            "matrices": config.get_ref("matrices"),
             "budget": config.get_ref("budget"),
             "bond": config.get_ref("bond"),
-            "keep_dense": config.get_ref("keep_dense"),
+            **shared,
         },
-        "svd": {
-            "label": "low rank (SVD), same size",
-            "matrices": config.get_ref("matrices"),
-            "settings": {"form": "low_rank"},
-            "same_size_as": "mpo",
-            "keep_dense": config.get_ref("keep_dense"),
-        },
-        "svd_aware": {
-            "label": "low rank for the outputs, same size",
-            "matrices": config.get_ref("matrices"),
-            "settings": {"form": "low_rank", "data_aware": True},
-            "same_size_as": "mpo",
-            "keep_dense": config.get_ref("keep_dense"),
-        },
-        "searched": {
-            "label": "searched chain for the outputs, same size",
-            "matrices": config.get_ref("matrices"),
-            "settings": {"search": True, "data_aware": True},
-            "same_size_as": "mpo",
-            "keep_dense": config.get_ref("keep_dense"),
-        },
+        "svd": _same_size("low rank (SVD)", shared, **low_rank),
+        "svd_aware": _same_size("low rank for the outputs", shared, **low_rank, data_aware=True),
+        "searched": _same_size(
+            "searched factors for the outputs", shared, search=True, data_aware=True
+        ),
     }
     config.compare = ("mpo", "svd")
     return config
+
+
+def _same_size(label: str, shared: dict, **settings) -> dict:
+    """A variant with as many parameters as "mpo"."""
+    own = {"label": f"{label}, same size", "settings": settings, "same_size_as": "mpo"}
+    return own | shared

@@ -11,6 +11,8 @@ and what is small and dense (biases, norms, position and type tables, head). Und
 
 import ml_collections
 
+from configs.mpop import base
+
 LAYER_MATRICES = ".*/(query|key|value|out|up|down)"
 
 
@@ -47,36 +49,22 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     }
     config.compare = ("dense", "mpo_full", "mpo_budget", "svd_budget")
 
-    config.task = "vader_movie"
-    config.data_dir = ""
-    config.train_split, config.test_split = "train", "test"
-    config.test_examples = 0  # 0: all
-    config.max_length = 32
-    config.lengths = (24, 32)  # batches are cropped to one of these
-    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
-    config.dropout = 0.0
     config.seeds = (0,)
-    config.steps = 80
-    config.batch_size = 32
-    config.grad_accum_steps = 1  # micro-batches per step
-    config.eval_batch_size = 64
-    config.optimizer = {
-        "name": "adamw",
-        "learning_rate": 1e-4,
-        "role_learning_rates": {"auxiliary": 5e-4},
-        "schedule": "linear",
-        "warmup_steps": 0.1,
-        "weight_decay": 0.0,
-        "clip_norm": 1.0,
-    }
-    config.dtype = "float32"  # of the computation; "bfloat16" where the hardware has it
-    config.remat = False  # recompute layers in the backward pass
-    config.mesh = {}  # sizes of data / fsdp / tensor / expert; all devices on data
-    config.checkpoint_every = 40
-    config.log_every = 10
-    config.save_finetuned = True
+    config.cell = _cell()  # every variant is tuned so, as a sweep over seeds and variants
     if size == "smoke":
-        config.steps = 3
-        config.test_examples = 64
-        config.checkpoint_every = 0
+        config.cell.steps, config.cell.dev_examples, config.cell.checkpoint_every = 3, 64, 0
     return config
+
+
+def _cell() -> ml_collections.ConfigDict:
+    cell = base.get_config()
+    cell.task, cell.dev_split = "vader_movie", "test"
+    cell.max_length, cell.lengths = 32, (24, 32)
+    cell.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
+    cell.dropout = 0.0
+    cell.steps = 80
+    cell.optimizer.learning_rate = 1e-4
+    cell.optimizer.role_learning_rates = {"auxiliary": 5e-4}
+    cell.checkpoint_every = 40
+    cell.save_model = True
+    return cell

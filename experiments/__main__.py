@@ -12,11 +12,13 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 def entry_points(folder: str) -> Iterator[tuple[str, str]]:
     """(module, first line of its docstring) of a folder's scripts; none of them is imported."""
-    for path in sorted((_ROOT / folder).glob("*.py")):
+    packages = (_ROOT / folder).glob("*/__main__.py")
+    for path in sorted([*(_ROOT / folder).glob("*.py"), *packages]):
         source = path.read_text(encoding="utf-8")
-        if path.stem != "__main__" and '\nif __name__ == "__main__":' in source:
+        name = path.parent.name if path.stem == "__main__" else path.stem
+        if name != folder and '\nif __name__ == "__main__":' in source:
             summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-            yield f"{folder}.{path.stem}", summary
+            yield f"{folder}.{name}", summary
 
 
 def main(arguments: list[str]) -> int:

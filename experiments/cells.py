@@ -2,19 +2,18 @@
 
 import copy
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from mpojax import data
-from mpojax.training import workdir as workdir_lib
+from mpojax import checks, data
 
 _LONGEST_NAME = 150
+BASELINE = "baseline"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +48,18 @@ class Cell:
     config: ml_collections.ConfigDict
 
 
-def expand(config: ml_collections.ConfigDict) -> list[Cell]:
+def expand(config: ml_collections.ConfigDict, repeats: Sequence[str] = ("seed",)) -> list[Cell]:
     """Every cell of `config.axes` that `config.skip` does not leave out; the first axis is slowest.
 
     Args:
       config: has `cell` (the config of one run), `axes` (pairs (name, values)) and optionally
-        `skip` (dicts {axis: label or labels}; a cell that fits one of them is left out). Values are
-        a tuple, put into the field of the axis' name (dots reach into nested fields), a dict
-        {label: {field: value}}, or the name of another field of the sweep's config that holds one
-        of these, which can then be changed on the command line.
+        `skip` (dicts {axis: label or labels}; a cell that fits one of them is left out) and
+        `baselines` ({label: {field: value}}: runs that know no axis but those that repeat, such as
+        the dense model beside bond dimensions). Values are a tuple, put into the field of the axis'
+        name (dots reach into nested fields), a dict {label: {field: value}}, or the name of another
+        field of the sweep's config that holds one of these, which can then be changed on the
+        command line.
+      repeats: axes that repeat a measurement.
 
     Raises:
       ValueError: a mistake in the axes; every message says which axis and what is allowed.
@@ -65,45 +67,72 @@ def expand(config: ml_collections.ConfigDict) -> list[Cell]:
     if not isinstance(config.get("cell"), ml_collections.ConfigDict):
         raise ValueError("config.cell must be the whole config of one run.")
     axes = read_axes(config)
-    skip = _read_skip(config.get("skip") or (), axes)
-    cells: list[Cell] = []
-    names: dict[str, str] = {}
-    for labels in itertools.product(*(axis.changes for axis in axes)):
-        chosen = dict(zip((axis.name for axis in axes), labels, strict=True))
-        if any(all(chosen[name] in some for name, some in rule.items()) for rule in skip):
-            continue
-        run = copy.deepcopy(config.cell)
-        for axis, label in zip(axes, labels, strict=True):
-            for field, value in axis.changes[label].items():
-                set_field(run, field, value, f"axis {axis.name!r}, value {label!r}")
-        name = cell_name(chosen)
-        if name.lower() in names:
-            raise ValueError(
-                f"two cells would share the folder {name!r}: labels {names[name.lower()]!r} and "
-                f"{chosen!r} differ only in characters that file names cannot hold; rename one."
-            )
-        names[name.lower()] = str(chosen)
-        values = {axis.name: axis.values[label] for axis, label in zip(axes, labels, strict=True)}
-        cells.append(Cell(name, chosen, values, run))
+    cells = [*_baselines(config, axes, repeats), *_combinations(config, axes)]
     if not cells:
         raise ValueError("the sweep has no cells: config.skip leaves all of them out.")
+    taken: dict[str, Cell] = {}
+    for cell in cells:
+        other = taken.setdefault(cell.name.lower(), cell)
+        if other is not cell:
+            raise ValueError(
+                f"two cells would share the folder {cell.name!r}: labels {other.labels!r} and "
+                f"{cell.labels!r} differ only in characters that file names cannot hold; rename "
+                "one."
+            )
     return cells
+
+
+def _combinations(config: ml_collections.ConfigDict, axes: Sequence[Axis]) -> Iterator[Cell]:
+    skip = _read_skip(config.get("skip") or (), axes)
+    for labels in itertools.product(*(axis.changes for axis in axes)):
+        chosen = dict(zip((axis.name for axis in axes), labels, strict=True))
+        if not any(all(chosen[name] in some for name, some in rule.items()) for rule in skip):
+            yield _cell(config.cell, axes, chosen)
+
+
+def _baselines(
+    config: ml_collections.ConfigDict, axes: Sequence[Axis], repeats: Sequence[str]
+) -> Iterator[Cell]:
+    """Cells of `config.baselines`; tables name them in the column of the first axis."""
+    changes = _plain(config.get("baselines") or {})
+    if not changes:
+        return
+    own = Axis(BASELINE, changes, {label: label for label in changes})
+    again = [axis for axis in axes if axis.name in repeats]
+    column = next(axis.name for axis in axes if axis not in again)
+    for labels in itertools.product(*(axis.changes for axis in (own, *again))):
+        chosen = dict(zip((BASELINE, *(axis.name for axis in again)), labels, strict=True))
+        cell = _cell(config.cell, (own, *again), chosen)
+        absent = {axis.name: None for axis in axes} | cell.values | {column: chosen[BASELINE]}
+        yield dataclasses.replace(cell, values={axis.name: absent[axis.name] for axis in axes})
+
+
+def _cell(base: ml_collections.ConfigDict, axes: Sequence[Axis], labels: Mapping[str, str]) -> Cell:
+    run = copy.deepcopy(base)
+    for axis in axes:
+        label = labels[axis.name]
+        for name, value in axis.changes[label].items():
+            set_field(run, name, value, f"axis {axis.name!r}, value {label!r}")
+    values = {axis.name: axis.values[labels[axis.name]] for axis in axes}
+    return Cell(cell_name(labels), labels, values, run)
 
 
 def read_axes(config: ml_collections.ConfigDict) -> list[Axis]:
     """`config.axes`, checked for form; fields and types are checked by `expand`."""
     pairs = config.get("axes") or ()
-    if isinstance(pairs, str | Mapping | ml_collections.ConfigDict) or not len(pairs):
+    checks.check(
+        {"config.axes": pairs},
+        {"config.axes": checks.sequence(checks.pair(checks.text(), checks.anything()))},
+    )
+    if not pairs:
         raise ValueError(
-            f"config.axes={pairs!r} must be a non-empty tuple of pairs (name, values), such as "
+            "config.axes=() must be a non-empty tuple of pairs (name, values), such as "
             "(('seed', (0, 1)),)."
         )
     axes: list[Axis] = []
     owner: dict[str, str] = {}
-    for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ValueError(f"config.axes has {pair!r}; every entry is a pair (name, values).")
-        axis = _read_axis(*pair, config)
+    for name, values in pairs:
+        axis = _read_axis(name, values, config)
         if axis.name in (known.name for known in axes):
             raise ValueError(f"config.axes names {axis.name!r} twice; merge the two.")
         for field in dict.fromkeys(f for changes in axis.changes.values() for f in changes):
@@ -118,7 +147,7 @@ def read_axes(config: ml_collections.ConfigDict) -> list[Axis]:
     return axes
 
 
-def _read_axis(name: str, values, config) -> Axis:
+def _read_axis(name: str, values: Any, config: ml_collections.ConfigDict) -> Axis:
     if isinstance(values, str):
         if values not in config:
             raise ValueError(
@@ -126,22 +155,19 @@ def _read_axis(name: str, values, config) -> Axis:
                 f"sweep's config; it has {sorted(config)}."
             )
         values = config[values]
-    if isinstance(values, ml_collections.ConfigDict):
-        values = values.to_dict()
-    if name == "task" and _are_texts(values):
+    values = _plain(values)
+    if name == "task" and isinstance(values, tuple | list) and all(map(_is_text, values)):
         values = data.task_names(values)  # a command line gives several as one text
     if isinstance(values, Mapping):
-        changes = {}
-        for label, fields in values.items():
-            if isinstance(fields, ml_collections.ConfigDict):
-                fields = fields.to_dict()
-            if not isinstance(fields, Mapping):
-                raise ValueError(
-                    f"axis {name!r}, label {label!r}: {fields!r} must be a dict {{field: value}}."
+        if wrong := [(k, v) for k, v in values.items() if not isinstance(v, Mapping)]:
+            raise ValueError(
+                "axis {!r}, label {!r}: {!r} must be a dict {{field: value}}.".format(
+                    name, *wrong[0]
                 )
-            changes[str(label)] = dict(fields)
+            )
+        changes = {str(label): dict(fields) for label, fields in values.items()}
         shown = {label: label for label in changes}
-    elif isinstance(values, Sequence) and not isinstance(values, bytes):
+    elif isinstance(values, tuple | list):
         shown = {_label(value): value for value in values}
         if len(shown) < len(values):
             raise ValueError(f"axis {name!r} names a value twice: {tuple(values)!r}.")
@@ -156,28 +182,29 @@ def _read_axis(name: str, values, config) -> Axis:
     return Axis(name, changes, shown)
 
 
-def _are_texts(values) -> bool:
-    return isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def set_field(config: ml_collections.ConfigDict, field: str, value, where: str) -> None:
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+
+
+def set_field(config: ml_collections.ConfigDict, field: str, value: Any, where: str) -> None:
     """Puts a value into a (dotted) field, checked for existence and type.
 
     Raises:
       ValueError: no such field (the closest ones are named), or a value of another type.
     """
-    inner, parts = config, field.split(".")
-    for depth, part in enumerate(parts):
-        is_table = isinstance(inner, ml_collections.ConfigDict)
-        if not is_table or part not in inner:
+    *outer, part = field.split(".")
+    inner = config
+    for name in (*outer, part):
+        if not isinstance(inner, ml_collections.ConfigDict) or name not in inner:
             known = sorted(_field_names(config))
-            close = difflib.get_close_matches(field, known, 3, 0.5)
-            advice = f"did you mean {' or '.join(map(repr, close))}?" if close else f"has {known}."
-            raise ValueError(f"{where}: the config of a cell has no field {field!r}; {advice}")
-        if depth < len(parts) - 1:
-            inner = inner[part]
-    part, old = parts[-1], inner[parts[-1]]
-    kind = inner.get_type(part)
+            hint = checks.did_you_mean(field, known) or f"; it has {checks.listed(known)}"
+            raise ValueError(f"{where}: the config of a cell has no field {field!r}{hint}")
+        parent, inner = inner, inner[name]
+    kind, old = parent.get_type(part), inner
     name = "dict" if kind is ml_collections.ConfigDict else kind.__name__
     problem = f"{where}: field {field!r} is of type {name}; {value!r} does not fit."
     if value is None:
@@ -187,29 +214,26 @@ def set_field(config: ml_collections.ConfigDict, field: str, value, where: str) 
     if isinstance(value, bool) != (kind is bool):
         raise ValueError(problem)
     if isinstance(old, ml_collections.ConfigDict) and isinstance(value, Mapping):
-        with config.unlocked(), inner.unlocked():
-            del inner[part]  # the whole table is replaced: old entries must not shine through
-            inner[part] = ml_collections.ConfigDict()
+        with config.unlocked(), parent.unlocked():
+            del parent[part]  # the whole table is replaced: old entries must not shine through
+            parent[part] = ml_collections.ConfigDict()
     try:
-        inner[part] = value
+        parent[part] = value
     except (TypeError, ValueError) as error:
         raise ValueError(problem) from error
 
 
-def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    names = []
+def _field_names(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
     for key in config:
-        names.append(f"{prefix}{key}")
+        yield f"{prefix}{key}"
         if isinstance(config[key], ml_collections.ConfigDict):
-            names += _field_names(config[key], f"{prefix}{key}.")
-    return names
+            yield from _field_names(config[key], f"{prefix}{key}.")
 
 
-def _read_skip(rules, axes: Sequence[Axis]) -> list[dict[str, tuple[str, ...]]]:
+def _read_skip(rules: Sequence[Any], axes: Sequence[Axis]) -> list[dict[str, tuple[str, ...]]]:
     labels = {axis.name: tuple(axis.changes) for axis in axes}
     checked = []
-    for rule in rules:
-        rule = rule.to_dict() if isinstance(rule, ml_collections.ConfigDict) else rule
+    for rule in map(_plain, rules):
         if not isinstance(rule, Mapping) or not rule:
             raise ValueError(f"config.skip has {rule!r}; every entry is a dict {{axis: label}}.")
         entry = {}
@@ -226,7 +250,7 @@ def _read_skip(rules, axes: Sequence[Axis]) -> list[dict[str, tuple[str, ...]]]:
     return checked
 
 
-def _label(value) -> str:
+def _label(value: Any) -> str:
     """Text of an axis value: floats shortest, the rest as it is."""
     if isinstance(value, tuple | list):
         return "-".join(map(_label, value))
@@ -240,8 +264,3 @@ def cell_name(labels: Mapping[str, str]) -> str:
     if len(name) <= _LONGEST_NAME:
         return name
     return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def differing(cell: Cell, recorded: Mapping[str, Any]) -> list[str]:
-    """Lines about what makes the cell another than the one whose config was recorded."""
-    return workdir_lib.changes(recorded, cell.config)

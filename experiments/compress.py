@@ -5,29 +5,33 @@ r"""Compresses a pre-trained model and shows what was gained and lost.
         --config.budget=0.5 --workdir=runs/mine
 
 For each variant of the config (dense, MPO at full bonds, MPO at a budget, low rank at the same
-budget): compress, save, and, where the config names a task, fine-tune what the variant trains and
-measure. Every finished part is kept in the workdir; started again, the job resumes where it was.
+budget): compress, save, and, where the config has a `cell`, fine-tune what the variant trains and
+measure, as a sweep over seeds and variants. Every finished part is kept in the workdir; started
+again, the command resumes where it was.
 """
 
-import dataclasses
 import json
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
 from absl import logging
 
-from experiments import comparison, config_fields, launch, sources, study_files
-from mpojax import compression, data, io, models, training
+from experiments import cells as cells_lib
+from experiments import config_fields, launch, sources, sweep
+from experiments.render import comparison
+from mpojax import checks, compression, data, files, io, models, training
+from mpojax.checks import field, flag, integer, mapping, number, one_of, sequence, text
 from mpojax.methods import mpop
 from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
 
 
-@dataclasses.dataclass(frozen=True)
+@checks.settings()
 class Variant:
     """One row of the comparison, as the config describes it.
 
@@ -43,26 +47,33 @@ class Variant:
       trainable: a name in `mpojax.methods.mpop.FILTERS`.
     """
 
-    name: str
-    label: str
-    matrices: tuple[str, ...] = ()
-    settings: Mapping = dataclasses.field(default_factory=dict)
-    budget: float | None = None
-    bond: int | None = None
-    same_size_as: str | None = None
-    allocation: str = "error"
-    keep_dense: bool = True
-    trainable: str = "all"
+    name: str = field(text())
+    label: str = field(text())
+    matrices: tuple[str, ...] = field(sequence(checks.expression()), ())
+    settings: Mapping[str, Any] | None = field(mapping(checks.anything()), None)
+    budget: float | None = field(number(above=0), None)
+    bond: int | None = field(integer(1), None)
+    same_size_as: str | None = field(text(), None)
+    allocation: str = field(one_of("error", "first_order"), "error")
+    keep_dense: bool = field(flag(), True)
+    trainable: str = field(text(), "all")
 
     @property
     def needs_calibration(self) -> bool:
         """True if activations (or gradients) of texts decide something."""
-        return bool(self.settings.get("data_aware")) or self.allocation != "error"
+        return bool((self.settings or {}).get("data_aware")) or self.allocation != "error"
 
     @property
     def rules(self) -> list[tuple[str, dict]]:
         """Compression rules as `compression.compress` takes them."""
-        return [(pattern, dict(self.settings)) for pattern in self.matrices]
+        return [(pattern, dict(self.settings or {})) for pattern in self.matrices]
+
+    @property
+    def is_uncut(self) -> bool:
+        """True if nothing limits the bonds."""
+        limits = (self.budget, self.bond, self.same_size_as)
+        own = {"bond", "bonds", "rank", "tolerance"} & set(self.settings or {})
+        return bool(self.rules) and limits == (None, None, None) and not own
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -77,48 +88,50 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if workdir is not None and workdir.finished:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
+    cells = training_cells(config, variants, pathlib.Path(folder).absolute())
     source = sources.locate(config.model)
     dense = io.load_pretrained(source)
-    check_task(config, dense)
+    if cells and not isinstance(dense.config, models.EncoderConfig):
+        raise ValueError(
+            f"config.cell: a comparison fine-tunes encoders, and {config.model} is none. Take "
+            "configs/compress.py: the result can be tuned by other experiments."
+        )
     check_variants(dense, [variant for variant in variants if not variant.needs_calibration])
     calibration = calibrate(config, dense, variants, source)
     check_variants(dense, variants, calibration)
-    arrays = comparison.load_arrays(config, source) if config.task else None
     workdir = workdir or workdir_lib.Workdir(folder, config)
-    if arrays:
-        workdir.check_data(comparison.fingerprints(arrays))
     print(f"model: {config.model}, {sources.describe(dense)}")
-    for variant in filter(_is_uncut, variants):
-        logging.warning(
-            "variant %r has neither a budget nor a bond: its chains are exact, and larger than the "
-            "matrices",
-            variant.name,
-        )
-
-    compressed, tokenizer = {}, sources.tokenizer_folder(source)
+    for variant in variants:
+        if variant.is_uncut:
+            logging.warning(
+                "variant %r has neither a budget nor a bond: its chains are exact, and larger than "
+                "the matrices",
+                variant.name,
+            )
+    compressed: dict[str, dict] = {}
+    tokenizer = sources.tokenizer_folder(source)
     for variant in variants:
         compressed[variant.name] = compress_variant(
             workdir.path, dense, variant, compressed, calibration, tokenizer
         )
-    curves = study_files.error_curves(workdir.path, dense, variants)
-
-    results = {}
-    if config.task:
-        results = comparison.run(config, workdir, arrays, variants, compressed)
-        if results is None:
-            logging.info("stopped; start the same command again to resume")
-            return 0
-    summary = study_files.write_all(
-        workdir, config, variants, compressed, results, curves, time.perf_counter() - start
-    )
-    print(summary)
+    curve = comparison.error_curve(workdir.path, dense, [variant.rules for variant in variants])
+    rows = train(cells, workdir.path)
+    if rows is None:
+        return 0
+    if failed := [row["cell"] for row in rows if row["state"] == "failed"]:
+        logging.error("failed: %s; see failed.json in cells/", "; ".join(failed))
+        return 1
+    results = {
+        variant.name: [
+            json.loads((workdir.path / "cells" / cell.name / "result.json").read_text("utf-8"))
+            for cell in cells
+            if cell.labels["variant"] == variant.name
+        ]
+        for variant in variants
+    }
+    seconds = time.perf_counter() - start
+    print(comparison.write(workdir, config, variants, compressed, results, curve, seconds))
     return 0
-
-
-def _is_uncut(variant: Variant) -> bool:
-    limits = (variant.budget, variant.bond, variant.same_size_as)
-    own = {"bond", "bonds", "rank", "tolerance"} & set(variant.settings)
-    return bool(variant.rules) and limits == (None, None, None) and not own
 
 
 def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
@@ -127,20 +140,12 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
     Raises:
       ValueError: a name without an entry, an unknown field, or a reference to a later variant.
     """
-    known = {field.name for field in dataclasses.fields(Variant)} - {"name"}
     variants: list[Variant] = []
     # A command line gives several names as one text.
     for name in [name for entry in config.compare for name in str(entry).split(",")]:
-        if name not in config.variants:
-            raise ValueError(
-                f"config.compare names {name!r}; config.variants has {sorted(config.variants)}."
-            )
-        fields = config.variants[name].to_dict()
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(
-                f"variant {name!r} has unknown fields {unknown}; known: {sorted(known)}."
-            )
-        variant = Variant(name, **fields)
+        checks.check_names([name], config.variants, "config.compare")
+        fields = {"name": name, **config.variants[name].to_dict()}
+        variant = checks.from_mapping(Variant, fields, f"variant {name!r}")
         if variant.same_size_as not in (None, *(v.name for v in variants)):
             raise ValueError(
                 f"variant {name!r}: same_size_as={variant.same_size_as!r} must name an earlier "
@@ -152,8 +157,41 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
     return variants
 
 
+def training_cells(
+    config: ml_collections.ConfigDict, variants: Sequence[Variant], folder: pathlib.Path
+) -> list[cells_lib.Cell]:
+    """The runs that tune the variants, seed by seed, checked; none where the config has no `cell`.
+
+    Raises:
+      ValueError: a field of the cell that is wrong, or data that are not there.
+    """
+    if "cell" not in config:
+        return []
+    axis = {
+        variant.name: {
+            "variant": variant.name,
+            "model": str(folder / "models" / variant.name),
+            "trainable": variant.trainable,
+        }
+        for variant in variants
+    }
+    study = ml_collections.ConfigDict({"cell": config.cell, "seeds": config.seeds})
+    study.axes = (("seed", "seeds"), ("variant", axis))
+    cells = cells_lib.expand(study)
+    _, check = sweep.find_runner("finetune")
+    sweep.check_cells(cells, folder, check, models=())
+    return cells
+
+
+def train(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> list[dict] | None:
+    """Tunes the variants; the rows of `sweep.rows`, None when a signal asked to stop."""
+    if not cells:
+        return []
+    return sweep.run_cells(cells, sweep.find_runner("finetune")[0], folder / "cells")
+
+
 def calibrate(
-    config, dense, variants: list[Variant], source: str
+    config: ml_collections.ConfigDict, dense: models.Model, variants: Sequence[Variant], source: str
 ) -> compression.Calibration | None:
     """Runs the calibration texts through the model, where a variant needs them.
 
@@ -191,7 +229,7 @@ def calibrate(
         )
 
 
-def _readable(dense, batch: Mapping) -> Mapping:
+def _readable(dense: models.Model, batch: Mapping) -> Mapping:
     """A batch of texts for any model: the decoder of an encoder-decoder reads them, too."""
     if not isinstance(dense, models.EncoderDecoder):
         return batch
@@ -201,24 +239,11 @@ def _readable(dense, batch: Mapping) -> Mapping:
     return {**batch, "decoder_input_ids": shifted, "decoder_attention_mask": mask}
 
 
-def check_task(config, dense) -> None:
-    """Raises ValueError where the config names a task that it cannot train this model on."""
-    if not config.task:
-        return
-    if "train_split" not in config:
-        raise ValueError(
-            f"config.task={config.task!r}: this config compresses and trains nothing. Take "
-            "configs/quickstart.py, or give models/mpo of this run's folder to "
-            "--config.init_checkpoint of experiments.finetune."
-        )
-    if not isinstance(dense.config, models.EncoderConfig):
-        raise ValueError(
-            f"config.task={config.task!r}: a comparison fine-tunes encoders, and {config.model} is "
-            "none. Leave config.task empty: the result can be tuned by other experiments."
-        )
-
-
-def check_variants(dense, variants: list[Variant], calibration=None) -> None:
+def check_variants(
+    dense: models.Model,
+    variants: Sequence[Variant],
+    calibration: compression.Calibration | None = None,
+) -> None:
     """Checks rules, budgets and trainable sets against the model before anything is written.
 
     Raises:
@@ -245,47 +270,54 @@ def check_variants(dense, variants: list[Variant], calibration=None) -> None:
 
 def compress_variant(
     folder: pathlib.Path,
-    dense,
+    dense: models.Model,
     variant: Variant,
-    earlier: dict,
-    calibration=None,
+    earlier: Mapping[str, dict],
+    calibration: compression.Calibration | None = None,
     tokenizer: str | None = None,
-):
-    """Compresses, saves to `models/<name>` and returns (model, report fields).
+) -> dict[str, Any]:
+    """Compresses, saves to `models/<name>`, returns the record: counts, bytes on disk, errors.
 
-    The files of the folder `tokenizer` are saved with the model.
-
-    A variant that an earlier start has finished is loaded instead.
+    The files of the folder `tokenizer` are saved with the model. The record of a variant that an
+    earlier start has finished is read instead.
     """
     target = folder / "models" / variant.name
     record = folder / "compression" / f"{variant.name}.json"
     if record.is_file():
-        model = io.load_pretrained(target) if variant.rules else dense
-        return model, json.loads(record.read_text(encoding="utf-8"))
+        return json.loads(record.read_text(encoding="utf-8"))
     shutil.rmtree(target, ignore_errors=True)  # of a start that was killed while saving
-    if not variant.rules:
-        io.save_pretrained(dense, target, tokenizer_from=tokenizer)
-        return dense, study_files.write_record(record, target, dense, None)
-    budget = variant.budget
-    if variant.same_size_as is not None:
-        budget = earlier[variant.same_size_as][1]["parameters"]
-    with progress_lib.progress(f"compressing: {variant.label}") as advance:
-        model, report = compression.compress(
-            dense,
-            variant.rules,
-            budget=budget,
-            bond=variant.bond,
-            # For all variants: the report then has the errors of outputs next to those of weights.
-            calibration=calibration,
-            allocation=variant.allocation,
-            keep_dense=variant.keep_dense,
-            progress=advance,
-        )
+    model, report = dense, None
+    if variant.rules:
+        budget = variant.budget
+        if variant.same_size_as is not None:
+            budget = earlier[variant.same_size_as]["parameters"]
+        with progress_lib.progress(f"compressing: {variant.label}") as advance:
+            model, report = compression.compress(
+                dense,
+                variant.rules,
+                budget=budget,
+                bond=variant.bond,
+                # For all variants: the report then has the errors of outputs next to those of
+                # weights.
+                calibration=calibration,
+                allocation=variant.allocation,
+                keep_dense=variant.keep_dense,
+                progress=advance,
+            )
+        print(f"\n{variant.label}\n{report.table()}\n", flush=True)
+        report.to_csv(folder / "compression" / f"{variant.name}.csv")
+        report.plot(folder / "plots" / f"{variant.name}_roles.png")
     io.save_pretrained(model, target, tokenizer_from=tokenizer)
-    print(f"\n{variant.label}\n{report.table()}\n", flush=True)
-    report.to_csv(folder / "compression" / f"{variant.name}.csv")
-    report.plot(folder / "plots" / f"{variant.name}_roles.png")
-    return model, study_files.write_record(record, target, model, report)
+    total = sum(models.count_parameters(model).values())
+    facts = report.to_dict() if report else {"dense_parameters": total, "rows": []}
+    facts |= {
+        "parameters": total,
+        "relative_error": report.relative_error if report else 0.0,
+        "relative_output_error": report.output_error if report else None,
+        "stored_bytes": (target / "model.safetensors").stat().st_size,
+    }
+    files.write_atomic(record, json.dumps(facts, indent=1) + "\n")
+    return facts
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import jax
 import ml_collections
 
 from configs.mpop import base
-from experiments import fitting, jobs, launch, trajectory, tuning
+from experiments import fitting, jobs, launch, tuning
+from experiments.render import runs
 from mpojax import data, training
 from mpojax.methods import mpop
 from mpojax.methods.mpop import costs, squeezing
@@ -132,7 +133,7 @@ def _squeeze(
         return None
     if jax.process_index() == 0:
         label = job.metric if job.held_out is None else f"held-out {job.metric}"
-        trajectory.write(folder, outcome.phases, label)
+        runs.write_trajectory(folder, outcome.phases, label)
     return tuning.Outcome(
         outcome.state,
         job.evaluate(outcome.state, job.dev),

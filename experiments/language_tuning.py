@@ -6,7 +6,8 @@ from typing import Any
 import ml_collections
 from flax import nnx
 
-from experiments import fitting, router_plot, tuning
+from experiments import fitting, tuning
+from experiments.render import runs
 from mpojax import training
 from mpojax.methods.mpoe import router_statistics
 from mpojax.training.tasks import language_modeling
@@ -66,7 +67,7 @@ def tune(
     if result.interrupted:
         return None
     if job.model.config.experts:
-        router_plot.save_if_possible(folder)
+        runs.write_router(folder)
     state, facts = result.state, {"fit": result.summary()}
     facts["training"] = {n: result.metrics[n] for n in _KEPT if n in result.metrics}
     prefix = "dev/"

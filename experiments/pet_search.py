@@ -17,7 +17,8 @@ import jax
 import ml_collections
 
 from configs.pet_search import base
-from experiments import fitting, jobs, kept_plot, launch, tuning
+from experiments import fitting, jobs, launch, tuning
+from experiments.render import runs
 from mpojax import compression, data, io, models, training
 from mpojax.methods import mpop
 from mpojax.methods.pet import masks as pet_masks
@@ -176,7 +177,7 @@ def _finished(config, job, search, masks, state, folder: pathlib.Path) -> tuning
     else:
         entries = superset.entry_masks(masks)
     if jax.process_index() == 0:
-        kept_plot.write(folder, rows, search.history, config.variant)
+        runs.write_kept(folder, rows, search.history, config.variant)
     accept = models.adapter_filter(model)
     optimizer = fitting.make_optimizer(config, model, config.steps)
     small = training.TrainState.create(model, accept, optimizer)

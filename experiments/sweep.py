@@ -5,15 +5,17 @@ r"""Runs every cell of a sweep: one config, its axes, one folder for each combin
         --config.cell.steps=200 --config.seeds=0,1,2
 
 A sweep's config has `runner` (a name in `RUNNERS`), `cell` (the whole config of one run), `axes`
-and optionally `skip` (see `experiments.cells.expand`), `plots` (see `experiments.plots`) and
-`repeats`: the axes over which means and standard deviations are taken, default ("seed",); see
-`experiments.sweep_files.summary`.
-All cells are checked before the first one runs. Finished cells are kept, an interrupted one goes
-on, a failing one is recorded in its `failed.json`, passed over, and tried again at the next start.
-Axes may grow in the same folder (more seeds, more values); the config of the cells may not change.
-Tables and plots are written after every cell: `results.csv`, `summary.csv`, `summary.md`, `plots/`.
+and optionally `skip` and `baselines` (see `experiments.cells.expand`), `plots` (see
+`experiments.render.figures`) and `repeats`: the axes over which means and standard deviations are
+taken, default ("seed",); see `experiments.render.frames.means`.
+All cells are checked before the first one runs, data and weights among what they need. Finished
+cells are kept, an interrupted one resumes, a failing one is recorded in its `failed.json`, passed
+over, and tried again at the next start. Axes may grow in the same folder (more seeds, more values);
+the config of the cells may not change. Tables and figures are written after every cell:
+`results.csv`, `summary.csv`, `summary.md`, `plots/`.
 """
 
+import collections
 import datetime
 import gc
 import importlib
@@ -23,16 +25,17 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 from absl import logging
 
 from experiments import cells as cells_lib
-from experiments import config_fields, launch, sweep_files, sweep_view
-from experiments import plots as plots_lib
-from mpojax import checks, files
+from experiments import config_fields, launch, live_table, sources
+from experiments.render import figures, frames
+from mpojax import checks, data, files
 from mpojax.training import workdir as workdir_lib
 
 # Name -> module:function(config, folder) -> int, 0 when it has written the folder's `result.json`,
@@ -48,6 +51,8 @@ RUNNERS = {
     "distill": "experiments.distill:run",
     "opf": "experiments.opf:run",
 }
+# Fields of cells that name a model.
+_MODELS = ("model", "init_checkpoint", "teacher", "start.teacher")
 
 Runner = Callable[[ml_collections.ConfigDict, str], int]
 
@@ -58,19 +63,36 @@ class Stopped(BaseException):
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole sweep; returns the exit status: 0 finished or stopped, 1 when a cell failed."""
+    frames.require()
     config_fields.check_axes(config)
     runner, check = find_runner(config.get("runner"))
-    cells = cells_lib.expand(config)
-    repeats = read_repeats(config, cells)
-    plots = plots_lib.read_plots(config.get("plots") or (), cells, repeats)
+    repeats = read_repeats(config)
+    cells = cells_lib.expand(config, repeats)
+    axes = list(cells[0].values)
+    plots = figures.read(config.get("plots") or (), axes, repeats)
     check_cells(cells, pathlib.Path(folder), check)
     # Axes, which may grow, are not part of what the folder is recognised by.
     workdir = workdir_lib.Workdir(folder, {"runner": config.runner, "cell": config.cell})
     workdir.write_json("sweep.json", config)
-    return Sweep(cells, runner, workdir, plots, repeats).run()
+    (workdir.path / "result.json").unlink(missing_ok=True)
+
+    def write(rows: Sequence[dict]) -> None:
+        write_tables(workdir.path, rows, axes, repeats, plots)
+
+    rows = run_cells(cells, runner, workdir.path / "cells", write)
+    if rows is None:
+        return 0
+    failed = [row["cell"] for row in rows if row["state"] == "failed"]
+    if failed:
+        logging.error("%d of %d cells failed: %s", len(failed), len(rows), "; ".join(failed))
+        logging.error("see failed.json in their folders; the next start tries them again")
+        return 1
+    workdir.write_result({"cells": rows})
+    logging.info("all %d cells are finished: %s", len(rows), workdir.path / "summary.md")
+    return 0
 
 
-def read_repeats(config: ml_collections.ConfigDict, cells) -> tuple[str, ...]:
+def read_repeats(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """`config.repeats`, checked.
 
     Raises:
@@ -78,12 +100,12 @@ def read_repeats(config: ml_collections.ConfigDict, cells) -> tuple[str, ...]:
     """
     repeats = config.get("repeats")
     if repeats is None:
-        return sweep_files.REPEATS
-    axes = list(cells[0].labels)
+        return frames.REPEATS
     if isinstance(repeats, str) or not repeats or len({*repeats}) < len(repeats):
         raise ValueError(f"config.repeats={repeats!r} must be a tuple of axes, each named once.")
-    if unknown := [axis for axis in repeats if axis not in axes]:
-        raise ValueError(f"config.repeats has {unknown}; the axes are {axes}.")
+    checks.check_names(
+        repeats, [axis.name for axis in cells_lib.read_axes(config)], "config.repeats"
+    )
     return tuple(repeats)
 
 
@@ -93,23 +115,33 @@ def find_runner(name: str | None) -> tuple[Runner, Callable | None]:
     Raises:
       ValueError: an unknown name.
     """
-    if name not in RUNNERS:
-        raise ValueError(f"config.runner={name!r} must be one of {', '.join(sorted(RUNNERS))}.")
+    checks.check({"config.runner": name}, {"config.runner": checks.one_of(*sorted(RUNNERS))})
     module, _, function = RUNNERS[name].partition(":")
     module = importlib.import_module(module)
     return getattr(module, function), getattr(module, "check", None)
 
 
-def check_cells(cells, folder: pathlib.Path, check: Callable | None) -> None:
-    """Checks the config of every cell, and against what an earlier start recorded for it.
+def check_cells(
+    cells: Sequence[cells_lib.Cell],
+    folder: pathlib.Path,
+    check: Callable | None,
+    models: Sequence[str] = _MODELS,
+) -> None:
+    """Checks the config of every cell, also against an earlier start's, and what cells read.
+
+    Args:
+      cells: of the sweep.
+      folder: of the sweep.
+      check: of the runner.
+      models: fields that name models which must be there.
 
     Raises:
-      ValueError: names the cell and what is wrong.
+      ValueError: names the cell and what is wrong, or everything that is missing.
     """
     for cell in cells:
         record = folder / "cells" / cell.name / "config.json"
         there = checks.read_json(record) if record.is_file() else None
-        if there is not None and (changes := cells_lib.differing(cell, there)):
+        if there is not None and (changes := workdir_lib.changes(there, cell.config)):
             raise ValueError(
                 f"cell {cell.name} was run with another config in {folder}; it differs in:\n  "
                 + "\n  ".join(changes[:10])
@@ -120,6 +152,96 @@ def check_cells(cells, folder: pathlib.Path, check: Callable | None) -> None:
                 check(cell.config)
             except ValueError as error:
                 raise ValueError(f"cell {cell.name}: {error}") from error
+    left = [cell for cell in cells if frames.read_result(folder / "cells" / cell.name) is None]
+    needed = collections.Counter(need for cell in left for need in _inputs(cell.config, models))
+    missing = []
+    for (load, *arguments), count in needed.items():
+        try:
+            load(*arguments)
+        except (OSError, ImportError, ValueError) as error:
+            missing.append(f"{count} of {len(left)} cells: {error}")
+    if missing:
+        raise ValueError("inputs are missing. " + "\n".join(missing))
+
+
+def _inputs(config: ml_collections.ConfigDict, models: Sequence[str]) -> Iterator[tuple]:
+    """Functions, with their arguments, that find or load what a run reads, fetched where it can be.
+
+    Names of models, and data of tasks.
+    """
+    leaves = dict(config_fields.leaves(config))
+    for name in models:
+        if leaves.get(name):
+            yield sources.locate, leaves[name], f"config.{name}"
+    task = leaves.get("task", "")
+    if "data_dir" in leaves and (task in data.TASKS or task.startswith("file:")):
+        yield data.load_task, task, leaves["data_dir"] or None
+
+
+def run_cells(
+    cells: Sequence[cells_lib.Cell],
+    runner: Runner,
+    folder: pathlib.Path,
+    write: Callable[[list[dict]], None] = lambda rows: None,
+) -> list[dict] | None:
+    """Runs every cell that is not finished, in a folder of its own below `folder`.
+
+    Args:
+      cells: checked.
+      runner: of one cell, as in `RUNNERS`.
+      folder: new, or that of the same cells.
+      write: is given the rows after every cell.
+
+    Returns:
+      `rows` of the cells; None where a signal asked to stop.
+    """
+    results = {cell.name: frames.read_result(folder / cell.name) for cell in cells}
+    view = live_table.LiveTable(results)
+    left, is_stopped = [cell for cell in cells if results[cell.name] is None], False
+    with Signals() as signals, view.shown():
+        try:
+            for cell in left:
+                if signals.received or _run_cell(cell, runner, folder / cell.name, signals, view):
+                    is_stopped = True
+                    break
+                write(rows(cells, folder))
+        except (Stopped, KeyboardInterrupt):
+            signals.in_cell, is_stopped = False, True
+        found = rows(cells, folder)
+        write(found)
+    if is_stopped:
+        logging.info("stopped; start the same command again to resume")
+        return None
+    return found
+
+
+def _run_cell(
+    cell: cells_lib.Cell,
+    runner: Runner,
+    path: pathlib.Path,
+    signals: "Signals",
+    view: live_table.LiveTable,
+) -> int:
+    """Runs one cell; returns the status of its runner, 0 when it failed."""
+    failure = path / "failed.json"
+    # Before the run: a folder with nothing else in it must look new to the runner.
+    failure.unlink(missing_ok=True)
+    view.started(cell.name)
+    start, status = time.perf_counter(), 0
+    try:
+        signals.in_cell = True
+        status = runner(cell.config.copy_and_resolve_references(), str(path))
+        if status == 0 and frames.read_result(path) is None:
+            raise RuntimeError("the runner returned 0 but wrote no result.json")
+    except (Exception, SystemExit) as error:
+        logging.exception("cell %s failed", cell.name)
+        files.write_atomic(failure, json.dumps(_failure(error), indent=1) + "\n")
+    finally:
+        signals.in_cell = False
+        _free_memory()
+    result = frames.read_result(path)
+    view.ended(cell.name, result, time.perf_counter() - start, stopped=status != 0)
+    return status
 
 
 class Signals:
@@ -131,7 +253,7 @@ class Signals:
     def __init__(self):
         self.received: str | None = None
         self.in_cell = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
@@ -149,91 +271,46 @@ class Signals:
             raise Stopped
 
 
-class Sweep:
-    """The loop over cells, and the state that is shown."""
+def rows(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> list[dict]:
+    """One row for each cell: name, state ("done", "failed", "open"), axes, scalar result fields.
 
-    def __init__(
-        self,
-        cells,
-        runner: Runner,
-        workdir: workdir_lib.Workdir,
-        plots,
-        repeats: tuple[str, ...] = sweep_files.REPEATS,
-    ):
-        self.cells, self.runner, self.workdir = cells, runner, workdir
-        self.plots, self.repeats = plots, repeats
-        self.view = sweep_view.View(
-            [cell.name for cell in cells],
-            {cell.name: sweep_files.read_result(self.folder(cell)) for cell in cells},
-        )
-
-    def folder(self, cell: cells_lib.Cell) -> pathlib.Path:
-        return self.workdir.path / "cells" / cell.name
-
-    def run(self) -> int:
-        """Runs what is left; returns the exit status."""
-        (self.workdir.path / "result.json").unlink(missing_ok=True)
-        with Signals() as signals, self.view.shown():
-            stopped = not self._run_cells(signals)
-            rows = self._write()
-        if stopped:
-            logging.info("stopped; start the same command again to resume")
-            return 0
-        failed = [row["cell"] for row in rows if row["state"] == "failed"]
-        if failed:
-            logging.error("%d of %d cells failed: %s", len(failed), len(rows), "; ".join(failed))
-            logging.error("see failed.json in their folders; the next start tries them again")
-            return 1
-        self.workdir.write_result({"cells": rows})
-        logging.info("all %d cells are finished: %s", len(rows), self.workdir.path / "summary.md")
-        return 0
-
-    def _run_cells(self, signals: Signals) -> bool:
-        """False when a signal has stopped the sweep."""
-        try:
-            return all(not signals.received and self._run_cell(c, signals) for c in self.cells)
-        except (Stopped, KeyboardInterrupt):
-            signals.in_cell = False
-            return False
-
-    def _run_cell(self, cell: cells_lib.Cell, signals: Signals) -> bool:
-        """Runs one cell unless it is finished; False when it was stopped."""
-        folder = self.folder(cell)
-        if (folder / "result.json").is_file():
-            return True
-        failure = folder / "failed.json"
-        # Before the run: a folder with nothing else in it must look new to the runner.
-        failure.unlink(missing_ok=True)
-        self.view.started(cell.name)
-        start = time.perf_counter()
-        try:
-            signals.in_cell = True
-            status = self.runner(cell.config.copy_and_resolve_references(), str(folder))
-        except (Exception, SystemExit) as error:
-            signals.in_cell = False
-            logging.exception("cell %s failed", cell.name)
-            files.write_atomic(failure, json.dumps(_failure(error), indent=1) + "\n")
-            status = 0
-        finally:
-            signals.in_cell = False
-            _free_memory()
-        result = sweep_files.read_result(folder)
-        if status == 0 and result is None and not failure.is_file():
-            message = "the runner returned 0 but wrote no result.json"
-            files.write_atomic(failure, json.dumps({"message": message}, indent=1) + "\n")
-        self.view.ended(cell.name, result, time.perf_counter() - start, stopped=status != 0)
-        self._write()
-        return status == 0
-
-    def _write(self) -> list[dict]:
-        rows = sweep_files.rows(self.cells, self.workdir.path / "cells")
-        axes = list(self.cells[0].labels)
-        sweep_files.write_tables(self.workdir.path, rows, axes, self.repeats)
-        plots_lib.draw_all(self.workdir.path / "plots", rows, axes, self.plots, self.repeats)
-        return rows
+    Fields of the table `metrics` are called `metrics.<name>`. An axis of the same name as a field
+    keeps its own value.
+    """
+    made = []
+    for cell in cells:
+        result = frames.read_result(folder / cell.name)
+        failed = (folder / cell.name / "failed.json").is_file()
+        state = "done" if result is not None else "failed" if failed else "open"
+        first = {"cell": cell.name, "state": state} | dict(cell.values)
+        made.append(first | frames.scalars(result or {}) | first)
+    return made
 
 
-def _failure(error: BaseException) -> dict:
+def write_tables(
+    folder: pathlib.Path,
+    rows: Sequence[dict],
+    axes: Sequence[str],
+    repeats: Sequence[str] = frames.REPEATS,
+    plots: Sequence[figures.Plot] = (),
+) -> None:
+    """Writes `results.csv`, `summary.csv`, `summary.md` and the figures of `plots/`."""
+    frame = frames.of(rows)
+    frames.write(folder / "results.csv", frame)
+    done = frame[frame["state"] == "done"]
+    lines = [f"# Sweep: {len(done)} of {len(rows)} cells finished"]
+    if len(done):
+        means = frames.means(done.drop(columns=["cell", "state"]), axes, repeats)
+        frames.write(folder / "summary.csv", means)
+        lines.append(frames.summary(means, axes, repeats))
+        figures.draw_all(folder / "plots", means, plots)
+    for state in ("failed", "open"):
+        if names := [f"`{row['cell']}`" for row in rows if row["state"] == state]:
+            lines.append(f"{state.capitalize()}: " + ", ".join(names))
+    files.write_atomic(folder / "summary.md", "\n\n".join(lines) + "\n")
+
+
+def _failure(error: BaseException) -> dict[str, str]:
     return {
         "message": f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),

@@ -1,5 +1,6 @@
 """Style of every figure: fonts, colours, ticks, legends and files."""
 
+import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -82,28 +83,36 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": color, "linestyle": dashes[index % len(dashes)], "linewidth": width}
 
 
-def legend(figure: Any, place: str = "bottom", title: str = "", columns: int = 3) -> None:
-    """One legend for all axes, outside of them: "bottom" or "right"; each label once."""
+def legend(figure: Any, title: str = "", columns: int = 3) -> None:
+    """One legend for all axes, below them, for which the figure grows; each label once."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
+            # Of points with bars, the points.
+            found.setdefault(label, handle[0] if isinstance(handle, tuple) else handle)
     if not found:
         return
-    spot = {"loc": f"outside {'lower center' if place == 'bottom' else 'right upper'}"}
-    spot["ncols"] = min(columns, len(found)) if place == "bottom" else 1
-    shared = {"title": title or None, "fontsize": 9.0, "frameon": False}
-    figure.legend(found.values(), found.keys(), **spot, **shared)
+    # Inches of a column of the longest label, at about 0.07 a letter.
+    widest = 0.6 + 0.07 * max(map(len, found))
+    columns = max(1, min(columns, len(found), int(figure.get_figwidth() / widest)))
+    lines = -(-len(found) // columns) + bool(title)
+    figure.set_figheight(figure.get_figheight() + 0.15 + 0.19 * lines)
+    look = {"fontsize": 9.0, "title_fontsize": 8.5, "frameon": False, "ncols": columns}
+    figure.legend(
+        found.values(), found.keys(), loc="outside lower center", title=title or None, **look
+    )
 
 
 def log_ticks(axis: Any, values: Iterable[float]) -> None:
-    """Puts a logarithmic axis' ticks at the values, as plain numbers, as many as have room."""
+    """Puts a logarithmic axis' ticks at the values, where they are few and apart, as numbers.
+
+    Elsewhere at 1, 2, 5 of each power of ten.
+    """
     ticks = sorted(set(values))
-    kept = ticks[:1]
-    for tick in ticks[1:]:
-        if tick >= 1.15 * kept[-1]:
-            kept.append(tick)
-    axis.set_ticks(kept, [thousands(tick) for tick in kept])
+    if len(ticks) > 8 or any(b < 1.4 * a for a, b in itertools.pairwise(ticks)):
+        plain_log_ticks(axis)
+        return
+    axis.set_ticks(ticks, [thousands(tick) for tick in ticks])
     axis.set_ticks([], minor=True)
 
 
@@ -144,6 +153,6 @@ def save(figure: Any, path: str | pathlib.Path) -> None:
 
 
 def save_both(figure: Any, path: str | pathlib.Path) -> None:
-    """Writes a figure as PNG for pages and as PDF for papers; the suffix of `path` is replaced."""
+    """Writes a figure as PNG for pages and as PDF for papers; `path` is without suffix."""
     for suffix in (".png", ".pdf"):
-        save(figure, pathlib.Path(path).with_suffix(suffix))
+        save(figure, f"{path}{suffix}")

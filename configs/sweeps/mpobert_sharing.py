@@ -9,7 +9,8 @@ r"""What layers should share: nothing, central cores, or everything, at equal de
     $SWEEP:depths --workdir=runs/sharing/depths
     $SWEEP:starts --config.cell.start.teacher=runs/sharing/teacher/cells/seed=0/model \\
         --workdir=runs/sharing/starts
-    python -m tools.plot_sharing --runs=runs/sharing --out=experiments/results/mpobert_sharing
+    python -m experiments.render mpobert_sharing --runs=runs/sharing   # main and depths
+    python -m experiments.render mpobert_starts --runs=runs/sharing
 
 Real text (Brown, Wikipedia articles, Austen, WordNet); hidden size 64, sized for two cores. The
 vocabulary is small so that the layers hold most parameters, as in the paper's models.

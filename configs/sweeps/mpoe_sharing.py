@@ -9,7 +9,7 @@ r"""What experts should share, how often the shared core should move, and how ma
     $SWEEP:main,DATA --config.cell.model=runs/mpoe/base/cells/seed=0/model --workdir=runs/mpoe/main
     $SWEEP:masks,DATA --config.cell.model=... --workdir=runs/mpoe/masks
     $SWEEP:experts,DATA --config.cell.model=... --workdir=runs/mpoe/experts
-    python -m tools.plot_mpoe --runs=runs/mpoe --out=experiments/results/mpoe_sharing
+    python -m experiments.render mpoe_sharing --runs=runs/mpoe
 
 A decoder of GPT-2's kind (4 layers, width 128, 2,048 tokens of vocabulary), sized for two cores, is
 trained on Brown, Austen and WordNet (`base`), then tuned on Wikipedia articles and the validation

@@ -3,7 +3,7 @@ r"""Adapters of all-MiniLM-L6-v2: by hand, searched, and random, at equal sizes.
     python -m experiments.sweep --config=configs/sweeps/pet_minilm.py --workdir=runs/pet_minilm \
         --config.cell.data_dir=DATA
     python -m experiments.sweep --config=configs/sweeps/pet_minilm.py:smoke --workdir=runs/smoke
-    python -m tools.plot_pet --sweep=runs/pet_minilm
+    python -m experiments.render pet_minilm --runs=runs/pet_minilm
 
 SST-2, CoLA, MRPC and RTE, three seeds; seeds are the slowest axis: a stopped sweep has whole seeds
 first. 288 cells of 400 steps of 16 sentences: two to four minutes each on one core, a few seconds

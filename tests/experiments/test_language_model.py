@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import language_model, language_models, router_plot
+from experiments import language_model, language_models
 from mpojax import compression, data, io, models, training
 from mpojax.methods.mpoe import router_statistics
 from tests.experiments import toy_language
@@ -158,7 +158,7 @@ class TestExperts:
         places = [(row["step"], row["layer"], row["expert"]) for row in rows]
         layers, steps = ("layer_00", "layer_01"), (0, 2, 4)
         assert places == [(s, layer, e) for s in steps for layer in layers for e in range(4)]
-        assert (folder / router_plot.NAME).read_bytes().startswith(b"\x89PNG")
+        assert (folder / "router.png").read_bytes().startswith(b"\x89PNG")
 
     def test_generated_texts(self, tuned, texts):
         _, folder = tuned
@@ -225,7 +225,7 @@ class TestExperts:
         )
         config.optimizer.central_mask.rate, config.keep_best = 1.0, True
         assert language_model.run(config, tmp_path / "run") == 0
-        assert not (tmp_path / "run" / router_plot.NAME).exists()
+        assert not (tmp_path / "run" / "router.png").exists()
         assert (tmp_path / "run" / router_statistics.NAME).exists()
         result = result_of(tmp_path / "run")
         assert result["training"]["mask_rate"] == 1.0

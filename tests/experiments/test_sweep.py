@@ -14,7 +14,7 @@ import jax
 import pytest
 import rich.console
 
-from experiments import cells, sweep, sweep_files, sweep_view
+from experiments import cells, live_table, sweep
 from tests.experiments import toy
 from tests.experiments.toy import toy_config
 
@@ -165,7 +165,7 @@ def test_signals_stop_cleanly(tmp_path, monkeypatch, where):
             return 1
         return toy.toy_run(config, folder)
 
-    write_tables = sweep_files.write_tables
+    write_tables = sweep.write_tables
 
     def write(*args):
         write_tables(*args)
@@ -177,7 +177,7 @@ def test_signals_stop_cleanly(tmp_path, monkeypatch, where):
         patch.setattr(toy, "stopped_run", run, raising=False)
         patch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:stopped_run")
         if where == "between cells":
-            patch.setattr(sweep_files, "write_tables", write)
+            patch.setattr(sweep, "write_tables", write)
         assert sweep.main(toy_config(), str(tmp_path)) == 0
     assert signal.getsignal(signal.SIGTERM) == before
     assert len(toy.CALLS) == 2
@@ -251,7 +251,7 @@ def test_the_view_on_a_terminal(tmp_path):
         force_terminal=True,
         width=100,
     )
-    view = sweep_view.View(["a", "b", "c"], {"a": {"metric": 0.5}, "b": None, "c": None})
+    view = live_table.LiveTable({"a": {"metric": 0.5}, "b": None, "c": None})
     assert view.remaining_seconds() is None
     with view.shown(console):
         assert not sys.stderr.isatty()  # cells log lines instead of drawing bars

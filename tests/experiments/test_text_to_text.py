@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import answers, language_models, router_plot, text_to_text
+from experiments import answers, language_models, text_to_text
 from mpojax import data, io, models, training
 from mpojax.methods.mpoe import router_statistics
 from mpojax.training.tasks import language_modeling
@@ -103,7 +103,7 @@ class TestOneTask:
         assert [(r["layer"], r["expert"]) for r in rows if r["step"] == 40] == [
             (layer, expert) for layer in layers for expert in range(2)
         ]
-        assert (folder / router_plot.NAME).is_file()
+        assert (folder / "router.png").is_file()
 
     def test_the_saved_model_answers(self, learnt, texts):
         config, folder = learnt

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import router_plot
+from experiments.render import runs
 from mpojax import data, training
 from mpojax.methods.mpoe import gradient_mask, router_statistics
 from mpojax.training import metrics as metrics_lib
@@ -139,7 +139,7 @@ class TestPicture:
 
     def test_draws_the_last_loads_and_the_course(self):
         rows = self.rows()
-        heat, entropy, busiest, _ = router_plot.draw(rows).axes
+        heat, entropy, busiest, _ = runs.draw_router(rows).axes
         shown = np.asarray(heat.images[0].get_array())
         last = [row["load"] for row in rows if row["step"] == 20]
         np.testing.assert_allclose(shown[0], 4 * np.array(last[:4]))
@@ -151,11 +151,12 @@ class TestPicture:
 
     def test_from_a_run(self, tmp_path):
         small_decoder.run(tmp_path, steps=1, hooks=[hook(every=0)])
-        assert router_plot.save(tmp_path).read_bytes().startswith(b"\x89PNG")
+        runs.write_router(tmp_path)
+        assert (tmp_path / "router.png").read_bytes().startswith(b"\x89PNG")
 
     def test_nothing_to_draw(self, tmp_path):
         with pytest.raises(ValueError, match="no statistics of routers"):
-            router_plot.save(tmp_path)
+            runs.write_router(tmp_path)
 
 
 class TestTrainingOfExperts:

@@ -1,11 +1,11 @@
-"""Progress of a sweep while it runs: a table on a terminal, log lines elsewhere."""
+"""Progress of many runs, one after the other: a live table on a terminal, log lines elsewhere."""
 
 import contextlib
 import io
-import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import rich.box
 import rich.console
@@ -17,18 +17,17 @@ from absl import logging
 _STYLES = {"done": "green", "failed": "bold red", "running": "bold", "stopped": "yellow"}
 
 
-class View:
+class LiveTable:
     """States of all cells.
 
     Args:
-      names: of the cells, in order.
-      results: {name: result of an earlier start, or None}.
+      results: {name of a cell: result of an earlier start, or None}, in order.
     """
 
-    def __init__(self, names: Sequence[str], results: Mapping[str, Mapping | None]):
-        self.names = list(names)
-        self.states = {name: "open" if results[name] is None else "done" for name in names}
-        self.metrics = {name: _metric(results[name]) for name in names}
+    def __init__(self, results: Mapping[str, Mapping | None]):
+        self.names = list(results)
+        self.states = {n: "open" if found is None else "done" for n, found in results.items()}
+        self.metrics = {name: _metric(result) for name, result in results.items()}
         self.seconds: dict[str, float] = {}
         self._running: tuple[str, float] | None = None
         self._latest = 0  # index of the cell that was started last
@@ -102,9 +101,9 @@ class View:
         table.add_column("state")
         table.add_column("metric", justify="right")
         table.add_column("time", justify="right")
-        room = max(5, _terminal_lines() - 8)
-        first = max(0, min(self._latest - room // 2, len(self.names) - room))
-        for name in self.names[first : first + room]:
+        height = max(5, shutil.get_terminal_size((100, 40)).lines - 8)
+        first = max(0, min(self._latest - height // 2, len(self.names) - height))
+        for name in self.names[first : first + height]:
             state = self.states[name]
             seconds = self.seconds.get(name)
             if self._running and self._running[0] == name:
@@ -115,8 +114,8 @@ class View:
                 self.metrics[name],
                 "" if seconds is None else _duration(seconds),
             )
-        if len(self.names) > room:
-            table.caption = f"rows {first + 1} to {first + room} of {len(self.names)}"
+        if len(self.names) > height:
+            table.caption = f"rows {first + 1} to {first + height} of {len(self.names)}"
         return table
 
     def _log(self, line: str) -> None:
@@ -153,10 +152,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _terminal_lines() -> int:
-    try:
-        return os.get_terminal_size(2).lines
-    except OSError:
-        return 40
