@@ -11,7 +11,7 @@ wider = compression.add_adapters(model, [Rule("layers/.*/(query|value)", rank=8)
 """
 
 from mpojax.compression.adapters import AdapterRule, adapter_settings, add_adapters
-from mpojax.compression.calibration import Calibration, InputStatistics, calibrate
+from mpojax.compression.calibration import Calibration, calibrate
 from mpojax.compression.compressing import check_rules, compress
 from mpojax.compression.merging import merge
 from mpojax.compression.report import CompressionReport, MatrixRow
@@ -26,7 +26,6 @@ __all__ = [
     "Calibration",
     "CompressionReport",
     "ExpertRule",
-    "InputStatistics",
     "MatrixRow",
     "MatrixRule",
     "Rule",

@@ -14,8 +14,8 @@ from mpojax.mpo.alignment import (
     sign_fix,
 )
 from mpojax.mpo.allocation import allocate, allocate_or_keep
-from mpojax.mpo.alternating import Fit, fit
-from mpojax.mpo.application import Prepared, apply, apply_prepared, prepare
+from mpojax.mpo.alternating import fit
+from mpojax.mpo.application import apply, apply_prepared, prepare
 from mpojax.mpo.canonical import canonicalize, canonicalize_with_spectra, slice_bonds, truncate
 from mpojax.mpo.contract import to_matrix
 from mpojax.mpo.decomposition import (
@@ -23,7 +23,6 @@ from mpojax.mpo.decomposition import (
     central_to_matrix,
     decompose,
     decompose_with_spectra,
-    identity_cores,
     is_matrix_between_identities,
     matrix_to_central,
 )
@@ -38,7 +37,6 @@ from mpojax.mpo.spectra import (
     bond_spectra,
     bonds_for_tolerance,
     entanglement_entropy,
-    local_errors,
     pool_spectra,
     relative_error,
     truncation_error_bound,
@@ -71,13 +69,11 @@ __all__ = [
     "BondGrid",
     "Cut",
     "ExpertPlan",
-    "Fit",
     "LowRank",
     "MPOShape",
     "Machine",
     "Metric",
     "Plan",
-    "Prepared",
     "Searched",
     "align",
     "allocate",
@@ -99,9 +95,7 @@ __all__ = [
     "expert_matrices",
     "fit",
     "gauge_maps",
-    "identity_cores",
     "is_matrix_between_identities",
-    "local_errors",
     "low_rank",
     "low_rank_errors",
     "matrix_to_central",

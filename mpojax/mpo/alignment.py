@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mpojax import checks
+from mpojax.mpo import canonical
 from mpojax.mpo.shape import MPOShape
 
 
@@ -59,7 +59,7 @@ def sign_fix(cores: Sequence) -> tuple:
     Bond by bond from the left: column a of core k and row a of core k + 1 change sign together.
     Of equal largest entries the first counts.
     """
-    xp, cores, restore = _backend(cores)
+    xp, cores, restore = canonical.backend(cores)
     for k in range(len(cores) - 1):
         unfolded = cores[k].reshape(-1, cores[k].shape[3])
         places = xp.argmax(xp.abs(unfolded), axis=0)
@@ -84,8 +84,8 @@ def align(student: Sequence, teacher: Sequence) -> tuple:
       ValueError: other shapes.
     """
     _check(student, teacher)
-    xp, cores, restore = _backend(student)
-    _, goal, _ = _backend(teacher)
+    xp, cores, restore = canonical.backend(student)
+    _, goal, _ = canonical.backend(teacher)
     central = (len(cores) - 1) // 2
     for k in range(central):
         one, other = (c[k].reshape(-1, c[k].shape[3]) for c in (cores, goal))
@@ -167,15 +167,3 @@ def _check(student: Sequence, teacher: Sequence) -> None:
             f"cores of shapes {shapes[0]} cannot be compared with {shapes[1]}: decompose both "
             "matrices with the same factor lists and bonds."
         )
-
-
-def _backend(cores: Sequence):
-    """numpy in float64 for numpy cores, jax.numpy otherwise; and the cast back."""
-    if all(isinstance(core, np.ndarray) for core in cores):
-        dtype = cores[0].dtype
-
-        def restore(new):
-            return tuple(np.ascontiguousarray(core, dtype=dtype) for core in new)
-
-        return np, [core.astype(np.float64) for core in cores], restore
-    return jnp, list(cores), tuple

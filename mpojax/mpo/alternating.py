@@ -63,6 +63,15 @@ def fit(
 
     Raises:
       ValueError: a matrix or start that does not fit the shape, or non-finite entries.
+
+    Example:
+      >>> import numpy as np
+      >>> from mpojax import mpo
+      >>> rng = np.random.default_rng(0)
+      >>> x, w = rng.standard_normal((200, 16)) * np.arange(16), rng.standard_normal((16, 16))
+      >>> fit = mpo.fit(w, mpo.MPOShape((4, 4), (4, 4)).with_bonds(6), x.T @ x)
+      >>> fit.error < fit.errors[0]
+      True
     """
     w = np.asarray(w, np.float64)
     decomposition._check(w, shape)

@@ -7,7 +7,6 @@ times the input.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +38,16 @@ def apply(
 
     Raises:
       ValueError: x is not floating or does not have in_features columns, or an unknown strategy.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from mpojax import mpo
+      >>> w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+      >>> cores = mpo.decompose(w, mpo.MPOShape.balanced(64, 64))
+      >>> x = jnp.ones((2, 64))
+      >>> bool(jnp.allclose(mpo.apply(cores, x), x @ w, atol=1e-3))
+      True
     """
     cores = tuple(cores)
     shape = shape or shape_from_cores(cores)
@@ -54,9 +63,8 @@ def apply(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _apply(strategy, variant, shape, cores, x):
-    if strategy == "rebuild":
-        return x @ contract.to_matrix_forward(cores, shape).astype(x.dtype)
-    return _run(strategy, variant, _merge_for(strategy, variant, cores, x.dtype), shape, x)
+    merged = _merged(strategy, variant, cores, shape, x.dtype)
+    return apply_merged(strategy, variant, merged, shape, x)
 
 
 def _apply_forward(strategy, variant, shape, cores, x):
@@ -71,56 +79,46 @@ def _apply_backward(strategy, variant, shape, saved, dy):
         dw = jnp.matmul(x.T, dy, preferred_element_type=cores[0].dtype)
         _, pull_back = jax.vjp(lambda cores: contract.to_matrix(cores, shape), cores)
         return *pull_back(dw), dy @ w.T
-    _, pull_back = jax.vjp(
-        lambda cores, x: _run(
-            strategy, variant, _merge_for(strategy, variant, cores, x.dtype), shape, x
-        ),
-        cores,
-        x,
-    )
-    return pull_back(dy)
+
+    def forward(cores, x):
+        merged = _merged(strategy, variant, cores, shape, x.dtype)
+        return apply_merged(strategy, variant, merged, shape, x)
+
+    return jax.vjp(forward, cores, x)[1](dy)
 
 
 _apply.defvjp(_apply_forward, _apply_backward)
 
 
-class Prepared(NamedTuple):
-    """Result of `prepare`: a pytree of arrays; pass it with its plan to `apply_prepared`."""
-
-    arrays: tuple[jax.Array, ...]
-
-
-def prepare(cores, plan: Plan, dtype=None) -> Prepared:
+def prepare(cores, plan: Plan, dtype=None) -> tuple[jax.Array, ...]:
     """Merges once, for inference: the matrix, two or three groups, or the cores as they are.
+
+    The arrays go, with the plan, to `apply_prepared`.
 
     Args:
       cores: n arrays (d_{k-1}, i_k, j_k, d_k).
       plan: made with `training=False, prepared=True` so that merging is not counted.
       dtype: dtype of the merged arrays; default that of the cores.
     """
-    strategy, variant = plan.chosen.strategy, plan.chosen.variant
     dtype = dtype or cores[0].dtype
-    if strategy == "rebuild":
-        return Prepared((contract.to_matrix_forward(tuple(cores), plan.shape).astype(dtype),))
-    return Prepared(_merge_for(strategy, variant, tuple(cores), dtype))
+    return _merged(plan.strategy, plan.chosen.variant, tuple(cores), plan.shape, dtype)
 
 
-def apply_prepared(prepared: Prepared, plan: Plan, x):
+def apply_prepared(prepared: tuple[jax.Array, ...], plan: Plan, x):
     """x (..., in_features) -> (..., out_features), with what `prepare` merged for this plan."""
     _check_features(x, plan.shape)
     if x.size == 0:
         return jnp.zeros((*x.shape[:-1], plan.shape.out_features), x.dtype)
     rows = x.reshape(-1, x.shape[-1])
-    if plan.strategy == "rebuild":
-        y = rows @ prepared.arrays[0]
-    else:
-        y = _run(plan.strategy, plan.chosen.variant, prepared.arrays, plan.shape, rows)
+    y = apply_merged(plan.strategy, plan.chosen.variant, prepared, plan.shape, rows)
     return y.reshape(*x.shape[:-1], plan.shape.out_features)
 
 
-def _merge_for(strategy, variant, cores, dtype):
-    """The arrays that `_run` contracts: merged in the dtype of the cores, then cast."""
-    if strategy == "two_groups":
+def _merged(strategy, variant, cores, shape, dtype):
+    """The arrays that `apply_merged` contracts: merged in the dtype of the cores, then cast."""
+    if strategy == "rebuild":
+        cores = (contract.to_matrix_forward(cores, shape),)
+    elif strategy == "two_groups":
         cut, left_to_right = variant
         cores = contract.pack_two_groups(contract.two_groups(cores, cut), left_to_right)
     elif strategy == "three_groups":
@@ -128,7 +126,10 @@ def _merge_for(strategy, variant, cores, dtype):
     return tuple(core.astype(dtype) for core in cores)
 
 
-def _run(strategy, variant, arrays, shape, x):
+def apply_merged(strategy: str, variant: tuple, arrays, shape: MPOShape, x):
+    """x (T, in_features) -> (T, out_features) through what a strategy has merged."""
+    if strategy == "rebuild":
+        return x @ arrays[0]
     missing = shape.padded_in_features - shape.in_features
     x = jnp.pad(x, ((0, 0), (0, missing))) if missing else x
     if strategy == "two_groups":

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo import shape as shape_lib
 
 CANONICAL_GAUGES = ("central", "left", "right", "symmetric")
-TRUNCATION_METHODS = ("sequential", "slicing")
+_GAUGE = checks.one_of(*CANONICAL_GAUGES)
 
 
 def canonicalize(cores, gauge: str = "central"):
@@ -46,8 +47,8 @@ def canonicalize(cores, gauge: str = "central"):
 
 def canonicalize_with_spectra(cores, gauge: str = "central"):
     """As `canonicalize`; also returns the exact singular values of every bond, descending."""
-    check_gauge(gauge, CANONICAL_GAUGES)
-    xp, cores, restore = _backend(cores)
+    checks.check_value("gauge", gauge, _GAUGE)
+    xp, cores, restore = backend(cores)
     with _full_precision():
         lefts, spectra, carries, rights = _sweep(xp, cores)
     return restore(_assemble(xp, gauge, lefts, spectra, carries, rights)), spectra
@@ -69,12 +70,21 @@ def truncate(cores, bonds, method: str = "sequential", gauge: str = "central"):
 
     Raises:
       ValueError: unknown method or gauge, or bonds outside 1..current.
+
+    Example:
+      >>> import numpy as np
+      >>> from mpojax import mpo
+      >>> w = np.random.default_rng(0).standard_normal((64, 64))
+      >>> full = mpo.decompose(w, mpo.MPOShape.balanced(64, 64, n=3))
+      >>> [core.shape for core in mpo.truncate(full, 8)]
+      [(1, 4, 4, 8), (8, 4, 4, 8), (8, 4, 4, 1)]
     """
-    check_gauge(gauge, CANONICAL_GAUGES)
-    if method not in TRUNCATION_METHODS:
-        raise ValueError(f"unknown truncation method {method!r}; use one of {TRUNCATION_METHODS}.")
+    checks.check(
+        {"gauge": gauge, "method": method},
+        {"gauge": _GAUGE, "method": checks.one_of("sequential", "slicing")},
+    )
     bonds = _new_bonds(cores, bonds)
-    xp, cores, restore = _backend(cores)
+    xp, cores, restore = backend(cores)
     with _full_precision():
         if method == "sequential":
             lefts, _, carries, _ = _sweep(xp, cores, bonds)
@@ -96,12 +106,6 @@ def slice_bonds(cores, bonds):
     return tuple(core[: bonds[k], :, :, : bonds[k + 1]] for k, core in enumerate(cores))
 
 
-def check_gauge(gauge: str, allowed) -> None:
-    """Raises ValueError for a gauge that is not one of `allowed`."""
-    if gauge not in allowed:
-        raise ValueError(f"unknown gauge {gauge!r}; use one of {tuple(allowed)}.")
-
-
 def _new_bonds(cores, bonds):
     current = tuple(core.shape[3] for core in cores[:-1])
     shape = shape_lib.shape_from_cores(cores)
@@ -118,7 +122,7 @@ def _full_precision():
     return jax.default_matmul_precision("highest")
 
 
-def _backend(cores):
+def backend(cores):
     """numpy in float64 for numpy cores, jax.numpy otherwise; and the cast back."""
     if all(isinstance(core, np.ndarray) for core in cores):
         dtype = cores[0].dtype

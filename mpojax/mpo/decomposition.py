@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo import canonical
 from mpojax.mpo.shape import MPOShape
 
@@ -43,6 +44,18 @@ def decompose(w, shape: MPOShape, gauge: str = "central"):
     Raises:
       ValueError: a shape or dtype of `w` that does not fit, an unknown gauge, the identity gauge
         with cut bonds, or (on the host) non-finite entries.
+
+    Example:
+      >>> import numpy as np
+      >>> from mpojax import mpo
+      >>> w = np.random.default_rng(0).standard_normal((64, 64))
+      >>> shape = mpo.MPOShape.balanced(64, 64, n=3)
+      >>> exact = mpo.decompose(w, shape)
+      >>> bool(np.allclose(mpo.to_matrix(exact), w))
+      True
+      >>> small = mpo.decompose(w, shape.with_bonds(8))
+      >>> 0 < mpo.relative_error(w, mpo.to_matrix(small)) < 1
+      True
     """
     if gauge == "identity":  # exact without any factorisation; the spectra would need them
         _check(w, shape)
@@ -57,7 +70,7 @@ def decompose_with_spectra(w, shape: MPOShape, gauge: str = "central"):
     float64 and 3e-4 in float32 (`bond_spectra` has no such floor). With cut bonds, the values at
     bond k are those of what the cuts before it have left.
     """
-    canonical.check_gauge(gauge, GAUGES)
+    checks.check_value("gauge", gauge, checks.one_of(*GAUGES))
     _check(w, shape)
     if isinstance(w, np.ndarray):
         cores, spectra = _decompose(np, w.astype(np.float64), shape, gauge)

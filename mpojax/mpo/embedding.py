@@ -5,12 +5,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mpojax import checks
 from mpojax.mpo import contract
 from mpojax.mpo.shape import MPOShape
 
 # Digit look-up gathers one slice of every core for each token; tokens go through in blocks of about
 # this many gathered elements, so that memory stays bounded.
-_BLOCK_NUMBERS = 2**22
+_BLOCK_ELEMENTS = 2**22
 METHODS = ("lookup", "rebuild")
 
 
@@ -37,8 +38,7 @@ def embed(cores, ids, shape: MPOShape, method: str | None = None):
         raise ValueError(f"ids have dtype {ids.dtype}; row indices must be integers.")
     cores, tokens = tuple(cores), max(1, math.prod(ids.shape))
     method = method or cheaper_embedding(shape, tokens)
-    if method not in METHODS:
-        raise ValueError(f"unknown embedding method {method!r}; use one of {METHODS}.")
+    checks.check_value("method", method, checks.one_of(*METHODS))
     ids = jnp.clip(jnp.asarray(ids).astype(jnp.int32), 0, shape.in_features - 1)
     if method == "rebuild":
         return jnp.take(contract.to_matrix(cores, shape), ids, axis=0, mode="clip")
@@ -47,11 +47,11 @@ def embed(cores, ids, shape: MPOShape, method: str | None = None):
 
 def cheaper_embedding(shape: MPOShape, tokens: int) -> str:
     """ "lookup" or "rebuild": compares what both read and multiply for `tokens` rows."""
-    lookup = tokens * (lookup_multiply_adds(shape) + _GATHER_WEIGHT * _slice_numbers(shape))
+    lookup = tokens * (lookup_multiply_adds(shape) + _GATHER_WEIGHT * _slice_size(shape))
     return "lookup" if lookup < rebuild_multiply_adds(shape) else "rebuild"
 
 
-# A gathered number costs about as much as this many multiply-adds of a large product.
+# A gathered element costs about as much as this many multiply-adds of a large product.
 _GATHER_WEIGHT = 4
 
 
@@ -72,7 +72,7 @@ def rebuild_multiply_adds(shape: MPOShape) -> int:
 
 
 def _lookup(cores, ids, shape):
-    block = max(1, min(ids.shape[0], _BLOCK_NUMBERS // max(1, _slice_numbers(shape))))
+    block = max(1, min(ids.shape[0], _BLOCK_ELEMENTS // max(1, _slice_size(shape))))
     blocks = -(-ids.shape[0] // block)
     padded = jnp.pad(ids, (0, blocks * block - ids.shape[0])).reshape(blocks, block)
     # Slices are gathered again in the backward pass instead of being kept for every token.
@@ -83,9 +83,10 @@ def _lookup(cores, ids, shape):
 
 
 def _rows(cores, ids, shape):
-    places = [math.prod(shape.in_factors[k + 1 :]) for k in range(shape.num_cores)]
+    # id = sum_k digit_k * stride_k, stride_k = i_(k+1) ... i_n
+    strides = [math.prod(shape.in_factors[k + 1 :]) for k in range(shape.num_cores)]
     slices = [
-        jnp.take(core, ids // places[k] % shape.in_factors[k], axis=1, mode="clip").swapaxes(0, 1)
+        jnp.take(core, ids // strides[k] % shape.in_factors[k], axis=1, mode="clip").swapaxes(0, 1)
         for k, core in enumerate(cores)
     ]  # (T, p, j, q) each
     state = slices[0][:, 0]  # (T, columns so far, bond)
@@ -95,5 +96,5 @@ def _rows(cores, ids, shape):
     return state[..., 0]
 
 
-def _slice_numbers(shape):
+def _slice_size(shape):
     return sum(p * j * q for p, _, j, q in shape.core_shapes)

@@ -18,6 +18,7 @@ import math
 
 import jax
 
+from mpojax import checks
 from mpojax.mpo import contract
 from mpojax.mpo.shape import MPOShape
 
@@ -28,6 +29,7 @@ STRATEGIES = (
     "chain_left_to_right",
     "chain_right_to_left",
 )
+_ARGUMENTS = {"tokens": checks.integer(1), "strategy": checks.one_of(*STRATEGIES) | checks.null()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +108,25 @@ class Plan:
 
     def __str__(self) -> str:
         kind = "training" if self.training else "prepared" if self.prepared else "inference"
-        dense = 2 * self.tokens * self.shape.padded_in_features * self.shape.padded_out_features
-        dense *= 3 if self.training else 1
-        lines = [
-            f"{self.shape.in_features} x {self.shape.out_features}, bonds {self.shape.bond_dims}, "
-            f"{self.tokens} tokens, {kind}",
-            f"  {'strategy':<21}{'MFLOP':>10}{'x dense':>9}{'MB':>9}"
-            f"{'saved MB':>10}{'est. us':>11}",
-        ]
-        for cost in sorted(self.costs, key=lambda c: c.seconds):
-            mark = "*" if cost == self.chosen else " "
-            lines.append(
-                f"{mark} {cost.strategy:<21}{cost.flops / 1e6:>10.2f}{cost.flops / dense:>9.2f}"
-                f"{cost.bytes / 1e6:>9.2f}{cost.saved / 1e6:>10.2f}{cost.seconds * 1e6:>11.1f}"
-            )
-        return "\n".join(lines)
+        return cost_table(self, f"{self.tokens} tokens, {kind}")
+
+
+def cost_table(plan, note: str, experts: str = "") -> str:
+    """The costs of a plan as text, cheapest first; the chosen strategy has an asterisk."""
+    shape = plan.shape
+    dense = 2 * plan.tokens * shape.padded_in_features * shape.padded_out_features
+    dense *= 3 if plan.training else 1
+    lines = [
+        f"{experts}{shape.in_features} x {shape.out_features}, bonds {shape.bond_dims}, {note}",
+        f"  {'strategy':<21}{'MFLOP':>12}{'x dense':>9}{'MB':>10}{'saved MB':>10}{'est. us':>11}",
+    ]
+    for cost in sorted(plan.costs, key=lambda c: c.seconds):
+        mark = "*" if cost == plan.chosen else " "
+        lines.append(
+            f"{mark} {cost.strategy:<21}{cost.flops / 1e6:>12.2f}{cost.flops / dense:>9.3g}"
+            f"{cost.bytes / 1e6:>10.2f}{cost.saved / 1e6:>10.2f}{cost.seconds * 1e6:>11.1f}"
+        )
+    return "\n".join(lines)
 
 
 def plan(
@@ -144,11 +150,16 @@ def plan(
 
     Raises:
       ValueError: unknown strategy or machine, tokens below 1, or training with prepared.
+
+    Example:
+      >>> from mpojax import mpo
+      >>> shape = mpo.MPOShape.published(768, 3072).with_bonds(64)
+      >>> mpo.plan(shape, tokens=4096, machine="cpu").strategy
+      'rebuild'
+      >>> mpo.plan(shape, tokens=1, training=False, machine="cpu").strategy
+      'three_groups'
     """
-    if tokens < 1:
-        raise ValueError(f"tokens is {tokens}; it must be at least 1.")
-    if strategy is not None and strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}; use one of {STRATEGIES}.")
+    checks.check({"tokens": tokens, "strategy": strategy}, _ARGUMENTS)
     if training and prepared:
         raise ValueError("a prepared plan is for inference: pass training=False.")
     return _plan(shape, tokens, training, prepared, strategy, machine_of(machine))
@@ -161,9 +172,10 @@ def machine_of(machine: Machine | str | None) -> Machine:
       ValueError: an unknown name.
     """
     machine = machine or jax.default_backend()
-    if isinstance(machine, str) and machine not in MACHINES:
-        raise ValueError(f"unknown machine {machine!r}; use one of {tuple(MACHINES)} or a Machine.")
-    return MACHINES[machine] if isinstance(machine, str) else machine
+    if isinstance(machine, Machine):
+        return machine
+    checks.check_value("machine", machine, checks.one_of(*MACHINES))
+    return MACHINES[machine]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 
+from mpojax import checks
 from mpojax.mpo import factors as factors_lib
 from mpojax.mpo import published as published_lib
 
@@ -31,6 +32,14 @@ class MPOShape:
       ValueError: lists of different lengths, a factor below 1, a bond below 1 or above its full
         dimension, or features that the factors cannot hold.
       TypeError: a factor or bond that is not an integer.
+
+    Example:
+      >>> from mpojax import mpo
+      >>> shape = mpo.MPOShape((4, 8, 4), (4, 16, 4)).with_bonds(8)
+      >>> shape.core_shapes
+      ((1, 4, 4, 8), (8, 8, 16, 8), (8, 4, 4, 1))
+      >>> shape.num_params, round(shape.ratio, 2)
+      (8448, 0.26)
     """
 
     in_factors: tuple[int, ...]
@@ -110,8 +119,7 @@ class MPOShape:
     def with_bonds(self, bonds: int | tuple[int, ...] | None) -> "MPOShape":
         """The same factors with other bonds: a cap, one value each, or None for full bonds."""
         if isinstance(bonds, numbers.Integral):
-            if bonds < 1:
-                raise ValueError(f"bond cap {bonds} must be at least 1.")
+            checks.check_value("bond cap", bonds, checks.integer(1))
             bonds = tuple(min(bonds, full) for full in self.full_bond_dims)
         return dataclasses.replace(self, bonds=bonds)
 
@@ -212,9 +220,7 @@ class MPOShape:
     @classmethod
     def from_dict(cls, fields: dict) -> "MPOShape":
         """Inverse of `to_dict`."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(f"unknown MPOShape fields {unknown}; known are {sorted(known)}.")
+        checks.check_names(fields, [f.name for f in dataclasses.fields(cls)], "MPOShape")
         tuples = ("in_factors", "out_factors", "bonds")
         return cls(**{key: tuple(v) if key in tuples and v else v for key, v in fields.items()})
 

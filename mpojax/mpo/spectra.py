@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo import canonical
 
 
@@ -14,6 +15,13 @@ def bond_spectra(cores) -> list:
     """Singular values of each inner bond of the matrix that `cores` stand for, descending.
 
     Exact to rounding in any gauge (QR and SVD on the cores). List of n - 1 arrays.
+
+    Example:
+      >>> import numpy as np
+      >>> from mpojax import mpo
+      >>> cores = mpo.decompose(np.eye(4), mpo.MPOShape((2, 2), (2, 2)))
+      >>> [spectrum.round(3).tolist() for spectrum in mpo.bond_spectra(cores)]
+      [[2.0, 0.0, 0.0, 0.0]]
     """
     return canonical.canonicalize_with_spectra(cores)[1]
 
@@ -81,8 +89,7 @@ def bonds_for_tolerance(spectra, tolerance: float) -> tuple[int, ...]:
     Raises:
       ValueError: tolerance outside [0, 1).
     """
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance}; it must lie in [0, 1).")
+    checks.check_value("tolerance", tolerance, checks.number(0, below=1))
     bonds = []
     for spectrum in spectra:
         squares = np.asarray(spectrum, np.float64) ** 2

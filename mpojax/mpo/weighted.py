@@ -200,7 +200,17 @@ def low_rank_errors(w, covariance=None) -> np.ndarray:
 
 
 def low_rank(w, rank: int, covariance=None) -> tuple[np.ndarray, np.ndarray]:
-    """The two-core chain of least weighted error with this inner size; see `LowRank.cores`."""
+    """The two-core chain of least weighted error with this inner size; see `LowRank.cores`.
+
+    Example:
+      >>> import numpy as np
+      >>> from mpojax import mpo
+      >>> rng = np.random.default_rng(0)
+      >>> x, w = rng.standard_normal((100, 3)) @ rng.standard_normal((3, 16)), rng.random((16, 8))
+      >>> cores = mpo.low_rank(w, 3, x.T @ x)  # inputs of rank 3: exact on them
+      >>> bool(np.allclose(x @ mpo.to_matrix(cores), x @ w))
+      True
+    """
     return LowRank(w, covariance).cores(rank)
 
 

@@ -104,7 +104,7 @@ def test_merged_sides_are_the_same_function():
         ({"adapter_rank": -1}, "adapter_rank=-1 must be an integer of at least 0"),
         ({"adapter_rank": 2, "adapter_targets": ()}, "has nothing to adapt"),
         ({"num_head": 2}, "fields of the encoder: unknown 'num_head', did you mean 'num_heads'"),
-        ({"bond": 0}, "bond cap 0 must be at least 1"),
+        ({"bond": 0}, "bond cap=0 must be an integer"),
     ],
 )
 def test_impossible_settings(options, message):

@@ -172,7 +172,7 @@ def test_prepare_casts_after_merging():
     plan = mpo.plan(shape, tokens=6, training=False, prepared=True, strategy="rebuild")
     prepared = mpo.prepare(cores, plan, jnp.bfloat16)
     assert [leaf.dtype for leaf in jax.tree.leaves(prepared)] == [jnp.bfloat16]
-    np.testing.assert_array_equal(prepared.arrays[0], mpo.to_matrix(cores).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(prepared[0], mpo.to_matrix(cores).astype(jnp.bfloat16))
     y = mpo.apply_prepared(prepared, plan, x.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
 

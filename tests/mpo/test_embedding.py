@@ -55,7 +55,7 @@ def test_rows_and_gradients_of_both_methods(name, x64):
 def test_several_blocks(blocks, monkeypatch):
     shape = SHAPES["padded"]
     numbers = sum(p * j * q for p, _, j, q in shape.core_shapes)
-    monkeypatch.setattr(embed_module, "_BLOCK_NUMBERS", numbers * -(-9 // blocks))
+    monkeypatch.setattr(embed_module, "_BLOCK_ELEMENTS", numbers * -(-9 // blocks))
     cores, ids = cores_of(shape), jnp.arange(9) % shape.in_features
     seed = jnp.asarray(np.cos(np.arange(9 * 7)).reshape(9, 7).astype(np.float32))
 
@@ -96,7 +96,7 @@ def test_shapes_and_dtypes_of_ids(method, dtype, leading):
 
 def test_unknown_method_is_refused():
     shape = SHAPES["padded"]
-    with pytest.raises(ValueError, match=r"unknown embedding method 'hash'.*'lookup'"):
+    with pytest.raises(ValueError, match=r"method='hash' must be one of 'lookup'"):
         mpo.embed(cores_of(shape), jnp.arange(3), shape, "hash")
 
 

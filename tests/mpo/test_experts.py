@@ -174,7 +174,7 @@ def test_wrong_cores_are_named():
         mpo.expert_matrices((cores[0][:2], *cores[1:]), CI)
     with pytest.raises(ValueError, match=r"at least two cores"):
         mpo.expert_matrices((jnp.ones((3, 1, 2, 2, 1)),), mpo.MPOShape((2,), (2,)))
-    with pytest.raises(ValueError, match=r"order 'middle_first' must be one of right_first"):
+    with pytest.raises(ValueError, match=r"order='middle_first' must be one of 'right_first'"):
         mpo.apply_shared_core(cores, CI, jnp.ones((6, 24)), product, "middle_first")
 
 
@@ -290,9 +290,9 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((CI, 0, 5, None), "experts=0 and tokens=5 must be at least 1"),
+            ((CI, 0, 5, None), "experts=0 must be an integer of at least 1"),
             ((mpo.MPOShape((2,), (2,)), 2, 5, None), "at least two cores"),
-            ((CI, 2, 5, "chain"), "structure 'chain' must be one of rebuild, shared_core"),
+            ((CI, 2, 5, "chain"), "structure='chain' must be one of 'rebuild', 'shared_core'"),
         ],
     )
     def test_wrong_arguments(self, arguments, message):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpojax import mpo
+from mpojax.mpo import decomposition
 from tests.mpo import helpers
 
 
@@ -41,7 +42,7 @@ def test_identity_gauge_is_bitwise_exact_where_it_exists(shape, seed, dtype):
         with pytest.raises(ValueError, match="identity gauge needs bonds"):
             mpo.decompose(w, shape, "identity")
         return
-    for cores in (mpo.decompose(w, shape, "identity"), mpo.identity_cores(w, shape)):
+    for cores in (mpo.decompose(w, shape, "identity"), decomposition.identity_cores(w, shape)):
         assert tuple(core.shape for core in cores) == shape.core_shapes
         np.testing.assert_array_equal(mpo.to_matrix(cores), w)
 

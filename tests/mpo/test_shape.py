@@ -122,7 +122,7 @@ def test_bad_shapes(arguments, message):
 
 @pytest.mark.parametrize("cap", [0, -3])
 def test_bad_cap(cap):
-    with pytest.raises(ValueError, match=f"bond cap {cap} must be at least 1"):
+    with pytest.raises(ValueError, match=f"bond cap={cap} must be an integer"):
         mpo.MPOShape((2, 3), (3, 2)).with_bonds(cap)
 
 
@@ -153,5 +153,5 @@ def test_fractions_are_not_rounded_silently(make):
 
 def test_unknown_fields_are_named():
     fields = mpo.MPOShape((2, 3), (3, 2)).to_dict() | {"rank": 3}
-    with pytest.raises(ValueError, match=r"unknown MPOShape fields \['rank'\]; known are"):
+    with pytest.raises(ValueError, match="MPOShape: unknown 'rank'"):
         mpo.MPOShape.from_dict(fields)

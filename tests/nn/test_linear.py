@@ -234,7 +234,7 @@ class TestFromWeights:
             ({"w": np.zeros((2, 3, 4))}, ValueError, r"w has shape \(2, 3, 4\) and dtype float64"),
             ({"w": np.zeros((4, 4), int)}, ValueError, "dtype int64; a chain is of a matrix"),
             ({"w": np.full((4, 4), np.nan)}, ValueError, "NaN or infinite"),
-            ({"w": np.zeros((4, 4)), "bond": 0}, ValueError, "bond cap 0 must be at least 1"),
+            ({"w": np.zeros((4, 4)), "bond": 0}, ValueError, "bond cap=0 must be an integer"),
             ({"w": np.zeros((4, 4)), "shape": SHAPES["low rank"]}, ValueError, "describe a matrix"),
             ({"w": np.zeros((4, 4)), "bias": np.zeros(3)}, ValueError, r"bias has shape \(3,\)"),
         ],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mpojax import models, mpo, training
+from mpojax.mpo import decomposition
 from mpojax.training import state as state_lib
 from tests.training import small_decoder
 
@@ -269,7 +270,7 @@ def test_muon_sees_a_central_core_between_identities_as_its_matrix():
     shape = mpo.MPOShape((2, 2, 4, 2, 2), (2, 2, 8, 2, 2))
     rng = np.random.default_rng(0)
     matrices = rng.standard_normal((3, 64, 128)).astype(np.float32)
-    cores = np.stack([mpo.identity_cores(w, shape)[2] for w in matrices])
+    cores = np.stack([decomposition.identity_cores(w, shape)[2] for w in matrices])
     np.testing.assert_array_equal(mpo.central_to_matrix(cores, shape), matrices)
     np.testing.assert_array_equal(mpo.matrix_to_central(matrices, shape), cores)
     core_path, dense_path = "stacks/0/attention/query/cores/2", "stacks/0/attention/query/kernel"

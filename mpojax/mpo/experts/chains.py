@@ -9,9 +9,7 @@
 Intermediates of a few tokens stay in the caches of a CPU, those of all tokens do not.
 """
 
-import jax.numpy as jnp
-
-from mpojax.mpo import contract
+from mpojax.mpo import application, contract
 from mpojax.mpo.experts.kernels import group_matrix
 from mpojax.mpo.shape import MPOShape
 
@@ -47,14 +45,4 @@ def merge(own, shared, shape: MPOShape, strategy: str, variant: tuple) -> tuple:
 def apply_merged(merged: tuple, shape: MPOShape, strategy: str, variant: tuple, x):
     """x (T, in_features) -> (T, out_features), in the dtype of `x`."""
     arrays = tuple(array.astype(x.dtype) for array in merged)
-    if strategy == "rebuild":
-        return x @ arrays[0]
-    missing = shape.padded_in_features - shape.in_features
-    x = jnp.pad(x, ((0, 0), (0, missing))) if missing else x
-    left_to_right = variant[1]
-    if strategy == "two_groups":
-        y = contract.apply_two_groups(arrays, x, left_to_right)
-    else:
-        chain = contract.chain_left_to_right if left_to_right else contract.chain_right_to_left
-        y = chain(arrays, x)
-    return y[:, : shape.out_features]
+    return application.apply_merged(strategy, variant, arrays, shape, x)

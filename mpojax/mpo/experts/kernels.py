@@ -19,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mpojax import checks
 from mpojax.mpo import contract
 from mpojax.mpo.shape import MPOShape
 
@@ -139,8 +140,7 @@ def apply_shared_core(cores, shape: MPOShape, rows, matmul, order: str = "right_
     Raises:
       ValueError: an unknown order, or see `expert_matrices`.
     """
-    if order not in ORDERS:
-        raise ValueError(f"order {order!r} must be one of {', '.join(ORDERS)}.")
+    checks.check_value("order", order, checks.one_of(*ORDERS))
     cores = tuple(cores)
     _check(cores, shape)
     missing = shape.padded_in_features - shape.in_features

@@ -13,12 +13,18 @@ Costs are those of `mpojax.mpo.planning`, with the same constants of machines.
 import dataclasses
 import functools
 
+from mpojax import checks
 from mpojax.mpo import contract, planning
 from mpojax.mpo.experts.kernels import ORDERS, group_factors, left_product_first
 from mpojax.mpo.planning import Cost, Ledger, Machine
 from mpojax.mpo.shape import MPOShape
 
 STRUCTURES = ("rebuild", "shared_core")
+_ARGUMENTS = {
+    "experts": checks.integer(1),
+    "tokens": checks.integer(1),
+    "structure": checks.one_of(*STRUCTURES) | checks.null(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +47,8 @@ class ExpertPlan:
         return self.chosen.strategy
 
     def __str__(self) -> str:
-        dense = 2 * self.tokens * self.shape.padded_in_features * self.shape.padded_out_features
-        dense *= 3 if self.training else 1
-        lines = [
-            f"{self.experts} experts of {self.shape.in_features} x {self.shape.out_features}, "
-            f"bonds {self.shape.bond_dims}, {self.tokens} tokens, "
-            f"{'training' if self.training else 'inference'}",
-            f"  {'strategy':<13}{'GFLOP':>10}{'x dense':>9}{'MB':>10}{'saved MB':>10}"
-            f"{'est. ms':>10}",
-        ]
-        for cost in sorted(self.costs, key=lambda c: c.seconds):
-            mark = "*" if cost == self.chosen else " "
-            lines.append(
-                f"{mark} {cost.strategy:<13}{cost.flops / 1e9:>10.3f}{cost.flops / dense:>9.3g}"
-                f"{cost.bytes / 1e6:>10.2f}{cost.saved / 1e6:>10.2f}{cost.seconds * 1e3:>10.2f}"
-            )
-        return "\n".join(lines)
+        note = f"{self.tokens} tokens, {'training' if self.training else 'inference'}"
+        return planning.cost_table(self, note, f"{self.experts} experts of ")
 
 
 def plan_experts(
@@ -87,12 +79,10 @@ def plan_experts(
     Raises:
       ValueError: experts or tokens below 1, one core, an unknown structure or machine.
     """
-    if experts < 1 or tokens < 1:
-        raise ValueError(f"experts={experts} and tokens={tokens} must be at least 1.")
+    values = {"experts": experts, "tokens": tokens, "structure": structure}
+    checks.check(values, _ARGUMENTS)
     if shape.num_cores < 2:
         raise ValueError(f"experts need at least two cores, got factor lists {shape.in_factors}.")
-    if structure not in (None, *STRUCTURES):
-        raise ValueError(f"structure {structure!r} must be one of {', '.join(STRUCTURES)} or None.")
     machine = planning.machine_of(machine)
     options = (training, share_central, remat, structure, one_by_one)
     return _plan(shape, experts, tokens, *options, machine)
