@@ -13,7 +13,14 @@ trained, no experts. The fields that only one of the two reads are marked.
 import ml_collections
 from ml_collections import config_dict
 
+from mpojax.methods import mpoe
 from mpojax.methods.mpoe import gradient_mask
+
+WEIGHTS = {
+    "t5-base": "google-t5/t5-base",
+    "t5-large": "google-t5/t5-large",
+    "gpt2": "openai-community/gpt2",
+}
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -99,3 +106,23 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 10
     config.save_model = False
     return config
+
+
+def put(config: ml_collections.ConfigDict, architecture: str, variant: str) -> None:
+    """Puts a variant of a published model into a config: weights, experts, gradient mask.
+
+    Chains start in the authors' gauge, in which they are trained. The probability of the mask is
+    ours, see `mpoe.mask_rate`; masked are whole steps, moments and decay included.
+
+    Raises:
+      ValueError: an unknown variant.
+    """
+    config.architecture, config.model = architecture, WEIGHTS[architecture]
+    fields = mpoe.fields(variant)
+    if fields is not None:
+        config.experts.update(fields)
+        if fields["form"] != "switch":
+            config.experts.gauge = "symmetric"
+    config.optimizer.central_mask.update(
+        {"rate": mpoe.mask_rate(variant), "mode": "skip", "granularity": "step"}
+    )

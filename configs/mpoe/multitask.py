@@ -19,7 +19,7 @@ of table 2, 84.39 (dense) and 86.25 (mpoe4); how many runs they are of is not st
 
 import ml_collections
 
-from configs.mpoe import base, rows, t5
+from configs.mpoe import base, t5
 from mpojax.methods import mpoe
 
 STEPS, WARMUP = 65_536, 500
@@ -38,7 +38,7 @@ def get_config(argument: str = "mpoe4") -> ml_collections.ConfigDict:
     config = base.get_config()
     t5.settings(config)
     config.tasks, config.variant = tasks, variant
-    rows.put(config, "t5-base", variant)
+    base.put(config, "t5-base", variant)
     config.temperature = 10.0
     config.batch_size, config.steps, config.eval_every = 32, STEPS, 1000
     config.optimizer.learning_rate = 3e-5
@@ -48,4 +48,4 @@ def get_config(argument: str = "mpoe4") -> ml_collections.ConfigDict:
 
 def counts(variant: str) -> dict[str, int]:
     """`mpoe.counts` of a variant, from shapes alone."""
-    return rows.counts("t5-base", variant)
+    return t5.counts(variant)

@@ -33,12 +33,13 @@ Expected: the published values of table 1 where data and weights are at hand.
 """
 
 import dataclasses
+import functools
 import math
 
 import ml_collections
 
 from configs.mpobert import recipes
-from configs.mpoe import base, rows
+from configs.mpoe import base
 from mpojax.methods import mpoe
 
 TASKS = ("mnli", "qnli", "sst2", "rte", "qqp", "cola", "mrpc", "stsb")  # in the table's order
@@ -80,7 +81,7 @@ def get_config(argument: str = "mpoe8,rte") -> ml_collections.ConfigDict:
     config = base.get_config()
     settings(config)
     config.task, config.variant = task, name
-    rows.put(config, size.architecture, variant)
+    base.put(config, size.architecture, variant)
     config.batch_size = size.batch_size
     config.steps = size.epochs(task) * math.ceil(examples(task) / size.batch_size)
     config.eval_every = max(EVAL_EVERY, config.steps // 20)
@@ -110,7 +111,8 @@ def read(name: str) -> tuple[Size, str]:
     return size, name.removeprefix(LARGE)
 
 
+@functools.cache
 def counts(name: str) -> dict[str, int]:
     """`mpoe.counts` of a variant, from shapes alone."""
     size, variant = read(name)
-    return rows.counts(size.architecture, variant)
+    return mpoe.counts(size.architecture, variant)

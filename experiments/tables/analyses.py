@@ -53,9 +53,7 @@ def table1(runs: Sequence[results.Run], before: str, after: str) -> Page:
         "of configs/mpop/bert.py:dense,sst2 with --config.save_model=True."
     )
     columns = ["layer", "", *headers, "of these unchanged"]
-    return Page(
-        table.name, table.title, table.source, columns, shown, records, [*table.notes, note]
-    )
+    return Page(table, columns, shown, records, [*table.notes, note])
 
 
 def change_fractions(before: str, after: str) -> dict[str, tuple[float, float, float, float]]:
@@ -111,7 +109,7 @@ def table2() -> Page:
     for what, matrix, bonds, *numbers in map(dict.values, counted):
         shown.append([what, "ours", "", matrix, bonds, *(f"{v / 1e6:.2f} M" for v in numbers)])
     records = [*stated, *counted]
-    return Page(table.name, table.title, table.source, columns, shown, records, table.notes)
+    return Page(table, columns, shown, records, table.notes)
 
 
 def _complexity(size: tuple[int, int], num_cores: int, cap: int | None) -> dict:
@@ -142,12 +140,12 @@ def figure2(model: str) -> Page:
       model: folder or hub id; empty: published points alone.
     """
     table = schema.load("mpop_figure2")
-    records, curves = [], {}
+    records, shown, curves = [], [], {}
     for row in table.rows:
-        cores, fraction, error = (float(row.scores[name]) for name in ("cores", "share", "error"))
-        records.append({"cores": int(cores), "share": fraction, "published_error": error})
-    shown = [[row.label, "published", row.scores["share"], "", row.scores["error"], ""]
-             for row in table.rows]  # fmt: skip
+        cores, fraction, error = row.scores.values()
+        shown.append([row.label, "published", fraction, "", error, ""])
+        record = {"cores": int(cores), "share": float(fraction)}
+        records.append(record | {"published_error": float(error)})
     for n in sorted({record["cores"] for record in records}):
         points = [record for record in records if record["cores"] == n]
         curves[f"n = {n}, published"] = _curve(points, "published_error")
@@ -162,9 +160,9 @@ def figure2(model: str) -> Page:
             curves[f"n = {n}"] = _curve([p for p in ours if p["cores"] == n], "error")
         note = f"Ours: {model}, {len(embedding):,} x {embedding.shape[1]}, norm {norm:.2f}."
     columns = ["chain", "", "share of parameters", "cap", "error", "relative"]
-    axes = ("parameters / parameters of the dense table", "Frobenius error")
+    axes = ("parameters / parameters of the dense embedding", "Frobenius error")
     notes = [*table.notes, note]
-    return Page(table.name, table.title, table.source, columns, shown, records, notes, curves, axes)
+    return Page(table, columns, shown, records, notes, curves, axes)
 
 
 def _curve(points: Sequence[dict], name: str) -> tuple[list[float], list[float]]:

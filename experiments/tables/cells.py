@@ -5,6 +5,7 @@ import functools
 import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -17,7 +18,7 @@ from mpojax import data
 # Commands that get data; "{task}" is a name of `mpojax.data.load_task`, DATA the folder of all.
 _GLUE = (
     "hf download nyu-mll/glue --repo-type dataset --include '{task}/*.parquet' --local-dir "
-    "{data}/glue    # pip install 'mpojax[hub]'"
+    "{data}/glue"
 )
 _SQUAD = " && ".join(
     f"curl --create-dirs -o {{data}}/squad/{split}-v1.1.json "
@@ -27,6 +28,7 @@ _SQUAD = " && ".join(
 _WIKITEXT = (
     "curl -O https://wikitext.smerity.com/wikitext-2-v1.zip && unzip wikitext-2-v1.zip -d {data}"
 )
+MISSING = "Missing here (hf comes with pip install 'mpojax[hub]'):"
 _OWN = "put text files (.txt or .jsonl) into {data}/{task}"
 _GETTING = {"squad": _SQUAD, "wikitext2": _WIKITEXT, "news": _OWN, "imdb": _OWN}
 
@@ -61,6 +63,7 @@ class Cell:
       config: of the run.
       start: {field of the config: run whose saved model it names}.
       is_saved: whether another run starts from its model.
+      seed: None for that of the config.
     """
 
     row: Row
@@ -69,6 +72,7 @@ class Cell:
     config: ml_collections.ConfigDict
     start: dict[str, "Cell"] = dataclasses.field(default_factory=dict)
     is_saved: bool = False
+    seed: int | None = None
 
     @property
     def argument(self) -> str:
@@ -80,6 +84,7 @@ class Cell:
         """Folder of the run below the workdir: albert/dense-sst2."""
         values = map(str, self.columns[0].fields.values())
         parts = [self.argument.replace(",", "-"), *values]
+        parts += [] if self.seed is None else [f"seed{self.seed}"]
         return f"{pathlib.PurePath(self.row.file).stem}/{'-'.join(filter(None, parts))}"
 
     @property
@@ -113,6 +118,12 @@ def of_table(table: Table) -> list[Cell]:
     return [by_id[key] for key in cells]
 
 
+def with_seed(cell: Cell, seed: int) -> Cell:
+    """The run with another seed; so are those that it starts from."""
+    start = {field: with_seed(other, seed) for field, other in cell.start.items()}
+    return dataclasses.replace(cell, seed=seed, start=start)
+
+
 def _rows_to_run(table: Table) -> list[tuple[Row, list[str]]]:
     """(row, labels of all rows with its config and split), the measured ones first."""
     rows = [row for row in table.rows if row.config and table.run_columns]
@@ -134,19 +145,25 @@ def _columns_of_runs(row: Row, columns: Sequence[Column]) -> list[tuple[Column, 
     return list(map(tuple, runs.values()))
 
 
-def command(cell: Cell, folders: Folders) -> list[str]:
-    """The command line of a run, as a list of arguments."""
-    weights, _ = find_weights(cell, folders)
+def overrides(cell: Cell, folders: Folders) -> dict[str, Any]:
+    """{field: value} of what a run has otherwise than its config's file."""
+    weights, _ = find_weights(cell.config.model, cell.model, folders, cell.row)
     fields = {"model": weights} if weights else {}
     fields |= {**cell.row.fields, **cell.columns[0].fields}
     fields |= {"save_model": True} if cell.is_saved else {}
-    fields |= {name: folders.of(other) / "model" for name, other in cell.start.items()}
-    return [
-        *("python", "-m", "experiments.train", f"--config={cell.row.file}:{cell.argument}"),
-        *(f"--config.{name}={value}" for name, value in fields.items()),
-        f"--workdir={folders.of(cell)}",
-        *([f"--config.data_dir={folders.data}"] if folders.data else []),
-    ]
+    fields |= {name: str(folders.of(other) / "model") for name, other in cell.start.items()}
+    fields |= {} if cell.seed is None else {"seed": cell.seed}
+    return fields | ({"data_dir": folders.data} if folders.data else {})
+
+
+def command(cell: Cell, folders: Folders) -> str:
+    """The command line of a run."""
+    fields = {f"config.{name}": value for name, value in overrides(cell, folders).items()}
+    data_dir = {name: fields.pop(name) for name in ("config.data_dir",) if name in fields}
+    flags = {"config": f"{cell.row.file}:{cell.argument}"} | fields
+    flags |= {"workdir": folders.of(cell)} | data_dir
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    return shlex.join(["python", "-m", "experiments.train", *arguments])
 
 
 def search_command(cell: Cell, folders: Folders) -> str:
@@ -164,7 +181,7 @@ def search_command(cell: Cell, folders: Folders) -> str:
 
 def missing(cell: Cell, folders: Folders) -> dict[str, str]:
     """{what is not at hand: why, and the command that gets it}; empty for a run that can start."""
-    _, weights = find_weights(cell, folders)
+    _, weights = find_weights(cell.config.model, cell.model, folders, cell.row)
     problems = {f"weights of {cell.model}": weights}
     find = find_texts if _is_of_texts(cell) else find_data
     for column in cell.columns:
@@ -205,27 +222,25 @@ def _with_command(error: Exception, task: str, data_dir: str) -> str:
     return f"{' '.join(str(error).split())}\n    {getting}{then}"
 
 
-def find_weights(cell: Cell, folders: Folders) -> tuple[str, str]:
+def find_weights(
+    model: str, name: str, folders: Folders, row: Row | None = None
+) -> tuple[str, str]:
     """(value of --config.model, or "" for the config's own; what is missing, or "").
 
     Nothing is downloaded: of hub ids only those in the local cache are there.
+
+    Args:
+      model: folder or hub id in a config.
+      name: that its folder in `folders.models` may have: the architecture.
+      row: that it is of, maybe one whose model we pre-train.
     """
-    model, name = cell.config.model, _name_of(cell.config.model)
-    pretraining = pretraining_command(cell.row, folders)
+    pretraining = pretraining_command(row, folders) if row else ""
+    made = pathlib.Path(folders.workdir).expanduser() / "pretrain" / name / "model"
     if folders.models:
-        root = pathlib.Path(folders.models).expanduser()
-        tried = [root / cell.model, root / cell.model / "model", root / name, root]
-        for folder in tried:
-            # A folder of one model, without others in it, fits rows of that model alone.
-            named = folder != root or root.name in (cell.model, name)
-            if named and _is_model(folder):
-                return str(folder), ""
-        get = pretraining or f"hf download {model} --local-dir {tried[0]}"
-        return "", f"no config.json and safetensors in {tried[0]} or {tried[2]}\n    {get}"
+        return _in_folder(model, name, folders.models, pretraining)
     if pretraining:
-        made = pathlib.Path(folders.workdir).expanduser() / "pretrain" / name / "model"
         if _is_model(made):
-            return ("" if str(made) == model else str(made)), ""
+            return str(made), ""
         return "", f"there is no folder {made}; pre-train it\n    {pretraining}"
     try:
         if model.count("/") != 1 or pathlib.Path(model).exists() or _in_hub_cache(model):
@@ -234,6 +249,17 @@ def find_weights(cell: Cell, folders: Folders) -> tuple[str, str]:
     except (OSError, ValueError, ImportError) as error:
         return "", str(error)
     return "", f"{model} is not in the local hub cache\n    hf download {model}"
+
+
+def _in_folder(model: str, name: str, folder: str, pretraining: str) -> tuple[str, str]:
+    root, own = pathlib.Path(folder).expanduser(), _name_of(model)
+    tried = [root / name, root / name / "model", root / own, root]
+    for path in tried:
+        # A folder of one model, without others in it, fits rows of that model alone.
+        if (path != root or root.name in (name, own)) and _is_model(path):
+            return str(path), ""
+    get = pretraining or f"hf download {model} --local-dir {tried[0]}"
+    return "", f"no config.json and safetensors in {tried[0]} or {tried[2]}\n    {get}"
 
 
 def pretraining_command(row: Row, folders: Folders) -> str:
@@ -276,11 +302,11 @@ def listing(table: Table, folders: Folders) -> Iterator[str]:
         needs = missing(cell, folders)
         problems |= needs
         yield f"  {cell.headers}: {'needs ' + ' and '.join(needs) if needs else 'can run'}"
-        yield f"    {shlex.join(command(cell, folders))}"
+        yield f"    {command(cell, folders)}"
         if search := search_command(cell, folders):
             yield f"    the search: {search}"
     if problems:
-        yield from ("", "Missing here:", *(f"  {what}: {why}" for what, why in problems.items()))
+        yield from ("", MISSING, *(f"  {what}: {why}" for what, why in problems.items()))
     yield from ("", f"The table: python -m experiments.table {table.name} {_options(table)}")
 
 

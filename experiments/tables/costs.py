@@ -30,7 +30,7 @@ def table6(runs: Sequence[results.Run]) -> Page:
             | ours
         )
     columns = ["model", "", "#To", *(column.header for column in table.columns)]
-    return Page(table.name, table.title, table.source, columns, shown, records, table.notes)
+    return Page(table, columns, shown, records, table.notes)
 
 
 def _pretraining(row: Row, runs: Sequence[results.Run]) -> dict:
@@ -81,7 +81,7 @@ def table7() -> Page:
                 "published_inference": inference,
             }
         )
-    return Page(table.name, table.title, table.source, columns, shown, records, table.notes)
+    return Page(table, columns, shown, records, table.notes)
 
 
 def dense_flops(hidden: int, length: int) -> int:

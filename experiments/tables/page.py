@@ -5,13 +5,14 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-try:
-    import pandas as pd
-except ImportError as error:
-    raise SystemExit("tables of papers need pandas: pip install 'mpojax[plot]'") from error
-
+from experiments.render import frames
+from experiments.tables import schema
 from mpojax import figures, files, tables
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WORDS = 2  # columns of words, aligned to the left: the row, and whose values a line has
 _PUBLISHED = ", published"
@@ -22,8 +23,7 @@ class Page:
     """A finished table.
 
     Attributes:
-      name: of its files.
-      title, source: printed above the table.
+      table: that it shows; names its files.
       columns, rows: texts, all rows as long as `columns`.
       records: the same with numbers, for the CSV file; a data frame, or its rows.
       notes: sentences below the table.
@@ -31,12 +31,10 @@ class Page:
       axes: (x label, y label) of the figure.
     """
 
-    name: str
-    title: str
-    source: str
+    table: schema.Table
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    records: pd.DataFrame | Sequence[Mapping]
+    records: "pd.DataFrame | Sequence[Mapping]"
     notes: Sequence[str] = ()
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = dataclasses.field(
         default_factory=dict
@@ -47,7 +45,7 @@ class Page:
 def show(page: Page) -> None:
     """Prints it, as wide as the terminal, or as it needs to be in files and pipes."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    print(f"{page.title}\nSource: {page.source}\n")
+    print(f"{page.table.title}\nSource: {page.table.source}\n")
     print(tables.text(page.columns, page.rows, width, _WORDS, wrap=page.columns))
     print("\n".join(["", *(f"- {note}" for note in page.notes)]))
 
@@ -59,29 +57,30 @@ def write(page: Page, folder: pathlib.Path) -> list[pathlib.Path]:
       OSError: the folder cannot be written.
       ImportError: there are curves and matplotlib is not installed.
     """
-    paths = [folder / f"{page.name}.md", folder / f"{page.name}.csv"]
+    name = page.table.name
+    paths = [folder / f"{name}.md", folder / f"{name}.csv"]
     files.write_atomic(paths[0], markdown(page))
-    files.write_atomic(paths[1], frame(page).to_csv(index=False, lineterminator="\n"))
+    frames.write(paths[1], frame(page))
     if page.curves:
-        paths.append(folder / f"{page.name}.png")
-        figures.save_both(_draw(page), folder / page.name)
+        paths.append(folder / f"{name}.png")
+        figures.save_both(_draw(page), folder / name)
     return paths
 
 
-def frame(page: Page) -> pd.DataFrame:
+def frame(page: Page) -> "pd.DataFrame":
     """The records as a data frame; numbers stay as they are where others are missing."""
-    if isinstance(page.records, pd.DataFrame):
-        return page.records
-    return pd.DataFrame(page.records, dtype=object)
+    kind = frames.require().DataFrame
+    is_frame = isinstance(page.records, kind)
+    return page.records if is_frame else kind(page.records, dtype=object)
 
 
 def markdown(page: Page) -> str:
     """The page as Markdown."""
-    table = tables.markdown(page.columns, page.rows, _WORDS)
-    lines = [f"# {page.title}", "", f"Source: {page.source}", "", table, ""]
+    title, cells = page.table.title, tables.markdown(page.columns, page.rows, _WORDS)
+    lines = [f"# {title}", "", f"Source: {page.table.source}", "", cells, ""]
     lines += [f"- {note}" for note in page.notes]
     if page.curves:
-        lines += ["", f"![{page.title}]({page.name}.png)"]
+        lines += ["", f"![{title}]({page.table.name}.png)"]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -93,6 +92,6 @@ def _draw(page: Page):
         style = figures.style(names.index(label.removesuffix(_PUBLISHED)))
         hollow = {"linestyle": "", "fillstyle": "none", "markersize": 9}
         axes.plot(x, y, label=label, **style, **(hollow if label.endswith(_PUBLISHED) else {}))
-    axes.set(xlabel=page.axes[0], ylabel=page.axes[1], title=page.title)
+    axes.set(xlabel=page.axes[0], ylabel=page.axes[1], title=page.table.title)
     figures.legend(figure)
     return figure

@@ -16,6 +16,7 @@ from typing import Any
 from mpojax import checks
 
 FOLDER = pathlib.Path(__file__).parent / "published"
+PAPERS = ("mpop", "mpobert", "mpoe", "opdf")
 # Sizes of the development sets (matched, for MNLI; questions, for SQuAD).
 DEVELOPMENT_EXAMPLES = {
     "sst2": 872,
@@ -139,6 +140,7 @@ class Table:
       run_columns: those that are filled by runs, where the columns are not scores.
       split, scale: defaults of columns and rows.
       num_labels: of the classifier in our counts; 0: models without one.
+      model: whose weights are analysed, where a table is not of runs.
       notes: sentences below the table.
     """
 
@@ -151,6 +153,7 @@ class Table:
     split: str = "dev"
     scale: float = 100.0
     num_labels: int = 0
+    model: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -202,7 +205,7 @@ def load(name: str) -> Table:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         return _table(name, content)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -231,5 +234,4 @@ def _row(content: dict, columns: Sequence[Column]) -> Row:
 
 
 def _by_paper(name: str) -> tuple[int, str]:
-    paper = name.partition("_")[0]
-    return ["mpop", "mpobert", "mpoe", "opdf"].index(paper), name
+    return PAPERS.index(name.partition("_")[0]), name

@@ -3,18 +3,23 @@
 import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
-import pandas as pd
 
+from experiments.render import frames
 from experiments.tables import counts, results
 from experiments.tables.page import Page
 from experiments.tables.schema import EXAMPLES, Column, Row, Table
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 NOT_HERE = "published only"
 # Types of the columns that may lack values: integers stay integers.
-_TYPES = {"seeds": "Int64", "examples": "Int64", "trained": "Int64", "total": "Int64"}
+_TYPES = {"ours": float, "ours_std": float} | dict.fromkeys(
+    ("seeds", "examples", "trained", "total"), "Int64"
+)
 Scores = Mapping[str, results.Score | None]  # by the keys of the columns
 
 
@@ -42,14 +47,14 @@ def build(table: Table, runs: Sequence[results.Run]) -> Page:
     if len(rows) < len(table.rows):
         notes.append(f"{NOT_HERE}: this library has no such model.")
     notes.append(_legend(table))
-    return Page(table.name, table.title, table.source, _headers(table), shown, frame, notes)
+    return Page(table, _headers(table), shown, frame, notes)
 
 
 def join(
     table: Table,
     scores: Mapping[str, Scores],
     counted: Mapping[str, tuple[float, float, str]],
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """One record for each row and column: published, measured, and counted.
 
     Args:
@@ -66,9 +71,9 @@ def join(
         {"row": label, "trained": round(trained), "total": round(total)}
         for label, (trained, total, _) in counted.items()
     ]
-    frame = pd.DataFrame(published)
-    frame = frame.merge(pd.DataFrame(measured), "left", ["row", "task"], validate="1:1")
-    frame = frame.merge(pd.DataFrame(sizes), "left", "row", validate="m:1")
+    frame = frames.of(published)
+    frame = frame.merge(frames.of(measured), "left", ["row", "task"], validate="1:1")
+    frame = frame.merge(frames.of(sizes), "left", "row", validate="m:1")
     return frame.fillna({"seeds": 0}).astype(_TYPES)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.mpobert import recipes
-from configs.mpoe import base, gpt2, multitask, rows, t5
+from configs.mpoe import base, gpt2, multitask, t5
 from experiments import language_model, language_models, text_to_text
 from mpojax import compression, models
 from mpojax.data.sources.glue import splits as glue_splits
@@ -23,7 +23,7 @@ def check(config, architecture, variant):
     """What holds for every row."""
     assert set(config) == FIELDS
     assert config.architecture == architecture
-    assert config.model == rows.WEIGHTS[architecture]
+    assert config.model == base.WEIGHTS[architecture]
     language_models.check(config)
     chosen = mpoe.fields(variant)
     for name, value in (chosen or {"form": "dense"}).items():

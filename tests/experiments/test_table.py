@@ -252,7 +252,7 @@ def test_list_says_what_can_run(tmp_path, capsys, monkeypatch):
         f"--config.model={weights} --workdir=runs/bert/mpop-rte "
         f"--config.data_dir={tmp_path / 'data'}"
     ) in printed
-    assert "Missing here:" in printed
+    assert "Missing here" in printed
     for name in ("mpop_table1", "mpop_table2", "mpop_figure2"):
         assert table.main([name, "--list"]) == 0
         assert f"python -m experiments.table {name}" in capsys.readouterr().out
@@ -328,5 +328,5 @@ def test_figure_2_of_a_small_table(checkpoints, tmp_path):
 
 
 def test_pages_hold_bars(tmp_path):
-    made = page.Page("x", "t", "s", ["a", "b"], [["|x|", "1"]], [{"a": 1}])
+    made = page.Page(TABLE3, ["a", "b"], [["|x|", "1"]], [{"a": 1}])
     assert "\\|x\\|" in page.markdown(made)
