@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import mpojax as mj
 from tests.docs import pages
 from tools import module_graph
 
@@ -31,6 +32,20 @@ def test_the_site_builds_strictly(tmp_path):
     for page in tmp_path.rglob("*.html"):  # nothing is loaded from elsewhere
         text = page.read_text(encoding="utf-8")
         assert not re.search(r'<(script|img|link rel="stylesheet")[^>]*(src|href)="?https?:', text)
+
+
+def test_examples_and_figures_of_the_site():
+    for name in ("mkdocs", "griffe"):
+        pytest.importorskip(name, reason="pip install -e '.[docs]'")
+    from tools import docs_hooks
+
+    text = "Text.\n\nExample:\n\n    >>> f(\n    ...     1)\n    2\n\n>>> g()\n3\n\nMore."
+    made = docs_hooks.fenced(text)
+    assert (
+        "**Example**\n\n```pycon\n>>> f(\n...     1)\n2\n```\n\n```pycon\n>>> g()\n3\n```" in made
+    )
+    link = "![x](../../experiments/results/a/b.png) ![y](../experiments/results/c.png)"
+    assert docs_hooks.on_page_markdown(link) == "![x](../results/a/b.png) ![y](results/c.png)"
 
 
 def test_links_between_pages_lead_somewhere():
@@ -108,3 +123,11 @@ def test_the_graph_of_a_package(tmp_path, capsys):
     path = tmp_path / "graph.svg"
     assert module_graph.main(["--package=mpojax/nn", f"--out={path}"]) == 0
     assert path.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_the_citation_names_the_version_of_the_package_and_every_paper():
+    text = (pages.ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {mj.__version__}\n" in text
+    listed = set(re.findall(r"arxiv.org/abs/\d+\.\d+", pages.README.read_text(encoding="utf-8")))
+    missing = {paper for paper in listed if paper not in text}
+    assert missing <= {"arxiv.org/abs/2303.16753"}  # an earlier version of one that is there
