@@ -79,8 +79,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'mpojax' has no attribute {name!r}")
     if name not in _VERBS:
         return importlib.import_module(f"mpojax.{name}")
-    part, theirs = _VERBS[name]
-    value = globals()[name] = getattr(importlib.import_module(f"mpojax.{part}"), theirs)
+    part, attribute = _VERBS[name]
+    value = globals()[name] = getattr(importlib.import_module(f"mpojax.{part}"), attribute)
     return value
 
 

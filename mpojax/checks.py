@@ -347,8 +347,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     for candidates in (lasts, initials):
         if last in candidates:
             return known[candidates.index(last)]
-    beside = [each for each in known if each.rpartition(".")[0] == parent]
-    for group, cutoff in ((beside, 0.6), (known, 0.75)):
+    siblings = [each for each in known if each.rpartition(".")[0] == parent]
+    for group, cutoff in ((siblings, 0.6), (known, 0.75)):
         by_last = {each.rpartition(".")[2]: each for each in reversed(group)}
         if close := difflib.get_close_matches(last, by_last, n=1, cutoff=cutoff):
             return by_last[close[0]]

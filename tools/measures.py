@@ -22,6 +22,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 _HAND_WRITTEN = re.compile(
     r"must be one of|must lie in|must be an integer of at least|unknown (fields|keys|arguments)"
 )
+# Classes whose kind decides what a model is; switches on them belong into methods of theirs.
+_KIND = re.compile(
+    r"isinstance\([^()]*(config|model|encoder|decoder)[^()]*, [^()]*"
+    r"(Config|Model|Encoder|Decoder|Classifier|Extractor)"
+)
+# Functions that make a model or a layer dense again.
+_DENSE_VERBS = re.compile(r"(un)?merged?|fold(_\w+)?|rebuil[dt]|densify|to_dense")
 # {regular expression: what the field says instead}
 WORDS = {
     r"word tables?": "token embedding",
@@ -29,7 +36,19 @@ WORDS = {
     r"kept keys": "KV cache",
     r"\bTurns\b|wave_numbers": "rotary cos and sin, inv_freq",
     r"\bTower\b|\bTables\b": "stack, Embeddings",
-    r"\bhas_memory\b": "cross_attention",
+    r"\bhas_memory\b|\bmemory_mask\b|\bmemory=": "cross_attention, encoder_output",
+    r"\bpartition\.place\(|\bdef place\(": "with_sharding_constraint",
+    r"\bdrawn\b": "random, sampled",
+    r"\brecomputed\b": "remat",
+    r"\bfacts\b": "extra, metadata",
+    r"\bbeside\b": "parallel",
+    r"\broom\b": "parameter_budget",
+    r"\bbanned\b": "excluded",
+    r"\blam\b|\bsides=|\.sides\b|\bunits=|\.units\b": (
+        "alignment_weight, factor_overrides, num_inner_cores"
+    ),
+    r"\bharmless\b": "ignored_buffers",
+    r"\bcarried\b": "copy_by_name, regauge_and_slice",
     r"\bgoes_on\b": "same_stack, reuse_head, not_finished",
     r"\b(def|class) Job\b|\bjobs\.Job\b|\bOutcome\b": "Setup, Result",
     r"how it ended|for people\b": "the exit status, human-readable",
@@ -38,7 +57,7 @@ WORDS = {
     r"small updates": "adapters",
     r"single entries|whole groups": "unstructured, structured",
     r"\bmended\b|\bmends?\b": "fixed",
-    r"\btaps\b|gradients that are none": "activation capture",
+    r"\btaps?\b|\bsinks?\b|gradients that are none": "activation capture",
     r"\btaught_layers\b": "num_teacher_layers",
     r"\bstack_breaks\b": "scan_boundaries",
     r"config\.(accumulate|start_from|scored_by|fresh|texts|keep_layers|finalise|host)\b": (
@@ -81,9 +100,19 @@ def measures(code: dict[pathlib.Path, str], texts: dict[pathlib.Path, str]) -> I
     guards = sum(len(guard_lines(tree)) for tree in trees.values())
     yield "lines that raise, assert or guard", f"{guards:,} ({guards / lines:.1%})"
     blocks = sum(
-        len(_HAND_WRITTEN.findall(text)) for path, text in code.items() if path.stem != "checks"
+        len(_HAND_WRITTEN.findall(raised_text(text, trees[path])))
+        for path, text in code.items()
+        if path.stem != "checks"
     )
     yield "checks worded by hand", str(blocks)
+    switches = sum(len(_KIND.findall(text)) for text in code.values())
+    yield "isinstance switches on the kind of a model or config", str(switches)
+    defined = collections.Counter(name for tree in trees.values() for name in definitions(tree))
+    yield "classes called Settings", str(defined["Settings"])
+    yield "functions called prepare", str(defined["prepare"] + defined["_prepare"])
+    verbs = sorted(name for name in defined if _DENSE_VERBS.fullmatch(name))
+    yield "verbs for making dense", f"{len(verbs)} ({', '.join(verbs)})"
+    yield "prefixes of three or more files of a folder", ", ".join(prefixes(code)) or "none"
     reads = [name for tree in trees.values() for name in config_reads(tree)]
     yield "fields of configs read one by one", f"{len(reads)} ({len(set(reads))} names)"
     names, unused = public_names(code, texts)
@@ -110,6 +139,31 @@ def guard_lines(tree: ast.AST) -> set[int]:
     return found
 
 
+def raised_text(text: str, tree: ast.AST) -> str:
+    """The lines that `guard_lines` finds."""
+    lines = text.splitlines()
+    return "\n".join(lines[number - 1] for number in sorted(guard_lines(tree)))
+
+
+def definitions(tree: ast.AST) -> Iterator[str]:
+    """Names of all classes and functions but nested ones."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (each.name for each in node.body if isinstance(each, ast.FunctionDef))
+
+
+def prefixes(paths: Iterable[pathlib.Path]) -> list[str]:
+    """Folders and first words that three files or more begin with: sub-packages in all but name."""
+    families = collections.Counter(
+        path.parent.relative_to(ROOT) / path.stem.partition("_")[0]
+        for path in paths
+        if "_" in path.stem.strip("_")
+    )
+    return sorted(f"{family}_" for family, count in families.items() if count > 2)
+
+
 def config_reads(tree: ast.AST) -> Iterator[str]:
     """Dotted names of what is read off a variable called config."""
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -124,22 +178,25 @@ def config_reads(tree: ast.AST) -> Iterator[str]:
 def public_names(
     code: dict[pathlib.Path, str], texts: dict[pathlib.Path, str]
 ) -> tuple[set[str], set[str]]:
-    """Names that packages of mpojax export, and those that nothing but tests and they mention."""
+    """Names that packages of mpojax export, and those that nothing but tests and they mention.
+
+    What a public function returns is used.
+    """
     names: set[str] = set()
+    renamed: set[str] = set()
     for path, text in code.items():
         if path.name == "__init__.py" and "mpojax" in path.parts:
-            names |= {
-                alias.asname or alias.name
-                for node in ast.parse(text).body
-                if isinstance(node, ast.ImportFrom)
-                for alias in node.names
-            }
+            imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+            aliases = [alias for node in imports for alias in node.names]
+            names |= {alias.asname or alias.name for alias in aliases}
+            renamed |= {alias.asname for alias in aliases if alias.asname}
     counted: collections.Counter[str] = collections.Counter()
     for path, text in texts.items():
         if path.name != "__init__.py" and not _is_test(path):
             counted.update(set(re.findall(r"\w+", text)) & names)
-    # One file defines it.
-    return names, {name for name in names if counted[name] < 2}
+            counted.update(set(re.findall(r"\) -> (\w+)", text)) & names)
+    # One file defines it, under this name.
+    return names, {name for name in names if counted[name] < 2 - (name in renamed)}
 
 
 def count_comments(text: str) -> int:

@@ -46,7 +46,7 @@ def chosen_shapes(
     groups: Sequence[Group],
     spectra: Mapping[str, Sequence[np.ndarray]],
     weights: Mapping[str, float] | None,
-    room: int | None,
+    parameter_budget: int | None,
     keep_dense: bool = True,
 ) -> list[mpo.MPOShape | None]:
     """For each group its shape with final bonds; None where a budget leaves it dense.
@@ -55,7 +55,7 @@ def chosen_shapes(
       groups: what to choose for.
       spectra: of every matrix whose bonds are open, in the norm that counts for it.
       weights: importance of each matrix' relative squared error; None for the default.
-      room: parameters of all matrices with open bonds together; None without a budget.
+      parameter_budget: parameters of all matrices with open bonds together; None without a budget.
       keep_dense: whether a budget may leave matrices dense.
     """
     shapes: list[mpo.MPOShape | None] = []
@@ -65,16 +65,18 @@ def chosen_shapes(
             needed = [mpo.bonds_for_tolerance(spectra[path], tolerance) for path in group.paths]
             shape = shape.with_bonds(tuple(map(max, *needed)) if len(needed) > 1 else needed[0])
         shapes.append(shape)
-    if room is None:
+    if parameter_budget is None:
         return shapes
     is_open = [group.first.settings.leaves_bonds_open for group in groups]
     open_groups = [group for group, yes in zip(groups, is_open, strict=True) if yes]
-    chosen = _allocated(open_groups, spectra, weights, room, keep_dense)
+    chosen = _allocated(open_groups, spectra, weights, parameter_budget, keep_dense)
     remaining = iter(chosen)
     return [next(remaining) if o else s for s, o in zip(shapes, is_open, strict=True)]
 
 
-def _allocated(groups, spectra, weights, room: int, keep_dense: bool) -> list[mpo.MPOShape | None]:
+def _allocated(
+    groups, spectra, weights, parameter_budget: int, keep_dense: bool
+) -> list[mpo.MPOShape | None]:
     """Shapes with the bonds that meet the budget at the least error, one for each group.
 
     Without weights a matrix weighs the square root of its number of entries. With equal weights a
@@ -94,14 +96,14 @@ def _allocated(groups, spectra, weights, room: int, keep_dense: bool) -> list[mp
     return allocate(
         [group.first.full for group in groups],
         pooled,
-        room,
+        parameter_budget,
         counts=[len(group.paths) for group in groups],
         weights=totals,
         loss="log",
     )
 
 
-def room_for_open(targets, now: int, dense_total: int, budget, bond) -> int:
+def open_budget(targets, now: int, dense_total: int, budget, bond) -> int:
     """Parameters that the matrices whose bonds a budget may choose can have together.
 
     Args:
@@ -149,7 +151,7 @@ def _limit(budget, dense_total: int) -> int:
     """Parameters that the whole model may have."""
     if isinstance(budget, float) and 0.0 < budget <= 1.0:
         return math.floor(budget * dense_total)
-    # Whole floats are counts too: command lines and configs know no other numbers.
+    # Whole floats are counts too: command lines and configs know no other type.
     number = isinstance(budget, int | float) and not isinstance(budget, bool)
     if number and budget > 1 and float(budget).is_integer():
         return int(budget)

@@ -36,21 +36,21 @@ def collect(definition, state, batch, weights, *, locations, call, loss):
     """
     model = nnx.merge(definition, state)
     nodes = {tuple(path): node for path, node in nnx.iter_graph(model)}
-    probes, sinks = {}, {}
+    probes, output_probes = {}, {}
     for location in locations:
         *lead, size, _ = layers.matrix(nodes[location]).shape
         is_table = layers.is_table(nodes[location])
         probes[location] = jnp.zeros((*lead, size) if is_table else (*lead, size, size))
-        sinks[location] = jnp.zeros((*lead, 2))
+        output_probes[location] = jnp.zeros((*lead, 2))
 
-    def value(probes, sinks):
+    def value(probes, output_probes):
         def observed(location, node):
             location = tuple(location)
             if location not in probes:
                 return node
-            lead = sinks[location].shape[:-1]
+            lead = output_probes[location].shape[:-1]
             own = [jnp.broadcast_to(each, (*lead, *each.shape)) for each in weights]
-            return _Observed(node, probes[location], sinks[location], own, loss is not None)
+            return _Observed(node, probes[location], output_probes[location], own, loss is not None)
 
         model = nnx.recursive_map(observed, nnx.merge(definition, state))
         if loss is None:
@@ -61,28 +61,28 @@ def collect(definition, state, batch, weights, *, locations, call, loss):
         return mean * max(len(array) for array in jax.tree.leaves(weights) or batch.values())
 
     with jax.default_matmul_precision("highest"):
-        return jax.grad(value, argnums=(0, 1))(probes, sinks)
+        return jax.grad(value, argnums=(0, 1))(probes, output_probes)
 
 
 class _Observed(nnx.Module):
     """A dense layer whose input and output are observed in the backward pass."""
 
-    def __init__(self, inner, probe, sink, weights, passing: bool):
+    def __init__(self, inner, probe, output_probe, weights, passing: bool):
         self.inner, self.passing = inner, passing
-        self.probe, self.sink = nnx.Variable(probe), nnx.Variable(sink)
+        self.probe, self.output_probe = nnx.Variable(probe), nnx.Variable(output_probe)
         self.weights = nnx.List([nnx.Variable(each) for each in weights])
 
     def __call__(self, x, **options):
-        probe, sink = self.probe[...], self.sink[...]
+        probe, output_probe = self.probe[...], self.output_probe[...]
         if layers.is_table(self.inner):
             weights = self._weights(x.shape, is_table=True)
             rows = _observe_ids(self.inner(x), probe, x, weights)
-            return _observe_output(rows, sink, weights, self.passing)
+            return _observe_output(rows, output_probe, weights, self.passing)
         lead = x.shape[: x.ndim - layers.num_input_axes(self.inner)]
         weights = self._weights(lead)
         rows = _observe_input(x.reshape(*lead, -1), probe, weights, self.passing)
         y = self.inner(rows.reshape(x.shape), **options)
-        flat = _observe_output(y.reshape(*lead, -1), sink, weights, self.passing)
+        flat = _observe_output(y.reshape(*lead, -1), output_probe, weights, self.passing)
         return flat.reshape(y.shape)
 
     def _weights(self, shape: tuple[int, ...], is_table: bool = False) -> jax.Array:
@@ -141,8 +141,8 @@ _observe_ids.defvjp(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _observe_output(y, sink, weights, passing):
-    """`y` itself; the gradient of `sink` (2,) is (sum of weights, weighted |dL/dy|^2).
+def _observe_output(y, output_probe, weights, passing):
+    """`y` itself; the gradient of `output_probe` (2,) is (sum of weights, weighted |dL/dy|^2).
 
     Without `passing` the second number and the gradient of `y` are zero.
     """
@@ -158,4 +158,6 @@ def _observe_output_backward(passing, weights, gradient):
     return gradient, jnp.stack([count, jnp.sum(squares)]), jnp.zeros_like(weights)
 
 
-_observe_output.defvjp(lambda y, sink, weights, passing: (y, weights), _observe_output_backward)
+_observe_output.defvjp(
+    lambda y, output_probe, weights, passing: (y, weights), _observe_output_backward
+)

@@ -100,11 +100,11 @@ def compress(
     """
     matrices = matrices_of(model)
     dense_total = matrices.num_dense_parameters
-    targets, room = _checked(matrices, rules, budget, bond, calibration, allocation)
+    targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
     check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
     groups = allocation_lib.grouped(targets, share_bonds)
     decomposer = Decomposer(matrices.weights, groups, calibration, progress)
-    decomposer.run(room, allocation, keep_dense)
+    decomposer.run(parameter_budget, allocation, keep_dense)
     compressed = matrices.with_chains(decomposer.chains)
     order = [target.path for target in targets]
     report = CompressionReport(
@@ -147,18 +147,22 @@ def _checked(
     targets = rules_lib.resolve(
         rules, matrices.sizes, matrices.shapes, bond, named=matrices.named, refused=matrices.refused
     )
-    room = None
+    parameter_budget = None
     if budget is not None:
         totals = matrices.num_parameters, matrices.num_dense_parameters
-        room = allocation_lib.room_for_open(targets, *totals, budget, bond)
+        parameter_budget = allocation_lib.open_budget(targets, *totals, budget, bond)
     for target in targets:
-        if target.settings.search and target.settings.leaves_bonds_open and room is None:
+        if (
+            target.settings.search
+            and target.settings.leaves_bonds_open
+            and parameter_budget is None
+        ):
             raise ValueError(
                 f"{target.path}: search=True needs a size: give compress a budget, or the rule a "
                 "rank: the search finds the best chain with as many parameters."
             )
-    _check_calibration(targets, matrices, calibration, allocation, room)
-    return targets, room
+    _check_calibration(targets, matrices, calibration, allocation, parameter_budget)
+    return targets, parameter_budget
 
 
 def _default_rules(budget, bond, calibration) -> rules_lib.Rules:
@@ -173,7 +177,7 @@ def _default_rules(budget, bond, calibration) -> rules_lib.Rules:
     return [rules_lib.Rule("layers", **aware)]
 
 
-def _check_calibration(targets, matrices: Matrices, calibration, allocation, room):
+def _check_calibration(targets, matrices: Matrices, calibration, allocation, parameter_budget):
     checks.check_value("allocation", allocation, checks.one_of(*allocation_lib.ALLOCATIONS))
     aware = [target for target in targets if target.settings.data_aware]
     if calibration is None and (aware or allocation == "first_order"):
@@ -181,7 +185,7 @@ def _check_calibration(targets, matrices: Matrices, calibration, allocation, roo
         raise ValueError(
             f"{what} needs calibration=: collect it with compression.calibrate(model, batches)."
         )
-    if allocation == "first_order" and room is None:
+    if allocation == "first_order" and parameter_budget is None:
         raise ValueError("allocation='first_order' divides a budget; give one, or leave it out.")
     if calibration is None:
         return

@@ -45,12 +45,12 @@ class Decomposer:
         self._low_ranks: dict[tuple[str, mpo.Metric | None], mpo.LowRank] = {}
         self._done = self._total = 0
 
-    def run(self, room: int | None, allocation: str, keep_dense: bool):
+    def run(self, parameter_budget: int | None, allocation: str, keep_dense: bool):
         """Chooses the shapes and makes the chains; arguments as in `allocation.chosen_shapes`."""
-        settled = {target.path for target in self.targets if _is_settled(target, room)}
+        settled = {target.path for target in self.targets if _is_settled(target, parameter_budget)}
         self._total = 2 * len(self.targets) - len(settled)
         deciding = {}
-        weights = None if room is None or allocation == "error" else {}
+        weights = None if parameter_budget is None or allocation == "error" else {}
         for target in self.targets:
             path, w = target.path, self.weights(target.path)
             if path in settled:
@@ -59,7 +59,7 @@ class Decomposer:
                 self._store(target, target.full, cores)
             else:
                 self.spectra[path] = self._spectra(target, None)
-                if room is not None and target.settings.leaves_bonds_open:
+                if parameter_budget is not None and target.settings.leaves_bonds_open:
                     # In the norm that counts for this matrix: what an allocation cuts by.
                     metric = self._metric(target)
                     own = self.spectra[path]
@@ -69,7 +69,9 @@ class Decomposer:
                         weights[path] = self.calibration.sensitivity(path, w, aware)
             self._advance(path)
         spectra = self.spectra | deciding
-        chosen = allocation_lib.chosen_shapes(self.groups, spectra, weights, room, keep_dense)
+        chosen = allocation_lib.chosen_shapes(
+            self.groups, spectra, weights, parameter_budget, keep_dense
+        )
         for group, shape in zip(self.groups, chosen, strict=True):
             self._run_group([t for t in group.targets if t.path not in settled], shape)
 
@@ -191,10 +193,12 @@ class Decomposer:
             self.progress(self._done, self._total, path)
 
 
-def _is_settled(target: Target, room: int | None) -> bool:
+def _is_settled(target: Target, parameter_budget: int | None) -> bool:
     """True if the chain has full bonds whatever the spectra are."""
     settings = target.settings
-    is_open = settings.tolerance is not None or (room is not None and settings.leaves_bonds_open)
+    is_open = settings.tolerance is not None or (
+        parameter_budget is not None and settings.leaves_bonds_open
+    )
     # The identity gauge is no factorisation: its spectra come from one of their own.
     return not is_open and target.cut.is_full and settings.gauge != "identity"
 

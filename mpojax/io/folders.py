@@ -36,7 +36,8 @@ def load_pretrained(
       GPT-2 (GPT2LMHeadModel, GPT2Model), LLaMA 1 to 3, Mistral without a sliding window, Qwen2:
         a `models.LanguageModel`.
       T5 1.0 and 1.1 (T5ForConditionalGeneration, T5Model): a `models.EncoderDecoder`.
-    GGUF: architecture "llama", any quantisation that the package gguf can undo.
+    GGUF: architecture "llama", any quantisation that the package gguf can undo; its tokenizer is
+      `io.gguf_tokenizer(path)`.
 
     Args:
       source: folder with config.json and safetensors weights; a file `*.gguf`, or a folder with one

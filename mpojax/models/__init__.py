@@ -22,7 +22,7 @@ from mpojax.models.arrays import (
 )
 from mpojax.models.capacity import dropless
 from mpojax.models.columns import head_columns
-from mpojax.models.config import HEADS, POOLINGS, EncoderConfig
+from mpojax.models.config import HEADS, EncoderConfig
 from mpojax.models.costs import model_flops
 from mpojax.models.decoder import LanguageModel, LanguageModelOutput
 from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
@@ -54,7 +54,6 @@ from mpojax.models.tower import Cache
 __all__ = [
     "HEADS",
     "LANGUAGE_PRESETS",
-    "POOLINGS",
     "PRESETS",
     "BottleneckLayer",
     "Cache",

@@ -100,12 +100,12 @@ def allocate_or_keep(
     def attempt(kept):
         """(total loss, choice) with these entries dense; None if they leave too little."""
         rest = [index for index in range(len(entries)) if index not in kept]
-        room = budget - sum(counts[index] * shapes[index].num_dense_params for index in kept)
-        if kept and room < sum(counts[i] * shapes[i].with_bonds(1).num_params for i in rest):
+        remaining = budget - sum(counts[index] * shapes[index].num_dense_params for index in kept)
+        if kept and remaining < sum(counts[i] * shapes[i].with_bonds(1).num_params for i in rest):
             return None
         choice: list[MPOShape | None] = [None] * len(entries)
         columns = [[entries[i][field] for i in rest] for field in range(4)]
-        chosen = allocate(*columns[:2], room, *columns[2:], loss)
+        chosen = allocate(*columns[:2], remaining, *columns[2:], loss)
         for i, shape in zip(rest, chosen, strict=True):
             choice[i] = shape
         return sum(_total(entries[i], choice[i], loss) for i in rest), choice

@@ -111,7 +111,7 @@ class Lattice:
         return math.sqrt(squares[best]), path, (int(left[best]), int(right[best]))
 
     def _price_of_longer(self, path, sites, tails):
-        """Bonds by one price for a number, bisected; neighbours as they were before."""
+        """Bonds by one price per parameter, bisected; neighbours as they were before."""
         lengths = np.array([len(t) - 1 for t in tails])
         bonds = np.maximum(1, lengths // 4)
         losses = [np.maximum(t[:-1] - t[1:], 0.0) for t in tails]
@@ -121,12 +121,12 @@ class Lattice:
         for _ in range(18):
             mid = (low + high) / 2
             bonds = self._bonds_at(math.exp(mid), sites, losses, bonds)
-            if _numbers(sites, bonds) > self.budget:
+            if _num_params(sites, bonds) > self.budget:
                 low = mid
             else:
                 high = mid
         bonds = self._bonds_at(math.exp(high), sites, losses, bonds)
-        while _numbers(sites, bonds) > self.budget:
+        while _num_params(sites, bonds) > self.budget:
             bonds = np.maximum(1, bonds - np.maximum(1, bonds // 50) * (bonds == bonds.max()))
         square = sum(t[bond] for t, bond in zip(tails, bonds, strict=True))
         return math.sqrt(square), path, tuple(int(bond) for bond in bonds)
@@ -164,7 +164,7 @@ class Lattice:
         return allocation.allocate([start], [spectra], self.budget)[0]
 
 
-def _numbers(sites, bonds) -> int:
+def _num_params(sites, bonds) -> int:
     ends = [1, *(int(bond) for bond in bonds), 1]
     return sum(ends[k] * site * ends[k + 1] for k, site in enumerate(sites))
 

@@ -1,7 +1,7 @@
 """Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
 
 from mpojax.nn.adapter import STDDEV as ADAPTER_STDDEV
-from mpojax.nn.adapter import LowRankAdapter, attach_adapters, fold_adapter, make_adapter
+from mpojax.nn.adapter import attach_adapters, fold_adapter, make_adapter
 from mpojax.nn.adapter_settings import ADDED as ADDED_KINDS
 from mpojax.nn.adapter_settings import AdapterSettings
 from mpojax.nn.attention import SelfAttention
@@ -14,10 +14,9 @@ from mpojax.nn.linear import Dense, MPOLinear, linear, rebuilt_once
 from mpojax.nn.moe.experts import ExpertFeedForward, random_expert_cores
 from mpojax.nn.moe.routing import Router, RouterStatistics
 from mpojax.nn.moe.settings import ExpertSettings
-from mpojax.nn.norm import NORMS, LayerNorm, NoNorm, RMSNorm
+from mpojax.nn.norm import NORMS, LayerNorm, RMSNorm
 from mpojax.nn.relative_bias import RelativeBias
 from mpojax.nn.roles import (
-    ROLE_TYPES,
     ROLES,
     AdapterParam,
     AuxiliaryCore,
@@ -31,7 +30,6 @@ __all__ = [
     "ADDED_KINDS",
     "NORMS",
     "ROLES",
-    "ROLE_TYPES",
     "AdapterParam",
     "AdapterSettings",
     "AuxiliaryCore",
@@ -43,10 +41,8 @@ __all__ = [
     "FeedForward",
     "GroupedAttention",
     "LayerNorm",
-    "LowRankAdapter",
     "MPOEmbed",
     "MPOLinear",
-    "NoNorm",
     "RMSNorm",
     "RelativeBias",
     "Router",

@@ -12,6 +12,7 @@ from configs.mpobert import finetune
 from experiments.tables import costs, schema
 from mpojax import models
 from mpojax.methods import mpobert, mpop
+from mpojax.methods.mpobert import sharing
 from mpojax.mpo import embedding
 
 # {(in, out): (bonds, core sizes, total, central share in percent)}
@@ -105,7 +106,7 @@ def test_variants_with_adapters(name, total, pretraining):
 PLACEMENTS = {
     "QKVO": ({}, (19.415, 19.710, 20.005, 24.134)),
     "QKVO, pooler, mapping": ({"adapt_outside": True}, (19.415, 19.720, 20.025, 24.290)),
-    "all six": ({"adapter_targets": mpobert.TARGETS}, (19.415, 20.079, 20.743, 30.032)),
+    "all six": ({"adapter_targets": sharing.TARGETS}, (19.415, 20.079, 20.743, 30.032)),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mpojax import mpo, nn
+from mpojax.nn import norm as norm_lib
 
 HIDDEN, HEADS = 12, 3
 
@@ -152,7 +153,7 @@ def test_layer_norm_in_float32(offset):
 
 
 def test_no_norm_scales_and_shifts():
-    norm = nn.NoNorm(8, 1e-5, dtype="bfloat16")
+    norm = nn.NORMS["no_norm"](8, 1e-5, dtype="bfloat16")
     x = jax.random.normal(jax.random.key(0), (4, 8))
     np.testing.assert_array_equal(norm(x), x.astype(jnp.bfloat16))
     norm.scale[...] = jnp.arange(8.0)
@@ -161,7 +162,7 @@ def test_no_norm_scales_and_shifts():
     assert y.dtype == jnp.bfloat16
     expected = np.asarray(x) * np.arange(8) + 1
     np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2)
-    assert nn.NORMS["no_norm"] is nn.NoNorm
+    assert nn.NORMS["no_norm"] is norm_lib.NoNorm
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():

@@ -9,12 +9,10 @@ and for the order of sentences. How such a model starts: `mpojax.methods.mpobert
 """
 
 from mpojax.methods.mpobert.sharing import (
-    BIAS_AND_NORM,
-    TARGETS,
     VARIANTS,
     chain,
     settings,
     variant,
 )
 
-__all__ = ["BIAS_AND_NORM", "TARGETS", "VARIANTS", "chain", "settings", "variant"]
+__all__ = ["VARIANTS", "chain", "settings", "variant"]

@@ -23,9 +23,7 @@ A variant is named KIND, number of experts, options: mpoe8, switch16, unshared8,
 """
 
 from mpojax.methods.mpoe.experts import (
-    BLOCKS,
     KINDS,
-    OPTIONS,
     VARIANTS,
     counts,
     fields,
@@ -35,9 +33,7 @@ from mpojax.methods.mpoe.experts import (
 )
 
 __all__ = [
-    "BLOCKS",
     "KINDS",
-    "OPTIONS",
     "VARIANTS",
     "counts",
     "fields",

@@ -13,7 +13,6 @@ keeps dense are trained, as in the authors' released code.
 """
 
 from mpojax.methods.mpop.lightweight import (
-    ADAPTERS,
     FILTERS,
     abstract,
     check_trainable,
@@ -26,7 +25,6 @@ from mpojax.methods.mpop.lightweight import (
 )
 
 __all__ = [
-    "ADAPTERS",
     "FILTERS",
     "abstract",
     "check_trainable",

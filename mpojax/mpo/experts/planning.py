@@ -159,7 +159,7 @@ def _rebuild_cost(ledger, shape, experts, training, share_central, remat):
 
 
 def _shared_cost(ledger, shape, experts, tokens, training, share_central, order):
-    """Adds the products of one order; returns numbers kept for the backward pass."""
+    """Adds the products of one order; returns elements kept for the backward pass."""
     i, k, a, j, m, b = group_factors(shape)
     p, _, _, q = shape.core_shapes[shape.central]
     products = 3 if training else 1
