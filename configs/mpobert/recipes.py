@@ -13,6 +13,8 @@ import math
 
 import ml_collections
 
+from mpojax.data.sources.glue import hub as glue_hub
+
 LENGTH, WEIGHT_DECAY, CLIP_NORM = 128, 0.01, 1.0
 GRAD_ACCUM_STEPS = (
     4  # micro-batches of a step, thus the effective batch is four times the listed one
@@ -22,16 +24,7 @@ GRAD_ACCUM_STEPS = (
 LEARNING_RATES, BATCH_SIZES = (2e-6, 2e-4), (8, 16, 32)
 
 # Examples of GLUE's training splits.
-EXAMPLES = {
-    "cola": 8_551,
-    "sst2": 67_349,
-    "mrpc": 3_668,
-    "stsb": 5_749,
-    "qqp": 363_846,
-    "mnli": 392_702,
-    "qnli": 104_743,
-    "rte": 2_490,
-}
+EXAMPLES = {task: sizes["train"] for task, sizes in glue_hub.SIZES.items() if task != "wnli"}
 
 
 @dataclasses.dataclass(frozen=True)

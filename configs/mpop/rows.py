@@ -14,6 +14,7 @@ import ml_collections
 
 from configs.mpop import base
 from mpojax import models
+from mpojax.data.sources.glue import hub as glue_hub
 from mpojax.methods import mpop
 
 EMBEDDING, FEED_FORWARD, ATTENTION, OUTPUT, POOLER = (
@@ -43,7 +44,7 @@ class Task:
       auxiliary_rate: of auxiliary cores; None where the scripts leave it at the base rate.
       warmup: steps.
       batch_size: examples of a step.
-      steps: of a run; given by `epochs` of `examples` where the scripts count epochs.
+      steps: of a run; None where the scripts count `epochs`.
       changes: {variant: fields that its runs had otherwise}.
     """
 
@@ -53,22 +54,13 @@ class Task:
     batch_size: int
     steps: int | None = None
     epochs: int | None = None
-    examples: int | None = None
     changes: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
-    @property
-    def total_steps(self) -> int:
-        """Steps of a run."""
-        if self.steps is not None:
-            return self.steps
-        return self.epochs * math.ceil(self.examples / self.batch_size)
 
-
-# Examples: the sizes of GLUE's training splits.
 TASKS = {
-    "sst2": Task(2.7e-5, 2.8e-6, 500, 32, epochs=3, examples=67_349),
-    "mnli": Task(3e-5, 2e-6, 1000, 32, epochs=3, examples=392_702),
-    "qnli": Task(1e-5, 2.8e-6, 1986, 32, epochs=3, examples=104_743),
+    "sst2": Task(2.7e-5, 2.8e-6, 500, 32, epochs=3),
+    "mnli": Task(3e-5, 2e-6, 1000, 32, epochs=3),
+    "qnli": Task(1e-5, 2.8e-6, 1986, 32, epochs=3),
     "cola": Task(
         1e-5,
         1e-5,
@@ -140,7 +132,7 @@ def make(model: Model, variant: str, task: str) -> ml_collections.ConfigDict:
     config.variant, config.task = variant, task
     config.seed = 42
     config.keep_best = variant != "mpop"  # squeezing decides itself what is kept
-    _set_hyper_parameters(config, variant, TASKS[task])
+    _set_hyper_parameters(config, variant, task)
     if variant == "dense":
         return config
     settings = {"form": "low_rank"} if variant == "svd" else {}
@@ -194,19 +186,21 @@ def counts(config: ml_collections.ConfigDict, bond: int | None = None) -> dict[s
     )
 
 
-def _set_hyper_parameters(config, variant: str, task: Task) -> None:
-    changes = dict(task.changes.get(variant, {}))
+def _set_hyper_parameters(config, variant: str, name: str) -> None:
+    changes = dict(TASKS[name].changes.get(variant, {}))
     config.optimizer.weight_decay = changes.pop("weight_decay", 0.0)
-    task = dataclasses.replace(task, **changes)
-    config.steps, config.batch_size = task.total_steps, task.batch_size
+    task = dataclasses.replace(TASKS[name], **changes)
+    config.batch_size = task.batch_size
+    epoch = math.ceil(glue_hub.SIZES[name]["train"] / task.batch_size)
+    config.steps = task.epochs * epoch if task.steps is None else task.steps
     config.optimizer.learning_rate = task.learning_rate
     # As a fraction, so that a shorter run has a shorter warm-up. The schedule of a squeezed run
     # counts the steps of all its phases; it warms up in the first.
-    steps = task.total_steps
+    steps = config.steps
     if variant == "mpop":
         phases = squeeze(1.0)
         steps += phases["max_phases"] * phases["steps"]
     config.optimizer.warmup_steps = task.warmup / steps
     if variant != "dense" and task.auxiliary_rate is not None:
         config.optimizer.role_learning_rates = {"auxiliary": task.auxiliary_rate}
-    config.eval_every = 500 if task.total_steps > 5000 else 100
+    config.eval_every = 500 if config.steps > 5000 else 100

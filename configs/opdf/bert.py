@@ -24,9 +24,9 @@ import statistics
 
 import ml_collections
 
-from configs.mpop import rows
 from configs.opdf import base
 from mpojax import models
+from mpojax.data.sources.glue import hub as glue_hub
 from mpojax.methods import mpop, opdf
 
 
@@ -39,31 +39,24 @@ class Task:
       growth: of the probability of replacement, for each step.
       num_inner_cores: L.
       start: the probability at the first step.
-      examples: of the training split.
     """
 
     learning_rate: float
     epochs: int
     growth: float
     num_inner_cores: int
-    examples: int
     start: float = 0.3
-
-    @property
-    def steps(self) -> int:
-        """Of a run, in batches of 32."""
-        return self.epochs * math.ceil(self.examples / 32)
 
 
 TASKS = {
-    "rte": Task(1e-6, 20, 1e-4, 3, 2490),
-    "mrpc": Task(1e-6, 20, 1e-4, 3, 3668),
-    "stsb": Task(2e-5, 15, 1e-4, 3, 5749),
-    "cola": Task(1e-4, 20, 1e-4, 1, 8551),
-    "sst2": Task(1e-6, 20, 3e-4, 5, rows.TASKS["sst2"].examples),
-    "qnli": Task(5e-6, 3, 1e-4, 8, rows.TASKS["qnli"].examples),
-    "qqp": Task(5e-6, 3, 1e-4, 3, 363_846),
-    "mnli": Task(5e-6, 3, 1e-4, 1, rows.TASKS["mnli"].examples, start=0.5),
+    "rte": Task(1e-6, 20, 1e-4, 3),
+    "mrpc": Task(1e-6, 20, 1e-4, 3),
+    "stsb": Task(2e-5, 15, 1e-4, 3),
+    "cola": Task(1e-4, 20, 1e-4, 1),
+    "sst2": Task(1e-6, 20, 3e-4, 5),
+    "qnli": Task(5e-6, 3, 1e-4, 8),
+    "qqp": Task(5e-6, 3, 1e-4, 3),
+    "mnli": Task(5e-6, 3, 1e-4, 1, start=0.5),
 }
 VARIANTS = ("theseus", "theseus_svd", "theseus_mpo", "theseus_opdf")
 
@@ -86,7 +79,8 @@ def get_config(argument: str = "theseus_opdf,rte") -> ml_collections.ConfigDict:
     config.opdf.num_inner_cores = 0 if variant == "theseus_svd" else task.num_inner_cores
     config.opdf.alignment = "procrustes_core" if variant == "theseus_opdf" else "none"
     config.rate_exponent = 0.0
-    config.steps, config.batch_size = task.steps, 32
+    config.batch_size = 32
+    config.steps = task.epochs * math.ceil(glue_hub.SIZES[name]["train"] / config.batch_size)
     config.optimizer.learning_rate = task.learning_rate
     return config
 

@@ -183,37 +183,22 @@ def missing(cell: Cell, folders: Folders) -> dict[str, str]:
     """{what is not at hand: why, and the command that gets it}; empty for a run that can start."""
     _, weights = find_weights(cell.config.model, cell.model, folders, cell.row)
     problems = {f"weights of {cell.model}": weights}
-    find = find_texts if _is_of_texts(cell) else find_data
     for column in cell.columns:
-        problems[f"data of {column.task}"] = find(column.task, folders.data)
+        problems[f"data of {column.task}"] = find_data(column.task, folders.data)
     return {what: problem for what, problem in problems.items() if problem}
 
 
-def _is_of_texts(cell: Cell) -> bool:
-    config = cell.config
-    return bool(config.get("dataset")) and not (config.get("task") or config.get("tasks"))
-
-
 @functools.cache
-def find_data(task: str, data_dir: str) -> str:
-    """Empty where the task can be loaded, else why not."""
+def find_data(name: str, data_dir: str) -> str:
+    """Empty where a task, or plain texts in all their splits, can be loaded, else why not."""
+    is_task = name in data.TASKS
     try:
-        loaded = data.load_task(task, data_dir or None)
+        loaded = (data.load_task if is_task else data.load_texts)(name, data_dir or None)
+        splits = [loaded[split] for split in (["train"] if is_task else ["train", "dev", "test"])]
     except (OSError, ValueError, ImportError) as error:
-        return _with_command(error, task, data_dir)
-    return "" if loaded["train"].labels is not None else "its training split has no labels"
-
-
-@functools.cache
-def find_texts(name: str, data_dir: str) -> str:
-    """Empty where texts can be loaded in all their splits, else why not."""
-    try:
-        loaded = data.load_texts(name, data_dir or None)
-        for split in ("train", "dev", "test"):
-            loaded[split]
-    except (OSError, ValueError) as error:
         return _with_command(error, name, data_dir)
-    return ""
+    has_labels = not is_task or splits[0].labels is not None
+    return "" if has_labels else "its training split has no labels"
 
 
 def _with_command(error: Exception, task: str, data_dir: str) -> str:

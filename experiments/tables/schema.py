@@ -14,27 +14,22 @@ from types import ModuleType
 from typing import Any
 
 from mpojax import checks
+from mpojax.data.sources.glue import hub, splits
 
 FOLDER = pathlib.Path(__file__).parent / "published"
 PAPERS = ("mpop", "mpobert", "mpoe", "opdf")
 # Sizes of the development sets (matched, for MNLI; questions, for SQuAD).
-DEVELOPMENT_EXAMPLES = {
-    "sst2": 872,
-    "mnli": 9815,
-    "qnli": 5463,
-    "cola": 1043,
-    "stsb": 1500,
-    "qqp": 40_430,
-    "mrpc": 408,
-    "rte": 277,
-    "wnli": 71,
-    "squad": 10_570,
-}
+_DEVELOPMENT = {
+    task: sizes.get("dev", sizes.get("dev_matched")) for task, sizes in hub.SIZES.items()
+} | {"squad": 10_570}
 # By the split that runs report; "test" is that of `mpojax.data.sources.glue.splits`.
 EXAMPLES = {
-    "dev": DEVELOPMENT_EXAMPLES,
-    "test": {task: DEVELOPMENT_EXAMPLES[task] for task in ("sst2", "mnli", "qnli", "qqp")}
-    | {task: DEVELOPMENT_EXAMPLES[task] // 2 for task in ("cola", "stsb", "mrpc", "rte")},
+    "dev": _DEVELOPMENT,
+    "test": {
+        task: size if task in splits.HELD_OUT or task == "mnli" else size // 2
+        for task, size in _DEVELOPMENT.items()
+        if task not in ("wnli", "squad")
+    },
 }
 
 

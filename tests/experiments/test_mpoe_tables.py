@@ -172,7 +172,6 @@ def test_table_1_is_two(tmp_path, capsys):
 
 def test_list_shows_the_command_of_every_row(tmp_path, capsys):
     cells.find_data.cache_clear()
-    cells.find_texts.cache_clear()
     model = tmp_path / "models" / "gpt2"
     model.mkdir(parents=True)
     (model / "config.json").touch()
@@ -206,11 +205,11 @@ def test_list_shows_the_command_of_every_row(tmp_path, capsys):
 
 
 def test_texts_without_a_training_split_are_missing(tmp_path):
-    cells.find_texts.cache_clear()
+    cells.find_data.cache_clear()
     (tmp_path / "wikitext-2").mkdir()
     for split in ("valid", "test"):
         (tmp_path / "wikitext-2" / f"{split}.txt").write_text("words\n", encoding="utf-8")
-    assert "no train.txt" in cells.find_texts("wikitext2", str(tmp_path))
+    assert "no train.txt" in cells.find_data("wikitext2", str(tmp_path))
 
 
 def test_commands_name_configs_that_load():
