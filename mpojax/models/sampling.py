@@ -1,13 +1,12 @@
 """Choice of the next token from logits: the likeliest one, or sampled with filters."""
 
-import dataclasses
-import math
-
 import jax
 import jax.numpy as jnp
 
+from mpojax import checks
 
-@dataclasses.dataclass(frozen=True)
+
+@checks.settings()
 class Sampling:
     """Settings of how `generate` chooses tokens; by default the likeliest ones (greedy).
 
@@ -25,26 +24,13 @@ class Sampling:
       ValueError: a value out of range, or one that would do nothing.
     """
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    beams: int = 1
-    length_penalty: float = 1.0
+    temperature: float = checks.field(checks.number(0).noted("0 is greedy"), 0.0)
+    top_k: int | None = checks.field(checks.integer(1), None)
+    top_p: float | None = checks.field(checks.number(above=0, high=1), None)
+    beams: int = checks.field(checks.integer(1), 1)
+    length_penalty: float = checks.field(checks.number(), 1.0)
 
     def __post_init__(self):
-        if not (_is_number(self.temperature) and 0.0 <= self.temperature < math.inf):
-            raise ValueError(
-                f"temperature={self.temperature!r} must be a number of at least 0; 0 is greedy."
-            )
-        for name, value in (("top_k", self.top_k), ("beams", self.beams)):
-            if value is None and name == "top_k":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
-        if self.top_p is not None and not (_is_number(self.top_p) and 0.0 < self.top_p <= 1.0):
-            raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1], or be None.")
-        if not (_is_number(self.length_penalty) and math.isfinite(self.length_penalty)):
-            raise ValueError(f"length_penalty={self.length_penalty!r} must be a finite number.")
         if self.temperature == 0.0 and not (self.top_k is None and self.top_p is None):
             raise ValueError(
                 f"top_k={self.top_k} and top_p={self.top_p} do nothing at temperature 0, which "
@@ -114,10 +100,6 @@ def _last_of_top_p(logits: jax.Array, top_p: float) -> jax.Array:
     probabilities = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     return jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 GREEDY = Sampling()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mpojax import mpo
+from mpojax import checks, mpo
 from mpojax.nn.feed_forward import ACTIVATIONS
 
 # Modules added to a matrix.
@@ -13,6 +13,7 @@ ADDED = ("low_rank", "mpo", "bottleneck", "rescale")
 IN_PLACE = ("bias", "norm_scale", "cores")
 KINDS = (*ADDED, *IN_PLACE)
 SIDES = ("output", "input")
+_SIZES = checks.sequence(checks.integer(1))
 # Fields that a kind reads; of all others the default stands.
 _FIELDS = {
     "low_rank": ("rank", "scale", "offset_seed"),
@@ -22,7 +23,7 @@ _FIELDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@checks.settings(prefix="adapters: ")
 class AdapterSettings:
     """Adapter of one matrix, or parameters that are tuned in place.
 
@@ -45,55 +46,31 @@ class AdapterSettings:
         None: it started without effect.
     """
 
-    kind: str = "low_rank"
-    rank: int | None = None
-    num_cores: int = 3
-    bond: int | None = None
-    bonds: tuple[int, ...] | None = None
-    in_factors: tuple[int, ...] | None = None
-    out_factors: tuple[int, ...] | None = None
-    width: int | None = None
-    activation: str = "gelu"
-    side: str = "output"
+    kind: str = checks.field(checks.one_of(*KINDS), "low_rank")
+    rank: int | None = checks.field(checks.integer(1), None)
+    num_cores: int = checks.field(checks.integer(2), 3)
+    bond: int | None = checks.field(checks.integer(1), None)
+    bonds: tuple[int, ...] | None = checks.field(_SIZES, None)
+    in_factors: tuple[int, ...] | None = checks.field(_SIZES, None)
+    out_factors: tuple[int, ...] | None = checks.field(_SIZES, None)
+    width: int | None = checks.field(checks.integer(1), None)
+    activation: str = checks.field(checks.one_of(*sorted(ACTIVATIONS)), "gelu")
+    side: str = checks.field(checks.one_of(*SIDES), "output")
     scale: float | None = None
     offset_seed: int | None = None
 
     def __post_init__(self):
-        for name in ("bonds", "in_factors", "out_factors"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
-        for name, allowed in (
-            ("kind", KINDS),
-            ("side", SIDES),
-            ("activation", sorted(ACTIVATIONS)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"adapters: {name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
-                )
-        allowed = ("kind", *_FIELDS.get(self.kind, ()))
-        for field in dataclasses.fields(self):
-            if field.name not in allowed and getattr(self, field.name) != field.default:
-                raise ValueError(
-                    f"adapters: {field.name}={getattr(self, field.name)!r} has no meaning with "
-                    f"kind={self.kind!r}; it reads {', '.join(allowed[1:]) or 'no other field'}."
-                )
-        self._check_sizes()
-
-    def _check_sizes(self):
+        read = ("kind", *_FIELDS.get(self.kind, ()))
+        own = [field.name for field in dataclasses.fields(AdapterSettings)]
+        why = f"kind={self.kind!r}, which reads {', '.join(read[1:]) or 'no other field'}"
+        checks.check_unread(self, {name: why for name in own if name not in read})
         needed = {"low_rank": "rank", "bottleneck": "width"}.get(self.kind)
-        for name in ("rank", "width", "bond", "num_cores"):
-            value = getattr(self, name)
-            if value is None and name != needed:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"adapters: {name}={value!r} must be an integer of at least 1.")
+        if needed is not None:
+            checks.check_value(needed, getattr(self, needed), checks.integer(1))
         if self.kind == "mpo" and (self.bond is None) == (self.bonds is None):
             raise ValueError("adapters: kind='mpo' needs bond or bonds, one of them.")
         if (self.in_factors is None) != (self.out_factors is None):
             raise ValueError("adapters: in_factors and out_factors go together.")
-        if self.kind == "mpo" and self.num_cores < 2:
-            raise ValueError(f"adapters: num_cores={self.num_cores} must be at least 2.")
 
     @classmethod
     def of(cls, value: "int | Mapping[str, Any] | AdapterSettings") -> "AdapterSettings":

@@ -130,12 +130,12 @@ def test_a_round_trip_through_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "lora", "rank": 2}, "kind='lora' must be one of low_rank, mpo"),
+        ({"kind": "lora", "rank": 2}, "kind='lora' must be one of 'low_rank', 'mpo'"),
         ({"kind": "low_rank"}, "rank=None must be an integer"),
         ({"kind": "bottleneck", "rank": 2, "width": 2}, "rank=2 has no meaning with kind"),
         ({"kind": "mpo"}, "needs bond or bonds"),
         ({"kind": "mpo", "bond": 2, "bonds": (2, 2)}, "needs bond or bonds"),
-        ({"kind": "rescale", "side": "left"}, "side='left' must be one of output, input"),
+        ({"kind": "rescale", "side": "left"}, "side='left' must be one of 'output', 'input'"),
         ({"rank": 2, "start": "half"}, "start='half' must be one of 'zero', 'offset'"),
         ({"rank": 2, "offset_seed": 3}, "offset_seed=3 has no meaning with start='zero'"),
         (

@@ -107,14 +107,14 @@ def test_greedy_takes_the_first_of_the_likeliest():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, r"temperature=-1\.0 must be a number of at least 0"),
+        ({"temperature": -1.0}, r"temperature=-1\.0 must be a finite number of at least 0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"temperature": float("inf")}, "temperature=inf"),
         ({"temperature": True}, "temperature=True"),
         ({"temperature": 1.0, "top_k": 0}, "top_k=0 must be an integer of at least 1"),
         ({"temperature": 1.0, "top_k": 2.0}, r"top_k=2\.0 must be"),
-        ({"temperature": 1.0, "top_p": 0.0}, r"top_p=0\.0 must lie in \(0, 1\]"),
-        ({"temperature": 1.0, "top_p": 1.5}, r"top_p=1\.5 must lie in \(0, 1\]"),
+        ({"temperature": 1.0, "top_p": 0.0}, r"top_p=0\.0 must be a finite number of at most 1"),
+        ({"temperature": 1.0, "top_p": 1.5}, r"top_p=1\.5 must be a finite number of at most 1"),
         ({"top_k": 5}, "top_k=5 and top_p=None do nothing at temperature 0"),
         ({"beams": 0}, "beams=0 must be an integer of at least 1"),
         ({"beams": 2, "temperature": 1.0}, "beams=2 draws nothing"),

@@ -1,13 +1,14 @@
 """Settings of a feed-forward block that is a mixture of experts, checked once."""
 
-import dataclasses
+from mpojax import checks
 
 ROUTERS = ("switch", "switch_scale", "top2", "noisy_topk")
 DISPATCHES = ("auto", "dense", "capacity", "block", "ragged")
 STRUCTURES = ("auto", "rebuild", "shared_core")
+_CAPACITY = checks.number(above=0).noted("such as 1.25; 0 would drop every token")
 
 
-@dataclasses.dataclass(frozen=True)
+@checks.settings(prefix="experts: ")
 class ExpertSettings:
     """Settings of a block of experts: how many there are, and how tokens reach them.
 
@@ -35,43 +36,24 @@ class ExpertSettings:
       remat: rebuilt matrices are built again in the backward pass instead of being kept.
     """
 
-    number: int
-    router: str = "switch"
-    k: int = 2
+    number: int = checks.field(checks.integer(1))
+    router: str = checks.field(checks.one_of(*ROUTERS), "switch")
+    k: int = checks.field(checks.integer(1), 2)
     share_central: bool = True
     share_bias: bool = False
     router_bias: bool = True
-    capacity_factor: float | None = None
-    dispatch: str = "auto"
-    structure: str = "auto"
+    capacity_factor: float | None = checks.field(_CAPACITY, None)
+    dispatch: str = checks.field(checks.one_of(*DISPATCHES), "auto")
+    structure: str = checks.field(checks.one_of(*STRUCTURES), "auto")
     remat: bool = True
 
     def __post_init__(self):
-        for name in ("number", "k"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"experts: {name}={value!r} must be an integer of at least 1.")
-        for name, allowed in (
-            ("router", ROUTERS),
-            ("dispatch", DISPATCHES),
-            ("structure", STRUCTURES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"experts: {name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
-                )
         if self.router in ("top2", "noisy_topk") and self.experts_per_token > self.number:
             raise ValueError(
                 f"experts: router={self.router!r} sends a token to {self.experts_per_token} "
                 f"experts, but number={self.number}; raise number, or lower k."
             )
-        factor = self.capacity_factor
-        if factor is not None and not 0.0 < factor < float("inf"):
-            raise ValueError(
-                f"experts: capacity_factor={factor!r} must be a positive, finite number such as "
-                "1.25 (0 would drop every token), or None to drop none."
-            )
-        if factor is not None and self.dispatch in ("block", "ragged", "dense"):
+        if self.capacity_factor is not None and self.dispatch in ("block", "ragged", "dense"):
             raise ValueError(
                 f"experts: dispatch={self.dispatch!r} never drops a token; leave capacity_factor "
                 "out, or choose dispatch='capacity'."
