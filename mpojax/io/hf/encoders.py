@@ -100,19 +100,9 @@ class EncoderFamily(Family):
         if head in _PRETRAINING and pretraining_head:
             head, tensors = self._with_pretraining_head(tensors, source)
         elif name in self.pretraining:
-            head = "none"
-            what = "the pre-training head"
+            head, what = "none", "the pre-training head"
             tensors = _without(self.pretraining_tensors, what, tensors, source)
-        has_weights = self.pooler_flag is None or values[self.pooler_flag]
-        if head == "span" or not has_weights:
-            what = "the pooler, which the model does not use"
-            tensors = _without(r"pooler\..+", what, tensors, source)
-        has_pooler = head in ("classifier", "pretraining") or _has_pooler(tensors)
-        pooling = "none"
-        if head != "span":
-            pooling = "first" if not has_weights else "pooler" if has_pooler else "none"
-        if head == pooling == "none":
-            logging.info("%s has no pooler; the model is built without one", source)
+        pooling, tensors = self._pooling(head, values, tensors, source)
         chosen = {
             "classifier_dropout": values.get(self.head_dropout.get(head)),
             "pooling": pooling,
@@ -121,6 +111,19 @@ class EncoderFamily(Family):
             "masked_lm": head in _PRETRAINING,
         }
         return settings | chosen, tensors
+
+    def _pooling(self, head: str, values, tensors, source: str) -> tuple[str, Mapping]:
+        """(pooling, the tensors that it needs)."""
+        has_weights = self.pooler_flag is None or values[self.pooler_flag]
+        if head == "span" or not has_weights:
+            what = "the pooler, which the model does not use"
+            tensors = _without(r"pooler\..+", what, tensors, source)
+            return "none" if head == "span" else "first", tensors
+        if head in ("classifier", "pretraining") or _has_pooler(tensors):
+            return "pooler", tensors
+        if head == "none":
+            logging.info("%s has no pooler; the model is built without one", source)
+        return "none", tensors
 
     def write_head(self, config: models.EncoderConfig, content: dict) -> None:
         """Dropout of the head, pooler and names of labels.

@@ -15,7 +15,10 @@ from mpojax import checks, patterns
 CONFIG = "adapter_config.json"
 _MAX_RANK = 2**24
 _NAMES = checks.sequence(checks.text(1000)) | checks.null()
+_EMPTY = (None, False, "", [], {})
+_NONE = checks.Allowed("null, false or empty", lambda value: value in _EMPTY)
 _FIELDS = {
+    "peft_type": checks.one_of("LORA"),
     "r": checks.integer(1, _MAX_RANK),
     "lora_alpha": checks.number(),
     "use_rslora": checks.flag() | checks.null(),
@@ -26,16 +29,21 @@ _FIELDS = {
     "layers_pattern": checks.text(1000) | _NAMES,
     "rank_pattern": checks.mapping(checks.integer(1, _MAX_RANK)) | checks.null(),
     "alpha_pattern": checks.mapping(checks.number()) | checks.null(),
+    "bias": checks.one_of("none") | _NONE,
+    # What these turn on computes something else than a plain LoRA.
+    **dict.fromkeys(
+        (
+            *("alora_invocation_tokens", "arrow_config", "enable_lora", "kasa_config"),
+            *("layer_replication", "lora_bias", "megatron_config", "monteclora_config"),
+            *("target_parameters", "trainable_token_indices", "use_bdlora", "use_dora"),
+            "use_qalora",
+        ),
+        _NONE,
+    ),
 }
 _REQUIRED = ("peft_type", "r", "lora_alpha")
-# What these turn on computes something else than a plain LoRA; null, false and empty are fine.
-_OFF = (
-    *("alora_invocation_tokens", "arrow_config", "enable_lora", "kasa_config", "layer_replication"),
-    *("lora_bias", "megatron_config", "monteclora_config", "target_parameters"),
-    *("trainable_token_indices", "use_bdlora", "use_dora", "use_qalora"),
-)
 # About provenance, training, how a start was computed, or how a weight is stored by peft.
-_HARMLESS = (
+_WITHOUT_EFFECT = (
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
     *("task_type", "lora_dropout", "velora_config", "ensure_weight_tying", "runtime_config"),
     *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "qalora_group_size"),
@@ -44,7 +52,6 @@ _HARMLESS = (
 # Starts that leave the base as it is; others (pissa, olora, corda, loftq, lora_ga) change it.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _PATTERNED = ("rank_pattern", "alpha_pattern", "layers_pattern")
-_EMPTY = (None, False, "", [], {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,24 +126,19 @@ def read(folder: pathlib.Path) -> Lora:
 
 def known() -> tuple[str, ...]:
     """Names of settings whose meaning is known, supported or not."""
-    return ("peft_type", "bias", "init_lora_weights", *_FIELDS, *_OFF, *_HARMLESS)
+    return ("init_lora_weights", *_FIELDS, *_WITHOUT_EFFECT)
 
 
 def _unsupported(content: Mapping[str, Any]) -> list[str]:
     shown = {name: checks.shortened(value) for name, value in content.items()}
-    found = []
-    if content.get("peft_type", "LORA") != "LORA":
-        found.append(f"peft_type={shown['peft_type']}")
-    if content.get("bias", "none") not in ("none", *_EMPTY):
-        found.append(f"bias={shown['bias']}")
-    if content.get("init_lora_weights") not in _STARTS:
-        found.append(f"init_lora_weights={shown['init_lora_weights']}, whose base is not the one")
-    found += [f"{n}={shown[n]}" for n in _OFF if content.get(n) not in _EMPTY]
-    return found + [
+    found = [
         f"{name}={shown[name]}, which is not known{checks.did_you_mean(name, known())}"
         for name, value in content.items()
         if name not in known() and value not in _EMPTY
     ]
+    if content.get("init_lora_weights") not in _STARTS:
+        found.append(f"init_lora_weights={shown['init_lora_weights']}, whose base is not the one")
+    return found
 
 
 def _expressions(content: Mapping[str, Any], name: str) -> list[str]:
