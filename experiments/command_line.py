@@ -4,6 +4,7 @@
 value is wrong, what is allowed, and what was probably meant.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -37,24 +38,28 @@ _EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Parses all flags and calls main(argv); its result is the exit status.
+    """Parses all flags and calls main(argv) within `explained`; its result is the exit status."""
 
-    A mistyped command line, and failures that are explained (ValueError, OSError, a missing extra,
-    a loss that is not finite), end with one message and status 2 instead of a traceback; `-v=1`
-    shows that too.
+    def work(argv: list[str]) -> NoReturn:
+        with explained():
+            sys.exit(main(argv) or 0)
+
+    app.run(work, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Ends the process with one message and status 2 after a failure that is explained.
+
+    Such are a mistyped command line, a ValueError, an OSError, a missing extra, a loss that is not
+    finite; `-v=1` shows the traceback, too.
     """
-    app.run(lambda argv: sys.exit(status_of(lambda: main(argv))), flags_parser=parse)
-
-
-def status_of(work: Callable[[], int | None]) -> int:
-    """Does the work; the exit status, 2 after a failure that is explained."""
     try:
-        return work() or 0
+        yield
     except _EXPLAINED as error:
         if logging.get_verbosity() >= logging.DEBUG:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        refuse(str(error))
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from experiments import config_fields
 from mpojax import checks
 from mpojax.training import optimizer
 
-FLAGS = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
+FLAGS = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort", "--help_config")
 _ROOT = pathlib.Path(configs.__file__).parents[1]
 # First on the page, with what stands behind their `=`.
 _FIRST = {"config": "FILE[:ARGUMENT]", "workdir": "FOLDER"}

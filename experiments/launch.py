@@ -3,14 +3,16 @@
 Several processes: see `experiments.processes`.
 """
 
+import contextlib
 import os
 import pathlib
+import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import ml_collections
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import command_line, peers, processes
@@ -64,45 +66,49 @@ def _keep_programs(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def run(
-    main: Callable[[ml_collections.ConfigDict, str], int | None],
-    fields: Iterable[str] = (),
-    needs_workdir: Callable[[], bool] = lambda: True,
-) -> None:
-    """Runs main(config, workdir) on the flags, whose result is the exit status.
+@contextlib.contextmanager
+def session(
+    fields: Iterable[str] = (), needs_workdir: bool = True
+) -> Iterator[tuple[ml_collections.ConfigDict, str | None]]:
+    """(config, workdir) of the flags; all processes of a run are joined meanwhile.
 
-    What the user can fix ends with one message and status 2: see `command_line.run`.
+    What the user can fix ends with one message and status 2: see `command_line.explained`.
 
     Args:
       fields: that a config of this entry point has.
     """
-    flags.mark_flag_as_required("config")
-
-    def work():
-        if _CACHE.value:
-            _keep_programs(_CACHE.value)
-        processes.start()
-        with peers.together():
-            return main(_CONFIG.value, _WORKDIR.value and os.path.expanduser(_WORKDIR.value))
-
-    def wrapped(argv):
-        if not _WORKDIR.value and needs_workdir():
-            raise ValueError("--workdir=FOLDER is missing: the folder of this run")
-        if missing := [name for name in fields if name not in _CONFIG.value]:
-            raise ValueError(
-                f"--config={flags.FLAGS['config'].config_filename} is of another entry point than "
-                f"{argv[0]}: it lacks {checks.listed(missing, limit=5)}"
-            )
-        _quiet_libraries()
-        try:
-            status = command_line.status_of(work)
-        except Exception:
-            if not processes.is_started():
-                raise
+    try:
+        with command_line.explained():
+            if needs_workdir and not _WORKDIR.value:
+                raise ValueError("--workdir=FOLDER is missing: the folder of this run")
+            if missing := [name for name in fields if name not in _CONFIG.value]:
+                raise ValueError(
+                    f"--config={flags.FLAGS['config'].config_filename} is of another entry point "
+                    f"than {sys.argv[0]}: it lacks {checks.listed(missing, limit=5)}"
+                )
+            _quiet_libraries()
+            if _CACHE.value:
+                _keep_programs(_CACHE.value)
+            processes.start()
+            with peers.together():
+                yield _CONFIG.value, _WORKDIR.value and os.path.expanduser(_WORKDIR.value)
+    except BaseException as error:
+        if not processes.is_started():
+            raise
+        if not isinstance(error, SystemExit):
             traceback.print_exc()
-            status = 1
-        if status and processes.is_started():
-            processes.leave(status)
-        return status
+        processes.leave(error.code if isinstance(error, SystemExit) else 1)
 
-    command_line.run(wrapped)
+
+def run(
+    main: Callable[[ml_collections.ConfigDict, str], int | None], fields: Iterable[str] = ()
+) -> None:
+    """Runs main(config, workdir) in a `session`; its result is the exit status."""
+
+    def work(argv: list[str]) -> None:
+        with session(fields) as given:
+            if status := main(*given):
+                sys.exit(status)
+
+    flags.mark_flag_as_required("config")
+    app.run(work, flags_parser=command_line.parse)

@@ -1,8 +1,8 @@
 """A run of several processes: started from flags, or by what a cluster says of itself.
 
-    python -m experiments.pretrain ... --coordinator=10.0.0.1:9000 --num_processes=2 --process_id=0
-    python -m experiments.pretrain ... --coordinator=10.0.0.1:9000 --num_processes=2 --process_id=1
-    srun python -m experiments.pretrain ... --distributed
+    python -m experiments.train ... --coordinator=10.0.0.1:9000 --num_processes=2 --process_id=0
+    python -m experiments.train ... --coordinator=10.0.0.1:9000 --num_processes=2 --process_id=1
+    srun python -m experiments.train ... --distributed
 
 All processes get the same command but for `--process_id`, and see the same workdir. `--distributed`
 knows SLURM, TPU pods, Open MPI and Kubernetes (`jax.distributed.initialize`).

@@ -41,16 +41,13 @@ from mpojax.training import workdir as workdir_lib
 # Name -> module:function(config, folder) -> int, 0 when it has written the folder's `result.json`,
 # anything else when it was asked to stop. A function `check(config)` next to it is called for every
 # cell before anything runs.
-RUNNERS = {
-    "finetune": "experiments.finetune:run",
-    "multitask": "experiments.multitask:run",
-    "pretrain": "experiments.pretrain:run",
-    "language_model": "experiments.language_model:run",
-    "text_to_text": "experiments.text_to_text:run",
-    "pet_search": "experiments.pet_search:run",
-    "distill": "experiments.distill:run",
-    "opf": "experiments.opf:run",
-}
+RUNNERS = dict.fromkeys(
+    (
+        *("finetune", "multitask", "pretrain", "language_model", "text_to_text"),
+        *("pet_search", "distill", "opf"),
+    ),
+    "experiments.train:run",
+)
 # Fields of cells that name a model.
 _MODELS = ("model", "init_checkpoint", "teacher", "start.teacher")
 

@@ -54,7 +54,7 @@ def test_layers_and_models_need_nothing_heavy(module):
 def test_experiments_start_without_what_only_some_runs_use():
     """tensorboardX alone would load all of torch."""
     late = ["matplotlib", "sklearn", "tensorboardX", "torch", "transformers"]
-    code = f"import sys\nsys.modules |= dict.fromkeys({late})\nimport experiments.finetune"
+    code = f"import sys\nsys.modules |= dict.fromkeys({late})\nimport experiments.train"
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

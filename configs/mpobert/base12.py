@@ -1,8 +1,8 @@
 r"""MPOBERT12: 12 layers of width 768 around one set of central cores.
 
-    python -m experiments.pretrain --config=configs/mpobert/base12.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base12.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert12
-    python -m experiments.pretrain --config=configs/mpobert/base12.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base12.py --config.corpus=CORPUS \
         --dry_run
 
 19,544,162 parameters in pre-training. The teacher, ALBERT-base, comes from the hub; a folder with

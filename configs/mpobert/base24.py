@@ -1,8 +1,8 @@
 r"""MPOBERT24: 24 layers of width 1024, the released code's step towards 48.
 
-    python -m experiments.pretrain --config=configs/mpobert/base24.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base24.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert24
-    python -m experiments.pretrain --config=configs/mpobert/base24.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base24.py --config.corpus=CORPUS \
         --dry_run
 
 46,232,754 parameters in pre-training. The teacher, ALBERT-large, comes from the hub; a folder with

@@ -1,8 +1,8 @@
 r"""MPOBERT48: 48 layers of width 1024 around one set of central cores.
 
-    python -m experiments.pretrain --config=configs/mpobert/base48.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base48.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert48
-    python -m experiments.pretrain --config=configs/mpobert/base48.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base48.py --config.corpus=CORPUS \
         --dry_run
 
 74,618,034 parameters in pre-training. The teacher, ALBERT-large, comes from the hub; a folder with

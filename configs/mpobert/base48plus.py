@@ -1,8 +1,8 @@
 r"""MPOBERT48plus: 48 layers of width 1024 in three blocks with central cores of their own.
 
-    python -m experiments.pretrain --config=configs/mpobert/base48plus.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base48plus.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert48plus
-    python -m experiments.pretrain --config=configs/mpobert/base48plus.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base48plus.py --config.corpus=CORPUS \
         --dry_run
 
 99,810,482 parameters in pre-training. The teacher, ALBERT-large, comes from the hub; a folder with

@@ -1,6 +1,6 @@
 r"""A few examples of one task: `configs/mpobert/fewshot.py:VARIANT,TASK`.
 
-    python -m experiments.finetune --config=configs/mpobert/fewshot.py:mpobert12,sst2 \
+    python -m experiments.train --config=configs/mpobert/fewshot.py:mpobert12,sst2 \
         --config.model=FOLDER --config.data_dir=DATA --config.shots=10 --workdir=runs/sst2-10
 
 Table 3 of the paper, whose protocol is not published. Ours: `shots` examples of every class, drawn

@@ -1,8 +1,8 @@
 r"""Fine-tuning on one task, the rows of the tables: `configs/mpobert/finetune.py:VARIANT,TASK`.
 
-    python -m experiments.pretrain --config=configs/mpobert/base12.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/base12.py --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert12
-    python -m experiments.finetune --config=configs/mpobert/finetune.py:mpobert12,rte \
+    python -m experiments.train --config=configs/mpobert/finetune.py:mpobert12,rte \
         --config.data_dir=DATA --workdir=runs/finetune/mpobert12-rte
     python -m experiments.table mpobert_table1 --list    # the command of every row and task
     python -m experiments.table mpobert_table1 --workdir=runs

@@ -1,8 +1,8 @@
 r"""One model on eight GLUE tasks at once: `configs/mpobert/multitask.py:VARIANT[,TASK+TASK...]`.
 
-    python -m experiments.multitask --config=configs/mpobert/multitask.py:mpobert12 \
+    python -m experiments.train --config=configs/mpobert/multitask.py:mpobert12 \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/multitask/mpobert12
-    python -m experiments.multitask --config=configs/mpobert/multitask.py:minilm,sst2+mrpc+rte \
+    python -m experiments.train --config=configs/mpobert/multitask.py:minilm,sst2+mrpc+rte \
         --config.data_dir=DATA --config.batch_size=32 --config.grad_accum_steps=1 \
         --config.steps=500 --workdir=runs/multitask/minilm
 
@@ -27,7 +27,7 @@ from configs.mpop import base
 TASKS = ("mnli", "qnli", "sst2", "rte", "qqp", "cola", "mrpc", "stsb")  # in the table's order
 BATCH_SIZE = 32  # of a micro-batch
 EPOCHS = 3  # over all tasks together
-_OF_ONE_TASK = ("task", "metric", "squeeze")
+_OF_ONE_TASK = ("task", "metric", "squeeze", "search")
 
 
 def get_config(argument: str = "mpobert12") -> ml_collections.ConfigDict:

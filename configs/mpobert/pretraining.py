@@ -1,7 +1,7 @@
 r"""Defaults of every pre-training run: one model, one corpus, one seed.
 
     python -m tools.prepare_corpus --text=TEXTS --out=CORPUS --vocab_size=8000
-    python -m experiments.pretrain --config=configs/mpobert/pretraining.py \
+    python -m experiments.train --config=configs/mpobert/pretraining.py \
         --config.corpus=CORPUS --config.model.num_layers=12 --config.model.hidden_size=256 \
         --workdir=runs/mine
 
@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Default config."""
     config = ml_collections.ConfigDict()
     config.variant = ""  # name of the row in tables and plots
+    config.method = "tuning"  # or module:Class of your own
     config.corpus = ""  # folder made by tools/prepare_corpus.py
     config.architecture = "mpobert"  # or "shared", "unshared": dense matrices of the same sizes
     # Arguments of mpojax.methods.mpobert.settings; 0 stands for their defaults.

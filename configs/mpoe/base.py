@@ -1,18 +1,20 @@
 r"""Defaults of every run of a language model: one model, its texts or task, one seed.
 
-    python -m experiments.language_model --config=configs/mpoe/base.py --config.model=FOLDER \
+    python -m experiments.train --config=configs/mpoe/base.py --config.model=FOLDER \
         --config.dataset=wikitext2 --config.data_dir=DATA --workdir=runs/mine
-    python -m experiments.text_to_text --config=configs/mpoe/base.py --config.model=FOLDER \
+    python -m experiments.train --config=configs/mpoe/base.py --config.model=FOLDER \
         --config.task=rte --config.data_dir=DATA --workdir=runs/rte
 
-`language_model` tunes (or, without a model, trains) a decoder on plain text; `text_to_text` tunes
-an encoder-decoder on one task (`config.task`) or several (`config.tasks`). As it stands: everything
-trained, no experts. The fields that only one of the two reads are marked.
+A decoder is tuned (or, without a model, trained) on plain text, `config.dataset`; an
+encoder-decoder on one task (`config.task`) or several (`config.tasks`) as text to text, whatever
+the dataset is. As it stands: everything trained, no experts. Fields that only one of the two reads
+are marked.
 """
 
 import ml_collections
 from ml_collections import config_dict
 
+from configs import common
 from mpojax.methods import mpoe
 from mpojax.methods.mpoe import gradient_mask
 
@@ -25,20 +27,12 @@ WEIGHTS = {
 
 def get_config() -> ml_collections.ConfigDict:
     """Default config."""
-    config = ml_collections.ConfigDict()
-    config.variant = ""  # name of the row in tables and plots
-    config.architecture = ""  # of mpojax.models.LANGUAGE_PRESETS: the row of a table it belongs to
-    # Folder, hub id, package:NAME/SUBFOLDER or .gguf file; "": fresh, of `model_config` below.
-    config.model = ""
-    config.tokenizer = ""  # its folder, where `model` has none
+    config = common.get_config()
     config.num_layers_kept = 0  # only the first layers of the model; 0: all
     # A model from scratch: fields of a mpojax.models.DecoderConfig, or with kind="encoder_decoder"
     # of an EncoderDecoderConfig. On the command line all at once:
     # --config.model_config="{'hidden_size': 128, 'num_layers': 4, ...}".
     config.model_config = {}
-    config.dropout = -1.0  # of all kinds; negative: as the model has it
-    config.dtype = "float32"  # of the computation
-    config.remat = False  # recompute layers in the backward pass
 
     # Experts: what `blocks` matches (regular expression over paths such as layers/3/feed_forward)
     # becomes a mixture of `number` experts. The other fields are those of
@@ -64,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.z_weight = 0.0  # of the router's z-loss
     config.label_smoothing = 0.0
 
-    # Plain text (language_model): a name of mpojax.data.load_texts, several joined by +.
+    # Plain text: a name of mpojax.data.load_texts, several joined by +.
     config.dataset = "wikitext2"
     config.train_split = "train"
     config.dev_dataset = ""  # "": `dataset`
@@ -81,7 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample_length = 64
     config.sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # of the samples; 0: off
 
-    # Text to text (text_to_text).
+    # Text to text.
     config.task = ""  # one task
     config.tasks = ()  # or several at once
     config.temperature = 10.0  # of the draw of tasks by size
@@ -89,22 +83,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.train_examples, config.dev_examples = 0, 0  # 0: all
     config.beams = 1
 
-    config.data_dir = ""
-    config.seed = 0
-    config.steps = 1000
-    config.batch_size = 32
-    config.grad_accum_steps = 1  # micro-batches per step
     config.eval_batch_size = 32
     config.optimizer = gradient_mask.default_config()
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 0.05
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1}  # -1: all remaining devices
-    config.eval_every = 0  # steps between evaluations on the development split; 0: at the end
-    config.keep_best = False  # report the best development state instead of the last
     config.router_every = 0  # steps between two looks at every expert's load; 0: at the end
-    config.checkpoint_every = 200
-    config.log_every = 10
-    config.save_model = False
     return config
 
 

@@ -1,6 +1,6 @@
 r"""GPT-2 on plain text, tables 1, 3 and 4: `configs/mpoe/gpt2.py:VARIANT,TEXTS`.
 
-    python -m experiments.language_model --config=configs/mpoe/gpt2.py:mpoe8,wikitext2 \
+    python -m experiments.train --config=configs/mpoe/gpt2.py:mpoe8,wikitext2 \
         --config.data_dir=DATA --workdir=runs/gpt2/mpoe8-wikitext2
     python -m experiments.table mpoe_table3 --list       # the command of every row
     python -m experiments.table mpoe_table3 --workdir=runs

@@ -1,8 +1,8 @@
 r"""One T5-base on eight GLUE tasks at once, table 2: `configs/mpoe/multitask.py:VARIANT`.
 
-    python -m experiments.text_to_text --config=configs/mpoe/multitask.py:mpoe4 \
+    python -m experiments.train --config=configs/mpoe/multitask.py:mpoe4 \
         --config.data_dir=DATA --workdir=runs/multitask/mpoe4
-    python -m experiments.text_to_text --config=configs/mpoe/multitask.py:mpoe4,sst2+mrpc+rte \
+    python -m experiments.train --config=configs/mpoe/multitask.py:mpoe4,sst2+mrpc+rte \
         --config.data_dir=DATA --config.steps=2000 --workdir=runs/multitask/few
 
 Variants: those of `mpojax.methods.mpoe`. The table has dense and mpoe4: that there are 4 experts

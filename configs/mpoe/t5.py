@@ -1,6 +1,6 @@
 r"""T5 on one GLUE task as text to text, table 1: `configs/mpoe/t5.py:VARIANT,TASK`.
 
-    python -m experiments.text_to_text --config=configs/mpoe/t5.py:mpoe8,rte \
+    python -m experiments.train --config=configs/mpoe/t5.py:mpoe8,rte \
         --config.data_dir=DATA --workdir=runs/t5/mpoe8-rte
     python -m experiments.table mpoe_table1 --list       # the command of every row and task
     python -m experiments.table mpoe_table1 --workdir=runs

@@ -1,6 +1,6 @@
 r"""ALBERT-base-v2, the rows of the paper's table 3: `configs/mpop/albert.py:VARIANT,TASK`.
 
-    python -m experiments.finetune --config=configs/mpop/albert.py:full_lfa,sst2 \
+    python -m experiments.train --config=configs/mpop/albert.py:full_lfa,sst2 \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/albert/full_lfa-sst2
     python -m experiments.table mpop_table3 --list    # the command of every row
     python -m experiments.table mpop_table3 --workdir=runs/albert

@@ -1,6 +1,6 @@
 r"""BERT-base uncased, rows of the paper's tables 4 and 5: `configs/mpop/bert.py:VARIANT,TASK`.
 
-    python -m experiments.finetune --config=configs/mpop/bert.py:mpop,rte \
+    python -m experiments.train --config=configs/mpop/bert.py:mpop,rte \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/bert/mpop-rte
     python -m experiments.table mpop_table4 --list    # the command of every row; also mpop_table5
 

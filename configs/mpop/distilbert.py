@@ -1,6 +1,6 @@
 r"""DistilBERT, rows of the paper's table 4: `configs/mpop/distilbert.py:VARIANT,TASK`.
 
-    python -m experiments.finetune --config=configs/mpop/distilbert.py:mpop,rte \
+    python -m experiments.train --config=configs/mpop/distilbert.py:mpop,rte \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/distilbert/mpop-rte
     python -m experiments.table mpop_table4 --list    # the command of every row
 

@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 on GLUE tasks that fit two cores: the systems of the paper on a real encoder.
 
-    python -m experiments.finetune --config=configs/mpop/minilm.py:full_lfa,sst2 --workdir=runs/lfa
+    python -m experiments.train --config=configs/mpop/minilm.py:full_lfa,sst2 --workdir=runs/lfa
 
 `VARIANT,TASK`: variants are the keys of `VARIANTS`, tasks those of `TASKS`. All variants of one
 task see the same number of training steps; `dir` and `svd` have the size that `mpop` is squeezed
@@ -33,6 +33,7 @@ VARIANTS = {
     "mpop": {
         "matrices": (LAYERS,),
         "trainable": "lightweight",
+        "method": "squeezing",
         "squeeze": {
             "steps": 8,
             "max_phases": 6,

@@ -1,6 +1,6 @@
 r"""MobileBERT, rows of the paper's table 4: `configs/mpop/mobilebert.py:VARIANT,TASK`.
 
-    python -m experiments.finetune --config=configs/mpop/mobilebert.py:mpop,rte \
+    python -m experiments.train --config=configs/mpop/mobilebert.py:mpop,rte \
         --config.model=FOLDER --config.data_dir=DATA --workdir=runs/mobilebert/mpop-rte
     python -m experiments.table mpop_table4 --list    # the command of every row
 

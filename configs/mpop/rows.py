@@ -141,7 +141,7 @@ def make(model: Model, variant: str, task: str) -> ml_collections.ConfigDict:
     if variant in ("svd", "dir"):
         config.budget = float(model.budget)
     if variant == "mpop":
-        config.squeeze = squeeze(model.budget)
+        config.method, config.squeeze = "squeezing", squeeze(model.budget)
     return config
 
 

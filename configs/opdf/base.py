@@ -1,6 +1,6 @@
 r"""Defaults of every distillation: a fine-tuned teacher, a student of some of its layers.
 
-    python -m experiments.distill --config=configs/opdf/base.py --config.teacher=runs/mine/model \
+    python -m experiments.train --config=configs/opdf/base.py --config.teacher=runs/mine/model \
         --config.model=FOLDER --config.task=sst2 --config.data_dir=DATA --workdir=runs/student
 
 All other fields are those of `configs/mpop/base.py`; `model` gives the tokenizer.
@@ -19,7 +19,8 @@ from mpojax.methods.opdf import theseus as replacement
 def get_config() -> ml_collections.ConfigDict:
     """Default config."""
     config = base.get_config()
-    config.teacher = ""  # folder of a model that experiments.finetune saved
+    config.method = "distillation"
+    config.teacher = ""  # folder of a model that was tuned and saved (config.save_model=True)
     # Of the teacher, with which the student starts; (): those of opdf.layer_map, by default every
     # second one. Where these are given and no map is, they are what the student is aligned with.
     config.student_layers = ()

@@ -1,8 +1,8 @@
 r"""BERT-base into six layers by BERT-of-Theseus, plain and over-parameterised: rows of table 1.
 
-    python -m experiments.finetune --config=configs/mpop/bert.py:dense,rte --config.model=FOLDER \
+    python -m experiments.train --config=configs/mpop/bert.py:dense,rte --config.model=FOLDER \
         --config.data_dir=DATA --config.save_model=True --workdir=runs/bert/dense-rte
-    python -m experiments.distill --config=configs/opdf/bert.py:theseus_opdf,rte \
+    python -m experiments.train --config=configs/opdf/bert.py:theseus_opdf,rte \
         --config.model=FOLDER --config.data_dir=DATA --config.teacher=runs/bert/dense-rte/model \
         --workdir=runs/opdf/theseus_opdf-rte
     python -m experiments.table opdf_table1 --list    # the command of every row

@@ -1,6 +1,6 @@
 r"""all-MiniLM-L6-v2, fine-tuned, into a student of three of its layers: 1, 3 and 5.
 
-    python -m experiments.distill --config=configs/opdf/minilm.py:opdf_3,sst2 \
+    python -m experiments.train --config=configs/opdf/minilm.py:opdf_3,sst2 \
         --config.teacher=runs/teacher/model --config.data_dir=DATA --workdir=runs/student
 
 `VARIANT,TASK`: tasks are those of `configs/mpop/minilm.py`, variants

@@ -1,6 +1,6 @@
 r"""Defaults of fine-tuning with some matrices over-parameterised, merged at the end (OPF).
 
-    python -m experiments.opf --config=configs/opf/base.py --config.model=FOLDER \
+    python -m experiments.train --config=configs/opf/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --workdir=runs/mine
 
 All other fields are those of `configs/mpop/base.py`.
@@ -17,9 +17,8 @@ from mpojax.methods.opdf import opf
 def get_config() -> ml_collections.ConfigDict:
     """Default config: dynamic selection; N, n, L and the rate are the paper's for base models."""
     config = base.get_config()
-    config.opf = dataclasses.asdict(
-        opf.OPFSettings()
-    )  # fields of mpojax.methods.opdf.opf.OPFSettings
+    config.method = "opf"
+    config.opf = dataclasses.asdict(opf.OPFSettings())  # fields of opdf.opf.OPFSettings
     # Of "static": folder of the same model, fine-tuned on the task (experiments.finetune with
     # config.save_model=True); its loss without a matrix says what that is worth.
     config.scoring_checkpoint = ""

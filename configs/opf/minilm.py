@@ -1,6 +1,6 @@
 r"""all-MiniLM-L6-v2 fine-tuned with over-parameterised matrices, two cores' worth of training.
 
-    python -m experiments.opf --config=configs/opf/minilm.py:dynamic,sst2 \
+    python -m experiments.train --config=configs/opf/minilm.py:dynamic,sst2 \
         --config.data_dir=DATA --workdir=runs/opf
 
 `VARIANT,TASK`: tasks are those of `configs/mpop/minilm.py`; variants are "dynamic" and "static",

@@ -1,6 +1,6 @@
 r"""Defaults of every run that tunes adapters, searched or not: one model, one task, one seed.
 
-    python -m experiments.pet_search --config=configs/pet_search/base.py --config.model=FOLDER \
+    python -m experiments.train --config=configs/pet_search/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --config.search.budget=20000 --workdir=runs/mine
 
 As it stands: low-rank adapters of rank 8 parallel to the matrices of all layers, and all biases,
@@ -22,7 +22,8 @@ BIASES = r"(?!head/).*/bias"
 def get_config() -> ml_collections.ConfigDict:
     """Default config."""
     config = base.get_config()
-    config.method = ""  # name of the line in plots; the variant is the point
+    config.method = "pet_search"
+    config.series = ""  # name of the line in plots; the variant is the point
     config.adapters = ((LAYERS, {"rank": 8}), (BIASES, {"kind": "bias"}))
     config.trainable = "adapters"  # and the head
     # Fields of mpojax.methods.pet.search.SearchSettings. budget=0: no search, plain tuning.

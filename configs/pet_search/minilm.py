@@ -1,6 +1,6 @@
 r"""all-MiniLM-L6-v2 on GLUE tasks that fit two cores: adapters by hand, searched, and random.
 
-    python -m experiments.pet_search --config=configs/pet_search/minilm.py:structured_2,sst2 \
+    python -m experiments.train --config=configs/pet_search/minilm.py:structured_2,sst2 \
         --config.data_dir=DATA --workdir=runs/search
 
 `VARIANT,TASK`: tasks are those of `configs/mpop/minilm.py`, variants
@@ -70,14 +70,14 @@ def _variants() -> dict[str, dict]:
     found = {}
     for name, fields in _PLAIN.items():
         method = name.rstrip("0123456789").rstrip("_")
-        fixed = {"method": method, "optimizer": rates(method, RATES[method])}
+        fixed = {"series": method, "optimizer": rates(method, RATES[method])}
         found[name] = fields | fixed | {"search": {"budget": 0}}
     for criterion, (prefix, ranks) in _CRITERIA.items():
         for mode in ("structured", "unstructured"):
             for rank in ranks:
                 fields = _search(mode, rank, mode=mode, criterion=criterion)
-                found[f"{prefix}{mode}_{rank}"] = fields | {"method": prefix + mode}
-    more = {"adapters": _MPO_SUPERSET, "method": "structured_mpo"}
+                found[f"{prefix}{mode}_{rank}"] = fields | {"series": prefix + mode}
+    more = {"adapters": _MPO_SUPERSET, "series": "structured_mpo"}
     found["structured_mpo_2"] = _search("structured_mpo", 2) | more
     return found
 

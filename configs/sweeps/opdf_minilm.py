@@ -1,6 +1,6 @@
 r"""A three-layer student of a fine-tuned all-MiniLM-L6-v2: over-parameterised or not, equal steps.
 
-    python -m experiments.finetune --config=configs/mpop/minilm.py:dense,sst2 --config.steps=400 \
+    python -m experiments.train --config=configs/mpop/minilm.py:dense,sst2 --config.steps=400 \
         --config.data_dir=DATA --config.save_model=True --workdir=runs/teacher
     python -m experiments.sweep --config=configs/sweeps/opdf_minilm.py --workdir=runs/opdf_minilm \
         --config.cell.data_dir=DATA --config.cell.teacher=runs/teacher/model

@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     for name, rates in RATES.items():
         for rate in rates:
             found = minilm.VARIANTS[name]
-            found = found | {"optimizer": minilm.rates(found["method"], rate)}
+            found = found | {"optimizer": minilm.rates(found["series"], rate)}
             variants[f"{name},{rate:g}"] = {"variant": name, **pet_minilm.dotted(found)}
     config.axes = (("task", fields), ("variant", variants))
     config.repeats = ("task",)

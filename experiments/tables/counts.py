@@ -8,9 +8,9 @@ import ml_collections
 
 from configs.mpobert import finetune
 from configs.mpop import rows as mpop_rows
-from experiments import jobs
 from experiments.tables.results import Score
 from experiments.tables.schema import Row
+from experiments.tasks import loading
 from mpojax import compression, models
 
 
@@ -105,7 +105,7 @@ def model_config(row: Row, config: ml_collections.ConfigDict):
 
 def sizes(row: Row, config: ml_collections.ConfigDict) -> dict[str, int]:
     """Sizes of the row's model by which runs are recognised; none where they are unknown."""
-    found = jobs.sizes(model_config(row, config))
+    found = loading.sizes(model_config(row, config))
     if student := config.get("student_layers"):
         found["num_layers"] = len(student)
     return found

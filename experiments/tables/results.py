@@ -127,7 +127,7 @@ def score(
       task: of a row with several tasks; else the config names it.
       tuned: fields of the config that the row leaves open: the best of all settings counts.
       split: that the metric is of.
-      model: sizes of the row's model, see `experiments.jobs.sizes`; None where they are unknown.
+      model: sizes of the row's model, see `loading.sizes`; None where they are unknown.
       total: number of its parameters, by which runs are compared that recorded no sizes.
     """
     row = workdir_lib.plain(config)
@@ -241,7 +241,8 @@ def _reworded(difference: str) -> str:
 
 def _fixed(config: Mapping[str, Any], tuned: Sequence[str] = ()) -> dict[str, Any]:
     # Fields that came later than a run had their defaults in it.
-    config = {**_defaults("dataset" in config), **config}
+    method = workdir_lib.method_of(config)
+    config = {**_defaults("dataset" in config), "method": method, **config}
     kept = {key: value for key, value in config.items() if key not in (*_FREE, *tuned)}
     if "experts" in kept:
         experts = kept["experts"].items()

@@ -28,7 +28,23 @@ _NOT_COMPARED = ("mesh",)
 # Where data lie: not compared where `data.json` says which data they are.
 _PLACES = ("data_dir", "corpus")
 # Fields that configs got later: in an older one, each stands for this value.
-_ADDED = {"dtype": "float32", "remat": False, "keep_dense": True}
+_ADDED = {
+    **dict.fromkeys(("tokenizer", "init_checkpoint"), ""),
+    **dict.fromkeys(("budget", "bond"), None),
+    **dict.fromkeys(("matrices", "rules", "adapters"), ()),
+    "dtype": "float32",
+    "remat": False,
+    "keep_dense": True,
+    "settings": {},
+    "calibration_examples": 0,
+    "allocation": "error",
+    "adapter_phase": "fine_tuning",
+    "trainable": "all",
+    "squeeze": {},
+    "search": {},
+}
+# What a config was run by before it said so: (a field that is not empty, method); see `method_of`.
+_METHODS = (("after_search", "pet_search"), ("opf", "opf"), ("squeeze", "squeezing"))
 # Fields that configs had earlier: with these values an older one says what absence says.
 _REMOVED = {
     "schedule_unit": "steps",
@@ -238,7 +254,15 @@ def renamed(recorded: Mapping[str, Any], holder: str = "") -> dict[str, Any]:
         whole = f"{holder}.{name}" if holder else name
         name = RENAMED.get(whole, whole).rpartition(".")[2]
         found[name] = renamed(value, whole) if isinstance(value, Mapping) else value
+    if "after_search" in found and "series" not in found:
+        found["series"] = found.pop("method", "")
     return found
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """The method of a recorded config of an older version, when entry points had one each."""
+    found = [method for field, method in _METHODS if config.get(field)]
+    return found[0] if found else "distillation" if "teacher" in config else "tuning"
 
 
 def changes(
@@ -268,7 +292,8 @@ def _completed(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> dict[s
         for name, value in recorded.items()
         if name in config or name not in _REMOVED or value != _REMOVED[name]
     }
-    later = {name: value for name, value in _ADDED.items() if name in config}
+    added = _ADDED | {"method": method_of(recorded)}
+    later = {name: plain(value) for name, value in added.items() if name in config}
     return later | filled
 
 

@@ -4,14 +4,14 @@ import pytest
 
 from configs.mpop import minilm
 from configs.sweeps import bond_dims, mpop_minilm
-from experiments import cells, finetune
+from experiments import cells, train
 
 
 @pytest.mark.parametrize("variant", minilm.VARIANTS)
 @pytest.mark.parametrize("task", minilm.TASKS)
 def test_every_argument_gives_a_valid_config(variant, task):
     config = minilm.get_config(f"{variant},{task}")
-    finetune.check(config)
+    train.check(config)
     assert (config.variant, config.task) == (variant, task)
 
 
@@ -49,4 +49,4 @@ def test_the_sweeps_expand_to_valid_cells(config, count):
     expanded = cells.expand(config)
     assert len(expanded) == count
     for cell in expanded:
-        finetune.check(cell.config.copy_and_resolve_references())
+        train.check(cell.config.copy_and_resolve_references())

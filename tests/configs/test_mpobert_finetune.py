@@ -5,8 +5,7 @@ import pytest
 from configs.mpobert import finetune, pretraining, recipes
 from configs.mpop import albert, base
 from configs.sweeps import mpobert48
-from experiments import cells, plots
-from experiments import finetune as job
+from experiments import cells, plots, train
 from mpojax import compression, models, training
 from mpojax.methods import mpobert
 from mpojax.training import workdir
@@ -41,7 +40,7 @@ def test_every_config_passes_the_checks_of_the_job(variant):
         assert config.metric == ("f1" if task == "mrpc" else "")
         assert config.keep_best
         assert 0 < config.eval_every <= config.steps
-        job.check(config)
+        train.check(config)
         roles = {"cores/0": "auxiliary", "cores/1": "central", "a": "adapter", "head": "other"}
         assert training.make_optimizer(config.optimizer.to_dict(), roles, config.steps) is not None
 
@@ -134,7 +133,7 @@ def test_the_search_covers_the_ranges(variant):
             (size * parts, parts) for size in drawn.batch_sizes for parts in drawn.grad_accum_steps
         }
         for cell in found:
-            job.check(cell.config)
+            train.check(cell.config)
         # The row's own config is one of the cells.
         own = workdir.fingerprint(config.cell)
         assert sum(workdir.fingerprint(cell.config) == own for cell in found) == 1
@@ -157,12 +156,12 @@ def test_mistakes_are_explained(module, argument, message):
 def test_bad_adapter_fields():
     config = finetune.get_config("mpobert12_adapter8,rte")
     config.adapter_phase = "later"
-    with pytest.raises(ValueError, match="'later' must be one of fine_tuning, pre_training"):
-        job.check(config)
+    with pytest.raises(ValueError, match="'later' must be one of 'fine_tuning', 'pre_training'"):
+        train.check(config)
     config = finetune.get_config("mpobert12,rte")
     config.adapters = ((finetune.ATTENTION, {"size": 8}),)
     with pytest.raises(ValueError, match="unknown settings size; known are activation"):
-        job.check(config)
+        train.check(config)
 
 
 def test_settings_of_variants_are_of_two_labels():

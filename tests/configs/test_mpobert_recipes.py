@@ -6,8 +6,7 @@ from configs.mpobert import fewshot, multitask, recipes, systems
 from configs.mpobert import finetune as single_task
 from configs.mpop import base
 from configs.sweeps import fewshot as fewshot_sweep
-from experiments import cells, finetune
-from experiments import multitask as multitask_job
+from experiments import cells, train
 from mpojax import data, training
 
 # task: examples of a step, steps, steps of the warm-up, learning rate, rate of the cores
@@ -28,7 +27,7 @@ def test_the_recipe_of_every_task(task):
     batch, steps, warmup, rate, core_rate = EXPECTED[task]
     config = base.get_config()
     recipes.apply(config, task)
-    finetune.check(config)
+    train.check(config)
     assert set(config) == set(base.get_config())
     assert (config.task, config.batch_size, config.grad_accum_steps) == (task, batch, 4)
     assert (config.steps, config.max_length, config.keep_best) == (steps, 128, True)
@@ -52,12 +51,12 @@ def test_tasks_of_recipes_are_those_of_the_table():
 @pytest.mark.parametrize("variant", systems.SYSTEMS)
 def test_every_variant_gives_valid_configs(variant):
     config = multitask.get_config(variant)
-    multitask_job.check(config)
+    train.check(config)
     assert (config.variant, config.tasks) == (variant, multitask.TASKS)
     assert config.metrics.to_dict() == {"mrpc": "f1"}
     assert not {"task", "metric", "squeeze"} & set(config)
     few = fewshot.get_config(f"{variant},mnli")
-    finetune.check(few)
+    train.check(few)
     single = single_task.get_config(f"{variant},rte") if variant != systems.MINILM else few
     for name in ("model", "architecture", "adapters", "variant"):
         assert config[name] == few[name] == single[name]
@@ -81,7 +80,7 @@ def test_the_few_shot_sweep():
     }
     assert {c.config.draw for c in expanded} == set(range(5))
     for cell in expanded:
-        finetune.check(cell.config)
+        train.check(cell.config)
     assert len(cells.expand(fewshot_sweep.get_config("minilm,smoke"))) == 6
     assert fewshot_sweep.get_config("minilm,rte+cola").tasks == ("rte", "cola")
 

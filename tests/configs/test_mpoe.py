@@ -4,7 +4,7 @@ import pytest
 
 from configs.mpobert import recipes
 from configs.mpoe import base, gpt2, multitask, t5
-from experiments import language_model, language_models, text_to_text
+from experiments import train
 from mpojax import compression, models
 from mpojax.data.sources.glue import splits as glue_splits
 from mpojax.methods import mpoe
@@ -24,13 +24,13 @@ def check(config, architecture, variant):
     assert set(config) == FIELDS
     assert config.architecture == architecture
     assert config.model == base.WEIGHTS[architecture]
-    language_models.check(config)
+    train.check(config)
     chosen = mpoe.fields(variant)
     for name, value in (chosen or {"form": "dense"}).items():
         assert config.experts[name] == value
     assert set(config.experts) == set(base.get_config().experts)
     # The rules of the job fit the published model, and give the count of the table.
-    rules = language_models.expert_rules(config)
+    rules = train.check(config)[2].model.expert_rules
     assert bool(rules) == (variant != "dense")
     settings, shapes = models.LANGUAGE_PRESETS[architecture], {}
     if rules:
@@ -58,7 +58,7 @@ def test_t5(name):
     for task in ("rte", "mnli"):
         config = t5.get_config(f"{name},{task}")
         check(config, "t5-large" if is_large else "t5-base", variant)
-        text_to_text.check(config)
+        train.check(config)
         assert (config.variant, config.task, config.tasks) == (name, task, ())
         assert (config.dropout, config.label_smoothing, config.max_length) == (0.1, 0.1, 128)
         assert config.optimizer.learning_rate == 1e-4
@@ -91,7 +91,7 @@ def test_the_authors_files_for_t5_base_end_in_their_warm_up():
 def test_multitask(variant):
     config = multitask.get_config(variant)
     check(config, "t5-base", variant)
-    text_to_text.check(config)
+    train.check(config)
     assert (config.tasks, config.task, config.variant) == (t5.TASKS, "", variant)
     assert (config.steps, config.batch_size, config.eval_every) == (65_536, 32, 1000)
     assert config.optimizer.learning_rate == 3e-5
@@ -106,7 +106,7 @@ def test_gpt2(variant):
     for texts in gpt2.STEPS:
         config = gpt2.get_config(f"{variant},{texts}")
         check(config, "gpt2", variant)
-        language_model.check(config)
+        train.check(config)
         assert (config.dataset, config.variant, config.length) == (texts, variant, 1024)
         assert bool(config.bleu_prompts) == (texts == "wikitext2")
         assert bool(config.samples) == (texts != "wikitext2")

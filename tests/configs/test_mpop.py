@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from configs.mpop import albert, base, bert, distilbert, mobilebert, rows
-from experiments import finetune
+from experiments import train
 from mpojax import compression, models, training
 from mpojax.methods import mpop
 from mpojax.methods.mpop.settings import SqueezingSettings
@@ -30,7 +30,7 @@ def test_every_config_loads_and_fits_its_model(name, variant):
         assert set(config) == known
         assert (config.architecture, config.variant, config.task) == (name, variant, task)
         assert config.steps > 0
-        finetune.check(config)
+        train.check(config)
         squeeze = config.squeeze.to_dict()
         assert bool(squeeze) == (variant == "mpop")
         assert SqueezingSettings(**squeeze).budget == squeeze.get("budget")

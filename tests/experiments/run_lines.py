@@ -15,7 +15,7 @@ import tempfile
 import traceback
 import warnings
 
-IMPORTED = ("finetune", "compress", "pretraining", "sweep")
+IMPORTED = ("train", "compress", "sweep")
 
 
 def run(module: str, arguments: list[str]) -> dict:

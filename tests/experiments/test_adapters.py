@@ -8,9 +8,10 @@ from flax import nnx
 
 from configs.mpobert import finetune as rows
 from configs.mpop import base
-from experiments import finetune, jobs
+from experiments import runs
 from mpojax import io, models
 from mpojax.methods import mpobert
+from tests.experiments import toy
 from tests.experiments.test_compress import WORDS
 
 ADAPTERS = ((rows.ATTENTION, {"rank": 2}), (rows.OUTSIDE, {"rank": 1}))
@@ -45,23 +46,27 @@ def config(pretrained, tmp_path):
     return config
 
 
+def setup_of(config):
+    return runs.set_up(*runs.read(config))
+
+
 def test_a_run_with_adapters_and_one_that_goes_on_from_it(config, tmp_path):
     config.save_model = True
-    before = jobs.prepare(config)
+    before = setup_of(config)
     plain = config.copy_and_resolve_references()
     plain.adapters = ()
     batch = before.dev[0]
     inputs = [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")]
-    expected = jobs.prepare(plain).model(*inputs)
+    expected = setup_of(plain).model(*inputs)
     # Nothing changes at step 0.
     np.testing.assert_allclose(before.model(*inputs), expected, rtol=1e-5, atol=1e-6)
-    assert finetune.main(config, str(tmp_path / "first")) == 0
+    assert toy.main(config, str(tmp_path / "first")) == 0
     result = json.loads((tmp_path / "first" / "result.json").read_text(encoding="utf-8"))
     assert result["counts"]["adapter"] == NUMBERS
     arrays = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
     assert all(arrays[name].any() for name in arrays if name.endswith("query/adapter/up"))
     config.init_checkpoint = str(tmp_path / "first" / "model")
-    goes_on = models.to_arrays(jobs.prepare(config).model)
+    goes_on = models.to_arrays(setup_of(config).model)
     for name, array in arrays.items():
         np.testing.assert_array_equal(goes_on[name], array)
 
@@ -71,19 +76,19 @@ def test_adapters_from_pre_training(config, pretrained):
     with pytest.raises(
         ValueError, match=r"at .* there is none there and low_rank\(rank=\d\) in the config"
     ):
-        jobs.prepare(config)
+        setup_of(config)
     config.model = str(pretrained / "adapted")
     with pytest.raises(ValueError, match=r"must have the adapters of config\.adapters"):
-        jobs.prepare(config)
+        setup_of(config)
     config.adapters = ADAPTERS[:1]
-    adapted = jobs.prepare(config).model
+    adapted = setup_of(config).model
     assert models.count_parameters(adapted)["adapter"] == 2 * 4 * 2 * (16 + 16)
 
 
 def test_adapters_are_not_added_twice(config, pretrained):
     config.model = str(pretrained / "adapted")
     with pytest.raises(ValueError, match=r"has an adapter already, low_rank\(rank=2\)"):
-        jobs.prepare(config)
+        setup_of(config)
     config.adapters = ((".*/tower", {"rank": 2}),)
     with pytest.raises(ValueError, match="matches no matrix"):
-        jobs.prepare(config)
+        setup_of(config)

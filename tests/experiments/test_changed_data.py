@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from experiments import tuning
+from experiments import runs
 from mpojax import data, training
 
 PARTS = {
@@ -20,7 +20,7 @@ def described(**changes):
     arrays = {name: part | changes.get(name, {}) for name, part in PARTS.items()}
     train = data.TrainData(arrays["train"], 2, seed=0)
     dev = {"a": data.EvalData(arrays["dev"], 2), "b": data.EvalData(arrays["dev"], 1)}
-    return tuning.fingerprints({"train": train, "dev": dev, "test": None})
+    return runs.fingerprints({"train": train, "dev": dev, "test": None})
 
 
 def test_the_same_data_go_on(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from configs.mpop import base as finetune_base
 from configs.opdf import base, minilm
-from experiments import distill, finetune
+from experiments import runs, train
 from mpojax import compression, io, models, training
 from mpojax.methods import opdf
 from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
@@ -29,7 +29,7 @@ def teacher(checkpoint, texts, tmp_path_factory):  # noqa: F811
     config = common(finetune_base.get_config(), checkpoint, texts)
     config.pooling, config.save_model, config.steps = "mean", True, 20
     folder = tmp_path_factory.mktemp("teacher")
-    assert finetune.run(config, folder) == 0
+    assert train.run(config, folder) == 0
     return folder / "model"
 
 
@@ -44,7 +44,7 @@ def config(checkpoint, texts, teacher):  # noqa: F811
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_student_is_a_plain_model(config, tmp_path, teacher, enabled):
     config.opdf.enabled, config.save_model = enabled, True
-    assert distill.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     saved = io.load_pretrained(tmp_path / "model")
     assert not saved.shapes
@@ -66,7 +66,7 @@ def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher
     config.opdf.enabled, config.student_layers, config.save_model = False, (), True
     config.matrices, config.bond, config.trainable = (".*/(query|up)",), 2, "lightweight"
     config.grad_accum_steps = 2
-    assert distill.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     saved, known = (io.load_pretrained(f) for f in (tmp_path / "model", teacher))
     assert saved.config.num_layers == known.config.num_layers
@@ -96,7 +96,7 @@ def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher
 def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
     config.log_every, config.steps, config.opdf.lam = 1, 12, 10.0
     config.opdf.layer_map = (1,)  # not what the student starts as
-    assert distill.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     values = [m["alignment"] for m in training.metrics.read(tmp_path / "metrics.jsonl")]
     assert 0 < values[-1] < values[0]
 
@@ -104,13 +104,16 @@ def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
 @pytest.mark.parametrize(("start", "mapped", "layer"), [((), (), 1), ((), (0,), 0), ((0,), (), 0)])
 def test_the_student_starts_where_it_is_pulled_to(config, teacher, start, mapped, layer):
     config.student_layers, config.opdf.layer_map = start, mapped
-    job = distill._prepare(config)
-    arrays, known = models.to_arrays(compression.merge(job.student)), models.to_arrays(job.model)
+    setup = runs.set_up(*runs.read(config))
+    arrays, known = (
+        models.to_arrays(compression.merge(setup.model)),
+        models.to_arrays(setup.extra.model),
+    )
     for name in ("attention/query/kernel", "feed_forward/up/kernel", "feed_forward/up/bias"):
         same = arrays[f"layers/0/{name}"], known[f"layers/{layer}/{name}"]
         np.testing.assert_allclose(*same, rtol=0, atol=1e-6)
-    assert job.targets
-    assert float(opdf.alignment_loss(job.student, job.targets, "procrustes_core")) < 1e-20
+    assert setup.extra.targets
+    assert float(opdf.alignment_loss(setup.model, setup.extra.targets, "procrustes_core")) < 1e-20
 
 
 def test_a_run_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
@@ -119,11 +122,11 @@ def test_a_run_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
             if loop.step == 2:
                 loop.request_stop("test")
 
-    assert distill.run(config, tmp_path / "straight") == 0
+    assert train.run(config, tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         patch.setattr(training, "StopOnSignal", StopAtTwo)
-        assert distill.run(config, tmp_path / "stopped") == 1
-    assert distill.run(config, tmp_path / "stopped") == 0
+        assert train.run(config, tmp_path / "stopped") == 1
+    assert train.run(config, tmp_path / "stopped") == 0
     straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
     assert straight["metrics"] == resumed["metrics"]
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
@@ -133,7 +136,7 @@ def test_layers_replace_those_of_the_teacher(config, tmp_path, teacher):
     config.distillation, config.log_every, config.save_model = "theseus", 1, True
     config.replacement.start, config.replacement.growth = 0.5, 0.1
     config.optimizer.weight_decay = 0.01
-    assert distill.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert result["host"] == "theseus"
     assert result["trained"] < result["train_parameters"]  # embeddings, pooler and head are frozen
@@ -150,7 +153,7 @@ def test_layers_replace_those_of_the_teacher(config, tmp_path, teacher):
 
 def test_layers_and_attention_are_compared(config, tmp_path):
     config.weights.layers, config.weights.attention, config.log_every = 1.0, 1.0, 1
-    assert distill.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     last = list(training.metrics.read(tmp_path / "metrics.jsonl"))[-1]
     assert last["layers"] > 0
     assert last["attention"] > 0
@@ -159,7 +162,7 @@ def test_layers_and_attention_are_compared(config, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distillation": "lgtm"}, "config.distillation='lgtm' must be one of kd, theseus"),
+        ({"distillation": "lgtm"}, "config.distillation='lgtm' must be one of 'kd', 'theseus'"),
         ({"distillation": "theseus", "opdf__layer_map": (0,)}, "must grow and end with"),
         ({"teacher": ""}, "config.teacher is empty"),
         ({"student_layers": (7,)}, r"layers=\(7,\) must name layers of the teacher"),
@@ -169,7 +172,10 @@ def test_layers_and_attention_are_compared(config, tmp_path):
         ({"trainable": "head"}, "config.trainable='head': a student of layers is trained as a"),
         ({"keep_best": True}, "config.keep_best=True: a student starts from config.teacher"),
         ({"init_checkpoint": "folder"}, "config.init_checkpoint='folder': a student starts from"),
-        ({"squeeze": {"steps": 2}}, "config.squeeze={'steps': 2}: a student starts from"),
+        (
+            {"squeeze": {"steps": 2}},
+            "config.squeeze={'steps': 2} has no meaning with",
+        ),
         ({"matrices": (".*/query",)}, "set config.opdf.enabled=False"),
         (
             {"rate_exponent": -1.0},
@@ -185,14 +191,14 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
         else:
             config[first] = value
     with pytest.raises(ValueError, match=message):
-        distill.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):  # noqa: F811
     config.teacher = str(checkpoint)
     with pytest.raises(ValueError, match="has no head that was tuned for"):
-        distill.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -203,9 +209,9 @@ def test_a_signal_in_the_last_step_is_passed_on(config, tmp_path, monkeypatch):
                 loop.request_stop("test")
 
     monkeypatch.setattr(training, "StopOnSignal", StopAtTheEnd)
-    assert distill.run(config, tmp_path) == 1
+    assert train.run(config, tmp_path) == 1
     assert (tmp_path / "result.json").is_file()
-    assert distill.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
 
 
 def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):  # noqa: F811
@@ -216,7 +222,7 @@ def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):
     (tmp_path / "model" / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     config.model = str(tmp_path / "model")
     with pytest.raises(ValueError, match="has other words than that of"):
-        distill.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -224,6 +230,6 @@ def test_every_variant_of_minilm_is_a_config():
     for variant in (*minilm.VARIANTS, minilm.HEALED):
         config = minilm.get_config(f"{variant},sst2")
         config.teacher = "somewhere"
-        distill.check(config)
+        train.check(config)
     with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
         minilm.get_config("opdf_9,sst2")

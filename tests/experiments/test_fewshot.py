@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from configs.mpop import base
-from experiments import finetune, sweep
+from experiments import sweep, train
 from mpojax import io, models
+from tests.experiments import toy
 from tests.experiments.test_compress import SETTINGS, WORDS
 
 GOOD, BAD = "good fine film", "bad poor plot"
@@ -53,7 +54,7 @@ def result_of(folder):
 
 def test_a_few_shot_run(config, tmp_path, capsys):
     config.shots, config.draw = 4, 2
-    assert finetune.main(config, str(tmp_path)) == 0
+    assert toy.main(config, str(tmp_path)) == 0
     result = result_of(tmp_path)
     assert (result["shots"], result["draw"], result["train_examples"]) == (4, 2, 8)
     assert result["dev_examples"] == 12
@@ -62,7 +63,7 @@ def test_a_few_shot_run(config, tmp_path, capsys):
 
 def test_held_out_examples_are_never_among_the_shots(config, tmp_path):
     config.shots, config.held_out_examples = 5, 6
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     assert result_of(tmp_path)["train_examples"] == 10
 
 
@@ -81,7 +82,7 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
     for name, value in changes.items():
         config[name] = value
     with pytest.raises(ValueError, match=message):
-        finetune.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -89,7 +90,7 @@ def test_the_metric_that_counts_is_chosen(config, tmp_path):
     config.task += ";metric=accuracy,f1"
     config.metric = "f1"
     config.keep_best = True
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert result["metric_name"] == "f1"
     assert result["metric"] == result["metrics"]["f1"]
@@ -117,7 +118,7 @@ def test_the_model_folder_of_a_pre_training_run(config, tmp_path):
     config.pooling, config.save_model, config.optimizer.learning_rate = "", True, 0.0
     for name, init_checkpoint in (("model", ""), ("start", str(tmp_path / "model"))):
         config.model, config.init_checkpoint = str(tmp_path / "model"), init_checkpoint
-        assert finetune.run(config, tmp_path / name / "run") == 0
+        assert train.run(config, tmp_path / name / "run") == 0
         tuned = io.load_pretrained(tmp_path / name / "run" / "model")
         assert isinstance(tuned, models.SequenceClassifier)
         before, after = models.to_arrays(model), models.to_arrays(tuned)
@@ -141,10 +142,10 @@ def test_a_folder_without_a_tokenizer(config, checkpoint, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"config.model=.*no tokenizer.json.*init_checkpoint"
     ):
-        finetune.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config.model, config.init_checkpoint = str(checkpoint), str(tmp_path / "model")  # as it advises
-    assert finetune.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
 
 
 def test_a_tokenizer_of_another_model(config, checkpoint, tmp_path):
@@ -153,4 +154,4 @@ def test_a_tokenizer_of_another_model(config, checkpoint, tmp_path):
     (tmp_path / "model" / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     config.model = str(tmp_path / "model")
     with pytest.raises(ValueError, match=r"has 50 tokens, the token embedding of .* 40 rows"):
-        finetune.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")

@@ -6,15 +6,17 @@ import json
 import pathlib
 import re
 
-import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
 
 from configs.mpop import base
-from experiments import finetune, jobs
+from experiments import train
 from experiments.render import runs
+from experiments.tasks import classification
 from mpojax import data, io, models, training
+from mpojax.methods import options as options_lib
+from tests.experiments import toy
 from tests.experiments.test_compress import SETTINGS, WORDS
 
 MATRICES = (".*/(query|up|down)", "embeddings/word")
@@ -53,13 +55,17 @@ def config(checkpoint, texts):
     return config
 
 
+def tuned_options(checkpoint):
+    return options_lib.read_all({"init_checkpoint": str(checkpoint), "steps": 4})
+
+
 def result_of(folder):
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def test_a_dense_run(config, tmp_path, capsys):
     config.variant, config.steps, config.checkpoint_every = "dense", 40, 0
-    assert finetune.main(config, str(tmp_path)) == 0
+    assert toy.main(config, str(tmp_path)) == 0
     result = result_of(tmp_path)
     assert result["metric_name"] == "accuracy"
     assert result["metric"] == result["metrics"]["accuracy"] == 1.0
@@ -67,7 +73,7 @@ def test_a_dense_run(config, tmp_path, capsys):
     assert (result["steps"], result["train_examples"], result["dev_examples"]) == (40, 48, 12)
     assert "accuracy 1.0000 on 12 examples" in capsys.readouterr().out
     assert not (tmp_path / "checkpoints").exists()
-    assert finetune.run(config, tmp_path) == 0  # finished: nothing is done again
+    assert train.run(config, tmp_path) == 0  # finished: nothing is done again
 
 
 def test_pairs_need_two_token_types_or_zeros(config, texts, tmp_path):
@@ -83,17 +89,17 @@ def test_pairs_need_two_token_types_or_zeros(config, texts, tmp_path):
     with pytest.raises(
         ValueError, match=r"token types 0 to 1, .*of 1 \(type_vocab_size=1\)"
     ) as error:
-        finetune.run(config, tmp_path / "refused")
+        train.run(config, tmp_path / "refused")
     path, advice = re.search(r"say so in (\S+): (.*)\.$", str(error.value)).groups()
     pathlib.Path(path).write_text("{" + advice + "}", encoding="utf-8")
-    assert finetune.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     assert 0.0 <= result_of(tmp_path / "run")["metric"] <= 1.0
 
 
 def test_no_steps_only_evaluate(config, checkpoint, tmp_path):
     config.save_model, config.keep_best, config.steps = True, True, 0
     config.optimizer.warmup_steps = 2  # of a training that does not take place
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert set(result["metrics"]) == {"accuracy"}
     assert (result["steps"], result["best_step"], result["fit"]["traces"]) == (0, 0, 0)
@@ -105,26 +111,26 @@ def test_no_steps_only_evaluate(config, checkpoint, tmp_path):
 
 def test_no_steps_keep_the_head_of_the_model(config, tmp_path, caplog):
     config.steps, config.save_model = 40, True
-    assert finetune.run(config, tmp_path / "tuned") == 0
+    assert train.run(config, tmp_path / "tuned") == 0
     config.model, config.steps, config.save_model = str(tmp_path / "tuned" / "model"), 0, False
     for seed in (0, 3):
         config.seed = seed
-        assert finetune.run(config, tmp_path / f"seed{seed}") == 0
+        assert train.run(config, tmp_path / f"seed{seed}") == 0
         assert result_of(tmp_path / f"seed{seed}")["metrics"] == {"accuracy": 1.0}
     assert "made anew" not in caplog.text
     config.task = f"{config.task};labels=good,bad"
-    assert finetune.run(config, tmp_path / "other") == 0
+    assert train.run(config, tmp_path / "other") == 0
     assert "(but one for bad, good): it is made anew, and what is measured" in caplog.text
 
 
 def test_a_head_without_names_says_how_it_is_taken(checkpoint, caplog):
     model = models.with_head(io.load_pretrained(checkpoint), 2, pooling="mean", rngs=nnx.Rngs(0))
-    config = ml_collections.ConfigDict({"init_checkpoint": str(checkpoint), "steps": 4})
+    options = tuned_options(checkpoint)
     task = data.TextTask("mine", {}, ("no", "yes"))
-    assert jobs.tuned_head(config, model, task, "classifier") == (model, True)
+    assert classification.tuned_head(options, model, task, "classifier") == (model, True)
     assert "have no names: taken for ['no', 'yes']" in caplog.text
     wider = data.TextTask("mine", {}, ("no", "yes", "maybe"))
-    assert jobs.tuned_head(config, model, wider, "classifier") == (model, False)
+    assert classification.tuned_head(options, model, wider, "classifier") == (model, False)
     assert "has no head for mine, whose classes are no, yes, maybe" in caplog.text
 
 
@@ -135,7 +141,7 @@ def test_compute_fields(config, tmp_path):
     losses, weights = {}, {}
     for name, change in changes.items():
         config.update(change)
-        assert finetune.run(config, tmp_path / name) == 0
+        assert train.run(config, tmp_path / name) == 0
         losses[name] = result_of(tmp_path / name)["fit"]["metrics"]["loss"]
         weights[name] = models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
     np.testing.assert_allclose(losses["remat"], losses["plain"], rtol=1e-5)
@@ -147,7 +153,7 @@ def test_compute_fields(config, tmp_path):
 def test_a_lightweight_run_at_a_budget(config, tmp_path):
     config.matrices, config.budget, config.trainable = MATRICES, 0.8, "lightweight"
     config.save_model = True
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert result["trained"] < result["total"] <= 0.8 * dense_total()
     assert 0 < result["relative_error"] < 1
@@ -167,6 +173,7 @@ def test_a_squeezed_run(config, tmp_path):
     config.matrices, config.trainable, config.variant = MATRICES, "lightweight", "mpop"
     config.held_out_examples = 16
     config.steps = 2
+    config.method = "squeezing"
     config.squeeze = {
         "steps": 1,
         "max_phases": 1,
@@ -174,7 +181,7 @@ def test_a_squeezed_run(config, tmp_path):
         "multiple": 2,
         "factor": 0.5,
     }
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     phases = result["squeeze"]["phases"]
     assert len(phases) == 2
@@ -194,13 +201,13 @@ def test_a_data_aware_run_with_searched_factors(config, tmp_path):
     config.settings = {"data_aware": True, "search": True}
     config.calibration_examples, config.allocation = 16, "first_order"
     config.steps = 1
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     assert result_of(tmp_path)["total"] <= 0.85 * dense_total()
 
 
 def test_the_best_development_state_is_reported(config, tmp_path):
     config.keep_best, config.eval_every = True, 1
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seen = [m["dev/accuracy"] for m in map(json.loads, lines) if "dev/accuracy" in m]
@@ -210,9 +217,9 @@ def test_the_best_development_state_is_reported(config, tmp_path):
 
 def test_last_layers_train_from_a_model_tuned_before(config, tmp_path):
     config.save_model = True
-    assert finetune.run(config, tmp_path / "first") == 0
+    assert train.run(config, tmp_path / "first") == 0
     config.init_checkpoint, config.trainable = str(tmp_path / "first" / "model"), "last_1"
-    assert finetune.run(config, tmp_path / "second") == 0
+    assert train.run(config, tmp_path / "second") == 0
     first = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
     second = models.to_arrays(io.load_pretrained(tmp_path / "second" / "model"))
     changed = {path for path in first if not np.array_equal(first[path], second[path])}
@@ -235,9 +242,9 @@ def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same)
     model = models.with_head(
         io.load_pretrained(checkpoint), 2, pooling="mean", label_names=known, rngs=nnx.Rngs(0)
     )
-    config = ml_collections.ConfigDict({"init_checkpoint": str(checkpoint), "steps": 4})
+    options = tuned_options(checkpoint)
     task = data.TextTask("mine", {}, wanted)
-    assert jobs.tuned_head(config, model, task, "classifier") == (model, same)
+    assert classification.tuned_head(options, model, task, "classifier") == (model, same)
 
 
 def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, monkeypatch):
@@ -246,10 +253,10 @@ def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, 
             if loop.step == 2:
                 loop.request_stop("test")
 
-    assert finetune.run(config, tmp_path / "straight") == 0
+    assert train.run(config, tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         patch.setattr(training, "StopOnSignal", StopAtTwo)
-        assert finetune.main(config, str(tmp_path / "stopped")) == 0
+        assert toy.main(config, str(tmp_path / "stopped")) == 0
     assert not (tmp_path / "stopped" / "result.json").exists()
     file = texts / "train.tsv"
     content = file.read_text(encoding="utf-8")
@@ -257,9 +264,9 @@ def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, 
     with pytest.raises(
         ValueError, match=r"other data.*train \(48 examples then, 49 examples now\)"
     ):
-        finetune.run(config, tmp_path / "stopped")
+        train.run(config, tmp_path / "stopped")
     file.write_text(content, encoding="utf-8")
-    assert finetune.run(config, tmp_path / "stopped") == 0
+    assert train.run(config, tmp_path / "stopped") == 0
     straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
     assert straight["metrics"] == resumed["metrics"]
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
@@ -269,7 +276,10 @@ def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, 
     ("changes", "message"),
     [
         ({"trainable": "some"}, "unknown trainable set"),
-        ({"squeeze": {"stepz": 3}}, "unknown fields .'stepz'"),
+        ({"squeeze": {"steps": 3}, "method": "tuning"}, "set config.method='squeezing', or leave"),
+        ({"method": "squeezin"}, "must be one of tuning, .* did you mean 'squeezing'"),
+        ({"method": "no_such_module:Mine"}, "cannot be imported: No module named"),
+        ({"squeeze": {"stepz": 3}}, "config.squeeze: unknown 'stepz', did you mean 'steps'"),
         ({"squeeze": {"steps": 3}}, "needs a model in MPO form"),
         ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "keep_best": True}, "keep_best"),
         ({"squeeze": {"steps": 3}, "matrices": ("pooler",), "trainable": "last_1"}, "squeezed"),
@@ -287,10 +297,11 @@ def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, 
     ],
 )
 def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
+    config.method = "squeezing" if "squeeze" in changes else "tuning"
     for name, value in changes.items():
         config[name] = value
     with pytest.raises(ValueError, match=message):
-        finetune.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -310,7 +321,7 @@ def test_a_regression_run(config, texts, tmp_path):
     (texts / "scores.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config.task = "file:train=scores.tsv;dev=train;kind=regression"
     config.steps = 2
-    assert finetune.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert (result["metric_name"], result["label_names"]) == ("spearman", [])
     assert set(result["metrics"]) == {"spearman", "pearson"}
@@ -335,7 +346,7 @@ def test_a_run_that_answers_questions(config, tmp_path):
     config.task, config.data_dir = "squad", str(tmp_path)
     config.max_length, config.lengths, config.pooling, config.steps = 12, (12,), "", 40
     config.checkpoint_every = 0
-    assert finetune.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     result = result_of(tmp_path / "run")
     assert result["metrics"] == {"f1": 1.0, "exact_match": 1.0}
     assert result["metric_name"] == "f1"
@@ -344,4 +355,4 @@ def test_a_run_that_answers_questions(config, tmp_path):
     paragraph["qas"][-1]["answers"].append({"text": "film", "answer_start": 5})
     (tmp_path / "dev-v1.1.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match=r"began: dev \(8 examples then, 8 examples now\)"):
-        finetune.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")

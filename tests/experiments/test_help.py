@@ -15,9 +15,9 @@ from experiments import command_line, config_fields, help_page
 ROOT = pathlib.Path(__file__).parents[2]
 ENTRIES = dict(listing.entry_points("experiments"))
 # Entry points without a config.
-OTHERS = ("experiments.render", "experiments.table")
+OTHERS = ("experiments.render", "experiments.reproduce", "experiments.table")
 WITH_CONFIG = {
-    "experiments.finetune": "configs/mpop/minilm.py:dense,sst2",
+    "experiments.train": "configs/mpop/minilm.py:dense,sst2",
     "experiments.sweep": "configs/sweeps/bond_dims.py:smoke",
     "experiments.compress": "configs/compress.py",
 }
@@ -25,8 +25,8 @@ LINES = [
     *[[name, "--help"] for name in ENTRIES],
     ["tools.train_tokenizer", "-h"],
     *[[name, f"--config={config}", "--help"] for name, config in WITH_CONFIG.items()],
-    ["experiments.finetune", "--config=configs/mpop/base.py", "--config.steps=12", "--help"],
-    ["experiments.finetune", "--help", "--config=configs/mpop/bas.py"],
+    ["experiments.train", "--config=configs/mpop/base.py", "--config.steps=12", "--help"],
+    ["experiments.train", "--help", "--config=configs/mpop/bas.py"],
 ]
 
 
@@ -51,7 +51,9 @@ def pages():
 
 
 def _docstring(name: str) -> str:
-    source = (ROOT / name.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    path = ROOT / name.replace(".", "/")
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    source = path.read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source))
 
 
@@ -67,7 +69,7 @@ def test_help_says_what_is_run_and_how(pages, name):
 
 
 def test_help_shows_the_flags_of_an_entry_point_itself(pages):
-    assert "\n  --dry_run " in pages["experiments.pretrain --help"][1]
+    assert "\n  --dry_run " in pages["experiments.train --help"][1]
     status, page, _ = pages["tools.train_tokenizer -h"]
     assert status == 0
     assert "\n  --out=... " in page
@@ -83,7 +85,7 @@ def test_help_lists_every_field_of_a_config(pages, name):
 
 
 def test_help_explains_fields(pages):
-    page = pages[f"experiments.finetune --config={WITH_CONFIG['experiments.finetune']} --help"][1]
+    page = pages[f"experiments.train --config={WITH_CONFIG['experiments.train']} --help"][1]
     words = " ".join(page.split())
     assert "grad_accum_steps=1 micro-batches per step [an integer of at least 1]" in words
     assert "trainable='all' a name in mpojax.methods.mpop.FILTERS" in words
@@ -95,12 +97,12 @@ def test_help_explains_fields(pages):
 
 
 def test_help_has_the_values_of_the_command_line(pages):
-    page = pages["experiments.finetune --config=configs/mpop/base.py --config.steps=12 --help"][1]
+    page = pages["experiments.train --config=configs/mpop/base.py --config.steps=12 --help"][1]
     assert "\n  steps=12 " in page
 
 
 def test_help_of_a_mistyped_config_is_one_line(pages):
-    status, page, stderr = pages["experiments.finetune --help --config=configs/mpop/bas.py"]
+    status, page, stderr = pages["experiments.train --help --config=configs/mpop/bas.py"]
     assert (status, page) == (2, "")
     assert "did you mean configs/mpop/base.py?" in stderr
     assert stderr.count("\n") == 1
@@ -147,5 +149,5 @@ def test_the_list_of_entry_points(capsys):
         assert f"python -m {name} " in page
         assert summary.endswith(".")
         assert summary in page
-    assert listing.main(["finetun"]) == 2
-    assert "did you mean python -m experiments.finetune?" in capsys.readouterr().err
+    assert listing.main(["trai"]) == 2
+    assert "did you mean python -m experiments.train?" in capsys.readouterr().err

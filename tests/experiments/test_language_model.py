@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import language_model, language_models
+from experiments import tasks, train
+from experiments.tasks import loading
 from mpojax import compression, data, io, models, training
+from mpojax.methods import options as options_lib
 from mpojax.methods.mpoe import router_statistics
-from tests.experiments import toy_language
+from tests.experiments import toy, toy_language
 from tests.experiments.toy_language import logged, put, result_of
 
 EXPERTS = {"experts__form": "mpoe", "experts__number": 4, "experts__cores": 3}
@@ -27,7 +29,7 @@ def base(texts, tmp_path_factory):
     """A finished run of a fresh decoder, with its model."""
     folder = tmp_path_factory.mktemp("base") / "run"
     config = toy_language.config(texts, variant="base", steps=30, save_model=True)
-    assert language_model.main(config, str(folder)) == 0
+    assert toy.main(config, str(folder)) == 0
     return folder
 
 
@@ -55,7 +57,7 @@ GENERATION = {
 def tuned(texts, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "run"
     config = tuning(texts, base, **GENERATION)
-    assert language_model.run(config, folder) == 0
+    assert train.run(config, folder) == 0
     return config, folder
 
 
@@ -108,7 +110,7 @@ class TestBase:
             steps=0,
             train_split="no",
         )
-        assert language_model.main(config, str(tmp_path)) == 0
+        assert toy.main(config, str(tmp_path)) == 0
         result, known = result_of(tmp_path), result_of(base)
         assert result["metrics"] == pytest.approx(known["metrics"])
         assert (result["steps"], result["train_examples"]) == (0, 0)
@@ -125,9 +127,9 @@ class TestBase:
         assert loss == pytest.approx(result_of(base)["metrics"]["loss"], rel=0.3)
 
     def test_a_finished_run_is_known(self, base, texts, monkeypatch, capsys):
-        monkeypatch.setattr(language_model, "prepare", None)
+        monkeypatch.setattr(tasks.language_modeling.LanguageModeling, "setup", None)
         config = toy_language.config(texts, variant="base", steps=30, save_model=True)
-        assert language_model.main(config, str(base)) == 0
+        assert toy.main(config, str(base)) == 0
         assert "after 30 steps, 3,840 tokens" in capsys.readouterr().out
 
 
@@ -184,7 +186,7 @@ class TestExperts:
         """Experts that are there are known, although the config asks for none."""
         config = toy_language.config(texts, model_config={}, model=str(tuned[1] / "model"), steps=1)
         config.optimizer.learning_rate, config.test_split = 0.0, ""
-        assert language_model.run(config, tmp_path / "run") == 0
+        assert train.run(config, tmp_path / "run") == 0
         result = result_of(tmp_path / "run")
         assert (result["form"], result["experts"]) == ("mpoe", 4)
         assert result["metric"] == pytest.approx(result_of(tuned[1])["metric"], rel=1e-4)
@@ -200,9 +202,9 @@ class TestExperts:
         config, straight = tuned
         with monkeypatch.context() as patch:
             patch.setattr(training, "StopOnSignal", StopAtThree)
-            assert language_model.main(config, str(tmp_path / "run")) == 0
+            assert toy.main(config, str(tmp_path / "run")) == 0
         assert not (tmp_path / "run" / "result.json").exists()
-        assert language_model.run(config, tmp_path / "run") == 0
+        assert train.run(config, tmp_path / "run") == 0
         one, other = result_of(straight), result_of(tmp_path / "run")
         for name in ("metrics", "training", "best_step"):
             assert one[name] == other[name]
@@ -224,16 +226,18 @@ class TestExperts:
             texts, base, mesh={"expert": 2}, grad_accum_steps=2, num_layers_kept=1, steps=2
         )
         config.optimizer.central_mask.rate, config.keep_best = 1.0, True
-        assert language_model.run(config, tmp_path / "run") == 0
+        assert train.run(config, tmp_path / "run") == 0
         assert not (tmp_path / "run" / "router.png").exists()
         assert (tmp_path / "run" / router_statistics.NAME).exists()
         result = result_of(tmp_path / "run")
         assert result["training"]["mask_rate"] == 1.0
         model = io.load_pretrained(tmp_path / "run" / "model")
         assert model.config.num_layers == 1
-        first = language_models.first_layers(io.load_pretrained(base / "model"), 1)
+        first = loading.first_layers(io.load_pretrained(base / "model"), 1)
         start = models.to_arrays(
-            compression.add_experts(first, language_models.expert_rules(config), rngs=nnx.Rngs(0))
+            compression.add_experts(
+                first, options_lib.read_all(config).model.expert_rules, rngs=nnx.Rngs(0)
+            )
         )
         for name, array in models.to_arrays(model).items():
             if "feed_forward/up/cores/" in name:

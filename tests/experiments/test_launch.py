@@ -7,9 +7,7 @@ from configs.mpobert import pretraining
 from configs.opdf import base as opdf
 from configs.opf import base as opf
 from configs.pet_search import base as pet_search
-from experiments import config_fields, distill, launch, pretrain
-from experiments import opf as opf_runner
-from experiments import pet_search as pet_search_runner
+from experiments import config_fields, launch, train
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -35,17 +33,12 @@ def test_compiled_programs_are_kept_in_a_folder(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("runner", "config"),
-    [
-        (distill, opdf.get_config()),
-        (opf_runner, opf.get_config()),
-        (pet_search_runner, pet_search.get_config()),
-        (pretrain, pretraining.get_config()),
-    ],
-    ids=["distill", "opf", "pet_search", "pretrain"],
+    "config",
+    [module.get_config() for module in (opdf, opf, pet_search, pretraining)],
+    ids=["distillation", "opf", "pet_search", "pretraining"],
 )
-def test_methods_without_a_meaning_before_the_first_step_say_so(runner, config):
+def test_methods_without_a_meaning_before_the_first_step_say_so(config):
     config.steps = 0
     with pytest.raises(ValueError, match=r"config\.steps=0 must be an integer of at least 1"):
-        runner.check(config)
-    config_fields.check(config, can_only_evaluate=True)
+        train.check(config)
+    config_fields.check(config)

@@ -20,7 +20,7 @@ ROWS = {(t.name, row.label): row for t in TABLES.values() for row in t.rows}
 
 
 def put(folder, config, metrics, **changes):
-    """A finished run of one task, as `experiments.finetune` leaves it."""
+    """A finished run of one task, as `experiments.train` leaves it."""
     config.update(changes)
     result = {"task": config.task, "metrics": metrics, "dev_examples": 277}
     write(folder, config, result | {"total": 20_000_000, "trained": 20_000_000})

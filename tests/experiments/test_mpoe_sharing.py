@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from configs.sweeps import mpoe_sharing
-from experiments import cells, language_model, sweep
+from experiments import cells, sweep, train
 from tests.experiments import toy_language
 from tests.experiments.toy_language import put
 
@@ -21,7 +21,7 @@ def test_cells_are_sound(size, count, tmp_path):
     made = cells.expand(config)
     assert len(made) == count
     for cell in made:
-        language_model.check(cell.config)
+        train.check(cell.config)
     masks = {cell.config.optimizer.central_mask.rate for cell in made}
     expected = {"main": {None, 0.875}, "masks": {0.5, 1.0}, "experts": {0.75, 0.9375}}
     assert masks == expected.get(size, {None, 0.875} if size == "smoke" else {None})

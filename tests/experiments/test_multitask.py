@@ -9,9 +9,11 @@ from flax import nnx
 
 from configs.mpobert import multitask as multitask_config
 from configs.mpop import base
-from experiments import finetune, jobs, multitask
+from experiments import train
+from experiments.tasks import heads
 from mpojax import io, models, training
 from mpojax.methods.multitask import single_task
+from tests.experiments import toy
 from tests.experiments.test_compress import SETTINGS, WORDS
 
 GOOD, BAD = "good fine film", "bad poor plot"
@@ -73,7 +75,7 @@ def finished(checkpoint, texts, tmp_path_factory):
     config.grad_accum_steps, config.eval_every = 2, 10
     config.pooling, config.dropout, config.steps = "mean", 0.0, 60
     config.optimizer.learning_rate, config.save_model = 1e-2, True
-    assert multitask.main(config, str(folder)) == 0
+    assert toy.main(config, str(folder)) == 0
     return config, folder
 
 
@@ -94,7 +96,7 @@ def test_all_tasks_are_learnt_at_once(finished):
     assert result["label_names"] == ["mood/bad", "mood/good", "score/score", "odd/0", "odd/1"]
     saved = io.load_pretrained(folder / "model")
     assert list(saved.config.label_names) == result["label_names"]
-    mood, score, _ = jobs.read_heads(folder / "model")
+    mood, score, _ = heads.read(folder / "model")
     assert single_task(saved, mood).config.label_names == ("bad", "good")
     assert (
         json.loads(single_task(saved, score).config.source_config)["problem_type"] == "regression"
@@ -103,7 +105,7 @@ def test_all_tasks_are_learnt_at_once(finished):
     assert "3 tasks, albert12, seed 0, after" in text
     assert "57.1%" in text
     assert not (folder / "checkpoints").exists()
-    assert multitask.run(config, folder) == 0  # finished: nothing is done again
+    assert train.run(config, folder) == 0  # finished: nothing is done again
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -117,16 +119,16 @@ def test_a_task_goes_on_alone_with_its_head(finished, texts, tmp_path, name):
     config.batch_size = config.eval_batch_size = 8
     config.dropout, config.steps, config.optimizer.learning_rate = 0.0, 1, 0.0
     config.save_model = True
-    assert finetune.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     before, after = result_of(folder), result_of(tmp_path / "run")
     for metric, value in after["metrics"].items():
         assert value == pytest.approx(before["metrics"][f"{name}/{metric}"], abs=1e-5)
-    (head,) = [h for h in jobs.read_heads(folder / "model") if h.task == name]
+    (head,) = [h for h in heads.read(folder / "model") if h.task == name]
     cut = single_task(io.load_pretrained(folder / "model"), head)
     saved = models.to_arrays(io.load_pretrained(tmp_path / "run" / "model"))
     for path, array in models.to_arrays(cut).items():
         np.testing.assert_array_equal(saved[path], array)
-    assert not jobs.read_heads(tmp_path / "run" / "model")
+    assert not heads.read(tmp_path / "run" / "model")
 
 
 def test_the_shared_model_is_a_start_for_another_task(finished, texts, tmp_path):
@@ -141,7 +143,7 @@ def test_the_shared_model_is_a_start_for_another_task(finished, texts, tmp_path)
     config.save_model = True
     for name, init_checkpoint in (("model", ""), ("start", config.model)):
         config.init_checkpoint = init_checkpoint
-        assert finetune.run(config, tmp_path / name) == 0
+        assert train.run(config, tmp_path / name) == 0
         saved = models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
         assert saved["head/kernel"].shape == (16, 2)
         assert np.all(saved["head/bias"] == 0)
@@ -152,7 +154,7 @@ def test_several_tasks_go_on_with_their_heads(finished, tmp_path):
     config = config.copy_and_resolve_references()
     config.init_checkpoint = str(folder / "model")
     config.steps, config.optimizer.learning_rate, config.keep_best = 1, 0.0, False
-    assert multitask.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     assert result_of(tmp_path / "run")["metrics"] == pytest.approx(
         result_of(folder)["metrics"], abs=1e-6
     )
@@ -163,7 +165,7 @@ def test_no_steps_only_evaluate(finished, tmp_path):
     config, folder = finished
     config = config.copy_and_resolve_references()
     config.init_checkpoint, config.steps, config.grad_accum_steps = str(folder / "model"), 0, 1
-    assert multitask.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
 
 
@@ -174,12 +176,12 @@ def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
                 loop.request_stop("test")
 
     config.save_model = True
-    assert multitask.run(config, tmp_path / "straight") == 0
+    assert train.run(config, tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         patch.setattr(training, "StopOnSignal", StopAtTwo)
-        assert multitask.main(config, str(tmp_path / "stopped")) == 0
+        assert toy.main(config, str(tmp_path / "stopped")) == 0
     assert not (tmp_path / "stopped" / "result.json").exists()
-    assert multitask.run(config, tmp_path / "stopped") == 0
+    assert train.run(config, tmp_path / "stopped") == 0
     straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
     assert straight["metrics"] == resumed["metrics"]
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
@@ -195,7 +197,7 @@ def test_a_compressed_model_with_equal_shares(config, tmp_path):
     config.matrices, config.budget, config.exponent = (".*/(query|up|down)",), 0.8, 0.0
     config.trainable, config.grad_accum_steps = "lightweight", 2
     config.train_examples, config.dev_examples = 10, 8
-    assert multitask.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert result["trained"] < result["total"]
     assert 0 < result["relative_error"] < 1
@@ -206,7 +208,7 @@ def test_a_compressed_model_with_equal_shares(config, tmp_path):
 def test_a_few_shots_of_every_task(config, tmp_path):
     config.shots, config.draw = 3, 1
     config.tasks = (",".join(config.tasks),)  # as a command line gives it
-    assert multitask.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     tasks = result_of(tmp_path)["tasks"]
     assert [task["train_examples"] for task in tasks.values()] == [6, 3, 6]
 
@@ -240,7 +242,7 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
     for name, value in changes.items():
         config[name] = value
     with pytest.raises(ValueError, match=message):
-        multitask.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -249,4 +251,4 @@ def test_a_broken_list_of_tasks(finished, config, tmp_path):
     (tmp_path / "model" / "tasks.json").write_text('[{"name": "mood"}]', encoding="utf-8")
     config.init_checkpoint = str(tmp_path / "model")
     with pytest.raises(ValueError, match=r"tasks.json is no list of tasks as this library"):
-        multitask.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")

@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from configs.opdf import bert
-from experiments import distill, table
+from experiments import table, train
 from experiments.tables import schema
 from tests.experiments.test_table import put, read_csv
 
@@ -85,10 +85,11 @@ def test_configs_of_the_rows(variant):
     for task in bert.TASKS:
         config = bert.get_config(f"{variant},{task}")
         config.teacher = "somewhere"
-        distill.check(config)
+        train.check(config)
     config = bert.get_config(f"{variant},rte")
     assert config.steps == 20 * 78
-    settings = distill.read_settings(config)
+    config.teacher = "somewhere"
+    settings = train.check(config)[1].settings.chains
     assert (settings is None) == (variant == "theseus")
     with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
         bert.get_config(f"{variant},wnli")

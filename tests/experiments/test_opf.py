@@ -4,7 +4,7 @@ import pytest
 
 from configs.mpop import base as finetune_base
 from configs.opf import base, minilm
-from experiments import finetune, opf
+from experiments import train
 from mpojax import io, models
 from tests.experiments.test_distill import common
 from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
@@ -41,27 +41,27 @@ def check_result(folder, chosen):
 
 def test_dynamic_selection(config, tmp_path):
     config.save_model = True
-    assert opf.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     check_result(tmp_path, [2, 4])
 
 
 def test_static_selection(config, checkpoint, texts, tmp_path):  # noqa: F811
     tuned = common(finetune_base.get_config(), checkpoint, texts)
     tuned.pooling, tuned.save_model = "mean", True
-    assert finetune.run(tuned, tmp_path / "tuned") == 0
+    assert train.run(tuned, tmp_path / "tuned") == 0
     config.opf.strategy, config.save_model = "static", True
     config.scoring_checkpoint = str(tmp_path / "tuned/model")
-    assert opf.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     check_result(tmp_path / "run", [0])
 
 
 def test_a_scoring_model_in_mpo_form(config, checkpoint, texts, tmp_path):  # noqa: F811
     tuned = common(finetune_base.get_config(), checkpoint, texts)
     tuned.pooling, tuned.save_model, tuned.matrices = "mean", True, (".*/query",)
-    assert finetune.run(tuned, tmp_path / "tuned") == 0
+    assert train.run(tuned, tmp_path / "tuned") == 0
     config.opf.strategy, config.scoring_checkpoint = "static", str(tmp_path / "tuned/model")
     with pytest.raises(ValueError, match="fine-tuned on the task and dense"):
-        opf.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_scoring_model_in_mpo_form(config, checkpoint, texts, tmp_path):  # no
 def test_bad_configs(config, tmp_path, fields, message):
     config.update_from_flattened_dict(fields)
     with pytest.raises(ValueError, match=message):
-        opf.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -88,6 +88,6 @@ def test_configs_load():
         for task in minilm.TASKS:
             config = minilm.get_config(f"{variant},{task}")
             config.scoring_checkpoint = "folder" if variant == "static" else ""
-            opf.check(config)
+            train.check(config)
     with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
         minilm.get_config("greedy,sst2")

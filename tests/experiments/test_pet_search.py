@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs.pet_search import base, minilm
-from experiments import pet_search
+from experiments import train
 from mpojax import io, models, training
 from mpojax.methods import moments
 from mpojax.methods.pet import search as method
@@ -34,7 +34,7 @@ def config(checkpoint, texts):  # noqa: F811
 @pytest.mark.parametrize("gauge", ["svd", pytest.param("raw", marks=pytest.mark.slow)])
 def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
     config.search.gauge = gauge
-    assert pet_search.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     history = result["search"]["history"]
     assert [line["budget"] for line in history][-1] == 150
@@ -69,7 +69,7 @@ def test_an_unstructured_search(config, tmp_path, criterion):
         (base.LAYERS, {"rank": 3, "start": "offset"}),
         (base.BIASES, {"kind": "bias"}),
     )
-    assert pet_search.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     assert result_of(tmp_path)["updates"] == 150
 
 
@@ -77,7 +77,7 @@ def test_an_unstructured_search(config, tmp_path, criterion):
 def test_chains_and_the_training_from_the_start(config, tmp_path):
     config.adapters = ((base.LAYERS, {"kind": "mpo", "num_cores": 3, "bond": 4}),)
     config.search.budget, config.after_search = 400, "retrain"
-    assert pet_search.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert 200 < result["updates"] <= 400
     assert result["retrain_fit"]["step"] == 12
@@ -85,7 +85,7 @@ def test_chains_and_the_training_from_the_start(config, tmp_path):
 
 def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
     config.search.budget = 0
-    assert pet_search.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert result["search"] is None
     total = result["updates"] + result["head_parameters"]
@@ -103,11 +103,11 @@ def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
 )
 def test_the_same_is_kept_on_one_and_on_eight_devices(config, tmp_path, monkeypatch, mode):
     config.search.mode = mode
-    assert pet_search.run(config, tmp_path / "eight") == 0
+    assert train.run(config, tmp_path / "eight") == 0
     one = training.make_mesh(devices=jax.devices()[:1])
     with monkeypatch.context() as patch:
         patch.setattr(training, "make_mesh", lambda sizes: one)
-        assert pet_search.run(config, tmp_path / "one") == 0
+        assert train.run(config, tmp_path / "one") == 0
     eight, alone = (result_of(tmp_path / name) for name in ("eight", "one"))
     assert eight["search"] == alone["search"]
     assert (tmp_path / "eight/kept.csv").read_text() == (tmp_path / "one/kept.csv").read_text()
@@ -123,11 +123,11 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_end(config, tmp_path, monk
                 loop.request_stop("test")
 
     config.search.mode = mode
-    assert pet_search.run(config, tmp_path / "straight") == 0
+    assert train.run(config, tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
         patch.setattr(training, "StopOnSignal", StopAtSix)
-        assert pet_search.run(config, tmp_path / "stopped") == 1
-    assert pet_search.run(config, tmp_path / "stopped") == 0
+        assert train.run(config, tmp_path / "stopped") == 1
+    assert train.run(config, tmp_path / "stopped") == 0
     straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
     assert straight["metrics"] == resumed["metrics"]
     assert straight["search"] == resumed["search"]
@@ -152,7 +152,7 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
 
     monkeypatch.setattr(method.Search, "_round", watched)
     config.search.mode = "unstructured"
-    assert pet_search.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path) == 0
     assert traces == [1, 1, 1]
     assert result_of(tmp_path)["fit"]["step"] == 12
     superset, masks = seen[-1]
@@ -173,9 +173,12 @@ def test_nothing_is_compiled_again_and_dropped_entries_stay(config, tmp_path, mo
         ({"search__warm_steps": 0.0}, "search.warm_steps=0.0 must be a finite number above 0"),
         ({"adapters": ()}, "has nothing to search: give the super-set"),
         ({"trainable": "all"}, "a search trains the adapters"),
-        ({"squeeze": {"steps": 2}}, "config.squeeze=.*: a search reports its last state"),
+        ({"squeeze": {"steps": 2}}, "config.squeeze=.* has no meaning with config.method='pet"),
         ({"adapters": ((".*/out", {"kind": "bottleneck", "width": 2}),)}, "cannot be searched"),
-        ({"after_search": "stop"}, "config.after_search='stop' must be one of continue, retrain"),
+        (
+            {"after_search": "stop"},
+            "config.after_search='stop' must be one of 'continue', 'retrain'",
+        ),
         ({"adapters": ((".*/query", {"rank": 2, "start": "offset"}),)}, "has an offset start"),
         ({"adapters": (("no_such", {"rank": 2}),)}, "matches no matrix"),
     ],
@@ -188,14 +191,14 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
         else:
             config[first] = value
     with pytest.raises(ValueError, match=message):
-        pet_search.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_every_variant_of_minilm_is_a_config():
     for variant in minilm.VARIANTS:
         config = minilm.get_config(f"{variant},sst2")
-        pet_search.check(config)
+        train.check(config)
         assert bool(config.search.budget) == ("structured" in variant)
     with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
         minilm.get_config("lora_3,sst2")

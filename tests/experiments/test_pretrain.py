@@ -9,9 +9,8 @@ import pytest
 from configs.mpobert import base12, base24, base48, base48plus, pretraining
 from configs.mpop import base as finetuning
 from configs.sweeps import mpobert_sharing
-from experiments import cells, finetune, pretrain
-from experiments import pretraining as plans
-from mpojax import data, io, models
+from experiments import cells, runs, tasks, train
+from mpojax import data, io, models, training
 from mpojax.data.corpus import building
 from tests.data import corpora
 
@@ -48,7 +47,7 @@ def _result(folder):
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "mpobert"
-    assert pretrain.run(_config(corpus, variant="small"), folder) == 0
+    assert train.run(_config(corpus, variant="small"), folder) == 0
     return folder
 
 
@@ -65,22 +64,22 @@ def test_a_run_leaves_numbers_samples_and_a_model(finished, corpus):
     assert [line.split(":")[0] for line in samples] == ["step 2", "step 2", "step 4", "step 4"]
     assert "parameters" in (finished / "summary.txt").read_text(encoding="utf-8")
     assert not (finished / "checkpoints").exists()
-    assert pretrain.run(_config(corpus, variant="small"), finished) == 0  # nothing left to do
+    assert train.run(_config(corpus, variant="small"), finished) == 0  # nothing left to do
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, corpus, tmp_path, monkeypatch):
-    config, fit = _config(corpus, variant="small"), pretrain.fitting.fit
+    config = _config(corpus, variant="small")
 
-    def stopped(config, *args, hooks, **kwargs):
-        stop = pretrain.training.Call(
-            lambda loop: loop.request_stop("test") if loop.step == 2 else None
-        )
-        return fit(config, *args, hooks=[*hooks, stop], **kwargs)
+    class StopAtTwo(training.Hook):
+        def after_step(self, loop):
+            if loop.step == 2:
+                loop.request_stop("test")
 
-    monkeypatch.setattr(pretrain.fitting, "fit", stopped)
-    assert pretrain.run(config, tmp_path / "run") == 1
-    monkeypatch.setattr(pretrain.fitting, "fit", fit)
-    assert pretrain.run(config, tmp_path / "run") == 0
+    original = training.StopOnSignal
+    monkeypatch.setattr(training, "StopOnSignal", StopAtTwo)
+    assert train.run(config, tmp_path / "run") == 1
+    monkeypatch.setattr(training, "StopOnSignal", original)
+    assert train.run(config, tmp_path / "run") == 0
     assert _result(tmp_path / "run")["metrics"] == _result(finished)["metrics"]
     whole, parts = (
         models.to_arrays(io.load_pretrained(folder / "model"))
@@ -97,7 +96,7 @@ def test_a_pre_trained_model_is_fine_tuned(finished, tmp_path):
     config.model, config.task = str(finished / "model"), "file:train=a.tsv,dev=a.tsv"
     config.data_dir, config.steps, config.batch_size = str(tmp_path), 2, 8
     config.max_length, config.lengths, config.eval_batch_size = 16, (16,), 8
-    assert finetune.run(config, tmp_path / "tuned") == 0
+    assert train.run(config, tmp_path / "tuned") == 0
     counts = _result(tmp_path / "tuned")["counts"]
     assert counts["central"] == _result(finished)["counts"]["central"]
 
@@ -105,14 +104,15 @@ def test_a_pre_trained_model_is_fine_tuned(finished, tmp_path):
 @pytest.mark.slow
 def test_a_deeper_model_starts_from_a_shared_one(corpus, tmp_path):
     shared = _config(corpus, architecture="shared", steps=2)
-    assert pretrain.run(shared, tmp_path / "shared") == 0
+    assert train.run(shared, tmp_path / "shared") == 0
     teacher = io.load_pretrained(tmp_path / "shared" / "model")
     config = _config(corpus)
     config.start.kind, config.start.teacher = "teacher", str(tmp_path / "shared" / "model")
     config.model.num_layers, config.model.hidden_size = 4, 768  # the teacher's width is taken
-    planned = plans.plan(config, data.Corpus(corpus))
+    task = tasks.read(config)
+    planned = task.plan(data.Corpus(corpus))
     assert planned.config.hidden_size == 16
-    model = plans.build(config, planned)
+    model = task.build(planned, config.seed)
     ids = np.arange(5, 25, dtype=np.int32)[None]
     repeated = models.reconfigure(teacher, num_layers=4)
     for found, expected in zip(model(ids), repeated(ids), strict=True):
@@ -124,13 +124,13 @@ def test_rows_longer_than_the_teacher_reads_are_refused(finished, corpus, tmp_pa
     config.start.kind, config.start.teacher = "teacher", str(finished / "model")
     config.model.max_positions = 512  # the default, which leaves it to the teacher
     with pytest.raises(ValueError, match=r"length=64 is more than model\.max_positions=32"):
-        pretrain.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_accumulation(corpus, tmp_path):
     config = _config(corpus, grad_accum_steps=2, batch_size=16, sop=False)
-    assert pretrain.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     result = _result(tmp_path / "run")
     assert result["steps"] == STEPS
     assert set(result["metrics"]) == {"mlm_loss", "mlm_accuracy"}
@@ -139,7 +139,7 @@ def test_accumulation(corpus, tmp_path):
 def test_a_dry_run_tells_sizes_without_a_folder(corpus):
     config = _config(corpus)
     config.mesh.fsdp = 4
-    report = pretrain.dry_run(config)
+    report = runs.dry_run(config)
     assert report.total == sum(report.parameters.values())
     assert report.mesh["fsdp"] == 4
     assert report.mesh["data"] == jax.device_count() // 4
@@ -150,8 +150,8 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
     ("fields", "message"),
     [
         ({"corpus": ""}, "config.corpus is empty"),
-        ({"architecture": "bert"}, "config.architecture='bert' must be one of mpobert, shared"),
-        ({"start.scaling": "half"}, "config.start.scaling='half' must be one of none"),
+        ({"architecture": "bert"}, "config.architecture='bert' must be one of 'mpobert', 'shared'"),
+        ({"start.scaling": "half"}, "config.start.scaling='half' must be one of 'none'"),
         ({"start.kind": "teacher"}, "needs config.start.teacher"),
         ({"length": 64}, "config.length=64 is more than model.max_positions=32"),
         ({"model.groups": 3}, "num_layers=2 cannot be divided into layer_groups=3"),
@@ -181,31 +181,30 @@ def test_mistakes_are_found_before_anything_is_made(corpus, tmp_path, fields, me
     for name, value in fields.items():
         cells.set_field(config, name, value, "test")
     with pytest.raises(ValueError, match=message):
-        pretrain.run(config, tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=message):
-        pretrain.dry_run(config)
+        runs.dry_run(config)
 
 
 def test_a_workdir_of_another_architecture_is_refused(finished, corpus):
     config = _config(corpus, **{"variant": "small", "model.num_layers": 4})
     with pytest.raises(ValueError, match=r"another experiment; it differs in:\n  .*num_layers"):
-        pretrain.run(config, finished)
+        train.run(config, finished)
 
 
 @pytest.mark.parametrize("module", [base12, base24, base48, base48plus])
 def test_configs_of_the_paper_are_sound(module, corpus):
     config = module.get_config()
     config.corpus = str(corpus)
-    plans.check(config)
+    train.check(config)
     config = module.get_config("scratch")
     config.corpus = str(corpus)
-    planned = plans.plan(config, data.Corpus(corpus))
+    planned = tasks.read(config).plan(data.Corpus(corpus))
     assert planned.config.num_layers == config.model.num_layers
     assert planned.config.layer_groups == config.model.groups
-    pretrain.fitting.make_optimizer(
-        config, pretrain.mpop.abstract(planned.config, planned.shapes), config.steps
-    )
+    model = planned.abstract()
+    training.make_optimizer(config.optimizer.to_dict(), training.roles(model), config.steps)
 
 
 @pytest.mark.parametrize("size", mpobert_sharing.SIZES)
@@ -215,6 +214,6 @@ def test_cells_of_the_study_are_sound(size, corpus):
         cell.config.corpus = str(corpus)
         if cell.config.start.kind == "teacher":
             cell.config.start.teacher = "somewhere"
-        plans.check(cell.config)
+        train.check(cell.config)
         cell.config.start.kind = "scratch"
-        plans.plan(cell.config, data.Corpus(corpus))
+        tasks.read(cell.config).plan(data.Corpus(corpus))

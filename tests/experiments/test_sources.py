@@ -7,29 +7,40 @@ from configs.mpobert import pretraining as pretraining_config
 from configs.mpoe import base as language_config
 from configs.mpop import base as tuning_config
 from configs.opdf import base as distillation_config
-from experiments import compress, distill, jobs, language_models, pretraining, sources
+from experiments import compress, runs, sources, tasks
+from experiments.tasks import loading
 from mpojax import data, io
+from mpojax.methods import options as options_lib
 from tests.io import gguf_helpers
 
 
 def _distillation(config):
     config.model = "owner/model"
-    distill._teachers(config)
+    method, options = runs.read(config)[1:]
+    method.for_task(options)
+
+
+def _tokenizer(config):
+    loading.tokenizer(options_lib.read_all(config).model)
+
+
+def _weights(config):
+    loading.source(options_lib.read_all(config).model)
 
 
 # Field of a config: (the config, what reads the field).
 FIELDS = {
     "compress model": (compress_config, "model", lambda c: compress.main(c, "run")),
-    "finetune model": (tuning_config, "model", jobs.tokenizer),
-    "finetune init_checkpoint": (tuning_config, "init_checkpoint", jobs.model_of),
+    "finetune model": (tuning_config, "model", _tokenizer),
+    "finetune init_checkpoint": (tuning_config, "init_checkpoint", _weights),
     "distill teacher": (distillation_config, "teacher", _distillation),
     "pretrain start.teacher": (
         pretraining_config,
         "start.teacher",
-        lambda c: pretraining.plan(c, None),
+        lambda c: tasks.read(c).plan(None),
     ),
-    "language_model model": (language_config, "model", language_models.tokenizer),
-    "language_model tokenizer": (language_config, "tokenizer", language_models.tokenizer),
+    "language_model model": (language_config, "model", _tokenizer),
+    "language_model tokenizer": (language_config, "tokenizer", _tokenizer),
 }
 
 

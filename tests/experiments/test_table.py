@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from configs.mpop import albert, bert, rows
-from experiments import jobs, table
+from experiments import table
 from experiments.tables import analyses, cells, counts, page, results, schema, scores
+from experiments.tasks import loading
 from mpojax import io, models, mpo
 from mpojax.training import workdir
 
@@ -25,7 +26,7 @@ def read_csv(path):
 
 
 def put(folder, config, metrics, more=None, **changes):
-    """A finished run, as `experiments.finetune` leaves it."""
+    """A finished run, as `experiments.train` leaves it."""
     for name, value in changes.items():
         config[name] = value
     folder.mkdir(parents=True)
@@ -114,8 +115,8 @@ def test_budgets_are_met_by_the_largest_cap_that_fits():
 class TestOtherModels:
     """Runs of a config with weights of another model than its own."""
 
-    SMALL = jobs.sizes(models.EncoderConfig(100, 64, 4, 4, 128, max_positions=64))
-    OWN = jobs.sizes(models.PRESETS["albert-base-v2"])
+    SMALL = loading.sizes(models.EncoderConfig(100, 64, 4, 4, 128, max_positions=64))
+    OWN = loading.sizes(models.PRESETS["albert-base-v2"])
 
     def cell(self, folder):
         assert table.main(["mpop_table3", f"--workdir={folder}"]) == 0

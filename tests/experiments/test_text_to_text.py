@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import answers, language_models, text_to_text
+from experiments import runs, train
+from experiments.tasks import answers, loading, text_to_text
 from mpojax import data, io, models, training
 from mpojax.methods.mpoe import router_statistics
 from mpojax.training.tasks import language_modeling
-from tests.experiments import toy_language
+from tests.experiments import toy, toy_language
 from tests.experiments.toy_language import logged, put, result_of
 
 PAIR = {
@@ -61,6 +62,10 @@ def config_of(texts, **fields):
     return put(config, fields)
 
 
+def setup_of(config):
+    return runs.set_up(*runs.read(config))
+
+
 @pytest.fixture(scope="module")
 def learnt(texts, tmp_path_factory):
     """A run with experts that learns eight examples by heart; a test split of wrong labels."""
@@ -69,7 +74,7 @@ def learnt(texts, tmp_path_factory):
         texts, steps=40, eval_every=20, keep_best=True, save_model=True, variant="toy", **EXPERTS
     )
     config.optimizer.central_mask.rate = 0.5
-    assert text_to_text.main(config, str(folder)) == 0
+    assert toy.main(config, str(folder)) == 0
     return config, folder
 
 
@@ -123,8 +128,8 @@ class TestOneTask:
             evaluate(broken, {"mood": data.EvalData(arrays, 3)})
 
     def test_a_finished_run_is_known(self, learnt, monkeypatch):
-        monkeypatch.setattr(text_to_text, "prepare", None)
-        assert text_to_text.run(*learnt) == 0
+        monkeypatch.setattr(text_to_text.TextToText, "setup", None)
+        assert train.run(*learnt) == 0
 
     def test_no_steps_only_evaluate(self, learnt, tmp_path):
         config, folder = learnt
@@ -132,7 +137,7 @@ class TestOneTask:
         config.model, config.tokenizer, config.steps = str(folder / "model"), "", 0
         config.experts.form = "dense"  # the saved model has its experts
         config.model_config = {}
-        assert text_to_text.run(config, tmp_path) == 0
+        assert train.run(config, tmp_path) == 0
         assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
 
     @pytest.mark.slow
@@ -140,7 +145,7 @@ class TestOneTask:
         """Without training."""
         config = config_of(texts, steps=1, beams=2)
         config.optimizer.learning_rate = 0.0
-        assert text_to_text.run(config, tmp_path / "run") == 0
+        assert train.run(config, tmp_path / "run") == 0
         metrics = result_of(tmp_path / "run")["metrics"]
         assert metrics["invalid"] == 1.0
         assert metrics["accuracy"] == metrics["test_accuracy"] == 0.0
@@ -156,11 +161,11 @@ class TestOneTask:
             texts, steps=3, checkpoint_every=0, dropout=0.1, save_model=True, **EXPERTS
         )
         config.optimizer.central_mask.rate = 0.5
-        assert text_to_text.run(config, tmp_path / "straight") == 0
+        assert train.run(config, tmp_path / "straight") == 0
         with monkeypatch.context() as patch:
             patch.setattr(training, "StopOnSignal", StopAtTwo)
-            assert text_to_text.run(config, tmp_path / "stopped") == 1
-        assert text_to_text.run(config, tmp_path / "stopped") == 0
+            assert train.run(config, tmp_path / "stopped") == 1
+        assert train.run(config, tmp_path / "stopped") == 0
         one, other = (result_of(tmp_path / name) for name in ("straight", "stopped"))
         assert one["metrics"] == other["metrics"]
         assert one["fit"]["metrics"]["loss"] == other["fit"]["metrics"]["loss"]
@@ -177,7 +182,7 @@ class TestTasks:
         """Of which one has a test split with labels."""
         config = config_of(texts, task="", tasks=(MOOD, SCORE), steps=2)
         config.train_examples, config.dev_examples = 6, 5
-        assert text_to_text.run(config, tmp_path / "run") == 0
+        assert train.run(config, tmp_path / "run") == 0
         result = result_of(tmp_path / "run")
         assert (result["task"], result["metric_name"]) == ("mood+score", "average")
         assert (result["train_examples"], result["dev_examples"]) == (12, 10)
@@ -187,21 +192,19 @@ class TestTasks:
         assert set(result["metrics"]) == own | scores | test | {"average"}
 
     def test_the_whole_test_split_counts(self, texts):
-        job = text_to_text.prepare(config_of(texts, dev_examples=5))
-        assert job.dev["mood"].num_examples == job.dev_examples == 5
+        job = setup_of(config_of(texts, dev_examples=5))
+        assert job.dev["mood"].num_examples == job.num_dev_examples == 5
         assert job.test["mood"].num_examples == 8
 
     @pytest.mark.slow
     def test_free_texts(self, texts, tmp_path):
         config = config_of(texts, task=ECHO, steps=80)
-        assert text_to_text.run(config, tmp_path / "run") == 0
+        assert train.run(config, tmp_path / "run") == 0
         result = result_of(tmp_path / "run")
         assert result["metrics"] == {"bleu": pytest.approx(100.0)}
 
     def test_padding_of_targets_goes_to_no_expert(self, texts):
-        job = text_to_text.prepare(
-            config_of(texts, task=ECHO, experts__form="switch", experts__number=2)
-        )
+        job = setup_of(config_of(texts, task=ECHO, experts__form="switch", experts__number=2))
         batch = job.train[0]
         routing = language_modeling.forward(job.model, batch).routing
         words = data.Tokenizer.from_folder(texts / "words")
@@ -211,8 +214,9 @@ class TestTasks:
 
     def test_a_fresh_model_starts_with_padding(self, texts):
         config = config_of(texts)
-        words, _ = language_models.tokenizer(config)
-        model = language_models.fresh(config, words)
+        options = runs.read(config)[2]
+        words, _ = loading.tokenizer(options.model)
+        model = loading.fresh(options.model, 0, words)
         assert isinstance(model.config, models.EncoderDecoderConfig)
         assert model.config.decoder_start_id == words.pad_id
         assert (model.config.eos_id, model.config.vocab_size) == (words.eos_id, words.vocab_size)
@@ -222,7 +226,6 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"task": ""}, "just one of them"),
             ({"tasks": ("sst2", "rte")}, "just one of them"),
             ({"task": "", "tasks": ("rte", "rte")}, "names a task twice"),
             ({"max_length": 1}, "config.max_length=1 must be an integer of at least 2"),
@@ -238,9 +241,9 @@ class TestMistakes:
     def test_without_weights_or_data(self, tmp_path, fields, message):
         config = config_of(tmp_path, **fields)
         with pytest.raises(ValueError, match=message):
-            text_to_text.check(config)
+            train.check(config)
         with pytest.raises(ValueError, match=message):
-            text_to_text.run(config, tmp_path / "run")
+            train.run(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(
@@ -260,5 +263,5 @@ class TestMistakes:
     )
     def test_before_the_folder_is_made(self, texts, tmp_path, fields, message):
         with pytest.raises(ValueError, match=message):
-            text_to_text.run(config_of(texts, **fields), tmp_path / "run")
+            train.run(config_of(texts, **fields), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -6,6 +6,8 @@ import pathlib
 import ml_collections
 from ml_collections import config_dict
 
+from experiments import runs, train
+
 CALLS: list[str] = []  # names of the cells that ran, in order
 
 
@@ -49,4 +51,10 @@ def toy_run(config, folder) -> int:
         "fit": {"ignored": 1},
     }
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+def main(config, folder) -> int:
+    """What the command line does with a config."""
+    runs.show(folder, train.run(config, folder))
     return 0

@@ -79,7 +79,7 @@ def run(arguments, **more):
 def command(corpus, *more):
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     config = "--config=configs/mpobert/pretraining.py"
-    return ["-m", "experiments.pretrain", config, f"--config.corpus={corpus}", *fields, *more]
+    return ["-m", "experiments.train", config, f"--config.corpus={corpus}", *fields, *more]
 
 
 @pytest.mark.slow

@@ -366,7 +366,7 @@ class TestWorkdir:
             ({"dtype": "bfloat16"}, "dtype: 'float32' there, 'bfloat16' here"),
             ({"model": model | {"remat": True}}, "model.remat: False there, True here"),
             ({"variants": {"mpo": {"bond": 4, "keep_dense": False}}}, "keep_dense: True there"),
-            ({"trainable": "all"}, "trainable: '(absent)' there, 'all' here"),
+            ({"pooling": "mean"}, "pooling: '(absent)' there, 'mean' here"),
         ):
             with pytest.raises(ValueError, match=re.escape(line)) as error:
                 training.Workdir(tmp_path, now | change)
@@ -382,6 +382,24 @@ class TestWorkdir:
         assert training.Workdir(tmp_path / "sweep", {"cell": now}).resuming
         with pytest.raises(ValueError, match="grad_accum_steps: 2 there, 3 here"):
             training.Workdir(tmp_path / "run", now | {"grad_accum_steps": 3})
+
+    @pytest.mark.parametrize(
+        ("fields", "method"),
+        [
+            ({}, "tuning"),
+            ({"squeeze": {"steps": 3}}, "squeezing"),
+            ({"finalise": "continue", "method": "lora"}, "pet_search"),
+            ({"teacher": "folder"}, "distillation"),
+            ({"opf": {"strategy": "static"}}, "opf"),
+        ],
+    )
+    def test_a_run_begun_before_its_config_named_the_method_resumes(self, tmp_path, fields, method):
+        training.Workdir(tmp_path, {"steps": 1} | fields)
+        now = workdir_lib.renamed({"steps": 1} | fields) | {"method": method}
+        assert training.Workdir(tmp_path, now).resuming
+        assert ("series" in now) == (method == "pet_search")
+        with pytest.raises(ValueError, match=f"method: '{method}' there, 'other' here"):
+            training.Workdir(tmp_path, now | {"method": "other"})
 
     def test_a_run_begun_before_a_field_was_removed_resumes(self, tmp_path):
         mask = {"rate": None, "mode": "skip", "draw": "step"}

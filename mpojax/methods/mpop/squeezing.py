@@ -69,11 +69,12 @@ class Squeezing:
       trainable: a name of `mpop.FILTERS`.
       make_optimizer: the optimizer for a model; its state must not depend on anything else.
       train: see `Train`.
-      metric: development metric in the result of `train`, higher is better, such as "dev/accuracy".
+      metric: development metric in the result of `train`, such as "dev/accuracy".
       first_steps: steps of phase 0.
       folder: of the run; kept between starts.
       seed: of the training state.
       gradients: model -> gradients of batches, which the measure "loss" needs.
+      sign: -1 where a lower metric is better, as of a perplexity.
     """
 
     model: models.Model
@@ -86,6 +87,7 @@ class Squeezing:
     folder: pathlib.Path
     seed: int = 0
     gradients: costs.Gradients | None = None
+    sign: int = 1
 
     def __post_init__(self):
         self.settings.check(self.model)
@@ -233,7 +235,7 @@ class Squeezing:
                 "Look at the training metrics; a lower learning rate may help."
             )
         counts = mpop.parameter_counts(result.state.model(), self.filter)
-        start = self.phases[0]["metric"] if self.phases else value
+        drop = self.sign * (self.phases[0]["metric"] - value) if self.phases else 0.0
         return {
             "phase": len(self.phases),
             "cuts": self.pending["cuts"],
@@ -241,8 +243,8 @@ class Squeezing:
             "parameters": counts["total"],
             "trained": counts["trainable"],
             "metric": value,
-            "drop": start - value,
-            "accepted": start - value <= self.settings.max_metric_drop,
+            "drop": drop,
+            "accepted": drop <= self.settings.max_metric_drop,
             "step": int(result.state.step),
             "compilations": result.traces,
         }

@@ -1,0 +1,61 @@
+r"""Runs one method on one task, as its config says: tuning, compression, search, distillation, ...
+
+    python -m experiments.train --config=configs/mpop/minilm.py:full_lfa,sst2 --workdir=runs/lfa
+    python -m experiments.train --config=configs/mpop/base.py --config.model=FOLDER \
+        --config.task=sst2 --config.data_dir=DATA --workdir=runs/mine
+
+`config.method` names the method; the data that the config names, the task (see `configs/`). The
+workdir gets `result.json`, `summary.txt`, metrics as JSONL and TensorBoard events, what the method
+leaves, and with `--config.save_model=True` the model. Started again on its workdir an interrupted
+run resumes exactly. `--dry_run` prints parameters, memory, FLOPs and the sharding of one step and
+trains nothing. Several processes: see `experiments.processes`.
+"""
+
+import pathlib
+import time
+
+import ml_collections
+from absl import app, flags
+
+from experiments import command_line, launch, runs
+from mpojax import training
+
+check = runs.read  # what sweeps call before the first cell
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags say, or says what it would cost."""
+    only_cost = flags.FLAGS.dry_run
+    with launch.session(("seed", "steps", "optimizer"), needs_workdir=not only_cost) as given:
+        if only_cost:
+            print(runs.dry_run(given[0]).text())
+        else:
+            runs.show(given[1], run(*given))
+
+
+def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
+    """One run in `folder`; 0 when `result.json` is written, 1 when a signal asked to stop.
+
+    A folder with a run is compared first; a new one is claimed once data, model and method fit, so
+    that a mistyped command leaves nothing behind. A signal in the last step finds the run finished,
+    all the same nothing should follow it.
+    """
+    start, config = time.perf_counter(), runs.with_task_names(config)
+    task, method, options = runs.read(config)
+    workdir = runs.known(folder, config)
+    if workdir is not None and workdir.finished:
+        return 0
+    setup = runs.set_up(task, method, options)
+    workdir = runs.claim(workdir or training.Workdir(folder, config), setup)
+    result = method.train(setup, workdir.path)
+    if result is None:
+        return 1
+    result = task.finish(setup, result, workdir.path)
+    runs.finish(workdir, method, setup, result, time.perf_counter() - start)
+    return int(result.stop_requested)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_bool("dry_run", False, "Print what a step would cost; train nothing.")
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=command_line.parse)
