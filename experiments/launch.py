@@ -30,7 +30,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumed if 
 
 
 # Libraries that log every internal step at the level of our own messages.
-_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/")
+_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/", "/fontTools/")
 
 
 def _quiet_libraries() -> None:

@@ -4,7 +4,7 @@ r"""Table and figures of a study, or of a run, as Markdown, CSV, PNG and PDF.
     python -m experiments.render mpop_minilm                           # from what is kept of them
     python -m experiments.render router --runs=runs/mpoe               # of one run with experts
 
-Studies are those of `experiments.render.studies`; `--runs` is the workdir of their sweep, or the
+Studies: `experiments/render/studies.toml`. `--runs` is the workdir of their sweep, or the
 folder of their sweeps' workdirs. Runs that are not finished are left out. Data, table and figures
 go to `--out`, by default the study's folder in `experiments/results`.
 """
@@ -32,7 +32,7 @@ def render(name: str, folder: str, out: str) -> None:
     if name == ROUTER:
         runs.write_router(source)
         return
-    study, target = studies.STUDIES[name], _RESULTS / name
+    study, target = studies.load()[name], _RESULTS / name
     target = pathlib.Path(out).expanduser() if out else target
     if folder:
         studies.collect(study, source, target)
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=(*studies.STUDIES, ROUTER), help="one of those above")
+    parser.add_argument("name", choices=(*studies.load(), ROUTER), help="one of those above")
     parser.add_argument("--runs", default="", help="folder of the runs; default: what is kept")
     parser.add_argument("--out", default="", help="folder for data, table and figures")
     return parser

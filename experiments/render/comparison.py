@@ -194,7 +194,8 @@ def contents(folder: pathlib.Path, variants: Sequence, trained: bool) -> str:
     if trained:
         entries["fine-tuned models"] = "cells/*/model"
         entries["training curves"] = "cells/*/metrics.jsonl and TensorBoard events"
-    entries["next"] = f'model = mpojax.load("{folder / "models" / variants[-1].name}")'
+    cut = [variant for variant in variants if variant.rules and not variant.is_uncut]
+    entries["next"] = f'model = mpojax.load("{folder / "models" / (cut or variants)[0].name}")'
     lines = [f"  {name + ':':<20}{place}" for name, place in entries.items()]
     return f"Everything is in {folder}\n" + "\n".join(lines)
 

@@ -139,8 +139,7 @@ def draw(plot: Plot, means: "pd.DataFrame") -> Any:
             style = {"color": look.style["color"], "linestyle": ":", "label": look.label}
             across(inside[plot.reference].mean() * factor, **style)
         if name is not None:
-            title = name if isinstance(name, str) else f"{methods.axis(plot.panels)[0]}: {name}"
-            panel.set_title(methods.TASKS.get(name, title))
+            panel.set_title(methods.panel(plot.panels, name))
     for panel in axes[len(panels) :]:
         panel.remove()
     if plot.title:
@@ -188,7 +187,7 @@ def _lines(panel: Any, plot: Plot, means: "pd.DataFrame") -> None:
             if np.isfinite(error[0]):  # at the right edge
                 place = {"transform": panel.get_yaxis_transform(), "capsize": 2.5}
                 bar = {"color": look.style["color"], "elinewidth": 1.0, "fmt": "none"}
-                panel.errorbar([1.0 - 0.02 * index], y.iloc[:1], error[:1], **place, **bar)
+                panel.errorbar([0.98 - 0.02 * index], y.iloc[:1], error[:1], **place, **bar)
             continue
         order = rows[plot.x].argsort().to_numpy()
         x = rows[plot.x].to_numpy(float)

@@ -33,7 +33,7 @@ def report(name, results, folder):
         path = folder / "runs" / "cells" / str(index) / "result.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content), encoding="utf-8")
-    study = studies.STUDIES[name]
+    study = studies.load()[name]
     studies.collect(study, folder / "runs", folder / "out")
     lines = [line for line in studies.report(study, folder / "out").splitlines() if "|" in line]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -93,7 +93,7 @@ def test_curves_are_means_over_seeds(tmp_path):
         (folder / "result.json").write_text(json.dumps(result("MPOE", seed, 0.0) | facts))
         lines = [{"step": s, "dev/perplexity": 10.0 + seed - s} for s in (0, 1, 2)]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    study = studies.STUDIES["mpoe_sharing"]
+    study = studies.load()["mpoe_sharing"]
     studies.collect(study, tmp_path, tmp_path / "out")
     studies.report(study, tmp_path / "out")
     curves = frames.read(tmp_path / "out" / "curves.csv")
@@ -112,11 +112,12 @@ def test_a_study_without_results(tmp_path, capsys):
     assert "neither results.csv nor summary.csv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", studies.STUDIES)
+@pytest.mark.parametrize("name", studies.load())
 def test_what_is_kept_of_every_study_can_be_drawn(name, tmp_path):
     kept = command._RESULTS / name
     for path in (*kept.glob("*.csv"), *kept.glob("*.md")):
         shutil.copy(path, tmp_path)
-    studies.report(studies.STUDIES[name], tmp_path)
-    for plot in studies.STUDIES[name].plots:
-        assert (tmp_path / f"{plot.stem}.png").stat().st_size > 10_000
+    study = studies.load()[name]
+    studies.report(study, tmp_path)
+    for plot in study.plots:
+        assert (tmp_path / f"{plot['name']}.png").stat().st_size > 10_000
