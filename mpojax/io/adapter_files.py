@@ -305,13 +305,14 @@ def _unstacked(tensors: Mapping[str, np.ndarray], layers: Mapping, folder) -> di
 
 
 def _entries(arrays: Mapping[str, np.ndarray], mask: Mapping) -> dict[str, np.ndarray]:
-    if wrong := sorted(set(mask) ^ set(arrays)):
-        raise ValueError(f"mask must have an array for each one of the adapters; see {wrong[0]}.")
+    shapes, given = ({n: np.shape(a) for n, a in each.items()} for each in (arrays, mask))
+    if wrong := sorted(n for n in {*shapes, *given} if shapes.get(n) != given.get(n)):
+        raise ValueError(
+            f"mask must have an array for each of the adapters' arrays, of its shape; see {wrong[0]}."
+        )
     names = sorted(arrays)
     flat = np.concatenate([arrays[name].ravel() for name in names])
     kept = np.concatenate([np.ravel(np.asarray(mask[name], bool)) for name in names])
-    if kept.shape != flat.shape:
-        raise ValueError("an array of mask has another shape than that of the adapters.")
     indices = np.flatnonzero(kept)
     return {_INDICES: indices.astype(np.int32), _VALUES: flat[indices]}
 

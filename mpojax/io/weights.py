@@ -18,7 +18,12 @@ from mpojax.io.other_folders import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
 # So many layers are quickly enumerated, and the tensors that are missing named.
 _FEW_LAYERS = 500
-_INDEX = {"weight_map": checks.mapping(checks.text(255))}
+_MAP = checks.mapping(checks.text(255))
+_INDEX = {
+    "weight_map": checks.Allowed(
+        f"{_MAP.what}, one or more", lambda value: _MAP.accepts(value) and len(value) > 0
+    )
+}
 
 
 def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -179,8 +184,6 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
     content = checks.read_json(path)
     checks.check(content, _INDEX, f"{path} is not a valid index of shards", _INDEX)
     names = content["weight_map"]
-    if not names:
-        raise ValueError(f"{path} is not a valid index of shards: it names none.")
     # Names come from a file: nothing outside the folder may be opened through them.
     outside = sorted({f for f in names.values() if pathlib.PurePath(f).name != f})
     checks.check_none(outside, f"{path} names shards outside its folder")

@@ -24,8 +24,6 @@ _CLASSES = {
     "pretraining": "ForPreTraining",
     "masked_lm": "ForMaskedLM",
 }
-# The output map of pre-training is the token embedding; files may hold it under a second name.
-_OUTPUT_MAP, _OUTPUT_BIAS = "predictions.decoder.weight", "predictions.decoder.bias"
 
 
 def classes(name: str, *pretraining: str) -> dict[str, str]:
@@ -41,6 +39,8 @@ class EncoderFamily(Family):
       pretraining: classes whose heads are dropped unless they are asked for.
       pretraining_tensors: regular expression for the names in those heads.
       head_dropout: key of the dropout before the head, by kind of head, where there is one.
+      output_map: last part of the name of pre-training's output map. Its weight is the token
+        embedding, its bias that of its parent; files may hold both a second time.
       pooler_flag: key that says whether the pooler has weights (else it is the first token as it
         is); None where a pooler always has.
     """
@@ -53,6 +53,7 @@ class EncoderFamily(Family):
     pretraining: tuple[str, ...]
     pretraining_tensors: str
     head_dropout: Mapping[str, str]
+    output_map: str = "predictions.decoder"
     pooler_flag: str | None = None
 
     own_fields: ClassVar[tuple[str, ...]] = (
@@ -171,11 +172,12 @@ class EncoderFamily(Family):
         Not the class decides: published files of BertForMaskedLM and AlbertForMaskedLM also have
         the head for the succession or order of sentences, with or without the pooler it reads.
         """
-        maps = [name for name in tensors if name.endswith(_OUTPUT_MAP)]
+        maps = [name for name in tensors if name.endswith(f"{self.output_map}.weight")]
         tensors = names.without_copies(tensors, self.embedding, maps, source)
-        for name in [name for name in tensors if name.endswith(_OUTPUT_BIAS)]:
+        for name in [name for name in tensors if name.endswith(f"{self.output_map}.bias")]:
             # transformers adds this one where the two biases differ.
-            tensors[name.replace(".decoder.", ".")] = tensors.pop(name)
+            parent = name.removesuffix(".bias").rpartition(".")[0]
+            tensors[f"{parent}.bias"] = tensors.pop(name)
         modules = self.heads["pretraining"].items()
         order = [re.escape(name) for name, module in modules if module.paths == ("head",)]
         pattern = rf"({'|'.join(order)})\..+"

@@ -12,15 +12,14 @@ from mpojax.io.hf import names
 from mpojax.io.hf.family import Family
 from mpojax.io.hf.names import Module, linear
 
-_HEAD = "lm_head.weight"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageFamily(Family):
     """A model type of language models; of a class "none" logits come from the token embedding.
 
     Attributes:
-      copies: names of other copies of the token embedding that a file may hold.
+      copies: names of other copies of the token embedding that a file may hold, besides the output
+        map.
       tensors_decide: key whose presence says that not `tie_word_embeddings` but the tensors say
         whether there is an output map besides the token embedding.
     """
@@ -29,7 +28,7 @@ class LanguageFamily(Family):
     heads: Mapping[str, Mapping[str, Module]] = dataclasses.field(
         default_factory=lambda: {"lm": {"lm_head": linear("head")}}
     )
-    copies: tuple[str, ...] = (_HEAD,)
+    copies: tuple[str, ...] = ()
     tensors_decide: str | None = None
 
     own_fields: ClassVar[tuple[str, ...]] = (
@@ -41,7 +40,12 @@ class LanguageFamily(Family):
     @property
     def embeddings(self) -> tuple[str, ...]:
         """Names of the token embedding in the bare model."""
-        return (self.embedding, *(name for name in self.copies if name != _HEAD))
+        return (self.embedding, *self.copies)
+
+    @property
+    def output_map(self) -> str:
+        """Name of the output map."""
+        return f"{next(iter(self.heads['lm']))}.weight"
 
     def head_of(self, config: models.Config) -> str:
         """A key of `classes`."""
@@ -56,7 +60,7 @@ class LanguageFamily(Family):
                 f"{source} scales its logits although it has an output map of its own "
                 f"({self.tensors_decide}), which is not supported."
             )
-        copies = [name for name in self.copies if tied or name != _HEAD]
+        copies = [*self.copies, self.output_map] if tied else self.copies
         tensors = names.without_copies(tensors, self.embedding, copies, source)
         return settings | {"tied": tied}, tensors
 
@@ -68,7 +72,7 @@ class LanguageFamily(Family):
     def copies_of(self, config: models.Config, content: Mapping, tensors: Mapping) -> dict:
         """The token embedding as output map, where config.json says that they are two."""
         if config.tied and content["tie_word_embeddings"] is False:
-            return {_HEAD: tensors[self.prefix + self.embedding]}
+            return {self.output_map: tensors[self.prefix + self.embedding]}
         return {}
 
     def _is_tied(self, name: str | None, values: Mapping, tensors: Mapping, source: str) -> bool:
@@ -82,6 +86,6 @@ class LanguageFamily(Family):
             logging.info("%s is a %s; logits come from its token embedding", source, name)
             return True
         if values.get(self.tensors_decide) is not None:
-            head, table = tensors.get(_HEAD), tensors.get(self.embedding)
+            head, table = tensors.get(self.output_map), tensors.get(self.embedding)
             return head is None or np.array_equal(head, table)
         return values["tie_word_embeddings"]

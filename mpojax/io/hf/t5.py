@@ -87,7 +87,7 @@ T5 = LanguageFamily(
     classes={"lm": "T5ForConditionalGeneration", "none": "T5Model"},
     prefix="",
     embedding="shared.weight",
-    copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+    copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
     # Written by mistake by old versions; cross-attention has no distances.
     ignored_buffers=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     tensors={
