@@ -308,7 +308,7 @@ def _entries(arrays: Mapping[str, np.ndarray], mask: Mapping) -> dict[str, np.nd
     shapes, given = ({n: np.shape(a) for n, a in each.items()} for each in (arrays, mask))
     if wrong := sorted(n for n in {*shapes, *given} if shapes.get(n) != given.get(n)):
         raise ValueError(
-            f"mask must have an array for each of the adapters' arrays, of its shape; see {wrong[0]}."
+            f"mask must have an array for each of the adapters', of its shape; see {wrong[0]}."
         )
     names = sorted(arrays)
     flat = np.concatenate([arrays[name].ravel() for name in names])
