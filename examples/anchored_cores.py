@@ -22,7 +22,7 @@ from mpojax.methods import protocol
 
 
 @checks.settings(prefix="anchor.")
-class Settings:
+class AnchorSettings:
     """Settings of the penalty.
 
     Attributes:
@@ -35,7 +35,7 @@ class Settings:
 class AnchoredCores(protocol.Method):
     """Tuning with a penalty on how far auxiliary cores have moved."""
 
-    Settings, section = Settings, "anchor"
+    Settings, section = AnchorSettings, "anchor"
 
     def setup(self, setup: protocol.Setup) -> protocol.Setup:
         start = nnx.state(setup.model, nn.AuxiliaryCore)
@@ -59,5 +59,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = minilm.get_config("full_lfa,sst2")
     config.method = "examples.anchored_cores:AnchoredCores"
     config.variant = "anchored"
-    config.anchor = dataclasses.asdict(Settings())
+    config.anchor = dataclasses.asdict(AnchorSettings())
     return config
