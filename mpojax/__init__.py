@@ -11,16 +11,18 @@ around it.
     mj.save(small, "small")
     mj.save(mj.merge(small), "dense", format="huggingface")
 
+`compress`, `merge`, `calibrate`, `add_adapters` and `save` also take any other Flax NNX module.
+
 Parts of the library, each importing only from those above it:
 
-    mpojax.mpo       pure functions on cores
-    mpojax.nn           Flax NNX modules
-    mpojax.models    transformers built from the layers
-    mpojax.compression  rules, calibration, compress / merge, adapters, experts
+    mpojax.mpo          pure functions on cores
+    mpojax.nn           Flax NNX layers
+    mpojax.models       transformers built from the layers
+    mpojax.compression  rules, calibration, compress and merge, adapters, experts
     mpojax.io           Hugging Face folders, GGUF, own folders, adapter files
-    mpojax.data      texts, tokenizers, batches
-    mpojax.training  one training loop
-    mpojax.methods   the papers, as compositions of the above
+    mpojax.data         texts, tokenizers, batches
+    mpojax.training     one training loop
+    mpojax.methods      the papers, as compositions of the above
 
 `import mpojax` loads only the kernels; all else is imported where it is first used.
 """

@@ -123,6 +123,7 @@ class Calibration:
         """
         entry = self.statistics[path]
         s = entry.covariance
+        # T g ||e||^2 / out with ||e||^2 = tr(W^T S W), or tr(S) ||W||^2 / in
         if data_aware:
             square = mpo.weighted_square(w, s)
         else:

@@ -127,10 +127,13 @@ def is_table(layer: nnx.Module) -> bool:
 def refusal(layer: nnx.Module) -> str | None:
     """The reason why a layer cannot become a chain; None if it can, or is one."""
     kind = type(layer)
-    if getattr(chain_of(layer) or layer, "adapter", None) is not None:
+    chain = chain_of(layer)
+    if getattr(layer if chain is None else chain, "adapter", None) is not None:
         return "it has an adapter of its own; use add_adapters on the module instead"
-    if isinstance(layer, CHAINS):
-        return None
+    if chain is not None:
+        is_whole = len(chain.cores) == chain.shape.num_cores
+        is_one = is_whole and all(core.ndim == 4 for core in chain.cores)
+        return None if is_one else "its cores are stacked, or shared, by several layers"
     if not is_dense(layer):
         return f"a {kind.__name__} has no chain form"
     if kind is nnx.LinearGeneral:
@@ -265,15 +268,15 @@ def with_matrix(layer: nnx.Module, w: np.ndarray) -> nnx.Module:
 
 def merged_module(module: nnx.Module) -> nnx.Module:
     """A copy of a module, all of whose chains and adapters have gone into dense layers."""
-    found = locations(module).values()
-    return exchanged(
-        module,
-        {
-            entry.outer_location: _merged(entry)
-            for entry in found
-            if entry.adapted is not None or chain_of(entry.layer) is not None
-        },
-    )
+    changed = {
+        path: entry
+        for path, entry in locations(module).items()
+        if entry.adapted is not None or chain_of(entry.layer) is not None
+    }
+    for path, entry in changed.items():
+        if (reason := refusal(entry.layer)) is not None:
+            raise ValueError(f"{path} cannot be merged on its own: {reason}.")
+    return exchanged(module, {e.outer_location: _merged(e) for e in changed.values()})
 
 
 def _merged(entry: Located) -> nnx.Module:

@@ -71,7 +71,7 @@ class Matrices(abc.ABC):
         """Any output that depends on all layers, as a function of a batch of `inputs`."""
 
     @abc.abstractmethod
-    def _num_unfolded(self) -> int:
+    def _num_dense_in_chains(self) -> int:
         """Parameters of the dense matrices that the chains of the model stand for."""
 
     @property
@@ -84,7 +84,7 @@ class Matrices(abc.ABC):
         """Parameters in the model with every matrix dense."""
         counts = models.count_parameters(self.model)
         in_chains = counts["central"] + counts["auxiliary"]
-        return sum(counts.values()) - in_chains + self._num_unfolded()
+        return sum(counts.values()) - in_chains + self._num_dense_in_chains()
 
 
 def matrices_of(model: nnx.Module) -> Matrices:
@@ -154,7 +154,7 @@ class _ModelMatrices(Matrices):
     def call(model: nnx.Module, batch: Mapping) -> jax.Array:
         return model(*(batch.get(name) for name in model.batch_inputs))
 
-    def _num_unfolded(self) -> int:
+    def _num_dense_in_chains(self) -> int:
         experts_of = getattr(self.model.config, "experts_of", lambda block: None)
         blocks = {path: experts_of(path.rpartition("/")[0]) for path in self.shapes}
         return sum(
@@ -241,7 +241,7 @@ class _ModuleMatrices(Matrices):
         floating = (o for o in jax.tree.leaves(outputs) if jnp.issubdtype(o.dtype, jnp.floating))
         return sum(jnp.sum(o.astype(jnp.float32)) for o in floating)
 
-    def _num_unfolded(self) -> int:
+    def _num_dense_in_chains(self) -> int:
         return sum(math.prod(self.sizes[path]) for path in self.shapes)
 
 

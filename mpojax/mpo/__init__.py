@@ -3,7 +3,16 @@
 A matrix W (in_features, out_features) is a chain of cores T_k of shape (d_{k-1}, i_k, j_k, d_k).
 The central core, index (n - 1) // 2, holds most parameters; the others are auxiliary. Low rank
 (truncated SVD) is the chain of two cores with factor lists (in, 1) and (1, out), through the same
-functions.
+functions. Arrays of numpy are treated on the host in float64, arrays of jax under jit.
+
+| what                              | functions                                               |
+| shapes                            | MPOShape, shape_from_cores, separable_shape             |
+| a matrix as a chain, and back     | decompose, to_matrix; fit, search_factors, low_rank     |
+| bonds: spectra, cuts, gauges      | bond_spectra, truncate, canonicalize, slice_bonds       |
+| which bonds, under a budget       | bonds_for_tolerance, allocate, allocate_or_keep         |
+| products with activations         | plan, apply; prepare, apply_prepared; embed             |
+| experts that share a central core | plan_experts, expert_matrices, apply_shared_core        |
+| training on the cores             | align, core_distance, gauge_maps, transform_gradients   |
 """
 
 from mpojax.mpo.alignment import (

@@ -128,6 +128,7 @@ def projector_distance(student: Sequence, teacher: Sequence):
     )
     parts = []
     for own, goal, both in pairs:
+        # |B_s B_s^T - B_t B_t^T|^2 = |B_s^T B_s|^2 + |B_t^T B_t|^2 - 2 |B_s^T B_t|^2
         square = jnp.sum(own * own.T) + jnp.sum(goal * goal.T) - 2 * jnp.sum(jnp.square(both))
         scale = jnp.sum(goal * goal.T)
         parts.append(square / jnp.maximum(scale, jnp.finfo(scale.dtype).tiny))
@@ -156,6 +157,7 @@ def _mean_square(core):
 
 def _rotation(xp, product):
     """The orthogonal Q that maximises <Q, product>."""
+    # <Q, U S V^T> = <U^T Q V, S> is largest where U^T Q V = 1
     u, _, v = xp.linalg.svd(product)
     return u @ v
 

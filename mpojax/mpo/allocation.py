@@ -153,6 +153,7 @@ def losses(spectrum, loss: str = "squared") -> np.ndarray:
     shares = squares / total if total > 0 else squares
     if loss == "squared" or total == 0:
         return shares
+    # kept_r = sum_(i <= r) s_i^2 / sum_i s_i^2; the loss of a bond r is -log kept_r
     kept = np.maximum(np.append(0.0, np.cumsum(shares)), 1e-12)
     return np.diff(np.log(kept))
 
@@ -190,6 +191,8 @@ class _Chain:
 
     def saving(self, k):
         """Parameters saved by lowering bond k, and those linked to it, by one."""
+        # From d to d - 1: d_(k-1) a_k + a_(k+1) d_(k+1), and of cores d x d between linked bonds
+        # d^2 - (d - 1)^2 = 2 d - 1 each.
         first, last = self.linked(k)
         left = self.bonds[first - 1] * self.sites[first - 1]
         right = self.sites[last] * self.bonds[last + 1]

@@ -140,6 +140,7 @@ class _Problem:
 
     def _solved(self, cores, k: int, steps: int) -> np.ndarray:
         """Core k after conjugate gradients on its normal equations."""
+        # A: core k -> matrix, linear. min_x tr((W - A x)^T S (W - A x)) is A^T S A x = A^T S W.
         site = _Site(cores, k)
         x = cores[k]
         residual = site.adjoint(self._padded(self.weighted_w - self._weighted_chain(site, x)))
@@ -187,6 +188,7 @@ class _Site:
     def matrix(self, core) -> np.ndarray:
         p, i, j, q = self.core
         il, jl, ir, jr = self.il, self.jl, self.ir, self.jr
+        # W = L T_k R; (L T_k) R or L (T_k R), whichever takes fewer multiply-adds
         if self._left_first():
             t = (self.left @ core.reshape(p, -1)).reshape(-1, q) @ self.right
         else:

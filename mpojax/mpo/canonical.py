@@ -141,6 +141,7 @@ def _sweep(xp, cores, bonds=None):
       (left-orthonormal cores 1..n-1, spectra, carries, right-orthonormal cores). carries[k] is
       S_k V_k^T Q_{k+1}, the core right of bond k with the scale of W in it.
     """
+    # T_k = L Q with orthonormal rows Q; L goes left
     cores = list(cores)
     for k in range(len(cores) - 1, 0, -1):
         bond, *rest = cores[k].shape
@@ -151,6 +152,7 @@ def _sweep(xp, cores, bonds=None):
     for k in range(len(cores) - 1):
         *rest, bond = carries[-1].shape
         matrix = carries[-1].reshape(-1, bond)
+        # all cores right of k have orthonormal rows: s are those of the whole unfolding
         u, s, vt = xp.linalg.svd(matrix, full_matrices=False)
         spectra.append(s)
         keep = s.shape[0] if bonds is None else bonds[k]

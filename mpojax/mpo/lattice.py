@@ -97,6 +97,7 @@ class Lattice:
         return self._price_of_longer(path, sites, tails)
 
     def _price_of_three(self, path, sites, tails):
+        # parameters a_1 d_1 + d_1 a_2 d_2 + d_2 a_3 <= budget: d_2 follows from d_1
         first, middle, last = sites
         left = _grid(len(tails[0]) - 1)
         right = (self.budget - first * left) // (middle * left + last)
@@ -133,6 +134,7 @@ class Lattice:
 
     def _bonds_at(self, price, sites, losses, bonds):
         for _ in range(2):
+            # d_k where the loss of one more cut exceeds price * (d_(k-1) a_k + a_(k+1) d_(k+1))
             ends = [1, *bonds, 1]
             bonds = np.array(
                 [

@@ -217,6 +217,7 @@ class Ledger:
         moved = 4 * (rows * inner + inner * columns + rows * columns)
         # Narrow products leave vector units idle.
         speed = self.machine.flops * min(1.0, min(rows, columns, inner) / _NARROW)
+        # roofline: bound by arithmetic or by memory, whichever takes longer
         seconds = max(flops / speed, moved / self.machine.bandwidth) + self.machine.overhead
         self.seconds += times * seconds
         self.flops += times * flops
@@ -291,6 +292,7 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
     for p, i, j, q in groups if left_to_right else reversed(groups):
         before, after = (p, q) if left_to_right else (q, p)
         todo //= i
+        # (T x columns done x rows to do, bond x i) @ (bond x i, j x bond)
         ledger.matmul(tokens * done * todo, before * i, j * after, times=4 if training else 1)
         # One token through two groups needs no transpose; otherwise every step moves its state,
         # and in a longer chain what it starts from as well.

@@ -43,6 +43,7 @@ def pool_spectra(
         squares = np.stack([np.asarray(s, np.float64) ** 2 for s in bond])
         totals = squares.sum(axis=1, keepdims=True)
         shares = squares / np.where(totals > 0, totals, 1)
+        # s_i^2 = sum over matrices m of weight_m s_(m,i)^2 / ||W_m||^2
         pooled.append(np.sqrt((factors[:, None] * shares).sum(axis=0)))
     return pooled
 
@@ -94,6 +95,7 @@ def bonds_for_tolerance(spectra, tolerance: float) -> tuple[int, ...]:
     for spectrum in spectra:
         squares = np.asarray(spectrum, np.float64) ** 2
         tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+        # sum_k eps_k^2 <= tolerance^2 ||W||^2, an equal part of it for each of the n - 1 bonds
         allowed = tolerance**2 * tails[0] / len(spectra)
         bonds.append(max(1, int(np.argmax(tails <= allowed))))
     return tuple(bonds)

@@ -178,11 +178,13 @@ def gauge_maps(
     for k in range(central):
         moved = np.tensordot(maps[k][1], np.asarray(old[k], np.float64), axes=1)
         target = np.asarray(new[k], np.float64).reshape(-1, new[k].shape[3])
+        # p_k = argmin ||(p_(k-1)^-1 old_k) p - new_k||
         p = np.linalg.lstsq(moved.reshape(-1, old[k].shape[3]), target, rcond=None)[0]
         maps[k + 1] = (p, np.linalg.pinv(p))
     for k in range(count - 1, central, -1):
         moved = np.tensordot(np.asarray(old[k], np.float64), maps[k + 1][0], axes=1)
         target = np.asarray(new[k], np.float64).reshape(new[k].shape[0], -1)
+        # p_(k-1)^-1 = argmin ||p (old_k p_k) - new_k||
         inverse = np.linalg.lstsq(moved.reshape(old[k].shape[0], -1).T, target.T, rcond=None)[0].T
         maps[k] = (np.linalg.pinv(inverse), inverse)
     return maps
@@ -209,6 +211,7 @@ def transform_gradients(
         if gradient is None:
             results.append(None)
             continue
+        # g_k' = p_(k-1)^T g_k p_k^-T
         left, right = maps[k][0].T, maps[k + 1][1].T
         if squared:
             left, right = np.square(left), np.square(right)

@@ -148,7 +148,8 @@ class LowRank:
 
     def __init__(self, w, covariance: "Metric | np.ndarray | None" = None):
         """`w` (in_features, out_features); `covariance` None for the plain norm."""
-        self.w, self.metric = np.asarray(w, np.float64), Metric.of(covariance)
+        # No copy in float64 is kept: many of these live until their ranks are known.
+        self.w, self.metric = np.asarray(w), Metric.of(covariance)
 
     @functools.cached_property
     def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +158,8 @@ class LowRank:
             white = self._white()
             gram = white @ white.T
         else:
-            gram = self.w.T @ (self.w if self.metric is None else self.metric.times(self.w))
+            w = np.asarray(self.w, np.float64)
+            gram = w.T @ (w if self.metric is None else self.metric.times(w))
         values, vectors = np.linalg.eigh(gram)
         return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
 
@@ -166,7 +168,8 @@ class LowRank:
         return self.w.shape[1] > self.w.shape[0]
 
     def _white(self) -> np.ndarray:
-        return self.w if self.metric is None else self.metric.whitened(self.w)
+        w = np.asarray(self.w, np.float64)
+        return w if self.metric is None else self.metric.whitened(w)
 
     @property
     def spectrum(self) -> np.ndarray:
@@ -191,7 +194,9 @@ class LowRank:
         if self._is_wide:
             # QR instead of dividing by the values: null directions are completed orthonormally.
             vectors = np.linalg.qr(self._white().T @ vectors)[0]
-        return (self.w @ vectors)[None, :, None, :], vectors.T[:, None, :, None]
+        return (np.asarray(self.w, np.float64) @ vectors)[None, :, None, :], vectors.T[
+            :, None, :, None
+        ]
 
 
 def low_rank_errors(w, covariance=None) -> np.ndarray:
@@ -234,6 +239,7 @@ def digit_whitened(w, shape: MPOShape, covariance) -> tuple[np.ndarray, ...]:
         s[shape.in_features :, ...] += filling if s.ndim == 1 else _tail_eye(filling, rows)
     factors = [_digit_covariance(s, shape.in_factors, k) for k in range(shape.num_cores)]
     roots = [np.linalg.eigh(factor) for factor in factors]
+    # K = kron_k S_k, so K^p = kron_k S_k^p: a factor for each row digit
     powers = [
         tuple((vectors * np.maximum(values, 1e-12) ** p) @ vectors.T for p in (0.5, -0.5))
         for values, vectors in roots
@@ -264,4 +270,5 @@ def _digit_covariance(s, in_factors, k) -> np.ndarray:
     else:
         after = len(s) // (before * digit)
         marginal = np.einsum("aibajb->ij", s.reshape(before, digit, after, before, digit, after))
+    # tr(S_k) = i_k: a mean diagonal of 1
     return marginal * digit / np.trace(marginal)

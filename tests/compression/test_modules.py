@@ -8,6 +8,7 @@ from flax import nnx
 
 import mpojax as mj
 from mpojax import nn
+from tests.models import small
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((6, 24)), jnp.float32)
@@ -121,12 +122,12 @@ def test_full_bonds_change_nothing_and_merge_puts_the_layers_back(name):
 
 def test_rules_take_paths_budgets_and_calibrations():
     module, x = made("vit")
-    small, report = mj.compress(module, [mj.Rule("blocks/./(up|down)", bond=3)])
+    tiny, report = mj.compress(module, [mj.Rule("blocks/./(up|down)", bond=3)])
     assert [row.path for row in report.rows] == [
         f"blocks/{i}/{name}" for i in (0, 1) for name in ("down", "up")
     ]
-    assert report.parameters == sum(v.size for v in jax.tree.leaves(nnx.state(small, nnx.Param)))
-    again, more = mj.compress(small, [mj.Rule(".*/attention/.*", rank=2)])
+    assert report.parameters == sum(v.size for v in jax.tree.leaves(nnx.state(tiny, nnx.Param)))
+    again, more = mj.compress(tiny, [mj.Rule(".*/attention/.*", rank=2)])
     assert more.dense_parameters == report.dense_parameters
     assert type(again.blocks[1].attention.out).__name__ == "MPOLinearGeneral"
     calibration = mj.calibrate(module, [x] * 6 + [{"images": x}, (x,)])
@@ -163,14 +164,14 @@ def test_calibration_is_that_of_the_inputs():
 
 def test_adapters_stand_around_layers_and_merge_takes_them_in():
     module, x = made("transformer")
-    small, _ = mj.compress(module, [mj.Rule(".*/down", cores=3)])
+    tiny, _ = mj.compress(module, [mj.Rule(".*/down", cores=3)])
     rules = [
         mj.Rule(".*/(query|down)", rank=2),
         mj.Rule(".*/out", kind="mpo", bond=2, num_cores=2),
         mj.Rule(".*/up", kind="rescale"),
         mj.Rule(".*/value", rank=2, start="offset"),
     ]
-    adapted = mj.add_adapters(small, rules, scale=2.0, rngs=nnx.Rngs(1))
+    adapted = mj.add_adapters(tiny, rules, scale=2.0, rngs=nnx.Rngs(1))
     close(adapted, module, x)
     graphdef, tuned, rest = nnx.split(adapted, nn.AdapterParam, ...)
     rng = np.random.default_rng(3)
@@ -208,6 +209,8 @@ def _refused():
     stacked = _stacked(nnx.Rngs(0).split(3))
     adapted = mj.add_adapters(mlp, [mj.Rule("down", rank=1)], rngs=nnx.Rngs(0))
     chains, _ = mj.compress(mlp, [mj.Rule("down", cores=3)])
+    encoder = small.random_model(small.BERT, small.all_shapes(small.BERT))
+    around = nnx.Sequential(encoder)
 
     def adapters(model, **settings):
         return mj.add_adapters(model, [mj.Rule("down", **settings)], rngs=nnx.Rngs(0))
@@ -220,6 +223,10 @@ def _refused():
     yield lambda: mj.compress(nnx.Sequential(stacked), [mj.Rule(".*", bond=2)]), "stacked by nnx"
     yield lambda: mj.calibrate(module, [{"x": x}]), "batch 1 holds no input: ViT takes images"
     yield lambda: mj.calibrate(module, []), "at least one batch"
+    yield (
+        lambda: mj.merge(around),
+        "layers/0/.*/key cannot be merged on its own: its cores",
+    )
     yield lambda: adapters(adapted, rank=2), "down has an adapter already"
     yield lambda: adapters(mlp, kind="bias"), "kind='bias' adds nothing to a module of your own"
     yield lambda: adapters(chains, rank=2, start="offset"), "in MPO form: an offset start"
@@ -236,20 +243,20 @@ def test_what_cannot_be_done_is_said():
 
 def test_folders_bring_a_module_back(tmp_path):
     module, x = made("vit")
-    small, _ = mj.compress(module, [mj.Rule(".*/(up|out)", bond=3)])
+    tiny, _ = mj.compress(module, [mj.Rule(".*/(up|out)", bond=3)])
     rules = [
         mj.Rule(".*/(up|query)", rank=2, scale=0.5),
         mj.Rule("heads/.*", kind="bottleneck", width=2),
     ]
-    small = mj.add_adapters(small, rules, rngs=nnx.Rngs(1))
-    graphdef, state = nnx.split(small)
-    small = nnx.merge(graphdef, jax.tree.map(lambda v: v + 0.01, state))
-    mj.save(small, tmp_path / "vit")
+    tiny = mj.add_adapters(tiny, rules, rngs=nnx.Rngs(1))
+    graphdef, state = nnx.split(tiny)
+    tiny = nnx.merge(graphdef, jax.tree.map(lambda v: v + 0.01, state))
+    mj.save(tiny, tmp_path / "vit")
     other, _ = made("vit")
     before = jax.tree.map(np.asarray, nnx.state(other, nnx.Param))
     loaded = mj.load(tmp_path / "vit", into=other)
-    assert nnx.graphdef(loaded) == nnx.graphdef(small)
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(small))
+    assert nnx.graphdef(loaded) == nnx.graphdef(tiny)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(tiny))
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(other, nnx.Param))
     mj.save(mj.merge(mj.compress(module, bond=2)[0]), tmp_path / "dense")
     close(mj.load(tmp_path / "dense", into=other), mj.merge(mj.compress(module, bond=2)[0]), x)
