@@ -30,10 +30,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumed if 
 
 
 # Libraries that log every internal step at the level of our own messages.
-_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/", "/fontTools/")
+_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/", "/fontTools/", "/torch/")
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Logs our own messages from INFO on, those of other libraries from WARNING on."""
     logging.use_absl_handler()
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
     logging.get_absl_handler().addFilter(_is_for_users)
@@ -86,7 +87,7 @@ def session(
                     f"--config={flags.FLAGS['config'].config_filename} is of another entry point "
                     f"than {sys.argv[0]}: it lacks {checks.listed(missing, limit=5)}"
                 )
-            _quiet_libraries()
+            quiet_libraries()
             if _CACHE.value:
                 _keep_programs(_CACHE.value)
             processes.start()

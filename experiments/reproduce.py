@@ -19,10 +19,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
-from absl import logging
+from absl import flags, logging
 
 from experiments import cells as sweep_cells
-from experiments import sweep, table
+from experiments import launch, sweep, table, train
 from experiments.tables import cells as cells_lib
 from experiments.tables import results, schema, training_cost, work
 from experiments.tables.cells import Cell, Folders
@@ -192,17 +192,11 @@ def run(
     return work.Work(
         names=list(by_name),
         folder=pathlib.Path(folders.workdir).expanduser() / "claims",
-        run=lambda name: _run(by_name[name], folders, runner or _runner()),
+        run=lambda name: _run(by_name[name], folders, runner or train.run),
         is_done=lambda name: is_done(by_name[name], folders),
         needs={n: [other.name for other in c.start.values()] for n, c in by_name.items()},
         **timing,
     ).share()
-
-
-def _runner() -> Runner:
-    from experiments import train  # defines flags
-
-    return train.run
 
 
 def _run(cell: Cell, folders: Folders, runner: Runner) -> str:
@@ -227,10 +221,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="patterns of runs, such as 'albert/*-rte'")
     parser.add_argument("--seeds", default="", help="such as 0,1,2; default: the config's")
     parser.add_argument("--device", default="a100", help=", ".join(training_cost.DEVICES))
-    parser.add_argument("--utilisation", default=0.3, type=float, help="of the device's peak")
+    parser.add_argument("--utilisation", default=0.15, type=float, help="of its 16-bit peak")
     table.add_options(parser)
     return parser
 
 
 if __name__ == "__main__":
+    flags.FLAGS(sys.argv[:1])  # none: argparse reads them all
+    launch.quiet_libraries()
     sys.exit(main())

@@ -27,14 +27,14 @@ DEVICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device, and the part of its peak that training is assumed to reach.
+    """A device, and the part of its 16-bit peak that training is assumed to reach (in float32).
 
     Raises:
       ValueError: an unknown device, or a utilisation outside (0, 1].
     """
 
     name: str = "a100"
-    utilisation: float = 0.3
+    utilisation: float = 0.15
 
     def __post_init__(self):
         fields = {"--device": self.name, "--utilisation": self.utilisation}

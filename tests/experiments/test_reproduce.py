@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from flax import nnx
 
 from experiments import reproduce
 from experiments.tables import cells, schema, training_cost, work
-from mpojax import claims, models
+from mpojax import claims, files, io, models
 from mpojax.training import workdir
+from tests.experiments.test_compress import SETTINGS, WORDS
 
 TOY = """
 title = "A toy table"
@@ -179,7 +181,7 @@ def test_the_dry_run_says_what_it_costs_and_what_is_missing(tmp_path, capsys, mo
 
 
 def test_it_ends_with_the_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "_runner", Runner)
+    monkeypatch.setattr(reproduce.train, "run", Runner())
     assert reproduce.main(["toy", f"--workdir={tmp_path / 'runs'}"]) == 0
     printed = capsys.readouterr().out
     assert "A toy table" in printed
@@ -207,3 +209,30 @@ def test_mistakes_are_explained(capsys, arguments, message):
 def test_tables_are_listed(capsys):
     assert reproduce.main([]) == 0
     assert capsys.readouterr().out.splitlines()[2].split() == ["toy", "A", "toy", "table", "4"]
+
+
+@pytest.mark.slow
+def test_real_runs(tmp_path, monkeypatch, capsys):
+    """A dense run by `experiments.train`, and a compressed one that starts from its model."""
+    fields = "{ steps = 3, max_length = 8, lengths = [8], batch_size = 8, dropout = 0.0 }"
+    text = TOY.replace("config = ", f"fields = {fields}\nconfig = ")
+    (tmp_path / "toy.toml").write_text(text, encoding="utf-8")
+    for split, count in (("train", 24), ("dev", 12)):
+        rows = [("good fine", "bad poor", "entailment"), ("bad", "good", "not_entailment")]
+        lines = ["\t".join((str(i), *rows[i % 2])) for i in range(count)]
+        path = tmp_path / "data" / "glue" / "RTE" / f"{split}.tsv"
+        files.write_atomic(path, "\n".join(["index\tsentence1\tsentence2\tlabel", *lines, ""]))
+    model = tmp_path / "toy"
+    io.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), model)
+    (model / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    monkeypatch.setattr(cells, "find_weights", lambda *unused: (str(model), ""))
+    runs = tmp_path / "runs"
+    options = [f"--workdir={runs}", "--only=*/dir-rte", f"--data_dir={tmp_path / 'data'}"]
+    assert reproduce.main(["toy", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "measured on 12 examples" in printed
+    results = [json.loads((runs / name / "result.json").read_text()) for name in NAMES[::2]]
+    assert [result["steps"] for result in results] == [3, 3]
+    config = json.loads((runs / NAMES[2] / "config.json").read_text())
+    assert config["init_checkpoint"] == str(runs / NAMES[0] / "model")
+    assert reproduce.main(["toy", *options]) == 0  # nothing is left to run
