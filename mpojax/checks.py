@@ -328,6 +328,24 @@ def check_none(found: Sequence[Any], what: str, separator: str = "; ", limit: in
         raise ValueError(f"{what}: {listed(found, separator, limit)}.")
 
 
+def check_clashes(clashes: Mapping[str, Any]) -> None:
+    """Checks that no two values contradict each other.
+
+        >>> check_clashes({"beams=2 samples nothing; leave temperature out": 2 > 1})
+        Traceback (most recent call last):
+        ValueError: beams=2 samples nothing; leave temperature out.
+
+    Args:
+      clashes: {what is wrong and how to fix it: whether it is so}.
+
+    Raises:
+      ValueError: the first that is so.
+    """
+    for text, is_so in clashes.items():
+        if is_so:
+            raise ValueError(f"{text}.")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'steps'?` for the known name nearest to a mistyped one, or nothing."""
     found = nearest(name, known)

@@ -115,16 +115,16 @@ def open_budget(targets, now: int, dense_total: int, budget, bond) -> int:
     Raises:
       ValueError: a budget that is no budget, clashes with other settings, or cannot be met.
     """
-    if bond is not None:
-        raise ValueError("budget and bond exclude each other: a cap leaves nothing to choose.")
     limit = _limit(budget, dense_total)
+    clashes = {"budget and bond exclude each other: a cap leaves nothing to choose": bond}
     for target in targets:
-        for name, clash in (
-            ("a tolerance", target.settings.tolerance is not None),
-            ("gauge='identity'", target.settings.gauge == "identity"),
-        ):
-            if clash:
-                raise ValueError(f"{target.path}: {name} and a budget exclude each other.")
+        of_target = {
+            "a tolerance": target.settings.tolerance is not None,
+            "gauge='identity'": target.settings.gauge == "identity",
+        }
+        for name, is_so in of_target.items():
+            clashes[f"{target.path}: {name} and a budget exclude each other"] = is_so
+    checks.check_clashes(clashes)
     open_targets = [target for target in targets if target.settings.leaves_bonds_open]
     if not open_targets:
         raise ValueError(

@@ -86,31 +86,38 @@ class MatrixRule:
 
     def __post_init__(self):
         sized = self._given("bond", "bonds", "rank", "tolerance")
-        if len(sized) > 1:
-            raise ValueError(f"{' and '.join(sized)} exclude each other; give one of them.")
-        if (self.in_factors is None) != (self.out_factors is None):
-            raise ValueError("in_factors and out_factors go together; give both or neither.")
-        if self.in_factors is not None and self.cores not in (None, len(self.in_factors)):
-            raise ValueError(
-                f"cores={self.cores} contradicts factor lists of {len(self.in_factors)}."
-            )
-        if self.is_low_rank and self._given("cores", "in_factors"):
-            raise ValueError(
-                "low rank is always the two-core chain: leave out cores and factor lists."
-            )
-        for name in ("search", "data_aware"):
-            if getattr(self, name) and self.tolerance is not None:
-                raise ValueError(
-                    f"tolerance bounds the plain error; leave it out with {name}=True."
-                )
-            if getattr(self, name) and self.gauge == "identity":
-                raise ValueError(f"gauge='identity' is exact already; leave out {name}=True.")
-        if self.search and self.bonds is not None:
-            raise ValueError("search=True chooses the factor lists; leave out bonds.")
-        if self.ridge is not None and not self.data_aware:
-            raise ValueError("ridge belongs to data_aware=True; leave it out or set both.")
-        if self.gauge == "identity" and sized:
-            raise ValueError(f"gauge='identity' is exact only at full bonds; leave out {sized[0]}.")
+        lists = self.in_factors, self.out_factors
+        chosen = "search" if self.search else "data_aware" if self.data_aware else None
+        is_identity = self.gauge == "identity"
+        checks.check_clashes(
+            {
+                f"{' and '.join(sized)} exclude each other; give one of them": len(sized) > 1,
+                "in_factors and out_factors go together; give both or neither": (
+                    lists.count(None) == 1
+                ),
+                f"cores={self.cores} contradicts factor lists of {len(lists[0] or ())}": (
+                    lists[0] is not None and self.cores not in (None, len(lists[0]))
+                ),
+                "low rank is always the two-core chain: leave out cores and factor lists": (
+                    self.is_low_rank and self._given("cores", "in_factors")
+                ),
+                f"tolerance bounds the plain error; leave it out with {chosen}=True": (
+                    chosen and self.tolerance is not None
+                ),
+                f"gauge='identity' is exact already; leave out {chosen}=True": (
+                    chosen and is_identity
+                ),
+                "search=True chooses the factor lists; leave out bonds": (
+                    self.search and self.bonds is not None
+                ),
+                "ridge belongs to data_aware=True; leave it out or set both": (
+                    self.ridge is not None and not self.data_aware
+                ),
+                f"gauge='identity' is exact only at full bonds; leave out {(sized or [''])[0]}": (
+                    is_identity and sized
+                ),
+            }
+        )
 
     def _given(self, *names: str) -> list[str]:
         return [name for name in names if getattr(self, name) is not None]

@@ -62,13 +62,15 @@ class ExpertRule:
     gauge: str = checks.field(checks.one_of(*mpo.GAUGES), "identity")
 
     def __post_init__(self):
-        if self.bond is not None and self.gauge == "identity":
-            raise ValueError(
+        checks.check_clashes(
+            {
                 f"gauge='identity' is exact only at full bonds; leave out bond={self.bond}, or "
-                "choose gauge='central'."
-            )
-        if self.factorization == "separable" and self.cores != 5:
-            raise ValueError(f"cores={self.cores}: separable chains have five.")
+                "choose gauge='central'": self.bond is not None and self.gauge == "identity",
+                f"cores={self.cores}: separable chains have five": (
+                    self.factorization == "separable" and self.cores != 5
+                ),
+            }
+        )
         if self.form == "switch":
             unread = ("structure", "cores", "factorization", "factors", "bond", "gauge")
             why = "form='switch', whose experts are dense matrices"

@@ -31,21 +31,18 @@ class Sampling:
     length_penalty: float = checks.field(checks.number(), 1.0)
 
     def __post_init__(self):
-        if self.temperature == 0.0 and not (self.top_k is None and self.top_p is None):
-            raise ValueError(
+        checks.check_clashes(
+            {
                 f"top_k={self.top_k} and top_p={self.top_p} do nothing at temperature 0, which "
-                "takes the likeliest token; give a temperature such as 1.0."
-            )
-        if self.beams > 1 and self.temperature > 0.0:
-            raise ValueError(
-                f"beams={self.beams} draws nothing: leave temperature={self.temperature} out, or "
-                "set beams=1."
-            )
-        if self.beams == 1 and self.length_penalty != 1.0:
-            raise ValueError(
+                "takes the likeliest token; give a temperature such as 1.0": (
+                    self.temperature == 0.0 and not (self.top_k is None and self.top_p is None)
+                ),
+                f"beams={self.beams} samples nothing: leave temperature={self.temperature} out, "
+                "or set beams=1": self.beams > 1 and self.temperature > 0.0,
                 f"length_penalty={self.length_penalty} does nothing without beams; give beams "
-                "above 1."
-            )
+                "above 1": self.beams == 1 and self.length_penalty != 1.0,
+            }
+        )
 
     @property
     def draws(self) -> bool:

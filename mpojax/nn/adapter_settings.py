@@ -67,10 +67,16 @@ class AdapterSettings:
         needed = {"low_rank": "rank", "bottleneck": "width"}.get(self.kind)
         if needed is not None:
             checks.check_value(needed, getattr(self, needed), checks.integer(1))
-        if self.kind == "mpo" and (self.bond is None) == (self.bonds is None):
-            raise ValueError("adapters: kind='mpo' needs bond or bonds, one of them.")
-        if (self.in_factors is None) != (self.out_factors is None):
-            raise ValueError("adapters: in_factors and out_factors go together.")
+        checks.check_clashes(
+            {
+                "adapters: kind='mpo' needs bond or bonds, one of them": (
+                    self.kind == "mpo" and (self.bond is None) == (self.bonds is None)
+                ),
+                "adapters: in_factors and out_factors go together": (
+                    (self.in_factors is None) != (self.out_factors is None)
+                ),
+            }
+        )
 
     @classmethod
     def of(cls, value: "int | Mapping[str, Any] | AdapterSettings") -> "AdapterSettings":

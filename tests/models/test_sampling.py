@@ -117,7 +117,7 @@ def test_greedy_takes_the_first_of_the_likeliest():
         ({"temperature": 1.0, "top_p": 1.5}, r"top_p=1\.5 must be a finite number of at most 1"),
         ({"top_k": 5}, "top_k=5 and top_p=None do nothing at temperature 0"),
         ({"beams": 0}, "beams=0 must be an integer of at least 1"),
-        ({"beams": 2, "temperature": 1.0}, "beams=2 draws nothing"),
+        ({"beams": 2, "temperature": 1.0}, "beams=2 samples nothing"),
         ({"beams": 2, "length_penalty": float("inf")}, "length_penalty=inf must be a finite"),
         ({"length_penalty": 2.0}, r"length_penalty=2\.0 does nothing without beams"),
     ],

@@ -48,16 +48,19 @@ class ExpertSettings:
     remat: bool = True
 
     def __post_init__(self):
-        if self.router in ("top2", "noisy_topk") and self.experts_per_token > self.number:
-            raise ValueError(
+        checks.check_clashes(
+            {
                 f"experts: router={self.router!r} sends a token to {self.experts_per_token} "
-                f"experts, but number={self.number}; raise number, or lower k."
-            )
-        if self.capacity_factor is not None and self.dispatch in ("block", "ragged", "dense"):
-            raise ValueError(
+                f"experts, but number={self.number}; raise number, or lower k": (
+                    self.router in ("top2", "noisy_topk") and self.experts_per_token > self.number
+                ),
                 f"experts: dispatch={self.dispatch!r} never drops a token; leave capacity_factor "
-                "out, or choose dispatch='capacity'."
-            )
+                "out, or choose dispatch='capacity'": (
+                    self.capacity_factor is not None
+                    and self.dispatch in ("block", "ragged", "dense")
+                ),
+            }
+        )
 
     @property
     def experts_per_token(self) -> int:
