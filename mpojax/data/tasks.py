@@ -116,7 +116,7 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a task may lie below a root folder, and how it is read.
+    """Folders of a task below a root, and how they are read.
 
     Attributes:
       dataset, config: its names in TensorFlow Datasets.

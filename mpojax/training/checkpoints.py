@@ -266,7 +266,7 @@ _EXTRA, _TREE, _ARRAYS = "extra/metadata", "state/_METADATA", "state/manifest.oc
 
 
 def _damage(folder: pathlib.Path) -> str:
-    """What is wrong with the files of a saved step; empty where all of them can be read."""
+    """Damage of the files of a saved step, in words; empty where all of them can be read."""
     try:
         for name in (_EXTRA, _TREE):
             checks.read_json(folder / name)

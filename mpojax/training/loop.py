@@ -269,7 +269,7 @@ class Loop:
 
 
 def _kinds(state: state_lib.TrainState) -> tuple:
-    """What a compiled step depends on; also of a state whose buffers were donated."""
+    """Everything that a compiled step depends on; also of a state whose buffers were donated."""
     leaves, structure = jax.tree.flatten(state)
     return structure, [(x.shape, x.dtype, x.sharding) for x in leaves]
 

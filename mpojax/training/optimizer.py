@@ -138,7 +138,7 @@ def make_optimizer(
 
 
 def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], chains, adam) -> list:
-    """What makes directions of gradients."""
+    """Transformations of gradients into directions."""
     if config.name == "sgd":
         return [optax.trace(config.beta1)] if config.beta1 else []
     adam = adam(config.beta1, config.beta2, config.epsilon, config.bias_correction)

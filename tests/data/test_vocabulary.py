@@ -94,7 +94,7 @@ def test_special_tokens():
 
 
 def test_the_library_alone_is_not_reproducible():
-    """If this fails, the library has been mended and `vocabulary.train` can be simpler."""
+    """If this fails, the library has been fixed and `vocabulary.train` can be simpler."""
     draw = random.Random(0)
     texts = [
         " ".join("".join(draw.choices("abcdefghij", k=6)) for _ in range(20)) for _ in range(40)

@@ -255,8 +255,8 @@ def test_the_symmetric_gauge_has_the_norms_of_the_released_code():
             {"scaling": "theory"},
             "have no auxiliary cores of their own; use scaling='none'",
         ),
-        ({}, {"central": 4}, "central=4 must be 'mean', or the number of one .* layers, 0..3"),
-        ({}, {"central": "first"}, "central='first' must be 'mean'"),
+        ({}, {"central": 4}, "central=4 must be one of 'mean' or an integer from 0 to 3"),
+        ({}, {"central": "first"}, "central='first' must be one of 'mean'"),
     ],
 )
 def test_teachers_that_do_not_fit(teacher, changes, options, message):

@@ -175,7 +175,7 @@ def _count_within(sizes: np.ndarray) -> np.ndarray:
 
 
 class _OfCorpus:
-    """What training and evaluation data have in common."""
+    """Common part of training and evaluation data."""
 
     _rows: _Rows
 

@@ -1,1 +1,1 @@
-"""Where examples come from: GLUE, SQuAD, a user's files, data in packages."""
+"""Sources of examples: GLUE, SQuAD, a user's files, data in packages."""

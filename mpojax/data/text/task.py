@@ -1,4 +1,4 @@
-"""What all tasks have in common: named splits of examples that a tokenizer turns into arrays."""
+"""Protocol of tasks: named splits of examples that a tokenizer turns into arrays."""
 
 import abc
 import dataclasses

@@ -85,11 +85,7 @@ def from_scratch(
         role = teacher_lib.role_of(path)
         cores = _xavier(rng, shape) if init == "xavier" or scaling == "paper_text" else chains[role]
         if init != "xavier":
-            cores = (
-                *cores[: shape.central],
-                chains[role][shape.central],
-                *cores[shape.central + 1 :],
-            )
+            cores = _around(chains[role][shape.central], cores, shape)
         _put(arrays, path, _scaled(cores, shape, factor_))
     return models.from_arrays(config, shapes, arrays)
 
@@ -134,9 +130,9 @@ def from_teacher(
         unknown scaling; auxiliary cores that are shared, or absent, so that no layer can be scaled;
         a `central` that is no layer of the teacher.
     """
-    teacher_lib.check_teacher(teacher, config)
-    teacher_lib.check_central(central, teacher.config)
-    taught = teacher.config.num_layers if num_teacher_layers is None else num_teacher_layers
+    source = teacher_lib.Teacher(teacher, config)
+    chains = source.chains(shapes, central, gauge)
+    taught = source.config.num_layers if num_teacher_layers is None else num_teacher_layers
     factor_ = factor(scaling, config.num_layers, _num_cores(shapes))
     has_own = bool(shapes) and not teacher_lib.shares_auxiliary(config)
     if scaling != "none" and not has_own and taught < config.num_layers:
@@ -144,8 +140,7 @@ def from_teacher(
             f"scaling={scaling!r} treats layers from {taught} on by themselves, but the layers "
             "have no auxiliary cores of their own; use scaling='none'."
         )
-    copies = teacher_lib.copies_one_layer(teacher.config, config)
-    if not shapes and config.shares_everything and not copies:
+    if not shapes and config.shares_everything and not source.copies_one_layer:
         raise ValueError(
             "the model's layers share dense matrices that differ between layers of the teacher; "
             "take an MPOBERT, more layer_groups, or a teacher with shared layers."
@@ -158,15 +153,12 @@ def from_teacher(
         )
     rng = np.random.default_rng(seed)
     arrays = _fresh(config, shapes, rng, {"down": adapter_stddev})
-    teacher_arrays = models.to_arrays(models.unshared(teacher))
-    teacher_lib.take_over(arrays, teacher_arrays, teacher.config, config)
-    chains = teacher_lib.copied_chains if copies else teacher_lib.fitted_chains
-    for path, cores in chains(teacher_arrays, teacher.config, config, shapes, central, gauge):
+    source.take_over(arrays)
+    for path, cores in chains:
         shape = shapes[path]
         if teacher_lib.layer_of(path) >= taught:
             if scaling == "paper_text":
-                fresh = _xavier(rng, shape)
-                cores = (*fresh[: shape.central], cores[shape.central], *fresh[shape.central + 1 :])
+                cores = _around(cores[shape.central], _xavier(rng, shape), shape)
             cores = _scaled(cores, shape, factor_)
         _put(arrays, path, cores)
     return models.from_arrays(config, shapes, arrays)
@@ -193,6 +185,11 @@ def _put(arrays, path: str, cores):
         name = f"{path}/cores/{k}"
         if name in arrays:
             arrays[name] = np.asarray(core, np.float32)
+
+
+def _around(central, cores, shape: mpo.MPOShape):
+    """The cores with another central one."""
+    return (*cores[: shape.central], central, *cores[shape.central + 1 :])
 
 
 def _scaled(cores, shape: mpo.MPOShape, factor_: float):

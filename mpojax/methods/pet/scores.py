@@ -1,4 +1,4 @@
-"""What the loss would lose without each group of parameters.
+"""Scores of groups of parameters: the change of the loss without each.
 
 Removing theta_i changes the loss to first order by -theta_i dL/dtheta_i; a group's score is the
 sum over its entries. Functions of {array path: array}, one array for each layer, whatever stacks a

@@ -239,7 +239,7 @@ class Search(training.Hook):
         )
 
     def _sums_of_batch(self, state: training.TrainState, batch):
-        """What a batch adds to the scores: without dropout."""
+        """Part of the scores from one batch, without dropout."""
 
         def loss(trainable):
             return self.loss(state.definition.merge(trainable, state.frozen), batch, None)[0]
