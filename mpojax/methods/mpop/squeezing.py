@@ -56,7 +56,7 @@ class Result:
     why: str
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class Squeezing:
     """One run: tunes, then cuts and tunes until the budget, the metric or the bond grid ends it.
 
@@ -95,7 +95,7 @@ class Squeezing:
             raise ValueError("squeeze.measure='loss' needs gradients: give gradients=...")
         checks.check_value("trainable", self.trainable, checks.one_of(*mpop.FILTERS))
         self.filter = mpop.trainable_filter(self.trainable)
-        self.limit = self.settings.parameter_budget(self.model)
+        self.parameter_budget = self.settings.parameter_budget(self.model)
         self.phases: list[dict] = []
         self.pending: dict | None = None  # the phase that has been begun
         self.shapes = dict(self.model.shapes)  # of the last accepted state
@@ -122,7 +122,7 @@ class Squeezing:
         if not self.phases[-1]["accepted"] and self.settings.on_drop == "stop":
             return f"the metric fell by more than {self.settings.max_metric_drop}"
         accepted = [phase for phase in self.phases if phase["accepted"]][-1]
-        if self.limit is not None and accepted["parameters"] <= self.limit:
+        if self.parameter_budget is not None and accepted["parameters"] <= self.parameter_budget:
             return "the budget is met"
         if len(self.phases) > self.settings.max_phases:
             return f"{self.settings.max_phases} phases are done"
@@ -195,10 +195,10 @@ class Squeezing:
     def _aim(self) -> tuple[int | None, float]:
         """Number of parameters at which the next phase ends, and its largest number of cuts."""
         if self.settings.cuts_per_phase:
-            return self.limit, self.settings.cuts_per_phase
+            return self.parameter_budget, self.settings.cuts_per_phase
         start, number = self.phases[0]["parameters"], len(self.phases)
-        way = (start - self.limit) * number // self.settings.max_phases
-        return max(self.limit, start - way), math.inf
+        way = (start - self.parameter_budget) * number // self.settings.max_phases
+        return max(self.parameter_budget, start - way), math.inf
 
     def cut(self, state: training.TrainState):
         """State and optimizer with the pending shapes: cores in the central gauge, then sliced."""
