@@ -4,7 +4,7 @@ from mpojax.data.corpus.corpus import Corpus
 from mpojax.data.corpus.masked_lm import PretrainData, PretrainEvalData
 from mpojax.data.corpus.masking import Masking
 from mpojax.data.mixture import Mixture
-from mpojax.data.pipeline import EvalData, TrainData
+from mpojax.data.pipeline import EvalBatches, EvalData, TrainBatches, TrainData
 from mpojax.data.sources.squad import SpanSplit
 from mpojax.data.tasks import TASKS, check_task, load_task
 from mpojax.data.text.classification import Split, TextTask, few_shot, from_arrays, from_files
@@ -28,6 +28,7 @@ from mpojax.data.tokenizers.vocabulary import train_bpe
 __all__ = [
     "TASKS",
     "Corpus",
+    "EvalBatches",
     "EvalData",
     "LanguageModelData",
     "LanguageModelEvalData",
@@ -43,6 +44,7 @@ __all__ = [
     "Texts",
     "TokenStream",
     "Tokenizer",
+    "TrainBatches",
     "TrainData",
     "check_task",
     "continuations",

@@ -58,6 +58,15 @@ class TrainBatches(Batches):
     Every epoch has its own order. Epochs follow each other without a gap, so a batch may span two
     epochs. Rows are numbered over all batches: batches of another size hold the same rows in the
     same order.
+
+    >>> class Squares(TrainBatches):
+    ...     def fingerprint(self):
+    ...         return "squares"
+    ...
+    ...     def _make(self, numbers, rows):
+    ...         return {"x": self._examples(numbers[rows]) ** 2}
+    >>> sorted(Squares(batch_size=4, num_examples=4, seed=0)[5]["x"].tolist())
+    [0, 1, 4, 9]
     """
 
     def __init__(self, batch_size: int, num_examples: int, seed: int):

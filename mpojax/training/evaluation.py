@@ -60,7 +60,7 @@ class Evaluator:
     def __call__(
         self,
         model: nnx.Module | state_lib.TrainState,
-        data: pipeline.EvalData,
+        data: pipeline.EvalBatches,
         mesh: Mesh | None = None,
     ) -> dict[str, float]:
         return self.metric_fn(self.columns(model, data, mesh))
@@ -68,7 +68,7 @@ class Evaluator:
     def columns(
         self,
         model: nnx.Module | state_lib.TrainState,
-        data: pipeline.EvalData,
+        data: pipeline.EvalBatches,
         mesh: Mesh | None = None,
         *,
         metrics: Sequence[str] = (),

@@ -80,7 +80,7 @@ class Evaluate(Hook):
     def __init__(
         self,
         name: str,
-        data: pipeline.EvalData,
+        data: pipeline.EvalBatches,
         evaluator: evaluation.Evaluator,
         every: int = 0,
         *,

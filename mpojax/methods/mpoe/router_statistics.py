@@ -51,7 +51,7 @@ class RouterStatistics(hooks.Hook):
 
     order = 50
 
-    def __init__(self, data: pipeline.EvalData, every: int = 100, batches: int = 8):
+    def __init__(self, data: pipeline.EvalBatches, every: int = 100, batches: int = 8):
         checks.check_value("every", every, checks.integer(0))
         checks.check_value("batches", batches, checks.integer(1))
         self.data, self.every, self.batches = data, every, batches

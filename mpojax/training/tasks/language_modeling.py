@@ -145,7 +145,7 @@ class LanguageModelEvaluator(evaluation.Evaluator):
     def __call__(
         self,
         model: nnx.Module | state_lib.TrainState,
-        data: pipeline.EvalData,
+        data: pipeline.EvalBatches,
         mesh: Mesh | None = None,
     ) -> dict[str, float]:
         return metrics(self.columns(model, data, mesh), getattr(data, "num_words", None))
