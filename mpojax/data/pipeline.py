@@ -63,8 +63,8 @@ class TrainBatches(Batches):
     ...     def fingerprint(self):
     ...         return "squares"
     ...
-    ...     def _make(self, numbers, rows):
-    ...         return {"x": self._examples(numbers[rows]) ** 2}
+    ...     def make(self, numbers, rows):
+    ...         return {"x": self.examples(numbers[rows]) ** 2}
     >>> sorted(Squares(batch_size=4, num_examples=4, seed=0)[5]["x"].tolist())
     [0, 1, 4, 9]
     """
@@ -82,18 +82,18 @@ class TrainBatches(Batches):
     def rows(self, step: int, rows: Rows) -> dict[str, np.ndarray]:
         if step < 0:
             raise ValueError(f"step={step} must not be negative")
-        return self._make(step * self.batch_size + np.arange(self.batch_size), rows)
+        return self.make(step * self.batch_size + np.arange(self.batch_size), rows)
 
     def _endless(self, seed: int) -> grain.MapDataset:
         """Endless indices of examples."""
         return grain.MapDataset.range(self.num_examples).seed(seed % 2**32).shuffle().repeat(None)
 
-    def _examples(self, numbers: np.ndarray) -> np.ndarray:
+    def examples(self, numbers: np.ndarray) -> np.ndarray:
         """The examples that stand at these numbers of the order."""
         return np.array([self._order[int(number)] for number in numbers], np.int64)
 
     @abc.abstractmethod
-    def _make(self, numbers: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
+    def make(self, numbers: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
         """Some rows of the batch whose rows have these numbers in the order."""
 
 
@@ -119,10 +119,10 @@ class EvalBatches(Batches):
         examples = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         mask = np.arange(self.batch_size) < len(examples)
         examples = np.pad(examples, (0, self.batch_size - len(examples)), mode="edge")
-        return self._make(examples, mask, rows) | {"example_mask": mask[rows]}
+        return self.make(examples, mask, rows) | {"example_mask": mask[rows]}
 
     @abc.abstractmethod
-    def _make(self, examples: np.ndarray, mask: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
+    def make(self, examples: np.ndarray, mask: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
         """Some rows of a batch of these examples, of which those outside the mask are copies."""
 
 
@@ -149,9 +149,9 @@ class TrainData(TrainBatches):
     def fingerprint(self) -> str:
         return fingerprint(self._arrays)
 
-    def _make(self, numbers: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
+    def make(self, numbers: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
         # The length is that of the whole batch: all processes must agree on it.
-        return self._crop(self._examples(numbers), rows)
+        return self._crop(self.examples(numbers), rows)
 
 
 class EvalData(EvalBatches):
@@ -176,7 +176,7 @@ class EvalData(EvalBatches):
         """The `HOST_ARRAYS` among the arrays, in the order of the examples."""
         return {name: self._arrays[name] for name in HOST_ARRAYS if name in self._arrays}
 
-    def _make(self, examples: np.ndarray, mask: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
+    def make(self, examples: np.ndarray, mask: np.ndarray, rows: Rows) -> dict[str, np.ndarray]:
         return self._crop(examples, rows)
 
 

@@ -226,9 +226,9 @@ class PretrainData(_OfCorpus, pipeline.TrainBatches):
         self._rows = _Rows(corpus, split, length, seed=seed, **settings)
         super().__init__(batch_size, len(self._rows.index), seed)
 
-    def _make(self, numbers: np.ndarray, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+    def make(self, numbers: np.ndarray, rows: pipeline.Rows) -> dict[str, np.ndarray]:
         numbers = numbers[rows]  # no other rows are read or made
-        return self._rows(self._examples(numbers), numbers)
+        return self._rows(self.examples(numbers), numbers)
 
 
 class PretrainEvalData(_OfCorpus, pipeline.EvalBatches):
@@ -247,6 +247,6 @@ class PretrainEvalData(_OfCorpus, pipeline.EvalBatches):
         # Evenly over the split, so that a part of it has all kinds of documents.
         super().__init__(batch_size, np.arange(count) * whole // count)
 
-    def _make(self, examples, mask, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+    def make(self, examples, mask, rows: pipeline.Rows) -> dict[str, np.ndarray]:
         examples = examples[rows]
         return self._rows(examples, examples)

@@ -158,10 +158,10 @@ class LanguageModelData(pipeline.TrainBatches):
         """Digest of the text."""
         return self.stream.fingerprint()
 
-    def _make(self, numbers: np.ndarray, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+    def make(self, numbers: np.ndarray, rows: pipeline.Rows) -> dict[str, np.ndarray]:
         numbers = numbers[rows]
         offsets = [self._offset(int(epoch)) for epoch in numbers // self.num_examples]
-        starts = np.array(offsets, np.int64) + self._examples(numbers) * self.length
+        starts = np.array(offsets, np.int64) + self.examples(numbers) * self.length
         return _blocks(self.stream.tokens, starts, self.length)
 
     def _random_offset(self, epoch: int) -> int:
@@ -217,7 +217,7 @@ class LanguageModelEvalData(pipeline.EvalBatches):
         """Digest of the text."""
         return self.stream.fingerprint()
 
-    def _make(self, examples, mask, rows: pipeline.Rows) -> dict[str, np.ndarray]:
+    def make(self, examples, mask, rows: pipeline.Rows) -> dict[str, np.ndarray]:
         examples, mask = examples[rows], mask[rows]
         batch = _blocks(self.stream.tokens, self._starts[examples], self.length)
         counts = (np.arange(self.length) >= self._seen[examples][:, None]) & mask[:, None]
