@@ -23,20 +23,13 @@ from mpojax.compression import adapters as adapters_lib
 from mpojax.io import weights
 from mpojax.models.arrays import check_finite, is_floating
 from mpojax.nn import AdapterSettings
-from mpojax.nn.adapter_settings import KINDS
 
 # Version 1 drew the same offset starts in every layer.
 FORMAT_VERSION = 2
-# More is no adapter that was saved here.
-_MAX_SIZE = 2**24
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 _INDICES, _VALUES = "entries/indices", "entries/values"
 _LAYER = re.compile(r"layers/(\d+)/")
-
-
 _PAIRS = checks.sequence(checks.pair(checks.text(), checks.mapping(checks.anything())))
-_SIZE = checks.integer(1, _MAX_SIZE) | checks.null()
-_SIZES = checks.sequence(checks.integer(1, _MAX_SIZE)) | checks.null()
 _REQUIRED = {
     "adapters": checks.Allowed(
         "a list of pairs (regular expression, settings), which is not empty",
@@ -44,21 +37,11 @@ _REQUIRED = {
     ),
     "adapter_scale": checks.number(),
     "base": checks.text(100),
-    "layers": checks.mapping(checks.sequence(checks.integer(0, _MAX_SIZE))),
+    "layers": checks.mapping(checks.sequence(checks.integer(0))),
 }
 _FIELDS = _REQUIRED | {
     "offset_bases": checks.sequence(checks.sequence(checks.number(), 2)),
     "parameters": checks.integer(0),
-}
-# Fields of `AdapterSettings`.
-_SETTINGS = {
-    "kind": checks.one_of(*KINDS),
-    **dict.fromkeys(("rank", "width", "bond"), _SIZE),
-    "num_cores": checks.integer(1, 64),
-    **dict.fromkeys(("bonds", "in_factors", "out_factors"), _SIZES),
-    **dict.fromkeys(("activation", "side"), checks.text(100)),
-    "scale": checks.number() | checks.null(),
-    "offset_seed": checks.integer(-(2**31), 2**32 - 1) | checks.null(),
 }
 
 
@@ -202,10 +185,8 @@ def _with_adapters(
     """The base with fresh adapters of a file's settings; `held` elements are in its tensors."""
     if base.config.adapters:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")
-    adapters = tuple((p, AdapterSettings.of(s)) for p, s in content["adapters"])
-    config = dataclasses.replace(
-        base.config, adapters=adapters, adapter_scale=content["adapter_scale"]
-    )
+    settings = {name: content[name] for name in ("adapters", "adapter_scale")}
+    config = dataclasses.replace(base.config, **settings)
     arrays = models.to_arrays(base)
     shapes = _adapter_shapes(config, base, held, folder)
     for path, settings in _offsets(config).items():
@@ -344,8 +325,8 @@ def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
     checks.check(content, _FIELDS, str(path), required=_REQUIRED)
     if fault := patterns.fault([pattern for pattern, _ in content["adapters"]]):
         raise ValueError(f"{path}: adapters: a pattern {fault}.")
-    for pattern, settings in content["adapters"]:
-        where = f"{path}: adapters {checks.shortened(pattern)}"
-        checks.check_names(settings, _SETTINGS, where)
-        checks.check(settings, _SETTINGS, where)
+    content["adapters"] = tuple(
+        (p, checks.from_mapping(AdapterSettings, s, f"{path}: adapters {checks.shortened(p)}"))
+        for p, s in content["adapters"]
+    )
     return content

@@ -13,7 +13,9 @@ ADDED = ("low_rank", "mpo", "bottleneck", "rescale")
 IN_PLACE = ("bias", "norm_scale", "cores")
 KINDS = (*ADDED, *IN_PLACE)
 SIDES = ("output", "input")
-_SIZES = checks.sequence(checks.integer(1))
+# More is no adapter: settings also come out of files.
+_SIZE = checks.integer(1, 2**24)
+_SIZES = checks.sequence(_SIZE)
 # Fields that a kind reads; of all others the default stands.
 _FIELDS = {
     "low_rank": ("rank", "scale", "offset_seed"),
@@ -47,17 +49,17 @@ class AdapterSettings:
     """
 
     kind: str = checks.field(checks.one_of(*KINDS), "low_rank")
-    rank: int | None = checks.field(checks.integer(1), None)
-    num_cores: int = checks.field(checks.integer(2), 3)
-    bond: int | None = checks.field(checks.integer(1), None)
+    rank: int | None = checks.field(_SIZE, None)
+    num_cores: int = checks.field(checks.integer(2, 64), 3)
+    bond: int | None = checks.field(_SIZE, None)
     bonds: tuple[int, ...] | None = checks.field(_SIZES, None)
     in_factors: tuple[int, ...] | None = checks.field(_SIZES, None)
     out_factors: tuple[int, ...] | None = checks.field(_SIZES, None)
-    width: int | None = checks.field(checks.integer(1), None)
+    width: int | None = checks.field(_SIZE, None)
     activation: str = checks.field(checks.one_of(*sorted(ACTIVATIONS)), "gelu")
     side: str = checks.field(checks.one_of(*SIDES), "output")
-    scale: float | None = None
-    offset_seed: int | None = None
+    scale: float | None = checks.field(checks.number(), None)
+    offset_seed: int | None = checks.field(checks.integer(-(2**31), 2**32 - 1), None)
 
     def __post_init__(self):
         read = ("kind", *_FIELDS.get(self.kind, ()))
