@@ -14,7 +14,9 @@ IN_PLACE = ("bias", "norm_scale", "cores")
 KINDS = (*ADDED, *IN_PLACE)
 SIDES = ("output", "input")
 # More is no adapter: settings also come out of files.
-_SIZE = checks.integer(1, 2**24)
+_SIZE = checks.Allowed(
+    "an integer of at least 1, at most 16777216", checks.integer(1, 2**24).accepts
+)
 _SIZES = checks.sequence(_SIZE)
 # Fields that a kind reads; of all others the default stands.
 _FIELDS = {
