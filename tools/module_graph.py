@@ -22,7 +22,7 @@ PARTS = (
     *("mpojax/mpo", "mpojax/nn", "mpojax/models", "mpojax/compression", "mpojax/io"),
     *("mpojax/data", "mpojax/training", "mpojax/methods", "experiments"),
 )
-_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 150, 40, 40, 44, 20
+_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 170, 40, 40, 44, 20
 
 Graph = Mapping[str, frozenset[str]]  # {part: what it imports}
 
@@ -122,10 +122,20 @@ def as_text(graph: Graph) -> str:
     return "\n".join(map(str.rstrip, lines))
 
 
+def spine(graph: Graph) -> set[str]:
+    """The longest chain of imports: the first column of the picture."""
+    level = levels(graph)
+    found = [max(graph, key=level.__getitem__)]
+    while below := [name for name in graph[found[-1]] if level[name] == level[found[-1]] - 1]:
+        found.append(min(below))
+    return set(found)
+
+
 def svg(graph: Graph) -> str:
     """The picture: an arrow points from what imports to what is imported, always downwards."""
     rows: dict[int, list[str]] = {}
-    for name, level in levels(graph).items():
+    first = spine(graph)
+    for name, level in sorted(levels(graph).items(), key=lambda item: item[0] not in first):
         rows.setdefault(level, []).append(name)
     widest = max(map(len, rows.values()))
     width = 2 * _MARGIN + widest * (_WIDTH + _GAP_X) - _GAP_X
@@ -133,8 +143,8 @@ def svg(graph: Graph) -> str:
     corners = {}
     for level, names in rows.items():
         y = height - _MARGIN - _HEIGHT - level * (_HEIGHT + _GAP_Y)
-        left = (width - len(names) * (_WIDTH + _GAP_X) + _GAP_X) / 2
-        corners |= {name: (left + k * (_WIDTH + _GAP_X), y) for k, name in enumerate(names)}
+        for column, name in enumerate(names):
+            corners[name] = _MARGIN + column * (_WIDTH + _GAP_X), y
     arrows = [
         _arrow(corners[name], corners[other])
         for name, others in reduced(graph).items()
@@ -155,9 +165,8 @@ orient="auto"><path d="M0 0 10 5 0 10z" fill="#555"/></marker></defs>
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     x, y = start[0] + _WIDTH / 2, start[1] + _HEIGHT
     to_x, to_y = end[0] + _WIDTH / 2, end[1]
-    bend = (y + to_y) / 2
-    return (
-        f'<path d="M{x:g} {y:g} C{x:g} {bend:g} {to_x:g} {bend:g} {to_x:g} {to_y:g}" '
+    return (  # crosses to the other column at once, then falls
+        f'<path d="M{x:g} {y:g} C{x:g} {y + _GAP_Y:g} {to_x:g} {y:g} {to_x:g} {to_y:g}" '
         'fill="none" stroke="#555" stroke-width="1.5" marker-end="url(#tip)"/>'
     )
 
