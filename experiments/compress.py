@@ -115,7 +115,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
             workdir.path, dense, variant, compressed, calibration, tokenizer
         )
     curve = comparison.error_curve(workdir.path, dense, [variant.rules for variant in variants])
-    rows = train(cells, workdir.path)
+    rows = sweep.run_cells(cells, workdir.path / "cells") if cells else []
     if rows is None:
         return 0
     if failed := [row["cell"] for row in rows if row["state"] == "failed"]:
@@ -178,16 +178,8 @@ def training_cells(
     study = ml_collections.ConfigDict({"cell": config.cell, "seeds": config.seeds})
     study.axes = (("seed", "seeds"), ("variant", axis))
     cells = cells_lib.expand(study)
-    _, check = sweep.find_runner("finetune")
-    sweep.check_cells(cells, folder, check, models=())
+    sweep.check_cells(cells, folder, models=())
     return cells
-
-
-def train(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> list[dict] | None:
-    """Tunes the variants; the rows of `sweep.rows`, None when a signal asked to stop."""
-    if not cells:
-        return []
-    return sweep.run_cells(cells, sweep.find_runner("finetune")[0], folder / "cells")
 
 
 def calibrate(

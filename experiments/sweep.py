@@ -4,8 +4,8 @@ r"""Runs every cell of a sweep: one config, its axes, one folder for each combin
     python -m experiments.sweep --config=configs/sweeps/bond_dims.py:sst2 --workdir=runs/bonds \
         --config.cell.steps=200 --config.seeds=0,1,2
 
-A sweep's config has `runner` (a name in `RUNNERS`), `cell` (the whole config of one run), `axes`
-and optionally `skip` and `baselines` (see `experiments.cells.expand`), `plots` (see
+A sweep's config has `cell` (the whole config of one run of `experiments.train`), `axes` and
+optionally `skip` and `baselines` (see `experiments.cells.expand`), `plots` (see
 `experiments.render.figures`) and `repeats`: the axes over which means and standard deviations are
 taken, default ("seed",); see `experiments.render.frames.means`.
 All cells are checked before the first one runs, data and weights among what they need. Finished
@@ -18,7 +18,6 @@ the config of the cells may not change. Tables and figures are written after eve
 import collections
 import datetime
 import gc
-import importlib
 import json
 import pathlib
 import signal
@@ -33,25 +32,13 @@ import ml_collections
 from absl import logging
 
 from experiments import cells as cells_lib
-from experiments import config_fields, launch, live_table, sources
+from experiments import config_fields, launch, live_table, sources, train
 from experiments.render import figures, frames
 from mpojax import checks, data, files
 from mpojax.training import workdir as workdir_lib
 
-# Name -> module:function(config, folder) -> int, 0 when it has written the folder's `result.json`,
-# anything else when it was asked to stop. A function `check(config)` next to it is called for every
-# cell before anything runs.
-RUNNERS = dict.fromkeys(
-    (
-        *("finetune", "multitask", "pretrain", "language_model", "text_to_text"),
-        *("pet_search", "distill", "opf"),
-    ),
-    "experiments.train:run",
-)
 # Fields of cells that name a model.
 _MODELS = ("model", "init_checkpoint", "teacher", "start.teacher")
-
-Runner = Callable[[ml_collections.ConfigDict, str], int]
 
 
 class Stopped(BaseException):
@@ -62,21 +49,20 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole sweep; returns the exit status: 0 finished or stopped, 1 when a cell failed."""
     frames.require()
     config_fields.check_axes(config)
-    runner, check = find_runner(config.get("runner"))
     repeats = read_repeats(config)
     cells = cells_lib.expand(config, repeats)
     axes = list(cells[0].values)
     plots = figures.read(config.get("plots") or (), axes, repeats)
-    check_cells(cells, pathlib.Path(folder), check)
+    check_cells(cells, pathlib.Path(folder))
     # Axes, which may grow, are not part of what the folder is recognised by.
-    workdir = workdir_lib.Workdir(folder, {"runner": config.runner, "cell": config.cell})
+    workdir = workdir_lib.Workdir(folder, {"cell": config.cell})
     workdir.write_json("sweep.json", config)
     (workdir.path / "result.json").unlink(missing_ok=True)
 
     def write(rows: Sequence[dict]) -> None:
         write_tables(workdir.path, rows, axes, repeats, plots)
 
-    rows = run_cells(cells, runner, workdir.path / "cells", write)
+    rows = run_cells(cells, workdir.path / "cells", write)
     if rows is None:
         return 0
     failed = [row["cell"] for row in rows if row["state"] == "failed"]
@@ -106,22 +92,9 @@ def read_repeats(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     return tuple(repeats)
 
 
-def find_runner(name: str | None) -> tuple[Runner, Callable | None]:
-    """The function of a name in `RUNNERS`, and its module's `check` where there is one.
-
-    Raises:
-      ValueError: an unknown name.
-    """
-    checks.check({"config.runner": name}, {"config.runner": checks.one_of(*sorted(RUNNERS))})
-    module, _, function = RUNNERS[name].partition(":")
-    module = importlib.import_module(module)
-    return getattr(module, function), getattr(module, "check", None)
-
-
 def check_cells(
     cells: Sequence[cells_lib.Cell],
     folder: pathlib.Path,
-    check: Callable | None,
     models: Sequence[str] = _MODELS,
 ) -> None:
     """Checks the config of every cell, also against an earlier start's, and what cells read.
@@ -129,7 +102,6 @@ def check_cells(
     Args:
       cells: of the sweep.
       folder: of the sweep.
-      check: of the runner.
       models: fields that name models which must be there.
 
     Raises:
@@ -144,11 +116,10 @@ def check_cells(
                 + "\n  ".join(changes[:10])
                 + "\nUse another --workdir, or remove the folder of the cell to run it anew."
             )
-        if check is not None:
-            try:
-                check(cell.config)
-            except ValueError as error:
-                raise ValueError(f"cell {cell.name}: {error}") from error
+        try:
+            train.check(cell.config)
+        except ValueError as error:
+            raise ValueError(f"cell {cell.name}: {error}") from error
     left = [cell for cell in cells if frames.read_result(folder / "cells" / cell.name) is None]
     needed = collections.Counter(need for cell in left for need in _inputs(cell.config, models))
     missing = []
@@ -177,7 +148,6 @@ def _inputs(config: ml_collections.ConfigDict, models: Sequence[str]) -> Iterato
 
 def run_cells(
     cells: Sequence[cells_lib.Cell],
-    runner: Runner,
     folder: pathlib.Path,
     write: Callable[[list[dict]], None] = lambda rows: None,
 ) -> list[dict] | None:
@@ -185,7 +155,6 @@ def run_cells(
 
     Args:
       cells: checked.
-      runner: of one cell, as in `RUNNERS`.
       folder: new, or that of the same cells.
       write: is given the rows after every cell.
 
@@ -198,7 +167,7 @@ def run_cells(
     with Signals() as signals, view.shown():
         try:
             for cell in left:
-                if signals.received or _run_cell(cell, runner, folder / cell.name, signals, view):
+                if signals.received or _run_cell(cell, folder / cell.name, signals, view):
                     is_stopped = True
                     break
                 write(rows(cells, folder))
@@ -214,22 +183,21 @@ def run_cells(
 
 def _run_cell(
     cell: cells_lib.Cell,
-    runner: Runner,
     path: pathlib.Path,
     signals: "Signals",
     view: live_table.LiveTable,
 ) -> int:
-    """Runs one cell; returns the status of its runner, 0 when it failed."""
+    """Runs one cell; returns the status of its run, 0 when it failed."""
     failure = path / "failed.json"
-    # Before the run: a folder with nothing else in it must look new to the runner.
+    # Before the run: a folder with nothing else in it must look new to it.
     failure.unlink(missing_ok=True)
     view.started(cell.name)
     start, status = time.perf_counter(), 0
     try:
         signals.in_cell = True
-        status = runner(cell.config.copy_and_resolve_references(), str(path))
+        status = train.run(cell.config.copy_and_resolve_references(), str(path))
         if status == 0 and frames.read_result(path) is None:
-            raise RuntimeError("the runner returned 0 but wrote no result.json")
+            raise RuntimeError("the run returned 0 but wrote no result.json")
     except (Exception, SystemExit) as error:
         logging.exception("cell %s failed", cell.name)
         files.write_atomic(failure, json.dumps(_failure(error), indent=1) + "\n")
@@ -322,4 +290,4 @@ def _free_memory() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main, ("runner", "cell", "axes"))
+    launch.run(main, ("cell", "axes"))

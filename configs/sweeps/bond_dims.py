@@ -31,7 +31,6 @@ def get_config(argument: str = "vader_movie") -> ml_collections.ConfigDict:
             f"configs/sweeps/bond_dims.py:{argument}: after the task only ',smoke' is allowed."
         )
     config = ml_collections.ConfigDict()
-    config.runner = "finetune"
     config.cell = _cell(task)
     config.caps = (8, 16, 32, 64, 128)
     config.seeds = (0, 1)

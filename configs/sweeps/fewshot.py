@@ -25,7 +25,6 @@ def get_config(argument: str = "mpobert12") -> ml_collections.ConfigDict:
     variant, _, chosen = argument.partition(",")
     tasks = tuple(chosen.split("+")) if chosen not in ("", "smoke") else ("sst2", "mnli")
     config = ml_collections.ConfigDict()
-    config.runner = "finetune"
     cells = [fewshot.get_config(f"{variant},{task}") for task in tasks]  # all tasks are checked
     config.cell = cells[0]
     config.tasks = tasks

@@ -32,7 +32,6 @@ def get_config(argument: str = "mpobert48,rte") -> ml_collections.ConfigDict:
             f"of {', '.join(VARIANTS)} and a task of {', '.join(finetune.TASKS)}."
         )
     config = ml_collections.ConfigDict()
-    config.runner = "finetune"
     config.cell = finetune.get_config(argument)
     drawn = finetune.ranges(task)
     low, high = drawn.rates

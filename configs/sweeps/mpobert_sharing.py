@@ -45,7 +45,6 @@ def get_config(size: str = "main") -> ml_collections.ConfigDict:
     if size not in SIZES:
         raise ValueError(f"configs/sweeps/mpobert_sharing.py:{size}: one of {', '.join(SIZES)}.")
     config = ml_collections.ConfigDict()
-    config.runner = "pretrain"
     config.cell = cell = _cell()
     config.seeds, config.depths, config.plots = (0,), (6, 24, 48), ()
     kinds = {name: {"variant": name, **fields} for name, fields in KINDS.items()}

@@ -35,7 +35,6 @@ def get_config(argument: str = "main") -> ml_collections.ConfigDict:
     if size not in SIZES:
         raise ValueError(f"configs/sweeps/mpoe_sharing.py:{size}: one of {', '.join(SIZES)}.")
     config = ml_collections.ConfigDict()
-    config.runner = "language_model"
     config.cell = cell = _base_cell() if size in ("base", "smoke") else _cell(folder)
     config.seeds, config.plots = (0, 1, 2), ()
     if size == "base":

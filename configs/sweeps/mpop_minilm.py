@@ -19,7 +19,6 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     if size not in ("full", "smoke"):
         raise ValueError(f"configs/sweeps/mpop_minilm.py:{size}: the argument is full or smoke.")
     config = ml_collections.ConfigDict()
-    config.runner = "finetune"
     config.cell = minilm.get_config("dense,sst2")
     config.seeds = (0, 1, 2)
     tasks = {name: {"task": name, **fields} for name, fields in minilm.TASKS.items()}

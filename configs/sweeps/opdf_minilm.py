@@ -17,7 +17,6 @@ from configs.opdf import minilm
 def get_config(task: str = "sst2") -> ml_collections.ConfigDict:
     """The sweep on one task."""
     config = ml_collections.ConfigDict()
-    config.runner = "distill"
     config.cell = minilm.get_config(f"kd,{task}")
     config.cell.dev_examples = 0
     config.seeds = (0, 1, 2, 3, 4)

@@ -27,7 +27,6 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
             f"{', '.join(minilm.TASKS)} joined by +."
         )
     config = ml_collections.ConfigDict()
-    config.runner = "pet_search"
     config.cell = minilm.get_config("lora_1,sst2")
     config.seeds = (0, 1, 2)
     tasks = {name: {"task": name, **minilm.TASKS[name], **_TASK} for name in names}

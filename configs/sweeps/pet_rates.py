@@ -29,7 +29,6 @@ RATES = {
 def get_config() -> ml_collections.ConfigDict:
     """The sweep."""
     config = ml_collections.ConfigDict()
-    config.runner = "pet_search"
     config.cell = minilm.get_config("lora_1,sst2")
     config.cell.seed = 100
     config.cell.held_out_examples, config.cell.dev_split = 500, "held_out"

@@ -23,7 +23,9 @@ ROUTER = "router"
 def main(arguments: list[str] | None = None) -> int:
     """Renders what the command line names; returns the exit status."""
     options = _parser().parse_args(arguments)
-    return command_line.status_of(lambda: render(options.name, options.runs, options.out))
+    with command_line.explained():
+        render(options.name, options.runs, options.out)
+    return 0
 
 
 def render(name: str, folder: str, out: str) -> None:

@@ -24,7 +24,8 @@ from mpojax import checks, files, locks
 _PACKAGES = ("mpojax", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain")
 _DATA = "data.json"  # what a run is trained and evaluated on
 # On how many devices a run works does not make it another: checkpoints resume on any mesh.
-_NOT_COMPARED = ("mesh",)
+# Sweeps of older versions named what runs their cells.
+_NOT_COMPARED = ("mesh", "runner")
 # Where data lie: not compared where `data.json` says which data they are.
 _PLACES = ("data_dir", "corpus")
 # Fields that configs got later: in an older one, each stands for this value.

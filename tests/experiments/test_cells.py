@@ -3,15 +3,14 @@
 import pytest
 
 from configs.sweeps import bond_dims, mpop_minilm
-from experiments import cells, sweep
+from experiments import cells, sweep, train
 from tests.experiments import toy
 from tests.experiments.toy import toy_config
 
 
 @pytest.fixture(autouse=True)
 def runner(monkeypatch):
-    toy.CALLS.clear()
-    monkeypatch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:toy_run")
+    toy.install(monkeypatch)
 
 
 def test_expansion_order_names_and_values():
@@ -83,10 +82,6 @@ def test_skip_leaves_combinations_out():
         ({"skip": ({"varaint": "dense"},)}, r"skip names varaint.* the axes are variant: dense"),
         ({"skip": ({"variant": "no"},)}, r"skip names variant=\['no'\]"),
         ({"skip": ({"seed": (0, 1)},)}, r"no cells"),
-        (
-            {"runner": "finetnue"},
-            r"config.runner='finetnue' must be one of 'distill', 'finetune', 'language_model', ",
-        ),
         ({"plots": ({"x": "a", "z": "b"},)}, r"config.plots: unknown 'z'"),
         ({"plots": ({"x": "a"},)}, r"needs x and y"),
         ({"plots": ({"x": "a", "y": "b", "lines": "seed"},)}, r"lines='seed' must be one of"),
@@ -112,12 +107,12 @@ def test_a_table_value_replaces_the_whole_table():
     assert config.cell.optimizer.learning_rate == 1e-3
 
 
-def test_the_checks_of_a_runner_come_first(tmp_path, monkeypatch):
+def test_the_checks_of_runs_come_first(tmp_path, monkeypatch):
     def refuse(config):
         if config.variant == "m":
             raise ValueError("no such matrix")
 
-    monkeypatch.setattr(toy, "check", refuse, raising=False)
+    monkeypatch.setattr(train, "check", refuse)
     with pytest.raises(ValueError, match=r"cell variant=mpo,.*: no such matrix"):
         sweep.main(toy_config(), str(tmp_path))
     assert not toy.CALLS
@@ -141,3 +136,16 @@ def test_minilm_sweep_expands():
     made = cells.expand(mpop_minilm.get_config())
     assert len(made) == 60
     assert {cell.config.variant for cell in made} == {"dense", "full_lfa", "mpop", "dir", "svd"}
+
+
+def test_what_is_missing_is_said_once_before_anything_runs(tmp_path):
+    config = toy_config()
+    with config.cell.unlocked():
+        config.cell.model, config.cell.data_dir = str(tmp_path / "weights"), str(tmp_path)
+    with pytest.raises(ValueError, match="inputs are missing") as caught:
+        sweep.main(config, str(tmp_path / "run"))
+    model, task = str(caught.value).split("\n")
+    assert "8 of 8 cells: " in model
+    assert str(tmp_path / "weights") in model
+    assert task.startswith(f"8 of 8 cells: no folder {tmp_path / 'glue/SST-2'}")
+    assert not toy.CALLS

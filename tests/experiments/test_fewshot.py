@@ -98,7 +98,7 @@ def test_the_metric_that_counts_is_chosen(config, tmp_path):
 
 def test_a_sweep_over_shots_draws_and_seeds(config, tmp_path):
     study = ml_collections.ConfigDict()
-    study.runner, study.cell, study.shots = "finetune", config, (2,)
+    study.cell, study.shots = config, (2,)
     study.cell.steps = 1
     study.axes = (("shots", "shots"), ("draw", (0, 1)), ("seed", (0,)))
     study.repeats = ("draw", "seed")

@@ -160,7 +160,7 @@ def test_nothing_is_drawn_before_the_first_result(tmp_path):
     ],
 )
 def test_bad_repeats(tmp_path, monkeypatch, repeats, message):
-    monkeypatch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:toy_run")
+    toy.install(monkeypatch)
     config = toy.toy_config()
     config.repeats = repeats
     with pytest.raises(ValueError, match=message):
@@ -169,7 +169,7 @@ def test_bad_repeats(tmp_path, monkeypatch, repeats, message):
 
 
 def test_an_axis_that_repeats_makes_no_lines(tmp_path, monkeypatch):
-    monkeypatch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:toy_run")
+    toy.install(monkeypatch)
     config = toy.toy_config()
     config.repeats = ("variant", "seed")
     config.plots = ({"x": "total", "y": "metric", "lines": "variant"},)

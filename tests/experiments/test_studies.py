@@ -106,10 +106,14 @@ def test_curves_are_means_over_seeds(tmp_path):
 
 
 def test_a_study_without_results(tmp_path, capsys):
-    assert command.main(["opdf_minilm", f"--runs={tmp_path}", f"--out={tmp_path}"]) == 2
-    assert "no finished cell" in capsys.readouterr().err
-    assert command.main(["opdf_minilm", f"--out={tmp_path}"]) == 2
-    assert "neither results.csv nor summary.csv" in capsys.readouterr().err
+    for arguments, message in (
+        ([f"--runs={tmp_path}"], "no finished cell"),
+        ([], "neither results.csv nor summary.csv"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            command.main(["opdf_minilm", f"--out={tmp_path}", *arguments])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", studies.load())

@@ -1,4 +1,4 @@
-"""Sweeps with a runner that takes no time: resuming, failures, signals, tables, the view."""
+"""Sweeps of runs that take no time: resuming, failures, signals, tables, the view."""
 
 import csv
 import json
@@ -14,17 +14,16 @@ import jax
 import pytest
 import rich.console
 
-from experiments import cells, live_table, sweep
+from experiments import cells, live_table, sweep, train
 from tests.experiments import toy
 from tests.experiments.toy import toy_config
 
 
 @pytest.fixture(autouse=True)
 def freed(monkeypatch):
-    """The runner "toy"; counts how often memory is freed, which takes longer than a toy cell."""
+    """Toy runs; counts how often memory is freed, which takes longer than a toy cell."""
     freed = []
-    toy.CALLS.clear()
-    monkeypatch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:toy_run")
+    toy.install(monkeypatch)
     monkeypatch.setattr(sweep, "_free_memory", lambda: freed.append(1))
     return freed
 
@@ -129,8 +128,7 @@ def test_a_failing_cell_is_recorded_and_tried_again(tmp_path, monkeypatch):
             raise RuntimeError("out of luck")
         return toy.toy_run(config, folder)
 
-    monkeypatch.setattr(toy, "failing_run", run, raising=False)
-    monkeypatch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:failing_run")
+    monkeypatch.setattr(train, "run", run)
     assert sweep.main(toy_config(), str(tmp_path)) == 1
     assert len(toy.CALLS) == 6
     name = "variant=mpo,optimizer.learning_rate=0.001,seed=0"
@@ -148,9 +146,8 @@ def test_a_failing_cell_is_recorded_and_tried_again(tmp_path, monkeypatch):
     assert (tmp_path / "result.json").is_file()
 
 
-def test_a_runner_without_a_result_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(toy, "lazy_run", lambda c, f: 0, raising=False)
-    monkeypatch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:lazy_run")
+def test_a_run_without_a_result_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "run", lambda config, folder: 0)
     assert sweep.main(toy_config(), str(tmp_path)) == 1
     record = next((tmp_path / "cells").glob("*/failed.json")).read_text(encoding="utf-8")
     assert "wrote no result.json" in record
@@ -174,8 +171,7 @@ def test_signals_stop_cleanly(tmp_path, monkeypatch, where):
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(toy, "stopped_run", run, raising=False)
-        patch.setitem(sweep.RUNNERS, "toy", "tests.experiments.toy:stopped_run")
+        patch.setattr(train, "run", run)
         if where == "between cells":
             patch.setattr(sweep, "write_tables", write)
         assert sweep.main(toy_config(), str(tmp_path)) == 0
@@ -191,7 +187,7 @@ def test_signals_stop_cleanly(tmp_path, monkeypatch, where):
 SCRIPT = """
     import sys, time, pathlib
     from tests.experiments import toy as t
-    from experiments import launch, sweep
+    from experiments import launch, sweep, train
 
     def run(config, folder):
         if config.variant == "m" and config.seed == 1 and sys.argv[2] == "hang":
@@ -200,8 +196,7 @@ SCRIPT = """
             time.sleep(60)
         return t.toy_run(config, folder)
 
-    t.slow_run = run
-    sweep.RUNNERS["toy"] = "tests.experiments.toy:slow_run"
+    train.run, train.check = run, lambda config: None
     try:
         sys.exit(sweep.main(t.toy_config(), sys.argv[1]))
     except ValueError as error:

@@ -13,7 +13,6 @@ CALLS: list[str] = []  # names of the cells that ran, in order
 
 def toy_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.runner = "toy"
     config.cell = {
         "task": "sst2",
         "variant": "",
@@ -58,3 +57,10 @@ def main(config, folder) -> int:
     """What the command line does with a config."""
     runs.show(folder, train.run(config, folder))
     return 0
+
+
+def install(monkeypatch) -> None:
+    """Has sweeps run toys."""
+    CALLS.clear()
+    monkeypatch.setattr(train, "run", toy_run)
+    monkeypatch.setattr(train, "check", lambda config: None)
