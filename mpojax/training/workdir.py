@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -108,13 +108,7 @@ class Workdir:
         self.path = pathlib.Path(path).expanduser().absolute()
         self.config = plain(config)
         self.resuming = False
-        problem = None
-        if jax.process_index() == 0:
-            try:
-                self._claim()
-            except (OSError, ValueError) as error:
-                problem = error
-        self._agree(problem)
+        self._agree_on(self._claim)
 
     @property
     def finished(self) -> bool:
@@ -132,13 +126,7 @@ class Workdir:
         Raises:
           ValueError: the data have changed; says which part and what to do.
         """
-        problem = None
-        if jax.process_index() == 0:
-            try:
-                self._compare_data(plain(parts))
-            except (OSError, ValueError) as error:
-                problem = error
-        self._agree(problem)
+        self._agree_on(lambda: self._compare_data(plain(parts)))
 
     def _compare_data(self, parts: dict[str, dict]) -> None:
         path = self.path / _DATA
@@ -224,8 +212,14 @@ class Workdir:
             logging.warning("%s is not valid JSON; starting it anew", path)
             return []
 
-    def _agree(self, problem: Exception | None) -> None:
-        """All processes go on, or none."""
+    def _agree_on(self, action: Callable[[], None]) -> None:
+        """Process 0 acts; all processes continue, or none."""
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                action()
+            except (OSError, ValueError) as error:
+                problem = error
         if jax.process_count() > 1:
             verdict = np.array([problem is None, self.resuming], np.int32)
             good, resuming = multihost_utils.broadcast_one_to_all(verdict)
