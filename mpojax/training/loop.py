@@ -202,14 +202,25 @@ class Loop:
             cleanup.callback(self._close_writer)
             for hook in self.hooks:
                 cleanup.callback(hook.close)
-            with jax.set_mesh(self.mesh):
-                return self._run()
+            cleanup.enter_context(jax.set_mesh(self.mesh))
+            self._begin()
+            first, watch, batch = self.step, _Stopwatch(), self._next_batch()
+            while self.step < self.steps and self.stopped is None:
+                with watch.step(self.step_function):
+                    self.state, metrics = self.step_function(self.state, batch)
+                self.step += 1
+                batch = self._next_batch()  # while the device works
+                self.flush()  # the step before: fetched late, so that the device never waits
+                self._pending = (self.step, metrics)
+                for hook in self.hooks:
+                    hook.after_step(self)
+            return self._end(first, watch)
 
     def _close_writer(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
-    def _run(self) -> FitResult:
+    def _begin(self) -> None:
         for hook in self.hooks:
             hook.restore(self)
         if self.step > self.steps:
@@ -218,11 +229,11 @@ class Loop:
             self._writer = metrics_lib.MetricsWriter(self.folder, self.step)
         for hook in self.hooks:
             hook.begin(self)
-        first, self._untimed_seconds = self.step, 0.0
-        start = time.perf_counter()
-        timed_steps, compile_seconds, traces = self._steps()
+        self._untimed_seconds = 0.0
+
+    def _end(self, first: int, watch: "_Stopwatch") -> FitResult:
         jax.block_until_ready(self.state)
-        seconds = time.perf_counter() - start - compile_seconds - self._untimed_seconds
+        seconds = watch.seconds - self._untimed_seconds
         self.flush()
         for hook in self.hooks:
             hook.end(self)
@@ -232,32 +243,11 @@ class Loop:
             stop_requested=self.stopped,
             metrics=dict(self.last_metrics),
             steps_run=self.step - first,
-            steps_per_second=timed_steps / seconds if timed_steps else None,
-            compile_seconds=compile_seconds,
+            steps_per_second=watch.timed_steps / seconds if watch.timed_steps else None,
+            compile_seconds=watch.compile_seconds,
             train_seconds=seconds,
-            traces=traces,
+            traces=watch.traces,
         )
-
-    def _steps(self) -> tuple[int, float, int]:
-        """All steps; returns (steps that were not compiled, seconds of those that were, traces)."""
-        timed_steps, compile_seconds, traces = 0, 0.0, 0
-        batch = self._next_batch()
-        while self.step < self.steps and self.stopped is None:
-            function = self.step_function
-            traces_before, seconds_before = function.traces, function.compile_seconds
-            self.state, metrics = function(self.state, batch)
-            self.step += 1
-            if function.traces == traces_before:
-                timed_steps += 1
-            traces += function.traces - traces_before
-            compile_seconds += function.compile_seconds - seconds_before
-            if self.step < self.steps:
-                batch = self._next_batch()  # while the device works
-            self.flush()  # the step before: fetched late, so that the device never waits
-            self._pending = (self.step, metrics)
-            for hook in self.hooks:
-                hook.after_step(self)
-        return timed_steps, compile_seconds, traces
 
     def batch(self, step: int) -> dict:
         """The batch of a step, counted from 0, on the mesh."""
@@ -266,6 +256,33 @@ class Loop:
 
     def _next_batch(self) -> dict:
         return self.batch(self.step) if self.step < self.steps else {}
+
+
+class _Stopwatch:
+    """Time of the steps since it was made, and how often they were traced.
+
+    Attributes:
+      timed_steps: those that were not compiled.
+      compile_seconds: of those that were.
+      traces: how often a step was traced.
+    """
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.timed_steps, self.compile_seconds, self.traces = 0, 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Without compilation."""
+        return time.perf_counter() - self.start - self.compile_seconds
+
+    @contextlib.contextmanager
+    def step(self, function: step_lib.TrainStep) -> Iterator[None]:
+        traces, seconds = function.traces, function.compile_seconds
+        yield
+        self.timed_steps += function.traces == traces
+        self.traces += function.traces - traces
+        self.compile_seconds += function.compile_seconds - seconds
 
 
 def _kinds(state: state_lib.TrainState) -> tuple:

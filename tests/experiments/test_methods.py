@@ -1,0 +1,149 @@
+"""Every method on every architecture by config, methods of one's own, and the way to the step."""
+
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+import traceback
+import types
+
+import pytest
+
+from experiments import launch, runs, train
+from mpojax import training
+from mpojax.methods import protocol
+from tests.experiments import toy_language
+from tests.experiments.test_finetune import checkpoint, config, texts  # noqa: F401
+from tests.experiments.test_text_to_text import MOOD, PAIR
+from tests.experiments.test_text_to_text import texts as pairs  # noqa: F401
+from tests.experiments.toy_language import result_of
+
+LAYERS = ".*/(query|value|up|down)"
+LOW_RANK, BIASES = ((LAYERS, {"rank": 2}),), ((r"(?!head/).*/bias", {"kind": "bias"}),)
+SQUEEZE = {"steps": 1, "max_phases": 1, "max_metric_drop": 1e6, "multiple": 2, "factor": 0.5}
+SEARCH = {"budget": 200, "rounds": 2, "warm_steps": 1.0, "last_round": 3.0, "score_batches": 1}
+# What each combination sets.
+METHODS = {
+    "low rank": {"adapters": LOW_RANK, "trainable": "adapters"},
+    "BitFit": {"adapters": BIASES, "trainable": "adapters"},
+    "lightweight": {"matrices": (LAYERS,), "trainable": "lightweight"},
+    "compressed": {"matrices": (LAYERS,), "budget": 0.9},
+    "calibrated": {
+        "matrices": (LAYERS,),
+        "settings": {"data_aware": True, "ridge": 0.01},
+        "bond": 4,
+        "calibration_examples": 16,
+    },
+    "squeezing": {
+        "method": "squeezing",
+        "matrices": (LAYERS,),
+        "trainable": "lightweight",
+        "squeeze": SQUEEZE,
+    },
+    "search": {
+        "method": "pet_search",
+        "adapters": LOW_RANK,
+        "trainable": "adapters",
+        "search": SEARCH,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return toy_language.write(tmp_path_factory.mktemp("words"))
+
+
+def decoder(words, pairs):  # noqa: F811
+    made = toy_language.config(words, checkpoint_every=0)
+    made.model_config.num_layers = 1
+    return made
+
+
+def encoder_decoder(words, pairs):  # noqa: F811
+    made = toy_language.config(pairs, model_config=dict(PAIR), task=MOOD, checkpoint_every=0)
+    made.max_length, made.target_length = 12, 8
+    return made
+
+
+# The others show the same of the architecture, at the price of compiling it again.
+QUICK = {(decoder, "low rank"), (decoder, "squeezing"), (encoder_decoder, "search")}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow)
+        for pair in itertools.product((decoder, encoder_decoder), METHODS)
+    ],
+)
+def test_every_method_on_language_models(words, pairs, tmp_path, architecture, method):  # noqa: F811
+    config = architecture(words, pairs)  # noqa: F811
+    fields = METHODS[method]
+    if method == "BitFit" and architecture is encoder_decoder:
+        fields = fields | {"adapters": ((".*/(key|value)", {"kind": "rescale"}),)}  # T5 has no biases
+    config.steps = 2 if method == "squeezing" else 4
+    toy_language.put(config, fields)
+    assert train.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    if "adapters" in fields or fields.get("trainable") == "lightweight":
+        assert 0 < result["trained"] < result["total"]
+    if method in ("compressed", "calibrated"):
+        assert result["relative_error"] > 0
+    if method == "squeezing":
+        first, last = result["squeeze"]["phases"]
+        assert last["parameters"] < first["parameters"]
+        assert last["accepted"]
+        assert (tmp_path / "trajectory.csv").is_file()
+    if method == "search":
+        assert 0 < result["updates"] <= SEARCH["budget"]
+        assert (tmp_path / "kept.csv").is_file()
+    assert result["metric"] == result["metrics"][result["metric_name"]]
+
+
+class Watching(protocol.Method):
+    """Notes the frames of the project from the command line to the compiled step."""
+
+    frames: tuple[str, ...] = ()
+
+    def setup(self, setup):
+        def loss(model, batch, key):
+            stack = traceback.extract_stack()
+            Watching.frames = tuple(f"{f.filename}:{f.name}" for f in stack)
+            return setup.loss(model, batch, key)
+
+        return dataclasses.replace(setup, loss=loss)
+
+    def report(self, setup, result):
+        return {"watched": len(self.frames)}
+
+
+def test_a_method_of_ones_own(config, tmp_path):  # noqa: F811
+    config.method, config.steps = f"{__name__}:Watching", 1
+    assert train.run(config, tmp_path) == 0
+    assert result_of(tmp_path)["watched"] == len(Watching.frames) > 0
+    config.method = "json:JSONDecoder"
+    with pytest.raises(ValueError, match=r"'json:JSONDecoder' is no subclass of mpojax"):
+        train.run(config, tmp_path / "other")
+
+
+def test_eight_frames_from_the_command_line_to_the_compiled_step(config, tmp_path, monkeypatch):  # noqa: F811
+    """The module, and what its `main` calls up to `TrainStep.__call__`."""
+    seen, call = [], training.TrainStep.__call__
+
+    def watched(self, *arguments):
+        root = str(pathlib.Path(runs.__file__).parents[1])
+        frames = [f for f in traceback.extract_stack() if f.filename.startswith(root)]
+        seen.append([frame.name for frame in frames if "/tests/" not in frame.filename])
+        return call(self, *arguments)
+
+    config.steps = 1
+    given = contextlib.nullcontext((config, str(tmp_path / "run")))
+    monkeypatch.setattr(training.TrainStep, "__call__", watched)
+    monkeypatch.setattr(launch, "session", lambda *_, **more: given)
+    chosen = types.SimpleNamespace(FLAGS=types.SimpleNamespace(dry_run=False))
+    monkeypatch.setattr(train, "flags", chosen)
+    train.main([])
+    frames = ["<module>", *seen[0], "__call__"]
+    assert len(frames) <= 8, frames
+    assert frames[1] == "main"
