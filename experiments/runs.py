@@ -102,8 +102,14 @@ def known(folder: str | pathlib.Path, config: ml_collections.ConfigDict) -> trai
     return training.Workdir(folder, config) if there else None
 
 
-def claim(workdir: training.Workdir, setup: protocol.Setup) -> training.Workdir:
-    """Notes the data and the compression of a run in its folder."""
+def claim(
+    workdir: training.Workdir | None,
+    folder: str | pathlib.Path,
+    config: ml_collections.ConfigDict,
+    setup: protocol.Setup,
+) -> training.Workdir:
+    """Claims the folder of a run, if it is new, and notes data and compression there."""
+    workdir = workdir or training.Workdir(folder, config)
     names = ("train", "dev", "held_out", "test")
     workdir.check_data(fingerprints({name: getattr(setup, name) for name in names}))
     if setup.report is not None and jax.process_index() == 0:

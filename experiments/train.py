@@ -18,7 +18,6 @@ import ml_collections
 from absl import app, flags
 
 from experiments import command_line, launch, runs
-from mpojax import training
 
 check = runs.read  # what sweeps call before the first cell
 
@@ -46,7 +45,7 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
     if workdir is not None and workdir.finished:
         return 0
     setup = runs.set_up(task, method, options)
-    workdir = runs.claim(workdir or training.Workdir(folder, config), setup)
+    workdir = runs.claim(workdir, folder, config, setup)
     result = method.train(setup, workdir.path)
     if result is None:
         return 1

@@ -81,7 +81,8 @@ def test_every_method_on_language_models(words, pairs, tmp_path, architecture, m
     config = architecture(words, pairs)  # noqa: F811
     fields = METHODS[method]
     if method == "BitFit" and architecture is encoder_decoder:
-        fields = fields | {"adapters": ((".*/(key|value)", {"kind": "rescale"}),)}  # T5 has no biases
+        # T5 has no biases.
+        fields = fields | {"adapters": ((".*/(key|value)", {"kind": "rescale"}),)}
     config.steps = 2 if method == "squeezing" else 4
     toy_language.put(config, fields)
     assert train.run(config, tmp_path) == 0
