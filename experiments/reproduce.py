@@ -16,7 +16,7 @@ import argparse
 import fnmatch
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 from absl import flags, logging
@@ -47,7 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print("\n".join(plan(name, found[name], folders, device)))
             return 0
         checks.check({"--workdir": options.workdir}, {"--workdir": _FOLDER})
-        return max(_reproduce(name, found[name], folders, options) for name in names)
+        statuses = []
+        for name in names:
+            states = run(found[name], folders)
+            if states is None:
+                return 0
+            statuses.append(_report(name, found[name], states, folders, options))
+        return max(statuses)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -59,17 +65,17 @@ _FOLDER = checks.Allowed("the folder of all runs (or give --dry_run)", bool)
 def _tables() -> Iterator[str]:
     """Lines that list all tables."""
     loaded = map(schema.load, schema.names())
-    rows = [[table.name, table.title, str(len(select(table.name)) or "-")] for table in loaded]
+    rows = [[each.name, each.title, str(len(select(each.name)) or "-")] for each in loaded]
     yield tables.text(["table", "", "runs"], rows, left=2, wrap=[""])
     yield "What a table costs: python -m experiments.reproduce TABLE --dry_run"
 
 
-def select(name: str, only: str = "", seeds: str = "") -> list[Cell]:
+def select(name: str, only: str = "", seeds: Sequence[int] = ()) -> list[Cell]:
     """The runs of a table, and what these start from.
 
     Args:
       only: patterns of their names, with commas; empty: all.
-      seeds: with commas; empty: the config's own.
+      seeds: empty: the config's own.
 
     Raises:
       ValueError: a pattern that fits no run.
@@ -77,8 +83,7 @@ def select(name: str, only: str = "", seeds: str = "") -> list[Cell]:
     loaded = schema.load(name)
     found = [c for c in cells_lib.of_table(loaded) if c.row.split == loaded.split]
     if seeds:
-        numbers = [int(seed) for seed in seeds.split(",")]
-        found = [cells_lib.with_seed(cell, seed) for seed in numbers for cell in found]
+        found = [cells_lib.with_seed(cell, seed) for seed in seeds for cell in found]
     if not only:
         return found
     chosen: dict[str, Cell] = {}
@@ -150,12 +155,14 @@ def _cost(flops: float, device: training_cost.Device) -> tuple[str, str]:
     return f"{flops:.1e}", f"{device.hours(flops):.2g}"
 
 
-def _reproduce(
-    name: str, found: Sequence[Cell], folders: Folders, options: argparse.Namespace
+def _report(
+    name: str,
+    found: Sequence[Cell],
+    states: Mapping[str, str],
+    folders: Folders,
+    options: argparse.Namespace,
 ) -> int:
-    states = run(found, folders)
-    if states is None:
-        return 0
+    """Prints the table of finished runs, after a line about the others; the exit status."""
     failed = [name for name, state in states.items() if state == "failed"]
     if failed:
         logging.error("failed, see failed.json in their folders: %s", checks.listed(failed))
@@ -174,21 +181,19 @@ def run(
     found: Sequence[Cell],
     folders: Folders,
     runner: Runner | None = None,
-    can_run: Callable[[Cell], bool] | None = None,
     **timing,
 ) -> dict[str, str] | None:
-    """Runs all that can be run, together with other processes in the workdir.
+    """Runs all for which weights and data are at hand, together with others in the workdir.
 
     Args:
       runner: of one run; default: that of `experiments.train`.
-      can_run: default: whether weights and data are at hand.
       timing: arguments of `work.Work`.
 
     Returns:
       {name: "done", "failed" or "blocked"} of what can be run; None when a signal asked to stop.
     """
-    can_run = can_run or (lambda cell: is_done(cell, folders) or not missing(cell, folders))
-    by_name = {cell.name: cell for cell in found if can_run(cell)}
+    ready = [cell for cell in found if is_done(cell, folders) or not missing(cell, folders)]
+    by_name = {cell.name: cell for cell in ready}
     return work.Work(
         names=list(by_name),
         folder=pathlib.Path(folders.workdir).expanduser() / "claims",
@@ -209,6 +214,11 @@ def _run(cell: Cell, folders: Folders, runner: Runner) -> str:
     return "stopped" if rows is None else rows[0]["state"]
 
 
+def seeds(text: str) -> list[int]:
+    """Seeds with commas between them."""
+    return [int(seed) for seed in text.split(",")]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reproduce",
@@ -219,7 +229,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", default="", help="folder of all runs, shared by machines")
     parser.add_argument("--dry_run", action="store_true", help="what it costs, what is missing")
     parser.add_argument("--only", default="", help="patterns of runs, such as 'albert/*-rte'")
-    parser.add_argument("--seeds", default="", help="such as 0,1,2; default: the config's")
+    parser.add_argument(
+        "--seeds", default=(), type=seeds, help="such as 0,1,2; default: the config's"
+    )
     parser.add_argument("--device", default="a100", help=", ".join(training_cost.DEVICES))
     parser.add_argument("--utilisation", default=0.15, type=float, help="of its 16-bit peak")
     table.add_options(parser)

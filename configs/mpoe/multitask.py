@@ -9,7 +9,7 @@ Variants: those of `mpojax.methods.mpoe`. The table has dense and mpoe4: that th
 follows from its count of parameters and from the authors' scripts, the paper does not say.
 
 From the authors' released files, which need not be those of the table: rate 3e-5, batch 32, warm-up
-500, 65,536 steps, tasks drawn with temperature 10, evaluation every 1,000 steps, and what
+500, 65,536 steps, tasks sampled with temperature 10, evaluation every 1,000 steps, and what
 `configs/mpoe/t5.py` lists, ours included. Ours here: the best state is that of the best mean over
 the development splits.
 

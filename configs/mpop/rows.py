@@ -170,6 +170,9 @@ def capped(caps: tuple[int, int, int], **settings) -> tuple[tuple[str, dict], ..
     return tuple(rules)
 
 
+_COUNTS: dict[str, dict[str, int]] = {}  # a model is built, in shapes, for each
+
+
 def counts(config: ml_collections.ConfigDict, bond: int | None = None) -> dict[str, int]:
     """`mpop.counts` of a config, for two labels as in the paper.
 
@@ -177,13 +180,14 @@ def counts(config: ml_collections.ConfigDict, bond: int | None = None) -> dict[s
       bond: cap for matrices whose rules fix none; default: that of the config.
     """
     rules = [(pattern, dict(settings)) for pattern, settings in config.rules]
-    return mpop.counts(
-        models.PRESETS[config.architecture],
-        rules,
-        config.trainable,
-        num_labels=2,
-        bond=config.bond if bond is None else bond,
-    )
+    bond = config.bond if bond is None else bond
+    what = (config.architecture, rules, config.trainable, bond)
+    if repr(what) not in _COUNTS:
+        architecture = models.PRESETS[config.architecture]
+        _COUNTS[repr(what)] = mpop.counts(
+            architecture, rules, config.trainable, num_labels=2, bond=bond
+        )
+    return dict(_COUNTS[repr(what)])
 
 
 def _set_hyper_parameters(config, variant: str, name: str) -> None:

@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def argument(self) -> str:
-        """Of the config's file."""
+        """Argument of the config's file."""
         return self.row.argument(self.columns[0].task)
 
     @property
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def headers(self) -> str:
-        """Of its columns."""
+        """Headers of its columns."""
         return "all tasks" if self.row.is_joint else ", ".join(c.header for c in self.columns)
 
     @property
@@ -105,17 +105,16 @@ def of_table(table: Table) -> list[Cell]:
     """
     rows = _rows_to_run(table)
     starts = {label for row, _ in rows for label in row.start.values()}
+    cells: list[Cell] = []
     found: dict[tuple[str, str], Cell] = {}
     for row, labels in sorted(rows, key=lambda entry: bool(entry[0].start)):
         for columns in _columns_of_runs(row, table.run_columns):
             key = columns[0].run_key
             start = {field: found[label, key] for field, label in row.start.items()}
             config, is_saved = scores.load_config(row, columns[0]), bool(starts & {*labels})
-            cell = Cell(row, ", ".join(labels), columns, config, start, is_saved)
-            found |= {(label, key): cell for label in labels}
-    cells = list(dict.fromkeys(map(id, found.values())))
-    by_id = {id(cell): cell for cell in found.values()}
-    return [by_id[key] for key in cells]
+            cells.append(Cell(row, ", ".join(labels), columns, config, start, is_saved))
+            found |= {(label, key): cells[-1] for label in labels}
+    return cells
 
 
 def with_seed(cell: Cell, seed: int) -> Cell:
@@ -257,7 +256,7 @@ def pretraining_command(row: Row, folders: Folders) -> str:
 
 
 def _name_of(model: str) -> str:
-    """Of `runs/pretrain/NAME/model`, and of every other path and hub id, NAME."""
+    """NAME of `runs/pretrain/NAME/model`; else the last part of a path or hub id."""
     path = pathlib.PurePath(model)
     return path.parent.name if path.name == "model" else path.name
 

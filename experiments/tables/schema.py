@@ -58,12 +58,12 @@ class Column:
 
     @property
     def run_key(self) -> str:
-        """Of the run: the task, and the values of the fields: `sst2-10`."""
+        """Key of the run: the task, and the values of the fields: `sst2-10`."""
         return "-".join([self.task, *map(str, self.fields.values())])
 
     @property
     def key(self) -> str:
-        """Of a row's scores: the run's, and the part: `sst2-10`, `news-bleu2`."""
+        """Key of a row's score: the run's, and the part: `sst2-10`, `news-bleu2`."""
         return f"{self.run_key}-{self.part}" if self.part else self.run_key
 
 
@@ -106,7 +106,7 @@ class Row:
 
     @property
     def variant(self) -> str:
-        """What the argument of the config begins with."""
+        """Variant with which the argument of the config begins."""
         return self.config.partition(":")[2].partition(",")[0]
 
     @property
@@ -120,7 +120,7 @@ class Row:
         return "{task}" not in self.config
 
     def argument(self, task: str) -> str:
-        """What stands behind the colon of the config."""
+        """Argument of the config, behind its colon."""
         return self.config.partition(":")[2].format(task=task)
 
 
@@ -173,7 +173,7 @@ class Table:
 
 
 def names() -> list[str]:
-    """Of all tables."""
+    """Names of all tables, paper by paper."""
     return sorted((path.stem for path in FOLDER.glob("*.toml")), key=_by_paper)
 
 

@@ -88,7 +88,7 @@ def test_the_runs_of_a_table_in_the_order_of_their_needs(tmp_path):
     assert "--config.save_model=True" in cells.command(found[0], folders(tmp_path))
     # What a run starts from comes with it; seeds have folders of their own.
     assert [cell.name for cell in reproduce.select("toy", "*/dir-rte")] == [NAMES[0], NAMES[2]]
-    seeded = reproduce.select("toy", "*/dir-rte-seed1", "0,1")
+    seeded = reproduce.select("toy", "*/dir-rte-seed1", (0, 1))
     assert [cell.name for cell in seeded] == [f"{NAMES[0]}-seed1", f"{NAMES[2]}-seed1"]
     assert "--config.seed=1" in cells.command(seeded[1], folders(tmp_path))
     with pytest.raises(ValueError, match="unknown 'toy_rows/dense', did you mean"):
