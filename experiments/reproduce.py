@@ -16,19 +16,16 @@ import argparse
 import fnmatch
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import ml_collections
 from absl import flags, logging
 
 from experiments import cells as sweep_cells
-from experiments import launch, sweep, table, train
+from experiments import launch, sweep, table
 from experiments.tables import cells as cells_lib
 from experiments.tables import results, schema, training_cost, work
 from experiments.tables.cells import Cell, Folders
 from mpojax import checks, tables
-
-Runner = Callable[[ml_collections.ConfigDict, str], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,16 +174,10 @@ def _report(
     return 1 if failed else 0
 
 
-def run(
-    found: Sequence[Cell],
-    folders: Folders,
-    runner: Runner | None = None,
-    **timing,
-) -> dict[str, str] | None:
+def run(found: Sequence[Cell], folders: Folders, **timing) -> dict[str, str] | None:
     """Runs all for which weights and data are at hand, together with others in the workdir.
 
     Args:
-      runner: of one run; default: that of `experiments.train`.
       timing: arguments of `work.Work`.
 
     Returns:
@@ -197,20 +188,20 @@ def run(
     return work.Work(
         names=list(by_name),
         folder=pathlib.Path(folders.workdir).expanduser() / "claims",
-        run=lambda name: _run(by_name[name], folders, runner or train.run),
+        run=lambda name: _run(by_name[name], folders),
         is_done=lambda name: is_done(by_name[name], folders),
         needs={n: [other.name for other in c.start.values()] for n, c in by_name.items()},
         **timing,
     ).share()
 
 
-def _run(cell: Cell, folders: Folders, runner: Runner) -> str:
+def _run(cell: Cell, folders: Folders) -> str:
     config = cell.config.copy_and_resolve_references()
     for field, value in cells_lib.overrides(cell, folders).items():
         sweep_cells.set_field(config, field, value, f"run {cell.name}")
     logging.info("%s: %s", cell.name, cells_lib.command(cell, folders))
     one = sweep_cells.Cell(cell.name, {}, {}, config)
-    rows = sweep.run_cells([one], runner, pathlib.Path(folders.workdir).expanduser())
+    rows = sweep.run_cells([one], pathlib.Path(folders.workdir).expanduser())
     return "stopped" if rows is None else rows[0]["state"]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from flax import nnx
 
-from experiments import reproduce
+from experiments import reproduce, train
 from experiments.tables import cells, schema, training_cost, work
 from mpojax import claims, files, io, models
 from mpojax.training import workdir
@@ -74,6 +74,12 @@ class Runner:
         return 0
 
 
+def run(found, where, runner):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "run", runner)
+        return reproduce.run(found, where, **TIMING)
+
+
 def folders(tmp_path):
     return cells.Folders(str(tmp_path / "runs"))
 
@@ -98,23 +104,23 @@ def test_the_runs_of_a_table_in_the_order_of_their_needs(tmp_path):
 def test_a_stopped_run_resumes_and_finished_ones_are_kept(tmp_path):
     found, where = reproduce.select("toy"), folders(tmp_path)
     first = Runner(stop_at=NAMES[1])
-    assert reproduce.run(found, where, first, **TIMING) is None
+    assert run(found, where, first) is None
     assert first.seen == [(NAMES[0], False), (NAMES[1], False)]
     second = Runner()
-    assert reproduce.run(found, where, second, **TIMING) == dict.fromkeys(NAMES, "done")
+    assert run(found, where, second) == dict.fromkeys(NAMES, "done")
     assert second.seen == [(NAMES[1], True), (NAMES[2], False), (NAMES[3], False)]
     config = json.loads((where.of(found[3]) / "config.json").read_text())
     assert config["init_checkpoint"] == str(where.of(found[1]) / "model")
-    assert reproduce.run(found, where, third := Runner(), **TIMING) == dict.fromkeys(NAMES, "done")
+    assert run(found, where, third := Runner()) == dict.fromkeys(NAMES, "done")
     assert third.seen == []
 
 
 def test_a_failed_run_is_recorded_and_blocks_those_that_need_it(tmp_path):
     found, where = reproduce.select("toy"), folders(tmp_path)
-    states = reproduce.run(found, where, Runner(bad=NAMES[:1]), **TIMING)
+    states = run(found, where, Runner(bad=NAMES[:1]))
     assert [states[name] for name in NAMES] == ["failed", "done", "blocked", "done"]
     assert "no such thing" in (where.of(found[0]) / "failed.json").read_text()
-    assert set(reproduce.run(found, where, Runner(), **TIMING).values()) == {"done"}
+    assert set(run(found, where, Runner()).values()) == {"done"}
 
 
 def test_what_another_process_runs_is_waited_for(tmp_path):
@@ -123,7 +129,9 @@ def test_what_another_process_runs_is_waited_for(tmp_path):
 
     def elsewhere(name):
         """While this process runs the first one, another one finishes the second."""
-        return reproduce._run(found[1], where, runner)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "run", runner)
+            return reproduce._run(found[1], where)
 
     class Both(Runner):
         def __call__(self, config, folder):
@@ -141,13 +149,13 @@ def test_what_another_process_runs_is_waited_for(tmp_path):
             return super().__call__(config, folder)
 
     both = Both()
-    assert set(reproduce.run(found, where, both, **TIMING).values()) == {"done"}
+    assert set(run(found, where, both).values()) == {"done"}
     assert [both.seen, runner.seen] == [[(NAMES[0], False)], [(NAMES[1], False)]]
 
 
 def test_a_finished_run_without_the_model_that_others_start_from(tmp_path):
     found, where = reproduce.select("toy"), folders(tmp_path)
-    reproduce.run(found[:1], where, Runner(), **TIMING)
+    run(found[:1], where, Runner())
     assert not reproduce.missing(found[2], where)
     (where.of(found[0]) / "model").rmdir()
     [(what, why)] = reproduce.missing(found[2], where).items()
@@ -156,7 +164,7 @@ def test_a_finished_run_without_the_model_that_others_start_from(tmp_path):
 
 
 def test_the_dry_run_says_what_it_costs_and_what_is_missing(tmp_path, capsys, monkeypatch):
-    reproduce.run(reproduce.select("toy", "*/dense-rte"), folders(tmp_path), Runner(), **TIMING)
+    run(reproduce.select("toy", "*/dense-rte"), folders(tmp_path), Runner())
     lack = "no folder\n    hf download"
     monkeypatch.setattr(cells, "find_data", lambda task, folder: lack * (task == "mrpc"))
     options = [f"--workdir={tmp_path / 'runs'}", "--device=h100", "--utilisation=0.5"]
@@ -181,7 +189,7 @@ def test_the_dry_run_says_what_it_costs_and_what_is_missing(tmp_path, capsys, mo
 
 
 def test_it_ends_with_the_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce.train, "run", Runner())
+    monkeypatch.setattr(train, "run", Runner())
     assert reproduce.main(["toy", f"--workdir={tmp_path / 'runs'}"]) == 0
     printed = capsys.readouterr().out
     assert "A toy table" in printed
