@@ -5,7 +5,8 @@ import pytest
 from configs.mpobert import finetune, pretraining, recipes
 from configs.mpop import albert, base
 from configs.sweeps import mpobert48
-from experiments import cells, plots, train
+from experiments import cells, train
+from experiments.render import figures
 from mpojax import compression, models, training
 from mpojax.methods import mpobert
 from mpojax.training import workdir
@@ -123,7 +124,7 @@ def test_the_search_covers_the_ranges(variant):
         config = mpobert48.get_config(f"{variant},{task}")
         found, drawn = cells.expand(config), finetune.ranges(task)
         assert len(found) == 9 * len(drawn.batch_sizes) * len(drawn.grad_accum_steps)
-        plots.read_plots(config.plots, found)
+        figures.read(config.plots, list(found[0].values), ("seed",))
         rates = {cell.config.optimizer.learning_rate for cell in found}
         cores = {tuple(c.config.optimizer.role_learning_rates.to_dict().items()) for c in found}
         assert (min(rates), max(rates), len(rates)) == (*drawn.rates, 3)
