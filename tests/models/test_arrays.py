@@ -72,6 +72,14 @@ def test_from_arrays_copies(model):
     )
 
 
+def test_arrays_of_a_file_are_let_go_of(model):
+    arrays = models.to_arrays(model)
+    again = models.from_arrays(CONFIG, SHAPES, arrays, release=True)
+    assert not arrays
+    for name, array in models.to_arrays(model).items():
+        np.testing.assert_array_equal(models.to_arrays(again)[name], array)
+
+
 def test_every_misfit_is_named_at_once(model):
     arrays = models.to_arrays(model)
     del arrays["layers/1/attention/key/bias"]
