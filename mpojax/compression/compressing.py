@@ -151,16 +151,12 @@ def _checked(
     if budget is not None:
         totals = matrices.num_parameters, matrices.num_dense_parameters
         parameter_budget = allocation_lib.open_budget(targets, *totals, budget, bond)
-    for target in targets:
-        if (
-            target.settings.search
-            and target.settings.leaves_bonds_open
-            and parameter_budget is None
-        ):
-            raise ValueError(
-                f"{target.path}: search=True needs a size: give compress a budget, or the rule a "
-                "rank: the search finds the best chain with as many parameters."
-            )
+    open_search = [t for t in targets if t.settings.search and t.settings.leaves_bonds_open]
+    if open_search and parameter_budget is None:
+        raise ValueError(
+            f"{open_search[0].path}: search=True needs a size: give compress a budget, or the rule "
+            "a rank: the search finds the best chain with as many parameters."
+        )
     _check_calibration(targets, matrices, calibration, allocation, parameter_budget)
     return targets, parameter_budget
 
@@ -179,18 +175,22 @@ def _default_rules(budget, bond, calibration) -> rules_lib.Rules:
 
 def _check_calibration(targets, matrices: Matrices, calibration, allocation, parameter_budget):
     checks.check_value("allocation", allocation, checks.one_of(*allocation_lib.ALLOCATIONS))
-    aware = [target for target in targets if target.settings.data_aware]
-    if calibration is None and (aware or allocation == "first_order"):
-        what = f"data_aware=True of {aware[0].path}" if aware else f"allocation={allocation!r}"
-        raise ValueError(
-            f"{what} needs calibration=: collect it with compression.calibrate(model, batches)."
-        )
-    if allocation == "first_order" and parameter_budget is None:
-        raise ValueError("allocation='first_order' divides a budget; give one, or leave it out.")
+    aware, by_loss = [t for t in targets if t.settings.data_aware], allocation == "first_order"
+    what = f"data_aware=True of {aware[0].path}" if aware else f"allocation={allocation!r}"
+    checks.check_clashes(
+        {
+            f"{what} needs calibration=: collect it with compression.calibrate(model, batches)": (
+                calibration is None and (aware or by_loss)
+            ),
+            "allocation='first_order' divides a budget; give one, or leave it out": (
+                by_loss and parameter_budget is None
+            ),
+        }
+    )
     if calibration is None:
         return
     calibration.check({target.path: matrices.weights(target.path) for target in targets})
     for target in aware:
         calibration.metric(target.path, target.settings.ridge)
-    if allocation == "first_order":
+    if by_loss:
         calibration.check_gradients([target.path for target in targets])
