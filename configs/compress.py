@@ -6,7 +6,7 @@ r"""Compress your own checkpoint, without training.
 FOLDER is a checkpoint of the BERT family, GPT-2, LLaMA or T5 with config.json and safetensors
 weights, or a hub id.
 `--config.budget` is the fraction of the model's parameters to keep (or a number of parameters);
-`--config.bond=64` caps every bond instead; with neither the chains are exact. A plain low rank of
+`--config.bond=64` caps every bond instead; with neither the MPO is exact. A plain low rank of
 the same size stands next to the result. Seconds for a small encoder, about a minute for BERT-base.
 
 Far better where texts of the model's use are at hand (minutes, not seconds):
@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ""
     config.budget = config_dict.placeholder(float)
     config.bond = config_dict.placeholder(int)
-    config.keep_dense = True  # matrices whose chains would save nothing may stay dense
+    config.keep_dense = True  # matrices whose MPO would save nothing may stay dense
     # Regular expressions over matrix paths such as layers/0/attention/query. "all": all of the
     # layers, the token embedding and a language model's output map, of any architecture.
     config.matrices = ("all",)

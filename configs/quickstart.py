@@ -28,7 +28,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
         "dense": {"label": "dense, everything trained", "trainable": "all"},
         "mpo_full": {
             "label": "MPO, full bonds, lightweight",
-            # The token embedding stays dense and frozen: at full bonds its chain only costs time.
+            # The token embedding stays dense and frozen: at full bonds its MPO only costs time.
             "matrices": (LAYER_MATRICES,),
             "trainable": "lightweight",
         },

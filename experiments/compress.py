@@ -23,7 +23,7 @@ from absl import logging
 
 from experiments import cells as cells_lib
 from experiments import config_fields, launch, sources, sweep
-from experiments.render import comparison
+from experiments.render import comparison, frames
 from mpojax import checks, compression, data, files, io, models, training
 from mpojax.checks import field, flag, integer, mapping, number, one_of, sequence, text
 from mpojax.methods import mpop
@@ -101,19 +101,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     check_variants(dense, variants, calibration)
     workdir = workdir or workdir_lib.Workdir(folder, config)
     print(f"model: {config.model}, {sources.describe(dense)}")
-    for variant in variants:
-        if variant.is_uncut:
-            logging.warning(
-                "variant %r has neither a budget nor a bond: its chains are exact, and larger than "
-                "the matrices",
-                variant.name,
-            )
-    compressed: dict[str, dict] = {}
-    tokenizer = sources.tokenizer_folder(source)
-    for variant in variants:
-        compressed[variant.name] = compress_variant(
-            workdir.path, dense, variant, compressed, calibration, tokenizer
-        )
+    compressed = compress_all(workdir.path, dense, variants, calibration, source)
     curve = comparison.error_curve(workdir.path, dense, [variant.rules for variant in variants])
     rows = sweep.run_cells(cells, workdir.path / "cells") if cells else []
     if rows is None:
@@ -121,17 +109,41 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if failed := [row["cell"] for row in rows if row["state"] == "failed"]:
         logging.error("failed: %s; see failed.json in cells/", "; ".join(failed))
         return 1
-    results = {
-        variant.name: [
-            json.loads((workdir.path / "cells" / cell.name / "result.json").read_text("utf-8"))
-            for cell in cells
-            if cell.labels["variant"] == variant.name
-        ]
-        for variant in variants
-    }
+    results = results_of(cells, workdir.path)
     seconds = time.perf_counter() - start
     print(comparison.write(workdir, config, variants, compressed, results, curve, seconds))
     return 0
+
+
+def compress_all(
+    folder: pathlib.Path,
+    dense: models.Model,
+    variants: Sequence[Variant],
+    calibration: compression.Calibration | None,
+    source: str,
+) -> dict[str, dict[str, Any]]:
+    """Compresses and saves all variants; {name: record}. `source` has the tokenizer."""
+    tokenizer = sources.tokenizer_folder(source)
+    records: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        if variant.is_uncut:
+            logging.warning(
+                "variant %r has neither a budget nor a bond: the MPO is exact, and larger than the "
+                "matrices",
+                variant.name,
+            )
+        given = (calibration, tokenizer)
+        records[variant.name] = compress_variant(folder, dense, variant, records, *given)
+    return records
+
+
+def results_of(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> dict[str, list[dict]]:
+    """{variant: results of its runs, one for each seed}."""
+    results: dict[str, list[dict]] = {}
+    for cell in cells:
+        found = frames.read_result(folder / "cells" / cell.name)
+        results.setdefault(cell.labels["variant"], []).append(found)
+    return results
 
 
 def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:

@@ -1,4 +1,4 @@
-r"""Bond caps: how much of a small encoder may be cut away, as chains and as plain low ranks.
+r"""Bond caps: how much of a small encoder may be cut away, as MPO and as plain low rank.
 
     python -m experiments.sweep --config=configs/sweeps/bond_dims.py --workdir=runs/bonds
     python -m experiments.sweep --config=configs/sweeps/bond_dims.py:smoke --workdir=runs/smoke

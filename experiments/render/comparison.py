@@ -85,8 +85,8 @@ def _targets(dense: models.Model, variants: Sequence) -> list:
 
 
 def _squared_errors(w: np.ndarray, shape: mpo.MPOShape, tails: np.ndarray) -> tuple[float, float]:
-    """Squared relative errors of the chain and of the low rank with at most as many parameters."""
-    # Sequential truncation is a projection, and the central core has the norm of the whole chain.
+    """Squared relative errors of the MPO and of the low rank with at most as many parameters."""
+    # Sequential truncation is a projection, and the central core has the norm of the whole MPO.
     norm = np.linalg.norm(w)
     kept = np.linalg.norm(mpo.decompose(w, shape)[shape.central]) / norm if norm > 0 else 1.0
     rank = min(shape.num_params // sum(w.shape), len(tails) - 1)
@@ -163,7 +163,7 @@ def write(
     headers, cells = cells_of(rows)
     plots = draw(folder / "plots", rows, curve)
     text = tables.text(headers, cells, 130, wrap=("variant",))
-    summary = "\n".join([text, "", contents(folder, variants, any(results.values()))])
+    summary = "\n".join([text, "", contents(folder, variants, bool(results))])
     files.write_atomic(folder / "summary.txt", summary + "\n")
     page = markdown(config, tables.markdown(headers, cells), variants, compressed, plots)
     files.write_atomic(folder / "report.md", page)
@@ -171,7 +171,7 @@ def write(
         {
             "rows": rows,
             "error_vs_bond": curve.to_dict("records"),
-            "cells": {name: found for name, found in results.items() if found},
+            "cells": results,
             "seconds": seconds,
             "compression": {
                 name: {k: v for k, v in facts.items() if k != "rows"}

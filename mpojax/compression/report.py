@@ -27,12 +27,12 @@ class MatrixRow:
     Attributes:
       path: matrix path in the model.
       in_features, out_features: size of the dense matrix.
-      in_factors, out_factors: factor lists of the chain; products above the size mean padding.
+      in_factors, out_factors: factor lists of the MPO; products above the size mean padding.
       bonds: inner bond dimensions.
       dense_parameters, mpo_parameters: counts before and after, biases not counted.
       relative_error: Frobenius error of the stored float32 cores against the weights, measured.
       error_bound: sqrt(sum_k eps_k^2) / norm from the spectra: no plain truncation to these bonds
-        is worse. A data-aware chain may be; its measure is `output_error`.
+        is worse. A data-aware MPO may be; its measure is `output_error`.
       entropy: entanglement entropy of each bond of the uncut matrix, in nats.
       svd_error: error of the truncated SVD with at most as many parameters.
       method: "plain", "data-aware", "searched", or "searched, data-aware".
@@ -61,7 +61,7 @@ class MatrixRow:
 
     @property
     def shape(self) -> mpo.MPOShape:
-        """The chain as the kernels describe it."""
+        """Shape of the MPO as the kernels describe it."""
         return mpo.MPOShape(
             self.in_factors, self.out_factors, self.bonds, self.in_features, self.out_features
         )
@@ -90,7 +90,7 @@ class CompressionReport:
       rows: one for each compressed matrix, in model order.
       spectra: singular values of every bond of the uncut matrices, {path: one array per bond}.
       dense_parameters, parameters: counts in the whole model before and after.
-      kept_dense: matrices that a budget left dense, because a chain would have saved nothing.
+      kept_dense: matrices that a budget left dense, because an MPO would have saved nothing.
       unmatched: dense matrices that no rule matched.
     """
 
