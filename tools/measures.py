@@ -64,7 +64,7 @@ WORDS = {
         "grad_accum_steps, init_checkpoint, scoring_checkpoint, model_config, dataset, "
         "num_layers_kept, after_search, distillation"
     ),
-    r"\bdeviation\b": "stddev",
+    r"(?<!standard )\bdeviation\b": "stddev",
 }
 
 

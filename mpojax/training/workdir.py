@@ -100,11 +100,16 @@ class Workdir:
 
     Raises:
       ValueError: the folder holds another experiment; says what differs and how to fix it. Or
-        another process is at work in it, or its lock is a link.
+        another process is at work in it, or its lock is a link. Or it is no path: gs://...
       OSError: it cannot be written.
     """
 
     def __init__(self, path: str | pathlib.Path, config: Mapping[str, Any]):
+        if "://" in str(path):
+            raise ValueError(
+                f"workdir {path} is in an object store; it must be a folder of a file system, which "
+                "the processes of a run share (on a pod, one that is mounted on every host)."
+            )
         self.path = pathlib.Path(path).expanduser().absolute()
         self.config = plain(config)
         self.resuming = False
