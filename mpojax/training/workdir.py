@@ -107,8 +107,8 @@ class Workdir:
     def __init__(self, path: str | pathlib.Path, config: Mapping[str, Any]):
         if "://" in str(path):
             raise ValueError(
-                f"workdir {path} is in an object store; it must be a folder of a file system, which "
-                "the processes of a run share (on a pod, one that is mounted on every host)."
+                f"workdir {path} is in an object store; it must be a folder of a file system "
+                "that the processes of a run share (on a pod, one that is mounted on every host)."
             )
         self.path = pathlib.Path(path).expanduser().absolute()
         self.config = plain(config)
