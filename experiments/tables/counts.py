@@ -100,7 +100,7 @@ def model_config(row: Row, config: ml_collections.ConfigDict):
     """Settings of the row's model as published; None for one of unknown sizes."""
     if is_mpobert(row):
         return finetune.encoder(row.variant)[0]
-    return {**models.PRESETS, **models.LANGUAGE_PRESETS}.get(config.architecture)
+    return models.PRESETS.get(config.architecture)
 
 
 def sizes(row: Row, config: ml_collections.ConfigDict) -> dict[str, int]:

@@ -30,10 +30,10 @@ class LanguageTask(protocol.Task):
             raise ValueError(
                 f"config.model_config.kind={kind!r} must be one of {', '.join(loading.FRESH)}."
             )
-        if own.architecture and own.architecture not in models.LANGUAGE_PRESETS:
+        if own.architecture and own.architecture not in models.PRESETS:
             raise ValueError(
                 f"config.architecture={own.architecture!r} must be one of "
-                f"{', '.join(models.LANGUAGE_PRESETS)}, or empty."
+                f"{', '.join(models.PRESETS)}, or empty."
             )
         _check_mesh(options)
         _check_mask(options)

@@ -108,7 +108,7 @@ class _ModelMatrices(Matrices):
         self.shares_parts = model.config.shares_parts
         self.arrays = models.to_arrays(model)
         self.sizes = models.matrix_sizes(model.config)
-        if getattr(model.config, "experts", ()):
+        if model.config.experts:
             # Theirs are many matrices under one path: compress before `add_experts`.
             experts_of = model.config.experts_of
             self.sizes = {

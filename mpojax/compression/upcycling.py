@@ -182,7 +182,7 @@ def add_experts(
     Gao et al., "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language
     Models" (COLING 2022, arXiv:2203.01104).
     """
-    if not isinstance(model, models.LanguageModel | models.EncoderDecoder):
+    if not (isinstance(model, models.Model) and model.config.generates):
         raise ValueError(
             "experts belong to decoders and encoder-decoders of mpojax (GPT-2, LLaMA, T5); this "
             f"model is a {type(model).__name__}."
@@ -234,7 +234,7 @@ def _spread(
 
 
 def _matched(config, rules) -> dict[str, ExpertRule]:
-    if isinstance(config, models.EncoderConfig):
+    if not config.generates:
         raise ValueError("an encoder's settings have no experts; see `add_experts`.")
     found = rules_lib.match(rules, models.feed_forwards(config), ExpertRule)
     for path, (pattern, _) in found.items():

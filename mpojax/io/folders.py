@@ -169,7 +169,7 @@ def export_huggingface(
             f"transformers knows no {type(model).__name__}; format='huggingface' is for models of "
             "mpojax."
         )
-    if model.shapes and not getattr(model.config, "experts", ()):
+    if model.shapes and not model.config.experts:
         raise ValueError(
             f"the model has {len(model.shapes)} matrices in MPO form (such as "
             f"{next(iter(model.shapes))}), which transformers cannot load. Make it dense first: "
@@ -178,7 +178,7 @@ def export_huggingface(
     arrays = _checked_arrays(model, folder)
     content, tensors = checkpoints.export_model(model.config, arrays)
     texts = {}
-    if hasattr(model.config, "sampling"):
+    if model.config.generates:
         texts[generation_config.NAME] = _json(generation_config.written(model.config))
     # transformers requires the entry "format".
     metadata = {"format": "pt", _MARK: "export"}

@@ -68,7 +68,7 @@ def read(config: models.Config, folder: pathlib.Path) -> models.Config:
     Raises:
       ValueError: an entry of a wrong type.
     """
-    if not hasattr(config, "sampling"):
+    if not config.generates:
         return config
     path = folder / NAME
     if path.is_file():

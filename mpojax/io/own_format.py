@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from mpojax import checks, models, mpo
 from mpojax.io.weights import check_depth
-from mpojax.models import setting_types
 
 # 1: BERT-shaped encoders alone. 2: settings of other encoders as well; those of version 1 are read.
 # 3: layers that share parts of their parameters, adapters, pre-training heads. 4: language models.
@@ -14,7 +13,6 @@ from mpojax.models import setting_types
 # 7: scan_boundaries, called stack_breaks before.
 FORMAT_VERSION = 7
 READ_VERSIONS = (1, 2, 3, 4, 5, 6, 7)
-KINDS = {"decoder": models.DecoderConfig, "encoder_decoder": models.EncoderDecoderConfig}
 
 # Settings that older versions called otherwise.
 _RENAMED = {"stack_breaks": "scan_boundaries"}
@@ -44,10 +42,10 @@ def describe(model: models.Model) -> dict:
 
     Settings of an encoder stand under "encoder", as ever; others under "config" with their "kind".
     """
-    settings = dataclasses.asdict(model.config)
-    kind = next((name for name, config in KINDS.items() if type(model.config) is config), None)
-    entry = {"encoder": settings} if kind is None else {"kind": kind, "config": settings}
-    names = getattr(model.config, "label_names", ())
+    config = model.config
+    settings, names = dataclasses.asdict(config), config.label_names
+    is_encoder = config.kind == "encoder"
+    entry = {"encoder": settings} if is_encoder else {"kind": config.kind, "config": settings}
     return {
         "format_version": FORMAT_VERSION,
         **entry,
@@ -75,14 +73,12 @@ def build(content: Mapping, tensors: Mapping) -> models.Model:
 
 def _config(content: Mapping):
     if "kind" in content:
-        if content["kind"] not in KINDS:
-            kind = checks.shortened(content["kind"])
-            raise ValueError(f"kind {kind} is none of {', '.join(KINDS)}.")
+        checks.check_value("kind", content["kind"], checks.one_of(*models.CONFIGS))
         settings = _renamed(content["config"])
-        setting_types.check_rules(settings, "config")
-        return KINDS[content["kind"]](**settings)
+        models.check_rules(settings, "config")
+        return models.CONFIGS[content["kind"]](**settings)
     settings = _renamed(content["encoder"])
-    setting_types.check_rules(settings, "encoder")
+    models.check_rules(settings, "encoder")
     if settings.pop("share_layers", False):  # versions 1 and 2
         settings["layer_groups"] = 1
     return models.EncoderConfig(**settings)

@@ -112,9 +112,7 @@ def check_depth(config: models.Config, tensors: Mapping, source: str) -> None:
     Raises:
       ValueError: it has fewer tensors than that.
     """
-    layers = len(getattr(config, "matrix_layers", range(config.num_layers)))
-    depth = layers * getattr(config, "num_feed_forwards", 1)
-    depth += getattr(config, "num_decoder_layers", 0)
+    depth = config.num_stored_layers * config.num_feed_forwards
     if depth > max(_FEW_LAYERS, len(tensors)):
         raise ValueError(
             f"the weights in {source} do not fit its configuration: {len(tensors)} tensors are too "

@@ -9,26 +9,30 @@ from mpojax.models.adapters import (
 )
 from mpojax.models.arrays import (
     array_shapes,
+    build,
     central_cores,
     check_coverage,
     count_parameters,
     from_arrays,
     logical_names,
-    reconfigure,
     to_arrays,
-    unshared,
     variables,
-    with_head,
 )
-from mpojax.models.capacity import dropless
-from mpojax.models.columns import head_columns
-from mpojax.models.config import HEADS, EncoderConfig
-from mpojax.models.costs import model_flops
+from mpojax.models.block import Block, BottleneckBlock, Context
+from mpojax.models.cache import Cache
+from mpojax.models.config import (
+    CONFIGS,
+    HEADS,
+    SETTINGS,
+    Config,
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    check_rules,
+)
 from mpojax.models.decoder import LanguageModel, LanguageModelOutput
-from mpojax.models.decoder_config import DecoderConfig, EncoderDecoderConfig
-from mpojax.models.encoder import Encoder
+from mpojax.models.encoder import Encoder, self_attention_mask
 from mpojax.models.encoder_decoder import EncoderDecoder
-from mpojax.models.encoder_layers import BottleneckLayer, EncoderLayer
 from mpojax.models.generation import Generated, generate
 from mpojax.models.heads import (
     ModelWithHead,
@@ -37,33 +41,35 @@ from mpojax.models.heads import (
     SpanExtractor,
     pool,
 )
-from mpojax.models.kinds import Config, Model, build
-from mpojax.models.language_presets import LANGUAGE_PRESETS
 from mpojax.models.matrices import (
     adaptable,
     adapter_settings,
     dense_name,
     feed_forwards,
     matrix_sizes,
+    model_flops,
 )
+from mpojax.models.model import Model
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
 from mpojax.models.sampling import Sampling
-from mpojax.models.tower import Cache
+from mpojax.models.variants import dropless, head_columns, reconfigure, unshared, with_head
 
 __all__ = [
+    "CONFIGS",
     "HEADS",
-    "LANGUAGE_PRESETS",
     "PRESETS",
-    "BottleneckLayer",
+    "SETTINGS",
+    "Block",
+    "BottleneckBlock",
     "Cache",
     "Config",
+    "Context",
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",
     "EncoderDecoder",
     "EncoderDecoderConfig",
-    "EncoderLayer",
     "Generated",
     "LanguageModel",
     "LanguageModelOutput",
@@ -81,6 +87,7 @@ __all__ = [
     "build",
     "central_cores",
     "check_coverage",
+    "check_rules",
     "count_parameters",
     "dense_name",
     "dropless",
@@ -96,6 +103,7 @@ __all__ = [
     "pool",
     "reconfigure",
     "scan_boundaries",
+    "self_attention_mask",
     "stacked_arrays",
     "to_arrays",
     "unshared",

@@ -10,7 +10,8 @@ import numpy as np
 from mpojax import nn
 from mpojax.models import arrays as arrays_lib
 from mpojax.models import matrices
-from mpojax.models.kinds import Config, Model
+from mpojax.models.config import Config
+from mpojax.models.model import Model
 
 
 def adapter_arrays(model: Model) -> dict[str, str]:
@@ -80,7 +81,7 @@ def adapter_filter(model: Model, head: bool = True):
 
 def is_head(model: Model, path: tuple) -> bool:
     """True if a variable belongs to the head of a task, which is no part of a pre-trained model."""
-    return path[0] == "head" and getattr(model.config, "num_labels", None) is not None
+    return path[0] == "head" and model.config.num_labels is not None
 
 
 def logical_arrays(model: Model, flat: Mapping[str, Any]) -> dict[str, Any]:

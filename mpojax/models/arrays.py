@@ -5,8 +5,7 @@ stacked; how layers are grouped into stacks is invisible here. All functions als
 transformations, on traced arrays.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,33 @@ import numpy as np
 from flax import nnx
 
 from mpojax import checks, mpo, nn
-from mpojax.models import heads, kinds, stacking
-from mpojax.models.config import EncoderConfig
-from mpojax.models.kinds import Config, Model
-from mpojax.models.matrices import matrix_sizes
+from mpojax.models import heads, stack
+from mpojax.models.config import Config, DecoderConfig, EncoderDecoderConfig
+from mpojax.models.decoder import LanguageModel
+from mpojax.models.encoder import Encoder
+from mpojax.models.encoder_decoder import EncoderDecoder
+from mpojax.models.model import Model
 
 # Of mismatches in one message, with the line above them ten.
 _MAX_LINES = 9
+
+
+def build(
+    config: Config, shapes: Mapping[str, mpo.MPOShape] | None = None, *, rngs: nnx.Rngs
+) -> Model:
+    """A random model of these settings, an encoder with the heads that they name.
+
+    `shapes` gives the MPO form of any matrix, by path.
+    """
+    language_models = {DecoderConfig: LanguageModel, EncoderDecoderConfig: EncoderDecoder}
+    if kind := language_models.get(type(config)):
+        return kind(config, shapes, rngs=rngs)
+    if config.masked_lm:
+        return heads.PretrainingModel(config, shapes, rngs=rngs)
+    if config.num_labels is None:
+        return Encoder(config, shapes, rngs=rngs)
+    kind = {"classifier": heads.SequenceClassifier, "span": heads.SpanExtractor}[config.head]
+    return kind(config, shapes, rngs=rngs)
 
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
@@ -58,7 +77,7 @@ def from_arrays(
     Raises:
       ValueError: arrays missing, unexpected, of another shape or not floating point.
     """
-    abstract = nnx.eval_shape(lambda: kinds.build(config, shapes, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(config, shapes, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
     entries = list(variables(abstract))
     check_coverage(dict(_expected(entries)), arrays, "arrays do not fit the model")
@@ -75,7 +94,7 @@ def array_shapes(
     config: Config, shapes: Mapping[str, mpo.MPOShape] | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Shape of every array that `from_arrays` needs, by logical path; nothing is allocated."""
-    abstract = nnx.eval_shape(lambda: kinds.build(config, shapes, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(config, shapes, rngs=nnx.Rngs(0)))
     return dict(_expected(variables(abstract)))
 
 
@@ -134,106 +153,25 @@ def count_parameters(model: Model) -> dict[str, int]:
     return counts
 
 
-def reconfigure(model: Model, **changes) -> Model:
-    """The same parameters under changed settings that leave every array as it is.
-
-    For example `reconfigure(model, dtype="bfloat16", remat=True, dropout=0.0)`.
-    """
-    config = dataclasses.replace(model.config, **changes)
-    return from_arrays(config, model.shapes, to_arrays(model))
-
-
-def unshared(model: Model) -> Model:
-    """The same function with parameters of its own for every layer (copies, on the host)."""
-    config = dataclasses.replace(model.config, layer_groups=None, shared_roles=nn.ROLES)
-    if not model.config.shares_everything:
-        shapes = model.shapes
-    else:
-        shapes = dict(_for_each_layer(model.config, model.shapes))
-    own = to_arrays(model)
-    arrays = {name: own.get(name) for name in array_shapes(config, shapes)}
-    for name, array in _for_each_layer(model.config, own):
-        if arrays.get(name) is None:
-            arrays[name] = array
-    return from_arrays(config, shapes, arrays)
-
-
-def _for_each_layer(config: EncoderConfig, entries: Mapping) -> Iterator[tuple[str, object]]:
-    """Entries by path; those of the first layer of a block once for every layer of it."""
-    for path, entry in entries.items():
-        head, _, rest = path.partition("/")
-        layer, _, inner = rest.partition("/")
-        if head != "layers" or int(layer) % config.block_size:
-            yield path, entry
-        else:
-            for copy in range(int(layer), int(layer) + config.block_size):
-                yield f"layers/{copy}/{inner}", entry
-
-
-def with_head(
-    model: Model,
-    num_labels: int,
-    *,
-    pooling: str | None = None,
-    head: str = "classifier",
-    label_names: Sequence[str] = (),
-    rngs: nnx.Rngs,
-) -> heads.SequenceClassifier | heads.SpanExtractor:
-    """A model on the encoder of `model`, with a fresh head (and pooler, where there was none).
-
-    Args:
-      model: an encoder, or a model whose heads are thrown away.
-      num_labels: outputs; 1 for a regression, 2 for a span.
-      pooling: "pooler", "mean" or "first"; None keeps that of `model`. Pooler parameters that the
-        new pooling does not use are dropped. A span head reads no sentence vector: it drops them
-        whatever is given here.
-      head: "classifier" or "span".
-      label_names: of the classes, which exports name; those of a former head are forgotten.
-      rngs: for the fresh parameters: a matrix of variance 1 / hidden size, zero bias.
-
-    Raises:
-      ValueError: not one label name for each output.
-    """
-    pooling = model.config.pooling if pooling is None else pooling
-    pooling = "none" if head == "span" else pooling
-    changes = {"num_labels": num_labels, "pooling": pooling, "head": head, "masked_lm": False}
-    config = dataclasses.replace(model.config, **changes).with_label_names(label_names)
-    sizes = matrix_sizes(config)
-    shapes = {path: s for path, s in model.shapes.items() if path in sizes and path != "head"}
-    dropped = ("head/", "masked_lm/")
-    arrays = {p: a for p, a in to_arrays(model).items() if not p.startswith(dropped)}
-    if pooling != "pooler":
-        arrays = {p: a for p, a in arrays.items() if not p.startswith("pooler/")}
-    for path in ("head", "pooler"):
-        if path in sizes and not any(p.startswith(f"{path}/") for p in arrays):
-            fresh = nn.Dense(*sizes[path], rngs=rngs)
-            arrays[f"{path}/kernel"] = np.asarray(fresh.kernel[...])
-            arrays[f"{path}/bias"] = np.asarray(fresh.bias[...])
-    return from_arrays(config, shapes, arrays)
-
-
-def variables(model) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
+def variables(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Variable, range | None]]:
     """(path in the module, variable, layers it stacks or None) of every parameter.
 
     What a block of layers shares is named under the first layer of each block. `logical_names`
     makes the logical paths. Works on abstract models too.
     """
-    owners = {(): model}
-    if isinstance(model, heads.ModelWithHead):
-        owners = {("encoder",): model.encoder}
-    elif isinstance(model, kinds.LanguageModel):
-        owners = {("tower",): model.tower}
-    elif isinstance(model, kinds.EncoderDecoder):
-        owners = {("towers", name): tower for name, tower in model.towers.items()}
+    stacks = {
+        path: module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, stack.TransformerStack)
+    }
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        owner = next((o for start, o in owners.items() if path[: len(start)] == start), None)
-        if owner is not None and "stacks" in path:
-            whole = owner.stack_ranges[path[path.index("stacks") + 1]]
-            if isinstance(model.config, EncoderConfig):
-                whole = stacking.parameter_layers(model.config, variable, whole)
-            yield path, variable, whole
-        else:
+        inside = path.index("stacks") if "stacks" in path else None
+        owner = stacks.get(path[:inside])
+        if inside is None or owner is None:
             yield path, variable, None
+        else:
+            layers = owner.stack_ranges[path[inside + 1]]
+            yield path, variable, stack.parameter_layers(owner.config, variable, layers)
 
 
 def central_cores(model) -> dict[str, mpo.MPOShape]:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax.models.cache import Cache
 from mpojax.models.sampling import Sampling, is_one_of
-from mpojax.models.tower import Cache
 
 # Score of a text that is none: below every log probability.
 _NEVER = -1.0e9
@@ -44,7 +44,7 @@ class _Texts:
         """Selects the texts with the indices (batch, some)."""
         return jax.tree.map(lambda array: _pick(array, which), self)
 
-    def beside(self, other: "_Texts") -> "_Texts":
+    def joined(self, other: "_Texts") -> "_Texts":
         """Both."""
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), self, other)
 
@@ -54,7 +54,7 @@ class _Texts:
 class _State:
     """`may_improve` (batch,): whether a running text could still beat a finished one."""
 
-    place: jax.Array
+    position: jax.Array
     cache: Cache
     running: _Texts
     finished: _Texts
@@ -76,7 +76,7 @@ def search(
       logits: (batch, vocabulary), of the first tokens.
       cache: of the prompts, (batch) rows.
       num: tokens of the longest text.
-      end: the tokens that end a text (none: nothing does), and what fills the places after it.
+      end: the tokens that end a text (none: nothing does), and what fills the positions after it.
       sampling: gives beams and length penalty.
     """
     batch, beams = logits.shape[0], sampling.beams
@@ -88,18 +88,18 @@ def search(
     )
     # All beams hold the same prompt: the first tokens come from one of them.
     running = dataclasses.replace(none, scores=none.scores.at[:, 0].set(0.0))
-    state = _State(jnp.int32(0), _repeated(cache, beams), running, none, jnp.ones(batch, bool))
+    state = _State(jnp.int32(0), cache.repeated(beams), running, none, jnp.ones(batch, bool))
     state = _advance(state, jnp.repeat(logits, beams, axis=0), end[0], sampling)
 
-    def goes_on(state):
-        return (state.place < num) & jnp.any(state.may_improve)
+    def not_finished(state):
+        return (state.position < num) & jnp.any(state.may_improve)
 
     def body(state):
-        last = jax.lax.dynamic_slice_in_dim(state.running.ids, state.place - 1, 1, axis=2)
+        last = jax.lax.dynamic_slice_in_dim(state.running.ids, state.position - 1, 1, axis=2)
         logits, cache = step(last.reshape(-1), state.cache)
         return _advance(dataclasses.replace(state, cache=cache), logits, end[0], sampling)
 
-    best = jax.lax.while_loop(goes_on, body, state).finished
+    best = jax.lax.while_loop(not_finished, body, state).finished
     return best.ids[:, 0], best.lengths[:, 0]
 
 
@@ -108,31 +108,31 @@ def _advance(state: _State, logits, end_ids: tuple[int, ...], sampling: Sampling
     beams, running = sampling.beams, state.running
     batch, _, num = running.ids.shape
     candidates, parents = _candidates(state, logits, len(end_ids))
-    is_last = state.place + 1 == num
-    tokens = jax.lax.dynamic_slice_in_dim(candidates.ids, state.place, 1, axis=2)[..., 0]
+    is_last = state.position + 1 == num
+    tokens = jax.lax.dynamic_slice_in_dim(candidates.ids, state.position, 1, axis=2)[..., 0]
     ended = is_last | is_one_of(tokens, end_ids)
 
-    goes_on = candidates.scores + jnp.where(ended, _NEVER, 0.0)
-    which = jax.lax.top_k(goes_on, beams)[1]
-    next_running = dataclasses.replace(candidates, scores=goes_on).pick(which)
+    running_scores = candidates.scores + jnp.where(ended, _NEVER, 0.0)
+    which = jax.lax.top_k(running_scores, beams)[1]
+    next_running = dataclasses.replace(candidates, scores=running_scores).pick(which)
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None] * beams + _pick(parents, which)
-    cache = _reordered(state.cache, rows.reshape(-1))
+    cache = state.cache.reordered(rows.reshape(-1))
 
     # As float64 and rounded once, as the reference does.
     powers = np.arange(1, num + 1, dtype=np.float64) ** sampling.length_penalty
-    power = jnp.asarray(powers.astype(np.float32))[state.place]
+    power = jnp.asarray(powers.astype(np.float32))[state.position]
     among_best = jnp.arange(ended.shape[1], dtype=jnp.int32)[None] < beams
     new = ended & among_best
     scores = candidates.scores / power
     scores = scores + jnp.where(state.may_improve[:, None], 0.0, _NEVER)
     scores = scores + jnp.where(new, 0.0, _NEVER)
-    finished = state.finished.beside(dataclasses.replace(candidates, scores=scores, full=new))
+    finished = state.finished.joined(dataclasses.replace(candidates, scores=scores, full=new))
     finished = finished.pick(jax.lax.top_k(finished.scores, beams)[1])
 
     possible = next_running.scores[:, 0] / power
     worst = jnp.where(finished.full, jnp.min(finished.scores, axis=1, keepdims=True), _NEVER)
     improves = state.may_improve & jnp.any(possible[:, None] > worst, axis=1)
-    return _State(state.place + 1, cache, next_running, finished, improves)
+    return _State(state.position + 1, cache, next_running, finished, improves)
 
 
 def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array]:
@@ -148,7 +148,7 @@ def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array
     scores, flat = jax.lax.top_k(totals.reshape(batch, -1), kept)
     parents, tokens = (part.astype(jnp.int32) for part in jnp.divmod(flat, gains.shape[-1]))
     longer = running.pick(parents)
-    ids = jax.lax.dynamic_update_slice(longer.ids, tokens[..., None], (0, 0, state.place))
+    ids = jax.lax.dynamic_update_slice(longer.ids, tokens[..., None], (0, 0, state.position))
     longer = dataclasses.replace(longer, ids=ids, scores=scores, lengths=longer.lengths + 1)
     return longer, parents
 
@@ -156,18 +156,3 @@ def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array
 def _pick(array, which):
     """Entries of (batch, many, ...) by their indices (batch, some)."""
     return jax.vmap(lambda row, numbers: row[numbers])(array, which)
-
-
-def _repeated(cache: Cache, beams: int) -> Cache:
-    """Every row `beams` times."""
-    wide = [jnp.repeat(array, beams, axis=1) for array in (cache.keys, cache.values)]
-    memory = cache.memory
-    if memory is not None:
-        memory = tuple(jnp.repeat(array, beams, axis=1) for array in memory)
-    return dataclasses.replace(cache, keys=wide[0], values=wide[1], memory=memory)
-
-
-def _reordered(cache: Cache, rows: jax.Array) -> Cache:
-    """The KV cache of other rows; what is known of the source is the same for all beams."""
-    keys, values = (array[:, rows] for array in (cache.keys, cache.values))
-    return dataclasses.replace(cache, keys=keys, values=values)

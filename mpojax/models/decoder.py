@@ -1,4 +1,4 @@
-"""A causal language model: GPT-2 and LLaMA by their settings; any matrix dense, MPO or experts."""
+"""Causal language models: GPT-2 and LLaMA by their settings; any matrix dense, MPO or experts."""
 
 import dataclasses
 import functools
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo, nn
-from mpojax.models import matrices
-from mpojax.models.decoder_config import DecoderConfig
-from mpojax.models.encoder import Transformer
-from mpojax.models.language_layers import Context
-from mpojax.models.tower import Cache, Tower, check_ids
-from mpojax.nn import rotary
-from mpojax.nn.dropout import dropout, split_or_none
+from mpojax.models.block import Context
+from mpojax.models.cache import Cache
+from mpojax.models.config import DecoderConfig, LanguageModelConfig
+from mpojax.models.model import Embeddings, Model, check_ids, check_length
+from mpojax.models.stack import TransformerStack
+from mpojax.nn import positions as positions_lib
+from mpojax.nn import split_or_none
 
 
 @jax.tree_util.register_dataclass
@@ -35,23 +35,17 @@ class LanguageModelOutput:
     cache: Cache | None = None
 
 
-class Tables(nnx.Module):
-    """Word rows, and position rows where positions are learned."""
+class LanguageModel(Model):
+    """Token ids -> logits of the next token; see `DecoderConfig`.
 
-    def __init__(
-        self, config: DecoderConfig, shapes: Mapping[str, mpo.MPOShape], *, rngs: nnx.Rngs
-    ):
-        """`shapes` by name: word, position."""
-        sizes = matrices.under(matrices.matrix_sizes(config), "embeddings/")
-        for name, size in sizes.items():
-            table = nn.embedding(*size, shapes.get(name), dtype=config.dtype, rngs=rngs)
-            setattr(self, name, table)
-
-
-class LanguageModel(Transformer):
-    """Token ids -> logits of the next token; see `DecoderConfig`."""
+    Attributes:
+      embeddings: word rows, and position rows where positions are learned.
+      tower: the transformer stack.
+      head: the map to logits, where it is not the token embedding.
+    """
 
     batch_inputs = ("input_ids", "attention_mask")
+    prompts_continue = True
 
     def __init__(
         self,
@@ -67,10 +61,10 @@ class LanguageModel(Transformer):
         """
         super().__init__(config, shapes)
         shapes = self.shapes
-        self.embeddings = Tables(config, matrices.under(shapes, "embeddings/"), rngs=rngs)
-        self.tower = Tower(config, shapes, "", config.num_layers, False, rngs=rngs)
+        self.embeddings = Embeddings(config, shapes, rngs=rngs)
+        self.tower = TransformerStack(config, shapes, config.stacks[0], rngs=rngs)
         if not config.tied:
-            self.head = head(config, shapes, rngs)
+            self.head = logits_head(config, shapes, rngs)
 
     def __call__(
         self,
@@ -93,9 +87,9 @@ class LanguageModel(Transformer):
 
         Args:
           input_ids: (batch, length) integers; an id outside the vocabulary gives NaN.
-          attention_mask: True or nonzero at real tokens; None for all real. Places are counted over
-            real tokens, so that texts may be padded on the left. Without a cache (batch, length);
-            with one (batch, places of the cache), whose later places do not matter yet.
+          attention_mask: True or nonzero at real tokens; None for all real. Positions are counted
+            over real tokens, so that texts may be padded on the left. Without a cache (batch,
+            length); with one (batch, length of the cache), whose later entries do not matter yet.
           dropout_key: turns dropout, and the noise of a noisy router, on.
           cache: of earlier calls, see `start_cache`; the ids are those that follow.
           last_only: logits (batch, 1, vocabulary) of the last position alone: of a long prompt
@@ -103,23 +97,50 @@ class LanguageModel(Transformer):
 
         Raises:
           ValueError: shapes that do not fit, a sequence longer than `config.max_positions`, or more
-            ids than the cache has places left (inside of a jax transformation only what shapes
-            show).
+            ids than the cache has room for (inside of a jax transformation only what shapes show).
         """
-        places = input_ids.shape[-1] if cache is None else cache.keys.shape[2]
-        _check_inputs(self.config, input_ids, attention_mask, places)
+        check_ids("input_ids", input_ids)
+        length = input_ids.shape[1] if cache is None else cache.length
+        check_length(self.config, length)
+        expected = (input_ids.shape[0], length)
+        if attention_mask is not None and attention_mask.shape != expected:
+            raise ValueError(
+                f"attention_mask has shape {attention_mask.shape}; it must be {expected}."
+            )
         if cache is not None:
-            cache.check_places(input_ids.shape[1])
+            cache.check_fits(input_ids.shape[1])
         return _forward(self, input_ids, attention_mask, dropout_key, cache, last_only)
 
-    def start_cache(self, batch: int, places: int) -> Cache:
-        """An empty cache for sequences of up to `places` tokens.
+    def start_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for sequences of up to `length` tokens.
 
         Raises:
-          ValueError: more places than the model has positions.
+          ValueError: more tokens than the model has positions.
         """
-        _check_length(self.config, places)
-        return self.tower.empty_cache(batch, places)
+        check_length(self.config, length)
+        return self.tower.empty_cache(batch, length)
+
+    def prefill(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None, max_new_tokens: int
+    ) -> tuple[jax.Array, jax.Array | None, Cache]:
+        """Reads a prompt.
+
+        Returns:
+          Logits (batch, vocabulary) of the next token, the mask for `decode`, the cache.
+        """
+        new = max_new_tokens - 1  # the last new token is never read
+        mask = attention_mask
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, new)), constant_values=True)
+        cache = self.start_cache(input_ids.shape[0], input_ids.shape[1] + new)
+        output = self.forward(input_ids, mask, cache=cache, last_only=True)
+        return output.logits[:, 0], mask, output.cache
+
+    def decode(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None, cache: Cache
+    ) -> LanguageModelOutput:
+        """Logits of the ids (batch, length) that follow those in the cache; see `forward`."""
+        return self.forward(input_ids, attention_mask, cache=cache)
 
 
 # Jitted so that a call outside of any jit compiles once, not at every call.
@@ -127,9 +148,8 @@ class LanguageModel(Transformer):
 def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache, last_only):
     config, length = model.config, input_ids.shape[1]
     start = jnp.int32(0) if cache is None else cache.position
-    places = length if cache is None else cache.keys.shape[2]
     queries = start + jnp.arange(length, dtype=jnp.int32)
-    mask = (jnp.arange(places, dtype=jnp.int32)[None] <= queries[:, None])[None, None]
+    mask = causal_mask(queries, length if cache is None else cache.length)
     positions, tokens = queries[None], None
     if attention_mask is not None:
         real = attention_mask.astype(bool)
@@ -137,38 +157,33 @@ def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache
         counted = jnp.cumsum(real.astype(jnp.int32), axis=1) - 1
         positions = jax.lax.dynamic_slice_in_dim(jnp.maximum(counted, 0), start, length, axis=1)
         tokens = jax.lax.dynamic_slice_in_dim(real, start, length, axis=1)
+    rotary = None
+    if config.positions == "rotary":
+        sizes = (config.head_size, config.rotary_base, config.rotary_scaling)
+        inv_freq = positions_lib.inverse_frequencies(*sizes)
+        rotary = positions_lib.rotary_embedding(positions, inv_freq)
     embed_key, layers_key = split_or_none(dropout_key, 2)
-    x, turns = model.embeddings.word(input_ids), None
-    if config.positions == "learned":
-        x = x + model.embeddings.position(positions)
-    else:
-        numbers = rotary.wave_numbers(config.head_size, config.rotary_base, config.rotary_scaling)
-        turns = rotary.angles(positions, numbers)
-    x = dropout(x, config.embedding_dropout, embed_key)
-    context = Context(mask=mask, turns=turns, tokens=tokens)
-    x, cache, routing = model.tower.run(x, context, layers_key, cache)
-    x = x[:, -1:] if last_only else x
-    logits = model.embeddings.word.attend(x, "float32") if config.tied else model.head(x)
-    return LanguageModelOutput(logits.astype(jnp.float32), routing, cache)
+    x = model.embeddings(input_ids, positions, dropout_key=embed_key)
+    output = model.tower.run(x, Context(mask, rotary=rotary, tokens=tokens), layers_key, cache)
+    x = output.hidden[:, -1:] if last_only else output.hidden
+    return LanguageModelOutput(logits_of(model, x), output.routing, output.cache)
 
 
-def head(config, shapes: Mapping[str, mpo.MPOShape], rngs: nnx.Rngs) -> nnx.Module:
+def causal_mask(queries: jax.Array, length: int) -> jax.Array:
+    """(1, 1, queries, length) booleans: keys at or before the position of each query."""
+    return (jnp.arange(length, dtype=jnp.int32)[None] <= queries[:, None])[None, None]
+
+
+def logits_head(
+    config: LanguageModelConfig, shapes: Mapping[str, mpo.MPOShape], rngs: nnx.Rngs
+) -> nnx.Module:
     """The map of hidden states to logits, where it is not the token embedding."""
     size = (config.hidden_size, config.vocab_size)
     return nn.linear(*size, shapes.get("head"), False, dtype=config.dtype, rngs=rngs)
 
 
-def _check_inputs(config, input_ids, attention_mask, places: int):
-    check_ids("input_ids", input_ids)
-    _check_length(config, places)
-    expected = (input_ids.shape[0], places)
-    if attention_mask is not None and attention_mask.shape != expected:
-        raise ValueError(f"attention_mask has shape {attention_mask.shape}; it must be {expected}.")
-
-
-def _check_length(config, places: int):
-    if places > config.max_positions:
-        raise ValueError(
-            f"a sequence of {places} tokens is longer than max_positions={config.max_positions}; "
-            "cut the text, or generate fewer tokens."
-        )
+def logits_of(model: Model, hidden: jax.Array) -> jax.Array:
+    """Logits (..., vocabulary), float32, of hidden states: by the head, or the token embedding."""
+    if model.config.tied:
+        return model.embeddings.word.attend(hidden, "float32").astype(jnp.float32)
+    return model.head(hidden).astype(jnp.float32)

@@ -9,10 +9,9 @@ import numpy as np
 from flax import nnx
 
 from mpojax import checks, mpo, nn
-from mpojax.models import matrices
 
 if TYPE_CHECKING:
-    from mpojax.models.encoder import Transformer
+    from mpojax.models.model import Model
 
 _MAX_LINES = 40
 # Settings that are shown, with their names for readers.
@@ -27,7 +26,7 @@ _SIZES = {
 }
 
 
-def describe(model: "Transformer") -> str:
+def describe(model: "Model") -> str:
     """Kind, sizes, parameters by role, adapters and experts, and the matrices in MPO form."""
     config = model.config
     lines = [f"{type(model).__name__}: {', '.join(_sizes(config))}, {config.dtype}"]
@@ -45,7 +44,7 @@ def _sizes(config) -> Iterator[str]:
             yield f"{name} {value:,}"
 
 
-def _counts(model: "Transformer") -> str:
+def _counts(model: "Model") -> str:
     """Parameters by role, and the bytes of all."""
     counts, num_bytes = dict.fromkeys(nn.ROLES, 0), 0
     for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -56,8 +55,8 @@ def _counts(model: "Transformer") -> str:
     return f"{sum(counts.values()):,} parameters ({num_bytes / 1e6:,.1f} MB): {parts}"
 
 
-def _chains(model: "Transformer") -> list[str]:
-    shapes, sizes = model.shapes, matrices.matrix_sizes(model.config)
+def _chains(model: "Model") -> list[str]:
+    shapes, sizes = model.shapes, model.config.matrix_sizes()
     if not shapes:
         return [f"all {len(sizes)} matrices dense"]
     kinds: dict[str, list[mpo.MPOShape]] = {}

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax import checks
 from mpojax.models import beam_search
 from mpojax.models import sampling as sampling_lib
-from mpojax.models.capacity import dropless
-from mpojax.models.decoder import LanguageModel
-from mpojax.models.encoder_decoder import EncoderDecoder
+from mpojax.models.cache import Cache
+from mpojax.models.model import Model, check_ids, check_shape
 from mpojax.models.sampling import Sampling
-from mpojax.models.tower import Cache
+from mpojax.models.variants import dropless
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +32,7 @@ class Generated:
 
 
 def generate(
-    model: LanguageModel | EncoderDecoder,
+    model: Model,
     input_ids: jax.Array,
     attention_mask: jax.Array | None = None,
     *,
@@ -83,13 +83,14 @@ def generate(
 
     Ways of choosing tokens, and their sources: see `Sampling`.
     """
-    if not isinstance(model, LanguageModel | EncoderDecoder):
+    if not (isinstance(model, Model) and model.config.generates):
         raise ValueError(
             f"a {type(model).__name__} generates no text; give a LanguageModel or EncoderDecoder."
         )
     input_ids, attention_mask = _as_array(input_ids), _as_array(attention_mask)
-    _check_shapes(input_ids, attention_mask)
-    _check_length(model.config, np.shape(input_ids)[1], max_new_tokens)
+    check_ids("input_ids", input_ids)
+    check_shape("attention_mask", attention_mask, input_ids.shape)
+    _check_length(model.config, input_ids.shape[1], max_new_tokens)
     sampling = _checked_sampling(model.config, sampling, key)
     _check_values(model, input_ids, attention_mask)
     return _generate(
@@ -107,10 +108,15 @@ def _generate(model, input_ids, attention_mask, key, *, max_new_tokens, sampling
     config, model = model.config, dropless(model)
     filler = (config.pad_id, *config.end_ids, 0)
     end = (config.end_ids, next(token for token in filler if token is not None))
-    logits, mask, cache = _prefill(model, input_ids, attention_mask, max_new_tokens)
+    logits, mask, cache = model.prefill(input_ids, attention_mask, max_new_tokens)
     if sampling.beams > 1:
         mask = None if mask is None else jnp.repeat(mask, sampling.beams, axis=0)
-    arguments = (functools.partial(_decode, model, mask), logits, cache, max_new_tokens, end)
+
+    def step(ids, cache):
+        output = model.decode(ids[:, None], mask, cache)
+        return output.logits[:, 0], output.cache
+
+    arguments = (step, logits, cache, max_new_tokens, end)
     if sampling.beams > 1:
         return Generated(*beam_search.search(*arguments, sampling))
     return _one_by_one(*arguments, sampling, key)
@@ -123,52 +129,26 @@ def _one_by_one(step, logits, cache: Cache, num: int, end, sampling, key) -> Gen
     ids = jnp.full((batch, num), end[1], jnp.int32)
     lengths, ended = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
 
-    def choose(logits, place, ids, lengths, ended):
-        chosen = sampling_lib.next_tokens(logits, sampling, keys, place)
+    def choose(logits, position, ids, lengths, ended):
+        chosen = sampling_lib.next_tokens(logits, sampling, keys, position)
         chosen = jnp.where(ended, end[1], chosen)
-        ids = jax.lax.dynamic_update_slice(ids, chosen[:, None], (0, place))
+        ids = jax.lax.dynamic_update_slice(ids, chosen[:, None], (0, position))
         lengths = lengths + jnp.where(ended, 0, 1)
         return ids, lengths, ended | sampling_lib.is_one_of(chosen, end[0])
 
-    def goes_on(state):
-        place, _, (_, _, ended) = state
-        return (place < num) & ~jnp.all(ended)
+    def not_finished(state):
+        position, _, (_, _, ended) = state
+        return (position < num) & ~jnp.all(ended)
 
     def body(state):
-        place, cache, rows = state
-        last = jax.lax.dynamic_slice_in_dim(rows[0], place - 1, 1, axis=1)
+        position, cache, rows = state
+        last = jax.lax.dynamic_slice_in_dim(rows[0], position - 1, 1, axis=1)
         logits, cache = step(last[:, 0], cache)
-        return place + 1, cache, choose(logits, place, *rows)
+        return position + 1, cache, choose(logits, position, *rows)
 
     first = choose(logits, jnp.int32(0), ids, lengths, ended)
-    _, _, (ids, lengths, _) = jax.lax.while_loop(goes_on, body, (jnp.int32(1), cache, first))
+    _, _, (ids, lengths, _) = jax.lax.while_loop(not_finished, body, (jnp.int32(1), cache, first))
     return Generated(ids, lengths)
-
-
-def _prefill(model, input_ids, attention_mask, num: int):
-    """(logits (batch, vocabulary) of the first new token, mask for `_decode`, cache)."""
-    batch, length = input_ids.shape
-    if isinstance(model, EncoderDecoder):
-        cache = model.start_cache(model.encode(input_ids, attention_mask), num)
-        start = jnp.full(batch, model.config.decoder_start_id, jnp.int32)
-        logits, cache = _decode(model, attention_mask, start, cache)
-        return logits, attention_mask, cache
-    # The last new token is never read: it needs no place.
-    mask = attention_mask
-    if mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (0, num - 1)), constant_values=True)
-    cache = model.start_cache(batch, length + num - 1)
-    output = model.forward(input_ids, mask, cache=cache, last_only=True)
-    return output.logits[:, 0], mask, output.cache
-
-
-def _decode(model, mask, ids, cache):
-    """(logits (batch, vocabulary) after the tokens `ids` (batch,), cache)."""
-    if isinstance(model, EncoderDecoder):
-        output = model.decode(ids[:, None], mask, cache)
-    else:
-        output = model.forward(ids[:, None], mask, cache=cache)
-    return output.logits[:, 0], output.cache
 
 
 def _checked_sampling(config, sampling: Sampling | None, key) -> Sampling:
@@ -195,28 +175,8 @@ def _as_array(rows):
     return np.asarray(rows)
 
 
-def _check_shapes(input_ids, attention_mask):
-    shape = np.shape(input_ids)
-    if len(shape) != 2 or not jnp.issubdtype(jnp.result_type(input_ids), jnp.integer):
-        raise ValueError(
-            f"input_ids has shape {shape} and type {jnp.result_type(input_ids)}; it must be "
-            "integers (batch, length)."
-        )
-    if 0 in shape:
-        raise ValueError(
-            f"input_ids has shape {shape}: an empty prompt; give at least one token, such as the "
-            "one that begins texts."
-        )
-    if attention_mask is not None and np.shape(attention_mask) != shape:
-        raise ValueError(
-            f"attention_mask has shape {np.shape(attention_mask)}; it must equal that of "
-            f"input_ids, {shape}."
-        )
-
-
 def _check_length(config, length: int, num: int):
-    if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
-        raise ValueError(f"max_new_tokens={num!r} must be an integer of at least 1.")
+    checks.check_value("max_new_tokens", num, checks.integer(1))
     limit = getattr(config, "max_positions", None)
     # The last new token is never read.
     if limit is not None and length + num - 1 > limit:
@@ -242,7 +202,7 @@ def _check_values(model, input_ids, attention_mask):
     empty = np.flatnonzero(~real.any(axis=1))
     if empty.size:
         raise ValueError(f"attention_mask has no real token in row {empty[0]}: an empty prompt.")
-    if isinstance(model, LanguageModel):
+    if model.prompts_continue:
         wrong = np.flatnonzero((real[:, :-1] & ~real[:, 1:]).any(axis=1))
         if wrong.size:
             raise ValueError(

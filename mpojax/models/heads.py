@@ -1,16 +1,19 @@
-"""Sentence vectors and the heads on them or on every token."""
+"""Sentence vectors, and models with a head: on the vector, on every token, for pre-training."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo, nn
+from mpojax.models.block import norm
 from mpojax.models.config import EncoderConfig
-from mpojax.models.encoder import Encoder, Transformer
-from mpojax.models.encoder_layers import norm
-from mpojax.nn.dropout import dropout, split_or_none
+from mpojax.models.encoder import Encoder
+from mpojax.models.model import Model
+from mpojax.nn import dropout, split_or_none
+from mpojax.nn.functional import along_last
 
 
 def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -37,7 +40,7 @@ def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) 
     return (total / count).astype(hidden.dtype)
 
 
-class ModelWithHead(Transformer):
+class ModelWithHead(Model):
     """An encoder and a linear head; what the head reads is up to the kinds below."""
 
     needs_labels = True
@@ -65,19 +68,18 @@ class ModelWithHead(Transformer):
             size = (config.hidden_size, config.num_labels)
             self.head = nn.linear(*size, shapes.get("head"), dtype=config.dtype, rngs=rngs)
 
-
-class SequenceClassifier(ModelWithHead):
-    """Encoder, sentence vector, dropout, linear head; with one label a regression."""
-
     def __call__(
         self,
         input_ids: jax.Array,
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits (batch, num_labels), float32; arguments as in `Encoder`."""
-        return self.forward(input_ids, attention_mask, token_type_ids, dropout_key)[0]
+        segments: jax.Array | None = None,
+        **more: Any,
+    ) -> Any:
+        """Outputs of the head, float32, see `apply_head`; arguments as in `Encoder`."""
+        inputs = (input_ids, attention_mask, token_type_ids, dropout_key, segments)
+        return self.forward(*inputs, **more)[0]
 
     def forward(
         self,
@@ -85,11 +87,13 @@ class SequenceClassifier(ModelWithHead):
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """(logits, last hidden states (batch, length, hidden) in the compute dtype)."""
+        segments: jax.Array | None = None,
+        **more: Any,
+    ) -> tuple[Any, jax.Array]:
+        """(outputs, last hidden states (batch, length, hidden) in the compute dtype)."""
         encoder_key, head_key = split_or_none(dropout_key, 2)
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key)
-        return self.classify(hidden, attention_mask, head_key), hidden
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key, segments)
+        return self.apply_head(hidden, attention_mask, head_key, **more), hidden
 
     def states(
         self,
@@ -97,46 +101,57 @@ class SequenceClassifier(ModelWithHead):
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        segments: jax.Array | None = None,
         *,
         attention: bool = False,
-    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """(logits, hidden states of all layers, their attention); see `Encoder.states`."""
+        **more: Any,
+    ) -> tuple[Any, jax.Array, jax.Array | None]:
+        """(outputs, hidden states of all layers, their attention); see `Encoder.states`."""
         encoder_key, head_key = split_or_none(dropout_key, 2)
-        inputs = (input_ids, attention_mask, token_type_ids, encoder_key)
+        inputs = (input_ids, attention_mask, token_type_ids, encoder_key, segments)
         hidden, probabilities = self.encoder.states(*inputs, attention=attention)
-        return self.classify(hidden[-1], attention_mask, head_key), hidden, probabilities
+        return self.apply_head(hidden[-1], attention_mask, head_key, **more), hidden, probabilities
 
-    def classify(
+    def apply_head(
         self,
         hidden: jax.Array,
         attention_mask: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Last hidden states (batch, length, hidden) -> logits (batch, num_labels), float32."""
+    ) -> Any:
+        """Last hidden states (batch, length, hidden) -> outputs, float32."""
+        raise NotImplementedError
+
+    @property
+    def head_dropout(self) -> float:
+        """Rate before the head."""
+        return self.config.classifier_dropout or 0.0
+
+
+class SequenceClassifier(ModelWithHead):
+    """Encoder, sentence vector, dropout, linear head; with one label a regression.
+
+    Outputs are logits (batch, num_labels).
+    """
+
+    @property
+    def head_dropout(self) -> float:
         rate = self.config.classifier_dropout
-        rate = self.config.dropout if rate is None else rate
-        vector = dropout(pool(self.encoder, hidden, attention_mask), rate, dropout_key)
-        return self.head(vector).astype(jnp.float32)
+        return self.config.dropout if rate is None else rate
+
+    def apply_head(self, hidden, attention_mask=None, dropout_key=None):
+        vector = pool(self.encoder, hidden, attention_mask)
+        return self.head(dropout(vector, self.head_dropout, dropout_key)).astype(jnp.float32)
 
 
 class SpanExtractor(ModelWithHead):
-    """Encoder, dropout, linear head on every token: where an answer starts and ends."""
+    """Encoder, dropout, linear head on every token: where an answer starts and ends.
 
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits (batch, length, 2) of start and end, float32; arguments as in `Encoder`.
+    Outputs are logits (batch, length, 2) of start and end. Those of padding are left as they come:
+    mask them before a softmax over positions.
+    """
 
-        Those of padding are left as they come: mask them before a softmax over positions.
-        """
-        encoder_key, head_key = split_or_none(dropout_key, 2)
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key)
-        hidden = dropout(hidden, self.config.classifier_dropout or 0.0, head_key)
-        return self.head(hidden).astype(jnp.float32)
+    def apply_head(self, hidden, attention_mask=None, dropout_key=None):
+        return self.head(dropout(hidden, self.head_dropout, dropout_key)).astype(jnp.float32)
 
 
 class MaskedLanguageModel(nnx.Module):
@@ -154,13 +169,15 @@ class MaskedLanguageModel(nnx.Module):
         """Maps (..., hidden) to logits (..., vocabulary), float32."""
         x = self.norm(nn.ACTIVATIONS[self.activation](self.transform(hidden)))
         logits = word.attend(x).astype(jnp.float32)
-        return logits + self.bias[...].reshape((1,) * (logits.ndim - 1) + (-1,))
+        return logits + along_last(self.bias[...], logits)
 
 
 class PretrainingModel(ModelWithHead):
     """Encoder, masked language model head and, with two labels, the head for sentence order.
 
-    Lan et al., "ALBERT" (ICLR 2020), section 3.1.
+    Outputs are logits (batch, P, vocabulary) of the masked language model, and (batch, K, 2) of the
+    sentence order or None for a model without that head. Lan et al., "ALBERT" (ICLR 2020), section
+    3.1.
     """
 
     needs_labels = False
@@ -178,34 +195,26 @@ class PretrainingModel(ModelWithHead):
           ValueError: shapes that do not fit.
         """
         super().__init__(config, shapes, rngs=rngs)
-        self.masked_lm = MaskedLanguageModel(
-            config, self.shapes.get("masked_lm/transform"), rngs=rngs
-        )
+        transform = self.shapes.get("masked_lm/transform")
+        self.masked_lm = MaskedLanguageModel(config, transform, rngs=rngs)
 
-    def __call__(
+    def apply_head(
         self,
-        input_ids: jax.Array,
+        hidden: jax.Array,
         attention_mask: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
         *,
-        segments: jax.Array | None = None,
         mlm_positions: jax.Array | None = None,
         sop_positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Logits of the masked language model and of the sentence order, both float32.
+        """Logits of both heads; a call of the model takes the positions, too.
 
         Args:
-          input_ids, attention_mask, token_type_ids, dropout_key, segments: as in `Encoder`.
+          hidden, attention_mask, dropout_key: as in `ModelWithHead`.
           mlm_positions: (batch, P), the positions whose tokens are predicted; None for all. Logits
             are computed for these alone.
           sop_positions: (batch, K), the first positions of packed texts; None for the first one.
-
-        Returns:
-          (batch, P, vocabulary), and (batch, K, 2) or None for a model without that head.
         """
-        encoder_key, head_key = split_or_none(dropout_key, 2)
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, encoder_key, segments)
         chosen = hidden if mlm_positions is None else _rows_at(hidden, mlm_positions)
         logits = self.masked_lm(chosen, self.encoder.embeddings.word)
         if self.head is None:
@@ -213,26 +222,10 @@ class PretrainingModel(ModelWithHead):
         firsts = hidden[:, :1] if sop_positions is None else _rows_at(hidden, sop_positions)
         # Each first token is a sentence of its own to the pooler, which reads position 0.
         vectors = pool(self.encoder, firsts.reshape(-1, 1, firsts.shape[-1]), None)
-        vectors = dropout(vectors, self.config.classifier_dropout or 0.0, head_key)
-        vectors = vectors.reshape(firsts.shape)
+        vectors = dropout(vectors, self.head_dropout, dropout_key).reshape(firsts.shape)
         return logits, self.head(vectors).astype(jnp.float32)
 
 
 def _rows_at(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     """(batch, length, hidden) at (batch, P) positions -> (batch, P, hidden)."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
-
-
-def build(
-    config: EncoderConfig,
-    shapes: Mapping[str, mpo.MPOShape] | None = None,
-    *,
-    rngs: nnx.Rngs,
-) -> Encoder | SequenceClassifier | SpanExtractor | PretrainingModel:
-    """A random model: one with the heads that the settings name, or a bare `Encoder`."""
-    if config.masked_lm:
-        return PretrainingModel(config, shapes, rngs=rngs)
-    if config.num_labels is None:
-        return Encoder(config, shapes, rngs=rngs)
-    kind = {"classifier": SequenceClassifier, "span": SpanExtractor}[config.head]
-    return kind(config, shapes, rngs=rngs)

@@ -8,13 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax import mpo
-from mpojax import nn as layers_lib
+from mpojax import mpo, nn
 from mpojax.models import arrays as arrays_lib
-from mpojax.models import kinds, matrices
-from mpojax.models.config import EncoderConfig
-from mpojax.models.kinds import Config, Model
-from mpojax.nn import ROLES
+from mpojax.models import matrices
+from mpojax.models.model import Model
 
 
 def merged(model: Model, keep: str | None = None) -> Model:
@@ -35,9 +32,9 @@ def merged(model: Model, keep: str | None = None) -> Model:
       ValueError: `keep` matches no matrix of the model, or one with an adapter; a bottleneck
         adapter, which no matrix can take in.
     """
-    config = _unshared_config(model.config)
+    config = model.config.merged()
     kept = _kept(model, keep)
-    abstract = nnx.eval_shape(lambda: kinds.build(config, kept, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: arrays_lib.build(config, kept, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
     # Done once: worth the full precision that accelerators do not give by default.
     with jax.default_matmul_precision("highest"):
@@ -52,19 +49,10 @@ def merged(model: Model, keep: str | None = None) -> Model:
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _unshared_config(config: Config) -> Config:
-    """Settings of the dense model: rebuilt matrices are each layer's own, adapters are in them."""
-    if not isinstance(config, EncoderConfig):
-        return dataclasses.replace(config, adapters=())
-    groups = config.layer_groups if config.shares_everything else None
-    everything = {"layer_groups": groups, "shared_roles": ROLES}
-    return dataclasses.replace(config, **everything, adapters=())
-
-
 def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:
     if keep is None:
         return {}
-    sizes = matrices.matrix_sizes(model.config)
+    sizes = model.config.matrix_sizes()
     if not any(re.fullmatch(keep, path) for path in sizes):
         raise ValueError(
             f"keep={keep!r} matches no matrix; it must match a whole path such as embeddings/word "
@@ -91,8 +79,7 @@ class _Matrix:
 def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
     """{logical name, of stacked values that of their first layer: value with its layer axis}."""
     config = model.config
-    shares_parts = isinstance(config, EncoderConfig) and config.shares_parts
-    repeats = config.block_size if shares_parts else 1
+    repeats = config.block_size if config.shares_parts else 1
     parts, held, settings = {}, {}, matrices.adapter_settings(config)
     for path, variable, layers in arrays_lib.variables(model):
         name = arrays_lib.logical_names(path, layers)[0][0]
@@ -115,7 +102,7 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
             cores = [entry.cores[k] for k in sorted(entry.cores)]
             parts[key] = _to_matrix(cores, model.shapes[matrix], repeats)
         if entry.adapter:
-            fold = functools.partial(layers_lib.fold_adapter, settings[matrix])
+            fold = functools.partial(nn.fold_adapter, settings[matrix])
             fold = functools.partial(fold, scale=config.adapter_scale)
             fold = jax.vmap(fold) if parts[key].ndim == 3 else fold
             bias = f"{matrix}/bias"

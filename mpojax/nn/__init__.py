@@ -1,37 +1,43 @@
 """Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
 
-from mpojax.nn.adapter import STDDEV as ADAPTER_STDDEV
-from mpojax.nn.adapter import attach_adapters, fold_adapter, make_adapter
-from mpojax.nn.adapter_settings import ADDED as ADDED_KINDS
-from mpojax.nn.adapter_settings import AdapterSettings
-from mpojax.nn.attention import SelfAttention
-from mpojax.nn.dropout import dropout
+from mpojax.nn.adapters import ADDED as ADDED_KINDS
+from mpojax.nn.adapters import KINDS as ADAPTER_KINDS
+from mpojax.nn.adapters import STDDEV as ADAPTER_STDDEV
+from mpojax.nn.adapters import (
+    AdapterSettings,
+    attach_adapters,
+    fold_adapter,
+    make_adapter,
+)
+from mpojax.nn.attention import Attention, KeysValues
 from mpojax.nn.embed import Embed, MPOEmbed, embedding
 from mpojax.nn.feed_forward import ACTIVATIONS, FeedForward
-from mpojax.nn.grouped_attention import GroupedAttention
-from mpojax.nn.initializers import random_cores
+from mpojax.nn.functional import dropout, split_or_none
 from mpojax.nn.linear import Dense, MPOLinear, linear, rebuilt_once
 from mpojax.nn.moe.experts import ExpertFeedForward, random_expert_cores
 from mpojax.nn.moe.routing import Router, RouterStatistics
 from mpojax.nn.moe.settings import ExpertSettings
 from mpojax.nn.norm import NORMS, LayerNorm, RMSNorm
-from mpojax.nn.relative_bias import RelativeBias
-from mpojax.nn.roles import (
+from mpojax.nn.parameters import (
     ROLES,
     AdapterParam,
     AuxiliaryCore,
     CentralCore,
+    random_cores,
     role_of,
 )
+from mpojax.nn.positions import RelativeBias, Rotary
 
 __all__ = [
     "ACTIVATIONS",
+    "ADAPTER_KINDS",
     "ADAPTER_STDDEV",
     "ADDED_KINDS",
     "NORMS",
     "ROLES",
     "AdapterParam",
     "AdapterSettings",
+    "Attention",
     "AuxiliaryCore",
     "CentralCore",
     "Dense",
@@ -39,15 +45,15 @@ __all__ = [
     "ExpertFeedForward",
     "ExpertSettings",
     "FeedForward",
-    "GroupedAttention",
+    "KeysValues",
     "LayerNorm",
     "MPOEmbed",
     "MPOLinear",
     "RMSNorm",
     "RelativeBias",
+    "Rotary",
     "Router",
     "RouterStatistics",
-    "SelfAttention",
     "attach_adapters",
     "dropout",
     "embedding",
@@ -58,4 +64,5 @@ __all__ = [
     "random_expert_cores",
     "rebuilt_once",
     "role_of",
+    "split_or_none",
 ]

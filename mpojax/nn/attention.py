@@ -1,96 +1,194 @@
-"""Multi-head self-attention."""
+"""Dot-product attention (Vaswani et al., 2017): to itself or to another sequence, grouped heads,
+rotary positions, score biases, a KV cache, dropout."""
 
 import math
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
-from mpojax.nn import partition
-from mpojax.nn.attend import attend, probabilities
+from mpojax.nn.functional import BATCH, TENSOR, dropout, shard, softmax
 from mpojax.nn.linear import linear
+from mpojax.nn.positions import Rotary, apply_rope
+
+# Keys and values (batch, length, heads, head size).
+KeysValues = tuple[jax.Array, jax.Array]
 
 
-class SelfAttention(nnx.Module):
+def attend(
+    q_BxSxNxD: jax.Array,
+    k_BxTxKxD: jax.Array,
+    v_BxTxKxD: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Values (batch, S, heads N, size D) mixed for each of S positions from T of them.
+
+    `jax.nn.dot_product_attention` has no dropout, keeps two arrays of the scores' size for the
+    backward pass, and in 16 bits its derivative mixes dtypes, which strict promotion refuses.
+
+    Args:
+      q_BxSxNxD: queries.
+      k_BxTxKxD, v_BxTxKxD: keys and values; each of their K heads serves N / K of the queries.
+      mask, scale, bias: see `attention_weights`.
+      dropout_rate: of the weights, with a key.
+      dropout_key: None for no dropout.
+    """
+    p_BxNxSxT = attention_weights(q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias)
+    p_BxNxSxT = dropout(p_BxNxSxT, dropout_rate, dropout_key).astype(v_BxTxKxD.dtype)
+    batch, length, heads, size = q_BxSxNxD.shape
+    v_BxKxTxD = v_BxTxKxD.transpose(0, 2, 1, 3)
+    # The queries of one head of keys as more rows: a plain product of matrices.
+    p_BxKxRxT = p_BxNxSxT.reshape(batch, v_BxKxTxD.shape[1], -1, v_BxKxTxD.shape[2])
+    mixed_BxNxSxD = jnp.matmul(p_BxKxRxT, v_BxKxTxD).reshape(batch, heads, length, size)
+    return mixed_BxNxSxD.transpose(0, 2, 1, 3)
+
+
+def attention_weights(
+    q_BxSxNxD: jax.Array,
+    k_BxTxKxD: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(scale * q k^T + bias) of the keys in the mask: (batch, heads, S, T), in float32.
+
+    Args:
+      q_BxSxNxD, k_BxTxKxD: queries and keys, see `attend`.
+      mask: booleans that broadcast to the result, True where a position may be attended to. A row
+        without any True attends evenly to all positions: finite, and meant to be thrown away.
+      scale: multiplies the scores.
+      bias: added to them, broadcasts to the result.
+    """
+    batch, length, heads, size = q_BxSxNxD.shape
+    k_BxKxDxT = k_BxTxKxD.transpose(0, 2, 3, 1)
+    q_BxKxRxD = q_BxSxNxD.transpose(0, 2, 1, 3).reshape(batch, k_BxKxDxT.shape[1], -1, size)
+    scores_BxKxRxT = scale * jnp.matmul(q_BxKxRxD, k_BxKxDxT, preferred_element_type=jnp.float32)
+    scores_BxNxSxT = scores_BxKxRxT.reshape(batch, heads, length, -1)
+    if bias is not None:
+        scores_BxNxSxT = scores_BxNxSxT + bias.astype(jnp.float32)
+    if mask is not None:
+        scores_BxNxSxT = jnp.where(mask, scores_BxNxSxT, 0.7 * jnp.finfo(jnp.float32).min)
+    return softmax(scores_BxNxSxT)
+
+
+class Attention(nnx.Module):
     """Query, key, value and output maps, each dense or MPO.
 
-    All are (hidden, hidden), but the value map may read an input of another width.
+    Keys and values are made by a call of their own, of the same or of another sequence, so that
+    they can be cached between calls. Each head of keys serves num_heads / num_kv_heads heads of
+    queries (Ainslie et al., "GQA", 2023).
     """
 
     def __init__(
         self,
         hidden_size: int,
         num_heads: int,
+        head_size: int,
         shapes: Mapping[str, mpo.MPOShape] | None = None,
         *,
+        num_kv_heads: int | None = None,
         value_size: int | None = None,
+        use_bias: bool = True,
+        out_bias: bool = True,
+        scale: float | None = None,
         dropout_rate: float = 0.0,
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """`shapes` gives the MPO form of any of query, key, value, out; `value_size` is the width
-        of `value_input` where calls give one; `dropout_rate` is of the attention probabilities.
+        """Random parameters.
+
+        Args:
+          hidden_size: width of what queries and keys read, and of the output.
+          num_heads, head_size: heads of the queries, and the width of each.
+          shapes: MPO form of any of query, key, value, out.
+          num_kv_heads: heads of keys and values; None: as many as of queries.
+          value_size: width of what values read; None: `hidden_size`.
+          use_bias, out_bias: of the maps to queries, keys and values, and of the output map.
+          scale: multiplies scores; None: head_size^-0.5.
+          dropout_rate: of the attention weights.
+          dtype: compute dtype.
+          rngs: for the parameters.
         """
         shapes = shapes or {}
-        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = 1.0 / math.sqrt(head_size) if scale is None else scale
         self.dropout_rate = dropout_rate
+        more = {"dtype": dtype, "rngs": rngs}
+        wide, narrow = num_heads * head_size, (num_kv_heads or num_heads) * head_size
+        self.query = linear(hidden_size, wide, shapes.get("query"), use_bias, **more)
+        self.key = linear(hidden_size, narrow, shapes.get("key"), use_bias, **more)
+        self.value = linear(
+            value_size or hidden_size, narrow, shapes.get("value"), use_bias, **more
+        )
+        self.out = linear(wide, hidden_size, shapes.get("out"), out_bias, **more)
 
-        def projection(name, size=hidden_size):
-            return linear(size, hidden_size, shapes.get(name), dtype=dtype, rngs=rngs)
+    def keys_values(
+        self, x: jax.Array, rotary: Rotary | None = None, value_input: jax.Array | None = None
+    ) -> KeysValues:
+        """Keys and values of x (batch, length, hidden), in the compute dtype.
 
-        self.query = projection("query")
-        self.key = projection("key")
-        self.value = projection("value", value_size or hidden_size)
-        self.out = projection("out")
+        Args:
+          x: what is attended to.
+          rotary: (cos, sin) of its positions, see `positions.rotary_embedding`.
+          value_input: (batch, length, value_size), what values are made of; None for `x`.
+        """
+        value_input = x if value_input is None else value_input
+        return self._heads(self.key(x), rotary), self._heads(self.value(value_input))
 
     def __call__(
         self,
         x: jax.Array,
         mask: jax.Array | None = None,
+        *,
+        keys_values: KeysValues | None = None,
+        bias: jax.Array | None = None,
+        rotary: Rotary | None = None,
         dropout_key: jax.Array | None = None,
-        value_input: jax.Array | None = None,
     ) -> jax.Array:
         """Maps (batch, length, hidden) to the same shape.
 
         Args:
-          x: hidden states.
-          mask: booleans, True where a position may be attended to: (batch, length), or (batch,
-            length, length) with a row for each attending position. A row without any True attends
-            evenly to all positions: finite, and meant to be thrown away.
+          x: what attends.
+          mask: booleans that broadcast to (batch, heads, length, keys), True where a key may be
+            attended to; see `attention_weights`.
+          keys_values: from the method of this name; None for those of `x`.
+          bias: added to scores, broadcasts to the same shape as the mask.
+          rotary: (cos, sin) of the positions of `x`.
           dropout_key: turns dropout on.
-          value_input: (batch, length, value_size), what the values are made of; None for `x`.
         """
-        heads, query, key = self._query_and_key(x)
-        value = self.value(x if value_input is None else value_input).reshape(heads)
-        query, key, value = (
-            partition.place(y, partition.BATCH, None, partition.TENSOR, None)
-            for y in (query, key, value)
-        )
+        query = self._heads(self.query(x), rotary)
+        keys, values = self.keys_values(x, rotary) if keys_values is None else keys_values
         mixed = attend(
             query,
-            key,
-            value,
-            _for_scores(mask),
-            scale=1.0 / math.sqrt(query.shape[-1]),
+            keys,
+            values,
+            mask,
+            scale=self.scale,
+            bias=bias,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
         )
-        return self.out(mixed.reshape(x.shape))
+        return self.out(mixed.reshape(*x.shape[:-1], -1))
 
-    def _query_and_key(self, x):
-        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
-        return heads, *(project(x).reshape(heads) for project in (self.query, self.key))
+    def weights(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        rotary: Rotary | None = None,
+    ) -> jax.Array:
+        """Attention of `x` to itself (batch, heads, length, length), float32, without dropout."""
+        query, key = (self._heads(project(x), rotary) for project in (self.query, self.key))
+        return attention_weights(query, key, mask, scale=self.scale, bias=bias)
 
-    def probabilities(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Attention (batch, heads, attending position, attended position), float32, no dropout."""
-        _, query, key = self._query_and_key(x)
-        scale = 1.0 / math.sqrt(query.shape[-1])
-        return probabilities(query, key, _for_scores(mask), scale=scale)
-
-
-def _for_scores(mask: jax.Array | None) -> jax.Array | None:
-    """A mask of (batch, length) or (batch, length, length) with an axis of heads."""
-    if mask is None:
-        return None
-    return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+    def _heads(self, y: jax.Array, rotary: Rotary | None = None) -> jax.Array:
+        y_BxSxNxD = shard(y.reshape(*y.shape[:-1], -1, self.head_size), BATCH, None, TENSOR, None)
+        return y_BxSxNxD if rotary is None else apply_rope(y_BxSxNxD, rotary)

@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from mpojax import mpo
-from mpojax.nn import initializers
 from mpojax.nn.linear import as_core_list, decomposed
+from mpojax.nn.parameters import normal, random_cores
 
 # Variance of a fresh table, as in BERT (standard deviation 0.02).
 _TABLE_VARIANCE = 0.02**2
@@ -23,7 +23,7 @@ class Embed(nnx.Module):
         self.num = num
         self.features = features
         self.dtype = dtype
-        self.table = nnx.Param(initializers.normal(rngs.params(), (num, features), _TABLE_VARIANCE))
+        self.table = nnx.Param(normal(rngs.params(), (num, features), _TABLE_VARIANCE))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Maps integer ids (...) to rows (..., features); an id outside the table gives NaN."""
@@ -54,7 +54,7 @@ class MPOEmbed(nnx.Module):
         self.shape = shape
         self.dtype = dtype
         if cores is None:
-            cores = initializers.random_cores(rngs.params(), shape, _TABLE_VARIANCE)
+            cores = random_cores(rngs.params(), shape, _TABLE_VARIANCE)
         self.cores = as_core_list(cores, shape)
 
     @classmethod

@@ -7,16 +7,14 @@ import jax
 from flax import nnx
 
 from mpojax import mpo
-from mpojax.nn import partition
-from mpojax.nn.dropout import dropout
-from mpojax.nn.elementwise import recomputed
+from mpojax.nn.functional import BATCH, TENSOR, dropout, remat, shard
 from mpojax.nn.linear import linear
 
 ACTIVATIONS = {
-    "gelu": recomputed(functools.partial(jax.nn.gelu, approximate=False)),
-    "gelu_tanh": recomputed(functools.partial(jax.nn.gelu, approximate=True)),
+    "gelu": remat(functools.partial(jax.nn.gelu, approximate=False)),
+    "gelu_tanh": remat(functools.partial(jax.nn.gelu, approximate=True)),
     "relu": jax.nn.relu,
-    "silu": recomputed(jax.nn.silu),
+    "silu": remat(jax.nn.silu),
 }
 
 
@@ -58,14 +56,14 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """Maps (..., hidden) to (..., hidden)."""
         activate = ACTIVATIONS[self.activation]
-        inner = _placed(self.up(x))
+        inner = _sharded(self.up(x))
         if hasattr(self, "gate"):
-            inner = activate(_placed(self.gate(x))) * inner
+            inner = activate(_sharded(self.gate(x))) * inner
         else:
             inner = activate(inner)
         return self.down(dropout(inner, self.inner_dropout, dropout_key))
 
 
-def _placed(inner: jax.Array) -> jax.Array:
+def _sharded(inner: jax.Array) -> jax.Array:
     middle = (None,) * (inner.ndim - 2)
-    return partition.place(inner, partition.BATCH, *middle, partition.TENSOR)
+    return shard(inner, BATCH, *middle, TENSOR)

@@ -8,9 +8,8 @@ import numpy as np
 from flax import nnx
 
 from mpojax import mpo
-from mpojax.nn import initializers
-from mpojax.nn.products import product
-from mpojax.nn.roles import AuxiliaryCore, CentralCore
+from mpojax.nn.functional import along_last, matmul
+from mpojax.nn.parameters import AuxiliaryCore, CentralCore, normal, random_cores
 
 
 class Dense(nnx.Module):
@@ -35,7 +34,7 @@ class Dense(nnx.Module):
         self.dtype = dtype
         shape = (in_features, out_features)
         if kernel is None:
-            kernel = initializers.normal(rngs.params(), shape, 1.0 / in_features)
+            kernel = normal(rngs.params(), shape, 1.0 / in_features)
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
         self.adapter = nnx.data(None)  # see `attach_adapters`
@@ -51,8 +50,8 @@ class Dense(nnx.Module):
                 "central= was given to a dense layer, which has no cores to join it with."
             )
         _check_last_axis(x, self.in_features)
-        x = x if self.adapter is None else self.adapter.before(x)
-        y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        x = x if self.adapter is None else self.adapter.pre(x)
+        y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return _finished(y, x, self.adapter, self.bias)
 
 
@@ -81,7 +80,7 @@ class MPOLinear(nnx.Module):
         self.shared_central = shared_central
         self.dtype = dtype
         if cores is None:
-            cores = initializers.random_cores(rngs.params(), shape, 1.0 / shape.in_features)
+            cores = random_cores(rngs.params(), shape, 1.0 / shape.in_features)
         self.cores = as_core_list(cores, shape, shared_central)
         self.bias = nnx.Param(jnp.zeros((shape.out_features,), jnp.float32)) if use_bias else None
         self.adapter = nnx.data(None)  # see `attach_adapters`
@@ -212,7 +211,7 @@ class MPOLinear(nnx.Module):
           ValueError: `x` has another last axis, or see `all_cores`.
         """
         _check_last_axis(x, self.shape.in_features)
-        x = x if self.adapter is None else self.adapter.before(x)
+        x = x if self.adapter is None else self.adapter.pre(x)
         y = mpo.apply(self.all_cores(central), x.astype(self.dtype), self.shape)
         return _finished(y, x, self.adapter, self.bias)
 
@@ -308,10 +307,10 @@ def _finished(y: jax.Array, x: jax.Array, adapter, bias: nnx.Param | None) -> ja
     """A product with its bias, and the adapter parallel to it or after it."""
     if adapter is None:
         return _add_bias(y, bias)
-    return adapter.after(_add_bias(adapter.beside(y, x), bias))
+    return adapter.post(_add_bias(adapter.parallel(y, x), bias))
 
 
 def _add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
     if bias is None:
         return y
-    return y + bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y + along_last(bias[...].astype(y.dtype), y)

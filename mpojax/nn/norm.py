@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mpojax.nn.elementwise import recomputed
+from mpojax.nn.functional import along_last, remat
 
 
 class LayerNorm(nnx.Module):
@@ -19,12 +19,11 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
-        row = (1,) * (x.ndim - 1) + (-1,)
-        y = _layer_norm(x, self.scale[...].reshape(row), self.bias[...].reshape(row), self.eps)
+        y = _layer_norm(x, along_last(self.scale[...], x), along_last(self.bias[...], x), self.eps)
         return y.astype(self.dtype)
 
 
-@recomputed
+@remat
 def _layer_norm(x, scale, bias, eps):
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -47,8 +46,7 @@ class NoNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., features) to the same shape."""
-        row = (1,) * (x.ndim - 1) + (-1,)
-        y = x.astype(jnp.float32) * self.scale[...].reshape(row) + self.bias[...].reshape(row)
+        y = x.astype(jnp.float32) * along_last(self.scale[...], x) + along_last(self.bias[...], x)
         return y.astype(self.dtype)
 
 
@@ -63,12 +61,11 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
-        row = (1,) * (x.ndim - 1) + (-1,)
-        y = _rms_norm(x, self.scale[...].reshape(row), self.eps)
+        y = _rms_norm(x, along_last(self.scale[...], x), self.eps)
         return y.astype(self.dtype)
 
 
-@recomputed
+@remat
 def _rms_norm(x, scale, eps):
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale

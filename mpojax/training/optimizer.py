@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from mpojax import checks, mpo
-from mpojax.nn import roles as role_lib
+from mpojax import checks, mpo, nn
 from mpojax.training import state as state_lib
 from mpojax.training import transforms
 
@@ -37,7 +36,7 @@ _FIELDS = {
     **dict.fromkeys(("beta1", "beta2", "muon_momentum"), _DECAY_RATE),
     **dict.fromkeys(("no_decay", "decay_to_start", "no_trust_ratio", "muon_excluded"), _PATTERNS),
     "role_learning_rates": checks.mapping(_RATE),
-    "muon_roles": checks.sequence(checks.one_of(*role_lib.ROLES)),
+    "muon_roles": checks.sequence(checks.one_of(*nn.ROLES)),
     "trust_bounds": checks.Allowed(
         "(least, largest) with 0 <= least <= largest, such as (0.01, 0.3), or () for none",
         lambda bounds: not len(bounds) or (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1]),

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mpojax import checks
-from mpojax.nn import partition
+from mpojax.nn import functional
 from mpojax.training import state as state_lib
 
 AXES = ("data", "fsdp", "tensor", "expert")
-BATCH = PartitionSpec(partition.BATCH)
+BATCH = PartitionSpec(functional.BATCH)
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None = None) -> Mesh:
@@ -203,17 +203,17 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in partition.BATCH)
+    return math.prod(mesh.shape[axis] for axis in functional.BATCH)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raises a ValueError where the rows cannot be split evenly over data, fsdp and expert."""
     parts = batch_parts(mesh)
     if batch_size % parts:
-        sizes = " x ".join(str(mesh.shape[axis]) for axis in partition.BATCH)
+        sizes = " x ".join(str(mesh.shape[axis]) for axis in functional.BATCH)
         raise ValueError(
             f"batch_size={batch_size} cannot be split over the mesh axes "
-            f"{' x '.join(partition.BATCH)} = {sizes}; make it a multiple of {parts}"
+            f"{' x '.join(functional.BATCH)} = {sizes}; make it a multiple of {parts}"
         )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mpojax.nn import roles as role_lib
+from mpojax import nn
 
 _PARTS = ("trainable", "frozen", "optimizer")  # of a state, the trees of arrays
 Filter = Any  # an NNX filter: a variable type, `...`, a predicate (path, variable) or nnx.Any(...)
@@ -176,7 +176,7 @@ def split(model: nnx.Module, trainable: Filter) -> tuple[ModelDefinition, dict, 
 def roles(model: nnx.Module) -> dict[str, str]:
     """{parameter path: role} ("central", "auxiliary", "adapter", "other"); shared ones once."""
     flat = nnx.to_flat_state(nnx.state(model))
-    return {join(path): role_lib.role_of(leaf) for path, leaf in flat}
+    return {join(path): nn.role_of(leaf) for path, leaf in flat}
 
 
 def flatten_variables(model: nnx.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mpojax import compression, models, training
-from mpojax.nn import relative_bias
+from mpojax.nn import positions
 from tests.io import helpers, language_helpers
 
 IDS = np.random.default_rng(0).integers(0, 40, (4, 7))
@@ -30,11 +30,11 @@ def calibration(dense):
 def layer_inputs(model):
     """What enters each linear map of layer 0, by calling its parts one by one."""
     layer = jax.tree.map(lambda parameter: parameter[0], model.stacks[0])
-    x = model.embeddings(jnp.asarray(IDS), None, None)
+    x = model.embeddings(jnp.asarray(IDS))
     attention, block = layer.attention, layer.feed_forward
     mixed = []
     real, attention.out = attention.out, lambda y: mixed.append(y) or real(y)
-    attended = attention(x, jnp.asarray(MASK, bool))
+    attended = attention(x, models.self_attention_mask(jnp.asarray(MASK)))
     y = layer.attention_norm(x + attended)
     inner = jax.nn.gelu(block.up(y), approximate=False)
     return {
@@ -185,17 +185,17 @@ class NaiveT5:
         mixed = np.einsum("bhqk,bkhd->bqhd", weights, v)
         return self.map(f"{path}/out", mixed.reshape(*x.shape[:2], -1))
 
-    def bias(self, tower, length):
+    def bias(self, stack, length):
         places = jnp.arange(length)
-        numbers = relative_bias.buckets(
+        numbers = positions.relative_buckets(
             places[None] - places[:, None],
-            *(self.config.relative_buckets, self.config.relative_distance, tower == "encoder"),
+            *(self.config.relative_buckets, self.config.relative_distance, stack == "encoder"),
         )
-        return np.moveaxis(self.arrays[f"{tower}/relative_bias/table"][np.asarray(numbers)], 2, 0)
+        return np.moveaxis(self.arrays[f"{stack}/relative_bias/table"][np.asarray(numbers)], 2, 0)
 
-    def run(self, tower, depth, ids, mask, memory=None, memory_mask=None):
-        x, bias = self.arrays["embeddings/word/table"][ids], self.bias(tower, ids.shape[1])
-        for layer in (f"{tower}/layers/{i}" for i in range(depth)):
+    def run(self, stack, depth, ids, mask, memory=None, memory_mask=None):
+        x, bias = self.arrays["embeddings/word/table"][ids], self.bias(stack, ids.shape[1])
+        for layer in (f"{stack}/layers/{i}" for i in range(depth)):
             normed = self.norm(f"{layer}/attention_norm", x)
             x = x + self.attention(f"{layer}/attention", normed, normed, mask, bias)
             if memory is not None:
@@ -203,7 +203,7 @@ class NaiveT5:
                 x = x + self.attention(f"{layer}/cross_attention", normed, memory, memory_mask, 0.0)
             inner = self.map(f"{layer}/feed_forward/up", self.norm(f"{layer}/feed_forward_norm", x))
             x = x + self.map(f"{layer}/feed_forward/down", np.maximum(inner, 0.0))
-        return self.norm(f"{tower}/final_norm", x)
+        return self.norm(f"{stack}/final_norm", x)
 
 
 @pytest.mark.parametrize("length", [5, 7], ids=["shorter targets", "targets as long as sources"])

@@ -32,7 +32,7 @@ def check(config, architecture, variant):
     # The rules of the job fit the published model, and give the count of the table.
     rules = train.check(config)[2].model.expert_rules
     assert bool(rules) == (variant != "dense")
-    settings, shapes = models.LANGUAGE_PRESETS[architecture], {}
+    settings, shapes = models.PRESETS[architecture], {}
     if rules:
         settings, shapes = compression.planned_experts(settings, {}, rules)
         planned = mpoe.planned(architecture, variant)

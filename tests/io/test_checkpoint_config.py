@@ -96,7 +96,7 @@ def test_export_and_import_are_inverse(family, kind, monkeypatch):
             "trigram_input=False needs an embedding_size other than hidden_size",
         ),
         (MOBILEBERT, {"normalization_type": "layer_norm"}, "needs layer_norm_eps=1e-05"),
-        (MOBILEBERT, {"normalization_type": "rms"}, "norm='rms' must be one of"),
+        (MOBILEBERT, {"normalization_type": "rms"}, "normalization_type='rms' must be one of"),
         (MOBILEBERT, {"hidden_act": "mish"}, r"hidden_act='mish' \(supported"),
     ],
 )

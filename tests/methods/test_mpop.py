@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from mpojax import compression, models, mpo
+from mpojax import compression, models, mpo, nn
 from mpojax.methods import mpop
-from mpojax.nn import Dense, Embed, MPOEmbed, MPOLinear, roles
+from mpojax.nn import Dense, Embed, MPOEmbed, MPOLinear
 from mpojax.training import state as state_lib
 
 
@@ -22,7 +22,7 @@ class Toy(nnx.Module):
         self.linear = MPOLinear(mpo.MPOShape((2, 2, 2), (2, 3, 2)), rngs=rngs)
         self.dense = Dense(12, 12, rngs=rngs)
         self.head = Dense(12, 2, rngs=rngs)
-        self.adapter = roles.AdapterParam(jnp.zeros((3, 3)))
+        self.adapter = nn.AdapterParam(jnp.zeros((3, 3)))
         self.counter = nnx.Variable(jnp.zeros((), jnp.int32))  # not a parameter: never counted
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpojax import models
 from mpojax.methods.opdf import distillation, theseus
 from mpojax.training import state as state_lib
 from tests.models import small
@@ -32,11 +33,11 @@ def test_with_probability_one_it_is_the_student(pair):
 
 
 def test_with_probability_zero_it_is_the_teachers_layers_under_the_students_head(pair):
-    student, mask = pair.student, jnp.asarray(MASK, bool)
-    x = student.encoder.embeddings(IDS, None, None)
+    student, mask = pair.student, models.self_attention_mask(MASK)
+    x = student.encoder.embeddings(IDS)
     for layer in range(6):
-        x = pair.teacher.encoder.layer(layer)(x, mask, None)
-    np.testing.assert_allclose(logits(pair, 0.0), student.classify(x, MASK), rtol=0, atol=1e-5)
+        x = pair.teacher.encoder.layer(layer)(x, models.Context(mask))[0]
+    np.testing.assert_allclose(logits(pair, 0.0), student.apply_head(x, MASK), rtol=0, atol=1e-5)
 
 
 def test_both_are_mixed_by_the_key(pair):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mpojax import models, mpo
-from mpojax.models import matrices, stacking
+from mpojax.models import matrices, stack
 from tests.models import small
 
 CONFIG = models.EncoderConfig(
@@ -16,24 +16,27 @@ CONFIG = models.EncoderConfig(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 0}, "vocab_size=0 must be an integer of at least 1"),
+        ({"vocab_size": 0}, "vocab_size=0 must be an integer from 1"),
         ({"num_layers": 2.0}, "num_layers=2.0 must be an integer"),
         ({"num_heads": 3}, "hidden_size=8 is not a multiple of num_heads=3"),
-        ({"activation": "swoosh"}, "activation='swoosh' must be one of gelu, gelu_tanh, relu"),
-        ({"pooling": "max"}, "pooling='max' must be one of none, pooler, mean, first"),
-        ({"dtype": "float16"}, "dtype='float16' must be one of float32, bfloat16"),
-        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+        (
+            {"activation": "swoosh"},
+            "='swoosh' must be one of 'gelu', 'gelu_tanh', 'relu'",
+        ),
+        ({"pooling": "max"}, "pooling='max' must be one of 'none', 'pooler', 'mean', 'first'"),
+        ({"dtype": "float16"}, "dtype='float16' must be one of 'float32', 'bfloat16'"),
+        ({"dropout": 1.0}, "dropout=1.0 must be a finite number of at least 0.0 and below 1.0"),
         ({"classifier_dropout": -0.1}, "classifier_dropout=-0.1"),
-        ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
-        ({"pad_id": 50}, r"pad_id=50 must lie in 0..49"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0 must be a finite number above 0"),
+        ({"pad_id": 50}, "pad_id=50 must be an integer from 0 to 49"),
         ({"num_labels": 0}, "num_labels=0"),
         ({"num_labels": 2, "pooling": "none"}, "num_labels=2 needs a sentence vector"),
         ({"source_config": "[]"}, "JSON text of an object"),
-        ({"token_types": -1}, "token_types=-1 must be an integer of at least 0"),
-        ({"embedding_size": 0}, "embedding_size=0 must be an integer of at least 1"),
-        ({"norm": "batch"}, "norm='batch' must be one of layer_norm, no_norm"),
-        ({"pooler_activation": "gelu"}, "pooler_activation='gelu' must be one of tanh, relu"),
-        ({"head": "tagger"}, "head='tagger' must be one of classifier, span"),
+        ({"token_types": -1}, "token_types=-1 must be an integer from 0"),
+        ({"embedding_size": 0}, "embedding_size=0 must be an integer from 1"),
+        ({"norm": "batch"}, "norm='batch' must be one of 'layer_norm', 'no_norm'"),
+        ({"pooler_activation": "gelu"}, "pooler_activation='gelu' must be one of 'tanh', 'relu'"),
+        ({"head": "tagger"}, "head='tagger' must be one of 'classifier', 'span'"),
         (
             {"head": "span", "num_labels": 3, "pooling": "none"},
             "num_labels=3 must be 2 for head='span'",
@@ -43,8 +46,8 @@ CONFIG = models.EncoderConfig(
         ({"trigram_input": True}, "trigram_input=True needs embedding_size and projection='word'"),
         ({"trigram_input": True, "embedding_size": 4}, "trigram_input=True needs"),
         ({"bottleneck_size": 5}, "bottleneck_size=5 is not a multiple of num_heads=2"),
-        ({"num_feed_forwards": 2}, "settings of layers with a bottleneck; give bottleneck_size"),
-        ({"bottleneck_attention": True}, "bottleneck_attention=True are settings of layers with"),
+        ({"num_feed_forwards": 2}, "num_feed_forwards=2 has no meaning with bottleneck_size=None"),
+        ({"bottleneck_attention": True}, "bottleneck_attention=True has no meaning"),
         ({"scan_boundaries": (4,)}, r"scan_boundaries=\(4,\) must be layers among \[1, 2, 3\]"),
         ({"layer_groups": 1, "scan_boundaries": (1,)}, r"among \[\] \(first layers of blocks"),
     ],
@@ -107,7 +110,7 @@ def test_layers_with_equal_shapes_form_one_stack():
     path = "layers/{}/attention/query".format
 
     def ranges(shapes):
-        return stacking.stack_ranges(CONFIG, shapes)
+        return stack.stack_ranges(CONFIG, shapes, CONFIG.stacks[0])
 
     assert ranges({}) == [range(4)]
     assert ranges({path(i): full for i in range(4)}) == [range(4)]

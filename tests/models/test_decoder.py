@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mpojax import compression, models, mpo, nn
-from mpojax.nn import rotary
+from mpojax.nn import positions as positions_lib
 from tests.models import small_language as small
 
 every_kind = pytest.mark.parametrize("config", small.DECODERS.values(), ids=small.DECODERS)
@@ -71,10 +71,10 @@ def test_no_token_sees_later_ones(config):
 
 
 def test_rotary_waves_by_hand():
-    numbers = rotary.wave_numbers(8, 100.0)
+    numbers = positions_lib.inverse_frequencies(8, 100.0)
     np.testing.assert_allclose(numbers, [1.0, 10**-0.5, 0.1, 10**-1.5], rtol=1e-6)
     # Waves of 2 pi (kept), 20 (between), 63 and 199 (stretched) places, of 32 first positions.
-    scaled = rotary.wave_numbers(8, 100.0, (4.0, 1.0, 4.0, 32))
+    scaled = positions_lib.inverse_frequencies(8, 100.0, (4.0, 1.0, 4.0, 32))
     share = (32 * 10**-0.5 / (2 * math.pi) - 1.0) / 3.0
     middle = 10**-0.5 * (share + (1 - share) / 4.0)
     np.testing.assert_allclose(scaled, [1.0, middle, 0.1 / 4, 10**-1.5 / 4], rtol=1e-6)
@@ -86,8 +86,10 @@ def test_rotary_scores_depend_on_distances_alone():
     places = jnp.asarray([[0, 1, 2, 5, 9]])
 
     def scores(places):
-        turns = rotary.angles(places, rotary.wave_numbers(6, 100.0))
-        return jnp.einsum("bsnd,btnd->bnst", *(rotary.rotate(x, turns) for x in (query, key)))
+        turns = positions_lib.rotary_embedding(places, positions_lib.inverse_frequencies(6, 100.0))
+        return jnp.einsum(
+            "bsnd,btnd->bnst", *(positions_lib.apply_rope(x, turns) for x in (query, key))
+        )
 
     small.close(scores(places + 17), scores(places))
     assert np.abs(scores(places * 2) - scores(places)).max() > 0.1
@@ -251,7 +253,7 @@ def test_bad_input():
         model.forward(IDS, MASK, cache=model.start_cache(3, 12))
     cache = model.forward(IDS, cache=model.start_cache(3, 12)).cache
     with pytest.raises(
-        ValueError, match="9 tokens do not fit into a cache of 12 places, of which 9"
+        ValueError, match="9 tokens do not fit into a cache of 12 positions, of which 9"
     ):
         model.forward(IDS, cache=cache)
     assert np.isnan(small.run(model, IDS.at[1, 3].set(50))[1, 3]).all()
@@ -268,7 +270,7 @@ def test_logits_of_16_bit_models_are_not_rounded_on_the_way():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("rotary_base", 0.0, "rotary_base=0.0 must be above 0"),
+        ("rotary_base", 0.0, "rotary_base=0.0 must be a finite number above 0"),
         ("rotary_scaling", (0.0, 1.0, 4.0, 32), "all above 0 and low below high"),
         ("rotary_scaling", (8.0, 4.0, 4.0, 32), "all above 0 and low below high"),
         ("rotary_scaling", (8.0, 1.0, 4.0), "all above 0 and low below high"),

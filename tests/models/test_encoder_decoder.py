@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpojax import models, mpo, nn
-from mpojax.nn import relative_bias
+from mpojax.nn import positions as positions_lib
 from tests.models import small_language as small
 
 every_kind = pytest.mark.parametrize("config", small.PAIRS.values(), ids=small.PAIRS)
@@ -24,7 +24,7 @@ INPUTS = (IDS, MASK, TARGETS)
 def test_kept_keys_give_the_logits_of_the_whole(config, chunks):
     model = small.dense(config)
     cache, start, parts = model.start_cache(model.encode(IDS, MASK), 8), 0, []
-    assert cache.memory[0].shape == (3, 3, 7, 4, 5)
+    assert cache.encoder_keys_values[0].shape == (3, 3, 7, 4, 5)
     for length in chunks:
         output = model.decode(TARGETS[:, start : start + length], MASK, cache)
         cache, start = output.cache, start + length
@@ -67,14 +67,16 @@ def test_who_sees_whom(config):
 def test_buckets_of_distances_by_hand():
     """Half of 8 buckets are exact, the others share 4..15 by logarithm; later keys are 0."""
     distances = jnp.asarray([5, 0, -1, -3, -4, -5, -6, -9, -12, -16, -1000])
-    found = relative_bias.buckets(distances, 8, 16, both_ways=False)
+    found = positions_lib.relative_buckets(distances, 8, 16, bidirectional=False)
     np.testing.assert_array_equal(found, [0, 0, 1, 3, 4, 4, 5, 6, 7, 7, 7])
     # Both ways: 4 buckets each, 2 of them exact, 2..7 and 8.. by logarithm; later keys from 4 on.
     distances = jnp.asarray([0, -1, -2, -5, -6, -50, 1, 2, 5, 6, 50])
-    found = relative_bias.buckets(distances, 8, 16, both_ways=True)
+    found = positions_lib.relative_buckets(distances, 8, 16, bidirectional=True)
     np.testing.assert_array_equal(found, [0, 1, 2, 2, 3, 3, 5, 6, 6, 7, 7])
     # As published for 32 buckets up to 128.
-    found = relative_bias.buckets(-jnp.asarray([15, 16, 19, 127, 128]), 32, 128, both_ways=False)
+    found = positions_lib.relative_buckets(
+        -jnp.asarray([15, 16, 19, 127, 128]), 32, 128, bidirectional=False
+    )
     np.testing.assert_array_equal(found, [15, 16, 17, 31, 31])
 
 
@@ -159,7 +161,7 @@ def test_half_precision(config):
     assert logits.dtype == jnp.float32
     assert np.linalg.norm(logits - expected) < 0.1 * np.linalg.norm(expected)
     cache = half.start_cache(half.encode(IDS, MASK), 6)
-    assert cache.keys.dtype == cache.memory[1].dtype == jnp.bfloat16
+    assert cache.keys.dtype == cache.encoder_keys_values[1].dtype == jnp.bfloat16
     kept = half.decode(TARGETS, MASK, cache).logits
     assert np.linalg.norm(kept - expected) < 0.1 * np.linalg.norm(expected)
 
@@ -175,7 +177,7 @@ def test_dropout_is_a_function_of_its_key():
     small.close(small.run(off, *INPUTS, **keyed), small.run(model, *INPUTS))
 
 
-def test_experts_in_both_towers():
+def test_experts_in_both_stacks():
     config, _, model = small.with_experts(small.T5)
     real = small.left_padding(0, 0, 3, length=6)[:, ::-1]
     output = model.forward(*INPUTS, real)
@@ -184,8 +186,8 @@ def test_experts_in_both_towers():
     np.testing.assert_array_equal(of_decoder.tokens, [real.sum()] * 3)
     merged = small.run(jax.jit(models.merged)(model), *INPUTS, real)
     small.close(merged, output.logits)
-    one_tower = dataclasses.replace(config, experts=(("decoder/.*", nn.ExpertSettings(2)),))
-    shapes = models.array_shapes(one_tower)
+    one_stack = dataclasses.replace(config, experts=(("decoder/.*", nn.ExpertSettings(2)),))
+    shapes = models.array_shapes(one_stack)
     assert shapes["decoder/layers/1/feed_forward/up/kernel"] == (2, 16, 24)
     assert shapes["encoder/layers/1/feed_forward/up/kernel"] == (16, 24)
 

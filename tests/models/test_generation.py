@@ -243,7 +243,7 @@ def test_bad_input():
         ((IDS,), {"max_new_tokens": 0}, "max_new_tokens=0 must be"),
         ((IDS[0],), few, r"must be integers \(batch, length\)"),
         ((IDS.astype(float),), few, r"must be integers \(batch, length\)"),
-        ((IDS[:, :0],), few, "an empty prompt"),
+        ((IDS[:, :0],), few, "give at least one row and one token"),
         (([[1, 2], [3]],), few, "rows differ in length: pad the prompts"),
         ((IDS, MASK.at[1].set(False)), few, "no real token in row 1: an empty prompt"),
         ((IDS, MASK[:, ::-1]), few, "padding after a real token in row 1.*pad prompts on the left"),

@@ -53,7 +53,7 @@ def test_padding_cannot_spoil_the_router():
 
 def test_more_tokens_than_places():
     model = models.build(GPT2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="6 tokens do not fit into a cache of 4 places"):
+    with pytest.raises(ValueError, match="6 tokens do not fit into a cache of 4 positions"):
         model.forward(IDS, cache=model.start_cache(2, 4))
 
 

@@ -161,12 +161,11 @@ def test_dense_models_compute_the_same(kind):
 def test_the_scan_is_the_loop_over_layers():
     model = _model("two blocks with adapters")
     dense = compression.merge(model)
-    hidden = dense.encoder.embeddings(IDS, None, None)
+    hidden = dense.encoder.embeddings(IDS)
     stack = dense.encoder.stacks[0]
     for layer in range(6):
-        hidden = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack)(
-            hidden, MASK.astype(bool), None
-        )
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack)
+        hidden, _, _ = block(hidden, models.Context(models.self_attention_mask(MASK)))
     np.testing.assert_allclose(model.encoder(IDS, MASK), hidden, rtol=1e-4, atol=2e-5)
 
 
@@ -212,8 +211,8 @@ def test_heads_read_the_places_that_are_named():
     ("changes", "message"),
     [
         ({"layer_groups": 4}, "num_layers=6 cannot be divided into layer_groups=4"),
-        ({"layer_groups": 0}, "layer_groups=0 must be an integer of at least 1"),
-        ({"shared_roles": ("middle",)}, "must be one or more of central"),
+        ({"layer_groups": 0}, "layer_groups=0 must be an integer from 1"),
+        ({"shared_roles": ("middle",)}, "each one of 'central'"),
         ({"adapters": (("layers/0/attention/quary", 2),)}, "matches no matrix"),
         (
             {"adapters": (("embeddings/word", 2),)},

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpojax import models
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -21,13 +22,13 @@ def test_states_are_those_of_layers_one_after_the_other(config):
     logits, hidden, attention = model.states(IDS, MASK, attention=True)
     np.testing.assert_allclose(logits, model(IDS, MASK), rtol=0, atol=1e-6)
     assert hidden.shape[0] == attention.shape[0] == config.num_layers
-    x, mask = model.encoder.embeddings(IDS, None, None), jnp.asarray(MASK, bool)
+    x, mask = model.encoder.embeddings(IDS), models.self_attention_mask(MASK)
     for layer in range(config.num_layers):
         module = model.encoder.layer(layer)
         np.testing.assert_allclose(
-            attention[layer], module.attention.probabilities(x, mask), rtol=0, atol=1e-6
+            attention[layer], module.attention.weights(x, mask), rtol=0, atol=1e-6
         )
-        x = module(x, mask, None)
+        x, _, _ = module(x, models.Context(mask))
         np.testing.assert_allclose(hidden[layer], x, rtol=0, atol=1e-5)
     np.testing.assert_allclose(hidden[-1], model.encoder(IDS, MASK), rtol=0, atol=1e-6)
     assert model.states(IDS, MASK)[2] is None

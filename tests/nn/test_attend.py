@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from mpojax import nn
-from mpojax.nn import attend as attend_lib
-from mpojax.nn import elementwise
+from mpojax.nn import attention as attention_lib
+from mpojax.nn import functional
 
 BATCH, LENGTH, KEYS, SIZE = 2, 5, 7, 4
 
@@ -39,7 +39,7 @@ def test_value_and_gradient_of_the_library(kv_heads, has_mask, has_bias):
         return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=0.3)
 
     def own(query, key, value):
-        return attend_lib.attend(query, key, value, mask, scale=0.3, bias=bias)
+        return attention_lib.attend(query, key, value, mask, scale=0.3, bias=bias)
 
     weights = draw(BATCH, LENGTH, 6, SIZE, seed=4)
     results = [
@@ -59,14 +59,14 @@ def test_softmax_and_its_derivatives_of_both_orders():
     def second(f):
         return jax.jvp(jax.grad(lambda x: jnp.sum(jnp.sin(f(x)))), (x,), (direction,))
 
-    for expected, actual in zip(second(library), second(elementwise.softmax), strict=True):
+    for expected, actual in zip(second(library), second(functional.softmax), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_one_array_of_the_scores_size_is_kept():
     query = draw(BATCH, 16, 2, SIZE, seed=0)
     scores = BATCH * 2 * 16 * 16
-    kept = kept_sizes(lambda q: attend_lib.attend(q, query, query, scale=1.0), query)
+    kept = kept_sizes(lambda q: attention_lib.attend(q, query, query, scale=1.0), query)
     assert kept.count(scores) == 1
     assert max(kept) == scores
 

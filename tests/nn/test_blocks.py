@@ -15,7 +15,7 @@ HIDDEN, HEADS = 12, 3
 
 
 def _attention(**settings):
-    return nn.SelfAttention(HIDDEN, HEADS, rngs=nnx.Rngs(0), **settings)
+    return nn.Attention(HIDDEN, HEADS, HIDDEN // HEADS, rngs=nnx.Rngs(0), **settings)
 
 
 def _written_out(module, x, mask):
@@ -45,7 +45,7 @@ def _inputs():
 def test_attention_is_the_formula():
     x, mask = _inputs()
     module = _attention()
-    actual = module(jnp.asarray(x), jnp.asarray(mask))
+    actual = module(jnp.asarray(x), jnp.asarray(mask)[:, None, None])
     np.testing.assert_allclose(actual, _written_out(module, x, mask), rtol=1e-4, atol=1e-5)
     unmasked = module(jnp.asarray(x))
     everything = np.ones_like(mask)
@@ -56,8 +56,8 @@ def test_masked_positions_do_not_matter():
     x, mask = _inputs()
     module = _attention()
     changed = np.where(mask[..., None], x, 1e3)
-    before = module(jnp.asarray(x), jnp.asarray(mask))
-    after = module(jnp.asarray(changed), jnp.asarray(mask))
+    before = module(jnp.asarray(x), jnp.asarray(mask)[:, None, None])
+    after = module(jnp.asarray(changed), jnp.asarray(mask)[:, None, None])
     np.testing.assert_array_equal(before[1, :2], after[1, :2])
 
 
@@ -67,16 +67,18 @@ def test_a_fully_masked_row_stays_finite(rate):
     mask = jnp.asarray([[True] * 5, [False] * 5])
     module = _attention(dropout_rate=rate)
     key = jax.random.key(0) if rate else None
-    grads = jax.grad(lambda x: jnp.sum(module(x, mask, key) ** 2))(jnp.asarray(x))
-    assert np.isfinite(module(jnp.asarray(x), mask, key)).all()
+    grads = jax.grad(lambda x: jnp.sum(module(x, mask[:, None, None], dropout_key=key) ** 2))(
+        jnp.asarray(x)
+    )
+    assert np.isfinite(module(jnp.asarray(x), mask[:, None, None], dropout_key=key)).all()
     assert np.isfinite(grads).all()
 
 
 def test_dropout_takes_a_key():
     x, mask = _inputs()
     plain, module = _attention(), _attention(dropout_rate=0.5)
-    x, mask = jnp.asarray(x), jnp.asarray(mask)
-    assert not np.allclose(module(x, mask, jax.random.key(1)), plain(x, mask))
+    x, mask = jnp.asarray(x), jnp.asarray(mask)[:, None, None]
+    assert not np.allclose(module(x, mask, dropout_key=jax.random.key(1)), plain(x, mask))
     np.testing.assert_array_equal(module(x, mask), plain(x, mask))
 
 
@@ -86,7 +88,7 @@ def test_any_projection_may_be_a_chain():
     kinds = [type(getattr(module, n)).__name__ for n in ("query", "key", "value", "out")]
     assert kinds == ["Dense", "MPOLinear", "Dense", "MPOLinear"]
     x, mask = _inputs()
-    actual = module(jnp.asarray(x), jnp.asarray(mask))
+    actual = module(jnp.asarray(x), jnp.asarray(mask)[:, None, None])
     np.testing.assert_allclose(actual, _written_out(module, x, mask), rtol=1e-4, atol=1e-5)
 
 
@@ -94,9 +96,11 @@ def test_values_may_come_from_another_width():
     module = _attention(value_size=5)
     x, mask = _inputs()
     wide = np.random.default_rng(1).standard_normal((2, 5, 5)).astype(np.float32)
-    actual = module(jnp.asarray(x), jnp.asarray(mask), value_input=jnp.asarray(wide))
+    x = jnp.asarray(x)
+    keys_values = module.keys_values(x, value_input=jnp.asarray(wide))
+    actual = module(x, jnp.asarray(mask)[:, None, None], keys_values=keys_values)
     # A value map that reads x gives the same where its output is the same.
-    expected = _written_out(_Values(module, wide), x, mask)
+    expected = _written_out(_Values(module, wide), np.asarray(x), mask)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -117,7 +117,7 @@ def test_layers_of_one_scan_share_the_central_core():
     """Counted once, one leaf, and its gradient is the sum over the layers."""
     shape = mpo.MPOShape((2, 2, 2), (2, 2, 2), (3, 3))
 
-    class Tower(nnx.Module):
+    class Stack(nnx.Module):
         def __init__(self, rngs):
             make = nnx.vmap(
                 lambda key: nn.MPOLinear(shape, shared_central=True, rngs=nnx.Rngs(key))
@@ -132,21 +132,21 @@ def test_layers_of_one_scan_share_the_central_core():
             x, _ = jax.lax.scan(lambda x, layer: (layer(x, central=central), None), x, self.stack)
             return x
 
-    tower = Tower(nnx.Rngs(0))
-    centrals = jax.tree.leaves(nnx.state(tower, nn.CentralCore))
+    model = Stack(nnx.Rngs(0))
+    centrals = jax.tree.leaves(nnx.state(model, nn.CentralCore))
     assert [leaf.shape for leaf in centrals] == [shape.core_shapes[1]]
     x = jax.random.normal(jax.random.key(3), (4, 8))
 
     def unrolled(centrals_LxDxIxJxD):
         y = x
         for i in range(3):
-            cores = [core[...][i] for core in tower.stack.cores]
+            cores = [core[...][i] for core in model.stack.cores]
             cores.insert(shape.central, centrals_LxDxIxJxD[i])
             y = y @ mpo.to_matrix(tuple(cores))
         return jnp.sum(y**2)
 
-    gradient = jax.grad(lambda tower: jnp.sum(tower(x) ** 2))(tower).central[...]
-    separate = jax.grad(unrolled)(jnp.stack([tower.central[...]] * 3))
+    gradient = jax.grad(lambda model: jnp.sum(model(x) ** 2))(model).central[...]
+    separate = jax.grad(unrolled)(jnp.stack([model.central[...]] * 3))
     np.testing.assert_allclose(gradient, separate.sum(axis=0), rtol=1e-3, atol=1e-5)
 
 

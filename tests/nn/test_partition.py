@@ -8,18 +8,18 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from mpojax import mpo, nn, training
-from mpojax.nn import partition
+from mpojax.nn import functional
 
 
 def placed(x, *axes):
-    return jax.jit(lambda y: partition.place(y, *axes))(x)
+    return jax.jit(lambda y: functional.shard(y, *axes))(x)
 
 
 def test_nothing_happens_without_a_mesh_or_on_one_device():
     x = jnp.ones((8, 4))
-    assert partition.place(x, partition.BATCH, None) is x
+    assert functional.shard(x, functional.BATCH, None) is x
     with jax.set_mesh(training.make_mesh({}, jax.devices()[:1])):
-        assert partition.place(x, partition.BATCH, None) is x
+        assert functional.shard(x, functional.BATCH, None) is x
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_split_where_it_divides(mesh, shape, spec):
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     mesh = training.make_mesh(mesh)
     with jax.set_mesh(mesh):
-        y = placed(x, partition.BATCH, None, partition.TENSOR)
+        y = placed(x, functional.BATCH, None, functional.TENSOR)
     assert y.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), len(shape))
     np.testing.assert_array_equal(y, x)
 
@@ -45,7 +45,7 @@ def test_split_where_it_divides(mesh, shape, spec):
 def test_a_mesh_of_other_axes_is_left_alone():
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
-        np.testing.assert_array_equal(placed(np.ones((8, 2)), partition.BATCH, None), 1.0)
+        np.testing.assert_array_equal(placed(np.ones((8, 2)), functional.BATCH, None), 1.0)
 
 
 @pytest.mark.parametrize("form", ["dense", "mpo"])

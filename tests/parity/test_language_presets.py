@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from mpojax import models
 from mpojax.io.hf import checkpoints
-from tests.parity import reference
+from tests.parity import reference, test_presets
 
 _T5 = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "vocab_size": 32128}
 # Settings that the published checkpoints have beside the defaults of transformers.
@@ -42,16 +42,20 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", models.LANGUAGE_PRESETS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_and_settings(name):
     kind, changes = PUBLISHED[name]
     kind = getattr(reference.transformers, kind)
     theirs = kind.config_class(**changes)
     with reference.torch.device("meta"):
         expected = sum(p.numel() for p in reference.quietly(kind, theirs).parameters())
-    config = models.LANGUAGE_PRESETS[name]
+    config = models.PRESETS[name]
     abstract = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
     assert sum(models.count_parameters(abstract).values()) == expected
     source = theirs.to_dict() | {"tie_word_embeddings": True}
     _, imported, _ = checkpoints.read_config(source, {}, "defaults")
     assert dataclasses.replace(imported, source_config="{}") == config
+
+
+def test_every_preset_is_checked():
+    assert {*PUBLISHED, *test_presets.PUBLISHED} == {*models.PRESETS}

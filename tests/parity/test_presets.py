@@ -36,7 +36,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", models.PRESETS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_and_settings(name):
     prefix, changes = PUBLISHED[name]
     theirs = getattr(reference.transformers, f"{prefix}Config")(**changes)

@@ -8,9 +8,8 @@ import optax
 from flax import nnx
 
 from mpojax import data as data_lib
-from mpojax import training
+from mpojax import nn, training
 from mpojax.methods.mpoe import gradient_mask
-from mpojax.nn import roles
 
 FEATURES, HIDDEN, CLASSES = 12, 16, 4
 
@@ -22,9 +21,9 @@ class Chain(nnx.Module):
         draw = nnx.initializers.lecun_normal()
         self.cores = nnx.List(
             [
-                roles.AuxiliaryCore(draw(rngs.params(), (FEATURES, 8), jnp.float32)),
-                roles.CentralCore(draw(rngs.params(), (8, 8), jnp.float32)),
-                roles.AuxiliaryCore(draw(rngs.params(), (8, HIDDEN), jnp.float32)),
+                nn.AuxiliaryCore(draw(rngs.params(), (FEATURES, 8), jnp.float32)),
+                nn.CentralCore(draw(rngs.params(), (8, 8), jnp.float32)),
+                nn.AuxiliaryCore(draw(rngs.params(), (8, HIDDEN), jnp.float32)),
             ]
         )
         self.bias = nnx.Param(jnp.zeros(HIDDEN))
@@ -89,7 +88,7 @@ def config(**changes) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(values)
 
 
-LIGHTWEIGHT = nnx.Not(roles.CentralCore)
+LIGHTWEIGHT = nnx.Not(nn.CentralCore)
 
 
 def start(trainable=LIGHTWEIGHT, steps: int = 20, seed: int = 0, **changes):

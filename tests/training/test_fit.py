@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import training
-from mpojax.nn import roles
+from mpojax import nn, training
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import state as state_lib
 from tests.training import helpers
@@ -120,12 +119,12 @@ class TestFreezing:
         assert shapes == sorted(2 * [leaf.shape for leaf in trained.values()])
 
     def test_auxiliary_alone(self):
-        result = helpers.run(steps=3, trainable=roles.AuxiliaryCore)
+        result = helpers.run(steps=3, trainable=nn.AuxiliaryCore)
         assert list(state_lib.flatten(result.state.trainable)) == ["body/cores/0", "body/cores/2"]
 
     def test_filter_that_matches_nothing(self):
         with pytest.raises(ValueError, match=r"matches no variable of Classifier.*central"):
-            helpers.start(roles.AdapterParam)
+            helpers.start(nn.AdapterParam)
 
     def test_model_survives_donation(self):
         model = helpers.Classifier()

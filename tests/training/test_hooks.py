@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 
 from mpojax import data as data_lib
-from mpojax import training
+from mpojax import nn, training
 from mpojax.methods.mpoe import router_statistics
-from mpojax.nn import roles
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import sharding
 from mpojax.training.tasks import pretraining
@@ -91,8 +90,8 @@ class TestHooks:
             def cut(self, loop):
                 model = loop.state.model()
                 first, second = model.body.cores[0], model.body.cores[1]
-                model.body.cores[0] = roles.AuxiliaryCore(first[...][:, :4])
-                model.body.cores[1] = roles.CentralCore(second[...][:4])
+                model.body.cores[0] = nn.AuxiliaryCore(first[...][:, :4])
+                model.body.cores[1] = nn.CentralCore(second[...][:4])
                 optimizer = loop.step_function.optimizer
                 loop.replace(state=loop.state.with_model(model, helpers.LIGHTWEIGHT, optimizer))
                 self.bond = 4

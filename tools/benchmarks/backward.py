@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from mpojax import nn
-from mpojax.nn import attend, elementwise
+from mpojax.nn import attention, functional
 from tools.benchmarks import timing
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each is measured.")
@@ -41,11 +41,11 @@ def pairs() -> dict:
     scale = (_WIDTH // _HEADS) ** -0.5
     return {
         "attention": (
-            lambda q, k, v: attend.attend(q, k, v, mask, scale=scale),
+            lambda q, k, v: attention.attend(q, k, v, mask, scale=scale),
             lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale),
             (heads, heads + 1, heads - 1),
         ),
-        "softmax": (elementwise.softmax, jax.nn.softmax, (draw(_HEADS, length, length),)),
+        "softmax": (functional.softmax, jax.nn.softmax, (draw(_HEADS, length, length),)),
         "gelu": (
             nn.ACTIVATIONS["gelu"],
             functools.partial(jax.nn.gelu, approximate=False),

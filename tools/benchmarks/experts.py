@@ -110,7 +110,7 @@ class _Layer(nnx.Module):
 
     def __init__(self, form, *, rngs):
         self.attention_norm = nn.RMSNorm(_HIDDEN, 1e-6)
-        self.attention = nn.SelfAttention(_HIDDEN, 12, rngs=rngs)
+        self.attention = nn.Attention(_HIDDEN, 12, _HIDDEN // 12, rngs=rngs)
         self.norm = nn.RMSNorm(_HIDDEN, 1e-6)
         self.experts = _experts(form)
 

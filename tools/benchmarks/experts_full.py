@@ -21,7 +21,7 @@ from mpojax.methods import mpoe
 from tools.benchmarks import optimizer_steps, timing
 
 _MODELS = flags.DEFINE_multi_enum(
-    "model", ["gpt2", "t5-base"], sorted(models.LANGUAGE_PRESETS), "Whose sizes."
+    "model", ["gpt2", "t5-base"], sorted(models.PRESETS), "Whose sizes."
 )
 _TOKENS = flags.DEFINE_multi_integer("tokens", [4096, 16_384], "Tokens of a batch.")
 _LENGTH = flags.DEFINE_integer("length", 512, "Tokens of a text.")
@@ -69,7 +69,7 @@ def main(argv):
     del argv
     print(timing.machine(), flush=True)
     for name in _MODELS.value:
-        vocabulary = models.LANGUAGE_PRESETS[name].vocab_size
+        vocabulary = models.PRESETS[name].vocab_size
         for tokens in _TOKENS.value:
             ids = np.random.default_rng(0).integers(0, vocabulary, (tokens, 1))
             ids = jnp.asarray(ids.reshape(-1, _LENGTH.value), jnp.int32)

@@ -21,7 +21,6 @@ from mpojax.checks import Allowed, anything, flag, integer, mapping, null, seque
 from mpojax.io.generation_config import TOKEN_IDS, token_ids
 from mpojax.io.hf import names
 from mpojax.io.hf.names import Marks, Module, Tensor
-from mpojax.models import setting_types
 
 # Entries of config.json, of whatever model.
 COMMON = {
@@ -106,7 +105,7 @@ class Key:
 
 def key(name: str, field: str | None = None, default: Any = _MISSING, allowed=None) -> Key:
     """A field of the config; its name and type are those of the field unless given."""
-    allowed = setting_types.FIELDS[field or name] if allowed is None else allowed
+    allowed = models.SETTINGS[field or name] if allowed is None else allowed
     return Key(name, field or name, allowed, default)
 
 

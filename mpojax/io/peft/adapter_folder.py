@@ -153,7 +153,7 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
 def _with_saved_head(base: models.Model, tensors: Mapping, folder) -> models.Model:
     """The base with a head for the one in the folder, where it has none."""
     name = next((name for name in _HEADS if name in tensors and tensors[name].ndim == 2), None)
-    if name is None or getattr(base.config, "num_labels", 0) is not None:
+    if name is None or base.config.generates or base.config.num_labels is not None:
         return base
     if _HEADS[name] == "classifier" and base.config.pooling == "none":
         raise ValueError(

@@ -85,18 +85,17 @@ def planned(
     """Settings and shapes of a variant of a published model, as `models.build` takes them.
 
     Args:
-      architecture: a name in `models.LANGUAGE_PRESETS`.
+      architecture: a name in `models.PRESETS`.
       variant, **changes: as for `rules`.
 
     Raises:
       ValueError: an unknown name, or fields that do not fit.
     """
-    if architecture not in models.LANGUAGE_PRESETS:
+    if architecture not in models.PRESETS:
         raise ValueError(
-            f"unknown architecture {architecture!r}; there are "
-            f"{', '.join(models.LANGUAGE_PRESETS)}."
+            f"unknown architecture {architecture!r}; there are {', '.join(models.PRESETS)}."
         )
-    config = models.LANGUAGE_PRESETS[architecture]
+    config = models.PRESETS[architecture]
     chosen = rules(variant, **changes)
     return compression.planned_experts(config, {}, chosen) if chosen else (config, {})
 

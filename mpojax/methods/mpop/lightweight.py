@@ -8,8 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from mpojax import compression, models, mpo
-from mpojax.nn import roles
+from mpojax import compression, models, mpo, nn
 
 
 def _word_table(path: tuple, variable: Any) -> bool:
@@ -23,7 +22,7 @@ def _head(path: tuple, variable: Any) -> bool:
 
 def lightweight_filter() -> nnx.filterlib.Filter:
     """The paper's rule: every parameter but the central cores, and no dense token embedding."""
-    return nnx.All(nnx.Param, nnx.Not(roles.CentralCore), nnx.Not(_word_table))
+    return nnx.All(nnx.Param, nnx.Not(nn.CentralCore), nnx.Not(_word_table))
 
 
 # What a config's `trainable` may name, besides `last_1`, `last_2`, ...: the last layers of a model,
@@ -33,8 +32,8 @@ FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
     "lightweight": lightweight_filter,
     # Stricter than the paper: nothing but auxiliary cores; with the (new, thus untrained) task
     # head.
-    "auxiliary": lambda: roles.AuxiliaryCore,
-    "auxiliary_and_head": lambda: nnx.Any(roles.AuxiliaryCore, _head),
+    "auxiliary": lambda: nn.AuxiliaryCore,
+    "auxiliary_and_head": lambda: nnx.Any(nn.AuxiliaryCore, _head),
     "head": lambda: _head,
 }
 # Adapters of every kind, and the head: the filter needs the model.

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mpojax import checks
+from mpojax import checks, models, nn
 from mpojax.methods.opdf import distillation
-from mpojax.nn.dropout import split_or_none
 from mpojax.training import objectives
 
 _RATE = "replacement_rate"
@@ -87,24 +86,26 @@ def mixed_logits(
     student, teacher = pair.student, pair.teacher.encoder
     runs = runs_of_layers(layer_map, pair.teacher.config.num_layers)
     choice_key, dropout_key = jax.random.split(key)
-    embed_key, layers_key, head_key = split_or_none(dropout_key, 3)
+    embed_key, layers_key, head_key = nn.split_or_none(dropout_key, 3)
     chosen = jax.random.bernoulli(choice_key, rate, (len(runs),))
     mask = batch.get("attention_mask")
-    real = None if mask is None else mask.astype(bool)
-    x = student.encoder.embeddings(batch["input_ids"], batch.get("token_type_ids"), embed_key)
+    context = models.Context(mask=models.self_attention_mask(mask))
+    x = student.encoder.embeddings(
+        batch["input_ids"], token_types=batch.get("token_type_ids"), dropout_key=embed_key
+    )
     for place, run in enumerate(runs):
         layer_key = jax.random.fold_in(layers_key, place)
 
         def successor(x, place=place, layer_key=layer_key):
-            return student.encoder.layer(place)(x, real, layer_key)
+            return student.encoder.layer(place)(x, context, layer_key)[0]
 
         def predecessors(x, run=run):
             for layer in run:
-                x = teacher.layer(layer)(x, real, None)
+                x = teacher.layer(layer)(x, context)[0]
             return x
 
         x = jax.lax.cond(chosen[place], successor, predecessors, x)
-    return student.classify(x, mask, head_key)
+    return student.apply_head(x, mask, head_key)
 
 
 def replacement_loss(layer_map: Sequence[int], extra=None) -> objectives.LossFunction:

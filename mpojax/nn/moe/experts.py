@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
-from mpojax.nn import initializers
 from mpojax.nn.feed_forward import ACTIVATIONS
 from mpojax.nn.moe import parallel
 from mpojax.nn.moe.maps import Block
 from mpojax.nn.moe.routing import Router, RouterStatistics
 from mpojax.nn.moe.settings import ExpertSettings
-from mpojax.nn.roles import AuxiliaryCore, CentralCore
+from mpojax.nn.parameters import AuxiliaryCore, CentralCore, normal
 
 
 class ExpertFeedForward(nnx.Module):
@@ -175,7 +174,7 @@ def _random_map(key, size, shape, settings, use_bias):
     own, common = {}, {}
     variance = 1.0 / size[0]
     if shape is None:
-        kernel = initializers.normal(key, (settings.number, *size), variance)
+        kernel = normal(key, (settings.number, *size), variance)
         own["kernel"] = nnx.Param(kernel)
     else:
         cores = random_expert_cores(key, shape, variance, settings.number, settings.share_central)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mpojax import mpo
-from mpojax.nn.dropout import dropout
 from mpojax.nn.feed_forward import ACTIVATIONS
+from mpojax.nn.functional import dropout
 from mpojax.nn.moe import dispatch, grouped_matmul
 from mpojax.nn.moe.settings import ExpertSettings
 

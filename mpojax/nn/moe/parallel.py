@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from mpojax.nn import partition
+from mpojax.nn.functional import BATCH
 from mpojax.nn.moe import dispatch, maps
 from mpojax.nn.moe.maps import Block
 
@@ -40,7 +40,7 @@ def mesh_axes(number: int) -> tuple[str, ...]:
             f"{number} experts cannot be divided over the mesh axis {EXPERT!r} of size {size}; "
             f"make the number of experts a multiple of {size}, or the axis smaller."
         )
-    names = (*(name for name in partition.BATCH if name != EXPERT), EXPERT)
+    names = (*(name for name in BATCH if name != EXPERT), EXPERT)
     return tuple(name for name in names if mesh.shape.get(name, 1) > 1)
 
 

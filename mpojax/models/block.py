@@ -1,0 +1,246 @@
+"""The layers of all models: of BERT, GPT-2, LLaMA and T5, and of MobileBERT with a bottleneck."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+
+from mpojax import mpo, nn
+from mpojax.models.cache import Cache
+from mpojax.models.config import Config
+from mpojax.models.matrices import subtree
+from mpojax.nn import dropout, split_or_none
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Inputs that all layers of a call share.
+
+    Attributes:
+      mask: booleans that broadcast to (batch, heads, length, keys), True where a key may be
+        attended to; None for all.
+      bias: added to the scores of self-attention, or None.
+      rotary: (cos, sin) of the positions, or None.
+      tokens: (batch, length) booleans, True at real tokens: what experts are for; None for all.
+      encoder_output: (batch, source length, hidden), what cross-attention reads, or None.
+      encoder_mask: as `mask`, for the encoder's output.
+    """
+
+    mask: jax.Array | None = None
+    bias: jax.Array | None = None
+    rotary: nn.Rotary | None = None
+    tokens: jax.Array | None = None
+    encoder_output: jax.Array | None = None
+    encoder_mask: jax.Array | None = None
+
+
+def norm(config: Config, features: int | None = None) -> nnx.Module:
+    """A norm of the kind the settings name; of hidden states by default."""
+    return nn.NORMS[config.norm](
+        features or config.hidden_size, config.norm_eps, dtype=config.dtype
+    )
+
+
+def _attention(config: Config, shapes, rngs, value_size: int | None = None) -> nn.Attention:
+    return nn.Attention(
+        config.attention_size,
+        config.num_heads,
+        config.head_size,
+        shapes,
+        num_kv_heads=config.num_kv_heads,
+        value_size=value_size,
+        use_bias=config.attention_bias,
+        out_bias=config.attention_out_bias,
+        scale=config.attention_scale,
+        dropout_rate=config.attention_dropout,
+        dtype=config.dtype,
+        rngs=rngs,
+    )
+
+
+def _feed_forward(config: Config, shapes, rngs, experts: nn.ExpertSettings | None = None):
+    sizes = (config.attention_size, config.intermediate_size, config.activation, shapes)
+    more = {
+        "gated": config.gated,
+        "use_bias": config.feed_forward_bias,
+        "inner_dropout": config.inner_dropout,
+        "dtype": config.dtype,
+        "rngs": rngs,
+    }
+    if experts is None:
+        return nn.FeedForward(*sizes, **more)
+    return nn.ExpertFeedForward(*sizes, experts, **more)
+
+
+# What draws with which of a layer's keys: a run stays reproducible as long as the order does.
+_PRE_NORM_KEYS = (
+    *("attention", "attention_output", "cross_attention", "cross_attention_output"),
+    *("feed_forward", "router", "feed_forward_output"),
+)
+_POST_NORM_KEYS = ("attention", "attention_output", "feed_forward_output")
+
+
+class Block(nnx.Module):
+    """Attention to itself, attention to an encoder's output, a feed-forward block or experts.
+
+    Each part f is x + f(norm(x)), or, post-norm, norm(x + f(x)).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        shapes: Mapping[str, mpo.MPOShape],
+        experts: nn.ExpertSettings | None = None,
+        cross_attention: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """`shapes` by path inside the layer: attention/query, feed_forward/up, ..."""
+        self.dropout = config.dropout
+        self.pre_norm = config.pre_norm
+        self.has_experts = experts is not None
+        self.attention_norm = norm(config)
+        self.attention = _attention(config, subtree(shapes, "attention/"), rngs)
+        if cross_attention:
+            self.cross_attention_norm = norm(config)
+            self.cross_attention = _attention(config, subtree(shapes, "cross_attention/"), rngs)
+        self.feed_forward_norm = norm(config)
+        self.feed_forward = _feed_forward(config, subtree(shapes, "feed_forward/"), rngs, experts)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        dropout_key: jax.Array | None = None,
+        cache: Cache | None = None,
+        layer: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Cache | None, nn.RouterStatistics | None]:
+        """Maps (batch, length, hidden) to the same shape.
+
+        Args:
+          x: hidden states.
+          context: what all layers share.
+          dropout_key: turns dropout, and the noise of a noisy router, on.
+          cache: KV cache of all layers, to which the keys and values of `x` are added.
+          layer: index of this layer in the cache.
+
+        Returns:
+          (hidden states, updated cache, statistics of the router or None without experts).
+        """
+        names = _PRE_NORM_KEYS if self.pre_norm else _POST_NORM_KEYS
+        keys = dict(zip(names, split_or_none(dropout_key, len(names)), strict=True))
+        y = self._normed(self.attention_norm, x)
+        keys_values = self.attention.keys_values(y, context.rotary)
+        if cache is not None:
+            cache, keys_values = cache.update(layer, keys_values)
+        y = self.attention(
+            y,
+            context.mask,
+            keys_values=keys_values,
+            bias=context.bias,
+            rotary=context.rotary,
+            dropout_key=keys["attention"],
+        )
+        x = self._added(self.attention_norm, x, y, keys["attention_output"])
+        if hasattr(self, "cross_attention"):
+            y = self._normed(self.cross_attention_norm, x)
+            if cache is None:
+                keys_values = self.cross_attention.keys_values(context.encoder_output)
+            else:
+                keys_values = cache.of_encoder(layer)
+            y = self.cross_attention(
+                y,
+                context.encoder_mask,
+                keys_values=keys_values,
+                dropout_key=keys["cross_attention"],
+            )
+            x = self._added(self.cross_attention_norm, x, y, keys["cross_attention_output"])
+        y, statistics = self._normed(self.feed_forward_norm, x), None
+        if self.has_experts:
+            y, statistics = self.feed_forward(
+                y, context.tokens, keys["feed_forward"], keys["router"]
+            )
+        else:
+            y = self.feed_forward(y, keys.get("feed_forward"))
+        x = self._added(self.feed_forward_norm, x, y, keys["feed_forward_output"])
+        return x, cache, statistics
+
+    def _normed(self, norm: nnx.Module, x: jax.Array) -> jax.Array:
+        """Input of a part."""
+        return norm(x) if self.pre_norm else x
+
+    def _added(self, norm: nnx.Module, x: jax.Array, y: jax.Array, key) -> jax.Array:
+        """The residual stream with the output `y` of a part."""
+        x = x + dropout(y, self.dropout, key)
+        return x if self.pre_norm else norm(x)
+
+
+class Bottleneck(nnx.Module):
+    """Maps into and out of the narrow inside of a layer, each followed by a norm."""
+
+    def __init__(self, config: Config, shapes: Mapping[str, mpo.MPOShape], *, rngs: nnx.Rngs):
+        """`shapes` by name: input, attention, output."""
+        hidden, width = config.hidden_size, config.attention_size
+
+        def mapping(name, *size):
+            return nn.linear(*size, shapes.get(name), dtype=config.dtype, rngs=rngs)
+
+        self.input = mapping("input", hidden, width)
+        self.input_norm = norm(config, width)
+        has_own_map = not config.bottleneck_attention
+        self.attention = mapping("attention", hidden, width) if has_own_map else None
+        self.attention_norm = norm(config, width) if has_own_map else None
+        self.output = mapping("output", width, hidden)
+        self.output_norm = norm(config, hidden)
+
+
+class BottleneckBlock(nnx.Module):
+    """A layer of MobileBERT (Sun et al., ACL 2020, section 3.1).
+
+    Attention and several feed-forward blocks, each with residual and norm, run in a narrow width
+    between two maps; the wide input is added to the output.
+    """
+
+    def __init__(self, config: Config, shapes: Mapping[str, mpo.MPOShape], *, rngs: nnx.Rngs):
+        """`shapes` by path inside the layer: bottleneck/input, feed_forwards/0/up, ..."""
+        self.dropout = config.dropout
+        width = config.attention_size
+        self.bottleneck = Bottleneck(config, subtree(shapes, "bottleneck/"), rngs=rngs)
+        value_size = width if config.bottleneck_attention else config.hidden_size
+        self.attention = _attention(config, subtree(shapes, "attention/"), rngs, value_size)
+        self.attention_norm = norm(config, width)
+        paths = [f"feed_forwards/{i}/" for i in range(config.num_feed_forwards)]
+        self.feed_forwards = nnx.List(
+            [_feed_forward(config, subtree(shapes, path), rngs) for path in paths]
+        )
+        self.feed_forward_norms = nnx.List([norm(config, width) for _ in paths])
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        dropout_key: jax.Array | None = None,
+        cache: Cache | None = None,
+        layer: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Cache | None, None]:
+        """As `Block`; without a cache and experts."""
+        del layer
+        in_attention, after_output = split_or_none(dropout_key, 2)
+        maps = self.bottleneck
+        y = maps.input_norm(maps.input(x))
+        # Queries and keys of a map of their own, values of the layer's whole input.
+        narrow = y if maps.attention is None else maps.attention_norm(maps.attention(x))
+        values = y if maps.attention is None else x
+        attended = self.attention(
+            narrow,
+            context.mask,
+            keys_values=self.attention.keys_values(narrow, value_input=values),
+            dropout_key=in_attention,
+        )
+        y = self.attention_norm(attended + y)
+        for feed_forward, after in zip(self.feed_forwards, self.feed_forward_norms, strict=True):
+            y = after(feed_forward(y) + y)
+        x = maps.output_norm(dropout(maps.output(y), self.dropout, after_output) + x)
+        return x, cache, None

@@ -1,0 +1,253 @@
+"""What the settings of all models share, and the matrices that follow from them."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from mpojax import checks
+from mpojax.checks import anything, field, flag, integer, number, one_of, sequence, text
+from mpojax.nn import ACTIVATIONS, NORMS, ROLES, AdapterSettings, ExpertSettings
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+# Matrices that are looked up by row; all others are multiplied with.
+TABLES = ("embeddings/word", "embeddings/position", "embeddings/token_type")
+
+# More than any model has, and little enough to enumerate layers and to multiply sizes.
+SIZE, COUNT = integer(1, 2**31 - 1), integer(1, 10_000)
+RATE = number(0.0, below=1.0)
+TOKEN = integer()
+RULES = sequence(checks.pair(text(), anything()))
+ACTIVATION, NORM = one_of(*sorted(ACTIVATIONS)), one_of(*sorted(NORMS))
+
+
+def _is_json_object(value: Any) -> bool:
+    try:
+        return len(value) < 2**24 and isinstance(json.loads(value), dict)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+JSON_OBJECT = checks.Allowed("the JSON text of an object", _is_json_object)
+
+
+class StackSpec(NamedTuple):
+    """One transformer stack of a model.
+
+    Attributes:
+      prefix: of its matrix paths: "", "encoder/" or "decoder/".
+      num_layers: its depth.
+      causal: a position attends to itself and to earlier ones alone.
+      cross_attention: its layers attend to the output of another stack, too.
+    """
+
+    prefix: str
+    num_layers: int
+    causal: bool
+    cross_attention: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the settings of all models share.
+
+    A block reads its settings by these names; what a kind of model does not let choose is a plain
+    class attribute or a property of it.
+
+    Attributes:
+      vocab_size: rows of the token embedding.
+      hidden_size: width of the hidden states.
+      num_layers: layers (of an encoder-decoder: of the encoder).
+      num_heads: attention heads of the queries.
+      intermediate_size: width inside the feed-forward block.
+      activation: a key of `mpojax.nn.ACTIVATIONS`.
+      norm_eps: epsilon of every norm.
+      dropout: rate on embeddings and on the output of every block, when a dropout key is given.
+      pad_id: token id of padding (for those who make batches; the model reads the mask alone).
+      adapters: (regular expression, `mpojax.nn.AdapterSettings`) pairs: over whole matrix
+        paths, of which a matrix has the first that matches it, or, for the kinds in place, over
+        array paths. A number stands for a low rank.
+      adapter_scale: what the output of an adapter is multiplied with that has no scale of its own.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+      scan_boundaries: layers at which a new stack begins although its matrices have the shapes of
+        the layer before; variables of one stack are trained or frozen together. They hold for every
+        stack of an encoder-decoder.
+      dtype: compute dtype, "float32" or "bfloat16"; parameters are float32 always.
+      source_config: JSON text of the checkpoint configuration the model came from, for export.
+    """
+
+    vocab_size: int = field(SIZE)
+    hidden_size: int = field(SIZE)
+    num_layers: int = field(COUNT)
+    num_heads: int = field(COUNT)
+    intermediate_size: int = field(SIZE)
+    activation: str = field(ACTIVATION, "gelu")
+    norm_eps: float = field(number(above=0.0), 1e-12)
+    dropout: float = field(RATE, 0.1)
+    pad_id: int | None = field(TOKEN, None)
+    adapters: tuple[tuple[str, AdapterSettings], ...] = field(RULES, ())
+    adapter_scale: float = field(number(), 1.0)
+    remat: bool = field(flag(), False)
+    scan_boundaries: tuple[int, ...] = field(sequence(integer()), ())
+    dtype: str = field(one_of(*COMPUTE_DTYPES), "float32")
+    source_config: str = field(JSON_OBJECT, "{}")
+
+    kind: ClassVar[str]  # name in files
+    generates = False  # a language model, see `models.generate`
+    pre_norm = True  # x + f(norm(x)), or else norm(x + f(x))
+    norm = "layer_norm"
+    gated = False
+    attention_bias = attention_out_bias = feed_forward_bias = True
+    attention_scale = None  # of the scores: head_size^-0.5
+    projection, trigram_input = "sum", False  # of embeddings, see `EncoderConfig`
+    inner_dropout = 0.0  # between the two maps of a feed-forward block
+    experts = ()
+    bottleneck_size, num_feed_forwards = None, 1
+    relative_buckets = None
+    # Layers have parameters of their own, and no head is on them, see `EncoderConfig`.
+    layer_groups = None
+    shared_roles = ROLES
+    num_labels = None
+    label_names = ()
+
+    def __post_init__(self):
+        adapters = tuple((pattern, AdapterSettings.of(s)) for pattern, s in self.adapters)
+        self._set(adapters=adapters)
+        self._check_tokens("pad_id", self.pad_id)
+        depth = max(stack.num_layers for stack in self.stacks)
+        allowed = range(self.block_size, depth, self.block_size)
+        if not all(layer in allowed for layer in self.scan_boundaries):
+            shared = "" if self.layer_groups is None else " (first layers of blocks that share)"
+            raise ValueError(
+                f"scan_boundaries={checks.shortened(self.scan_boundaries)} must be layers among "
+                f"{checks.shortened(list(allowed))}{shared}."
+            )
+        note = " (tables, heads and experts have no adapters)"
+        self._check_rules("adapters", self.adaptable(), "matrix", note)
+
+    def _set(self, **values):
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _check_tokens(self, name: str, *ids: int | None):
+        allowed = integer(0, self.vocab_size - 1)
+        for token in ids:
+            if token is not None:
+                checks.check_value(name, token, allowed.noted("a row of the token embedding"))
+
+    def _check_rules(self, name: str, paths: Sequence[str], what: str, note: str = ""):
+        for pattern, settings in getattr(self, name):
+            # What is tuned in place names arrays, which settings alone do not know.
+            if getattr(settings, "in_place", False):
+                continue
+            if not any(re.fullmatch(pattern, path) for path in paths):
+                raise ValueError(
+                    f"{name}: {pattern!r} matches no {what}; it must match a whole path such as "
+                    f"{paths[0]}{note}."
+                )
+
+    @property
+    def stacks(self) -> tuple[StackSpec, ...]:
+        """The transformer stacks of the model."""
+        raise NotImplementedError
+
+    @property
+    def attention_size(self) -> int:
+        """Width inside a layer: of attention, and of the feed-forward blocks' input."""
+        return self.hidden_size
+
+    @property
+    def embedding_norm(self) -> bool:
+        """True if embeddings are normalised."""
+        return not self.pre_norm
+
+    @property
+    def embedding_dropout(self) -> float:
+        """Rate on embeddings."""
+        return self.dropout
+
+    @property
+    def block_size(self) -> int:
+        """Neighbouring layers that share parameters; 1 where nothing is shared."""
+        return 1 if self.layer_groups is None else self.num_layers // self.layer_groups
+
+    @property
+    def shares_everything(self) -> bool:
+        """True if the layers of a block are one layer, run several times."""
+        return self.layer_groups is not None and set(self.shared_roles) == set(ROLES)
+
+    @property
+    def shares_parts(self) -> bool:
+        """True if the layers of a block share some of their parameters and own the others."""
+        return self.layer_groups is not None and not self.shares_everything
+
+    @property
+    def matrix_layers(self) -> range:
+        """Layers that have matrices of their own: the first of each block where all is shared."""
+        return range(0, self.num_layers, self.block_size if self.shares_everything else 1)
+
+    @property
+    def num_stored_layers(self) -> int:
+        """Layers of all stacks that have matrices of their own."""
+        depth = sum(stack.num_layers for stack in self.stacks)
+        return depth // (self.block_size if self.shares_everything else 1)
+
+    def experts_of(self, path: str) -> ExpertSettings | None:
+        """Experts of a feed-forward block, such as layers/3/feed_forward; None for a plain one."""
+        return next((s for pattern, s in self.experts if re.fullmatch(pattern, path)), None)
+
+    def merged(self) -> "Config":
+        """Settings of the model whose adapters are folded into its matrices."""
+        return dataclasses.replace(self, adapters=())
+
+    def matrix_sizes(self) -> dict[str, tuple[int, int]]:
+        """{matrix path: (in_features, out_features)}, in model order; see `models.matrix_sizes`."""
+        sizes = {f"embeddings/{name}": size for name, size in self.embedding_sizes().items()}
+        step = self.block_size if self.shares_everything else 1
+        for stack in self.stacks:
+            in_layer = self.layer_sizes(stack.cross_attention)
+            for layer in range(0, stack.num_layers, step):
+                start = f"{stack.prefix}layers/{layer}"
+                sizes.update({f"{start}/{name}": size for name, size in in_layer.items()})
+        return sizes | self.output_sizes()
+
+    def embedding_sizes(self) -> dict[str, tuple[int, int]]:
+        """{name: size} of the embeddings, and of a map of their rows."""
+        return {"word": (self.vocab_size, self.hidden_size)}
+
+    def layer_sizes(self, cross_attention: bool = False) -> dict[str, tuple[int, int]]:
+        """{path inside a layer: size} of its matrices."""
+        sizes = {}
+        for name in ("attention", "cross_attention")[: 1 + cross_attention]:
+            sizes |= self._attention_sizes(name)
+        return sizes | self._feed_forward_sizes("feed_forward")
+
+    def output_sizes(self) -> dict[str, tuple[int, int]]:
+        """{path: size} of the matrices behind the last layer."""
+        return {}
+
+    def _attention_sizes(self, name: str) -> dict[str, tuple[int, int]]:
+        width = self.attention_size
+        wide, narrow = (heads * self.head_size for heads in (self.num_heads, self.num_kv_heads))
+        return {
+            f"{name}/query": (width, wide),
+            f"{name}/key": (width, narrow),
+            f"{name}/value": (width, narrow),
+            f"{name}/out": (wide, width),
+        }
+
+    def _feed_forward_sizes(self, name: str) -> dict[str, tuple[int, int]]:
+        width, inner = self.attention_size, self.intermediate_size
+        gate = {f"{name}/gate": (width, inner)} if self.gated else {}
+        return {f"{name}/up": (width, inner), **gate, f"{name}/down": (inner, width)}
+
+    def feed_forwards(self) -> list[str]:
+        """Paths of the feed-forward blocks, such as layers/0/feed_forward."""
+        return [path.removesuffix("/up") for path in self.matrix_sizes() if path.endswith("/up")]
+
+    def adaptable(self) -> list[str]:
+        """Paths of the matrices that may have an adapter: all but tables, heads and experts."""
+        without = (*TABLES, "head", "masked_lm/transform")
+        paths = [path for path in self.matrix_sizes() if path not in without]
+        return [path for path in paths if not self.experts_of(path.rpartition("/")[0])]

@@ -1,0 +1,214 @@
+"""Settings of encoders: BERT, DistilBERT, ALBERT, MobileBERT, MPOBERT."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from mpojax import checks
+from mpojax.checks import field, flag, integer, one_of, sequence
+from mpojax.models.config.base import COUNT, NORM, RATE, SIZE, TOKEN, Config, StackSpec
+from mpojax.nn import ROLES
+
+POOLINGS = ("none", "pooler", "mean", "first")
+HEADS = ("classifier", "span")
+# What a checkpoint configuration says of its head alone.
+_OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
+
+
+@checks.settings()
+class EncoderConfig(Config):
+    """A post-norm encoder; the defaults are BERT. See `Config` for what all models share.
+
+    Attributes:
+      max_positions: rows of the position table, the longest sequence.
+      token_types: rows of the token type table; 0 for no table (DistilBERT).
+      norm: a key of `mpojax.nn.NORMS`: "layer_norm", or MobileBERT's "no_norm".
+      attention_dropout: rate on attention probabilities, when a dropout key is given.
+      classifier_dropout: rate before the head; None means `dropout` for a classifier and no dropout
+        for a span head and in pre-training.
+      pooling: how a sentence vector is made: "pooler" (a dense map of the first token and an
+        activation, the only kind with parameters), "first" token, "mean" over the mask, or "none".
+      pooler_activation: "tanh" (BERT), or "relu" (what DistilBERT calls pre_classifier).
+      num_labels: outputs of the head; None for no head, 1 for a regression. `source_config` names
+        them, as transformers does: see `label_names`.
+      head: "classifier" on the sentence vector, or "span" on every token: two outputs, the start
+        and the end of an answer.
+      embedding_size: width of the tables where a matrix embeddings/projection maps it to
+        `hidden_size` (factorised embedding); None for tables of `hidden_size` and no such matrix.
+      projection: what that matrix maps: the normalised "sum" of the rows (ALBERT), or the "word"
+        rows alone, before those of position and type, of width `hidden_size`, are added
+        (MobileBERT).
+      trigram_input: the projection sees each word row between its neighbours (MobileBERT).
+      layer_groups: None: every layer has parameters of its own. G: the layers form G blocks of
+        num_layers / G neighbours, and what `shared_roles` names is stored once for each block,
+        under its first layer (ALBERT: 1; MPOBERT: 1, or more in the "+" variant).
+      shared_roles: roles (`mpojax.nn.ROLES`) of the parameters that a block shares: all for
+        ALBERT, ("central", "other") for MPOBERT, whose auxiliary cores and adapters are per layer.
+      masked_lm: a masked language model head, tied to the token embedding, for pre-training; a
+        classifier of two labels next to it is the head for the order of sentences.
+      bottleneck_size: width inside a layer, between a map from `hidden_size` and one back to it
+        (MobileBERT); None for layers without.
+      bottleneck_attention: queries, keys and values all read the narrow residual stream. False:
+        queries and keys read a narrow map of their own, values the layer's whole input.
+      num_feed_forwards: feed-forward blocks of a layer with a bottleneck, one after the other.
+    """
+
+    max_positions: int = field(SIZE, 512)
+    token_types: int = field(integer(0, 2**31 - 1), 2)
+    norm: str = field(NORM, "layer_norm")
+    pad_id: int = field(TOKEN, 0)
+    attention_dropout: float = field(RATE, 0.1)
+    classifier_dropout: float | None = field(RATE, None)
+    pooling: str = field(one_of(*POOLINGS), "pooler")
+    pooler_activation: str = field(one_of("tanh", "relu"), "tanh")
+    num_labels: int | None = field(SIZE, None)
+    head: str = field(one_of(*HEADS), "classifier")
+    embedding_size: int | None = field(SIZE, None)
+    projection: str = field(one_of("sum", "word"), "sum")
+    trigram_input: bool = field(flag(), False)
+    layer_groups: int | None = field(SIZE, None)
+    shared_roles: tuple[str, ...] = field(sequence(one_of(*ROLES)), ROLES)
+    masked_lm: bool = field(flag(), False)
+    bottleneck_size: int | None = field(SIZE, None)
+    bottleneck_attention: bool = field(flag(), False)
+    num_feed_forwards: int = field(COUNT, 1)
+
+    kind = "encoder"
+    pre_norm = False
+
+    def __post_init__(self):
+        if self.attention_size % self.num_heads:
+            name = "hidden_size" if self.bottleneck_size is None else "bottleneck_size"
+            raise ValueError(
+                f"{name}={self.attention_size} is not a multiple of num_heads={self.num_heads}."
+            )
+        self._check_head()
+        self._check_groups()
+        self._check_embeddings()
+        super().__post_init__()
+
+    @property
+    def stacks(self) -> tuple[StackSpec, ...]:
+        return (StackSpec("", self.num_layers, causal=False),)
+
+    @property
+    def attention_size(self) -> int:
+        return self.hidden_size if self.bottleneck_size is None else self.bottleneck_size
+
+    @property
+    def head_size(self) -> int:
+        """Width of an attention head."""
+        return self.attention_size // self.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values: no groups."""
+        return self.num_heads
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs; empty where they have none of their own."""
+        names = json.loads(self.source_config).get("id2label")
+        if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+            return ()
+        ordered = tuple(str(names[str(i)]) for i in range(len(names)))
+        is_generic = ordered == tuple(f"LABEL_{i}" for i in range(len(ordered)))
+        return () if is_generic or len(ordered) != self.num_labels else ordered
+
+    def with_label_names(self, names: Sequence[str] = ()) -> "EncoderConfig":
+        """The settings with other names of the head's outputs, none of a former head left.
+
+        Raises:
+          ValueError: not one name for each output.
+        """
+        if names and len(names) != self.num_labels:
+            raise ValueError(
+                f"label_names={tuple(names)} must be num_labels={self.num_labels} names."
+            )
+        source = json.loads(self.source_config)
+        content = {name: value for name, value in source.items() if name not in _OF_THE_HEAD}
+        if names:
+            content["id2label"] = {str(i): str(name) for i, name in enumerate(names)}
+            content["label2id"] = {str(name): i for i, name in enumerate(names)}
+        if self.num_labels == 1 and self.head == "classifier":
+            content["problem_type"] = "regression"
+        return dataclasses.replace(self, source_config=json.dumps(content, sort_keys=True))
+
+    def merged(self) -> "EncoderConfig":
+        """Settings of the dense model: rebuilt matrices are each layer's own."""
+        groups = self.layer_groups if self.shares_everything else None
+        return dataclasses.replace(self, adapters=(), layer_groups=groups, shared_roles=ROLES)
+
+    def embedding_sizes(self) -> dict[str, tuple[int, int]]:
+        hidden, width = self.hidden_size, self.embedding_size or self.hidden_size
+        other_width = hidden if self.projection == "word" else width
+        sizes = {"word": (self.vocab_size, width), "position": (self.max_positions, other_width)}
+        if self.token_types:
+            sizes["token_type"] = (self.token_types, other_width)
+        if self.embedding_size is not None:
+            sizes["projection"] = (width * (3 if self.trigram_input else 1), hidden)
+        return sizes
+
+    def layer_sizes(self, cross_attention: bool = False) -> dict[str, tuple[int, int]]:
+        if self.bottleneck_size is None:
+            return super().layer_sizes(cross_attention)
+        hidden, width = self.hidden_size, self.attention_size
+        sizes = {"bottleneck/input": (hidden, width)}
+        if self.bottleneck_attention:
+            sizes |= self._attention_sizes("attention")
+        else:
+            sizes["bottleneck/attention"] = (hidden, width)
+            sizes |= self._attention_sizes("attention") | {"attention/value": (hidden, width)}
+        for i in range(self.num_feed_forwards):
+            sizes |= self._feed_forward_sizes(f"feed_forwards/{i}")
+        return sizes | {"bottleneck/output": (width, hidden)}
+
+    def output_sizes(self) -> dict[str, tuple[int, int]]:
+        hidden, sizes = self.hidden_size, {}
+        if self.pooling == "pooler":
+            sizes["pooler"] = (hidden, hidden)
+        if self.num_labels is not None:
+            sizes["head"] = (hidden, self.num_labels)
+        if self.masked_lm:
+            sizes["masked_lm/transform"] = (hidden, self.embedding_size or hidden)
+        return sizes
+
+    def _check_head(self):
+        if self.masked_lm and self.head == "span":
+            raise ValueError("masked_lm=True goes with head='classifier', not with 'span'.")
+        if self.num_labels is None:
+            return
+        if self.head == "span" and self.num_labels != 2:
+            raise ValueError(
+                f"num_labels={self.num_labels} must be 2 for head='span': the start and the end."
+            )
+        if self.head == "span" and self.pooling != "none":
+            raise ValueError(
+                f"pooling={self.pooling!r} must be 'none' for head='span', which reads every token."
+            )
+        if self.head == "classifier" and self.pooling == "none":
+            raise ValueError(
+                f"num_labels={self.num_labels} needs a sentence vector; choose pooling= one of "
+                "pooler, mean, first."
+            )
+
+    def _check_groups(self):
+        if not self.shared_roles:
+            raise ValueError(f"shared_roles=() must be one or more of {', '.join(ROLES)}.")
+        if self.layer_groups is not None and self.num_layers % self.layer_groups:
+            raise ValueError(
+                f"num_layers={self.num_layers} cannot be divided into layer_groups="
+                f"{self.layer_groups} equal groups; choose a divisor of the depth."
+            )
+        if self.bottleneck_size is None:
+            names = ("num_feed_forwards", "bottleneck_attention")
+            checks.check_unread(self, dict.fromkeys(names, "bottleneck_size=None"))
+
+    def _check_embeddings(self):
+        if self.trigram_input and (self.embedding_size is None or self.projection != "word"):
+            raise ValueError(
+                "trigram_input=True needs embedding_size and projection='word': it is part of how "
+                "word rows are projected."
+            )
+        if self.projection == "word" and self.embedding_size is None:
+            raise ValueError("projection='word' needs embedding_size.")

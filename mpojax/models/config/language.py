@@ -1,0 +1,224 @@
+"""Settings of pre-norm language models: decoders (GPT-2, LLaMA) and encoder-decoders (T5)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from mpojax import checks
+from mpojax.checks import anything, field, flag, null, number, one_of, sequence
+from mpojax.models.config.base import (
+    ACTIVATION,
+    COUNT,
+    JSON_OBJECT,
+    NORM,
+    RATE,
+    RULES,
+    SIZE,
+    TOKEN,
+    Config,
+    StackSpec,
+)
+from mpojax.models.sampling import GREEDY, Sampling
+from mpojax.nn import ExpertSettings
+
+_EOS = TOKEN | sequence(TOKEN) | null()
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelConfig(Config):
+    """What the settings of pre-norm language models share: decoders and encoder-decoders.
+
+    Attributes:
+      gated: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
+      tied: logits come from the token embedding; False: from a matrix of their own, `head`.
+      eos_id: the token that ends a text, or several, the first of which stands for all where one is
+        needed; None where there is none.
+      sampling: how `generate` chooses tokens where the caller does not say.
+      experts: (regular expression over feed-forward paths such as layers/3/feed_forward,
+        `mpojax.nn.ExpertSettings`) pairs; the first that matches decides, a block that none matches
+        stays plain.
+      source_generation_config: JSON text of generation_config.json of the checkpoint the model came
+        from, for export.
+    """
+
+    gated: bool = field(flag(), False)
+    tied: bool = field(flag(), True)
+    eos_id: int | tuple[int, ...] | None = field(_EOS, None)
+    sampling: Sampling = field(anything(), GREEDY)  # noqa: RUF009
+    experts: tuple[tuple[str, ExpertSettings], ...] = field(RULES, ())
+    source_generation_config: str = field(JSON_OBJECT, "{}")
+
+    generates = True
+
+    def __post_init__(self):
+        experts = tuple(
+            (pattern, s if isinstance(s, ExpertSettings) else ExpertSettings(**s))
+            for pattern, s in self.experts
+        )
+        self._set(experts=experts)
+        if isinstance(self.sampling, Mapping):
+            self._set(sampling=Sampling(**self.sampling))
+        if not isinstance(self.sampling, Sampling):
+            found = checks.shortened(self.sampling)
+            raise ValueError(f"sampling={found} must be a models.Sampling.")
+        if isinstance(self.eos_id, tuple):
+            ids = tuple(dict.fromkeys(self.eos_id))
+            self._set(eos_id=ids[0] if len(ids) == 1 else ids or None)
+        self._check_tokens("eos_id", *self.end_ids)
+        self._check_rules("experts", self.feed_forwards(), "feed-forward block")
+        super().__post_init__()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generated text."""
+        if isinstance(self.eos_id, tuple):
+            return self.eos_id
+        return () if self.eos_id is None else (self.eos_id,)
+
+    def output_sizes(self) -> dict[str, tuple[int, int]]:
+        return {} if self.tied else {"head": (self.hidden_size, self.vocab_size)}
+
+
+@checks.settings()
+class DecoderConfig(LanguageModelConfig):
+    """A causal pre-norm decoder; the defaults are GPT-2.
+
+    See `Config` and `LanguageModelConfig` for what models share.
+
+    Attributes:
+      num_kv_heads: heads of keys and values, which groups of query heads share; divides
+        `num_heads`. None: as many (no groups).
+      head_size: width of a head; None: hidden_size / num_heads.
+      max_positions: longest sequence, generated tokens included.
+      positions: "learned" (a table added to the word rows) or "rotary".
+      rotary_base: of the wave lengths of rotary positions.
+      rotary_scaling: LLaMA 3's change of the wave lengths as (factor, low frequency factor, high
+        frequency factor, positions the model was first trained with); None for none.
+      norm: a key of `mpojax.nn.NORMS`: "layer_norm" or "rms_norm".
+      attention_bias: queries, keys and values have biases.
+      attention_out_bias: the output map of attention has one.
+      feed_forward_bias: the maps of the feed-forward block have some.
+      embedding_dropout, attention_dropout: rates on embeddings and attention probabilities.
+      bos_id: token id that begins a text, None where there is none.
+    """
+
+    num_kv_heads: int | None = field(COUNT, None)
+    head_size: int | None = field(SIZE, None)
+    max_positions: int = field(SIZE, 1024)
+    positions: str = field(one_of("learned", "rotary"), "learned")
+    rotary_base: float = field(number(above=0.0), 10_000.0)
+    rotary_scaling: tuple[float, ...] | None = field(sequence(number(above=0.0), 4), None)
+    norm: str = field(NORM, "layer_norm")
+    norm_eps: float = field(number(above=0.0), 1e-5)
+    activation: str = field(ACTIVATION, "gelu_tanh")
+    attention_bias: bool = field(flag(), True)
+    attention_out_bias: bool = field(flag(), True)
+    feed_forward_bias: bool = field(flag(), True)
+    embedding_dropout: float = field(RATE, 0.1)
+    attention_dropout: float = field(RATE, 0.1)
+    bos_id: int | None = field(TOKEN, None)
+
+    kind = "decoder"
+
+    def __post_init__(self):
+        if self.num_kv_heads is None:
+            self._set(num_kv_heads=self.num_heads)
+        if self.head_size is None:
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} is not a multiple of num_heads="
+                    f"{self.num_heads}; give head_size."
+                )
+            self._set(head_size=self.hidden_size // self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
+                f"{self.num_kv_heads}: each key head serves equally many query heads."
+            )
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ValueError(f"head_size={self.head_size} must be even for rotary positions.")
+        if self.rotary_scaling is not None and self.rotary_scaling[1] >= self.rotary_scaling[2]:
+            raise ValueError(
+                f"rotary_scaling={self.rotary_scaling} must be (factor, low frequency factor, high "
+                "frequency factor, first positions), low below high."
+            )
+        self._check_tokens("bos_id", self.bos_id)
+        super().__post_init__()
+
+    @property
+    def stacks(self) -> tuple[StackSpec, ...]:
+        return (StackSpec("", self.num_layers, causal=True),)
+
+    def embedding_sizes(self) -> dict[str, tuple[int, int]]:
+        has_table = self.positions == "learned"
+        position = {"position": (self.max_positions, self.hidden_size)} if has_table else {}
+        return super().embedding_sizes() | position
+
+
+@checks.settings()
+class EncoderDecoderConfig(LanguageModelConfig):
+    """An encoder and a decoder with cross-attention; the defaults are T5 (v1.0).
+
+    Norms are RMS norms, maps have no biases, attention scores are not divided by the root of the
+    head size, positions are a learned bias by distance on the scores, one for each stack, dropout
+    is on embeddings, attention probabilities, inside and after every block. Paths begin with
+    encoder/layers/ or decoder/layers/.
+
+    See `Config` and `LanguageModelConfig` for what models share.
+
+    Attributes:
+      num_decoder_layers: layers of the decoder; None: as many as of the encoder.
+      head_size: width of a head; num_heads * head_size may differ from `hidden_size`.
+      scale_logits: with a tied table, hidden states are multiplied with hidden_size^-0.5 before.
+      relative_buckets: rows of each table of distances.
+      relative_distance: from which on all distances are one bucket.
+      decoder_start_id: token id that a target begins with.
+    """
+
+    num_decoder_layers: int | None = field(COUNT, None)
+    head_size: int = field(SIZE, 64)
+    relative_buckets: int = field(SIZE, 32)
+    relative_distance: int = field(SIZE, 128)
+    norm_eps: float = field(number(above=0.0), 1e-6)
+    activation: str = field(ACTIVATION, "relu")
+    scale_logits: bool = field(flag(), True)
+    pad_id: int | None = field(TOKEN | null(), 0)
+    eos_id: int | tuple[int, ...] | None = field(_EOS, 1)
+    decoder_start_id: int | None = field(TOKEN | null(), 0)
+
+    kind = "encoder_decoder"
+    norm = "rms_norm"
+    attention_scale = 1.0
+    attention_bias = attention_out_bias = feed_forward_bias = False
+
+    def __post_init__(self):
+        if self.num_decoder_layers is None:
+            self._set(num_decoder_layers=self.num_layers)
+        if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_buckets={self.relative_buckets} must be a multiple of 4, and "
+                f"relative_distance={self.relative_distance} above half of it."
+            )
+        self._check_tokens("decoder_start_id", self.decoder_start_id)
+        super().__post_init__()
+
+    @property
+    def stacks(self) -> tuple[StackSpec, ...]:
+        return (
+            StackSpec("encoder/", self.num_layers, causal=False),
+            StackSpec("decoder/", self.num_decoder_layers, causal=True, cross_attention=True),
+        )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values: no groups."""
+        return self.num_heads
+
+    @property
+    def attention_dropout(self) -> float:
+        """Rate on attention probabilities."""
+        return self.dropout
+
+    @property
+    def inner_dropout(self) -> float:
+        """Rate inside a feed-forward block."""
+        return self.dropout
