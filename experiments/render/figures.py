@@ -146,7 +146,7 @@ def draw(plot: Plot, means: "pd.DataFrame") -> Any:
         figure.suptitle(plot.title, fontsize=10.5)
     note = _note(plot, means)
     if (plot.lines and plot.kind == "lines") or plot.reference in means:
-        figures.legend(figure, note, columns=2)
+        figures.legend(figure, note)
     elif note:
         figure.supxlabel(note, fontsize=8.5)
     return figure

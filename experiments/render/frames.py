@@ -51,7 +51,13 @@ def require() -> Any:
 
 def write(path: pathlib.Path, frame: "pd.DataFrame") -> None:
     """Writes a frame as comma-separated values, cells without a value empty."""
-    files.write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
+    files.write_atomic(path, frame.apply(_integers).to_csv(index=False, lineterminator="\n"))
+
+
+def _integers(column: "pd.Series") -> "pd.Series":
+    """The column with integers in place of 16.0, which missing values make of 16."""
+    has_gaps = column.dtype == float and column.isna().any()
+    return column.astype("Int64") if has_gaps and not (column.dropna() % 1).any() else column
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -126,7 +132,8 @@ def summary(means: "pd.DataFrame", axes: Sequence[str], repeats: Sequence[str] =
     """The means as a Markdown table, with a line about what deviations are of."""
     left = [axis for axis in axes if axis not in repeats]
     names = left + [name for name in _SHOWN if name in means]
-    rows = [[_cell(row, name) for name in names] for row in means.to_dict("records")]
+    records = means.apply(_integers).to_dict("records")
+    rows = [[_cell(row, name) for name in names] for row in records]
     first, *rest = (f"{axis}s" for axis in repeats)
     inner = f" (each the mean over its {' and '.join(rest)})" if rest else ""
     table = tables.markdown(names, rows, left=len(left) + ("metric_name" in means))
@@ -135,13 +142,13 @@ def summary(means: "pd.DataFrame", axes: Sequence[str], repeats: Sequence[str] =
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
     value, spread = row.get(name), row.get(f"{name}_std")
-    if value is None or value != value:
+    if value is None or str(value) in ("nan", "<NA>"):
         return ""
     if name in ("total", "trained"):
         return f"{value:,.0f}"
     if not isinstance(value, float):
         return str(value)
-    has_spread = name == "metric" and spread == spread
+    has_spread = name == "metric" and str(spread) not in ("None", "nan", "<NA>")
     return f"{value:.4f}" + (f" ± {spread:.4f}" if has_spread else "")
 
 

@@ -91,6 +91,7 @@ def test_points_are_means_over_seeds_a_dense_model_is_a_horizontal_line():
     ]
     made += [{"form": "dense", "bond": None, "seed": seed, "y": 9.0 + seed} for seed in (0, 2)]
     means = frames.means(frames.of(made), ["form", "bond", "seed"])
+    assert "| mpo | 4 | 2 |" in frames.summary(means, ["form", "bond", "seed"])
     figure = figures.draw(figures.Plot(x="bond", y="y", lines="form"), means)
     (axes,) = figure.axes
     lines = [bars[0].get_xydata().tolist() for bars in axes.containers if bars[0]]
