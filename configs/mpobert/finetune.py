@@ -1,6 +1,7 @@
 r"""Fine-tuning on one task, the rows of the tables: `configs/mpobert/finetune.py:VARIANT,TASK`.
 
-    python -m experiments.train --config=configs/mpobert/base12.py --config.corpus=CORPUS \
+    python -m experiments.train --config=configs/mpobert/paper.py:mpobert12 \
+        --config.corpus=CORPUS \
         --workdir=runs/pretrain/mpobert12
     python -m experiments.train --config=configs/mpobert/finetune.py:mpobert12,rte \
         --config.data_dir=DATA --workdir=runs/finetune/mpobert12-rte
@@ -73,39 +74,28 @@ class Variant:
         return self.encoder if self.encoder in models.PRESETS else ""
 
 
-def _pretrained(name: str, config: str, encoder: str = "", adapters=()) -> Variant:
-    return Variant(
-        encoder or name,
-        f"runs/pretrain/{name}/model",
-        adapters,
-        f"--config=configs/mpobert/{config} --workdir=runs/pretrain/{name}",
-    )
+def _pretrained(name: str, adapters=()) -> Variant:
+    made = f"runs/pretrain/{name}"
+    command = f"--config=configs/mpobert/paper.py:{name} --workdir={made}"
+    return Variant(name, f"{made}/model", adapters, command)
 
 
 def _with_rank(rank: int, *patterns: str) -> tuple[tuple[str, dict], ...]:
     return tuple((pattern, {"rank": rank}) for pattern in patterns)
 
 
-_BASE12 = "base12.py"
-_SHARED = "base12.py --config.variant=all_shared12 --config.model.share_auxiliary=True"
 VARIANTS = {
-    "mpobert12": _pretrained("mpobert12", _BASE12),
+    "mpobert12": _pretrained("mpobert12"),
     # Placed so that all four printed counts of tables 4 and 5 follow.
     **{
-        f"mpobert12_adapter{rank}": _pretrained(
-            "mpobert12", _BASE12, adapters=_with_rank(rank, ATTENTION, OUTSIDE)
-        )
+        f"mpobert12_adapter{rank}": _pretrained("mpobert12", _with_rank(rank, ATTENTION, OUTSIDE))
         for rank in (4, 8, 64)
     },
     # "Without parameter sharing": printed with the size of a model that shares everything.
-    "all_shared12": _pretrained("all_shared12", _SHARED),
-    "mpobert24": _pretrained("mpobert24", "base24.py"),
-    "mpobert48": _pretrained("mpobert48", "base48.py"),
-    "mpobert48plus": _pretrained("mpobert48plus", "base48plus.py"),
+    "all_shared12": _pretrained("all_shared12"),
+    **{name: _pretrained(name) for name in ("mpobert24", "mpobert48", "mpobert48plus")},
     # The only one whose size is the printed 102 M.
-    "mpobert48plus_adapter8": _pretrained(
-        "mpobert48plus", "base48plus.py", adapters=_with_rank(8, ATTENTION)
-    ),
+    "mpobert48plus_adapter8": _pretrained("mpobert48plus", _with_rank(8, ATTENTION)),
     "albert12": Variant("albert-base-v2", "albert/albert-base-v2"),
     "albert24": Variant("albert-large-v2", "albert/albert-large-v2"),
     "albert_xxlarge12": Variant(

@@ -1,9 +1,22 @@
-"""The pre-training recipe of the paper and its released code, for the configs base12 .. base48plus.
+r"""The paper's models, pre-trained by its recipe: `configs/mpobert/paper.py:VARIANT[,scratch]`.
 
-BookCorpus and English Wikipedia, masked words and sentence order, 10,000 steps of 4096 rows, from
-the weights of a shared-layer ALBERT. Rate and bounds of LAMB are those of the code: with them a
-matrix moves by 1.5 % of its norm at most, a light continuation of ALBERT. From scratch
-(`base48.py:scratch`) AdamW runs at 1e-3 instead, which the paper does not give.
+    python -m experiments.train --config=configs/mpobert/paper.py:mpobert48 --config.corpus=CORPUS \
+        --workdir=runs/pretrain/mpobert48
+    python -m experiments.train --config=configs/mpobert/paper.py:mpobert48,scratch \
+        --config.corpus=CORPUS --config.mesh.fsdp=4 --dry_run
+
+Variants: mpobert12 (19,544,162 parameters in pre-training, width 768), mpobert24 (46,232,754, width
+1024), mpobert48 (74,618,034), mpobert48plus (99,810,482: three blocks of layers with central cores
+of their own; published: 3.8 days on eight V100 of 32 GB), and all others of `mpobert.VARIANTS`.
+
+They start from the weights of a shared-layer ALBERT of the same width, which comes from the hub; a
+folder with it: `--config.start.teacher=FOLDER`. The corpus must be tokenised with its tokenizer
+(`tools/prepare_corpus.py --tokenizer=FOLDER`).
+
+The recipe is that of the paper and its code: BookCorpus and English Wikipedia, masked words and
+sentence order, 10,000 steps of 4096 rows. Rate and bounds of LAMB are those of the code: with them
+a matrix moves by 1.5 % of its norm at most, a light continuation of ALBERT. From scratch AdamW runs
+at 1e-3 instead, which the paper does not give.
 """
 
 import ml_collections
@@ -15,15 +28,13 @@ from mpojax.methods import mpobert
 TEACHERS = {768: "albert/albert-base-v2", 1024: "albert/albert-large-v2"}
 
 
-def get_config(name: str, start: str = "teacher") -> ml_collections.ConfigDict:
-    """The config of a name in `mpobert.VARIANTS`, from a "teacher" or from "scratch".
-
-    Raises:
-      ValueError: another start.
-    """
-    if start not in pretraining.STARTS:
+def get_config(argument: str = "mpobert12") -> ml_collections.ConfigDict:
+    """`argument` is VARIANT, or VARIANT,scratch."""
+    name, _, start = argument.partition(",")
+    if name not in mpobert.VARIANTS or start not in ("", "scratch"):
         raise ValueError(
-            f"the config's argument is {' or '.join(pretraining.STARTS)}, not {start!r}."
+            f"configs/mpobert/paper.py:{argument}: the argument is VARIANT or VARIANT,scratch with "
+            f"a variant of {', '.join(mpobert.VARIANTS)}."
         )
     config = pretraining.get_config()
     config.variant = name

@@ -14,10 +14,6 @@ from ml_collections import config_dict
 
 from mpojax import training
 
-# What layers share: central cores (and biases, norms), everything (ALBERT), nothing (BERT).
-ARCHITECTURES = ("mpobert", "shared", "unshared")
-STARTS = ("scratch", "teacher")
-
 
 def get_config() -> ml_collections.ConfigDict:
     """Default config."""

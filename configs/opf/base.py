@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.method = "opf"
     config.opf = dataclasses.asdict(opf.OPFSettings())  # fields of opdf.opf.OPFSettings
-    # Of "static": folder of the same model, fine-tuned on the task (experiments.finetune with
+    # Of "static": folder of the same model, fine-tuned on the task (experiments.train with
     # config.save_model=True); its loss without a matrix says what that is worth.
     config.scoring_checkpoint = ""
     # Learning rate of cores: that of the optimizer times (number of cores)^-rate_exponent.

@@ -42,7 +42,7 @@ def test_an_unknown_argument_is_refused(argument):
     [
         (mpop_minilm.get_config(), 60),
         (mpop_minilm.get_config("smoke"), 5),
-        (bond_dims.get_config("smoke"), 4),
+        (bond_dims.get_config("smoke"), 5),
     ],
 )
 def test_the_sweeps_expand_to_valid_cells(config, count):

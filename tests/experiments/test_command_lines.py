@@ -194,7 +194,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(answers, number):
 
 
 # Of others, without an entry point.
-SHARED = {"recipes", "systems", "paper", "rows", "common", "__init__"}
+SHARED = {"recipes", "systems", "rows", "common", "__init__"}
 
 
 def test_every_value_of_every_config_is_allowed():

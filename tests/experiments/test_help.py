@@ -26,6 +26,7 @@ LINES = [
     ["tools.train_tokenizer", "-h"],
     *[[name, f"--config={config}", "--help"] for name, config in WITH_CONFIG.items()],
     ["experiments.train", "--config=configs/mpop/base.py", "--config.steps=12", "--help"],
+    ["experiments.train", "--config=configs/mpop/base.py", "--help_config"],
     ["experiments.train", "--help", "--config=configs/mpop/bas.py"],
 ]
 
@@ -99,6 +100,12 @@ def test_help_explains_fields(pages):
 def test_help_has_the_values_of_the_command_line(pages):
     page = pages["experiments.train --config=configs/mpop/base.py --config.steps=12 --help"][1]
     assert "\n  steps=12 " in page
+
+
+def test_help_config_is_the_same_page(pages):
+    status, page, _ = pages["experiments.train --config=configs/mpop/base.py --help_config"]
+    assert status == 0
+    assert "\n  steps=1000 " in page
 
 
 def test_help_of_a_mistyped_config_is_one_line(pages):

@@ -273,7 +273,10 @@ def test_list_shows_every_row_that_can_run(tmp_path, capsys):
         f"--config.model={model} --workdir=runs/finetune/mpobert12-rte"
     ) in printed
     assert "SQuAD F1: needs weights of mpobert48 and data of squad\n" in printed
-    assert "--config=configs/mpobert/base48plus.py --workdir=runs/pretrain/mpobert48plus" in printed
+    assert (
+        "--config=configs/mpobert/paper.py:mpobert48plus --workdir=runs/pretrain/mpobert48plus"
+        in printed
+    )
     assert "configs/sweeps/mpobert48.py:mpobert48,rte" in printed
     assert table.main(["mpobert_table2", *options]) == 0
     printed = capsys.readouterr().out

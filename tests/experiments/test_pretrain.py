@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs.mpobert import base12, base24, base48, base48plus, pretraining
+from configs.mpobert import paper, pretraining
 from configs.mpop import base as finetuning
 from configs.sweeps import mpobert_sharing
 from experiments import cells, runs, tasks, train
@@ -193,12 +193,12 @@ def test_a_workdir_of_another_architecture_is_refused(finished, corpus):
         train.run(config, finished)
 
 
-@pytest.mark.parametrize("module", [base12, base24, base48, base48plus])
-def test_configs_of_the_paper_are_sound(module, corpus):
-    config = module.get_config()
+@pytest.mark.parametrize("name", ["mpobert12", "mpobert24", "mpobert48", "mpobert48plus"])
+def test_configs_of_the_paper_are_sound(name, corpus):
+    config = paper.get_config(name)
     config.corpus = str(corpus)
     train.check(config)
-    config = module.get_config("scratch")
+    config = paper.get_config(f"{name},scratch")
     config.corpus = str(corpus)
     planned = tasks.read(config).plan(data.Corpus(corpus))
     assert planned.config.num_layers == config.model.num_layers
