@@ -38,6 +38,7 @@ class Peers:
     def __init__(self, index: int, count: int, errors: int):
         self.index, self.count, self.errors = index, count, errors
         self._others: dict[socket.socket, int] = {}  # connections and whose they are
+        self._ended: set[socket.socket] = set()  # of those that have said that they end
         self.lost = threading.Event()
         state = distributed.global_state
         if index == 0:
@@ -97,17 +98,26 @@ class Peers:
             said = connection.recv(200)
         except OSError:  # keep-alive: the machine does not answer
             said = b""
-        if connection in self._others:
-            if not said:
+        if connection not in self._others:
+            greeting, _, said = said.partition(b"\n")
+            if not self._greeted(connection, greeting):
+                connection.close()
+                return False
+        elif not said:
+            if connection not in self._ended:
                 self._leave(self._others[connection])
-            elif said == _BYE:
-                del self._others[connection]
-            else:  # process 0 says which one is gone
-                self._leave(int(said))
             return False
-        token, _, index = said.decode("ascii", "replace").strip().partition(" ")
+        for line in said.splitlines(keepends=True):
+            if line == _BYE:  # its end is none of ours, but ours would be one of its
+                self._ended.add(connection)
+            else:  # process 0 says which one is gone
+                self._leave(int(line))
+        return True
+
+    def _greeted(self, connection: socket.socket, greeting: bytes) -> bool:
+        """Takes the first line of a connection; False: it is none of this run's processes."""
+        token, _, index = greeting.decode("ascii", "replace").partition(" ")
         if not (secrets.compare_digest(token, self._token) and index.isdigit()):
-            connection.close()
             return False
         self._others[connection] = int(index)
         return True

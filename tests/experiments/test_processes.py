@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments import processes
+from experiments import peers, processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 MAIN = """
@@ -130,6 +130,21 @@ def two(tmp_path, **more):
     return [
         start(tmp_path, address, "--num_processes=2", f"--process_id={i}", **more) for i in (0, 1)
     ]
+
+
+def test_a_process_that_ends_first_still_hears_the_farewell_of_the_other():
+    """Else the first would take the end of the second for a loss."""
+    ours, theirs = socket.socketpair()
+    watching = object.__new__(peers.Peers)
+    watching._others, watching._ended, watching._token = {}, set(), "secret"
+    theirs.sendall(b"secret 1\nbye\n")  # both in one packet
+    assert watching._hear(ours)
+    assert watching._others == {ours: 1}
+    watching.farewell()
+    assert theirs.recv(99) == b"bye\n"
+    theirs.close()
+    assert not watching._hear(ours)  # no `_leave`, which would end this process
+    ours.close()
 
 
 def test_two_processes_and_only_the_first_speaks(tmp_path):
