@@ -45,10 +45,10 @@ class AdaptedLayer(nnx.Module):
         """The base layer's map with the adapter; `options` go to the base layer."""
         num_in_axes = num_input_axes(self.base)
         lead = x.shape[: x.ndim - num_in_axes]
-        rows = self.adapter.before(x.reshape(*lead, -1))
+        rows = self.adapter.pre(x.reshape(*lead, -1))
         y = self.base(rows.reshape(x.shape), **options)
-        flat = self.adapter.beside(y.reshape(*lead, -1), rows)
-        return self.adapter.after(flat).reshape(y.shape)
+        flat = self.adapter.parallel(y.reshape(*lead, -1), rows)
+        return self.adapter.post(flat).reshape(y.shape)
 
     def adapter_arrays(self) -> dict[str, np.ndarray]:
         """Parameters of the adapter by name, float64."""
