@@ -128,6 +128,8 @@ def dry_run(config: ml_collections.ConfigDict) -> training.Report:
     is_abstract = hasattr(task, "dry_setup")
     setup = task.dry_setup(options) if is_abstract else set_up(task, method, options)
     model, trainable = mpop.with_trainable(setup.model, options.training.trainable)
+    if setup.train is None:
+        raise ValueError("config.steps=0 only evaluates: no step has a cost.")
     optimizer = setup.make_optimizer(model)
     state = training.abstract_state(model, trainable, optimizer)
     return training.dry_run(

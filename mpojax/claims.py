@@ -129,7 +129,9 @@ def take(
 def _latest(path: pathlib.Path) -> tuple[int, pathlib.Path] | None:
     """The claim with the highest number; None where there is none."""
     found = path.parent.glob(f"{glob.escape(path.name)}.*")
-    numbered = [(int(each.suffix[1:]), each) for each in found if each.suffix[1:].isdigit()]
+    # The glob also finds claims of names that go on with a dot: x.5.1 is of x.5.
+    own = [each for each in found if each.stem == path.name and each.suffix[1:].isdigit()]
+    numbered = [(int(each.suffix[1:]), each) for each in own]
     return max(numbered, default=None)
 
 

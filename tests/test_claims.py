@@ -90,6 +90,13 @@ def test_a_claim_is_held_until_it_is_released(tmp_path):
     assert not list((tmp_path / "deep").iterdir())
 
 
+def test_a_name_may_go_on_with_a_dot(tmp_path):
+    with claims.take(tmp_path / "x.5", TIMING), claims.take(tmp_path / "x", TIMING) as claim:
+        assert claim.path == tmp_path / "x.1"
+        assert claim.is_held()
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_of_several_takes_a_dead_claim_over(tmp_path):
     dead = tmp_path / "x.1"
     dead.write_text("process 1 on elsewhere\n")

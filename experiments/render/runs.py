@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from experiments.render import figures as render
+from experiments.render import methods
 from mpojax import figures, files, tables
 from mpojax.methods.mpoe import router_statistics
 
@@ -51,19 +52,21 @@ def trajectory_rows(phases: Sequence[Mapping], metric: str) -> list[dict[str, An
 
 def draw_trajectory(rows: Sequence[Mapping[str, Any]], metric: str) -> Any:
     """Metric against parameters, and the largest bond of every group by phase."""
+    held_out = "held-out " if metric.startswith("held-out ") else ""
+    name, factor = methods.axis(metric.removeprefix(held_out))
     figure, (by_size, by_phase) = figures.new(1, 2, height=3.9)
     for accepted, marker, label in (("yes", "o-", "accepted"), ("no", "x", "reverted")):
         chosen = [row for row in rows if row["accepted"] == accepted]
         if chosen:
             size = [int(row["parameters"]) / 1e6 for row in chosen]
-            values = [100 * float(row[metric]) for row in chosen]
+            values = [factor * float(row[metric]) for row in chosen]
             color = figures.COLORS["red" if accepted == "yes" else "gray"]
             by_size.plot(size, values, marker, color=color, label=f"phase, {label}")
             for row, *place in zip(chosen, size, values, strict=True):
                 options = {"textcoords": "offset points", "fontsize": 8.5}
                 by_size.annotate(str(row["phase"]), place, (4, 4), **options)
     by_size.invert_xaxis()
-    by_size.set(xlabel="parameters of the model (millions), falling", ylabel=f"{metric}, %")
+    by_size.set(xlabel="parameters of the model (millions), falling", ylabel=f"{held_out}{name}")
     kept = [row for row in rows if row["accepted"] == "yes"]
     phases = [int(row["phase"]) for row in kept]
     groups = [name for name in rows[0] if name.startswith("bonds ")]

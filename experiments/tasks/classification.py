@@ -61,7 +61,8 @@ class Classification(protocol.Task):
         )
 
     def report(self, setup: protocol.Setup, result: protocol.Result) -> dict[str, Any]:
-        return {"fit": None, "shots": setup.options.data.shots, "draw": setup.options.data.draw}
+        own = setup.options.data
+        return {"fit": None, "squeeze": None, "shots": own.shots, "draw": own.draw}
 
     def summary(self, result: Mapping[str, Any]) -> list[str]:
         shots = f", {result['shots']} shots, draw {result['draw']}" if result["shots"] else ""

@@ -95,7 +95,7 @@ class LanguageTask(protocol.Task):
         return {
             "form": form,
             "experts": number,
-            "mask": setup.options.training.optimizer["central_mask"]["rate"],
+            "mask": _mask(setup.options).get("rate"),
             "parameter_bytes": _num_bytes(state.trainable) + _num_bytes(state.frozen),
             "optimizer_bytes": _num_bytes(state.optimizer),
             "training": {name: last[name] for name in _KEPT if name in last},
@@ -151,14 +151,19 @@ def _check_mesh(options: options_lib.Options) -> None:
         )
 
 
+def _mask(options: options_lib.Options) -> Mapping[str, Any]:
+    """Fields of the gradient mask, which an optimizer's config need not have."""
+    return options.training.optimizer.get("central_mask") or {}
+
+
 def _check_mask(options: options_lib.Options) -> None:
     """Raises ValueError for a gradient mask that cannot be, or without central cores to mask."""
     own, settings = options.training, options.model
-    mask = own.optimizer["central_mask"]
+    mask = _mask(options)
     gradient_mask.read(mask, {"any": "central"}, own.seed)
     has_none = settings.experts.get("form", "dense") in ("dense", "switch")
     has_none = has_none and not options.compression.compression_rules
-    if mask["rate"] is not None and has_none and settings.model_config:
+    if mask.get("rate") is not None and has_none and settings.model_config:
         raise ValueError(
             f"config.optimizer.central_mask.rate={mask['rate']} has no central cores to mask: "
             f"experts of form {settings.experts.get('form', 'dense')!r} have none."

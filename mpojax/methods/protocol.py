@@ -97,15 +97,12 @@ class Setup:
         self, model: models.Model, steps: int | None = None, fields: Mapping | None = None
     ):
         """The config's optimizer for a model, or that of other fields."""
-        own, roles = self.options.training, training.roles(model)
-        if fields is not None:
-            return training.make_optimizer(fields, roles, own.steps)
+        own, chains = self.options.training, None
+        if fields is None:
+            fields, chains = self.optimizer_fields(model), models.central_cores(model)
+        steps = own.steps if steps is None else steps
         return gradient_mask.make_optimizer(
-            self.optimizer_fields(model),
-            roles,
-            own.steps if steps is None else steps,
-            models.central_cores(model),
-            seed=own.seed,
+            fields, training.roles(model), steps, chains, seed=own.seed
         )
 
     def over_parameterised_fields(self, model: models.Model, chains: opdf.OPDFSettings) -> dict:

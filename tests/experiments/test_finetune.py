@@ -103,6 +103,7 @@ def test_no_steps_only_evaluate(config, checkpoint, tmp_path):
     result = result_of(tmp_path)
     assert set(result["metrics"]) == {"accuracy"}
     assert (result["steps"], result["best_step"], result["fit"]["traces"]) == (0, 0, 0)
+    assert (result["squeeze"], result["shots"]) == (None, 0)
     given = models.to_arrays(io.load_pretrained(checkpoint))
     saved = models.to_arrays(io.load_pretrained(tmp_path / "model"))
     assert all(np.array_equal(saved[path], array) for path, array in given.items() if path in saved)
@@ -314,6 +315,20 @@ def test_a_trajectory_with_a_phase_taken_back_can_be_drawn(tmp_path):
     ]
     runs.write_trajectory(tmp_path, phases, "accuracy")
     assert "| no |" in (tmp_path / "trajectory.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "shown"),
+    [
+        ("held-out accuracy", "held-out accuracy, %", 90),
+        ("perplexity", "development perplexity per token", 0.9),
+    ],
+)
+def test_a_trajectory_has_the_unit_of_its_metric(metric, label, shown):
+    row = {"phase": 0, "parameters": 9, metric: "0.9000", "accepted": "yes", "bonds a": "2-2"}
+    panel = runs.draw_trajectory([row], metric).axes[0]
+    assert panel.get_ylabel() == label
+    assert panel.lines[0].get_ydata() == [shown]
 
 
 def test_a_regression_run(config, texts, tmp_path):

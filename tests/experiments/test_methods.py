@@ -102,6 +102,33 @@ def test_every_method_on_language_models(words, pairs, tmp_path, architecture, m
     assert result["metric"] == result["metrics"][result["metric_name"]]
 
 
+@pytest.mark.slow
+def test_a_decoder_over_parameterised(words, pairs, tmp_path):  # noqa: F811
+    config = decoder(words, pairs)  # noqa: F811
+    config.method = "opf"
+    with config.unlocked():
+        config.opf = {"interval": 1, "num_per_role": 1, "num_per_round": 1}
+    assert train.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    assert result["inference_parameters"] < result["train_parameters"]
+
+
+def test_an_optimizer_without_the_field_of_masks(words, pairs, tmp_path):  # noqa: F811
+    config = decoder(words, pairs)  # noqa: F811
+    config.steps = 1
+    with config.unlocked():
+        config.optimizer = training.default_config()
+    assert train.run(config, tmp_path) == 0
+    assert result_of(tmp_path)["mask"] is None
+
+
+def test_no_steps_have_no_cost(words, pairs):  # noqa: F811
+    config = decoder(words, pairs)  # noqa: F811
+    config.steps = 0
+    with pytest.raises(ValueError, match=r"config\.steps=0 only evaluates: no step"):
+        runs.dry_run(config)
+
+
 class Watching(protocol.Method):
     """Notes the frames of the project from the command line to the compiled step."""
 
