@@ -81,6 +81,7 @@ def load_pretrained(
     """
     folder = locate(source)
     if not folder.is_dir():
+        _check_into(folder, {}, into)
         config, arrays = gguf_models.import_file(folder)
         return models.from_arrays(config, {}, arrays, release=True)
     content = _read_config(folder)
@@ -231,8 +232,8 @@ def _checked_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | None):
     tensors = _checked_tensors(folder)
-    if into is None:
-        check_version(content.get("format_version"), own_format.READ_VERSIONS, str(folder))
+    versions = own_format.READ_VERSIONS if into is None else module_format.READ_VERSIONS
+    check_version(content.get("format_version"), versions, str(folder))
     if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):
         raise ValueError(
             f"{CONFIG_NAME} and {WEIGHTS_NAME} in {folder} are not from the same save; copy both "

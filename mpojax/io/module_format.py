@@ -14,12 +14,13 @@ from flax import nnx
 from mpojax import checks, models, mpo, nn
 from mpojax.compression import layers
 from mpojax.compression.matrices import matrices_of
+from mpojax.io import own_format
 
 FORMAT_VERSION = 1
+READ_VERSIONS = (1,)
 # Entry of the description that marks such a folder.
 MODULE = "module"
 _FIELDS = {
-    "format_version": checks.one_of(FORMAT_VERSION),
     MODULE: checks.text(),
     "shapes": checks.mapping(checks.mapping(checks.anything())),
     "adapters": checks.mapping(checks.mapping(checks.anything())),
@@ -65,18 +66,19 @@ def build(content: Mapping, tensors: Mapping[str, np.ndarray], into: nnx.Module)
             f"it was saved with chains or adapters at {checks.listed(unknown)}, where this "
             f"{type(into).__name__} has no dense layer; its layers are {checks.listed(dense)}."
         )
+    shapes = own_format.read_shapes(content["shapes"], tensors)
+    settings = {path: nn.AdapterSettings.of(each) for path, each in content["adapters"].items()}
+    _check_size(shapes, settings, matrices.sizes, tensors)
     chains = {}
-    for path, fields in content["shapes"].items():
-        shape = mpo.MPOShape.from_dict(fields)
+    for path, shape in shapes.items():
         if (shape.in_features, shape.out_features) != matrices.sizes[path]:
             raise ValueError(f"{path} is {matrices.sizes[path]} here, its chain is {shape}.")
         chains[path] = shape, [np.zeros(core) for core in shape.core_shapes]
     made = matrices.with_chains(chains)
     found, adapted = layers.locations(made), {}
-    for path, fields in content["adapters"].items():
-        settings = nn.AdapterSettings.of(fields)
-        adapter = nn.make_adapter(settings, *matrices.sizes[path], rngs=nnx.Rngs(0))
-        adapted[found[path].location] = layers.AdaptedLayer(found[path].layer, adapter, settings)
+    for path, each in settings.items():
+        adapter = nn.make_adapter(each, *matrices.sizes[path], rngs=nnx.Rngs(0))
+        adapted[found[path].location] = layers.AdaptedLayer(found[path].layer, adapter, each)
     made = layers.exchanged(made, adapted)
     variables = {"/".join(map(str, path)): (path, v) for path, v in _floating(made)}
     expected = {name: tuple(v.shape) for name, (_, v) in variables.items()}
@@ -87,3 +89,18 @@ def build(content: Mapping, tensors: Mapping[str, np.ndarray], into: nnx.Module)
     ]
     nnx.update(made, nnx.from_flat_state(filled))
     return made
+
+
+def _check_size(
+    shapes: Mapping[str, mpo.MPOShape],
+    adapters: Mapping[str, nn.AdapterSettings],
+    sizes: Mapping[str, tuple[int, int]],
+    tensors: Mapping[str, np.ndarray],
+) -> None:
+    """Raises ValueError where more would be allocated than the file holds."""
+    needed = sum(shape.num_params for shape in shapes.values())
+    needed += sum(each.num_params(*sizes[path]) for path, each in adapters.items())
+    if needed > (held := sum(tensor.size for tensor in tensors.values())):
+        raise ValueError(
+            f"its chains and adapters need {needed:,} parameters, its tensors hold {held:,}."
+        )

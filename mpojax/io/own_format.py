@@ -61,14 +61,23 @@ def build(content: Mapping, tensors: Mapping) -> models.Model:
       TypeError, KeyError, ValueError: it is incomplete, or the tensors do not fit.
     """
     checks.check(content, _FIELDS, "the description")
-    if len(content["shapes"]) > len(tensors):
-        raise ValueError(f"{len(content['shapes'])} shapes for {len(tensors)} tensors.")
-    for path, fields in content["shapes"].items():
-        checks.check(fields, _SHAPE, f"shapes[{checks.shortened(path)}]", _SHAPE)
-    shapes = {path: mpo.MPOShape.from_dict(s) for path, s in content["shapes"].items()}
+    shapes = read_shapes(content["shapes"], tensors)
     config = _config(content)
     check_depth(config, tensors, "the folder")
     return models.from_arrays(config, shapes, tensors, release=True)
+
+
+def read_shapes(content: Mapping[str, Mapping], tensors: Mapping) -> dict[str, mpo.MPOShape]:
+    """{path: shape} of a description whose chains are among the tensors.
+
+    Raises:
+      TypeError, KeyError, ValueError: damaged ones, or more than the tensors can belong to.
+    """
+    if len(content) > len(tensors):
+        raise ValueError(f"{len(content)} shapes for {len(tensors)} tensors.")
+    for path, fields in content.items():
+        checks.check(fields, _SHAPE, f"shapes[{checks.shortened(path)}]", _SHAPE)
+    return {path: mpo.MPOShape.from_dict(fields) for path, fields in content.items()}
 
 
 def _config(content: Mapping):

@@ -1,5 +1,6 @@
 """Factor lists: a size as a product of small integers, balanced over the sites of a chain."""
 
+import collections
 import functools
 import itertools
 import math
@@ -85,13 +86,17 @@ def balanced_factor_lists(
 def _sides(factors, centre):
     """All ways to give the factors other than the largest to the two sides of the centre."""
     middle, rest = factors[-1], factors[:-1]
-    sides = []
-    for left in sorted(set(itertools.combinations(rest, centre))):
-        right = list(rest)
-        for factor in left:
-            right.remove(factor)
-        sides.append((middle, left, tuple(right)))
-    return sides
+    # By counts of equal factors: a long list of them, mostly ones, has few different choices.
+    counts = collections.Counter(rest)
+    lefts = []
+    for taken in itertools.product(*(range(count + 1) for count in counts.values())):
+        if sum(taken) == centre:
+            chosen = collections.Counter(dict(zip(counts, taken, strict=True)))
+            lefts.append((tuple(sorted(chosen.elements())), chosen))
+    return [
+        (middle, left, tuple(sorted((counts - chosen).elements())))
+        for left, chosen in sorted(lefts, key=lambda each: each[0])
+    ]
 
 
 def _arrange(middle, left, right):

@@ -155,3 +155,9 @@ def test_unknown_fields_are_named():
     fields = mpo.MPOShape((2, 3), (3, 2)).to_dict() | {"rank": 3}
     with pytest.raises(ValueError, match="MPOShape: unknown 'rank'"):
         mpo.MPOShape.from_dict(fields)
+
+
+def test_many_cores_take_no_longer_than_their_factors():
+    shape = mpo.MPOShape.balanced(64, 96, 64)
+    assert shape.num_cores == 64
+    assert (shape.padded_in_features, shape.padded_out_features) == (64, 96)
