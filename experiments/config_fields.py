@@ -6,7 +6,7 @@ run. Types are what the command line enforces. Fields of settings objects (`sear
 fields, where that is known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -14,6 +14,7 @@ import ml_collections
 from mpojax import checks
 from mpojax.checks import Allowed, integer, number, sequence, text
 from mpojax.methods.options import COUNT, FIELDS
+from mpojax.training import workdir
 
 _SEED = integer(0, 2**63 - 1)
 # Axes of sweeps, besides `cell`.
@@ -34,8 +35,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Checks every field that has bounds or choices; all other numbers must be finite.
 
     Raises:
-      ValueError: names each wrong field, its value and what is allowed.
+      ValueError: names each wrong field, its value and what is allowed; or fields by names that
+        they had in older versions, which nothing would read, with those of now.
     """
+    moved = [name for name in _names(config) if name in workdir.RENAMED]
+    checks.check_none(
+        [f"config.{name} is called config.{workdir.RENAMED[name]} now" for name in moved],
+        "fields of an older version",
+    )
     _check(dict(leaves(config)), FIELDS)
 
 
@@ -58,6 +65,14 @@ def _check(values: dict[str, Any], fields: dict[str, Allowed]) -> None:
         {f"config.{name}": value for name, value in values.items()},
         {f"config.{name}": allowed for name, allowed in (finite | known).items()},
     )
+
+
+def _names(values: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields, at any depth."""
+    for key in values:
+        yield f"{prefix}{key}"
+        if isinstance(values[key], (Mapping, ml_collections.ConfigDict)):
+            yield from _names(values[key], f"{prefix}{key}.")
 
 
 def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

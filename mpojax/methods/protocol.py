@@ -358,7 +358,7 @@ def find(name: str) -> type[Method]:
         near = checks.did_you_mean(name, METHODS)
         raise ValueError(
             f"config.method={name!r} must be one of {', '.join(METHODS)}, or module:Class of your "
-            f"own{near}."
+            f"own{near or '.'}"
         )
     try:
         found = getattr(importlib.import_module(module), kind)
