@@ -45,7 +45,8 @@ def text(
 def printed(table: rich.table.Table, width: int = 120) -> str:
     """A table of `rich` as plain text of at most `width` columns."""
     buffer = io.StringIO()
-    rich.console.Console(file=buffer, width=width, color_system=None, emoji=False).print(table)
+    plain = {"color_system": None, "markup": False, "emoji": False}  # [b] is no tag for bold
+    rich.console.Console(file=buffer, width=width, **plain).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
 
 
