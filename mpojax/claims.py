@@ -116,6 +116,8 @@ def take(
         number, last = _latest(path) or (0, None)
         if last is not None and (held := _held(last, timing)) is not None:
             return held
+        if last is not None and not last.exists():
+            continue  # released meanwhile; claims are numbered from 1 again
         claim = path.with_name(f"{path.name}.{number + 1}")
         try:
             descriptor = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

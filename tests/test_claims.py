@@ -108,6 +108,22 @@ def test_one_of_several_takes_a_dead_claim_over(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_claim_released_while_it_is_watched_leaves_the_work_to_who_came_next(
+    tmp_path, monkeypatch
+):
+    late = tmp_path / "x.2"
+    late.write_text("process 1 on elsewhere\n")
+    os.utime(late, (0, time.time() - 60))
+
+    def watch(seconds):
+        late.unlink()
+        (tmp_path / "x.1").write_text("process 2 on elsewhere\n")
+
+    monkeypatch.setattr(claims.time, "sleep", watch)
+    held = claims.take(tmp_path / "x", TIMING)
+    assert (held.path, held.holder) == (tmp_path / "x.1", "process 2 on elsewhere")
+
+
 def test_who_slept_too_long_learns_that_another_holds_it(tmp_path):
     lost = []
     sleeper = claims.take(tmp_path / "x", TIMING, on_loss=lambda: lost.append(True))
