@@ -246,8 +246,9 @@ def fingerprint(w) -> str:
 
 def _share_equal(statistics: dict[str, InputStatistics]):
     """Lets matrices that read the same input (query, key, value) hold one covariance."""
-    seen: dict[bytes, np.ndarray] = {}
+    seen: dict[tuple, np.ndarray] = {}
     for path, entry in statistics.items():
-        key = hashlib.blake2b(entry.covariance, digest_size=16).digest()
+        # With the shape: where nothing has entered, all are zero.
+        key = entry.covariance.shape, hashlib.blake2b(entry.covariance, digest_size=16).digest()
         shared = seen.setdefault(key, entry.covariance)
         statistics[path] = dataclasses.replace(entry, covariance=shared)

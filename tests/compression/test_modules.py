@@ -275,3 +275,21 @@ def test_folders_bring_a_module_back(tmp_path):
     mlp.down.kernel[...] = jnp.full((24, 6), jnp.nan)
     with pytest.raises(ValueError, match="NaN or infinite: down/kernel"):
         mj.save(mlp, tmp_path / "nan")
+
+
+class Idle(nnx.Module):
+    """One layer that runs, and a map and a table of as many entries that do not."""
+
+    def __init__(self, rngs):
+        self.up = nnx.Linear(8, 16, rngs=rngs)
+        self.spare = nnx.Linear(8, 8, rngs=rngs)
+        self.table = nnx.Embed(64, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.up(x)
+
+
+def test_statistics_of_layers_that_do_not_run_have_their_own_shapes():
+    calibration = mj.calibrate(Idle(nnx.Rngs(0)), [np.ones((4, 8), np.float32)])
+    shapes = {path: entry.covariance.shape for path, entry in calibration.statistics.items()}
+    assert shapes == {"up": (8, 8), "spare": (8, 8), "table": (64,)}
