@@ -140,7 +140,7 @@ def dry_run(config: ml_collections.ConfigDict) -> training.Report:
         mesh=setup.mesh,
         rules=training.model_rules(model),
         grad_accum_steps=options.training.grad_accum_steps,
-        prepare=setup.prepare(bool(model.shapes)),
+        precompute=setup.precompute(bool(model.shapes)),
         model_flops=task.model_flops(setup) if is_abstract else None,
     )
 

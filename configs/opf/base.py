@@ -11,14 +11,14 @@ import dataclasses
 import ml_collections
 
 from configs.mpop import base
-from mpojax.methods.opdf import opf
+from mpojax.methods import opf
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Default config: dynamic selection; N, n, L and the rate are the paper's for base models."""
     config = base.get_config()
     config.method = "opf"
-    config.opf = dataclasses.asdict(opf.OPFSettings())  # fields of opdf.opf.OPFSettings
+    config.opf = dataclasses.asdict(opf.OPFSettings())  # fields of opf.OPFSettings
     # Of "static": folder of the same model, fine-tuned on the task (experiments.train with
     # config.save_model=True); its loss without a matrix says what that is worth.
     config.scoring_checkpoint = ""

@@ -12,7 +12,7 @@ import ml_collections
 
 from configs.mpop import minilm as mpop_minilm
 from configs.opf import base
-from mpojax.methods.opdf import opf
+from mpojax.methods import opf
 
 TASKS = mpop_minilm.TASKS
 

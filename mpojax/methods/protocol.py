@@ -26,7 +26,7 @@ METHODS = {
     "squeezing": "mpojax.methods.mpop.method:Squeezing",
     "pet_search": "mpojax.methods.pet.method:PETSearch",
     "distillation": "mpojax.methods.opdf.method:Distillation",
-    "opf": "mpojax.methods.opdf.opf_method:OPF",
+    "opf": "mpojax.methods.opf.method:OPF",
 }
 
 
@@ -138,7 +138,7 @@ class Setup:
         Args:
           state, optimizer: see `training.fit`.
           folder: of metrics and checkpoints; a run there resumes.
-          more: arguments of `training.fit` to replace: `loss_fn`, `data`, `steps`, `prepare`;
+          more: arguments of `training.fit` to replace: `loss_fn`, `data`, `steps`, `precompute`;
             `hooks` and `label` of this training.
         """
         arguments = self.fit_arguments(state, **more)
@@ -164,10 +164,10 @@ class Setup:
             ],
             "log_every": own.log_every,
             "grad_accum_steps": own.grad_accum_steps,
-            "prepare": self.prepare(bool(model.shapes)),
+            "precompute": self.precompute(bool(model.shapes)),
         } | more
 
-    def prepare(self, has_chains: bool) -> Callable | None:
+    def precompute(self, has_chains: bool) -> Callable | None:
         """Work done once for all micro-batches of a step: matrices are rebuilt from their cores."""
         return models.merged if has_chains and self.options.training.grad_accum_steps > 1 else None
 

@@ -105,14 +105,14 @@ def dry_run(
     mesh: Mesh | None = None,
     rules: sharding_lib.Rules = sharding_lib.REPLICATED,
     grad_accum_steps: int = 1,
-    prepare: Callable[[nnx.Module], Any] | None = None,
+    precompute: Callable[[nnx.Module], Any] | None = None,
     model_flops: int | None = None,
 ) -> Report:
     """Compiles the step that `fit` with the same arguments would run, and reports on it.
 
     Args:
       state: see `abstract_state`; a state with arrays will do, too.
-      loss_fn, optimizer, mesh, rules, grad_accum_steps, prepare: see `fit`.
+      loss_fn, optimizer, mesh, rules, grad_accum_steps, precompute: see `fit`.
       batch: {name: array or shape struct} of the global batch.
       model_flops: see `mpojax.models.model_flops`.
 
@@ -133,7 +133,7 @@ def dry_run(
         for name, leaf in batch.items()
     }
     step = step_lib.TrainStep(
-        loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
+        loss_fn, optimizer, grad_accum_steps=grad_accum_steps, precompute=precompute
     )
     with jax.set_mesh(mesh):
         traced = step.trace(placed, batch)

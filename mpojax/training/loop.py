@@ -318,7 +318,7 @@ def fit(
     folder: str | pathlib.Path | None = None,
     log_every: int = 10,
     grad_accum_steps: int = 1,
-    prepare: Callable[[nnx.Module], Any] | None = None,
+    precompute: Callable[[nnx.Module], Any] | None = None,
 ) -> FitResult:
     """Trains to `steps` steps, resuming from the folder's checkpoint where there is one.
 
@@ -337,7 +337,7 @@ def fit(
       folder: of metrics and checkpoints; None writes nothing.
       log_every: steps between two lines of training metrics.
       grad_accum_steps: micro-batches per step; see `TrainStep`.
-      prepare: once-per-step preparation of the model; see `TrainStep`.
+      precompute: work on the model done once per step; see `TrainStep`.
 
     Raises:
       NonFiniteLossError: loss or gradient of a step is NaN or infinite; names the step.
@@ -345,7 +345,9 @@ def fit(
     """
     loop = Loop(
         state,
-        step_lib.TrainStep(loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare),
+        step_lib.TrainStep(
+            loss_fn, optimizer, grad_accum_steps=grad_accum_steps, precompute=precompute
+        ),
         data,
         steps=steps,
         mesh=mesh or sharding_lib.make_mesh(),

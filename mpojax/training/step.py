@@ -36,7 +36,7 @@ class TrainStep:
         positions of a batch count by arrays `<name>_weights`, micro-batches may differ in how many
         count: the loss then gets `<name>_weights_total` too, the sum over an average micro-batch.
         Divided by that, micro-batches add up to the loss of the whole batch.
-      prepare: optional differentiable (model) -> prepared, done once per step however many
+      precompute: optional differentiable (model) -> anything, done once per step however many
         micro-batches there are, e.g. the rebuilding of dense weights from cores; `loss_fn` then
         gets its result as `model`. What it returns must be a pytree whose floating leaves may all
         be differentiated.
@@ -48,11 +48,11 @@ class TrainStep:
         optimizer: optax.GradientTransformation,
         *,
         grad_accum_steps: int = 1,
-        prepare: Callable[[nnx.Module], Any] | None = None,
+        precompute: Callable[[nnx.Module], Any] | None = None,
     ):
         checks.check_value("grad_accum_steps", grad_accum_steps, checks.integer(1))
         self.loss_fn, self.optimizer = loss_fn, optimizer
-        self.grad_accum_steps, self.prepare = grad_accum_steps, prepare
+        self.grad_accum_steps, self.precompute = grad_accum_steps, precompute
         self.traces = 0  # how often the step was traced, thus compiled
         self.compile_seconds = 0.0  # time of calls that traced, first execution included
         self._compiled = None
@@ -110,23 +110,23 @@ class TrainStep:
     def _gradients(self, state: state_lib.TrainState, batch: dict) -> tuple:
         """(gradients of trainable, mean loss, mean metrics)."""
         key = state.step_key()
-        build = state.definition.merge if self.prepare is None else self._prepared(state)
-        if self.grad_accum_steps == 1 and self.prepare is None:
+        build = state.definition.merge if self.precompute is None else self._precomputed(state)
+        if self.grad_accum_steps == 1 and self.precompute is None:
 
             def loss_of(trainable):
                 return self.loss_fn(build(trainable, state.frozen), batch, key)
 
             (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
             return gradients, loss, metrics
-        if self.prepare is None:
+        if self.precompute is None:
             variables, pull_back = state.trainable, lambda cotangents: (cotangents,)
         else:
             variables, pull_back = jax.vjp(lambda t: build(t, state.frozen), state.trainable)
         gradients, loss, metrics = self._accumulated(state, variables, batch, key)
         return pull_back(gradients)[0], loss, metrics
 
-    def _prepared(self, state: state_lib.TrainState) -> Callable:
-        return lambda trainable, frozen: self.prepare(state.definition.merge(trainable, frozen))
+    def _precomputed(self, state: state_lib.TrainState) -> Callable:
+        return lambda trainable, frozen: self.precompute(state.definition.merge(trainable, frozen))
 
     def _accumulated(self, state, variables, batch: dict, key: jax.Array) -> tuple:
         """Averages over micro-batches; rows are dealt out so that each device keeps its own."""
@@ -146,7 +146,7 @@ class TrainStep:
 
         def loss_of(variables, part, part_key):
             model = variables
-            if self.prepare is None:
+            if self.precompute is None:
                 model = state.definition.merge(variables, state.frozen)
             return self.loss_fn(model, part | totals, part_key)
 
@@ -168,7 +168,7 @@ class TrainStep:
 def _zeros(x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"a metric, or a leaf that prepare returned, has dtype {x.dtype}; averaging over "
+            f"a metric, or a leaf that precompute returned, has dtype {x.dtype}; averaging over "
             "micro-batches allows floating ones only"
         )
     return jnp.zeros(x.shape, x.dtype)

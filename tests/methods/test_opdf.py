@@ -35,14 +35,16 @@ def pair():
 @pytest.mark.parametrize("num_inner_cores", [0, 1, 3])
 def test_the_same_function_before_and_after(pair, num_inner_cores):
     student, teacher = pair
-    large, targets = opdf.prepare(student, settings(num_inner_cores=num_inner_cores), teacher)
+    large, targets = opdf.over_parameterise(
+        student, settings(num_inner_cores=num_inner_cores), teacher
+    )
     assert set(targets) == set(large.shapes) == set(opdf.planned_shapes(BERT, settings()))
     np.testing.assert_allclose(large(IDS, MASK), student(IDS, MASK), rtol=0, atol=1e-5)
     merged = compression.merge(large)
     assert not merged.shapes
     assert models.array_shapes(merged.config) == models.array_shapes(student.config)
     np.testing.assert_allclose(merged(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
-    again, _ = opdf.prepare(merged, settings(num_inner_cores=num_inner_cores), teacher)
+    again, _ = opdf.over_parameterise(merged, settings(num_inner_cores=num_inner_cores), teacher)
     np.testing.assert_allclose(again(IDS, MASK), large(IDS, MASK), rtol=0, atol=1e-5)
     more = sum(shape.num_params - shape.num_dense_params for shape in large.shapes.values())
     counts = [sum(models.count_parameters(m).values()) for m in (large, student)]
@@ -50,7 +52,7 @@ def test_the_same_function_before_and_after(pair, num_inner_cores):
 
 
 def test_merged_is_a_plain_checkpoint(pair, tmp_path):
-    large, _ = opdf.prepare(pair[0], settings(), pair[1])
+    large, _ = opdf.over_parameterise(pair[0], settings(), pair[1])
     merged = compression.merge(large)
     io.export_huggingface(merged, tmp_path / "merged")
     loaded = io.load_pretrained(tmp_path / "merged")
@@ -62,7 +64,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_align(pair):
     student = pair[0]
     for alignment in ("procrustes_core", "core", "projector", "weight"):
         chosen = settings(alignment=alignment, layer_map=tuple(range(BERT.num_layers)))
-        large, targets = opdf.prepare(student, chosen, student)
+        large, targets = opdf.over_parameterise(student, chosen, student)
         assert float(opdf.alignment_loss(large, targets, alignment)) < 1e-8
     raw = [
         mpo.core_distance(
@@ -78,13 +80,13 @@ def test_alignment_starts_lower_with_rotations(pair):
     student, teacher = pair
     values = {}
     for alignment in ("procrustes_core", "core"):
-        large, targets = opdf.prepare(student, settings(alignment=alignment), teacher)
+        large, targets = opdf.over_parameterise(student, settings(alignment=alignment), teacher)
         values[alignment] = float(opdf.alignment_loss(large, targets, alignment))
     assert values["procrustes_core"] < values["core"]
 
 
 def test_auxiliary_cores_have_the_gradient_of_the_paper_and_the_centre_none(pair):
-    large, targets = opdf.prepare(pair[0], settings(), pair[1])
+    large, targets = opdf.over_parameterise(pair[0], settings(), pair[1])
     graph, state = nnx.split(large)
 
     def loss(state):
@@ -159,10 +161,10 @@ def test_a_student_starts_where_it_is_pulled_to(pair):
     assert student_lib.starting_layers((0, 1), (2, 5), 6) == (0, 1)
     assert student_lib.starting_layers((), (), 1) == (0,)
     student = student_lib.with_layers(teacher, student_lib.starting_layers((), (), 6))
-    large, targets = opdf.prepare(student, settings(), teacher)
+    large, targets = opdf.over_parameterise(student, settings(), teacher)
     assert float(opdf.alignment_loss(large, targets, "procrustes_core")) < 1e-20
     first = student_lib.with_layers(teacher, (0, 1, 2))
-    large, targets = opdf.prepare(first, settings(), teacher)
+    large, targets = opdf.over_parameterise(first, settings(), teacher)
     assert float(opdf.alignment_loss(large, targets, "procrustes_core")) > 1e-2
 
 
@@ -189,17 +191,17 @@ def test_layer_maps():
 )
 def test_mistakes(pair, changes, message):
     with pytest.raises(ValueError, match=message):
-        opdf.prepare(pair[0], settings(**changes), pair[1])
+        opdf.over_parameterise(pair[0], settings(**changes), pair[1])
 
 
 def test_what_cannot_be_aligned(pair):
     student, teacher = pair
     wide = model(dataclasses.replace(BERT, intermediate_size=64), seed=1)
     with pytest.raises(ValueError, match=r"the teacher's layers/0/feed_forward/up is 16 x 64"):
-        opdf.prepare(student, settings(layer_map=(0, 1, 2)), wide)
-    large, _ = opdf.prepare(student, settings(), teacher)
+        opdf.over_parameterise(student, settings(layer_map=(0, 1, 2)), wide)
+    large, _ = opdf.over_parameterise(student, settings(), teacher)
     with pytest.raises(ValueError, match="is in MPO form already; merge the student"):
-        opdf.prepare(large, settings(), teacher)
+        opdf.over_parameterise(large, settings(), teacher)
     with pytest.raises(ValueError, match="give a layer_map"):
         student_lib.layer_map((), 6, 3)
 
@@ -226,7 +228,7 @@ def test_a_teacher_with_a_matrix_of_zeros_has_a_finite_loss(pair, relative):
     arrays[name] = np.zeros_like(arrays[name])
     teacher = models.from_arrays(pair[1].config, {}, arrays)
     for alignment in ("procrustes_core", "weight"):
-        large, targets = opdf.prepare(pair[0], settings(alignment=alignment), teacher)
+        large, targets = opdf.over_parameterise(pair[0], settings(alignment=alignment), teacher)
         assert np.isfinite(opdf.alignment_loss(large, targets, alignment, relative))
     path = name.removesuffix("/kernel").replace("/1/", "/0/")
     goal = {path: targets[path]}
@@ -246,7 +248,7 @@ def test_cores_as_they_come_are_further_apart_than_fixed_ones():
     student, losses = models.from_arrays(teacher.config, {}, arrays), {}
     for alignment in ("raw", "core", "procrustes_core"):
         chosen = settings(alignment=alignment, layer_map=tuple(range(BERT.num_layers)))
-        large, targets = opdf.prepare(student, chosen, teacher)
+        large, targets = opdf.over_parameterise(student, chosen, teacher)
         np.testing.assert_allclose(large(IDS, MASK), student(IDS, MASK), rtol=0, atol=1e-5)
         losses[alignment] = float(opdf.alignment_loss(large, targets, alignment))
     assert losses["procrustes_core"] < losses["core"] < losses["raw"]
@@ -272,7 +274,7 @@ def test_published_counts_of_other_factor_lists(factor_overrides, attention, fee
 
 
 def test_the_plain_loss_of_the_paper(pair):
-    large, targets = opdf.prepare(pair[0], settings(), pair[1])
+    large, targets = opdf.over_parameterise(pair[0], settings(), pair[1])
     arrays, parts = models.to_arrays(large), []
     for path, goal in targets.items():
         central = (len(goal) - 1) // 2
@@ -292,7 +294,7 @@ def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
     config = dataclasses.replace(small.BERT, num_labels=2, dropout=0.0, attention_dropout=0.0)
     teacher = small.random_model(config, seed=1)
     settings = opdf.OPDFSettings(num_inner_cores=1, alignment=alignment)
-    student, targets = opdf.prepare(small.random_model(config, seed=0), settings, teacher)
+    student, targets = opdf.over_parameterise(small.random_model(config, seed=0), settings, teacher)
     rng = np.random.default_rng(0)
     batch = {
         "input_ids": rng.integers(1, 9, (4, 5)).astype(np.int32),
@@ -300,7 +302,7 @@ def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
         "labels": rng.integers(0, 2, 4).astype(np.int32),
     }
 
-    def stepped(grad_accum_steps, prepare):
+    def stepped(grad_accum_steps, precompute):
         pair = distillation.Pair(student, teacher, targets)
         optimizer = training.make_optimizer(
             {"name": "sgd", "learning_rate": 0.1, "schedule": "constant"}, training.roles(pair), 10
@@ -311,13 +313,13 @@ def test_micro_batches_of_a_student_share_its_rebuilt_matrices(alignment):
             lambda pair: opdf.alignment_loss(pair.cores, pair.targets, alignment),
         )
         step = training.TrainStep(
-            loss, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
+            loss, optimizer, grad_accum_steps=grad_accum_steps, precompute=precompute
         )
         state, metrics = step(state, batch)
         return state.model().student, metrics
 
     whole, expected = stepped(1, None)
-    parts, metrics = stepped(2, opdf.prepared)
+    parts, metrics = stepped(2, opdf.rebuilt_once)
     for name in ("loss", "alignment", "gradient_norm"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5)
     one, other = (models.to_arrays(model) for model in (whole, parts))

@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 
 from mpojax import models, training
-from mpojax.methods import moments, opdf
-from mpojax.methods.opdf import opf
+from mpojax.methods import moments, opdf, opf
 from mpojax.training import objectives
 from mpojax.training import state as state_lib
 from tests.models import small

@@ -112,7 +112,7 @@ def test_resume(kind, tmp_path):
 
 class TestAccumulation:
     def test_matrices_are_rebuilt_once_however_many_micro_batches(self):
-        """Counted in the program: `prepare` stands outside of the loop over micro-batches."""
+        """Counted in the program: `precompute` stands outside of the loop over micro-batches."""
         made = small_encoder.model("shared")
         optimizer = training.make_optimizer({}, training.roles(made), 20)
         mesh = training.make_mesh({"data": 1}, jax.devices()[:1])
@@ -120,9 +120,12 @@ class TestAccumulation:
         state = sharding.abstract(state, training.state_shardings(state, mesh))
         batch = small_encoder.Data().rows(0, slice(None))
 
-        def count(grad_accum_steps, prepare):
+        def count(grad_accum_steps, precompute):
             step = training.TrainStep(
-                small_encoder.loss_fn, optimizer, grad_accum_steps=grad_accum_steps, prepare=prepare
+                small_encoder.loss_fn,
+                optimizer,
+                grad_accum_steps=grad_accum_steps,
+                precompute=precompute,
             )
             return program_flops(step.trace(state, batch).jaxpr)
 
@@ -132,4 +135,4 @@ class TestAccumulation:
 
     @pytest.mark.slow
     def test_on_a_mesh(self):
-        assert_same_losses("shared", "4x2", grad_accum_steps=2, prepare=models.merged)
+        assert_same_losses("shared", "4x2", grad_accum_steps=2, precompute=models.merged)

@@ -178,7 +178,7 @@ class TestStep:
         plain = helpers.run(steps=5, loss=helpers.loss_without_noise)
         for grad_accum_steps in (1, 2):
             prepared = helpers.run(
-                steps=5, loss=prepared_loss, prepare=prepare, grad_accum_steps=grad_accum_steps
+                steps=5, loss=prepared_loss, precompute=prepare, grad_accum_steps=grad_accum_steps
             )
             for path, leaf in state_lib.flatten(plain.state.trainable).items():
                 other = state_lib.flatten(prepared.state.trainable)[path]

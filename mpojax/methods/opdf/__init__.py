@@ -7,19 +7,26 @@ matrix, decomposed alike; at the end the chains are contracted to the dense stud
 comparable in a common gauge, which the paper's code does not have: here signs are fixed, and the
 student's bonds are rotated onto the teacher's, before training.
 
-Without a teacher this is OPF (ACL 2023, `opdf.opf`): `prepare(student, ...)` on selected matrices.
+Without a teacher this is OPF (ACL 2023, `mpojax.methods.opf`): `over_parameterise(student, ...)`
+on selected matrices.
 """
 
-from mpojax.methods.opdf.distillation import alignment_loss, prepared, rate_factor
-from mpojax.methods.opdf.student import MATRICES, OPDFSettings, Targets, planned_shapes, prepare
+from mpojax.methods.opdf.distillation import alignment_loss, rate_factor, rebuilt_once
+from mpojax.methods.opdf.student import (
+    MATRICES,
+    OPDFSettings,
+    Targets,
+    over_parameterise,
+    planned_shapes,
+)
 
 __all__ = [
     "MATRICES",
     "OPDFSettings",
     "Targets",
     "alignment_loss",
+    "over_parameterise",
     "planned_shapes",
-    "prepare",
-    "prepared",
     "rate_factor",
+    "rebuilt_once",
 ]

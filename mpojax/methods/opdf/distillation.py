@@ -226,8 +226,8 @@ def alignment_loss(
     central core has none but with "weight".
 
     Args:
-      student: from `prepare`.
-      targets: from `prepare`.
+      student: from `over_parameterise`.
+      targets: from `over_parameterise`.
       alignment, relative: see `OPDFSettings`.
     """
     if alignment == "none" or not targets:
@@ -252,7 +252,7 @@ def _distance(cores, goal, alignment: str, relative: bool) -> jax.Array:
     return jnp.mean(jnp.square(one - other)) / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
 
 
-def prepared(pair: Pair) -> Pair:
+def rebuilt_once(pair: Pair) -> Pair:
     """The pair with the student's matrices rebuilt from their cores: once for all micro-batches."""
     ready = Pair(models.merged(pair.student), pair.teacher)
     ready.target_names, ready.constants = pair.target_names, pair.constants

@@ -27,7 +27,7 @@ KINDS = ("kd", "theseus")
 
 
 @checks.settings("config.")
-class Settings:
+class DistillationSettings:
     """How a student learns.
 
     Attributes:
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """The teacher, and its cores where the student's are aligned with them (`opdf.prepare`)."""
+    """The teacher, and its cores where the student's are aligned with them."""
 
     model: models.Model
     targets: opdf.Targets
@@ -74,7 +74,7 @@ class Distillation(protocol.Method):
         enabled = given.pop("enabled", True)
         chains = checks.from_mapping(opdf.OPDFSettings, given, "config.opdf")
         more = {"layer_map": chains.layer_map, "chains": chains if enabled else None}
-        return cls(Settings(**fields, **more))
+        return cls(DistillationSettings(**fields, **more))
 
     def check(self, options: options_lib.Options) -> None:
         own = self.settings
@@ -133,7 +133,7 @@ class Distillation(protocol.Method):
             theseus.runs_of_layers(layer_map, teacher.config.num_layers)
         if own.chains is not None:
             chains = dataclasses.replace(own.chains, layer_map=layer_map)
-            student, targets = opdf.prepare(student, chains, teacher)
+            student, targets = opdf.over_parameterise(student, chains, teacher)
         extra = Teacher(teacher, targets)
         return dataclasses.replace(setup, model=student, report=report, extra=extra)
 
@@ -181,7 +181,7 @@ class Distillation(protocol.Method):
             folder,
             loss_fn=loss,
             data=batches,
-            prepare=opdf.prepared if rebuilt else None,
+            precompute=opdf.rebuilt_once if rebuilt else None,
         )
         if result.interrupted:
             return None

@@ -87,7 +87,7 @@ def planned_shapes(config: models.Config, settings: OPDFSettings) -> dict[str, m
     return found
 
 
-def prepare(
+def over_parameterise(
     student: models.Model, settings: OPDFSettings, teacher: models.Model | None = None
 ) -> tuple[models.Model, Targets]:
     """The student with its matrices as exact chains, in the teacher's gauge; and the targets.

@@ -117,7 +117,7 @@ def convert(
       ValueError: matrices that are chains already, or an optimizer whose state cannot follow.
     """
     old = state.model()
-    new, _ = opdf.prepare(old, only(settings, paths))
+    new, _ = opdf.over_parameterise(old, only(settings, paths))
     optimizer = make_optimizer(new)
     fresh = training.TrainState.create(new, trainable, optimizer).optimizer
     carried = moments.copy_by_name(state.optimizer, fresh, old, new)
@@ -240,7 +240,7 @@ class Dynamic(training.Hook):
       trainable: filter of what is trained; it must take the matrices.
       make_optimizer: from a model; all it makes are of one kind.
       steps: of the whole run.
-      prepare: of the training step of a model with chains, see `training.fit`.
+      precompute: of the training step of a model with chains, see `training.fit`.
 
     Attributes:
       chosen: [(step, paths)], in order.
@@ -259,11 +259,11 @@ class Dynamic(training.Hook):
         trainable: nnx.filterlib.Filter,
         make_optimizer: Callable[[models.Model], optax.GradientTransformation],
         steps: int,
-        prepare: Callable[[models.Model], Any] | None = None,
+        precompute: Callable[[models.Model], Any] | None = None,
     ):
         candidates(model, settings)
         self.settings, self.loss, self.trainable = settings, loss, trainable
-        self.make_optimizer, self.prepare = make_optimizer, prepare
+        self.make_optimizer, self.precompute = make_optimizer, precompute
         self.round_steps = settings.round_steps(steps)
         self.chosen: list[tuple[int, list[str]]] = []
 
@@ -306,7 +306,7 @@ class Dynamic(training.Hook):
             self.loss,
             optimizer,
             grad_accum_steps=loop.step_function.grad_accum_steps,
-            prepare=self.prepare,
+            precompute=self.precompute,
         )
         loop.rules = training.model_rules(state.model())
         loop.replace(state=state, step_function=step)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpojax import checks, io, models
-from mpojax.methods import mpop, opdf, protocol
+from mpojax.methods import mpop, opdf, opf, protocol
 from mpojax.methods import options as options_lib
-from mpojax.methods.opdf import opf
 
 # Fields about compression.
 _COMPRESSION = ("matrices", "rules", "budget", "bond", "calibration_examples", "adapters")
@@ -73,7 +72,7 @@ class OPF(protocol.Method):
         batches = [setup.train.rows(k, rows) for k in range(self.settings.score_batches)]
         scores = opf.static_scores(tuned, paths, opf.losses(setup.loss, batches))
         chosen = opf.select(scores, self.settings.num_per_role)
-        model, _ = opdf.prepare(setup.model, opf.only(self.settings.chains, chosen))
+        model, _ = opdf.over_parameterise(setup.model, opf.only(self.settings.chains, chosen))
         return dataclasses.replace(setup, model=model)
 
     def train(self, setup: protocol.Setup, folder: pathlib.Path) -> protocol.Result | None:
@@ -85,8 +84,8 @@ class OPF(protocol.Method):
 
         optimizer, hooks = make_optimizer(setup.model), []
         if own.strategy == "dynamic":
-            steps, prepare = setup.options.training.steps, setup.prepare(has_chains=True)
-            more = (trainable, make_optimizer, steps, prepare)
+            steps, precompute = setup.options.training.steps, setup.precompute(has_chains=True)
+            more = (trainable, make_optimizer, steps, precompute)
             hooks = [opf.Dynamic(setup.model, own, setup.loss, *more)]
         state = setup.state(setup.model, trainable, optimizer)
         result = setup.fit(state, optimizer, folder, hooks=hooks)
