@@ -52,7 +52,8 @@ def collect(definition, state, batch, weights, *, locations, call, loss):
             own = [jnp.broadcast_to(each, (*lead, *each.shape)) for each in weights]
             return _Observed(node, probes[location], output_probes[location], own, loss is not None)
 
-        model = nnx.recursive_map(observed, nnx.merge(definition, state))
+        # Copied, so that counters and statistics of the module may change in here.
+        model = nnx.recursive_map(observed, nnx.merge(definition, state, copy=True))
         if loss is None:
             return jnp.sum(call(model, batch).astype(jnp.float32))
         result = loss(model, batch, None)

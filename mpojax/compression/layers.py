@@ -72,12 +72,22 @@ class Located(NamedTuple):
         return self.location if self.adapted is None else self.location[:-1]
 
 
+def check_module(module: nnx.Module) -> None:
+    """Raises TypeError for anything but a module."""
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"a Flax NNX module is needed, not {type(module).__name__}.")
+
+
 def locations(module: nnx.Module) -> dict[str, Located]:
     """{matrix path: where it is} of every layer with a kernel or a table, in natural order.
 
     The path is that of the layer as the user wrote it: an adapter around it does not show. A layer
     that is held in two places has the path of the first.
+
+    Raises:
+      TypeError: it is no module.
     """
+    check_module(module)
     nodes = {tuple(path): node for path, node in nnx.iter_graph(module)}
     found = {}
     for location, layer in sorted(nodes.items(), key=lambda item: _natural(item[0])):
@@ -194,7 +204,7 @@ class DenseForm:
       bias_shape: of the bias; None for a layer without.
     """
 
-    definition: nnx.GraphDef
+    definition: nnx.GraphDef = dataclasses.field(repr=False)
     name: str
     shape: tuple[int, ...]
     dtype: str

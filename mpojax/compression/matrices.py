@@ -95,8 +95,7 @@ def matrices_of(model: nnx.Module) -> Matrices:
     """
     if isinstance(model, models.Model):
         return _ModelMatrices(model)
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"a Flax NNX module is needed, not {type(model).__name__}.")
+    layers.check_module(model)
     return _ModuleMatrices(model)
 
 
@@ -237,7 +236,10 @@ class _ModuleMatrices(Matrices):
 
     @staticmethod
     def call(model: nnx.Module, batch: Mapping) -> jax.Array:
-        outputs = model(**{n: batch[n] for n in _argument_names(model) if n in batch})
+        given = {name: batch[name] for name in _argument_names(model) if name in batch}
+        variadic = _variadic_name(model)
+        positional = [given.pop(variadic)] if variadic in given else []
+        outputs = model(*positional, **given)
         floating = (o for o in jax.tree.leaves(outputs) if jnp.issubdtype(o.dtype, jnp.floating))
         return sum(jnp.sum(o.astype(jnp.float32)) for o in floating)
 
@@ -247,4 +249,10 @@ class _ModuleMatrices(Matrices):
 
 def _argument_names(module: nnx.Module) -> list[str]:
     parameters = inspect.signature(type(module).__call__).parameters
-    return [name for name in parameters if name != "self"]
+    return [n for n, p in parameters.items() if n != "self" and p.kind is not p.VAR_KEYWORD]
+
+
+def _variadic_name(module: nnx.Module) -> str | None:
+    """Name of the *args that a module takes, as `nnx.Sequential` does."""
+    parameters = inspect.signature(type(module).__call__).parameters
+    return next((n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)

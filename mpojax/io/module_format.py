@@ -40,6 +40,7 @@ def describe(module: nnx.Module) -> dict:
 
 def arrays(module: nnx.Module) -> dict[str, np.ndarray]:
     """Floating-point variables by path, float32; counters and random keys are no weights."""
+    layers.check_module(module)
     return {
         "/".join(map(str, path)): np.asarray(variable[...], np.float32)
         for path, variable in _floating(module)

@@ -293,3 +293,20 @@ def test_statistics_of_layers_that_do_not_run_have_their_own_shapes():
     calibration = mj.calibrate(Idle(nnx.Rngs(0)), [np.ones((4, 8), np.float32)])
     shapes = {path: entry.covariance.shape for path, entry in calibration.statistics.items()}
     assert shapes == {"up": (8, 8), "spare": (8, 8), "table": (64,)}
+
+
+@pytest.mark.parametrize(
+    "verb", [mj.merge, lambda what: mj.compress(what, bond=2), lambda what: mj.save(what, "unused")]
+)
+def test_what_is_no_module_is_refused(verb):
+    with pytest.raises(TypeError, match="a Flax NNX module is needed, not int"):
+        verb(3)
+
+
+def test_module_with_statistics_and_dropout_is_calibrated_and_printed_on_a_page():
+    rngs = nnx.Rngs(0)
+    parts = nnx.Linear(8, 16, rngs=rngs), nnx.BatchNorm(16, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
+    module = nnx.Sequential(*parts, nnx.Linear(16, 8, rngs=rngs))
+    calibration = mj.calibrate(module, [np.ones((4, 8), np.float32)] * 2)
+    assert sorted(calibration.statistics) == ["layers/0", "layers/3"]
+    assert "dot_general" not in repr(mj.compress(nnx.Linear(8, 8, rngs=rngs), bond=2)[0])
