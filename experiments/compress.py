@@ -313,15 +313,15 @@ def compress_variant(
         report.plot(folder / "plots" / f"{variant.name}_roles.png")
     io.save_pretrained(model, target, tokenizer_from=tokenizer)
     total = sum(models.count_parameters(model).values())
-    facts = report.to_dict() if report else {"dense_parameters": total, "rows": []}
-    facts |= {
+    content = report.to_dict() if report else {"dense_parameters": total, "rows": []}
+    content |= {
         "parameters": total,
         "relative_error": report.relative_error if report else 0.0,
         "relative_output_error": report.output_error if report else None,
         "stored_bytes": (target / "model.safetensors").stat().st_size,
     }
-    files.write_atomic(record, json.dumps(facts, indent=1) + "\n")
-    return facts
+    files.write_atomic(record, json.dumps(content, indent=1) + "\n")
+    return content
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def arguments(
     if timeout < 1:
         raise ValueError(f"--start_timeout={timeout} must be at least 1")
     if distributed and len(missing) < 3:
-        surplus = ", ".join(name for name in given if name not in missing)
-        raise ValueError(f"--distributed takes everything from the cluster; leave out {surplus}")
+        redundant = ", ".join(name for name in given if name not in missing)
+        raise ValueError(f"--distributed takes everything from the cluster; leave out {redundant}")
     if distributed:
         return {"initialization_timeout": timeout}
     if len(missing) == 3:

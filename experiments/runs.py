@@ -24,8 +24,13 @@ _LEFTOVERS = (
     *("checkpoints", "best-dev", "squeezing/accepted"),
     *("search/checkpoints", "retrain/checkpoints"),
 )
-# Fields with settings of a method that all configs of models have.
-_SECTIONS = {"squeeze": "squeezing", "search": "pet_search"}
+# Fields that only one of the methods reads: set with another, they would be lost in silence.
+_READ_BY = {
+    "squeeze": "squeezing",
+    "search.budget": "pet_search",
+    "teacher": "distillation",
+    "scoring_checkpoint": "opf",
+}
 
 
 def read(
@@ -44,17 +49,23 @@ def read(
         check_value("config.steps", options.training.steps, options_lib.COUNT)
     mpop.check_trainable(options.training.trainable)
     method = kind.read(config)
-    for section, owner in _SECTIONS.items():
-        given = options_lib.plain(config.get(section) or {})
-        is_given = given.get("budget") if section == "search" else given
-        if is_given and kind.section != section:
-            raise ValueError(
-                f"config.{section}={given} has no meaning with config.method={name!r}: set "
-                f"config.method={owner!r}, or leave config.{section} empty."
-            )
+    _check_is_read(config, name)
     task.check(options)
     method.check(options)
     return task, method, options
+
+
+def _check_is_read(config: ml_collections.ConfigDict, method: str) -> None:
+    """Raises ValueError for a field that another of the methods here reads."""
+    for field, owner in _READ_BY.items():
+        section, _, name = field.partition(".")
+        given = config.get(section) or {}
+        given = options_lib.plain(given.get(name) if name else given)
+        if given and method != owner and ":" not in method:
+            raise ValueError(
+                f"config.{field}={given!r} has no meaning with config.method={method!r}: set "
+                f"config.method={owner!r}, or leave config.{field} empty."
+            )
 
 
 def set_up(

@@ -99,16 +99,16 @@ def rows_of(
     """One row for each variant: counts, bytes, error and, where trained, accuracy and speed."""
     rows = []
     for variant in variants:
-        facts, cells = compressed[variant.name], results.get(variant.name)
+        compression, cells = compressed[variant.name], results.get(variant.name)
         row = {
             "variant": variant.name,
             "label": variant.label,
-            "total_parameters": facts["parameters"],
-            "stored_bytes": facts["stored_bytes"],
-            "relative_weight_error": facts["relative_error"],
+            "total_parameters": compression["parameters"],
+            "stored_bytes": compression["stored_bytes"],
+            "relative_weight_error": compression["relative_error"],
         }
-        if facts.get("relative_output_error") is not None:
-            row["relative_output_error"] = facts["relative_output_error"]
+        if compression.get("relative_output_error") is not None:
+            row["relative_output_error"] = compression["relative_output_error"]
         if cells:
             metrics = np.array([cell["metric"] for cell in cells])
             speeds = [s for cell in cells if (s := cell["fit"]["steps_per_second"])]
@@ -174,8 +174,8 @@ def write(
             "cells": results,
             "seconds": seconds,
             "compression": {
-                name: {k: v for k, v in facts.items() if k != "rows"}
-                for name, facts in compressed.items()
+                name: {k: v for k, v in compression.items() if k != "rows"}
+                for name, compression in compressed.items()
             },
         }
     )

@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from experiments import launch, runs, train
+from experiments import command_line, launch, runs, train
 from mpojax import training
 from mpojax.methods import protocol
 from tests.experiments import toy_language
@@ -175,3 +175,21 @@ def test_eight_frames_from_the_command_line_to_the_compiled_step(config, tmp_pat
     frames = ["<module>", *seen[0], "__call__"]
     assert len(frames) <= 8, frames
     assert frames[1] == "main"
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "message"),
+    [
+        ("opdf/base.py", {"teacher": "T"}, "config.teacher='T' has no meaning with config.method"),
+        ("opf/base.py", {"scoring_checkpoint": "T"}, "set config.method='opf', or leave config.sc"),
+        ("mpop/base.py", {"squeeze": {"steps": 2}}, "set config.method='squeezing', or leave"),
+        ("pet_search/base.py", {"search.budget": 9}, "config.search.budget=9 has no meaning"),
+    ],
+)
+def test_settings_of_another_method_are_not_lost_in_silence(source, changes, message):
+    given = command_line.load_config(f"configs/{source}")
+    with given.ignore_type(), given.unlocked():
+        given.method = "tuning"
+        given.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        runs.read(given)
