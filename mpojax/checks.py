@@ -347,7 +347,7 @@ def check_clashes(clashes: Mapping[str, Any]) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'steps'?` for the known name nearest to a mistyped one, or nothing."""
+    """`, did you mean 'steps'?` for the known name nearest to a mistyped one, or nothing."""
     found = nearest(name, known)
     return "" if found is None else f", did you mean {found!r}?"
 

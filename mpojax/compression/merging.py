@@ -23,7 +23,8 @@ def merge(model: nnx.Module, dtype: str = "float32") -> nnx.Module:
 
     Args:
       model: any model, or any Flax NNX module: what `compress` and `add_adapters` changed in it
-        becomes again the kind of layer that it was.
+        becomes again the kind of layer that it was, in the dtype that it had. In 16 bits that
+        rounding may lose a small update; merge a float32 copy to keep it.
       dtype: in which the weights are to be kept afterwards: "float32", "bfloat16" or "float16".
         The model has float32 weights all the same; a narrower type is checked.
 

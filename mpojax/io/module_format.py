@@ -63,9 +63,10 @@ def build(content: Mapping, tensors: Mapping[str, np.ndarray], into: nnx.Module)
     changed = {**content["shapes"], **content["adapters"]}
     dense = [path for path in matrices.sizes if path not in matrices.shapes]
     if unknown := [path for path in changed if path not in dense]:
+        advice = f"its dense layers are {checks.listed(dense)}" if dense else "merge it first"
         raise ValueError(
             f"it was saved with chains or adapters at {checks.listed(unknown)}, where this "
-            f"{type(into).__name__} has no dense layer; its layers are {checks.listed(dense)}."
+            f"{type(into).__name__} has no dense layer; {advice}."
         )
     shapes = own_format.read_shapes(content["shapes"], tensors)
     settings = {path: nn.AdapterSettings.of(each) for path, each in content["adapters"].items()}

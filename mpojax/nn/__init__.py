@@ -1,7 +1,6 @@
 """Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
 
 from mpojax.nn.adapters import ADDED as ADDED_KINDS
-from mpojax.nn.adapters import KINDS as ADAPTER_KINDS
 from mpojax.nn.adapters import STDDEV as ADAPTER_STDDEV
 from mpojax.nn.adapters import (
     AdapterSettings,
@@ -30,7 +29,6 @@ from mpojax.nn.positions import RelativeBias, Rotary
 
 __all__ = [
     "ACTIVATIONS",
-    "ADAPTER_KINDS",
     "ADAPTER_STDDEV",
     "ADDED_KINDS",
     "NORMS",

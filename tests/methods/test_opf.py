@@ -11,6 +11,7 @@ from flax import nnx
 
 from mpojax import models, training
 from mpojax.methods import moments, opdf, opf
+from mpojax.methods.opf import fine_tuning
 from mpojax.training import objectives
 from mpojax.training import state as state_lib
 from tests.models import small
@@ -103,7 +104,7 @@ def test_static_scores_are_changes_of_the_loss():
 def test_dynamic_scores_are_first_order_changes():
     model = small.random_model(CONFIG)
     state = training.TrainState.create(model, nnx.Param, make_optimizer(model), seed=3)
-    found = opf.dynamic_scores(state, PATHS, objectives.classification_loss, [BATCH, BATCH])
+    found = fine_tuning.dynamic_scores(state, PATHS, objectives.classification_loss, [BATCH, BATCH])
 
     def loss(trainable):
         return objectives.classification_loss(

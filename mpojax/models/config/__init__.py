@@ -7,14 +7,13 @@ from typing import Any
 from mpojax import checks, patterns
 from mpojax.checks import anything, number, sequence, text
 from mpojax.models.config.base import COMPUTE_DTYPES, TABLES, Config, StackSpec
-from mpojax.models.config.encoder import HEADS, POOLINGS, EncoderConfig
+from mpojax.models.config.encoder import HEADS, EncoderConfig
 from mpojax.models.config.language import DecoderConfig, EncoderDecoderConfig, LanguageModelConfig
 
 __all__ = [
     "COMPUTE_DTYPES",
     "CONFIGS",
     "HEADS",
-    "POOLINGS",
     "SETTINGS",
     "TABLES",
     "Config",
