@@ -112,8 +112,7 @@ class LanguageModeling(language.LanguageTask):
 
     def summary(self, result: Mapping[str, Any]) -> list[str]:
         lines = [
-            f"{result['task']}, {result['variant'] or result['form']}, seed {result['seed']}: "
-            f"{result['total']:,} parameters, {result['experts']} expert(s)",
+            loading.headline(result),
             f"  {loading.metrics_line(result['metrics'])}",
             f"  after {result['steps']:,} steps, {result['tokens']:,} tokens",
         ]

@@ -36,13 +36,23 @@ def tokenizer(options: options_lib.Model) -> tuple[data.Tokenizer, str]:
     """
     field = "config.tokenizer" if options.tokenizer else "config.model"
     name = options.tokenizer or options.model
+    place = sources.locate(name, field)
     try:
-        return sources.load_tokenizer(sources.locate(name, field))
+        return sources.load_tokenizer(place)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{field}={name!r}: {error}. Give the folder that has it as config.tokenizer; or as "
+            f"{field}={name!r}: {error}. Give the folder that has one as config.tokenizer; or as "
             "config.model, and the folder of the weights as config.init_checkpoint."
         ) from error
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """First line of the summary of a language model's run."""
+    form = result["form"] if result["experts"] > 1 else ""
+    parts = [result["task"], result["variant"] or form, f"seed {result['seed']}"]
+    experts = f", {result['experts']} experts" if result["experts"] > 1 else ""
+    counts = f"{result['trained']:,} of {result['total']:,} parameters trained{experts}"
+    return f"{', '.join(filter(None, parts))}: {counts}"
 
 
 def source(options: options_lib.Model) -> str:

@@ -86,11 +86,7 @@ class TextToText(language.LanguageTask):
         return {**tested, "test_sizes": sizes, "label_names": names, **common}
 
     def summary(self, result: Mapping[str, Any]) -> list[str]:
-        lines = [
-            f"{result['task']}, {result['variant'] or result['form']}, seed {result['seed']}: "
-            f"{result['total']:,} parameters, {result['experts']} expert(s), "
-            f"{result['steps']:,} steps"
-        ]
+        lines = [f"{loading.headline(result)}, {result['steps']:,} steps"]
         return lines + [f"  {name:<24} {value:.4f}" for name, value in result["metrics"].items()]
 
 

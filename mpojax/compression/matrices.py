@@ -248,11 +248,11 @@ class _ModuleMatrices(Matrices):
 
 
 def _argument_names(module: nnx.Module) -> list[str]:
-    parameters = inspect.signature(type(module).__call__).parameters
-    return [n for n, p in parameters.items() if n != "self" and p.kind is not p.VAR_KEYWORD]
+    parameters = inspect.signature(module.__call__).parameters
+    return [n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
 
 
 def _variadic_name(module: nnx.Module) -> str | None:
     """Name of the *args that a module takes, as `nnx.Sequential` does."""
-    parameters = inspect.signature(type(module).__call__).parameters
+    parameters = inspect.signature(module.__call__).parameters
     return next((n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)

@@ -196,7 +196,7 @@ def _checked_arrays(model: nnx.Module, folder: str | os.PathLike) -> dict[str, n
 
 
 def _write(folder, content: dict, tensors: Mapping, metadata: Mapping, tokenizer_from, texts=()):
-    texts = {**dict(texts), CONFIG_NAME: _json(content)}
+    texts, outdated = {**dict(texts), CONFIG_NAME: _json(content)}, set()
     if tokenizer_from is not None:
         source = local_folder(tokenizer_from)
         copies = tokenizer_folders.copies(source, content["model_type"])
@@ -204,7 +204,8 @@ def _write(folder, content: dict, tensors: Mapping, metadata: Mapping, tokenizer
             names = ", ".join(tokenizer_folders.FILES)
             raise FileNotFoundError(f"tokenizer_from={source} holds none of {names}.")
         texts |= copies
-    write_folder(pathlib.Path(folder).expanduser(), tensors, metadata, texts)
+        outdated = set(tokenizer_folders.FILES) - set(copies)  # those of another kind would be read
+    write_folder(pathlib.Path(folder).expanduser(), tensors, metadata, texts, outdated)
 
 
 def _read_config(folder: pathlib.Path) -> dict:

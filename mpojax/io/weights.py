@@ -5,7 +5,7 @@ import errno
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,7 @@ def write_folder(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
     texts: Mapping[str, str | bytes],
+    outdated: Iterable[str] = (),
 ):
     """Writes model.safetensors and other small files into a folder.
 
@@ -138,6 +139,7 @@ def write_folder(
       tensors: what model.safetensors holds.
       metadata: text entries of its header.
       texts: content of the other files, by name.
+      outdated: names of files of an earlier save that are removed.
 
     Raises:
       OSError: the folder cannot be written or the disk is full; says what became of the old files.
@@ -155,7 +157,8 @@ def write_folder(
             for name, content in texts.items():
                 files.fill(temporary / name, content)
             renamed = True
-            (folder / CONFIG_NAME).unlink(missing_ok=True)
+            for name in (CONFIG_NAME, *outdated):
+                (folder / name).unlink(missing_ok=True)
             for name in (WEIGHTS_NAME, *sorted(texts, key=CONFIG_NAME.__eq__)):
                 os.replace(temporary / name, folder / name)
     except OSError as error:

@@ -310,3 +310,15 @@ def test_module_with_statistics_and_dropout_is_calibrated_and_printed_on_a_page(
     calibration = mj.calibrate(module, [np.ones((4, 8), np.float32)] * 2)
     assert sorted(calibration.statistics) == ["layers/0", "layers/3"]
     assert "dot_general" not in repr(mj.compress(nnx.Linear(8, 8, rngs=rngs), bond=2)[0])
+
+
+def test_the_first_argument_of_a_call_has_any_name():
+    class Net(nnx.Module):
+        def __init__(s):  # noqa: N805
+            s.map = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+
+        def __call__(s, rows):  # noqa: N805
+            return s.map(rows)
+
+    x = np.ones((8, 6), np.float32)
+    assert list(mj.calibrate(Net(), [x, {"rows": x}]).statistics) == ["map"]

@@ -114,6 +114,20 @@ def test_export_copies_tokenizer_files(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_tokenizer_files_of_an_earlier_save_are_replaced(tmp_path):
+    """Both kinds together would be read as one tokenizer that neither is."""
+    names = {"old": ["vocab.txt", "special_tokens_map.json"], "new": ["vocab.json"]}
+    for name, written in names.items():
+        (tmp_path / name).mkdir()
+        for file in written:
+            (tmp_path / name / file).write_text("{}")
+        settings = {"tokenizer_class": "BertTokenizer" if name == "old" else "GPT2Tokenizer"}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings))
+        io.save_pretrained(helpers.model(), tmp_path / "saved", tokenizer_from=tmp_path / name)
+    found = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert found == {"config.json", "model.safetensors", "vocab.json", "tokenizer_config.json"}
+
+
 def test_tokenizer_files_keep_their_class(tmp_path):
     """Which config.json of the source tells; a BERT model's tokenizer is BERT's anyway."""
     source = tmp_path / "source"

@@ -208,9 +208,13 @@ def _raise_not_found(folder: pathlib.Path, settings: TokenizerSettings):
                 f"{_advice(folder, settings)}"
             )
     pairs = " and no ".join(" + ".join(pair) for pair in BYTE_LEVEL_FILES)
+    advice = "a tokenizer folder needs one of them"
+    if not folder.is_dir():
+        advice = (
+            f"there is no such folder (mpojax.io.local_folder({str(folder)!r}) finds other names)"
+        )
     raise FileNotFoundError(
-        f"no tokenizer.json and no vocab.txt in {folder}, and no {pairs}; a tokenizer folder needs "
-        "one of them"
+        f"no tokenizer.json and no vocab.txt in {folder}, and no {pairs}; {advice}"
     )
 
 

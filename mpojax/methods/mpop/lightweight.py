@@ -69,7 +69,16 @@ def trainable_filter(name: str, model: nnx.Module | None = None) -> nnx.filterli
 
 
 def with_trainable(model: models.Model, name: str) -> tuple[models.Model, nnx.filterlib.Filter]:
-    """The model, its layers regrouped where the set needs it, and the filter of the set."""
+    """The model, its layers regrouped where the set needs it, and the filter of the set.
+
+    Raises:
+      ValueError: adapters of a model that has none.
+    """
+    if name == ADAPTERS and not models.adapter_settings(model.config):
+        raise ValueError(
+            f"trainable={name!r}, but the model has no adapters: add some, such as adapters="
+            '((".*/(query|value)", {"rank": 8}),), or train another set.'
+        )
     if name not in FILTERS and name != ADAPTERS:
         first = _first_trained_layer(model.config, name, _last_layers(name))
         if 0 < first not in model.config.scan_boundaries:
