@@ -60,7 +60,8 @@ def write(page: Page, folder: pathlib.Path) -> list[pathlib.Path]:
     name = page.table.name
     paths = [folder / f"{name}.md", folder / f"{name}.csv"]
     files.write_atomic(paths[0], markdown(page))
-    frames.write(paths[1], frame(page))
+    # As its columns are typed: a score of 70.0 is no count.
+    files.write_atomic(paths[1], frame(page).to_csv(index=False, lineterminator="\n"))
     if page.curves:
         paths.append(folder / f"{name}.png")
         figures.save_both(_draw(page), folder / name)

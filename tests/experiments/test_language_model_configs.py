@@ -87,7 +87,7 @@ class TestMistakes:
                 r"config.label_smoothing=1.0 must be a finite number of at least 0 and below 1",
             ),
             ({"experts__form": "moe"}, "config.experts.form='moe' must be one of 'dense', 'mpoe'"),
-            ({**EXPERTS, "experts__router": "top1"}, "router='top1' must be one of switch"),
+            ({**EXPERTS, "experts__router": "top1"}, "router='top1' must be one of 'switch'"),
             ({**EXPERTS, "experts__bond": 4}, "gauge='identity' is exact only at full bonds"),
             (
                 {**EXPERTS, "optimizer__central_mask__rate": 1.5},

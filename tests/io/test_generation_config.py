@@ -102,7 +102,7 @@ def test_wrong_values_are_named(tmp_path, given, message):
 def test_ends_are_tokens():
     config = models.reconfigure(helpers_model(), eos_id=[3]).config
     assert (config.eos_id, config.end_ids) == (3, (3,))
-    with pytest.raises(ValueError, match=r"eos_id=99 must lie in 0\.\.39"):
+    with pytest.raises(ValueError, match=r"eos_id=99 must be an integer from 0 to 39"):
         models.reconfigure(helpers_model(), eos_id=(3, 99))
 
 

@@ -63,5 +63,8 @@ def test_folders_of_an_unknown_kind(tmp_path):
     content = json.loads(path.read_text(encoding="utf-8"))
     content["mpojax"]["kind"] = "state_space"
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match="kind 'state_space' is none of decoder, encoder_decoder"):
+    with pytest.raises(
+        ValueError,
+        match="kind='state_space' must be one of 'encoder'",
+    ):
         io.load_pretrained(path.parent)

@@ -271,9 +271,9 @@ def test_logits_of_16_bit_models_are_not_rounded_on_the_way():
     ("field", "value", "message"),
     [
         ("rotary_base", 0.0, "rotary_base=0.0 must be a finite number above 0"),
-        ("rotary_scaling", (0.0, 1.0, 4.0, 32), "all above 0 and low below high"),
-        ("rotary_scaling", (8.0, 4.0, 4.0, 32), "all above 0 and low below high"),
-        ("rotary_scaling", (8.0, 1.0, 4.0), "all above 0 and low below high"),
+        ("rotary_scaling", (0.0, 1.0, 4.0, 32), "each a finite number above 0"),
+        ("rotary_scaling", (8.0, 4.0, 4.0, 32), "low below high"),
+        ("rotary_scaling", (8.0, 1.0, 4.0), "a list of 4 entries"),
     ],
 )
 def test_rotary_settings(field, value, message):

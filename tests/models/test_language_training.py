@@ -59,5 +59,5 @@ def test_more_tokens_than_places():
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), float("nan")])
 def test_capacity_factors(factor):
-    with pytest.raises(ValueError, match="must be a positive, finite number"):
+    with pytest.raises(ValueError, match="must be a finite number above 0"):
         nn.ExpertSettings(number=2, capacity_factor=factor)
