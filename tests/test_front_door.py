@@ -113,7 +113,7 @@ KINDS = small.KINDS | small_language.DECODERS | small_language.PAIRS
 def test_compress_without_rules_takes_the_layers_of_every_architecture(kind):
     """All matrices in layers, such as `gate`; embeddings, projections and heads when asked."""
     model = small.random_model(KINDS[kind])
-    sizes = mj.models.matrix_sizes(model.config)
+    sizes = model.config.matrix_sizes()
     tiny, report = mj.compress(model, bond=2)
     assert tiny.shapes == mj.compression.planned_shapes(model.config, [("layers", {})], bond=2)
     assert set(tiny.shapes) == {path for path in sizes if "layers/" in path}

@@ -76,7 +76,7 @@ def error_curve(
 
 
 def _targets(dense: models.Model, variants: Sequence) -> list:
-    sizes = models.matrix_sizes(dense.config)
+    sizes = dense.config.matrix_sizes()
     for rules in filter(None, variants):
         targets = rules_lib.resolve(rules, sizes, dense.shapes, None)
         if targets := [target for target in targets if not target.settings.is_low_rank]:

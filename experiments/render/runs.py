@@ -71,9 +71,7 @@ def draw_trajectory(rows: Sequence[Mapping[str, Any]], metric: str) -> Any:
     phases = [int(row["phase"]) for row in kept]
     groups = [name for name in rows[0] if name.startswith("bonds ")]
     for index, group in enumerate(groups):
-        bonds = [
-            max(map(int, filter(None, row.get(group, "").split("-"))), default=0) for row in kept
-        ]
+        bonds = [_largest_bond(row.get(group, "")) for row in kept]
         label = group.removeprefix("bonds ")
         by_phase.plot(phases, bonds, label=label, **figures.line_style(index))
     by_phase.set(xlabel="phase", ylabel="largest bond dimension", ylim=(0, None), xticks=phases)

@@ -88,7 +88,7 @@ def forward_flops(config, length: int, target_length: int = 0) -> float:
     """
     if isinstance(config, models.EncoderConfig):
         return models.model_flops(config, 1, length) / 3
-    sizes = models.matrix_sizes(config)
+    sizes = config.matrix_sizes()
     head = config.hidden_size * config.vocab_size
     if isinstance(config, models.DecoderConfig):
         layers = _elements(sizes, "layers/")

@@ -124,7 +124,7 @@ class _Batches:
 def experts_of(model: models.Model) -> tuple[str, int]:
     """(form, number) of a model's experts, the most where blocks differ; ("dense", 1) without."""
     forms, number = set(), 1
-    for path in models.feed_forwards(model.config):
+    for path in model.config.feed_forwards():
         settings = model.config.experts_of(path)
         if settings is not None:
             has_chain = any(matrix.startswith(f"{path}/") for matrix in model.shapes)

@@ -127,8 +127,8 @@ def first_layers(model: models.Model, count: int) -> models.LanguageModel:
     config = dataclasses.replace(
         config,
         num_layers=count,
-        experts=still_there(config.experts, models.feed_forwards(config)),
-        adapters=still_there(config.adapters, models.adaptable(config)),
+        experts=still_there(config.experts, config.feed_forwards()),
+        adapters=still_there(config.adapters, config.adaptable()),
         scan_boundaries=tuple(layer for layer in config.scan_boundaries if layer < count),
     )
     return models.from_arrays(config, shapes, arrays)

@@ -95,7 +95,7 @@ def add_adapters(
     if not isinstance(model, models.Model):
         return _with_adapters(model, rules, 1.0 if scale is None else float(scale), rngs)
     present = models.adapter_settings(model.config)
-    added = _matched(rules, models.adaptable(model.config))
+    added = _matched(rules, model.config.adaptable())
     if twice := [path for path in added if path in present]:
         raise ValueError(
             f"{twice[0]} has an adapter already, {present[twice[0]]}: a rule may name "
@@ -112,7 +112,7 @@ def add_adapters(
         adapters=(*model.config.adapters, *((p, rule.structure) for p, rule in parsed)),
         adapter_scale=model.config.adapter_scale if scale is None else float(scale),
     )
-    arrays, sizes = models.to_arrays(model), models.matrix_sizes(config)
+    arrays, sizes = models.to_arrays(model), config.matrix_sizes()
     for path, rule in added.items():
         key = models.dense_name(path)
         fresh, update = _fresh(path, sizes[path], rule, config.adapter_scale, rngs)
@@ -216,7 +216,7 @@ def adapter_settings(config, rules: rules_lib.Rules) -> dict[str, nn.AdapterSett
     Raises:
       ValueError: malformed rules, unknown settings, a rule that matches nothing.
     """
-    matched = _matched(rules, models.adaptable(config))
+    matched = _matched(rules, config.adaptable())
     return {path: rule.structure for path, rule in matched.items()}
 
 

@@ -106,7 +106,7 @@ class _ModelMatrices(Matrices):
         self.model, self.shapes, self.refused = model, model.shapes, {}
         self.shares_parts = model.config.shares_parts
         self.arrays = models.to_arrays(model)
-        self.sizes = models.matrix_sizes(model.config)
+        self.sizes = model.config.matrix_sizes()
         if model.config.experts:
             # Theirs are many matrices under one path: compress before `add_experts`.
             experts_of = model.config.experts_of

@@ -239,7 +239,7 @@ def planned_shapes(
       ValueError: rules that do not fit, or whose shapes depend on the weights (a tolerance, or
         another setting that looks at them).
     """
-    targets = resolve(rules, models.matrix_sizes(config), {}, bond)
+    targets = resolve(rules, config.matrix_sizes(), {}, bond)
     for target in targets:
         for name in ("tolerance", "search"):
             if getattr(target.settings, name):

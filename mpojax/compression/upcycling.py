@@ -236,7 +236,7 @@ def _spread(
 def _matched(config, rules) -> dict[str, ExpertRule]:
     if not config.generates:
         raise ValueError("an encoder's settings have no experts; see `add_experts`.")
-    found = rules_lib.match(rules, models.feed_forwards(config), ExpertRule)
+    found = rules_lib.match(rules, config.feed_forwards(), ExpertRule)
     for path, (pattern, _) in found.items():
         if config.experts_of(path) is not None:
             raise ValueError(f"{path}, matched by rule {pattern!r}, has experts already.")
@@ -245,7 +245,7 @@ def _matched(config, rules) -> dict[str, ExpertRule]:
 
 def _maps(config, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, size) of the maps of a block."""
-    for matrix, size in models.matrix_sizes(config).items():
+    for matrix, size in config.matrix_sizes().items():
         block, _, name = matrix.rpartition("/")
         if block == path:
             yield name, size

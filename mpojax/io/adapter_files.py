@@ -159,7 +159,7 @@ def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
     """
     arrays, found = models.to_arrays(model), []
     for path, settings in _offsets(model.config).items():
-        size, scale = models.matrix_sizes(model.config)[path], model.config.adapter_scale
+        size, scale = model.config.matrix_sizes()[path], model.config.adapter_scale
         _, _, update = adapters_lib.offset_start(path, size, settings, scale)
         found.append(_sketch(arrays[models.dense_name(path)] + update))
     return found
@@ -190,7 +190,7 @@ def _with_adapters(
     arrays = models.to_arrays(base)
     shapes = _adapter_shapes(config, base, held, folder)
     for path, settings in _offsets(config).items():
-        size, scale = models.matrix_sizes(config)[path], config.adapter_scale
+        size, scale = config.matrix_sizes()[path], config.adapter_scale
         down, up, update = adapters_lib.offset_start(path, size, settings, scale)
         key = models.dense_name(path)
         if key not in arrays:

@@ -42,11 +42,8 @@ from mpojax.models.heads import (
     pool,
 )
 from mpojax.models.matrices import (
-    adaptable,
     adapter_settings,
     dense_name,
-    feed_forwards,
-    matrix_sizes,
     model_flops,
 )
 from mpojax.models.model import Model
@@ -79,7 +76,6 @@ __all__ = [
     "Sampling",
     "SequenceClassifier",
     "SpanExtractor",
-    "adaptable",
     "adapter_arrays",
     "adapter_filter",
     "adapter_settings",
@@ -91,13 +87,11 @@ __all__ = [
     "count_parameters",
     "dense_name",
     "dropless",
-    "feed_forwards",
     "from_arrays",
     "generate",
     "head_columns",
     "logical_arrays",
     "logical_names",
-    "matrix_sizes",
     "merged",
     "model_flops",
     "pool",

@@ -11,25 +11,6 @@ from mpojax.models.config import TABLES, Config
 from mpojax.nn import AdapterSettings
 
 
-def matrix_sizes(config: Config) -> dict[str, tuple[int, int]]:
-    """Every matrix of the model: {matrix path: (in_features, out_features)}, in model order.
-
-    Each may be dense or MPO. A table counts as (rows, features). The matrices of all experts of a
-    block have one path and one size.
-    """
-    return config.matrix_sizes()
-
-
-def feed_forwards(config: Config) -> list[str]:
-    """Paths of the feed-forward blocks, such as layers/0/feed_forward."""
-    return config.feed_forwards()
-
-
-def adaptable(config: Config) -> list[str]:
-    """Paths of the matrices that may have an adapter: all but tables, heads and experts."""
-    return config.adaptable()
-
-
 def dense_name(path: str) -> str:
     """Name of the array of a matrix that is dense: `<path>/table` or `<path>/kernel`."""
     return f"{path}/table" if path in TABLES else f"{path}/kernel"

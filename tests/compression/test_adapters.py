@@ -33,7 +33,7 @@ def test_the_function_stays_and_every_layer_has_its_own(model):
     rules = [(ATTENTION, {"rank": 3}), (OUTSIDE, {"rank": 2})]
     ranks = {p: s.rank for p, s in compression.adapter_settings(model.config, rules).items()}
     assert len(ranks) == 3 * 4 + 2
-    for path, (rows, columns) in models.matrix_sizes(model.config).items():
+    for path, (rows, columns) in model.config.matrix_sizes().items():
         if path in ranks:
             assert arrays[f"{path}/adapter/down"].shape == (rows, ranks[path])
             assert not arrays[f"{path}/adapter/up"].any()
@@ -43,7 +43,7 @@ def test_the_function_stays_and_every_layer_has_its_own(model):
     first, second = (arrays[f"layers/{i}/attention/query/adapter/down"] for i in (0, 1))
     assert np.any(first != second)
     assert models.count_parameters(adapted)["adapter"] == sum(
-        rank * sum(models.matrix_sizes(CONFIG)[path]) for path, rank in ranks.items()
+        rank * sum(CONFIG.matrix_sizes()[path]) for path, rank in ranks.items()
     )
 
 
@@ -60,7 +60,7 @@ def test_counts_are_those_of_a_model_made_with_adapters():
 
 def test_merging_after_an_update_and_a_round_trip(model, tmp_path):
     adapted = add(model, [(".*", {"rank": 2})], scale=0.5)
-    assert set(models.adapter_settings(adapted.config)) == set(models.adaptable(CONFIG))
+    assert set(models.adapter_settings(adapted.config)) == set(CONFIG.adaptable())
     arrays = models.to_arrays(adapted)
     rng = np.random.default_rng(0)
     for path in arrays:

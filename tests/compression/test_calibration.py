@@ -138,7 +138,7 @@ def test_other_architectures(name):
     settings = dataclasses.replace(helpers.SETTINGS, **ARCHITECTURES[name])
     model = helpers.model(settings)
     found = compression.calibrate(model, [BATCH])
-    assert set(found.statistics) == set(models.matrix_sizes(settings))
+    assert set(found.statistics) == set(settings.matrix_sizes())
     times = 3 if name == "shared layers" else 1
     assert found.statistics["layers/0/feed_forward/down"].count == 16 * times
     if name == "shared layers":
@@ -263,7 +263,7 @@ def test_decoders(name):
     model = models.from_arrays(config, {}, language_helpers.arrays(config))
     types = {"token_type_ids": np.ones_like(IDS)}
     found = compression.calibrate(model, [BATCH | types])
-    assert set(found.statistics) == set(models.matrix_sizes(config))
+    assert set(found.statistics) == set(config.matrix_sizes())
     assert found.statistics["layers/0/attention/query"].count == 16
     plain = compression.calibrate(model, [{"input_ids": IDS} | types])
     full = compression.calibrate(model, [{"input_ids": IDS, "attention_mask": np.ones_like(IDS)}])

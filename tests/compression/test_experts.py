@@ -41,7 +41,7 @@ class TestStart:
     )
     def test_equals_the_dense_model(self, name, fields):
         model = with_experts(small.dense(CONFIGS[name]), **fields)
-        blocks = models.feed_forwards(model.config)
+        blocks = model.config.feed_forwards()
         assert all(model.config.experts_of(path) for path in blocks)
         found, expected = np.asarray(outputs(model)), before(name)
         scale = np.abs(expected).max()
@@ -56,7 +56,7 @@ class TestStart:
             compression.merge(with_experts(small.dense(CONFIGS[name]), form=form))
         )
         routers = {path for path in merged if "/router/" in path}
-        assert len(routers) == 2 * len(models.feed_forwards(CONFIGS[name]))
+        assert len(routers) == 2 * len(CONFIGS[name].feed_forwards())
         assert set(merged) - routers == set(dense)
         for path, array in dense.items():
             copies = np.broadcast_to(array, merged[path].shape)

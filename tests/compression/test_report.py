@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mpojax import compression, models
+from mpojax import compression
 from mpojax.compression.report import matrix_table
 from tests.io import helpers
 
@@ -108,7 +108,7 @@ def test_plots_name_the_extra_they_need(report, tmp_path, monkeypatch):
 
 
 def test_what_no_rule_matched_is_named(report):
-    left = list(models.matrix_sizes(helpers.model().config))
+    left = list(helpers.model().config.matrix_sizes())
     left = [path for path in left if path not in {row.path for row in report.rows}]
     assert list(report.unmatched) == report.to_dict()["unmatched"] == left
     for text in (report.table(), report.to_markdown()):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mpojax import compression, models, mpo
+from mpojax import compression, mpo
 from mpojax.compression import rules as rules_lib
 from tests.io import helpers
 from tests.models import small, small_language
@@ -140,7 +140,7 @@ def test_nothing_happens_before_all_rules_are_checked(monkeypatch):
 def test_the_default_knows_each_architecture(config, left):
     if config is small.BERT:
         config = dataclasses.replace(config, num_labels=2)
-    sizes = models.matrix_sizes(config)
+    sizes = config.matrix_sizes()
     chosen = [target.path for target in rules_lib.resolve([("all", {"bond": 2})], sizes, {})]
     assert all(path in chosen for path in sizes if "layers/" in path)
     assert left is None or set(sizes) - set(chosen) == left

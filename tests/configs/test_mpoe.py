@@ -37,7 +37,7 @@ def check(config, architecture, variant):
         settings, shapes = compression.planned_experts(settings, {}, rules)
         planned = mpoe.planned(architecture, variant)
         assert (settings.experts[0][1], shapes) == (planned[0].experts[0][1], planned[1])
-        assert all(settings.experts_of(path) for path in models.feed_forwards(settings))
+        assert all(settings.experts_of(path) for path in settings.feed_forwards())
     mask = config.optimizer.central_mask
     assert (mask.rate, mask.mode, mask.granularity) == (mpoe.mask_rate(variant), "skip", "step")
     assert set(config.optimizer) == set(gradient_mask.default_config())

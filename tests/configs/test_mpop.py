@@ -126,7 +126,7 @@ def test_hyper_parameters():
 
 
 def test_groups_cover_what_the_paper_decomposes():
-    sizes = models.matrix_sizes(models.PRESETS["albert-base-v2"])
+    sizes = models.PRESETS["albert-base-v2"].matrix_sizes()
     shapes = compression.planned_shapes(
         models.PRESETS["albert-base-v2"], albert.get_config("full,sst2").rules
     )

@@ -66,9 +66,9 @@ def test_a_run_with_adapters_and_one_that_goes_on_from_it(config, tmp_path):
     arrays = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
     assert all(arrays[name].any() for name in arrays if name.endswith("query/adapter/up"))
     config.init_checkpoint = str(tmp_path / "first" / "model")
-    goes_on = models.to_arrays(setup_of(config).model)
+    reused = models.to_arrays(setup_of(config).model)
     for name, array in arrays.items():
-        np.testing.assert_array_equal(goes_on[name], array)
+        np.testing.assert_array_equal(reused[name], array)
 
 
 def test_adapters_from_pre_training(config, pretrained):

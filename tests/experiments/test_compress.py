@@ -223,7 +223,7 @@ def test_language_models_whole(tmp_path, capsys, name):
     config = own(tmp_path / "model", budget=0.6, keep_dense=False, compare=("mpo",))
     assert compress.main(config, str(tmp_path / "run")) == 0
     done = {row["path"] for row in rows(tmp_path / "run" / "compression" / "mpo.csv")}
-    paths = models.matrix_sizes(kinds[name])
+    paths = kinds[name].matrix_sizes()
     left = sorted(set(paths) - done)
     assert left == (["embeddings/position"] if name == "gpt2" else [])
     shown = capsys.readouterr().out

@@ -271,7 +271,7 @@ def test_published_models(name):
     assert _counts(dataclasses.replace(config, num_labels=3))[0] == dense + 769
     shapes = {
         path: mpo.MPOShape(*LISTS[size], in_features=size[0], out_features=size[1])
-        for path, size in models.matrix_sizes(config).items()
+        for path, size in config.matrix_sizes().items()
         if DECOMPOSED.fullmatch(path)
     }
     found, by_role = _counts(config, shapes)

@@ -33,7 +33,7 @@ class TestCounts:
         assert real == sum(map(np.prod, models.array_shapes(*planned).values()))
         assert real == sum(array.size for array in models.to_arrays(model).values())
         dense = sum(models.count_parameters(small.dense(config)).values())
-        blocks = len(models.feed_forwards(config))
+        blocks = len(config.feed_forwards())
         width, inner = config.hidden_size, config.intermediate_size
         maps = 3 if config.gated else 2
         per_block = width * number + number  # the router

@@ -34,10 +34,7 @@ KINDS = {"bert": BERT, "albert": ALBERT, "distilbert": DISTILBERT, "mobilebert":
 
 def all_shapes(config: models.EncoderConfig, n: int = 3) -> dict[str, mpo.MPOShape]:
     """Every matrix as a chain at full bonds."""
-    return {
-        path: mpo.MPOShape.balanced(*size, n=n)
-        for path, size in models.matrix_sizes(config).items()
-    }
+    return {path: mpo.MPOShape.balanced(*size, n=n) for path, size in config.matrix_sizes().items()}
 
 
 def random_model(config: models.EncoderConfig, shapes=None, seed: int = 0) -> models.Model:

@@ -64,7 +64,7 @@ def with_experts(config, **settings):
     config = dataclasses.replace(config, experts=((".*feed_forward", settings),))
     shapes = {
         path: mpo.MPOShape.balanced(*size, n=3)
-        for path, size in models.matrix_sizes(config).items()
+        for path, size in config.matrix_sizes().items()
         if "feed_forward" in path
     }
     rng = np.random.default_rng(0)

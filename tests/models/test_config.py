@@ -58,7 +58,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 
 def test_every_matrix_is_listed_with_its_size():
-    sizes = models.matrix_sizes(dataclasses.replace(CONFIG, num_labels=3))
+    sizes = dataclasses.replace(CONFIG, num_labels=3).matrix_sizes()
     assert len(sizes) == 3 + 4 * 6 + 2
     assert sizes["embeddings/word"] == (50, 8)
     assert sizes["embeddings/position"] == (12, 8)
@@ -66,11 +66,11 @@ def test_every_matrix_is_listed_with_its_size():
     assert sizes["layers/3/feed_forward/down"] == (16, 8)
     assert sizes["pooler"] == (8, 8)
     assert sizes["head"] == (8, 3)
-    assert "pooler" not in models.matrix_sizes(dataclasses.replace(CONFIG, pooling="mean"))
+    assert "pooler" not in dataclasses.replace(CONFIG, pooling="mean").matrix_sizes()
 
 
 def test_matrices_of_other_encoders():
-    sizes = models.matrix_sizes(small.ALBERT)
+    sizes = small.ALBERT.matrix_sizes()
     assert sizes["embeddings/word"] == (50, 8)
     assert sizes["embeddings/position"] == (12, 8)
     assert sizes["embeddings/projection"] == (8, 16)
@@ -81,8 +81,8 @@ def test_matrices_of_other_encoders():
             *("feed_forward/up", "feed_forward/down"),
         )
     ]
-    assert "embeddings/token_type" not in models.matrix_sizes(small.DISTILBERT)
-    sizes = models.matrix_sizes(small.MOBILEBERT)
+    assert "embeddings/token_type" not in small.DISTILBERT.matrix_sizes()
+    sizes = small.MOBILEBERT.matrix_sizes()
     assert sizes["embeddings/word"] == (50, 6)
     assert sizes["embeddings/token_type"] == (2, 16)
     assert sizes["embeddings/projection"] == (18, 16)
@@ -99,7 +99,7 @@ def test_matrices_of_other_encoders():
         "layers/2/feed_forwards/1/down": (12, 8),
         "layers/2/bottleneck/output": (8, 16),
     }
-    narrow = models.matrix_sizes(dataclasses.replace(small.MOBILEBERT, bottleneck_attention=True))
+    narrow = dataclasses.replace(small.MOBILEBERT, bottleneck_attention=True).matrix_sizes()
     assert narrow["layers/0/attention/value"] == (8, 8)
     assert "layers/0/bottleneck/attention" not in narrow
 

@@ -112,7 +112,7 @@ def test_groups_equal_repeated_heads(kv_heads):
 @every_kind
 def test_every_matrix_may_be_a_chain(config):
     chains = small.chains(config)
-    assert set(chains.shapes) == set(models.matrix_sizes(config))
+    assert set(chains.shapes) == set(config.matrix_sizes())
     expected = small.run(small.dense(config), IDS, MASK)
     small.close(small.run(chains, IDS, MASK), expected)
     for merged in (compression.merge(chains), jax.jit(models.merged)(chains)):

@@ -101,7 +101,7 @@ def test_tied_logits_are_scaled():
 @every_kind
 def test_every_matrix_may_be_a_chain(config):
     chains = small.chains(config)
-    assert set(chains.shapes) == set(models.matrix_sizes(config))
+    assert set(chains.shapes) == set(config.matrix_sizes())
     expected = small.run(small.dense(config), *INPUTS)
     small.close(small.run(chains, *INPUTS), expected)
     merged = jax.jit(models.merged)(chains)

@@ -53,7 +53,7 @@ def _close(actual, kind):
 @every_kind
 def test_every_matrix_may_be_a_chain(kind):
     dense, chains = pair(kind)
-    assert set(chains.shapes) == set(models.matrix_sizes(dense.config))
+    assert set(chains.shapes) == set(dense.config.matrix_sizes())
     # Of matrices there are no others: what is left dense are vectors.
     for name, array in models.to_arrays(chains).items():
         assert "/cores/" in name or array.ndim == 1
@@ -90,7 +90,7 @@ def test_merging_gives_the_dense_arrays(kind):
 def test_compress_by_rules(kind):
     dense, _ = pair(kind)
     model, report = compression.compress(dense, [(".*", {"cores": 3})])
-    assert [row.path for row in report.rows] == list(models.matrix_sizes(dense.config))
+    assert [row.path for row in report.rows] == list(dense.config.matrix_sizes())
     _close(run(model, IDS, MASK), kind)
     smaller, report = compression.compress(dense, [("layers/.*|embeddings/word", {})], budget=0.7)
     total = sum(models.count_parameters(smaller).values())

@@ -52,7 +52,7 @@ def _layer_arrays(gradient) -> dict[str, np.ndarray]:
 
 def test_only_one_layer_is_stored(shared):
     assert [stack.attention_norm.scale.shape[0] for stack in shared.encoder.stacks] == [1]
-    paths = [p for p in models.matrix_sizes(CONFIG) if p.startswith("layers/")]
+    paths = [p for p in CONFIG.matrix_sizes() if p.startswith("layers/")]
     assert len(paths) == 6
     assert all(p.startswith("layers/0/") for p in paths)
     deeper = dataclasses.replace(CONFIG, num_layers=7)

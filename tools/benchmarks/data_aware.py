@@ -70,7 +70,7 @@ def approximations(w, share: float, path: str, calibration):
 def measure(model, calibration, held_out, layers, shares) -> list[dict]:
     """One row for each matrix, share and method."""
     weights, rows = models.to_arrays(model), []
-    for path in models.matrix_sizes(model.config):
+    for path in model.config.matrix_sizes():
         parts = path.split("/")
         if parts[0] != "layers" or int(parts[1]) not in layers:
             continue

@@ -136,7 +136,7 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
     modules = _modules(wanted, base.config)
     factors, saved = _sorted(tensors, wanted, modules, folder)
     arrays = models.to_arrays(base) | _saved_arrays(base, wanted, saved, folder)
-    sizes, adapters = models.matrix_sizes(base.config), []
+    sizes, adapters = base.config.matrix_sizes(), []
     for name, named in factors.items():
         paths, module = modules[name], named["name"]
         widths = [sizes[path][1] for path in paths]
@@ -234,7 +234,7 @@ def _checked_factors(named: Mapping, lora, width: int, out_width: int, folder):
 
 def _modules(tensors: Mapping, config: models.Config) -> dict[str, tuple[str, ...]]:
     """{weight in transformers: matrix paths side by side in it}, of what may have an adapter."""
-    matrices = {models.dense_name(path): path for path in models.adaptable(config)}
+    matrices = {models.dense_name(path): path for path in config.adaptable()}
     return {
         name: tuple(matrices[path] for path in tensor.paths)
         for name, tensor in tensors.items()

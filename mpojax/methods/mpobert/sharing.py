@@ -106,7 +106,7 @@ def settings(
     )
     shapes = {
         path: chain(*size, num_cores).with_bonds(bond)
-        for path, size in models.matrix_sizes(config).items()
+        for path, size in config.matrix_sizes().items()
         if path.startswith("layers/")
     }
     return config, shapes

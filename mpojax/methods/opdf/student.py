@@ -70,7 +70,7 @@ def planned_shapes(config: models.Config, settings: OPDFSettings) -> dict[str, m
     overrides = {size: (before, behind) for size, before, behind in settings.factor_overrides}
     found = {
         path: mpo.over_parameterised_shape(*size, settings.num_inner_cores, overrides)
-        for path, size in models.matrix_sizes(config).items()
+        for path, size in config.matrix_sizes().items()
         if re.fullmatch(settings.matrices, path)
     }
     if not found:
@@ -132,7 +132,7 @@ def _sources(
 ) -> dict[str, np.ndarray]:
     """{matrix path of the student: the teacher's matrix}."""
     arrays = models.to_arrays(compression.merge(teacher))
-    sizes = models.matrix_sizes(teacher.config)
+    sizes = teacher.config.matrix_sizes()
     layers = layer_map(settings.layer_map, config.num_layers, teacher.config.num_layers)
     found = {}
     for path, shape in shapes.items():

@@ -202,7 +202,11 @@ class Config:
         return dataclasses.replace(self, adapters=())
 
     def matrix_sizes(self) -> dict[str, tuple[int, int]]:
-        """{matrix path: (in_features, out_features)}, in model order; see `models.matrix_sizes`."""
+        """Every matrix of the model: {matrix path: (in_features, out_features)}, in model order.
+
+        Each may be dense or MPO. A table counts as (rows, features). The matrices of all experts of
+        a block have one path and one size.
+        """
         sizes = {f"embeddings/{name}": size for name, size in self.embedding_sizes().items()}
         step = self.block_size if self.shares_everything else 1
         for stack in self.stacks:
