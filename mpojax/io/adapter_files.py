@@ -158,9 +158,9 @@ def _offset_bases(model: models.Model) -> list[tuple[float, float]]:
     To rounding, with which the start was subtracted.
     """
     arrays, found = models.to_arrays(model), []
+    sizes, scale = model.config.matrix_sizes(), model.config.adapter_scale
     for path, settings in _offsets(model.config).items():
-        size, scale = model.config.matrix_sizes()[path], model.config.adapter_scale
-        _, _, update = adapters_lib.offset_start(path, size, settings, scale)
+        _, _, update = adapters_lib.offset_start(path, sizes[path], settings, scale)
         found.append(_sketch(arrays[models.dense_name(path)] + update))
     return found
 
@@ -189,9 +189,9 @@ def _with_adapters(
     config = dataclasses.replace(base.config, **settings)
     arrays = models.to_arrays(base)
     shapes = _adapter_shapes(config, base, held, folder)
+    sizes, scale = config.matrix_sizes(), config.adapter_scale
     for path, settings in _offsets(config).items():
-        size, scale = config.matrix_sizes()[path], config.adapter_scale
-        down, up, update = adapters_lib.offset_start(path, size, settings, scale)
+        down, up, update = adapters_lib.offset_start(path, sizes[path], settings, scale)
         key = models.dense_name(path)
         if key not in arrays:
             raise ValueError(f"the adapter in {folder} needs a dense {path}: merge the model.")
