@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from mpojax import compression, io, models, mpo, training
-from mpojax.methods import mpop, opdf
-from mpojax.methods.opdf import distillation, opf
+from mpojax.methods import mpop, opdf, opf
+from mpojax.methods.opdf import distillation
 from mpojax.methods.opdf import student as student_lib
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK

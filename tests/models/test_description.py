@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 from mpojax import models, mpo, nn, training
-from mpojax.models import matrices
 from tests.io import language_helpers
 
 ENCODER = models.EncoderConfig(
@@ -29,7 +28,7 @@ CONFIGS = {
 
 
 def _chains(config, bonds: int | None = 3) -> dict[str, mpo.MPOShape]:
-    sizes = matrices.matrix_sizes(config)
+    sizes = config.matrix_sizes()
     chosen = [path for path in sizes if "layers/" in path]
     return {path: mpo.MPOShape.balanced(*sizes[path], 3).with_bonds(bonds) for path in chosen}
 
@@ -48,7 +47,7 @@ def test_a_model_is_a_page(config):
     assert page.startswith(f"{type(model).__name__}: layers {config.num_layers}, ")
     assert f"{sum(counts.values()):,} parameters (" in page
     assert f"central {counts['central']:,}, auxiliary {counts['auxiliary']:,}" in page
-    assert f"{len(shapes)} of {len(matrices.matrix_sizes(config))} matrices in MPO form" in page
+    assert f"{len(shapes)} of {len(config.matrix_sizes())} matrices in MPO form" in page
     assert "/*/attention/query: " in page
 
 
