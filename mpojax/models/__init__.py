@@ -33,6 +33,14 @@ from mpojax.models.config import (
 from mpojax.models.decoder import LanguageModel, LanguageModelOutput
 from mpojax.models.encoder import Encoder, self_attention_mask
 from mpojax.models.encoder_decoder import EncoderDecoder
+from mpojax.models.evaluation import (
+    Perplexity,
+    Speed,
+    TokenScores,
+    perplexity,
+    speed,
+    token_scores,
+)
 from mpojax.models.generation import Generated, generate
 from mpojax.models.heads import (
     ModelWithHead,
@@ -72,10 +80,13 @@ __all__ = [
     "LanguageModelOutput",
     "Model",
     "ModelWithHead",
+    "Perplexity",
     "PretrainingModel",
     "Sampling",
     "SequenceClassifier",
     "SpanExtractor",
+    "Speed",
+    "TokenScores",
     "adapter_arrays",
     "adapter_filter",
     "adapter_settings",
@@ -94,12 +105,15 @@ __all__ = [
     "logical_names",
     "merged",
     "model_flops",
+    "perplexity",
     "pool",
     "reconfigure",
     "scan_boundaries",
     "self_attention_mask",
+    "speed",
     "stacked_arrays",
     "to_arrays",
+    "token_scores",
     "unshared",
     "variables",
     "with_head",

@@ -13,7 +13,7 @@ from mpojax.models.block import Context
 from mpojax.models.cache import Cache
 from mpojax.models.config import DecoderConfig, LanguageModelConfig
 from mpojax.models.model import Embeddings, Model, check_ids, check_length
-from mpojax.models.stack import TransformerStack
+from mpojax.models.stack import StackOutput, TransformerStack
 from mpojax.nn import positions as positions_lib
 from mpojax.nn import split_or_none
 
@@ -146,6 +146,15 @@ class LanguageModel(Model):
 # Jitted so that a call outside of any jit compiles once, not at every call.
 @functools.partial(jax.jit, static_argnums=5)
 def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache, last_only):
+    output = run_stack(model, input_ids, attention_mask, dropout_key, cache)
+    x = output.hidden[:, -1:] if last_only else output.hidden
+    return LanguageModelOutput(logits_of(model, x), output.routing, output.cache)
+
+
+def run_stack(
+    model: LanguageModel, input_ids, attention_mask=None, dropout_key=None, cache=None
+) -> StackOutput:
+    """Everything up to the hidden states that `logits_of` reads; arguments as in `forward`."""
     config, length = model.config, input_ids.shape[1]
     start = jnp.int32(0) if cache is None else cache.position
     queries = start + jnp.arange(length, dtype=jnp.int32)
@@ -164,9 +173,7 @@ def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache
         rotary = positions_lib.rotary_embedding(positions, inv_freq)
     embed_key, layers_key = split_or_none(dropout_key, 2)
     x = model.embeddings(input_ids, positions, dropout_key=embed_key)
-    output = model.tower.run(x, Context(mask, rotary=rotary, tokens=tokens), layers_key, cache)
-    x = output.hidden[:, -1:] if last_only else output.hidden
-    return LanguageModelOutput(logits_of(model, x), output.routing, output.cache)
+    return model.tower.run(x, Context(mask, rotary=rotary, tokens=tokens), layers_key, cache)
 
 
 def causal_mask(queries: jax.Array, length: int) -> jax.Array:

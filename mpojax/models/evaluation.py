@@ -1,0 +1,340 @@
+"""Perplexity and speed of decoders.
+
+The protocol of a perplexity is part of the figure: window, stride, how many tokens were predicted,
+and that the first token of a window is not.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpojax import checks
+from mpojax.models.decoder import LanguageModel, logits_of, run_stack
+from mpojax.models.model import Model, check_length
+from mpojax.models.variants import dropless
+
+# Logits exist for so many tokens at a time; a vocabulary of 50k: 1,365 tokens.
+_LOGIT_BYTES = 256 * 2**20
+
+
+class TokenScores(NamedTuple):
+    """Output of `token_scores`.
+
+    Attributes:
+      nats: (batch, length - 1) float32, -log p of each token after the first.
+      is_greedy: (batch, length - 1) bool, whether no other token is likelier.
+    """
+
+    nats: jax.Array
+    is_greedy: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """Output of `perplexity`.
+
+    Attributes:
+      nats: sum of -log p over all predicted tokens.
+      num_tokens: how many were predicted.
+      num_windows, window, stride: how the text was cut, in tokens.
+    """
+
+    nats: float
+    num_tokens: int
+    num_windows: int
+    window: int
+    stride: int
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.num_tokens
+
+    @property
+    def value(self) -> float:
+        """exp(total nats / total tokens), infinite beyond float64.
+
+        >>> long, short = Perplexity(1_000 * 2.0, 1_000, 1, 1_001, 1_001), 10 * 4.0
+        >>> round(dataclasses.replace(long, nats=long.nats + short, num_tokens=1_010).value, 6)
+        7.536832
+        """
+        return per_unit(self.nats, self.num_tokens)
+
+    def per_word(self, num_words: int) -> float:
+        """The same nats divided by words: comparable across tokenizers."""
+        return per_unit(self.nats, num_words)
+
+    @property
+    def protocol(self) -> str:
+        """How it was measured, in a line."""
+        return (
+            f"{self.num_windows:,} windows of {self.window:,} tokens, stride {self.stride:,}, "
+            f"{self.num_tokens:,} tokens predicted (never the first of a window)"
+        )
+
+
+class Speed(NamedTuple):
+    """Output of `speed`: tokens per second, of all sequences of a batch together.
+
+    Attributes:
+      prefill: of reading a prompt.
+      decode: of making token after token behind it, with the KV cache.
+    """
+
+    prefill: float
+    decode: float
+
+
+def per_unit(nats: float, count: int) -> float:
+    """exp(nats / count): a perplexity per token or per word; infinite beyond float64."""
+    return math.exp(nats / count) if nats / count < 700.0 else math.inf
+
+
+def token_scores(
+    model: LanguageModel, input_ids: jax.Array, attention_mask: jax.Array | None = None
+) -> TokenScores:
+    """-log p of every token but the first of each row, from all tokens before it.
+
+    Logits exist only for a part of the tokens at a time. Compiled once for each shape.
+
+    Args:
+      model: a decoder.
+      input_ids: (batch, length) integers, length >= 2.
+      attention_mask: as in `LanguageModel.forward`; scores of padding mean nothing.
+    """
+    check_decoder(model, "scores of next tokens need")
+    return _token_scores(model, input_ids, attention_mask)
+
+
+def perplexity(
+    model: LanguageModel,
+    ids: np.ndarray,
+    *,
+    window: int = 1024,
+    stride: int | None = None,
+    num_windows: int | None = None,
+    batch_size: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Perplexity:
+    """Perplexity of a text: exp(total nats / total tokens).
+
+    Window k holds the tokens [k stride, k stride + window); a last one that is not full is left
+    out. In each, every token but the first is predicted from those before it in the window, except
+    those that an earlier window has predicted. So stride = window is the usual perplexity of
+    disjoint blocks, a smaller stride gives tokens more context at window / stride the cost, a
+    larger one samples the text.
+
+    Args:
+      model: a decoder; dense, or any matrix in MPO form.
+      ids: (T,) integers, the text's tokens.
+      window: tokens of a window, up to `model.config.max_positions`.
+      stride: tokens from one window to the next; None = `window`.
+      num_windows: the first so many windows alone; None = all.
+      batch_size: windows at a time; changes the figure by rounding alone.
+      progress: called with (windows done, of, "").
+
+    Raises:
+      ValueError: no decoder, a text shorter than a window, ids outside of the vocabulary (another
+        model's tokenizer).
+      FloatingPointError: an output that is NaN or infinite; names the window.
+
+    Examples:
+      >>> import numpy as np
+      >>> from flax import nnx
+      >>> from mpojax import models
+      >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+      >>> model = models.build(models.DecoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+      >>> found = models.perplexity(model, np.arange(90), window=32)
+      >>> found.num_windows, found.num_tokens
+      (2, 62)
+      >>> found.protocol
+      '2 windows of 32 tokens, stride 32, 62 tokens predicted (never the first of a window)'
+
+    Source: the protocol of GPTQ and SVD-LLM (arXiv:2210.17323, 2403.07378) for stride = window.
+    """
+    check_decoder(model, "perplexity needs")
+    stride = window if stride is None else stride
+    starts = _window_starts(model, ids, window, stride, num_windows)
+    checks.check_value("batch_size", batch_size, checks.integer(1))
+    rows = np.asarray(ids, np.int32)[starts[:, None] + np.arange(window)]
+    # Of a window, its first token and those that the window before has predicted do not count.
+    seen = max(1, window - stride)
+    nats, num_tokens = 0.0, 0
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        full = np.concatenate([batch, batch[:1].repeat(batch_size - len(batch), 0)])
+        found = np.asarray(_token_scores(model, full, None).nats, np.float64)[: len(batch)]
+        for number, row in enumerate(found, first):
+            row = row[0 if number == 0 else seen - 1 :]
+            _check_finite(row, number)
+            nats, num_tokens = nats + float(row.sum()), num_tokens + row.size
+        if progress is not None:
+            progress(first + len(batch), len(rows), "")
+    return Perplexity(nats, num_tokens, len(rows), window, stride)
+
+
+def speed(
+    model: LanguageModel,
+    *,
+    prompt_length: int = 256,
+    new_tokens: int = 32,
+    batch_size: int = 1,
+    rounds: int = 5,
+) -> Speed:
+    """Tokens per second of prefill and of decoding, medians of some rounds after a warm-up.
+
+    The model is timed as it is: `models.merged` or `compress` decide what is rebuilt. The ids are
+    random; no end of text stops the decoding.
+
+    Args:
+      model: a decoder.
+      prompt_length: tokens that prefill reads.
+      new_tokens: decoded after them in one program, greedily.
+      batch_size: sequences at a time.
+      rounds: measurements of each.
+
+    Raises:
+      ValueError: no decoder, a number below 1, or more tokens than the model has positions.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from mpojax import models
+      >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+      >>> model = models.build(models.DecoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+      >>> models.speed(model, prompt_length=8, new_tokens=4).decode > 0
+      True
+    """
+    check_decoder(model, "the speed of generation needs")
+    counts = {
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+        "batch_size": batch_size,
+        "rounds": rounds,
+    }
+    checks.check(counts, dict.fromkeys(counts, checks.integer(1)))
+    check_length(model.config, prompt_length + new_tokens)
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(model.config.vocab_size, size=(batch_size, prompt_length)))
+    prefill = functools.partial(_prefill, model, ids, new_tokens + 1)
+    token, cache = prefill()
+    decode = functools.partial(_decode, model, token, cache, new_tokens)
+    return Speed(
+        batch_size * prompt_length / _median_seconds(prefill, rounds),
+        batch_size * new_tokens / _median_seconds(decode, rounds),
+    )
+
+
+def check_decoder(model: Model, needs: str) -> None:
+    """Raises ValueError for a model that does not predict the next token of a plain text."""
+    if isinstance(model, LanguageModel):
+        return
+    generates = getattr(model.config, "generates", False)
+    advice = "score its answers" if generates else "measure its accuracy on a task"
+    raise ValueError(
+        f"{needs} a decoder, which predicts the next token of a text; this model is of the kind "
+        f"{type(model).__name__}: {advice}."
+    )
+
+
+def check_vocabulary(model: Model, ids: np.ndarray) -> None:
+    """Raises ValueError for token ids that the model has no row of: of another tokenizer."""
+    ids, size = np.asarray(ids), model.config.vocab_size
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
+        raise ValueError(
+            f"the text has token ids in {ids.min()}..{ids.max()}, the model knows 0..{size - 1}: "
+            "this tokenizer does not fit; give the one that was saved with the model."
+        )
+
+
+def _window_starts(model, ids, window, stride, num_windows) -> np.ndarray:
+    """First tokens of all windows, checked."""
+    checks.check_value("window", window, checks.integer(2))
+    checks.check_value("stride", stride, checks.integer(1))
+    checks.check_value("num_windows", num_windows, checks.integer(1) | checks.null())
+    check_length(model.config, window)
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"ids has shape {ids.shape} and type {ids.dtype}; it must be (T,) integers."
+        )
+    if len(ids) < window:
+        raise ValueError(
+            f"the text has {len(ids):,} tokens, fewer than one window={window:,}: give more text, "
+            "or a smaller window."
+        )
+    check_vocabulary(model, ids)
+    return np.arange(0, len(ids) - window + 1, stride)[:num_windows]
+
+
+@jax.jit
+def _token_scores(model, input_ids, attention_mask) -> TokenScores:
+    model = dropless(model)
+    hidden = run_stack(model, input_ids, attention_mask).hidden[:, :-1]
+    targets = input_ids[:, 1:]
+    count = targets.size
+    part = min(count, max(1, _LOGIT_BYTES // (4 * model.config.vocab_size)))
+    parts = -(-count // part)
+
+    def in_parts(array):
+        flat = array.reshape(count, *array.shape[2:])
+        padding = [(0, parts * part - count)] + [(0, 0)] * (flat.ndim - 1)
+        return jnp.pad(flat, padding).reshape(parts, part, *flat.shape[1:])
+
+    def score(pair):
+        hidden, targets = pair
+        logits = logits_of(model, hidden)
+        right = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        largest = jnp.max(logits, axis=-1)
+        # log sum_v exp(l_v - max) + max - l_target
+        total = jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1)
+        return jnp.log(total) + largest - right, right >= largest
+
+    found = jax.lax.map(score, (in_parts(hidden), in_parts(targets)))
+    return TokenScores(*(array.reshape(-1)[:count].reshape(targets.shape) for array in found))
+
+
+def _check_finite(nats: np.ndarray, window: int) -> None:
+    if not np.isfinite(nats).all():
+        raise FloatingPointError(
+            f"window {window}, counted from 0: the model's output is NaN or infinite. Its "
+            "parameters may hold NaN, or its dtype may be too narrow for its activations."
+        )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _prefill(model, ids, max_new_tokens):
+    """(first new token (batch,), cache with room for the others)."""
+    logits, _, cache = dropless(model).prefill(ids, None, max_new_tokens)
+    return jnp.argmax(logits, axis=-1), cache
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _decode(model, token, cache, num):
+    """The next `num` tokens (num, batch)."""
+    model = dropless(model)
+
+    def step(carry, _):
+        token, cache = carry
+        output = model.decode(token[:, None], None, cache)
+        token = jnp.argmax(output.logits[:, 0], axis=-1)
+        return (token, output.cache), token
+
+    return jax.lax.scan(step, (token, cache), length=num)[1]
+
+
+def _median_seconds(function: Callable, rounds: int) -> float:
+    """Of some rounds; the call before them compiles."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
