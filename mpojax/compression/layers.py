@@ -255,7 +255,9 @@ def compute_dtype(layer: nnx.Module) -> str:
 
 def to_chain(layer: nnx.Module, shape: mpo.MPOShape, cores: Sequence[np.ndarray]) -> nnx.Module:
     """The layer of a dense one's function with these cores in the place of its matrix."""
-    cores = [jnp.asarray(core, jnp.float32) for core in cores]
+    *cores, last = (jnp.asarray(core) for core in cores)
+    last = last if shape.pivoted else last.astype(jnp.float32)
+    cores = [*(core.astype(jnp.float32) for core in cores), last]
     dtype = compute_dtype(layer)
     if is_table(layer):
         chain = made = nn.MPOEmbed(shape, dtype=dtype, cores=cores)
@@ -294,7 +296,7 @@ def _merged(entry: Located) -> nnx.Module:
     if chain is None:
         w = np.asarray(matrix(layer), np.float64)
     else:
-        cores = [np.asarray(core, np.float64) for core in chain.all_cores()]
+        cores = [in_float64(core) for core in chain.all_cores()]
         w = mpo.to_matrix(cores, chain.shape)
     bias = getattr(layer if chain is None else chain, "bias", None)
     bias = None if bias is None else np.asarray(bias[...], np.float64).reshape(-1)
@@ -302,6 +304,12 @@ def _merged(entry: Located) -> nnx.Module:
         arrays, settings = entry.adapted.adapter_arrays(), entry.adapted.settings
         w, bias = nn.fold_adapter(settings, arrays, w, bias, scale=1.0)
     return dense_form(layer).layer(w, bias)
+
+
+def in_float64(core) -> np.ndarray:
+    """A core in float64 on the host; the order of a pivoted chain stays integer."""
+    core = np.asarray(core)
+    return core if np.issubdtype(core.dtype, np.integer) else core.astype(np.float64)
 
 
 def exchanged(module: nnx.Module, new: Mapping[tuple, nnx.Module]) -> nnx.Module:

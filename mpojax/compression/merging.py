@@ -56,9 +56,9 @@ def merge(model: nnx.Module, dtype: str = "float32") -> nnx.Module:
         model = models.unshared(model)
     arrays = models.to_arrays(model)
     for path, shape in model.shapes.items():
-        cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_cores)]
+        cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_arrays)]
         arrays[models.dense_name(path)] = _to_matrices(
-            [np.asarray(core, np.float64) for core in cores], shape
+            [layers.in_float64(core) for core in cores], shape
         )
     for path, settings in models.adapter_settings(model.config).items():
         start = f"{path}/adapter/"

@@ -11,8 +11,9 @@ from mpojax.io.weights import check_depth
 # 5: kinds of adapters; a number in place of their settings is a low rank.
 # 6: several end tokens, and how a language model chooses tokens by default.
 # 7: scan_boundaries, called stack_breaks before.
-FORMAT_VERSION = 7
-READ_VERSIONS = (1, 2, 3, 4, 5, 6, 7)
+# 8: pivoted chains.
+FORMAT_VERSION = 8
+READ_VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 # Settings that older versions called otherwise.
 _RENAMED = {"stack_breaks": "scan_boundaries"}
@@ -28,6 +29,7 @@ _SHAPE = {
     "bonds": _SIZES | checks.null(),
     "in_features": _SIZE | checks.null(),
     "out_features": _SIZE | checks.null(),
+    "pivoted": checks.flag(),
 }
 _FIELDS = {
     "kind": checks.text(),

@@ -5,7 +5,7 @@ stacked; how layers are grouped into stacks is invisible here. All functions als
 transformations, on traced arrays.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -80,12 +80,18 @@ def from_arrays(
     abstract = nnx.eval_shape(lambda: build(config, shapes, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(abstract)
     entries = list(variables(abstract))
-    check_coverage(dict(_expected(entries)), arrays, "arrays do not fit the model")
+    orders = [entry for entry in entries if isinstance(entry[1], nn.ColumnOrder)]
+    checked = "arrays do not fit the model"
+    check_coverage(dict(_expected(entries)), arrays, checked, dict(_expected(orders)))
     filled = []
     for path, variable, layer_range in entries:
         names = [name for name, _ in logical_names(path, layer_range)]
         parts = [arrays.pop(name) if release else arrays[name] for name in names]
-        value = _stacked(parts) if layer_range is not None else _as_float32(parts[0])
+        if isinstance(variable, nn.ColumnOrder):
+            parts = [np.asarray(part, np.int32) for part in parts]
+            value = jnp.asarray(np.stack(parts) if layer_range is not None else parts[0])
+        else:
+            value = _stacked(parts) if layer_range is not None else _as_float32(parts[0])
         filled.append((path, variable.replace(value)))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
@@ -98,13 +104,19 @@ def array_shapes(
     return dict(_expected(variables(abstract)))
 
 
-def check_coverage(expected: Mapping[str, tuple[int, ...]], arrays: Mapping, what: str) -> None:
+def check_coverage(
+    expected: Mapping[str, tuple[int, ...]],
+    arrays: Mapping,
+    what: str,
+    integers: Collection[str] = (),
+) -> None:
     """Checks that exactly the expected arrays are there, floating point and of their shapes.
 
     Args:
       expected: shape of each array, by name.
       arrays: by name.
       what: begins the message.
+      integers: names of arrays that are integers instead.
 
     Raises:
       ValueError: how many are missing, unexpected, of another shape or not floating point, and the
@@ -121,7 +133,14 @@ def check_coverage(expected: Mapping[str, tuple[int, ...]], arrays: Mapping, wha
         "not floating point": [
             f"{name} is {arrays[name].dtype}"
             for name in expected
-            if name in arrays and not jnp.issubdtype(arrays[name].dtype, jnp.floating)
+            if name in arrays
+            and name not in integers
+            and not jnp.issubdtype(arrays[name].dtype, jnp.floating)
+        ],
+        "not integers": [
+            f"{name} is {arrays[name].dtype}"
+            for name in integers
+            if name in arrays and not jnp.issubdtype(arrays[name].dtype, jnp.integer)
         ],
     }
     found = {kind: names for kind, names in found.items() if names}
@@ -148,7 +167,7 @@ def count_parameters(model: Model) -> dict[str, int]:
     Works on abstract models too. A variable held in two places is counted once.
     """
     counts = dict.fromkeys(nn.ROLES, 0)
-    for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    for _, variable in nnx.to_flat_state(nnx.state(model, nn.STORED)):
         counts[nn.role_of(variable)] += int(np.prod(variable.shape, dtype=np.int64))
     return counts
 
@@ -164,7 +183,7 @@ def variables(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Variable, range | 
         for path, module in nnx.iter_modules(model)
         if isinstance(module, stack.TransformerStack)
     }
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    for path, variable in nnx.to_flat_state(nnx.state(model, nn.STORED)):
         inside = path.index("stacks") if "stacks" in path else None
         owner = stacks.get(path[:inside])
         if inside is None or owner is None:

@@ -47,7 +47,7 @@ def _sizes(config) -> Iterator[str]:
 def _counts(model: "Model") -> str:
     """Parameters by role, and the bytes of all."""
     counts, num_bytes = dict.fromkeys(nn.ROLES, 0), 0
-    for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    for _, variable in nnx.to_flat_state(nnx.state(model, nn.STORED)):
         size = math.prod(variable.shape)
         counts[nn.role_of(variable)] += size
         num_bytes += size * np.dtype(variable.dtype).itemsize

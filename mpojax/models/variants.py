@@ -119,7 +119,7 @@ def head_columns(
     arrays = to_arrays(model)
     shape = model.shapes.get("head")
     if shape is not None:
-        cores = [arrays.pop(f"head/cores/{i}") for i in range(len(shape.core_shapes))]
+        cores = [arrays.pop(f"head/cores/{i}") for i in range(shape.num_arrays)]
         arrays["head/kernel"] = np.asarray(mpo.to_matrix(cores, shape))
     for name in ("head/kernel", "head/bias"):
         arrays[name] = arrays[name][..., start:stop] * np.float32(scale)

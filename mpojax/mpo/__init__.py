@@ -8,7 +8,7 @@ functions. Arrays of numpy are treated on the host in float64, arrays of jax und
 | what                              | functions                                               |
 | shapes                            | MPOShape, shape_from_cores, separable_shape             |
 | a matrix as a chain, and back     | decompose, to_matrix; fit, search_factors, low_rank     |
-| bonds: spectra, cuts, gauges      | bond_spectra, truncate, canonicalize, slice_bonds       |
+| bonds: spectra, cuts, gauges      | bond_spectra, truncate, canonicalize, slice_bonds; pivot|
 | which bonds, under a budget       | bonds_for_tolerance, allocate, allocate_or_keep         |
 | products with activations         | plan, apply; prepare, apply_prepared; embed             |
 | experts that share a central core | plan_experts, expert_matrices, apply_shared_core        |
@@ -38,6 +38,7 @@ from mpojax.mpo.decomposition import (
 from mpojax.mpo.embedding import embed
 from mpojax.mpo.experts.kernels import apply_shared_core, expert_matrices
 from mpojax.mpo.experts.planning import ExpertPlan, plan_experts
+from mpojax.mpo.pivoted import pivot
 from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
 from mpojax.mpo.search import Searched, search_factors
 from mpojax.mpo.separable import separable_shape
@@ -109,6 +110,7 @@ __all__ = [
     "low_rank_errors",
     "matrix_to_central",
     "over_parameterised_shape",
+    "pivot",
     "plan",
     "plan_experts",
     "pool_spectra",

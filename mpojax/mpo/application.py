@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mpojax.mpo import contract, planning
+from mpojax.mpo import contract, pivoted, planning
 from mpojax.mpo.planning import Plan
 from mpojax.mpo.shape import MPOShape, shape_from_cores
 
@@ -29,7 +29,8 @@ def apply(
       cores: n arrays (d_{k-1}, i_k, j_k, d_k).
       x: (..., in_features). Its dtype is that of the result; cores may be wider (float32 cores with
         bfloat16 activations): merging runs in the dtype of the cores, the merged cores are cast.
-      shape: needed where the matrix is zero-padded; otherwise read off the cores.
+      shape: needed where the matrix is zero-padded or the chain pivoted; otherwise read off the
+        cores.
       plan: a `Plan`, the name of a strategy, or None to choose by cost.
       training: choose by the cost of forward and backward rather than of forward alone.
 
@@ -55,6 +56,8 @@ def apply(
     tokens = math.prod(x.shape[:-1])
     if tokens == 0:
         return jnp.zeros((*x.shape[:-1], shape.out_features), x.dtype)
+    if shape.pivoted:
+        return pivoted.apply(cores, x)
     if not isinstance(plan, Plan):
         plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan)
     y = _apply(plan.chosen.strategy, plan.chosen.variant, shape, cores, x.reshape(-1, x.shape[-1]))
@@ -101,6 +104,8 @@ def prepare(cores, plan: Plan, dtype=None) -> tuple[jax.Array, ...]:
       dtype: dtype of the merged arrays; default that of the cores.
     """
     dtype = dtype or cores[0].dtype
+    if plan.shape.pivoted:
+        return cores[0].astype(dtype), cores[1].astype(dtype), cores[2]
     return _merged(plan.strategy, plan.chosen.variant, tuple(cores), plan.shape, dtype)
 
 
@@ -109,6 +114,8 @@ def apply_prepared(prepared: tuple[jax.Array, ...], plan: Plan, x):
     _check_features(x, plan.shape)
     if x.size == 0:
         return jnp.zeros((*x.shape[:-1], plan.shape.out_features), x.dtype)
+    if plan.shape.pivoted:
+        return pivoted.apply(prepared, x)
     rows = x.reshape(-1, x.shape[-1])
     y = apply_merged(plan.strategy, plan.chosen.variant, prepared, plan.shape, rows)
     return y.reshape(*x.shape[:-1], plan.shape.out_features)

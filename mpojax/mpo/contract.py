@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax.mpo import pivoted
 from mpojax.mpo.shape import MPOShape
 
 # Most matrix products that the transpose-free last merge may emit.
@@ -132,8 +133,10 @@ def to_matrix(cores, shape: MPOShape | None = None):
 
     Args:
       cores: n arrays (d_{k-1}, i_k, j_k, d_k).
-      shape: when given, zero-padded rows and columns are sliced off.
+      shape: when given, zero-padded rows and columns are sliced off; needed for a pivoted chain.
     """
+    if shape is not None and shape.pivoted:
+        return pivoted.to_matrix(cores)
     groups = three_groups(cores)
     from_right = not left_first([group.shape for group in groups])
     matrix = merge_run(groups, from_right)[0, :, :, 0]
@@ -142,6 +145,8 @@ def to_matrix(cores, shape: MPOShape | None = None):
 
 def to_matrix_forward(cores, shape: MPOShape | None = None):
     """`to_matrix` where nothing is differentiated: the last merge without a transpose."""
+    if shape is not None and shape.pivoted:
+        return pivoted.to_matrix(cores)
     groups = three_groups(cores)
     if len(groups) == 3:
         groups = (

@@ -27,10 +27,12 @@ class MPOShape:
         would hold no more.
       in_features: rows of the matrix before zero-padding, at most the product of `in_factors`.
       out_features: columns before zero-padding, at most the product of `out_factors`.
+      pivoted: low rank r as W = A [1 B] P, see `mpojax.mpo.pivoted`: r of the columns span the
+        others, the chain holds B (r, out - r) and the order of the columns.
 
     Raises:
       ValueError: lists of different lengths, a factor below 1, a bond below 1 or above its full
-        dimension, or features that the factors cannot hold.
+        dimension, features that the factors cannot hold, or a pivoted chain that is no low rank.
       TypeError: a factor or bond that is not an integer.
 
     Example:
@@ -47,6 +49,7 @@ class MPOShape:
     bonds: tuple[int, ...] | None = None
     in_features: int | None = None
     out_features: int | None = None
+    pivoted: bool = False
 
     def __post_init__(self):
         set_field = functools.partial(object.__setattr__, self)
@@ -67,6 +70,15 @@ class MPOShape:
                     f"it must lie in 1..{padded}. Choose factors with a larger product."
                 )
         set_field("bonds", self._checked_bonds(self.bonds))
+        if self.pivoted and not self._may_be_pivoted:
+            raise ValueError(
+                f"a pivoted chain is low rank below its {self.out_features} columns, not "
+                f"{self.in_factors} x {self.out_factors} with bonds {self.bonds}."
+            )
+
+    @property
+    def _may_be_pivoted(self) -> bool:
+        return self.is_low_rank and not self.is_padded and self.bonds[0] < self.out_features
 
     def _checked_bonds(self, bonds) -> tuple[int, ...]:
         full = self.full_bond_dims
@@ -111,10 +123,15 @@ class MPOShape:
         return cls(*lists, in_features=in_features, out_features=out_features)
 
     @classmethod
-    def low_rank(cls, in_features: int, out_features: int, rank: int | None = None) -> "MPOShape":
-        """The two-core chain W = A B with A (in_features, rank) and B (rank, out_features)."""
-        shape = cls((in_features, 1), (1, out_features))
-        return shape if rank is None else shape.with_bonds((rank,))
+    def low_rank(
+        cls, in_features: int, out_features: int, rank: int | None = None, pivoted: bool = False
+    ) -> "MPOShape":
+        """The two-core chain W = A B with A (in_features, rank) and B (rank, out_features).
+
+        `pivoted`, with a rank below `out_features`: W = A [1 B] P, see `mpojax.mpo.pivoted`.
+        """
+        bonds = None if rank is None else (rank,)
+        return cls((in_features, 1), (1, out_features), bonds, pivoted=pivoted)
 
     def with_bonds(self, bonds: int | tuple[int, ...] | None) -> "MPOShape":
         """The same factors with other bonds: a cap, one value each, or None for full bonds."""
@@ -127,6 +144,11 @@ class MPOShape:
     def num_cores(self) -> int:
         """n, the number of cores."""
         return len(self.in_factors)
+
+    @property
+    def num_arrays(self) -> int:
+        """The n cores, and the order of a pivoted chain's columns."""
+        return self.num_cores + self.pivoted
 
     @property
     def central(self) -> int:
@@ -155,6 +177,9 @@ class MPOShape:
     def core_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
         """Shape (d_{k-1}, i_k, j_k, d_k) of every core."""
         bonds = (1, *self.bonds, 1)
+        if self.pivoted:
+            rank = self.bonds[0]
+            return (1, self.in_features, 1, rank), (rank, 1, self.out_features - rank, 1)
         return tuple(
             (bonds[k], i, j, bonds[k + 1])
             for k, (i, j) in enumerate(zip(self.in_factors, self.out_factors, strict=True))
@@ -190,8 +215,9 @@ class MPOShape:
 
     @property
     def num_params(self) -> int:
-        """Parameters in all cores."""
-        return sum(math.prod(core) for core in self.core_shapes)
+        """Parameters in all cores, and the entries of a pivoted chain's order."""
+        order = self.out_features if self.pivoted else 0
+        return sum(math.prod(core) for core in self.core_shapes) + order
 
     @property
     def num_central_params(self) -> int:
@@ -215,7 +241,8 @@ class MPOShape:
 
     def to_dict(self) -> dict:
         """A JSON-able description; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return fields if self.pivoted else {k: v for k, v in fields.items() if k != "pivoted"}
 
     @classmethod
     def from_dict(cls, fields: dict) -> "MPOShape":

@@ -19,9 +19,11 @@ from mpojax.nn.moe.settings import ExpertSettings
 from mpojax.nn.norm import NORMS, LayerNorm, RMSNorm
 from mpojax.nn.parameters import (
     ROLES,
+    STORED,
     AdapterParam,
     AuxiliaryCore,
     CentralCore,
+    ColumnOrder,
     random_cores,
     role_of,
 )
@@ -33,11 +35,13 @@ __all__ = [
     "ADDED_KINDS",
     "NORMS",
     "ROLES",
+    "STORED",
     "AdapterParam",
     "AdapterSettings",
     "Attention",
     "AuxiliaryCore",
     "CentralCore",
+    "ColumnOrder",
     "Dense",
     "Embed",
     "ExpertFeedForward",

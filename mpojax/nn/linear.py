@@ -9,7 +9,7 @@ from flax import nnx
 
 from mpojax import mpo
 from mpojax.nn.functional import along_last, matmul
-from mpojax.nn.parameters import AuxiliaryCore, CentralCore, normal, random_cores
+from mpojax.nn.parameters import AuxiliaryCore, CentralCore, ColumnOrder, normal, random_cores
 
 
 class Dense(nnx.Module):
@@ -276,7 +276,9 @@ def as_core_list(cores, shape: mpo.MPOShape, shared_central: bool = False) -> nn
     """Wraps cores into variables of their roles; a shared central core is left out."""
     kept = []
     for index, core in enumerate(cores):
-        if index != shape.central:
+        if index == shape.num_cores:  # behind the cores of a pivoted chain
+            kept.append(ColumnOrder(core))
+        elif index != shape.central:
             kept.append(AuxiliaryCore(core))
         elif not shared_central:
             kept.append(CentralCore(core))

@@ -29,9 +29,19 @@ class AdapterParam(nnx.Param):
     """A parameter of an adapter of a matrix, such as a low-rank update."""
 
 
+class ColumnOrder(nnx.Variable):
+    """The order of the columns of a pivoted chain, int32: stored, never trained."""
+
+
 # Role name -> variable type; "other" is every `nnx.Param` that none of the types above matches.
-ROLE_TYPES = {"central": CentralCore, "auxiliary": AuxiliaryCore, "adapter": AdapterParam}
+ROLE_TYPES = {
+    "central": CentralCore,
+    "auxiliary": (AuxiliaryCore, ColumnOrder),
+    "adapter": AdapterParam,
+}
 ROLES = (*ROLE_TYPES, "other")
+# What a file of the model holds.
+STORED = nnx.Any(nnx.Param, ColumnOrder)
 
 
 def role_of(variable: nnx.Variable) -> str:
@@ -64,4 +74,6 @@ def random_cores(key: jax.Array, shape: mpo.MPOShape, variance: float) -> tuple[
         core = entries[start:stop].reshape(core_shape)
         cores.append(core * jnp.sqrt(share / jnp.mean(jnp.square(core))))
         start = stop
+    if shape.pivoted:
+        cores.append(jnp.arange(shape.out_features, dtype=jnp.int32))
     return tuple(cores)

@@ -59,7 +59,7 @@ def test_save_and_load_is_the_same_model(small, tmp_path):
     io.save_pretrained(small, tmp_path / "model")
     _equal(io.load_pretrained(str(tmp_path / "model")), small)
     content = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
-    assert content["mpojax"]["format_version"] == 7
+    assert content["mpojax"]["format_version"] == 8
     names = set(safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors"))
     assert names == set(models.to_arrays(small))
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
