@@ -22,7 +22,7 @@ from mpojax.mpo.alignment import (
     projector_distance,
     sign_fix,
 )
-from mpojax.mpo.allocation import allocate, allocate_or_keep
+from mpojax.mpo.allocation import allocate, allocate_or_keep, allocate_ranks
 from mpojax.mpo.alternating import fit
 from mpojax.mpo.application import apply, apply_prepared, prepare
 from mpojax.mpo.canonical import canonicalize, canonicalize_with_spectra, slice_bonds, truncate
@@ -63,9 +63,11 @@ from mpojax.mpo.weighted import (
     DEFAULT_RIDGE,
     LowRank,
     Metric,
+    corrected,
     low_rank,
     low_rank_errors,
     regularized,
+    ridged,
     weighted_relative_error,
     weighted_square,
     whitened,
@@ -88,6 +90,7 @@ __all__ = [
     "align",
     "allocate",
     "allocate_or_keep",
+    "allocate_ranks",
     "apply",
     "apply_prepared",
     "apply_shared_core",
@@ -98,6 +101,7 @@ __all__ = [
     "central_to_matrix",
     "cheapest_cut",
     "core_distance",
+    "corrected",
     "decompose",
     "decompose_with_spectra",
     "embed",
@@ -118,6 +122,7 @@ __all__ = [
     "projector_distance",
     "regularized",
     "relative_error",
+    "ridged",
     "search_factors",
     "separable_shape",
     "shape_from_cores",

@@ -226,3 +226,73 @@ def _check(shapes, spectra, counts, weights):
             raise ValueError(
                 f"spectra of lengths {lengths} do not cover the bonds {shape.bond_dims}."
             )
+
+
+def allocate_ranks(
+    losses: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    budget: int,
+    counts: Sequence[int] | None = None,
+    pivoted: bool = True,
+) -> list[int | None]:
+    """Ranks of least total loss under a budget; None for a matrix that stays dense.
+
+    Losses must be comparable, such as the rise of a model's loss that a curvature predicts. On the
+    lower convex hull of each matrix' (parameters, loss) the steps of largest gain for a parameter
+    come first (Lagrangian relaxation; exact up to the last step).
+
+    Args:
+      losses: for each matrix the loss at ranks 0..min(in, out), falling.
+      sizes: (in, out) of each.
+      budget: largest sum of parameters, of dense matrices among them.
+      counts: how many matrices each entry stands for; its losses are their sum.
+      pivoted: ranks of pivoted chains, r (in + out - r) + out numbers, else r (in + out).
+
+    Raises:
+      ValueError: the budget is below rank 1 for all.
+
+    Example:
+      >>> losses = [np.array([14.0, 5.0, 1.0, 0.0]), np.array([6.5, 0.5, 0.0])]
+      >>> allocate_ranks(losses, [(3, 3), (3, 2)], 14, pivoted=False)
+      [None, 1]
+    """
+    counts = [1] * len(sizes) if counts is None else list(counts)
+    hulls = [_rank_hull(*entry, pivoted) for entry in zip(losses, sizes, counts, strict=True)]
+    chosen = [0] * len(hulls)
+    total = sum(hull[0][0] for hull in hulls)
+    if total > budget:
+        raise ValueError(f"budget of {budget} parameters is below the {total} that rank 1 needs.")
+    steps = [
+        ((hull[at][1] - hull[at + 1][1]) / (hull[at + 1][0] - hull[at][0]), index, at)
+        for index, hull in enumerate(hulls)
+        for at in range(len(hull) - 1)
+    ]
+    # Gains fall along a convex hull: sorted, the steps of each matrix come in their order.
+    for _, index, at in sorted(steps, key=lambda step: (-step[0], *step[1:])):
+        cost = hulls[index][at + 1][0] - hulls[index][at][0]
+        if chosen[index] == at and total + cost <= budget:
+            total, chosen[index] = total + cost, at + 1
+    return [hull[at][2] for hull, at in zip(hulls, chosen, strict=True)]
+
+
+def _rank_hull(losses, size: tuple[int, int], count: int, pivoted: bool):
+    """[(parameters, loss, rank)] on the lower convex hull, from rank 1 to dense (rank None)."""
+    rows, columns = size
+    points = []
+    for rank in range(1, min(rows, columns)):
+        cost = MPOShape.low_rank(rows, columns, rank, pivoted).num_params
+        if cost < rows * columns:
+            points.append((count * cost, float(losses[rank]), rank))
+    points.append((count * rows * columns, 0.0, None))
+    hull: list = []
+    for point in points:
+        while len(hull) > 1 and _is_above(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _is_above(left, middle, right) -> bool:
+    """True if the middle point lies on or above the line between its neighbours."""
+    slope = (right[1] - left[1]) / (right[0] - left[0])
+    return middle[1] >= left[1] + slope * (middle[0] - left[0])

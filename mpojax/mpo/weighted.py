@@ -4,6 +4,10 @@ With the covariance S = X^T X (up to a factor) the squared error is tr((W - W_ha
 S is an array (in, in), or (in,) where it is diagonal: the rows of a table and their frequencies.
 All functions work on the host in float64.
 
+Errors of outputs may count differently, too: with the second moments G of the loss' gradients at
+the outputs (G = R R^T), tr(G E^T S E) / 2 of an error E predicts the rise of the loss (Kronecker-
+factored curvature; Martens & Grosse, 2015, arXiv:1503.05671).
+
 Low rank has a closed form: with the leading r eigenvectors V of W^T S W, W_hat = W V V^T is the
 best matrix of rank r, also where S is singular. (Whitening, truncated SVD of S^(1/2) W and
 unwhitening gives the same matrix.) Chains that cut the rows into digits have none, because S does
@@ -14,6 +18,7 @@ import functools
 import math
 
 import numpy as np
+import scipy.linalg
 
 from mpojax import checks
 from mpojax.mpo import decomposition
@@ -101,6 +106,11 @@ class Metric:
         values, vectors = np.linalg.eigh(self.matrix)
         return np.sqrt(np.maximum(values, 0)), vectors
 
+    @functools.cached_property
+    def cholesky(self) -> np.ndarray:
+        """R, lower triangular, with S = R R^T; S must be positive definite."""
+        return np.linalg.cholesky(self.matrix)
+
     def whitened(self, w) -> np.ndarray:
         """S^(1/2) W with the symmetric root, float64: its Frobenius norm is that of the outputs."""
         w = np.asarray(w, np.float64)
@@ -112,6 +122,34 @@ class Metric:
     def times(self, matrix) -> np.ndarray:
         """S @ matrix."""
         return times_covariance(self.matrix, matrix)
+
+
+def ridged(moments, ridge: float) -> np.ndarray:
+    """M + ridge * mean(diag M) * 1 in float64, in the units of M."""
+    moments = np.asarray(moments, np.float64)
+    return moments + ridge * np.trace(moments) / len(moments) * np.eye(len(moments))
+
+
+def corrected(w, covariance, cross, residual=None, ridge: float = 1e-3) -> np.ndarray:
+    """The matrix that maps changed inputs X' to the outputs that W gave for X.
+
+    min over T of ||X W + D - X' T||^2 + l ||W - T||^2, where l is `ridge` times the mean square
+    of an input: T = (X'^T X' + l)^-1 (X'^T X W + X'^T D + l W).
+
+    Args:
+      w: (in, out).
+      covariance: X'^T X' / n, (in, in).
+      cross: X'^T X / n, (in, in).
+      residual: X'^T D / n, (in, out), of what the outputs should have besides; None for nothing.
+      ridge: at least 0; the covariance alone must then be positive definite.
+    """
+    w, covariance = np.asarray(w, np.float64), np.asarray(covariance, np.float64)
+    weight = ridge * np.trace(covariance) / len(covariance)
+    right = np.asarray(cross, np.float64) @ w + weight * w
+    if residual is not None:
+        right += residual
+    factor = scipy.linalg.cho_factor(covariance + weight * np.eye(len(covariance)), lower=True)
+    return scipy.linalg.cho_solve(factor, right)
 
 
 def times_covariance(covariance, matrix) -> np.ndarray:
@@ -142,14 +180,24 @@ def whitened(w, covariance) -> np.ndarray:
 class LowRank:
     """The best approximations of one matrix, of every rank, from one eigendecomposition.
 
-    min over A (in, r), B (r, out) of ||S^(1/2) (W - A B)||_F is reached at A = W V, B = V^T with
-    the leading r eigenvectors V of W^T S W; the error is the root of the other eigenvalues' sum.
+    min over A (in, r), B (r, out) of ||S^(1/2) (W - A B) R||_F is reached at A = W R V,
+    B = V^T R^-1 with the leading r eigenvectors V of R^T W^T S W R; the error is the root of the
+    other eigenvalues' sum. Without a curvature R is the identity.
     """
 
-    def __init__(self, w, covariance: "Metric | np.ndarray | None" = None):
-        """`w` (in_features, out_features); `covariance` None for the plain norm."""
+    def __init__(
+        self,
+        w,
+        covariance: "Metric | np.ndarray | None" = None,
+        curvature: "Metric | np.ndarray | None" = None,
+    ):
+        """`w` (in_features, out_features); `covariance` None for the plain norm.
+
+        `curvature` (out_features, out_features) is positive definite, see `ridged`.
+        """
         # No copy in float64 is kept: many of these live until their ranks are known.
         self.w, self.metric = np.asarray(w), Metric.of(covariance)
+        self.curvature = Metric.of(curvature)
 
     @functools.cached_property
     def _eigen(self) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +206,7 @@ class LowRank:
             white = self._white()
             gram = white @ white.T
         else:
-            w = np.asarray(self.w, np.float64)
+            w = self._of_curvature()
             gram = w.T @ (w if self.metric is None else self.metric.times(w))
         values, vectors = np.linalg.eigh(gram)
         return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
@@ -167,8 +215,13 @@ class LowRank:
     def _is_wide(self) -> bool:
         return self.w.shape[1] > self.w.shape[0]
 
-    def _white(self) -> np.ndarray:
+    def _of_curvature(self) -> np.ndarray:
+        """W R, float64."""
         w = np.asarray(self.w, np.float64)
+        return w if self.curvature is None else w @ self.curvature.cholesky
+
+    def _white(self) -> np.ndarray:
+        w = self._of_curvature()
         return w if self.metric is None else self.metric.whitened(w)
 
     @property
@@ -183,7 +236,9 @@ class LowRank:
         return np.sqrt(tails / (tails[0] or 1.0))
 
     def cores(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
-        """The two-core chain A B: (1, in, 1, rank) and (rank, 1, out, 1); B orthonormal rows.
+        """The two-core chain A B: (1, in, 1, rank) and (rank, 1, out, 1).
+
+        The rows of B are orthonormal, with a curvature those of B R.
 
         Raises:
           ValueError: a rank outside 1..min(in, out).
@@ -194,9 +249,12 @@ class LowRank:
         if self._is_wide:
             # QR instead of dividing by the values: null directions are completed orthonormally.
             vectors = np.linalg.qr(self._white().T @ vectors)[0]
-        return (np.asarray(self.w, np.float64) @ vectors)[None, :, None, :], vectors.T[
-            :, None, :, None
-        ]
+        left, right = self._of_curvature() @ vectors, vectors.T
+        if self.curvature is not None:
+            right = scipy.linalg.solve_triangular(
+                self.curvature.cholesky, vectors, lower=True, trans="T"
+            ).T  # V^T R^-1
+        return left[None, :, None, :], right[:, None, :, None]
 
 
 def low_rank_errors(w, covariance=None) -> np.ndarray:
