@@ -31,8 +31,9 @@ def load_pretrained(
     """Loads a model from a folder written by `save_pretrained`, of Hugging Face, or a GGUF file.
 
     Of Hugging Face:
-      BERT, ALBERT, DistilBERT and MobileBERT: encoders, sequence classifiers and question answering
-        models. Pre-training heads are left out, unless they are asked for.
+      BERT, ALBERT, DistilBERT, MobileBERT, ELECTRA, RoBERTa, XLM-RoBERTa and CamemBERT: encoders,
+        classifiers of sequences and of tokens, and question answering models. Pre-training heads
+        are left out, unless they are asked for.
       GPT-2 (GPT2LMHeadModel, GPT2Model), LLaMA 1 to 3, Mistral without a sliding window, Qwen2:
         a `models.LanguageModel`.
       T5 1.0 and 1.1 (T5ForConditionalGeneration, T5Model): a `models.EncoderDecoder`.
@@ -43,8 +44,8 @@ def load_pretrained(
       source: folder with config.json and safetensors weights; a file `*.gguf`, or a folder with one
         and no config.json (needs the optional package gguf); `package:NAME/PATH` for those of an
         installed package; or, where there is no such path, a hub id. See `locate`.
-      pretraining_head: of Hugging Face's BERT and ALBERT, keep the heads for masked words and for
-        the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
+      pretraining_head: of Hugging Face's BERT, ALBERT and RoBERTa, keep the heads for masked words
+        and for the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
       into: for a module of your own, a dense one of the same class, which stays as it is: its copy
         gets the weights, chains and adapters of the folder.
 

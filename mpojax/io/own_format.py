@@ -11,9 +11,9 @@ from mpojax.io.weights import check_depth
 # 5: kinds of adapters; a number in place of their settings is a low rank.
 # 6: several end tokens, and how a language model chooses tokens by default.
 # 7: scan_boundaries, called stack_breaks before.
-# 8: pivoted chains.
+# 8: pivoted chains; positions counted over real tokens, heads on every token.
 FORMAT_VERSION = 8
-READ_VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8)
+READ_VERSIONS = tuple(range(1, FORMAT_VERSION + 1))
 
 # Settings that older versions called otherwise.
 _RENAMED = {"stack_breaks": "scan_boundaries"}

@@ -47,6 +47,7 @@ from mpojax.models.heads import (
     PretrainingModel,
     SequenceClassifier,
     SpanExtractor,
+    TokenClassifier,
     pool,
 )
 from mpojax.models.matrices import (
@@ -86,6 +87,7 @@ __all__ = [
     "SequenceClassifier",
     "SpanExtractor",
     "Speed",
+    "TokenClassifier",
     "TokenScores",
     "adapter_arrays",
     "adapter_filter",

@@ -38,8 +38,7 @@ def build(
         return heads.PretrainingModel(config, shapes, rngs=rngs)
     if config.num_labels is None:
         return Encoder(config, shapes, rngs=rngs)
-    kind = {"classifier": heads.SequenceClassifier, "span": heads.SpanExtractor}[config.head]
-    return kind(config, shapes, rngs=rngs)
+    return heads.KINDS[config.head](config, shapes, rngs=rngs)
 
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:

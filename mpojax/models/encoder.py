@@ -145,13 +145,24 @@ def self_attention_mask(
     return same if mask is None else jnp.logical_and(same, mask)
 
 
+def _positions(config: EncoderConfig, input_ids, segments) -> jax.Array | None:
+    """Rows of the position table (batch, length); None for 0, 1, ..."""
+    if segments is not None:
+        return config.position_offset + segment_positions(segments)
+    if not config.position_offset:
+        return None
+    real = input_ids != config.pad_id
+    before = config.position_offset - 1
+    return jnp.where(real, before + jnp.cumsum(real, axis=1, dtype=jnp.int32), before)
+
+
 # So that a call outside of any jit compiles once, not at every call.
 @functools.partial(jax.jit, static_argnames="record")
 def _forward(
     encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key, segments, record=None
 ):
     embed_key, layers_key = split_or_none(dropout_key, 2)
-    positions = None if segments is None else segment_positions(segments)
+    positions = _positions(encoder.config, input_ids, segments)
     x = encoder.embeddings(input_ids, positions, token_type_ids, embed_key)
     context = Context(mask=self_attention_mask(attention_mask, segments))
     return encoder.run(x, context, layers_key, record=record)

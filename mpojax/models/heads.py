@@ -15,6 +15,8 @@ from mpojax.models.model import Model
 from mpojax.nn import dropout, split_or_none
 from mpojax.nn.functional import along_last
 
+_POOLER_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": nn.ACTIVATIONS["gelu"]}
+
 
 def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
     """Hidden states (batch, length, hidden) -> sentence vectors (batch, hidden).
@@ -26,8 +28,7 @@ def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) 
     """
     kind = encoder.config.pooling
     if kind == "pooler":
-        activation = jnp.tanh if encoder.config.pooler_activation == "tanh" else jax.nn.relu
-        return activation(encoder.pooler(hidden[:, 0]))
+        return _POOLER_ACTIVATIONS[encoder.config.pooler_activation](encoder.pooler(hidden[:, 0]))
     if kind == "first":
         return hidden[:, 0]
     if kind == "none":
@@ -44,6 +45,7 @@ class ModelWithHead(Model):
     """An encoder and a linear head; what the head reads is up to the kinds below."""
 
     needs_labels = True
+    drops_by_default = False  # by `config.dropout`, where `classifier_dropout` is None
 
     def __init__(
         self,
@@ -124,7 +126,8 @@ class ModelWithHead(Model):
     @property
     def head_dropout(self) -> float:
         """Rate before the head."""
-        return self.config.classifier_dropout or 0.0
+        rate, general = self.config.classifier_dropout, self.config.dropout
+        return (general if self.drops_by_default else 0.0) if rate is None else rate
 
 
 class SequenceClassifier(ModelWithHead):
@@ -133,25 +136,37 @@ class SequenceClassifier(ModelWithHead):
     Outputs are logits (batch, num_labels).
     """
 
-    @property
-    def head_dropout(self) -> float:
-        rate = self.config.classifier_dropout
-        return self.config.dropout if rate is None else rate
+    drops_by_default = True
 
     def apply_head(self, hidden, attention_mask=None, dropout_key=None):
         vector = pool(self.encoder, hidden, attention_mask)
         return self.head(dropout(vector, self.head_dropout, dropout_key)).astype(jnp.float32)
 
 
-class SpanExtractor(ModelWithHead):
-    """Encoder, dropout, linear head on every token: where an answer starts and ends.
+class TokenClassifier(ModelWithHead):
+    """Encoder, dropout, linear head on every token, such as for names and parts of speech.
 
-    Outputs are logits (batch, length, 2) of start and end. Those of padding are left as they come:
-    mask them before a softmax over positions.
+    Outputs are logits (batch, length, num_labels); those of padding are left as they come.
     """
+
+    drops_by_default = True
 
     def apply_head(self, hidden, attention_mask=None, dropout_key=None):
         return self.head(dropout(hidden, self.head_dropout, dropout_key)).astype(jnp.float32)
+
+
+class SpanExtractor(TokenClassifier):
+    """The same head with two outputs for each token: where an answer starts and ends.
+
+    Outputs are logits (batch, length, 2) of start and end. Mask those of padding before a softmax
+    over positions.
+    """
+
+    drops_by_default = False
+
+
+# By `EncoderConfig.head`.
+KINDS = {"classifier": SequenceClassifier, "span": SpanExtractor, "tokens": TokenClassifier}
 
 
 class MaskedLanguageModel(nnx.Module):

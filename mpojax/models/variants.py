@@ -58,16 +58,16 @@ def with_head(
     head: str = "classifier",
     label_names: Sequence[str] = (),
     rngs: nnx.Rngs,
-) -> heads.SequenceClassifier | heads.SpanExtractor:
+) -> heads.ModelWithHead:
     """A model on the encoder of `model`, with a fresh head (and pooler, where there was none).
 
     Args:
       model: an encoder, or a model whose heads are thrown away.
       num_labels: outputs; 1 for a regression, 2 for a span.
       pooling: "pooler", "mean" or "first"; None keeps that of `model`. Pooler parameters that the
-        new pooling does not use are dropped. A span head reads no sentence vector: it drops them
-        whatever is given here.
-      head: "classifier" or "span".
+        new pooling does not use are dropped. Heads on every token read no sentence vector: they
+        drop them whatever is given here.
+      head: "classifier", "span" or "tokens".
       label_names: of the classes, which exports name; those of a former head are forgotten.
       rngs: for the fresh parameters: a matrix of variance 1 / hidden size, zero bias.
 
@@ -75,7 +75,7 @@ def with_head(
       ValueError: not one label name for each output.
     """
     pooling = model.config.pooling if pooling is None else pooling
-    pooling = "none" if head == "span" else pooling
+    pooling = pooling if head == "classifier" else "none"
     changes = {"num_labels": num_labels, "pooling": pooling, "head": head, "masked_lm": False}
     config = dataclasses.replace(model.config, **changes).with_label_names(label_names)
     sizes = config.matrix_sizes()

@@ -231,8 +231,8 @@ def test_every_name_of_the_map_is_needed():
     ("changes", "message"),
     [
         (
-            {"model_type": "roberta"},
-            "model_type 'roberta', which is not supported; supported are bert",
+            {"model_type": "xlnet"},
+            "model_type 'xlnet', which is not supported; supported are bert",
         ),
         (
             {"architectures": ["BertLMHeadModel"]},

@@ -190,9 +190,9 @@ def test_only_names_of_classes_go_into_commands(tmp_path, names):
 
 
 def test_models_that_are_not_supported_are_not_worth_converting(tmp_path):
-    helpers.write(tmp_path, {"model_type": "roberta", "architectures": ["RobertaModel"]})
+    helpers.write(tmp_path, {"model_type": "xlnet", "architectures": ["XLNetModel"]})
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    assert "model_type 'roberta', which is not supported" in _message(tmp_path)
+    assert "model_type 'xlnet', which is not supported" in _message(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["peft", "own"])

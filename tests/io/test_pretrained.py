@@ -237,14 +237,14 @@ def test_folders_that_are_none(tmp_path):
     helpers.write(tmp_path / "list", content=[])
     helpers.write(tmp_path / "broken")
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
-    helpers.write(tmp_path / "unknown", content={"model_type": "roberta"})
+    helpers.write(tmp_path / "unknown", content={"model_type": "xlnet"})
     cases = [
         ("missing", FileNotFoundError, "there is no folder .*missing, and it does not look like a"),
         ("list/config.json", NotADirectoryError, "is a file; give the folder"),
         ("empty", FileNotFoundError, r"holds no config\.json"),
         ("broken", ValueError, r"config\.json is not valid JSON"),
         ("list", ValueError, "must hold a JSON object, not list"),
-        ("unknown", ValueError, "model_type 'roberta'.*architectures BertModel, "),
+        ("unknown", ValueError, "model_type 'xlnet'.*supported are bert, "),
     ]
     for name, error, message in cases:
         with pytest.raises(error, match=message):

@@ -1,5 +1,7 @@
 """Small settings of every kind of encoder, with random parameters."""
 
+import dataclasses
+
 import numpy as np
 
 from mpojax import models, mpo
@@ -29,7 +31,16 @@ MOBILEBERT = models.EncoderConfig(
     norm="no_norm",
     activation="relu",
 )
-KINDS = {"bert": BERT, "albert": ALBERT, "distilbert": DISTILBERT, "mobilebert": MOBILEBERT}
+ELECTRA = dataclasses.replace(BERT, embedding_size=8, pooler_activation="gelu", token_types=3)
+ROBERTA = dataclasses.replace(BERT, pad_id=1, position_offset=2, token_types=1)
+KINDS = {
+    "bert": BERT,
+    "albert": ALBERT,
+    "distilbert": DISTILBERT,
+    "mobilebert": MOBILEBERT,
+    "electra": ELECTRA,
+    "roberta": ROBERTA,
+}
 
 
 def all_shapes(config: models.EncoderConfig, n: int = 3) -> dict[str, mpo.MPOShape]:

@@ -35,7 +35,7 @@ CONFIG = models.EncoderConfig(
         ({"token_types": -1}, "token_types=-1 must be an integer from 0"),
         ({"embedding_size": 0}, "embedding_size=0 must be an integer from 1"),
         ({"norm": "batch"}, "norm='batch' must be one of 'layer_norm', 'no_norm'"),
-        ({"pooler_activation": "gelu"}, "pooler_activation='gelu' must be one of 'tanh', 'relu'"),
+        ({"pooler_activation": "silu"}, "pooler_activation='silu' must be one of 'tanh', 'relu'"),
         ({"head": "tagger"}, "head='tagger' must be one of 'classifier', 'span'"),
         (
             {"head": "span", "num_labels": 3, "pooling": "none"},

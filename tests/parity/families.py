@@ -42,13 +42,13 @@ class Family:
 
     def inputs(self, seed: int = 0) -> tuple[np.ndarray, ...]:
         """Ids and mask with padding, and token types where the model has them."""
-        rng = np.random.default_rng(seed)
-        ids = rng.integers(1, VOCABULARY, (3, 9))
+        rng, pad = np.random.default_rng(seed), self.settings.get("pad_token_id", 0)
+        ids = rng.integers(1 + pad, VOCABULARY, (3, 9))
         mask = np.ones((3, 9), int)
         mask[1, 5:] = 0
         mask[2, 1:] = 0
         types = (rng.integers(0, 2, (3, 9)),) if self.token_types else ()
-        return (np.where(mask == 1, ids, 0), mask, *types)
+        return (np.where(mask == 1, ids, pad), mask, *types)
 
 
 _BERT = {
@@ -57,6 +57,7 @@ _BERT = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
+_PADDED = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 _MOBILE = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -83,6 +84,11 @@ FAMILIES = {
         {**_DISTIL, "activation": "relu", "sinusoidal_pos_embds": True},
         token_types=False,
     ),
+    "electra": Family("Electra", {**_BERT, "embedding_size": 10}),
+    "electra wide embedding": Family("Electra", {**_BERT, "embedding_size": 24}),
+    "roberta": Family("Roberta", {**_BERT, "type_vocab_size": 1, **_PADDED}, token_types=False),
+    "xlm-roberta": Family("XLMRoberta", {**_BERT, **_PADDED}),
+    "camembert": Family("Camembert", {**_BERT, **_PADDED}),
     "mobilebert": Family("MobileBert", _MOBILE, scale=0.15),
     "mobilebert bottleneck attention": Family(
         "MobileBert",

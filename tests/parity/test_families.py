@@ -18,7 +18,8 @@ TOLERANCE = 1e-5
 run = jax.jit(lambda model, *inputs: model(*inputs))
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 # One per model type, for what does not depend on the layers.
-one_of_each = pytest.mark.parametrize("name", ["bert", "albert", "distilbert", "mobilebert"])
+TYPES = ["bert", "albert", "distilbert", "mobilebert", "electra", "roberta"]
+one_of_each = pytest.mark.parametrize("name", TYPES)
 
 
 def _saved(model, folder):
@@ -69,7 +70,8 @@ def test_hidden_states(tmp_path, family):
 @pytest.mark.parametrize(
     ("name", "num_labels"),
     [
-        *((name, n) for name in ("bert", "albert", "distilbert", "mobilebert") for n in (1, 3)),
+        *((name, n) for name in TYPES for n in (1, 3)),
+        *((name, 3) for name in ("xlm-roberta", "camembert")),
         ("mobilebert bottleneck attention", 3),
     ],
 )
@@ -119,9 +121,29 @@ def test_spans(tmp_path, name):
     _same_model(io.load_pretrained(tmp_path / "ours"), ours)
 
 
+@one_of_each
+def test_labels_of_tokens(tmp_path, name):
+    family = FAMILIES[name]
+    theirs = family.model("ForTokenClassification", seed=3, num_labels=4)
+    inputs = family.inputs(2)
+    mask = inputs[1] == 1
+    expected = reference.outputs(theirs, *inputs).logits.numpy()
+    ours = io.load_pretrained(_saved(theirs, tmp_path / "theirs"))
+    assert isinstance(ours, models.TokenClassifier)
+    np.testing.assert_allclose(_ours(ours, inputs)[mask], expected[mask], rtol=0, atol=TOLERANCE)
+    again = _again_in_transformers(ours, tmp_path / "ours", type(theirs).__name__)
+    np.testing.assert_array_equal(reference.outputs(again, *inputs).logits, expected)
+    loaded = io.load_pretrained(tmp_path / "ours")
+    _same_model(loaded, ours)
+    assert loaded.config.classifier_dropout == ours.config.classifier_dropout
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
+        ("electra", "ForPreTraining"),
+        ("electra", "ForMaskedLM"),
+        ("roberta", "ForMaskedLM"),
         ("albert", "ForMaskedLM"),
         ("albert", "ForPreTraining"),
         ("distilbert", "ForMaskedLM"),
@@ -141,7 +163,7 @@ def test_pretraining_models_leave_their_heads_behind(tmp_path, name, kind):
     np.testing.assert_allclose(_ours(ours, inputs)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["albert", "distilbert", "mobilebert"])
+@pytest.mark.parametrize("name", ["albert", "distilbert", "mobilebert", "electra", "roberta"])
 @pytest.mark.parametrize("head", ["classifier", "span"])
 def test_fresh_heads_export(tmp_path, name, head):
     """Pre-trained encoder, new head, all in MPO form and merged again: transformers agrees."""

@@ -31,8 +31,15 @@ def _expected(theirs, inputs, name):
     return outputs.logits.numpy(), None
 
 
-@pytest.mark.parametrize("kind", ["ForPreTraining", "ForMaskedLM"])
-@pytest.mark.parametrize("name", ["bert", "albert"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "ForPreTraining") for name in ("bert", "albert")),
+        *((name, "ForMaskedLM") for name in ("bert", "albert")),
+        ("roberta", "ForMaskedLM"),
+        ("camembert", "ForMaskedLM"),
+    ],
+)
 def test_logits_and_the_way_back(tmp_path, name, kind):
     family = FAMILIES[name]
     theirs = family.model(kind, seed=3)

@@ -1,10 +1,11 @@
-"""BERT, ALBERT and DistilBERT."""
+"""BERT, ALBERT, DistilBERT and ELECTRA."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from mpojax.checks import integer, null, number
 from mpojax.io.hf.encoders import HEADS, EncoderFamily, classes
-from mpojax.io.hf.family import activation, extra, key, keys, only
+from mpojax.io.hf.family import Joint, activation, extra, key, keys, only
 from mpojax.io.hf.names import bias, linear, norm, table
 
 # What BERT, ALBERT and MobileBERT call alike.
@@ -37,40 +38,38 @@ ATTENTION = {
     "encoder.layer.{i}.attention.output.dense": linear("layers/{i}/attention/out"),
     "encoder.layer.{i}.attention.output.LayerNorm": norm("layers/{i}/attention_norm"),
 }
+CLASSIFIER_DROPOUT = dict.fromkeys(("none", "classifier", "tokens"), "classifier_dropout")
 _MASKED_LM = {
     "cls.predictions.transform.dense": linear("masked_lm/transform"),
     "cls.predictions.transform.LayerNorm": norm("masked_lm/norm"),
     "cls.predictions": bias("masked_lm"),
 }
+ENCODER = {
+    **EMBEDDINGS,
+    **ATTENTION,
+    "encoder.layer.{i}.intermediate.dense": linear("layers/{i}/feed_forward/up"),
+    "encoder.layer.{i}.output.dense": linear("layers/{i}/feed_forward/down"),
+    "encoder.layer.{i}.output.LayerNorm": norm("layers/{i}/feed_forward_norm"),
+}
+DROPOUT = keys(
+    key("hidden_dropout_prob", "dropout", 0.1),
+    key("attention_probs_dropout_prob", "attention_dropout", 0.1),
+    extra("classifier_dropout", number() | null()),
+)
 BERT = EncoderFamily(
     model_type="bert",
     prefix="bert.",
     classes=classes("Bert", "pretraining", "masked_lm"),
     pretraining=("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
     pretraining_tensors=r"cls\.(predictions|seq_relationship)\..+",
-    tensors={
-        **EMBEDDINGS,
-        **ATTENTION,
-        "encoder.layer.{i}.intermediate.dense": linear("layers/{i}/feed_forward/up"),
-        "encoder.layer.{i}.output.dense": linear("layers/{i}/feed_forward/down"),
-        "encoder.layer.{i}.output.LayerNorm": norm("layers/{i}/feed_forward_norm"),
-        "pooler.dense": linear("pooler"),
-    },
+    tensors={**ENCODER, "pooler.dense": linear("pooler")},
     heads={
         **HEADS,
         "pretraining": {**_MASKED_LM, "cls.seq_relationship": linear("head")},
         "masked_lm": _MASKED_LM,
     },
-    keys={
-        **SIZES,
-        **keys(
-            key("hidden_dropout_prob", "dropout", 0.1),
-            key("attention_probs_dropout_prob", "attention_dropout", 0.1),
-            activation("hidden_act", "gelu"),
-            extra("classifier_dropout", number() | null()),
-        ),
-    },
-    head_dropout={"none": "classifier_dropout", "classifier": "classifier_dropout"},
+    keys={**SIZES, **DROPOUT, **keys(activation("hidden_act", "gelu"))},
+    head_dropout=CLASSIFIER_DROPOUT,
 )
 
 _LAYER = "encoder.albert_layer_groups.{group}.albert_layers.0"
@@ -115,7 +114,9 @@ ALBERT = EncoderFamily(
             only("inner_group_num", 1),
         ),
     },
-    head_dropout=dict.fromkeys(("none", "classifier", "pretraining"), "classifier_dropout_prob"),
+    head_dropout=dict.fromkeys(
+        ("none", "classifier", "tokens", "pretraining"), "classifier_dropout_prob"
+    ),
     # Layers with parameters of their own are groups of one layer; the arrays are the same.
     fitted=lambda config: (
         dataclasses.replace(config, layer_groups=config.num_layers)
@@ -164,4 +165,44 @@ DISTILBERT = EncoderFamily(
         "span": "qa_dropout",
     },
     fixed={"token_types": 0, "pooler_activation": "relu"},
+)
+
+# A classifier with a pooler of its own; the bare model may have another one.
+OWN_POOLER = {"classifier.dense": linear("pooler"), "classifier.out_proj": linear("head")}
+
+
+def _projected(values: Mapping) -> dict:
+    """Tables as wide as the hidden states are not mapped."""
+    size, hidden = values["embedding_size"], values["hidden_size"]
+    return {"embedding_size": None if size == hidden else size}
+
+
+ELECTRA = EncoderFamily(
+    model_type="electra",
+    prefix="electra.",
+    classes=classes("Electra"),
+    pretraining=("ElectraForPreTraining", "ElectraForMaskedLM"),
+    pretraining_tensors=r"(discriminator_predictions|generator_predictions|generator_lm_head)\..+",
+    tensors={**ENCODER, "embeddings_project": linear("embeddings/projection")},
+    heads={**HEADS, "classifier": OWN_POOLER},
+    keys={
+        **SIZES,
+        **DROPOUT,
+        **keys(activation("hidden_act", "gelu"), extra("embedding_size", integer(1), 128)),
+    },
+    joints=(
+        Joint(
+            ("embedding_size",),
+            _projected,
+            lambda config, _: {"embedding_size": config.embedding_size or config.hidden_size},
+        ),
+    ),
+    head_dropout=CLASSIFIER_DROPOUT,
+    fixed={"pooler_activation": "gelu"},
+    misfits=(
+        (
+            "embedding_size={0.embedding_size}, which is hidden_size",
+            lambda config: config.embedding_size == config.hidden_size,
+        ),
+    ),
 )

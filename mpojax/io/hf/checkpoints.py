@@ -4,23 +4,27 @@ A model type is a description as data, in `FAMILIES`; see `family`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from mpojax import checks, models
 from mpojax.io.hf import names
-from mpojax.io.hf.bert import ALBERT, BERT, DISTILBERT
+from mpojax.io.hf.bert import ALBERT, BERT, DISTILBERT, ELECTRA
 from mpojax.io.hf.family import Family
 from mpojax.io.hf.gpt2 import GPT2
 from mpojax.io.hf.llama import LLAMA, MISTRAL, QWEN2
 from mpojax.io.hf.mobilebert import MOBILEBERT
+from mpojax.io.hf.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from mpojax.io.hf.t5 import T5
 from mpojax.io.weights import check_depth
 
+_ENCODERS = (
+    *(BERT, ALBERT, DISTILBERT, MOBILEBERT, ELECTRA),
+    *(ROBERTA, XLM_ROBERTA, CAMEMBERT),
+)
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (BERT, ALBERT, DISTILBERT, MOBILEBERT, GPT2, T5, LLAMA, MISTRAL, QWEN2)
+    family.model_type: family for family in (*_ENCODERS, GPT2, T5, LLAMA, MISTRAL, QWEN2)
 }
 # What transformers has in no model, by the field of the config.
 _NOWHERE = {
@@ -85,19 +89,23 @@ def family_of(content: Mapping, source: str) -> Family:
     """
     model_type = content.get("model_type", "bert")
     if model_type not in FAMILIES:
-        classes = [name for family in FAMILIES.values() for name in family.class_names]
         raise ValueError(
-            f"{source} has model_type {model_type!r}, which is not supported; supported are "
-            f"{', '.join(FAMILIES)}, with the architectures {', '.join(classes)}."
+            f"{source} has model_type {checks.shortened(model_type)}, which is not supported; "
+            f"supported are {', '.join(FAMILIES)}{_nearest(model_type, FAMILIES)}."
         )
     family = FAMILIES[model_type]
     classes = content.get("architectures") or []
     if len(classes) > 1 or not set(classes) <= set(family.class_names):
         raise ValueError(
             f"{source} has architecture {', '.join(classes)}, which is not supported; supported "
-            f"are {', '.join(family.class_names)}."
+            f"are {', '.join(family.class_names)}{_nearest(classes[0], family.class_names)}."
         )
     return family
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = checks.nearest(name, known)
+    return "" if found is None else f"; the nearest of these is {found}"
 
 
 def export_model(

@@ -16,11 +16,13 @@ _PRETRAINING = ("pretraining", "masked_lm")
 HEADS = {
     "classifier": {"classifier": linear("head")},
     "span": {"qa_outputs": linear("head")},
+    "tokens": {"classifier": linear("head")},
 }
 _CLASSES = {
     "none": "Model",
     "classifier": "ForSequenceClassification",
     "span": "ForQuestionAnswering",
+    "tokens": "ForTokenClassification",
     "pretraining": "ForPreTraining",
     "masked_lm": "ForMaskedLM",
 }
@@ -28,7 +30,7 @@ _CLASSES = {
 
 def classes(name: str, *pretraining: str) -> dict[str, str]:
     """Classes of transformers that begin with `name`: the tasks, and those of pre-training."""
-    return {head: name + _CLASSES[head] for head in ("none", "classifier", "span", *pretraining)}
+    return {head: name + _CLASSES[head] for head in ("none", *models.HEADS, *pretraining)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,16 @@ class EncoderFamily(Family):
             "last": [(last, last)],
         }
 
+    @property
+    def has_pooler(self) -> bool:
+        """True if the bare model may have a pooler."""
+        return any(module.paths == ("pooler",) for module in self.tensors.values())
+
+    @property
+    def classifier_pools(self) -> bool:
+        """True if the classifier has a pooler of its own, instead of that of the bare model."""
+        return any(module.paths == ("pooler",) for module in self.heads["classifier"].values())
+
     def head_of(self, config: models.EncoderConfig) -> str:
         """A key of `classes`."""
         if config.masked_lm:
@@ -108,7 +120,7 @@ class EncoderFamily(Family):
             "classifier_dropout": values.get(self.head_dropout.get(head)),
             "pooling": pooling,
             "num_labels": _num_labels(values, head),
-            "head": "span" if head == "span" else "classifier",
+            "head": head if head in models.HEADS else "classifier",
             "masked_lm": head in _PRETRAINING,
         }
         return settings | chosen, tensors
@@ -116,10 +128,12 @@ class EncoderFamily(Family):
     def _pooling(self, head: str, values, tensors, source: str) -> tuple[str, Mapping]:
         """(pooling, the tensors that it needs)."""
         has_weights = self.pooler_flag is None or values[self.pooler_flag]
-        if head == "span" or not has_weights:
+        of_tokens = head in ("span", "tokens")
+        if of_tokens or not has_weights or (head == "classifier" and self.classifier_pools):
             what = "the pooler, which the model does not use"
             tensors = _without(r"pooler\..+", what, tensors, source)
-            return "none" if head == "span" else "first", tensors
+        if of_tokens or not has_weights:
+            return "none" if of_tokens else "first", tensors
         if head in ("classifier", "pretraining") or _has_pooler(tensors):
             return "pooler", tensors
         if head == "none":
@@ -143,7 +157,7 @@ class EncoderFamily(Family):
         if self.pooler_flag is not None:
             content[self.pooler_flag] = config.pooling == "pooler"
         labels = content.get("id2label") or ()
-        if head in ("classifier", "span") and len(labels) != config.num_labels:
+        if head in models.HEADS and len(labels) != config.num_labels:
             content["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
             content["label2id"] = {f"LABEL_{i}": i for i in range(config.num_labels)}
 
@@ -153,7 +167,7 @@ class EncoderFamily(Family):
             return
         if rate is None and not self.keys[name].allowed.accepts(None):
             # There null does not stand for the general rate.
-            rate = config.dropout if head in ("none", "classifier") else 0.0
+            rate = config.dropout if head in ("none", "classifier", "tokens") else 0.0
         if rate is not None or name in content:
             content[name] = rate
 
@@ -161,7 +175,7 @@ class EncoderFamily(Family):
         """The class whose head is among the tensors, for configurations that name none."""
         if any(re.fullmatch(self.pretraining_tensors, name) for name in tensors):
             return self.pretraining[0]
-        for head in ("classifier", "span"):
+        for head in models.HEADS:
             if any(f"{module}.weight" in tensors for module in self.heads[head]):
                 return self.classes[head]
         return self.classes["none"]
@@ -178,7 +192,7 @@ class EncoderFamily(Family):
             # transformers adds this one where the two biases differ.
             parent = name.removesuffix(".bias").rpartition(".")[0]
             tensors[f"{parent}.bias"] = tensors.pop(name)
-        modules = self.heads["pretraining"].items()
+        modules = self.heads.get("pretraining", {}).items()
         order = [re.escape(name) for name, module in modules if module.paths == ("head",)]
         pattern = rf"({'|'.join(order)})\..+"
         if _has_pooler(tensors) and any(re.fullmatch(pattern, name) for name in tensors):
@@ -189,7 +203,7 @@ class EncoderFamily(Family):
 
 
 def _num_labels(values: Mapping, head: str) -> int | None:
-    if head in ("classifier", "span"):
+    if head in models.HEADS:
         return len(values.get("id2label") or ()) or values.get("num_labels") or 2
     return 2 if head == "pretraining" else None
 

@@ -1,7 +1,7 @@
 """MobileBERT."""
 
 from mpojax.checks import flag, integer, null, number
-from mpojax.io.hf.bert import ATTENTION, EMBEDDINGS, SIZES
+from mpojax.io.hf.bert import ATTENTION, CLASSIFIER_DROPOUT, EMBEDDINGS, SIZES
 from mpojax.io.hf.encoders import EncoderFamily, classes
 from mpojax.io.hf.family import Joint, activation, extra, key, keys, only
 from mpojax.io.hf.names import linear, norm
@@ -54,7 +54,7 @@ MOBILEBERT = EncoderFamily(
         ),
     },
     pooler_flag="classifier_activation",
-    head_dropout={"none": "classifier_dropout", "classifier": "classifier_dropout"},
+    head_dropout=CLASSIFIER_DROPOUT,
     fixed={"projection": "word"},
     joints=(
         Joint(

@@ -1,4 +1,4 @@
-"""Settings of encoders: BERT, DistilBERT, ALBERT, MobileBERT, MPOBERT."""
+"""Settings of encoders: BERT and its descendants, MPOBERT."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from mpojax.models.config.base import COUNT, NORM, RATE, SIZE, TOKEN, Config, St
 from mpojax.nn import ROLES
 
 POOLINGS = ("none", "pooler", "mean", "first")
-HEADS = ("classifier", "span")
+HEADS = ("classifier", "span", "tokens")
 # What a checkpoint configuration says of its head alone.
 _OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 
@@ -20,7 +20,9 @@ class EncoderConfig(Config):
     """A post-norm encoder; the defaults are BERT. See `Config` for what all models share.
 
     Attributes:
-      max_positions: rows of the position table, the longest sequence.
+      max_positions: the longest sequence.
+      position_offset: rows of the position table before that of the first token; RoBERTa has
+        pad_id + 1, and positions that are counted over the ids other than `pad_id`.
       token_types: rows of the token type table; 0 for no table (DistilBERT).
       norm: a key of `mpojax.nn.NORMS`: "layer_norm", or MobileBERT's "no_norm".
       attention_dropout: rate on attention probabilities, when a dropout key is given.
@@ -28,11 +30,12 @@ class EncoderConfig(Config):
         for a span head and in pre-training.
       pooling: how a sentence vector is made: "pooler" (a dense map of the first token and an
         activation, the only kind with parameters), "first" token, "mean" over the mask, or "none".
-      pooler_activation: "tanh" (BERT), or "relu" (what DistilBERT calls pre_classifier).
+      pooler_activation: "tanh" (BERT), "relu" (DistilBERT, which calls the pooler
+        pre_classifier), or "gelu" (ELECTRA, as a part of the classifier).
       num_labels: outputs of the head; None for no head, 1 for a regression. `source_config` names
         them, as transformers does: see `label_names`.
-      head: "classifier" on the sentence vector, or "span" on every token: two outputs, the start
-        and the end of an answer.
+      head: "classifier" on the sentence vector, or one on every token: "tokens", a classifier, or
+        "span", two outputs, the start and the end of an answer.
       embedding_size: width of the tables where a matrix embeddings/projection maps it to
         `hidden_size` (factorised embedding); None for tables of `hidden_size` and no such matrix.
       projection: what that matrix maps: the normalised "sum" of the rows (ALBERT), or the "word"
@@ -54,13 +57,14 @@ class EncoderConfig(Config):
     """
 
     max_positions: int = field(SIZE, 512)
+    position_offset: int = field(TOKEN, 0)
     token_types: int = field(integer(0, 2**31 - 1), 2)
     norm: str = field(NORM, "layer_norm")
     pad_id: int = field(TOKEN, 0)
     attention_dropout: float = field(RATE, 0.1)
     classifier_dropout: float | None = field(RATE, None)
     pooling: str = field(one_of(*POOLINGS), "pooler")
-    pooler_activation: str = field(one_of("tanh", "relu"), "tanh")
+    pooler_activation: str = field(one_of("tanh", "relu", "gelu"), "tanh")
     num_labels: int | None = field(SIZE, None)
     head: str = field(one_of(*HEADS), "classifier")
     embedding_size: int | None = field(SIZE, None)
@@ -142,7 +146,8 @@ class EncoderConfig(Config):
     def embedding_sizes(self) -> dict[str, tuple[int, int]]:
         hidden, width = self.hidden_size, self.embedding_size or self.hidden_size
         other_width = hidden if self.projection == "word" else width
-        sizes = {"word": (self.vocab_size, width), "position": (self.max_positions, other_width)}
+        positions = self.position_offset + self.max_positions
+        sizes = {"word": (self.vocab_size, width), "position": (positions, other_width)}
         if self.token_types:
             sizes["token_type"] = (self.token_types, other_width)
         if self.embedding_size is not None:
@@ -174,17 +179,18 @@ class EncoderConfig(Config):
         return sizes
 
     def _check_head(self):
-        if self.masked_lm and self.head == "span":
-            raise ValueError("masked_lm=True goes with head='classifier', not with 'span'.")
+        if self.masked_lm and self.head != "classifier":
+            raise ValueError(f"masked_lm=True goes with head='classifier', not {self.head!r}.")
         if self.num_labels is None:
             return
         if self.head == "span" and self.num_labels != 2:
             raise ValueError(
                 f"num_labels={self.num_labels} must be 2 for head='span': the start and the end."
             )
-        if self.head == "span" and self.pooling != "none":
+        if self.head != "classifier" and self.pooling != "none":
             raise ValueError(
-                f"pooling={self.pooling!r} must be 'none' for head='span', which reads every token."
+                f"pooling={self.pooling!r} must be 'none' for head={self.head!r}, which reads "
+                "every token."
             )
         if self.head == "classifier" and self.pooling == "none":
             raise ValueError(
