@@ -29,8 +29,8 @@ _SHAPE = {
     "bonds": _SIZES | checks.null(),
     "in_features": _SIZE | checks.null(),
     "out_features": _SIZE | checks.null(),
-    "pivoted": checks.flag(),
 }
+_SHAPE_FIELDS = {**_SHAPE, "pivoted": checks.flag()}  # absent where it is False
 _FIELDS = {
     "kind": checks.text(),
     "config": checks.mapping(checks.anything()),
@@ -78,7 +78,7 @@ def read_shapes(content: Mapping[str, Mapping], tensors: Mapping) -> dict[str, m
     if len(content) > len(tensors):
         raise ValueError(f"{len(content)} shapes for {len(tensors)} tensors.")
     for path, fields in content.items():
-        checks.check(fields, _SHAPE, f"shapes[{checks.shortened(path)}]", _SHAPE)
+        checks.check(fields, _SHAPE_FIELDS, f"shapes[{checks.shortened(path)}]", _SHAPE)
     return {path: mpo.MPOShape.from_dict(fields) for path, fields in content.items()}
 
 
