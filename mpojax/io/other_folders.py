@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mpojax import checks, tokenizer_folders
 
@@ -67,6 +67,52 @@ def without_weights(folder: pathlib.Path) -> ValueError | FileNotFoundError:
     if inside := _models_inside(folder):
         return FileNotFoundError(f"{says} Its folder {inside[0]} does; give that.")
     return FileNotFoundError(says)
+
+
+# {quant_method in config.json: its name}; bitsandbytes' can be undone by transformers.
+_QUANTISED = {
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "fp8": "FP8",
+    "mxfp4": "MXFP4",
+    "hqq": "HQQ",
+    "quanto": "Quanto",
+    "torchao": "torchao",
+}
+
+
+def check_not_quantised(content: Mapping, source: str):
+    """Refuses weights that another library has quantised.
+
+    Raises:
+      ValueError: names the method, and what to load instead.
+    """
+    settings = content.get("quantization_config")
+    if settings is None:
+        return
+    settings = settings if isinstance(settings, Mapping) else {}
+    method = settings.get("quant_method", "bitsandbytes" if _is_bitsandbytes(settings) else None)
+    name = _QUANTISED.get(method, checks.shortened(method)) if isinstance(method, str) else "?"
+    base = content.get("_name_or_path")
+    base = f" ({checks.shortened(base)})" if isinstance(base, str) and base else ""
+    advice = f"Give the model in 16 or 32 bits that it was made of{base}, or a GGUF file of it"
+    if name == "bitsandbytes":
+        folder, target = _new_folder(pathlib.Path(source))
+        code = (
+            f"import transformers; transformers.AutoModelForCausalLM.from_pretrained("
+            f"{_text(folder)}).dequantize().save_pretrained({_text(target)})"
+        )
+        advice += f"; or undo it, where bitsandbytes is installed: {_python(code)} writes {target}"
+    raise ValueError(
+        f"{source} holds weights quantised by {name} (quantization_config in {CONFIG_NAME}), which "
+        f"are not read. {advice}."
+    )
+
+
+def _is_bitsandbytes(settings: Mapping) -> bool:
+    return any(name in settings for name in ("load_in_4bit", "load_in_8bit"))
 
 
 def how_to_convert(path: pathlib.Path) -> str:

@@ -243,7 +243,6 @@ def test_every_name_of_the_map_is_needed():
         ({"add_cross_attention": True}, "add_cross_attention=True"),
         ({"hidden_act": "mish"}, r"hidden_act='mish' \(supported: gelu"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
-        ({"quantization_config": {"bits": 8}}, "quantization_config"),
         ({"num_attention_heads": 5}, "hidden_size=12 is not a multiple of num_heads=5"),
         ({"vocab_size": None}, "vocab_size=None must be an integer"),
     ],

@@ -260,3 +260,23 @@ def test_pointers_of_git_lfs(tmp_path, name):
     source = folder / name if name == "small.gguf" else folder
     message = _message(source)
     assert f"{name} is a pointer of Git LFS, not the file itself: run git lfs pull" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
+        ({"quant_method": "awq", "bits": 4}, "AWQ"),
+        ({"load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        ({"quant_method": "something"}, "'something'"),
+        ({}, r"\?"),
+    ],
+)
+def test_quantised_folders_are_named(tmp_path, settings, name):
+    content = helpers.CONFIG | {"quantization_config": settings, "_name_or_path": "owner/original"}
+    helpers.write(tmp_path / "model", content)
+    message = _message(tmp_path / "model")
+    assert re.search(rf"model holds weights quantised by {name} \(quantization_config", message)
+    assert "16 or 32 bits that it was made of ('owner/original'), or a GGUF file" in message
+    assert (".dequantize().save_pretrained(" in message) == (name == "bitsandbytes")

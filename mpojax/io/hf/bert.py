@@ -23,7 +23,6 @@ SIZES = keys(
     only("is_decoder", False, None),
     only("add_cross_attention", False, None),
     only("pruned_heads", {}, None),
-    only("quantization_config", None),
 )
 EMBEDDINGS = {
     "embeddings.word_embeddings": table("embeddings/word"),
@@ -157,7 +156,6 @@ DISTILBERT = EncoderFamily(
         extra("seq_classif_dropout", number(), 0.2),
         extra("qa_dropout", number(), 0.1),
         only("pruned_heads", {}, None),
-        only("quantization_config", None),
     ),
     head_dropout={
         "none": "seq_classif_dropout",

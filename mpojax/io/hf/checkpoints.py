@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from mpojax import checks, models
+from mpojax.io import other_folders
 from mpojax.io.hf import names
 from mpojax.io.hf.bert import ALBERT, BERT, DISTILBERT, ELECTRA
 from mpojax.io.hf.family import Family
@@ -85,7 +86,7 @@ def family_of(content: Mapping, source: str) -> Family:
     """The family of a config.json; one without a type is BERT's, as old ones are.
 
     Raises:
-      ValueError: a model type or a class that is not supported.
+      ValueError: a model type or a class that is not supported, or quantised weights.
     """
     model_type = content.get("model_type", "bert")
     if model_type not in FAMILIES:
@@ -93,6 +94,7 @@ def family_of(content: Mapping, source: str) -> Family:
             f"{source} has model_type {checks.shortened(model_type)}, which is not supported; "
             f"supported are {', '.join(FAMILIES)}{_nearest(model_type, FAMILIES)}."
         )
+    other_folders.check_not_quantised(content, source)
     family = FAMILIES[model_type]
     classes = content.get("architectures") or []
     if len(classes) > 1 or not set(classes) <= set(family.class_names):

@@ -119,7 +119,6 @@ T5 = LanguageFamily(
         extra("decoder_start_token_id", TOKEN_IDS),
         only("is_encoder_decoder", True, None),
         only("is_decoder", False, None),
-        only("quantization_config", None),
     ),
     joints=(
         Joint(
