@@ -1,4 +1,4 @@
-"""The layers of all models: of BERT, GPT-2, LLaMA and T5, and of MobileBERT with a bottleneck."""
+"""The layers of all models, and what they share; MobileBERT's have a bottleneck."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,6 +23,8 @@ class Context:
         attended to; None for all.
       bias: added to the scores of self-attention, or None.
       rotary: (cos, sin) of the positions, or None.
+      kinds: (layers,) int32, which entry of a leading axis of `mask` and `rotary` is for which
+        layer, where layers differ in them; None: all see the same. See `of_layer`.
       tokens: (batch, length) booleans, True at real tokens: what experts are for; None for all.
       encoder_output: (batch, source length, hidden), what cross-attention reads, or None.
       encoder_mask: as `mask`, for the encoder's output.
@@ -34,6 +36,15 @@ class Context:
     tokens: jax.Array | None = None
     encoder_output: jax.Array | None = None
     encoder_mask: jax.Array | None = None
+    kinds: jax.Array | None = None
+
+    def of_layer(self, layer: jax.Array | int) -> "Context":
+        """The inputs as one layer sees them."""
+        if self.kinds is None:
+            return self
+        kind = self.kinds[layer]
+        mask, rotary = jax.tree.map(lambda entries: entries[kind], (self.mask, self.rotary))
+        return dataclasses.replace(self, mask=mask, rotary=rotary, kinds=None)
 
 
 def norm(config: Config, features: int | None = None) -> nnx.Module:
@@ -54,6 +65,9 @@ def _attention(config: Config, shapes, rngs, value_size: int | None = None) -> n
         use_bias=config.attention_bias,
         out_bias=config.attention_out_bias,
         scale=config.attention_scale,
+        softcap=config.score_softcap,
+        qk_norm=config.qk_norm,
+        norm_eps=config.norm_eps,
         dropout_rate=config.attention_dropout,
         dtype=config.dtype,
         rngs=rngs,
@@ -85,7 +99,9 @@ _POST_NORM_KEYS = ("attention", "attention_output", "feed_forward_output")
 class Block(nnx.Module):
     """Attention to itself, attention to an encoder's output, a feed-forward block or experts.
 
-    Each part f is x + f(norm(x)), or, post-norm, norm(x + f(x)).
+    Each part f adds to the residual stream x: x + f(a(x)) (pre-norm), x + b(f(x)) (a norm of its
+    output), x + b(f(a(x))) (both), or makes it norm(x + f(x)) (post-norm). With a parallel residual
+    the feed-forward block reads the same x as attention.
     """
 
     def __init__(
@@ -99,15 +115,18 @@ class Block(nnx.Module):
     ):
         """`shapes` by path inside the layer: attention/query, feed_forward/up, ..."""
         self.dropout = config.dropout
-        self.pre_norm = config.pre_norm
+        self.pre_norm, self.post_norm = config.pre_norm, config.post_norm
+        self.parallel_residual = config.parallel_residual
         self.has_experts = experts is not None
-        self.attention_norm = norm(config)
         self.attention = _attention(config, subtree(shapes, "attention/"), rngs)
         if cross_attention:
-            self.cross_attention_norm = norm(config)
             self.cross_attention = _attention(config, subtree(shapes, "cross_attention/"), rngs)
-        self.feed_forward_norm = norm(config)
         self.feed_forward = _feed_forward(config, subtree(shapes, "feed_forward/"), rngs, experts)
+        for part in ("attention", *["cross_attention"] * cross_attention, "feed_forward"):
+            if config.pre_norm or config.post_norm:
+                setattr(self, f"{part}_norm", norm(config))
+            if config.output_norm:
+                setattr(self, f"{part}_output_norm", norm(config))
 
     def __call__(
         self,
@@ -121,7 +140,7 @@ class Block(nnx.Module):
 
         Args:
           x: hidden states.
-          context: what all layers share.
+          context: what all layers share, as this layer sees it (`Context.of_layer`).
           dropout_key: turns dropout, and the noise of a noisy router, on.
           cache: KV cache of all layers, to which the keys and values of `x` are added.
           layer: index of this layer in the cache.
@@ -131,7 +150,7 @@ class Block(nnx.Module):
         """
         names = _PRE_NORM_KEYS if self.pre_norm else _POST_NORM_KEYS
         keys = dict(zip(names, split_or_none(dropout_key, len(names)), strict=True))
-        y = self._normed(self.attention_norm, x)
+        y = self._normed("attention", x)
         keys_values = self.attention.keys_values(y, context.rotary)
         if cache is not None:
             cache, keys_values = cache.update(layer, keys_values)
@@ -143,9 +162,9 @@ class Block(nnx.Module):
             rotary=context.rotary,
             dropout_key=keys["attention"],
         )
-        x = self._added(self.attention_norm, x, y, keys["attention_output"])
+        before, x = x, self._added("attention", x, y, keys["attention_output"])
         if hasattr(self, "cross_attention"):
-            y = self._normed(self.cross_attention_norm, x)
+            y = self._normed("cross_attention", x)
             if cache is None:
                 keys_values = self.cross_attention.keys_values(context.encoder_output)
             else:
@@ -156,25 +175,27 @@ class Block(nnx.Module):
                 keys_values=keys_values,
                 dropout_key=keys["cross_attention"],
             )
-            x = self._added(self.cross_attention_norm, x, y, keys["cross_attention_output"])
-        y, statistics = self._normed(self.feed_forward_norm, x), None
+            x = self._added("cross_attention", x, y, keys["cross_attention_output"])
+        y, statistics = self._normed("feed_forward", before if self.parallel_residual else x), None
         if self.has_experts:
             y, statistics = self.feed_forward(
                 y, context.tokens, keys["feed_forward"], keys["router"]
             )
         else:
             y = self.feed_forward(y, keys.get("feed_forward"))
-        x = self._added(self.feed_forward_norm, x, y, keys["feed_forward_output"])
+        x = self._added("feed_forward", x, y, keys["feed_forward_output"])
         return x, cache, statistics
 
-    def _normed(self, norm: nnx.Module, x: jax.Array) -> jax.Array:
+    def _normed(self, part: str, x: jax.Array) -> jax.Array:
         """Input of a part."""
-        return norm(x) if self.pre_norm else x
+        return getattr(self, f"{part}_norm")(x) if self.pre_norm else x
 
-    def _added(self, norm: nnx.Module, x: jax.Array, y: jax.Array, key) -> jax.Array:
+    def _added(self, part: str, x: jax.Array, y: jax.Array, key) -> jax.Array:
         """The residual stream with the output `y` of a part."""
+        if (output_norm := getattr(self, f"{part}_output_norm", None)) is not None:
+            y = output_norm(y)
         x = x + dropout(y, self.dropout, key)
-        return x if self.pre_norm else norm(x)
+        return getattr(self, f"{part}_norm")(x) if self.post_norm else x
 
 
 class Bottleneck(nnx.Module):

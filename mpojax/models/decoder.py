@@ -1,4 +1,4 @@
-"""Causal language models: GPT-2 and LLaMA by their settings; any matrix dense, MPO or experts."""
+"""Causal language models, whose settings say of which family; any matrix dense, MPO or experts."""
 
 import dataclasses
 import functools
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mpojax import mpo, nn
 from mpojax.models.block import Context
 from mpojax.models.cache import Cache
-from mpojax.models.config import DecoderConfig, LanguageModelConfig
+from mpojax.models.config import DecoderConfig, LanguageModelConfig, LayerKind
 from mpojax.models.model import Embeddings, Model, check_ids, check_length
 from mpojax.models.stack import StackOutput, TransformerStack
 from mpojax.nn import positions as positions_lib
@@ -156,29 +157,66 @@ def run_stack(
 ) -> StackOutput:
     """Everything up to the hidden states that `logits_of` reads; arguments as in `forward`."""
     config, length = model.config, input_ids.shape[1]
+    context, positions = context_of(config, length, attention_mask, cache)
+    embed_key, layers_key = split_or_none(dropout_key, 2)
+    x = model.embeddings(input_ids, positions, dropout_key=embed_key)
+    return model.tower.run(x, context, layers_key, cache)
+
+
+def context_of(
+    config: DecoderConfig,
+    length: int,
+    attention_mask: jax.Array | None = None,
+    cache: Cache | None = None,
+) -> tuple[Context, jax.Array]:
+    """What the layers share, and positions (1 or batch, length), for so many ids.
+
+    Masks and rotary positions of several kinds of layers have a leading axis, see
+    `Context.of_layer`; other arguments as in `LanguageModel.forward`.
+    """
     start = jnp.int32(0) if cache is None else cache.position
+    total = length if cache is None else cache.length
     queries = start + jnp.arange(length, dtype=jnp.int32)
-    mask = causal_mask(queries, length if cache is None else cache.length)
-    positions, tokens = queries[None], None
+    positions, real, tokens = queries[None], None, None
     if attention_mask is not None:
         real = attention_mask.astype(bool)
-        mask = jnp.logical_and(mask, real[:, None, None, :])
         counted = jnp.cumsum(real.astype(jnp.int32), axis=1) - 1
         positions = jax.lax.dynamic_slice_in_dim(jnp.maximum(counted, 0), start, length, axis=1)
         tokens = jax.lax.dynamic_slice_in_dim(real, start, length, axis=1)
-    rotary = None
-    if config.positions == "rotary":
-        sizes = (config.head_size, config.rotary_base, config.rotary_scaling)
-        inv_freq = positions_lib.inverse_frequencies(*sizes)
-        rotary = positions_lib.rotary_embedding(positions, inv_freq)
-    embed_key, layers_key = split_or_none(dropout_key, 2)
-    x = model.embeddings(input_ids, positions, dropout_key=embed_key)
-    return model.tower.run(x, Context(mask, rotary=rotary, tokens=tokens), layers_key, cache)
+    kinds, each, of_layers = list(dict.fromkeys(config.layer_kinds)), [], None
+    for kind in kinds:
+        mask = causal_mask(queries, total, kind.window)
+        mask = mask if real is None else jnp.logical_and(mask, real[:, None, None, :])
+        each.append((mask, _rotary(config, kind, positions, total)))
+    mask, rotary = each[0]
+    if len(kinds) > 1:
+        mask, rotary = jax.tree.map(lambda *entries: jnp.stack(entries), *each)
+        of_layers = jnp.asarray([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
+    return Context(mask, rotary=rotary, tokens=tokens, kinds=of_layers), positions
 
 
-def causal_mask(queries: jax.Array, length: int) -> jax.Array:
-    """(1, 1, queries, length) booleans: keys at or before the position of each query."""
-    return (jnp.arange(length, dtype=jnp.int32)[None] <= queries[:, None])[None, None]
+def _rotary(config: DecoderConfig, kind: LayerKind, positions, total: int) -> nn.Rotary | None:
+    """Rotary positions of a kind of layers in texts of up to `total` positions."""
+    if config.positions != "rotary":
+        return None
+    size, scaling = config.rotary_size, kind.rotary_scaling
+    if kind.rotary_base is None:  # rotated by an angle of 0
+        return positions_lib.rotary_embedding(positions, np.zeros(size // 2, np.float32))
+    inv_freq = positions_lib.inverse_frequencies(size, kind.rotary_base, scaling, total)
+    amplitude = 1.0 if scaling is None else scaling.amplitude
+    return positions_lib.rotary_embedding(positions, inv_freq, amplitude)
+
+
+def causal_mask(queries: jax.Array, length: int, window: int | None = None) -> jax.Array:
+    """(1, 1, queries, length) booleans: keys at or before the position of each query.
+
+    Of a window only the last ones: the query itself and the window - 1 before it.
+    """
+    keys, queries = jnp.arange(length, dtype=jnp.int32)[None], queries[:, None]
+    seen = keys <= queries
+    if window is not None and window < length:
+        seen = jnp.logical_and(seen, keys > queries - window)
+    return seen[None, None]
 
 
 def logits_head(
@@ -192,5 +230,8 @@ def logits_head(
 def logits_of(model: Model, hidden: jax.Array) -> jax.Array:
     """Logits (..., vocabulary), float32, of hidden states: by the head, or the token embedding."""
     if model.config.tied:
-        return model.embeddings.word.attend(hidden, "float32").astype(jnp.float32)
-    return model.head(hidden).astype(jnp.float32)
+        logits = model.embeddings.word.attend(hidden, "float32").astype(jnp.float32)
+    else:
+        logits = model.head(hidden).astype(jnp.float32)
+    cap = model.config.logits_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)

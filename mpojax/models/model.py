@@ -85,6 +85,8 @@ class Embeddings(nnx.Module):
         """
         config = self.config
         x = self.word(input_ids)
+        if config.embedding_scale != 1.0:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.trigram_input:
             x = _with_neighbours(x)
         if config.projection == "word":
@@ -96,7 +98,7 @@ class Embeddings(nnx.Module):
         if self.position is not None:
             if positions is None:
                 positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
-            x = x + self.position(positions)
+            x = x + self.position(positions + config.position_offset)
         if self.norm is not None:
             x = self.norm(x)
         x = dropout(x, config.embedding_dropout, dropout_key)

@@ -41,7 +41,7 @@ class StackOutput(NamedTuple):
 
 
 class TransformerStack(nnx.Module):
-    """A run of layers, and a norm at its end where they are pre-norm.
+    """A run of layers, and a norm at its end unless they are post-norm.
 
     Attributes:
       stacks: stacked layers, leading axis = layer (= block for what a block shares); usually one.
@@ -66,7 +66,7 @@ class TransformerStack(nnx.Module):
         self.stacks = nnx.List(
             [_random_stack(config, shapes, spec, layers, key) for layers in self.stack_ranges]
         )
-        if config.pre_norm:
+        if not config.post_norm:
             self.final_norm = norm(config)
         if config.relative_buckets is not None:
             self.relative_bias = nn.RelativeBias(
@@ -236,9 +236,9 @@ def _run_layers(config, stack, layers: range, x, context, key, cache, record):
             own, index = own_and_index
             layer_key = None if key is None else jax.random.fold_in(key, index)
             x = shard(x, BATCH, None, None)
-            layer = build(own)
-            y, cache, statistics = layer(x, context, layer_key, cache, index)
-            recorded = None if record is None else record(layer, x, y, context)
+            layer, seen = build(own), context.of_layer(index)
+            y, cache, statistics = layer(x, seen, layer_key, cache, index)
+            recorded = None if record is None else record(layer, x, y, seen)
             return (y, cache), (statistics, recorded)
 
         return jax.lax.scan(

@@ -27,7 +27,7 @@ from mpojax.nn.parameters import (
     random_cores,
     role_of,
 )
-from mpojax.nn.positions import RelativeBias, Rotary
+from mpojax.nn.positions import RelativeBias, RopeScaling, Rotary
 
 __all__ = [
     "ACTIVATIONS",
@@ -53,6 +53,7 @@ __all__ = [
     "MPOLinear",
     "RMSNorm",
     "RelativeBias",
+    "RopeScaling",
     "Rotary",
     "Router",
     "RouterStatistics",

@@ -11,6 +11,7 @@ from flax import nnx
 from mpojax import mpo
 from mpojax.nn.functional import BATCH, TENSOR, dropout, shard, softmax
 from mpojax.nn.linear import linear
+from mpojax.nn.norm import RMSNorm
 from mpojax.nn.positions import Rotary, apply_rope
 
 # Keys and values (batch, length, heads, head size).
@@ -25,6 +26,7 @@ def attend(
     *,
     scale: float,
     bias: jax.Array | None = None,
+    softcap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -36,11 +38,13 @@ def attend(
     Args:
       q_BxSxNxD: queries.
       k_BxTxKxD, v_BxTxKxD: keys and values; each of their K heads serves N / K of the queries.
-      mask, scale, bias: see `attention_weights`.
+      mask, scale, bias, softcap: see `attention_weights`.
       dropout_rate: of the weights, with a key.
       dropout_key: None for no dropout.
     """
-    p_BxNxSxT = attention_weights(q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias)
+    p_BxNxSxT = attention_weights(
+        q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias, softcap=softcap
+    )
     p_BxNxSxT = dropout(p_BxNxSxT, dropout_rate, dropout_key).astype(v_BxTxKxD.dtype)
     batch, length, heads, size = q_BxSxNxD.shape
     v_BxKxTxD = v_BxTxKxD.transpose(0, 2, 1, 3)
@@ -57,6 +61,7 @@ def attention_weights(
     *,
     scale: float,
     bias: jax.Array | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """softmax(scale * q k^T + bias) of the keys in the mask: (batch, heads, S, T), in float32.
 
@@ -66,12 +71,15 @@ def attention_weights(
         without any True attends evenly to all positions: finite, and meant to be thrown away.
       scale: multiplies the scores.
       bias: added to them, broadcasts to the result.
+      softcap: c of c * tanh(scores / c), taken before the bias; None for none.
     """
     batch, length, heads, size = q_BxSxNxD.shape
     k_BxKxDxT = k_BxTxKxD.transpose(0, 2, 3, 1)
     q_BxKxRxD = q_BxSxNxD.transpose(0, 2, 1, 3).reshape(batch, k_BxKxDxT.shape[1], -1, size)
     scores_BxKxRxT = scale * jnp.matmul(q_BxKxRxD, k_BxKxDxT, preferred_element_type=jnp.float32)
     scores_BxNxSxT = scores_BxKxRxT.reshape(batch, heads, length, -1)
+    if softcap is not None:
+        scores_BxNxSxT = softcap * jnp.tanh(scores_BxNxSxT / softcap)
     if bias is not None:
         scores_BxNxSxT = scores_BxNxSxT + bias.astype(jnp.float32)
     if mask is not None:
@@ -99,6 +107,9 @@ class Attention(nnx.Module):
         use_bias: bool = True,
         out_bias: bool = True,
         scale: float | None = None,
+        softcap: float | None = None,
+        qk_norm: str | None = None,
+        norm_eps: float = 1e-6,
         dropout_rate: float = 0.0,
         dtype: str = "float32",
         rngs: nnx.Rngs,
@@ -113,6 +124,10 @@ class Attention(nnx.Module):
           value_size: width of what values read; None: `hidden_size`.
           use_bias, out_bias: of the maps to queries, keys and values, and of the output map.
           scale: multiplies scores; None: head_size^-0.5.
+          softcap: of the scores, see `attention_weights`.
+          qk_norm: RMS norms of queries and keys before they are rotated, over "head" (each head) or
+            "whole" (all heads together); None for none.
+          norm_eps: epsilon of these.
           dropout_rate: of the attention weights.
           dtype: compute dtype.
           rngs: for the parameters.
@@ -120,6 +135,7 @@ class Attention(nnx.Module):
         shapes = shapes or {}
         self.head_size = head_size
         self.scale = 1.0 / math.sqrt(head_size) if scale is None else scale
+        self.softcap = softcap
         self.dropout_rate = dropout_rate
         more = {"dtype": dtype, "rngs": rngs}
         wide, narrow = num_heads * head_size, (num_kv_heads or num_heads) * head_size
@@ -129,6 +145,9 @@ class Attention(nnx.Module):
             value_size or hidden_size, narrow, shapes.get("value"), use_bias, **more
         )
         self.out = linear(wide, hidden_size, shapes.get("out"), out_bias, **more)
+        if qk_norm is not None:
+            sizes = {"head": (head_size, head_size), "whole": (wide, narrow)}[qk_norm]
+            self.query_norm, self.key_norm = (RMSNorm(n, norm_eps, dtype=dtype) for n in sizes)
 
     def keys_values(
         self, x: jax.Array, rotary: Rotary | None = None, value_input: jax.Array | None = None
@@ -141,7 +160,7 @@ class Attention(nnx.Module):
           value_input: (batch, length, value_size), what values are made of; None for `x`.
         """
         value_input = x if value_input is None else value_input
-        return self._heads(self.key(x), rotary), self._heads(self.value(value_input))
+        return self._rotated("key", x, rotary), self._heads(self.value(value_input))
 
     def __call__(
         self,
@@ -164,7 +183,7 @@ class Attention(nnx.Module):
           rotary: (cos, sin) of the positions of `x`.
           dropout_key: turns dropout on.
         """
-        query = self._heads(self.query(x), rotary)
+        query = self._rotated("query", x, rotary)
         keys, values = self.keys_values(x, rotary) if keys_values is None else keys_values
         mixed = attend(
             query,
@@ -173,6 +192,7 @@ class Attention(nnx.Module):
             mask,
             scale=self.scale,
             bias=bias,
+            softcap=self.softcap,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
         )
@@ -186,9 +206,19 @@ class Attention(nnx.Module):
         rotary: Rotary | None = None,
     ) -> jax.Array:
         """Attention of `x` to itself (batch, heads, length, length), float32, without dropout."""
-        query, key = (self._heads(project(x), rotary) for project in (self.query, self.key))
-        return attention_weights(query, key, mask, scale=self.scale, bias=bias)
+        query, key = (self._rotated(name, x, rotary) for name in ("query", "key"))
+        return attention_weights(
+            query, key, mask, scale=self.scale, bias=bias, softcap=self.softcap
+        )
 
-    def _heads(self, y: jax.Array, rotary: Rotary | None = None) -> jax.Array:
-        y_BxSxNxD = shard(y.reshape(*y.shape[:-1], -1, self.head_size), BATCH, None, TENSOR, None)
+    def _rotated(self, name: str, x: jax.Array, rotary: Rotary | None) -> jax.Array:
+        """Heads of the queries or keys of `x`, normalised and rotated."""
+        y = getattr(self, name)(x)
+        if (norm := getattr(self, f"{name}_norm", None)) is not None:
+            y = norm(y.reshape(*y.shape[:-1], -1, norm.scale.shape[-1]))
+            y = y.reshape(*x.shape[:-1], -1)
+        y_BxSxNxD = self._heads(y)
         return y_BxSxNxD if rotary is None else apply_rope(y_BxSxNxD, rotary)
+
+    def _heads(self, y: jax.Array) -> jax.Array:
+        return shard(y.reshape(*y.shape[:-1], -1, self.head_size), BATCH, None, TENSOR, None)

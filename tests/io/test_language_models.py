@@ -114,20 +114,19 @@ def test_copies_of_the_word_table(name, copy, table):
         ("t5", {"feed_forward_proj": "wide-gelu"}, "feed_forward_proj='wide-gelu'"),
         ("t5", {"feed_forward_proj": "gated-mish"}, r"feed_forward_proj='mish' \(supported: gelu"),
         ("t5", {"relative_attention_num_buckets": 6}, "relative_buckets=6 must be a multiple of 4"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear' of rot"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "rotary positions: factor is missing"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "mrope", "factor": 2.0}},
+            "rope_type='mrope' must be one of 'linear', 'dynamic', 'llama3', 'yarn', 'longrope'",
+        ),
         (
             "llama",
             {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}},
-            "rope_type='llama3' without low_freq_factor, high_freq_factor",
+            "rope_type='llama3' also needs: low_freq_factor, high_freq_factor",
         ),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ("llama", {"model_type": "mistral", "sliding_window": 8}, "sliding_window below max_posi"),
-        (
-            "llama",
-            {"model_type": "mistral", "max_position_embeddings": 8192},
-            "sliding_window below max_position_embeddings .supported: null; its default is 4096",
-        ),
+        ("llama", {"model_type": "mistral", "sliding_window": 0}, "sliding_window=0 must be"),
         ("llama", {"num_key_value_heads": 3}, "num_heads=2 is not a multiple of num_kv_heads=3"),
     ],
 )
@@ -142,16 +141,41 @@ def test_unsupported_configurations_are_refused(name, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "full"),
     [
-        ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window=True"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types other than full"),
+        ({"use_sliding_window": False, "layer_types": None}, None),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, (1,)),
+        ({"layer_types": ["sliding_attention"] * 2}, ()),
+        ({"layer_types": ["full_attention"] * 2}, None),
+        ({"layer_types": None, "max_window_layers": 1}, (0,)),
+        ({"layer_types": None}, None),
     ],
 )
-def test_windows_of_qwen2_are_refused(changes, message):
+def test_windows_of_qwen2(changes, full):
+    """Which layers have one: by their list, else from the switch and the first layer with one."""
     config = helpers.VARIANTS["qwen2"]
     content, tensors = checkpoints.export_model(config, helpers.arrays(config))
     assert content["model_type"] == "qwen2"
+    content |= {"use_sliding_window": True, "sliding_window": 8, **changes}
+    config, arrays = _import(content, tensors)
+    assert config.sliding_window == (None if full is None else 8)
+    assert config.full_attention_layers == (full or ())
+    written, _ = checkpoints.export_model(config, arrays)
+    assert dataclasses.replace(_import(written, tensors)[0], source_config="{}") == (
+        dataclasses.replace(config, source_config="{}")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 2 layers"),
+        ({"layer_types": ["chunked_attention"] * 2}, "each one of 'full_attention', 'sliding_atte"),
+    ],
+)
+def test_kinds_of_layers_that_are_refused(changes, message):
+    config = helpers.VARIANTS["qwen2"]
+    content, tensors = checkpoints.export_model(config, helpers.arrays(config))
     with pytest.raises(ValueError, match=message):
         _import({**content, **changes}, tensors)
 
@@ -173,7 +197,7 @@ def test_unknown_model_types_name_all_that_are_known():
     with pytest.raises(
         ValueError,
         match=r"'gptj', which is not supported; supported are bert, .*"
-        r"gpt2, t5, llama, mistral, qwen2.*; the nearest of these is gpt2",
+        r"gpt2, llama, mistral, qwen2.*; the nearest of these is gpt2",
     ):
         _import({"model_type": "gptj"}, {})
 

@@ -74,7 +74,7 @@ def test_rotary_waves_by_hand():
     numbers = positions_lib.inverse_frequencies(8, 100.0)
     np.testing.assert_allclose(numbers, [1.0, 10**-0.5, 0.1, 10**-1.5], rtol=1e-6)
     # Waves of 2 pi (kept), 20 (between), 63 and 199 (stretched) places, of 32 first positions.
-    scaled = positions_lib.inverse_frequencies(8, 100.0, (4.0, 1.0, 4.0, 32))
+    scaled = positions_lib.inverse_frequencies(8, 100.0, nn.RopeScaling.of((4.0, 1.0, 4.0, 32)))
     share = (32 * 10**-0.5 / (2 * math.pi) - 1.0) / 3.0
     middle = 10**-0.5 * (share + (1 - share) / 4.0)
     np.testing.assert_allclose(scaled, [1.0, middle, 0.1 / 4, 10**-1.5 / 4], rtol=1e-6)
@@ -272,10 +272,18 @@ def test_logits_of_16_bit_models_are_not_rounded_on_the_way():
     [
         ("rotary_base", 0.0, "rotary_base=0.0 must be a finite number above 0"),
         ("rotary_scaling", (0.0, 1.0, 4.0, 32), "each a finite number above 0"),
-        ("rotary_scaling", (8.0, 4.0, 4.0, 32), "low below high"),
+        ("rotary_scaling", (8.0, 4.0, 4.0, 32), "low_freq_factor=4.0 must be below"),
         ("rotary_scaling", (8.0, 1.0, 4.0), "a list of 4 entries"),
+        ("rotary_scaling", {"rope_type": "ntk", "factor": 2.0}, "must be one of 'linear'"),
+        ("rotary_scaling", {"rope_type": "yarn", "factor": 2.0}, "also needs: original_max_pos"),
+        ("rotary_scaling", {"rope_type": "yarn", "faktor": 2.0}, "did you mean 'factor'"),
+        ("rotary_scaling", 2.0, "must be a nn.RopeScaling, its fields, or None"),
+        ("rotary_fraction", 0.5, "head_size=6 times rotary_fraction=0.5 must be even"),
+        ("no_rope_layers", (3,), "each an integer from 0 to 2"),
+        ("pre_norm", False, "pre_norm=False needs output_norm=True"),
+        ("qk_norm", "all", "qk_norm='all' must be one of 'head', 'whole'"),
     ],
 )
-def test_rotary_settings(field, value, message):
+def test_settings_that_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(small.LLAMA, **{field: value})

@@ -34,7 +34,8 @@ def model(kind: str, seed: int = 0, scale: float = 0.2, **settings):
     with reference.torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.ndim == 1 and name.endswith("weight"):
-                parameter.mul_(0.5).add_(1.0)
+                # Gemma adds the 1 itself.
+                parameter.mul_(0.5).add_(0.0 if "Gemma" in kind else 1.0)
     return made
 
 
@@ -60,6 +61,14 @@ def ours(loaded, *inputs) -> np.ndarray:
     """Of one of our models."""
     given = [None if array is None else jnp.asarray(array) for array in inputs]
     return np.asarray(run(loaded, *given))
+
+
+def in_two_parts(loaded, ids, mask) -> np.ndarray:
+    """Logits of one of our decoders that reads with a KV cache: a prompt, then the last token."""
+    ids, mask = jnp.asarray(ids), jnp.asarray(mask)
+    prompt = loaded.forward(ids[:, :-1], mask, cache=loaded.start_cache(*ids.shape))
+    last = loaded.forward(ids[:, -1:], mask, cache=prompt.cache)
+    return np.concatenate([prompt.logits, last.logits], axis=1)
 
 
 def both_ways(theirs, folder: pathlib.Path):

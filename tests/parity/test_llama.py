@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from mpojax import compression, io, models
+from mpojax import compression, io, models, nn
 from tests.parity import language_families as families
 from tests.parity import reference
 
@@ -59,7 +59,7 @@ def test_both_styles_of_rotary_settings(tmp_path):
         "LlamaForCausalLM", seed=2, **families.SIZES_OF_LLAMA, rope_parameters=LLAMA3
     )
     ours = io.load_pretrained(families.saved(theirs, tmp_path / "new"))
-    assert ours.config.rotary_scaling == (8.0, 1.0, 4.0, 16)
+    assert ours.config.rotary_scaling == nn.RopeScaling.of((8.0, 1.0, 4.0, 16))
     assert ours.config.rotary_base == 500.0
     content = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))
     scaling = content.pop("rope_parameters")

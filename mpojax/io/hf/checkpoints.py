@@ -13,8 +13,10 @@ from mpojax.io import other_folders
 from mpojax.io.hf import names
 from mpojax.io.hf.bert import ALBERT, BERT, DISTILBERT, ELECTRA
 from mpojax.io.hf.family import Family
+from mpojax.io.hf.gemma import GEMMA2, GEMMA3
 from mpojax.io.hf.gpt2 import GPT2
-from mpojax.io.hf.llama import LLAMA, MISTRAL, QWEN2
+from mpojax.io.hf.gpt_neox import GPT_NEOX, OPT
+from mpojax.io.hf.llama import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
 from mpojax.io.hf.mobilebert import MOBILEBERT
 from mpojax.io.hf.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from mpojax.io.hf.t5 import T5
@@ -24,8 +26,12 @@ _ENCODERS = (
     *(BERT, ALBERT, DISTILBERT, MOBILEBERT, ELECTRA),
     *(ROBERTA, XLM_ROBERTA, CAMEMBERT),
 )
+_DECODERS = (
+    *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3),
+    *(GEMMA2, GEMMA3, PHI3, OLMO2, GPT_NEOX, OPT),
+)
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (*_ENCODERS, GPT2, T5, LLAMA, MISTRAL, QWEN2)
+    family.model_type: family for family in (*_ENCODERS, *_DECODERS, T5)
 }
 # What transformers has in no model, by the field of the config.
 _NOWHERE = {

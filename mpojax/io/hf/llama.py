@@ -1,58 +1,17 @@
-"""LLaMA 1 to 3 and its like: Mistral without a sliding window, Qwen2."""
+"""LLaMA 1 to 3 and its like: Mistral, Qwen2 and 3, SmolLM3, OLMo-2, Phi-3 and 4."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
-from mpojax import checks, models
-from mpojax.checks import anything, flag, integer, mapping, null, number, sequence, text
-from mpojax.io.hf.family import Joint, activation, extra, key, keys, only, token
+from mpojax import models
+from mpojax.checks import flag, integer, null, sequence
+from mpojax.io.hf.family import Joint, Key, activation, extra, key, keys, only, token
 from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.layer_kinds import rope, rope_keys, window_keys, windows
 from mpojax.io.hf.names import linear, norm, table
 
-_SCALING = (
-    *("factor", "low_freq_factor", "high_freq_factor"),
-    "original_max_position_embeddings",
-)
-_ROPE_FIELDS = {
-    **dict.fromkeys((*_SCALING, "rope_theta", "partial_rotary_factor"), number() | null()),
-    **dict.fromkeys(("rope_type", "type"), text(100)),
-}
-
-
-def _read_rope(values: Mapping) -> dict:
-    """Base and scaling of rotary positions; newer files keep both in `rope_parameters`.
-
-    Raises:
-      ValueError: a scaling other than that of LLaMA 3.
-    """
-    rope = values["rope_scaling"] or values["rope_parameters"] or {}
-    checks.check(rope, _ROPE_FIELDS, "rotary positions")
-    base, part = (rope.get(n, values[n]) for n in ("rope_theta", "partial_rotary_factor"))
-    base = 10_000.0 if base is None else base
-    if part not in (None, 1.0):
-        raise ValueError(f"partial_rotary_factor={part!r} (supported: 1.0)")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return {"rotary_base": base, "rotary_scaling": None}
-    if kind != "llama3":
-        raise ValueError(f"rope_type={kind!r} of rotary positions (supported: default, llama3)")
-    rope = {_SCALING[-1]: values["max_position_embeddings"], **rope}
-    if missing := [name for name in _SCALING if rope.get(name) is None]:
-        raise ValueError(f"rope_type='llama3' without {', '.join(missing)}")
-    return {"rotary_base": base, "rotary_scaling": tuple(rope[name] for name in _SCALING)}
-
-
-def _write_rope(config: models.DecoderConfig, _) -> dict:
-    """The keys of old and of new files, for both versions of transformers."""
-    base, scaling = config.rotary_base, None
-    if config.rotary_scaling is not None:
-        scaling = dict(zip(_SCALING, config.rotary_scaling, strict=True)) | {"rope_type": "llama3"}
-    parameters = {"rope_theta": base, **(scaling or {"rope_type": "default"})}
-    return {"rope_theta": base, "rope_scaling": scaling, "rope_parameters": parameters}
-
-
-ROPE = Joint(("rotary_base", "rotary_scaling"), _read_rope, _write_rope)
-_KEYS = keys(
+KEYS = keys(
     key("vocab_size"),
     key("hidden_size"),
     key("num_hidden_layers", "num_layers"),
@@ -64,58 +23,83 @@ _KEYS = keys(
     key("rms_norm_eps", "norm_eps", 1e-6),
     key("attention_dropout", "attention_dropout", 0.0),
     extra("tie_word_embeddings", flag(), False),
-    *(extra(name, mapping(anything()) | null()) for name in ("rope_scaling", "rope_parameters")),
-    *(extra(name, number() | null()) for name in ("rope_theta", "partial_rotary_factor")),
+    *rope_keys(),
     token("bos_token_id", "bos_id", 1),
     token("eos_token_id", "eos_id", 2),
     token("pad_token_id", "pad_id"),
     only("quantization_config", None),
 )
-_WINDOW = extra("sliding_window", integer() | null(), 4096)
-
-
-def _is_windowed(values: Mapping) -> bool:
-    """True if attention reaches less far than the longest sequence."""
-    window = values["sliding_window"]
-    return window is not None and window < values["max_position_embeddings"]
-
-
-_LAYER = "layers/{i}"
+LAYER = "layers/{i}"
 _UNEVEN = (
     "hidden_size={0.hidden_size} is no multiple of num_heads={0.num_heads}",
     lambda config: config.hidden_size % config.num_heads != 0,
 )
+_TWO_BIASES = (
+    "attention_bias={0.attention_bias} with attention_out_bias={0.attention_out_bias}",
+    lambda config: config.attention_bias != config.attention_out_bias,
+)
+# All four maps of attention have biases, or none.
+ONE_BIAS = Joint(("attention_out_bias",), lambda v: {"attention_out_bias": v["attention_bias"]})
+_NO_BIASES = dict.fromkeys(("attention_bias", "attention_out_bias", "feed_forward_bias"), False)
+QK_NORMS = {
+    "layers.{i}.self_attn.q_norm": norm(f"{LAYER}/attention/query_norm"),
+    "layers.{i}.self_attn.k_norm": norm(f"{LAYER}/attention/key_norm"),
+}
+
+
+def max_positions(default: int) -> Key:
+    """The longest sequence."""
+    return key("max_position_embeddings", "max_positions", default)
+
+
+def _read_no_rope(values: Mapping) -> dict:
+    """The layers without rotary positions; 1 in the list stands for one that has them."""
+    layers = range(values["num_hidden_layers"])
+    interval = values["no_rope_layer_interval"]
+    has_rope = values["no_rope_layers"] or [(layer + 1) % interval for layer in layers]
+    if len(has_rope) < len(layers):
+        raise ValueError(f"no_rope_layers has {len(has_rope)} entries for {len(layers)} layers")
+    return {"no_rope_layers": tuple(layer for layer in layers if not has_rope[layer])}
+
+
+def _write_no_rope(config: models.DecoderConfig, _) -> dict:
+    without = config.no_rope_layers
+    return {"no_rope_layers": [int(layer not in without) for layer in range(config.num_layers)]}
+
+
+def _slides_above(layer: int, values: Mapping) -> bool:
+    """In the upper layers of Qwen2 and 3."""
+    return layer >= values["max_window_layers"]
+
+
 LLAMA = LanguageFamily(
     model_type="llama",
-    classes={"lm": "LlamaForCausalLM"},
+    classes={"lm": "LlamaForCausalLM", "none": "LlamaModel"},
     prefix="model.",
     embedding="embed_tokens.weight",
     ignored_buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
     tensors={
         "embed_tokens": table("embeddings/word"),
-        "layers.{i}.input_layernorm": norm(f"{_LAYER}/attention_norm"),
-        "layers.{i}.post_attention_layernorm": norm(f"{_LAYER}/feed_forward_norm"),
-        "layers.{i}.self_attn.q_proj": linear(f"{_LAYER}/attention/query"),
-        "layers.{i}.self_attn.k_proj": linear(f"{_LAYER}/attention/key"),
-        "layers.{i}.self_attn.v_proj": linear(f"{_LAYER}/attention/value"),
-        "layers.{i}.self_attn.o_proj": linear(f"{_LAYER}/attention/out"),
-        "layers.{i}.mlp.gate_proj": linear(f"{_LAYER}/feed_forward/gate"),
-        "layers.{i}.mlp.up_proj": linear(f"{_LAYER}/feed_forward/up"),
-        "layers.{i}.mlp.down_proj": linear(f"{_LAYER}/feed_forward/down"),
+        "layers.{i}.input_layernorm": norm(f"{LAYER}/attention_norm"),
+        "layers.{i}.post_attention_layernorm": norm(f"{LAYER}/feed_forward_norm"),
+        "layers.{i}.self_attn.q_proj": linear(f"{LAYER}/attention/query"),
+        "layers.{i}.self_attn.k_proj": linear(f"{LAYER}/attention/key"),
+        "layers.{i}.self_attn.v_proj": linear(f"{LAYER}/attention/value"),
+        "layers.{i}.self_attn.o_proj": linear(f"{LAYER}/attention/out"),
+        "layers.{i}.mlp.gate_proj": linear(f"{LAYER}/feed_forward/gate"),
+        "layers.{i}.mlp.up_proj": linear(f"{LAYER}/feed_forward/up"),
+        "layers.{i}.mlp.down_proj": linear(f"{LAYER}/feed_forward/down"),
         "norm": norm("final_norm"),
     },
     keys={
-        **_KEYS,
+        **KEYS,
         **keys(
-            key("max_position_embeddings", "max_positions", 2048),
+            max_positions(2048),
             key("attention_bias", "attention_bias", False),
             key("mlp_bias", "feed_forward_bias", False),
         ),
     },
-    joints=(
-        ROPE,
-        Joint(("attention_out_bias",), lambda v: {"attention_out_bias": v["attention_bias"]}),
-    ),
+    joints=(rope(), ONE_BIAS),
     fixed={
         "positions": "rotary",
         "norm": "rms_norm",
@@ -123,72 +107,136 @@ LLAMA = LanguageFamily(
         "dropout": 0.0,
         "embedding_dropout": 0.0,
     },
-    misfits=(
-        _UNEVEN,
-        (
-            "attention_bias={0.attention_bias} with attention_out_bias={0.attention_out_bias}",
-            lambda config: config.attention_bias != config.attention_out_bias,
-        ),
-    ),
+    misfits=(_UNEVEN, _TWO_BIASES),
 )
-
-_NO_BIASES = dict.fromkeys(("attention_bias", "attention_out_bias", "feed_forward_bias"), False)
 MISTRAL = dataclasses.replace(
     LLAMA,
     model_type="mistral",
-    classes={"lm": "MistralForCausalLM"},
+    classes={"lm": "MistralForCausalLM", "none": "MistralModel"},
     keys={
-        **_KEYS,
+        **KEYS,
         **keys(
-            key("max_position_embeddings", "max_positions", 131_072),
+            max_positions(131_072),
             key("num_key_value_heads", "num_kv_heads", 8, integer(1) | null()),
-            _WINDOW,
+            key("sliding_window", "sliding_window", 4096, integer(1) | null()),
         ),
     },
-    joints=(ROPE, Joint(write=lambda *_: {"sliding_window": None})),
+    joints=(rope(),),
     fixed={**LLAMA.fixed, **_NO_BIASES},
     misfits=(_UNEVEN,),
-    refused=(
-        (
-            "sliding_window below max_position_embeddings (supported: null; its default is 4096)",
-            _is_windowed,
-        ),
-    ),
+)
+_OF_QWEN = keys(
+    max_positions(32_768),
+    key("num_key_value_heads", "num_kv_heads", 32, integer(1) | null()),
+    *window_keys(4096, is_switched=True),
+    extra("max_window_layers", integer(0), 28),
+    token("bos_token_id", "bos_id"),
+    token("eos_token_id", "eos_id"),
 )
 QWEN2 = dataclasses.replace(
     MISTRAL,
     model_type="qwen2",
-    classes={"lm": "Qwen2ForCausalLM"},
+    classes={"lm": "Qwen2ForCausalLM", "none": "Qwen2Model"},
+    keys={**KEYS, **_OF_QWEN},
+    joints=(rope(), windows(_slides_above, is_switched=True)),
+    fixed={**MISTRAL.fixed, "attention_bias": True},
+)
+QWEN3 = dataclasses.replace(
+    QWEN2,
+    model_type="qwen3",
+    classes={"lm": "Qwen3ForCausalLM", "none": "Qwen3Model"},
+    tensors={**LLAMA.tensors, **QK_NORMS},
     keys={
-        **_KEYS,
+        **QWEN2.keys,
         **keys(
-            key("max_position_embeddings", "max_positions", 32_768),
-            key("num_key_value_heads", "num_kv_heads", 32, integer(1) | null()),
-            _WINDOW,
-            extra("use_sliding_window", flag(), False),
-            extra("layer_types", sequence(text(100)) | null()),
-            token("bos_token_id", "bos_id"),
-            token("eos_token_id", "eos_id"),
+            key("head_dim", "head_size", 128),
+            key("attention_bias", "attention_bias", False),
+        ),
+    },
+    joints=(*QWEN2.joints, ONE_BIAS),
+    fixed={**LLAMA.fixed, "feed_forward_bias": False, "qk_norm": "head"},
+    misfits=(_TWO_BIASES,),
+)
+SMOLLM3 = dataclasses.replace(
+    LLAMA,
+    model_type="smollm3",
+    classes={"lm": "SmolLM3ForCausalLM", "none": "SmolLM3Model"},
+    keys={
+        **LLAMA.keys,
+        **keys(
+            max_positions(32_768),
+            key("num_key_value_heads", "num_kv_heads", 4, integer(1) | null()),
+            extra("tie_word_embeddings", flag(), True),
+            extra("no_rope_layers", sequence(integer(0, 1)) | null()),
+            extra("no_rope_layer_interval", integer(1), 4),
+            *window_keys(None, is_switched=True),
+            token("bos_token_id", "bos_id", 128_000),
+            token("eos_token_id", "eos_id", 128_001),
+            token("pad_token_id", "pad_id", 128_004),
         ),
     },
     joints=(
-        ROPE,
-        Joint(
-            write=lambda config, _: {
-                "use_sliding_window": False,
-                "layer_types": ["full_attention"] * config.num_layers,
-            }
-        ),
+        rope(2_000_000.0),
+        ONE_BIAS,
+        Joint(("no_rope_layers",), _read_no_rope, _write_no_rope),
+        windows(lambda layer, v: layer in _read_no_rope(v)["no_rope_layers"], is_switched=True),
     ),
-    fixed={**MISTRAL.fixed, "attention_bias": True},
-    refused=(
-        (
-            "use_sliding_window=True with a sliding_window below max_position_embeddings",
-            lambda values: values["use_sliding_window"] and _is_windowed(values),
+)
+OLMO2 = dataclasses.replace(
+    LLAMA,
+    model_type="olmo2",
+    classes={"lm": "Olmo2ForCausalLM", "none": "Olmo2Model"},
+    tensors={
+        **{n: t for n, t in LLAMA.tensors.items() if not n.endswith("layernorm")},
+        **QK_NORMS,
+        "layers.{i}.post_attention_layernorm": norm(f"{LAYER}/attention_output_norm"),
+        "layers.{i}.post_feedforward_layernorm": norm(f"{LAYER}/feed_forward_output_norm"),
+    },
+    keys={
+        **KEYS,
+        **keys(
+            max_positions(2048),
+            key("attention_bias", "attention_bias", False),
+            key("rms_norm_eps", "norm_eps", 1e-5),
+            token("bos_token_id", "bos_id"),
+            token("eos_token_id", "eos_id", 50_279),
+            token("pad_token_id", "pad_id", 1),
         ),
-        (
-            "layer_types other than full_attention",
-            lambda values: set(values["layer_types"] or ()) - {"full_attention"},
+    },
+    fixed={
+        **LLAMA.fixed,
+        "feed_forward_bias": False,
+        "qk_norm": "whole",
+        "pre_norm": False,
+        "output_norm": True,
+    },
+)
+PHI3 = dataclasses.replace(
+    LLAMA,
+    model_type="phi3",
+    classes={"lm": "Phi3ForCausalLM", "none": "Phi3Model"},
+    tensors={
+        **{n: t for n, t in LLAMA.tensors.items() if not re.search(r"\.([qkv]|gate|up)_proj", n)},
+        "layers.{i}.self_attn.qkv_proj": linear(
+            *(f"{LAYER}/attention/{name}" for name in ("query", "key", "value"))
         ),
-    ),
+        "layers.{i}.mlp.gate_up_proj": linear(
+            *(f"{LAYER}/feed_forward/{name}" for name in ("gate", "up"))
+        ),
+    },
+    keys={
+        **KEYS,
+        **keys(
+            max_positions(4096),
+            key("rms_norm_eps", "norm_eps", 1e-5),
+            key("sliding_window", "sliding_window", None, integer(1) | null()),
+            key("resid_pdrop", "dropout", 0.0),
+            key("embd_pdrop", "embedding_dropout", 0.0),
+            token("eos_token_id", "eos_id", 32_000),
+            token("pad_token_id", "pad_id", 32_000),
+        ),
+    },
+    joints=(rope(fraction=1.0, types=("longrope",)),),
+    fixed={"positions": "rotary", "norm": "rms_norm", "gated": True, **_NO_BIASES},
+    misfits=(),
 )

@@ -8,7 +8,12 @@ from mpojax import checks, patterns
 from mpojax.checks import anything, number, sequence, text
 from mpojax.models.config.base import COMPUTE_DTYPES, TABLES, Config, StackSpec
 from mpojax.models.config.encoder import HEADS, EncoderConfig
-from mpojax.models.config.language import DecoderConfig, EncoderDecoderConfig, LanguageModelConfig
+from mpojax.models.config.language import (
+    DecoderConfig,
+    EncoderDecoderConfig,
+    LanguageModelConfig,
+    LayerKind,
+)
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -21,6 +26,7 @@ __all__ = [
     "EncoderConfig",
     "EncoderDecoderConfig",
     "LanguageModelConfig",
+    "LayerKind",
     "StackSpec",
     "check_rules",
 ]

@@ -95,11 +95,15 @@ class Config:
 
     kind: ClassVar[str]  # name in files
     generates = False  # a language model, see `models.generate`
-    pre_norm = True  # x + f(norm(x)), or else norm(x + f(x))
+    pre_norm, output_norm = True, False  # see `post_norm`
+    parallel_residual = False
+    qk_norm = None  # of queries and keys
     norm = "layer_norm"
     gated = False
     attention_bias = attention_out_bias = feed_forward_bias = True
     attention_scale = None  # of the scores: head_size^-0.5
+    score_softcap = logits_softcap = None
+    embedding_scale, position_offset = 1.0, 0
     projection, trigram_input = "sum", False  # of embeddings, see `EncoderConfig`
     inner_dropout = 0.0  # between the two maps of a feed-forward block
     experts = ()
@@ -158,9 +162,18 @@ class Config:
         return self.hidden_size
 
     @property
+    def post_norm(self) -> bool:
+        """True if a part f of a layer is norm(x + f(x)).
+
+        Otherwise it is x + b(f(a(x))), with norms a for `pre_norm` and b for `output_norm`, and a
+        norm is at the end of the stack.
+        """
+        return not (self.pre_norm or self.output_norm)
+
+    @property
     def embedding_norm(self) -> bool:
         """True if embeddings are normalised."""
-        return not self.pre_norm
+        return self.post_norm
 
     @property
     def embedding_dropout(self) -> float:

@@ -1,10 +1,11 @@
-"""Settings of pre-norm language models: decoders (GPT-2, LLaMA) and encoder-decoders (T5)."""
+"""Settings of language models: decoders (GPT-2, LLaMA, ...) and encoder-decoders (T5)."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from mpojax import checks
-from mpojax.checks import anything, field, flag, null, number, one_of, sequence
+from mpojax.checks import anything, field, flag, integer, null, number, one_of, sequence
 from mpojax.models.config.base import (
     ACTIVATION,
     COUNT,
@@ -18,8 +19,10 @@ from mpojax.models.config.base import (
     StackSpec,
 )
 from mpojax.models.sampling import GREEDY, Sampling
-from mpojax.nn import ExpertSettings
+from mpojax.nn import ExpertSettings, RopeScaling
+from mpojax.nn.positions import SCALING
 
+_ABOVE_0 = number(above=0.0)
 _EOS = TOKEN | sequence(TOKEN) | null()
 
 
@@ -78,9 +81,22 @@ class LanguageModelConfig(Config):
         return {} if self.tied else {"head": (self.hidden_size, self.vocab_size)}
 
 
+class LayerKind(NamedTuple):
+    """What layers of one decoder may differ in without being scanned apart.
+
+    Attributes:
+      window: positions that attention looks back at, the own one included; None for all.
+      rotary_base, rotary_scaling: see `DecoderConfig`; a base of None for no rotary positions.
+    """
+
+    window: int | None
+    rotary_base: float | None
+    rotary_scaling: RopeScaling | None
+
+
 @checks.settings()
 class DecoderConfig(LanguageModelConfig):
-    """A causal pre-norm decoder; the defaults are GPT-2.
+    """A causal decoder; the defaults are GPT-2.
 
     See `Config` and `LanguageModelConfig` for what models share.
 
@@ -90,10 +106,24 @@ class DecoderConfig(LanguageModelConfig):
       head_size: width of a head; None: hidden_size / num_heads.
       max_positions: longest sequence, generated tokens included.
       positions: "learned" (a table added to the word rows) or "rotary".
+      position_offset: rows of the position table before that of the first position.
       rotary_base: of the wave lengths of rotary positions.
-      rotary_scaling: LLaMA 3's change of the wave lengths as (factor, low frequency factor, high
-        frequency factor, positions the model was first trained with); None for none.
+      rotary_scaling: a change of the wave lengths, see `nn.RopeScaling`; None for none.
+      rotary_fraction: of a head's entries that are rotated, the first ones.
+      sliding_window: positions that attention looks back at, the own one included; None for all.
+      full_attention_layers: layers without the window.
+      local_rotary_base: `rotary_base` of the layers with the window, which have no scaling; None:
+        they are as the others.
+      no_rope_layers: layers without rotary positions.
       norm: a key of `mpojax.nn.NORMS`: "layer_norm" or "rms_norm".
+      pre_norm: attention and feed-forward blocks read norm(x); False needs `output_norm`.
+      output_norm: what they add to x is normalised.
+      parallel_residual: the feed-forward block reads the same x as attention.
+      qk_norm: RMS norms of queries and keys, over each "head" or the "whole" width; None for none.
+      attention_scale: multiplies attention scores; None: head_size^-0.5.
+      score_softcap, logits_softcap: c of c * tanh(x / c) on attention scores and on logits; None
+        for none.
+      embedding_scale: multiplies the rows of the token embedding, not the tied output map.
       attention_bias: queries, keys and values have biases.
       attention_out_bias: the output map of attention has one.
       feed_forward_bias: the maps of the feed-forward block have some.
@@ -105,9 +135,23 @@ class DecoderConfig(LanguageModelConfig):
     head_size: int | None = field(SIZE, None)
     max_positions: int = field(SIZE, 1024)
     positions: str = field(one_of("learned", "rotary"), "learned")
-    rotary_base: float = field(number(above=0.0), 10_000.0)
-    rotary_scaling: tuple[float, ...] | None = field(sequence(number(above=0.0), 4), None)
+    position_offset: int = field(integer(0), 0)
+    rotary_base: float = field(_ABOVE_0, 10_000.0)
+    rotary_scaling: RopeScaling | None = field(SCALING, None)
+    rotary_fraction: float = field(number(above=0.0, high=1.0), 1.0)
+    sliding_window: int | None = field(SIZE, None)
+    full_attention_layers: tuple[int, ...] = field(sequence(integer(0)), ())
+    local_rotary_base: float | None = field(_ABOVE_0, None)
+    no_rope_layers: tuple[int, ...] = field(sequence(integer(0)), ())
     norm: str = field(NORM, "layer_norm")
+    pre_norm: bool = field(flag(), True)
+    output_norm: bool = field(flag(), False)
+    parallel_residual: bool = field(flag(), False)
+    qk_norm: str | None = field(one_of("head", "whole"), None)
+    attention_scale: float | None = field(_ABOVE_0, None)
+    score_softcap: float | None = field(_ABOVE_0, None)
+    logits_softcap: float | None = field(_ABOVE_0, None)
+    embedding_scale: float = field(_ABOVE_0, 1.0)
     norm_eps: float = field(number(above=0.0), 1e-5)
     activation: str = field(ACTIVATION, "gelu_tanh")
     attention_bias: bool = field(flag(), True)
@@ -134,13 +178,8 @@ class DecoderConfig(LanguageModelConfig):
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
                 f"{self.num_kv_heads}: each key head serves equally many query heads."
             )
-        if self.positions == "rotary" and self.head_size % 2:
-            raise ValueError(f"head_size={self.head_size} must be even for rotary positions.")
-        if self.rotary_scaling is not None and self.rotary_scaling[1] >= self.rotary_scaling[2]:
-            raise ValueError(
-                f"rotary_scaling={self.rotary_scaling} must be (factor, low frequency factor, high "
-                "frequency factor, first positions), low below high."
-            )
+        self._check_rotary()
+        self._check_layers()
         self._check_tokens("bos_id", self.bos_id)
         super().__post_init__()
 
@@ -148,9 +187,46 @@ class DecoderConfig(LanguageModelConfig):
     def stacks(self) -> tuple[StackSpec, ...]:
         return (StackSpec("", self.num_layers, causal=True),)
 
+    @property
+    def rotary_size(self) -> int:
+        """Entries of a head that are rotated."""
+        return int(self.head_size * self.rotary_fraction)
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """What each layer sees of a text."""
+        return tuple(self._layer_kind(layer) for layer in range(self.num_layers))
+
+    def _layer_kind(self, layer: int) -> LayerKind:
+        has_window = self.sliding_window is not None and layer not in self.full_attention_layers
+        window = self.sliding_window if has_window else None
+        if self.positions != "rotary" or layer in self.no_rope_layers:
+            return LayerKind(window, None, None)
+        if has_window and self.local_rotary_base is not None:
+            return LayerKind(window, self.local_rotary_base, None)
+        return LayerKind(window, self.rotary_base, self.rotary_scaling)
+
+    def _check_rotary(self):
+        self._set(rotary_scaling=RopeScaling.of(self.rotary_scaling))
+        if self.positions == "rotary" and (self.rotary_size % 2 or self.rotary_size == 0):
+            fraction = self.rotary_fraction
+            part = "" if fraction == 1.0 else f" times rotary_fraction={fraction}"
+            raise ValueError(f"head_size={self.head_size}{part} must be even for rotary positions.")
+
+    def _check_layers(self):
+        for name in ("full_attention_layers", "no_rope_layers"):
+            layers = integer(0, self.num_layers - 1).noted("a layer")
+            checks.check_value(name, getattr(self, name), sequence(layers))
+        if self.post_norm:
+            raise ValueError(
+                "pre_norm=False needs output_norm=True: decoders with norm(x + f(x)) are not "
+                "supported."
+            )
+
     def embedding_sizes(self) -> dict[str, tuple[int, int]]:
         has_table = self.positions == "learned"
-        position = {"position": (self.max_positions, self.hidden_size)} if has_table else {}
+        rows = self.max_positions + self.position_offset
+        position = {"position": (rows, self.hidden_size)} if has_table else {}
         return super().embedding_sizes() | position
 
 
