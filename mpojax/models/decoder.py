@@ -159,7 +159,8 @@ def run_stack(
     config, length = model.config, input_ids.shape[1]
     context, positions = context_of(config, length, attention_mask, cache)
     embed_key, layers_key = split_or_none(dropout_key, 2)
-    x = model.embeddings(input_ids, positions, dropout_key=embed_key)
+    rows = positions + config.position_offset
+    x = model.embeddings(input_ids, rows, dropout_key=embed_key)
     return model.tower.run(x, context, layers_key, cache)
 
 

@@ -98,7 +98,7 @@ class Embeddings(nnx.Module):
         if self.position is not None:
             if positions is None:
                 positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
-            x = x + self.position(positions + config.position_offset)
+            x = x + self.position(positions)
         if self.norm is not None:
             x = self.norm(x)
         x = dropout(x, config.embedding_dropout, dropout_key)

@@ -30,9 +30,7 @@ _DECODERS = (
     *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3),
     *(GEMMA2, GEMMA3, PHI3, OLMO2, GPT_NEOX, OPT),
 )
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (*_ENCODERS, *_DECODERS, T5)
-}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_ENCODERS, *_DECODERS, T5)}
 # What transformers has in no model, by the field of the config.
 _NOWHERE = {
     "experts": "experts in its feed-forward blocks (MPOE or a mixture of dense ones), which the "
