@@ -32,7 +32,8 @@ _TYPES = {
     ml_collections.ConfigDict: "a mapping, such as \"{'name': 1}\"",
 }
 
-
+# Libraries that log every internal step at the level of our own messages.
+_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/", "/fontTools/", "/torch/")
 # Failures that are explained by their message.
 _EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)
 
@@ -45,6 +46,21 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             sys.exit(main(argv) or 0)
 
     app.run(work, flags_parser=parse)
+
+
+def quiet_libraries() -> None:
+    """Logs our own messages from INFO on, those of other libraries from WARNING on."""
+    logging.use_absl_handler()
+    logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+    logging.get_absl_handler().addFilter(_is_for_users)
+
+
+def _is_for_users(record) -> bool:
+    if not any(part in record.pathname for part in _VERBOSE):
+        return True
+    # Tracebacks of errors, such as a full disk in a thread that saves, which are raised as well.
+    is_traceback = record.exc_info is not None and logging.get_verbosity() < logging.DEBUG
+    return record.levelno > logging.converter.STANDARD_INFO and not is_traceback
 
 
 @contextlib.contextmanager
@@ -106,6 +122,8 @@ def explain(argv: Sequence[str], error: Exception) -> str:
         isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config.")
     ):
         return text
+    if source is None and "config" not in text:
+        return text  # of a flag's own value
     if source is None:
         return "--config=FILE is missing, a config file such as configs/mpop/base.py"
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import command_line, peers, processes
@@ -27,25 +27,6 @@ _CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs for later runs on machines of this kind; it grows.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumed if it holds this run.")
-
-
-# Libraries that log every internal step at the level of our own messages.
-_VERBOSE = ("/orbax/", "/grain/", "/tensorstore/", "/jax/_src/", "/fontTools/", "/torch/")
-
-
-def quiet_libraries() -> None:
-    """Logs our own messages from INFO on, those of other libraries from WARNING on."""
-    logging.use_absl_handler()
-    logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
-    logging.get_absl_handler().addFilter(_is_for_users)
-
-
-def _is_for_users(record) -> bool:
-    if not any(part in record.pathname for part in _VERBOSE):
-        return True
-    # Tracebacks of errors, such as a full disk in a thread that saves, which are raised as well.
-    is_traceback = record.exc_info is not None and logging.get_verbosity() < logging.DEBUG
-    return record.levelno > logging.converter.STANDARD_INFO and not is_traceback
 
 
 def _keep_programs(folder: str) -> None:
@@ -87,7 +68,7 @@ def session(
                     f"--config={flags.FLAGS['config'].config_filename} is of another entry point "
                     f"than {sys.argv[0]}: it lacks {checks.listed(missing, limit=5)}"
                 )
-            quiet_libraries()
+            command_line.quiet_libraries()
             if _CACHE.value:
                 _keep_programs(_CACHE.value)
             processes.start()

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from absl import flags, logging
 
 from experiments import cells as sweep_cells
-from experiments import launch, sweep, table
+from experiments import command_line, sweep, table
 from experiments.tables import cells as cells_lib
 from experiments.tables import results, schema, training_cost, work
 from experiments.tables.cells import Cell, Folders
@@ -231,5 +231,5 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     flags.FLAGS(sys.argv[:1])  # none: argparse reads them all
-    launch.quiet_libraries()
+    command_line.quiet_libraries()
     sys.exit(main())

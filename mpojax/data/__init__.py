@@ -14,7 +14,7 @@ from mpojax.data.text.language_modeling import (
     TokenStream,
     continuations,
 )
-from mpojax.data.text.plain import Texts, load_texts
+from mpojax.data.text.plain import Texts, load_documents, load_texts
 from mpojax.data.text.text_to_text import (
     TextPairs,
     TextToTextTask,
@@ -22,6 +22,7 @@ from mpojax.data.text.text_to_text import (
     multi_task,
     task_names,
 )
+from mpojax.data.tokenizers.chat import chat_prompt
 from mpojax.data.tokenizers.tokenizer import Tokenizer
 from mpojax.data.tokenizers.vocabulary import train_bpe
 
@@ -46,11 +47,13 @@ __all__ = [
     "Tokenizer",
     "TrainBatches",
     "TrainData",
+    "chat_prompt",
     "check_task",
     "continuations",
     "few_shot",
     "from_arrays",
     "from_files",
+    "load_documents",
     "load_task",
     "load_text_to_text",
     "load_texts",

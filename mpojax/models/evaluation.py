@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpojax import checks
+from mpojax.models.config import EncoderConfig
 from mpojax.models.decoder import LanguageModel, logits_of, run_stack
 from mpojax.models.model import Model, check_length
 from mpojax.models.variants import dropless
@@ -74,8 +75,9 @@ class Perplexity:
     @property
     def protocol(self) -> str:
         """How it was measured, in a line."""
+        windows = "window" if self.num_windows == 1 else "windows"
         return (
-            f"{self.num_windows:,} windows of {self.window:,} tokens, stride {self.stride:,}, "
+            f"{self.num_windows:,} {windows} of {self.window:,} tokens, stride {self.stride:,}, "
             f"{self.num_tokens:,} tokens predicted (never the first of a window)"
         )
 
@@ -84,12 +86,12 @@ class Speed(NamedTuple):
     """Output of `speed`: tokens per second, of all sequences of a batch together.
 
     Attributes:
-      prefill: of reading a prompt.
-      decode: of making token after token behind it, with the KV cache.
+      prefill: of reading a prompt; of an encoder, of its forward pass.
+      decode: of making token after token behind it, with the KV cache; None for an encoder.
     """
 
     prefill: float
-    decode: float
+    decode: float | None
 
 
 def per_unit(nats: float, count: int) -> float:
@@ -181,7 +183,7 @@ def perplexity(
 
 
 def speed(
-    model: LanguageModel,
+    model: Model,
     *,
     prompt_length: int = 256,
     new_tokens: int = 32,
@@ -194,14 +196,14 @@ def speed(
     random; no end of text stops the decoding.
 
     Args:
-      model: a decoder.
+      model: a decoder, or an encoder with a head or without.
       prompt_length: tokens that prefill reads.
       new_tokens: decoded after them in one program, greedily.
       batch_size: sequences at a time.
       rounds: measurements of each.
 
     Raises:
-      ValueError: no decoder, a number below 1, or more tokens than the model has positions.
+      ValueError: an encoder-decoder, a number below 1, or more tokens than the model has positions.
 
     Examples:
       >>> from flax import nnx
@@ -211,7 +213,6 @@ def speed(
       >>> models.speed(model, prompt_length=8, new_tokens=4).decode > 0
       True
     """
-    check_decoder(model, "the speed of generation needs")
     counts = {
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
@@ -219,14 +220,20 @@ def speed(
         "rounds": rounds,
     }
     checks.check(counts, dict.fromkeys(counts, checks.integer(1)))
-    check_length(model.config, prompt_length + new_tokens)
     rng = np.random.default_rng(0)
-    ids = jnp.asarray(rng.integers(model.config.vocab_size, size=(batch_size, prompt_length)))
+    ids = rng.integers(model.config.vocab_size, size=(batch_size, prompt_length))
+    ids = jnp.asarray(ids, jnp.int32)
+    if isinstance(model.config, EncoderConfig):
+        check_length(model.config, prompt_length)
+        seconds = _median_seconds(functools.partial(_forward, model, ids), rounds)
+        return Speed(ids.size / seconds, None)
+    check_decoder(model, "the speed of generation needs")
+    check_length(model.config, prompt_length + new_tokens)
     prefill = functools.partial(_prefill, model, ids, new_tokens + 1)
     token, cache = prefill()
     decode = functools.partial(_decode, model, token, cache, new_tokens)
     return Speed(
-        batch_size * prompt_length / _median_seconds(prefill, rounds),
+        ids.size / _median_seconds(prefill, rounds),
         batch_size * new_tokens / _median_seconds(decode, rounds),
     )
 
@@ -306,6 +313,11 @@ def _check_finite(nats: np.ndarray, window: int) -> None:
             f"window {window}, counted from 0: the model's output is NaN or infinite. Its "
             "parameters may hold NaN, or its dtype may be too narrow for its activations."
         )
+
+
+@jax.jit
+def _forward(model, ids):
+    return model(ids)
 
 
 @functools.partial(jax.jit, static_argnums=2)

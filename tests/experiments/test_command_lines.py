@@ -110,6 +110,11 @@ LINES = [
     ("tools.train_tokenizer", ["--text=FOLDER"], "--out=... is missing: New folder of the tok"),
     ("tools.prepare_corpus", ["--text=FOLDER/no", "--out=FOLDER/x"], "vocab_size=None"),
     ("tools.texts.fetch", ["--nope"], "Unknown command line flag 'nope'"),
+    # Evaluation.
+    ("experiments.evaluate", ["--texts=x"], "--model=... is missing: Folder, GGUF file, hub id"),
+    ("experiments.evaluate", ["--model=x", "--window=a"], "flag --window=a"),
+    ("experiments.evaluate", ["--model=x", "--window=1"], "--window=1 must be an integer of at"),
+    ("experiments.evaluate", ["--model=FOLDER/gpt2", "--task=file:dev=x"], "no file"),
     # What depends on model and data, before anything is trained.
     ("train", ["--config.model=FOLDER/gpt2"], "gpt2 is no encoder: configs/mpoe/base.py tunes"),
     ("train", ["--config.max_length=512"], "is more than the 16 positions of"),

@@ -98,6 +98,23 @@ def load_texts(
     )
 
 
+def load_documents(
+    name: str, split: str = "test", data_dir: str | os.PathLike | None = None
+) -> tuple[str, ...]:
+    """The documents of one file (.jsonl: each line; else the whole file), or of a split by name.
+
+    Args:
+      name: of a file, relative to `data_dir` or as `load_texts` looks; else as in `load_texts`.
+      split: of what is no single file.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_texts`.
+    """
+    paths = [root / pathlib.Path(name).expanduser() for root in _roots(data_dir)]
+    found = next((path for path in paths if name and path.is_file()), None)
+    return read_files([found]) if found else load_texts(name, data_dir)[split]
+
+
 def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
     if data_dir is not None:
         return [pathlib.Path(data_dir).expanduser()]

@@ -142,6 +142,19 @@ class Tokenizer:
             self._backend.encode_special_tokens = self.split_special_tokens
         return [encoding.ids for encoding in encodings]
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued, such as one of `chat_prompt`.
+
+        It begins as `encode` begins a text, with `bos_id` or not, and has no end. Special tokens
+        that it names are tokens, unless `split_special_tokens`.
+        """
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        with _library_errors():
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+            begins = self.bos_id in self._backend.encode("").ids[:1]
+        return [self.bos_id, *ids] if begins and ids[:1] != [self.bos_id] else ids
+
     def encode_windows(
         self,
         questions: Sequence[str],
