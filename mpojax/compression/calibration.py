@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import mpo
+from mpojax import models, mpo
 from mpojax.compression import capture
 from mpojax.compression.matrices import matrices_of
 
@@ -33,12 +33,16 @@ class InputStatistics:
       gradient: mean over the inputs of the squared norm of the gradient of the summed loss with
         respect to the output of the matrix; None where no loss was given.
       fingerprint: of the weights that were calibrated.
+      curvature: mean over the inputs of g^T g (out_features, out_features), float32, with g the
+        gradient of the summed loss at the output of the matrix: E of the weights then raises the
+        loss of each token by about tr(G E^T S E) / 2 nats. None where it was not collected.
     """
 
     covariance: np.ndarray
     count: int
     gradient: float | None
     fingerprint: str
+    curvature: np.ndarray | None = None
 
 
 class Calibration:
@@ -153,6 +157,7 @@ def calibrate(
     batches: Iterable[Mapping[str, np.ndarray] | Sequence | np.ndarray],
     *,
     loss: Callable | None = None,
+    curvature: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Collects the covariance of the inputs of every dense matrix, in one pass over batches.
@@ -171,6 +176,11 @@ def calibrate(
       loss: for first-order sensitivities: (model, batch, None) -> mean loss over the rows, or a
         pair that begins with it, such as `training.objective("classification")`. Without it no
         gradients are kept.
+      curvature: whether to collect the second moments of the gradients at the outputs, too, for
+        approximations that predict the loss; about three times the time. The loss is the model's
+        own: the negative log-likelihood of targets drawn from what it predicts (the true Fisher
+        information, no labels needed), of a model without predictions the product of its output
+        with normal noise (Gauss-Newton for the squared error of the output).
       progress: called with the number of batches done after each one.
 
     Raises:
@@ -198,21 +208,33 @@ def calibrate(
     matrices = matrices_of(model)
     observed = matrices.observed()
     definition, state = nnx.split(model)
+    if curvature:
+        if loss is not None:
+            raise ValueError("curvature=True takes the model's own loss; leave out loss=.")
+        loss = _Sampled(matrices.call, isinstance(model, models.LanguageModel))
     options = {"locations": tuple(observed), "call": matrices.call, "loss": loss}
-    totals: dict | None = None
+    options["curvature"] = curvature
+    totals: tuple | None = None
     examples = 0
     for number, batch in enumerate(batches, 1):
         arrays, weights = matrices.inputs(batch, f"calibration batch {number}")
         weights = tuple(np.asarray(each, np.float32) for each in weights)
         arrays = {name: jnp.asarray(value) for name, value in arrays.items()}
-        found = capture.collect(definition, state, arrays, weights, **options)
-        found = jax.tree.map(lambda value: np.asarray(value, np.float64), jax.device_get(found))
+        if curvature:
+            arrays[_SEED] = jnp.uint32(number)
+        found = jax.device_get(capture.collect(definition, state, arrays, weights, **options))
+        arrays.pop(_SEED, None)
         if not all(np.all(np.isfinite(value)) for value in jax.tree.leaves(found)):
             raise ValueError(
                 f"calibration batch {number} gives activations or gradients that are not finite; "
                 "check its ids against the vocabulary, its labels, and the weights."
             )
-        totals = found if totals is None else jax.tree.map(np.add, totals, found)
+        if totals is None:
+            # Curvatures, large and noisy, stay in 32 bits.
+            sums = (jax.tree.map(np.float64, part) for part in found[:2])
+            totals = (*sums, jax.tree.map(np.array, found[2]))
+        else:
+            totals = jax.tree.map(_added, totals, found)
         examples += _num_examples(arrays, weights)
         if progress is not None:
             progress(number)
@@ -222,15 +244,47 @@ def calibrate(
     for location, paths in observed.items():
         for path, index in paths:
             at = ... if index is None else index
-            covariance, (count, squares) = (total[location][at] for total in totals)
+            covariance, (count, squares), moments = (total[location][at] for total in totals)
             statistics[path] = InputStatistics(
                 covariance=covariance / max(count, 1.0),
                 count=round(float(count)),
                 gradient=None if loss is None else float(squares / max(count, 1.0)),
                 fingerprint=fingerprint(matrices.weights(path)),
+                curvature=moments / np.float32(max(count, 1.0)) if moments.size else None,
             )
     _share_equal(statistics)
     return Calibration(statistics, examples)
+
+
+# Entry of a batch that targets are drawn by.
+_SEED = "seed of drawn targets"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sampled:
+    """The loss whose gradients have the curvature as second moments, see `calibrate`."""
+
+    call: Callable
+    predicts: bool
+
+    def __call__(self, model: nnx.Module, batch: Mapping) -> jax.Array:
+        batch = dict(batch)
+        key = jax.random.key(batch.pop(_SEED))
+        output = self.call(model, batch).astype(jnp.float32)
+        if not self.predicts:
+            noise = jax.random.normal(key, output.shape)
+            return jnp.sum(output * noise)
+        targets = jax.random.categorical(key, jax.lax.stop_gradient(output))
+        found = jnp.take_along_axis(output, targets[..., None], axis=-1)[..., 0]
+        losses = jax.nn.logsumexp(output, axis=-1) - found
+        real = batch.get("attention_mask")  # predictions at padding count nothing
+        return jnp.sum(losses if real is None else jnp.where(real != 0, losses, 0.0))
+
+
+def _added(total: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The sum, in the place of the first."""
+    total += more
+    return total
 
 
 def _num_examples(arrays: Mapping, weights: Sequence[np.ndarray]) -> int:

@@ -16,8 +16,8 @@ from flax import nnx
 from mpojax.compression import layers
 
 
-@functools.partial(jax.jit, static_argnames=("locations", "call", "loss"))
-def collect(definition, state, batch, weights, *, locations, call, loss):
+@functools.partial(jax.jit, static_argnames=("locations", "call", "loss", "curvature"))
+def collect(definition, state, batch, weights, *, locations, call, loss, curvature=False):
     """Sums over one batch for every dense matrix, by the location of its layer.
 
     Args:
@@ -28,62 +28,70 @@ def collect(definition, state, batch, weights, *, locations, call, loss):
       locations: of the dense layers.
       call: (model, batch) -> an output that depends on all of them.
       loss: (model, batch, None) -> mean loss or a pair that begins with it; None for no gradients.
+      curvature: whether g^T g of the gradients g at the outputs of linear maps is collected; `loss`
+        is then (model, batch) -> the sum over the inputs.
 
     Returns:
-      {location: x^T x (in, in), of a table the counts of its rows}, and {location: (2,): inputs
-      that count, squared norm of the gradients of the summed loss at their outputs}; of stacked
-      layers with a leading axis.
+      {location: x^T x (in, in), of a table the counts of its rows}, {location: (2,): inputs
+      that count, squared norm of the gradients of the summed loss at their outputs}, and
+      {location: g^T g (out, out), or (0, 0)}; of stacked layers with a leading axis.
     """
     model = nnx.merge(definition, state)
     nodes = {tuple(path): node for path, node in nnx.iter_graph(model)}
-    probes, output_probes = {}, {}
+    probes, output_probes, moments = {}, {}, {}
     for location in locations:
-        *lead, size, _ = layers.matrix(nodes[location]).shape
+        *lead, size, columns = layers.matrix(nodes[location]).shape
         is_table = layers.is_table(nodes[location])
         probes[location] = jnp.zeros((*lead, size) if is_table else (*lead, size, size))
         output_probes[location] = jnp.zeros((*lead, 2))
+        columns = columns if curvature and not is_table else 0
+        moments[location] = jnp.zeros((*lead, columns, columns))
 
-    def value(probes, output_probes):
+    def value(probes, output_probes, moments):
         def observed(location, node):
             location = tuple(location)
             if location not in probes:
                 return node
             lead = output_probes[location].shape[:-1]
             own = [jnp.broadcast_to(each, (*lead, *each.shape)) for each in weights]
-            return _Observed(node, probes[location], output_probes[location], own, loss is not None)
+            outputs = output_probes[location], moments[location]
+            return _Observed(node, probes[location], outputs, own, loss is not None)
 
         # Copied, so that counters and statistics of the module may change in here.
         model = nnx.recursive_map(observed, nnx.merge(definition, state, copy=True))
         if loss is None:
             return jnp.sum(call(model, batch).astype(jnp.float32))
+        if curvature:
+            return loss(model, batch)
         result = loss(model, batch, None)
         mean = result[0] if isinstance(result, tuple) else result
         # The sum over examples: batches of any size then weigh by their examples.
         return mean * max(len(array) for array in jax.tree.leaves(weights) or batch.values())
 
     with jax.default_matmul_precision("highest"):
-        return jax.grad(value, argnums=(0, 1))(probes, output_probes)
+        return jax.grad(value, argnums=(0, 1, 2))(probes, output_probes, moments)
 
 
 class _Observed(nnx.Module):
     """A dense layer whose input and output are observed in the backward pass."""
 
-    def __init__(self, inner, probe, output_probe, weights, passing: bool):
+    def __init__(self, inner, probe, output_probes, weights, passing: bool):
         self.inner, self.passing = inner, passing
-        self.probe, self.output_probe = nnx.Variable(probe), nnx.Variable(output_probe)
+        self.probe = nnx.Variable(probe)
+        self.output_probes = nnx.List([nnx.Variable(each) for each in output_probes])
         self.weights = nnx.List([nnx.Variable(each) for each in weights])
 
     def __call__(self, x, **options):
-        probe, output_probe = self.probe[...], self.output_probe[...]
+        probe, output_probes = self.probe[...], tuple(each[...] for each in self.output_probes)
         if layers.is_table(self.inner):
             weights = self._weights(x.shape, is_table=True)
             rows = _observe_ids(self.inner(x), probe, x, weights)
-            return _observe_output(rows, output_probe, weights, self.passing)
+            return _observe_output(rows, *output_probes, weights, self.passing)
         lead = x.shape[: x.ndim - layers.num_input_axes(self.inner)]
         weights = self._weights(lead)
         rows = _observe_input(x.reshape(*lead, -1), probe, weights, self.passing)
         y = self.inner(rows.reshape(x.shape), **options)
-        flat = _observe_output(y.reshape(*lead, -1), output_probe, weights, self.passing)
+        flat = _observe_output(y.reshape(*lead, -1), *output_probes, weights, self.passing)
         return flat.reshape(y.shape)
 
     def _weights(self, shape: tuple[int, ...], is_table: bool = False) -> jax.Array:
@@ -141,24 +149,32 @@ _observe_ids.defvjp(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _observe_output(y, output_probe, weights, passing):
-    """`y` itself; the gradient of `output_probe` (2,) is (sum of weights, weighted |dL/dy|^2).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _observe_output(y, output_probe, moments, weights, passing):
+    """`y` itself; the gradient of `output_probe` (2,) is (sum of weights, weighted |dL/dy|^2), that
+    of `moments` (out, out), where it has a size, the sum over inputs of dL/dy^T dL/dy.
 
-    Without `passing` the second number and the gradient of `y` are zero.
+    Without `passing` all but the first number is zero, the gradient of `y` as well.
     """
     return y
 
 
-def _observe_output_backward(passing, weights, gradient):
+def _observe_output_forward(y, output_probe, moments, weights, passing):
+    return y, (weights, moments)
+
+
+def _observe_output_backward(passing, saved, gradient):
+    weights, moments = saved
     count = jnp.sum(weights)
     if not passing:
-        return jnp.zeros_like(gradient), jnp.stack([count, 0.0]), jnp.zeros_like(weights)
-    squares = jnp.sum(gradient.astype(jnp.float32) ** 2, axis=-1)
-    squares = jnp.where(weights > 0, squares, 0.0)
-    return gradient, jnp.stack([count, jnp.sum(squares)]), jnp.zeros_like(weights)
+        numbers = jnp.stack([count, 0.0])
+        return jnp.zeros_like(gradient), numbers, moments, jnp.zeros_like(weights)
+    rows = gradient.reshape(-1, gradient.shape[-1]).astype(jnp.float32)
+    rows = jnp.where(weights.reshape(-1, 1) > 0, rows, 0.0)
+    if moments.size:
+        moments = rows.T @ rows
+    numbers = jnp.stack([count, jnp.sum(jnp.square(rows))])
+    return gradient, numbers, moments, jnp.zeros_like(weights)
 
 
-_observe_output.defvjp(
-    lambda y, output_probe, weights, passing: (y, weights), _observe_output_backward
-)
+_observe_output.defvjp(_observe_output_forward, _observe_output_backward)

@@ -241,7 +241,7 @@ class _ModuleMatrices(Matrices):
         positional = [given.pop(variadic)] if variadic in given else []
         outputs = model(*positional, **given)
         floating = (o for o in jax.tree.leaves(outputs) if jnp.issubdtype(o.dtype, jnp.floating))
-        return sum(jnp.sum(o.astype(jnp.float32)) for o in floating)
+        return jnp.concatenate([o.astype(jnp.float32).reshape(-1) for o in floating])
 
     def _num_dense_in_chains(self) -> int:
         return sum(math.prod(self.sizes[path]) for path in self.shapes)

@@ -186,6 +186,19 @@ class Block(nnx.Module):
         x = self._added("feed_forward", x, y, keys["feed_forward_output"])
         return x, cache, statistics
 
+    def stream_of(self, matrix: str) -> str | None:
+        """The part that reads the residual stream to which a matrix adds; None for the others.
+
+        None, too, where a norm stands between, or where another part adds to the same stream later.
+        """
+        part = {"attention/out": "attention", "feed_forward/down": "feed_forward"}.get(matrix)
+        is_first = self.parallel_residual and part == "attention"
+        if part is None or hasattr(self, f"{part}_output_norm") or is_first:
+            return None
+        if self.pre_norm:
+            return f"{part}_norm"
+        return {"attention": "attention/query", "feed_forward": "feed_forward/up"}[part]
+
     def _normed(self, part: str, x: jax.Array) -> jax.Array:
         """Input of a part."""
         return getattr(self, f"{part}_norm")(x) if self.pre_norm else x

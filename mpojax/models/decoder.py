@@ -112,6 +112,12 @@ class LanguageModel(Model):
             cache.check_fits(input_ids.shape[1])
         return _forward(self, input_ids, attention_mask, dropout_key, cache, last_only)
 
+    def begin(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> tuple[jax.Array, Context]:
+        """What the first layer reads: (embeddings, what all layers share)."""
+        return _begin(self, input_ids, attention_mask, None, None)
+
     def start_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for sequences of up to `length` tokens.
 
@@ -156,12 +162,16 @@ def run_stack(
     model: LanguageModel, input_ids, attention_mask=None, dropout_key=None, cache=None
 ) -> StackOutput:
     """Everything up to the hidden states that `logits_of` reads; arguments as in `forward`."""
-    config, length = model.config, input_ids.shape[1]
-    context, positions = context_of(config, length, attention_mask, cache)
     embed_key, layers_key = split_or_none(dropout_key, 2)
-    rows = positions + config.position_offset
-    x = model.embeddings(input_ids, rows, dropout_key=embed_key)
+    x, context = _begin(model, input_ids, attention_mask, embed_key, cache)
     return model.tower.run(x, context, layers_key, cache)
+
+
+def _begin(model: LanguageModel, input_ids, attention_mask, dropout_key, cache):
+    """(embeddings, what all layers share)."""
+    context, positions = context_of(model.config, input_ids.shape[1], attention_mask, cache)
+    rows = positions + model.config.position_offset
+    return model.embeddings(input_ids, rows, dropout_key=dropout_key), context
 
 
 def context_of(

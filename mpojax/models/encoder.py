@@ -114,6 +114,15 @@ class Encoder(Model, TransformerStack):
         inputs = (input_ids, attention_mask, token_type_ids, dropout_key, segments)
         return self._checked_forward(*inputs, record=record).recorded
 
+    def begin(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+    ) -> tuple[jax.Array, Context]:
+        """What the first layer reads: (embeddings, what all layers share)."""
+        return _begin(self, input_ids, attention_mask, token_type_ids, None, None)
+
     def _checked_forward(
         self, input_ids, attention_mask, token_type_ids, dropout_key, segments, record=None
     ) -> StackOutput:
@@ -162,7 +171,12 @@ def _forward(
     encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key, segments, record=None
 ):
     embed_key, layers_key = split_or_none(dropout_key, 2)
-    positions = _positions(encoder.config, input_ids, segments)
-    x = encoder.embeddings(input_ids, positions, token_type_ids, embed_key)
-    context = Context(mask=self_attention_mask(attention_mask, segments))
+    x, context = _begin(encoder, input_ids, attention_mask, token_type_ids, embed_key, segments)
     return encoder.run(x, context, layers_key, record=record)
+
+
+def _begin(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_key, segments):
+    """(embeddings, what all layers share)."""
+    positions = _positions(encoder.config, input_ids, segments)
+    x = encoder.embeddings(input_ids, positions, token_type_ids, dropout_key)
+    return x, Context(mask=self_attention_mask(attention_mask, segments))

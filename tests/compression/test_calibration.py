@@ -11,6 +11,7 @@ from flax import nnx
 from mpojax import compression, models, training
 from mpojax.nn import positions
 from tests.io import helpers, language_helpers
+from tests.models import small_language
 
 IDS = np.random.default_rng(0).integers(0, 40, (4, 7))
 MASK = (np.arange(7) < np.array([[7], [3], [5], [1]])).astype(np.int32)
@@ -328,3 +329,36 @@ def test_too_few_inputs_need_a_ridge(calibration):
         calibration.metric("pooler")
     words = calibration.metric("embeddings/word").matrix
     assert words.min() == pytest.approx(1.0)  # unseen rows count as much as the mean one
+
+
+def test_curvature_is_that_of_the_gradients_at_drawn_targets():
+    config = dataclasses.replace(small_language.LLAMA, tied=False)
+    model = models.build(config, rngs=nnx.Rngs(3))
+    calibration = compression.calibrate(model, [BATCH], curvature=True)
+    logits = np.asarray(model(IDS, MASK), np.float64)
+    targets = jax.random.categorical(jax.random.key(np.uint32(1)), jnp.asarray(logits, jnp.float32))
+    # d(logsumexp - logit of the target) / d logits = p - onehot, at the real tokens
+    g = np.exp(logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True)))
+    g -= np.eye(config.vocab_size)[np.asarray(targets)]
+    g = g[MASK > 0]
+    found = calibration.statistics["head"]
+    np.testing.assert_allclose(found.curvature, g.T @ g / len(g), rtol=1e-3, atol=1e-6)
+    for entry in calibration.statistics.values():
+        if entry.curvature is not None:  # not of the table
+            assert np.trace(entry.curvature) == pytest.approx(entry.gradient, rel=1e-4)
+
+
+def test_curvature_of_a_model_without_predictions():
+    linear = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+
+    class Module(nnx.Module):
+        def __init__(self):
+            self.linear = linear
+
+        def __call__(self, x):
+            return self.linear(x)
+
+    found = compression.calibrate(Module(), [x], curvature=True).statistics["linear"]
+    noise = np.asarray(jax.random.normal(jax.random.key(np.uint32(1)), (5, 4)))
+    np.testing.assert_allclose(found.curvature, noise.T @ noise / 5, rtol=1e-5)
