@@ -53,8 +53,8 @@ def write(path, config=CONFIG, tensors=None, quantised=None, architecture="llama
     for add, value in more.items():
         getattr(writer, f"add_{add}")(*(value if isinstance(value, tuple) else (value,)))
     for name, tensor in (tensors_of(config, arrays) if tensors is None else tensors).items():
+        tensor, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
         tensor = np.ascontiguousarray(tensor)
-        kind = None
         if quantised is not None and tensor.ndim == 2:
             kind, tensor = quantised, gguf.quantize(tensor, quantised)
         writer.add_tensor(name, tensor, raw_dtype=kind)

@@ -43,16 +43,115 @@ def test_biases_and_widths_of_heads(tmp_path):
         np.testing.assert_array_equal(models.to_arrays(model)[name], array)
 
 
-@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_1"])
+# Largest error of an entry, in parts of the largest entry.
+ERRORS = {"F16": 1e-3, "BF16": 4e-3, "Q8_0": 1e-2, "Q5_0": 0.07, "Q5_1": 0.05}
+ERRORS |= {"Q4_0": 0.14, "Q4_1": 0.1}
+
+
+@pytest.mark.parametrize("name", ERRORS)
 def test_quantised_files(tmp_path, name):
     kind = gguf.GGMLQuantizationType[name]
     path = gguf_helpers.write(tmp_path / "small.gguf", quantised=kind)
     arrays = models.to_arrays(io.load_pretrained(path))
-    bits = {"F16": 1e-3, "BF16": 4e-3, "Q8_0": 1e-2, "Q4_1": 0.1}
     for path, array in helpers.arrays(gguf_helpers.CONFIG).items():
         assert arrays[path].dtype == np.float32
         scale = np.abs(array).max()
-        np.testing.assert_allclose(arrays[path], array, rtol=0, atol=bits[name] * scale)
+        np.testing.assert_allclose(arrays[path], array, rtol=0, atol=ERRORS[name] * scale)
+
+
+def _scales_of_k(packed: bytes) -> list[tuple[int, int]]:
+    """(scale, minimum) of 8 groups, 6 bits each: get_scale_min_k4 in ggml-quants.c."""
+    found = [(packed[j] & 63, packed[j + 4] & 63) for j in range(4)]
+    for j in range(4, 8):
+        scale = (packed[j + 4] & 15) | ((packed[j - 4] >> 6) << 4)
+        found.append((scale, (packed[j + 4] >> 4) | ((packed[j] >> 6) << 4)))
+    return found
+
+
+def _q4_k(block: bytes) -> list[float]:
+    """dequantize_row_q4_K."""
+    d, least = np.frombuffer(block[:4], np.float16).astype(float)
+    values = []
+    for group, (scale, minimum) in enumerate(_scales_of_k(block[4:16])):
+        quants = block[16 + 32 * (group // 2) : 48 + 32 * (group // 2)]
+        values += [d * scale * (q >> 4 * (group % 2) & 15) - least * minimum for q in quants]
+    return values
+
+
+def _q5_k(block: bytes) -> list[float]:
+    """dequantize_row_q5_K."""
+    d, least = np.frombuffer(block[:4], np.float16).astype(float)
+    high, values = block[16:48], []
+    for group, (scale, minimum) in enumerate(_scales_of_k(block[4:16])):
+        quants = block[48 + 32 * (group // 2) : 80 + 32 * (group // 2)]
+        for q, bits in zip(quants, high, strict=True):
+            value = (q >> 4 * (group % 2) & 15) + 16 * (bits >> group & 1)
+            values.append(d * scale * value - least * minimum)
+    return values
+
+
+def _q6_k(block: bytes) -> list[float]:
+    """dequantize_row_q6_K."""
+    d = float(np.frombuffer(block[208:], np.float16)[0])
+    scales, values = np.frombuffer(block[192:208], np.int8), np.zeros(256)
+    for half in range(2):
+        low, high = block[64 * half :], block[128 + 32 * half :]
+        for i in range(32):
+            for part in range(4):
+                q = (
+                    low[i + 32 * (part % 2)] >> 4 * (part // 2) & 15
+                    | (high[i] >> 2 * part & 3) << 4
+                )
+                at = 128 * half + 32 * part + i
+                values[at] = d * int(scales[at // 16]) * (q - 32)
+    return list(values)
+
+
+def _q2_k(block: bytes) -> list[float]:
+    """dequantize_row_q2_K."""
+    d, least = np.frombuffer(block[80:], np.float16).astype(float)
+    values = []
+    for at in range(256):
+        scale, q = block[at // 16], block[16 + 32 * (at // 128) + at % 32]
+        values.append(d * (scale & 15) * (q >> 2 * (at // 32 % 4) & 3) - least * (scale >> 4))
+    return values
+
+
+def _q3_k(block: bytes) -> list[float]:
+    """dequantize_row_q3_K."""
+    high, quants, packed = block[:32], block[32:96], block[96:108]
+    d, values = float(np.frombuffer(block[108:], np.float16)[0]), []
+    for at in range(256):
+        group = at // 16
+        low = packed[group % 8] >> 4 * (group // 8) & 15
+        scale = (low | (packed[8 + group % 4] >> 2 * (group // 4) & 3) << 4) - 32
+        q = quants[32 * (at // 128) + at % 32] >> 2 * (at // 32 % 4) & 3
+        values.append(d * scale * (q - 4 * (not high[at % 32] >> at // 32 & 1)))
+    return values
+
+
+K_QUANTS = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}
+# First byte of each 16-bit factor in a block.
+FACTORS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+
+
+@pytest.mark.parametrize("name", K_QUANTS)
+def test_k_quants(tmp_path, name):
+    """Random blocks beside what the code of ggml says, entry by entry."""
+    kind = gguf.GGMLQuantizationType[name]
+    config = dataclasses.replace(gguf_helpers.CONFIG, hidden_size=256, head_size=None, num_layers=1)
+    rng, size = np.random.default_rng(0), gguf.GGML_QUANT_SIZES[kind][1]
+    blocks = rng.integers(0, 256, (config.intermediate_size, size), dtype=np.uint8)
+    for at in FACTORS[name]:
+        blocks[:, at : at + 2] = (
+            rng.random((len(blocks), 1), np.float32).astype(np.float16).view(np.uint8)
+        )
+    tensors = gguf_helpers.tensors_of(config, helpers.arrays(config))
+    tensors["blk.0.ffn_up.weight"] = (blocks, kind)
+    model = io.load_pretrained(gguf_helpers.write(tmp_path / "k.gguf", config, tensors))
+    found = models.to_arrays(model)["layers/0/feed_forward/up/kernel"].T
+    expected = [K_QUANTS[name](block.tobytes()) for block in blocks]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_types_that_cannot_be_undone(tmp_path):
