@@ -140,7 +140,7 @@ def _outputs(layer, x, y, context):
 
 
 def _outputs_and_attention(layer, x, y, context):
-    return y, layer.attention.weights(x, context.mask)
+    return y, layer.attention.weights(x, context.mask, context.bias)
 
 
 def self_attention_mask(
@@ -179,4 +179,8 @@ def _begin(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_
     """(embeddings, what all layers share)."""
     positions = _positions(encoder.config, input_ids, segments)
     x = encoder.embeddings(input_ids, positions, token_type_ids, dropout_key)
-    return x, Context(mask=self_attention_mask(attention_mask, segments))
+    bias = None
+    if encoder.config.relative_buckets is not None:
+        places = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
+        bias = encoder.relative_bias(places, places).astype(x.dtype)
+    return x, Context(mask=self_attention_mask(attention_mask, segments), bias=bias)

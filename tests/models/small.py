@@ -33,6 +33,7 @@ MOBILEBERT = models.EncoderConfig(
 )
 ELECTRA = dataclasses.replace(BERT, embedding_size=8, pooler_activation="gelu", token_types=3)
 ROBERTA = dataclasses.replace(BERT, pad_id=1, position_offset=2, token_types=1)
+MPNET = dataclasses.replace(ROBERTA, relative_buckets=32, token_types=0)
 KINDS = {
     "bert": BERT,
     "albert": ALBERT,
@@ -40,6 +41,7 @@ KINDS = {
     "mobilebert": MOBILEBERT,
     "electra": ELECTRA,
     "roberta": ROBERTA,
+    "mpnet": MPNET,
 }
 
 

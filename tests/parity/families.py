@@ -89,6 +89,7 @@ FAMILIES = {
     "roberta": Family("Roberta", {**_BERT, "type_vocab_size": 1, **_PADDED}, token_types=False),
     "xlm-roberta": Family("XLMRoberta", {**_BERT, **_PADDED}),
     "camembert": Family("Camembert", {**_BERT, **_PADDED}),
+    "mpnet": Family("MPNet", {**_BERT, **_PADDED}, token_types=False),
     "mobilebert": Family("MobileBert", _MOBILE, scale=0.15),
     "mobilebert bottleneck attention": Family(
         "MobileBert",

@@ -38,6 +38,7 @@ def _expected(theirs, inputs, name):
         *((name, "ForMaskedLM") for name in ("bert", "albert")),
         ("roberta", "ForMaskedLM"),
         ("camembert", "ForMaskedLM"),
+        ("mpnet", "ForMaskedLM"),
     ],
 )
 def test_logits_and_the_way_back(tmp_path, name, kind):

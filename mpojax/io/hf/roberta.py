@@ -1,4 +1,4 @@
-"""RoBERTa and its like: XLM-RoBERTa, CamemBERT."""
+"""RoBERTa and its like: XLM-RoBERTa, CamemBERT, MPNet."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from mpojax import models
 from mpojax.checks import integer
 from mpojax.io.hf.bert import CLASSIFIER_DROPOUT, DROPOUT, ENCODER, OWN_POOLER, SIZES
 from mpojax.io.hf.encoders import HEADS, EncoderFamily, classes
-from mpojax.io.hf.family import Joint, activation, extra, key, keys
-from mpojax.io.hf.names import bias, linear, norm
+from mpojax.io.hf.family import Joint, Key, activation, extra, key, keys
+from mpojax.io.hf.names import bias, linear, norm, table
 
 
 def _read_positions(values: Mapping) -> dict:
@@ -82,4 +82,38 @@ CAMEMBERT = dataclasses.replace(
     model_type="camembert",
     classes=classes("Camembert", "masked_lm"),
     pretraining=("CamembertForMaskedLM",),
+)
+
+_SELF, _PATH = "encoder.layer.{i}.attention.attn", "layers/{i}/attention"
+MPNET = dataclasses.replace(
+    ROBERTA,
+    model_type="mpnet",
+    prefix="mpnet.",
+    classes=classes("MPNet", "masked_lm"),
+    pretraining=("MPNetForMaskedLM",),
+    tensors={
+        **{
+            name: module
+            for name, module in ROBERTA.tensors.items()
+            if ".attention." not in name and "token_type" not in name
+        },
+        "encoder.relative_attention_bias": table("relative_bias"),
+        f"{_SELF}.q": linear(f"{_PATH}/query"),
+        f"{_SELF}.k": linear(f"{_PATH}/key"),
+        f"{_SELF}.v": linear(f"{_PATH}/value"),
+        f"{_SELF}.o": linear(f"{_PATH}/out"),
+        "encoder.layer.{i}.attention.LayerNorm": norm("layers/{i}/attention_norm"),
+    },
+    keys={
+        **{n: k for n, k in ROBERTA.keys.items() if n not in ("type_vocab_size", *DROPOUT)},
+        **keys(
+            key("hidden_dropout_prob", "dropout", 0.1),
+            key("attention_probs_dropout_prob", "attention_dropout", 0.1),
+            # What transformers computes with, whatever the configuration says.
+            Key("relative_attention_num_buckets", "relative_buckets", integer(), 32, None, (32,)),
+            Key("pad_token_id", "pad_id", integer(), 1, None, (1,)),
+        ),
+    },
+    head_dropout={},
+    fixed={"token_types": 0},
 )

@@ -130,6 +130,14 @@ class Config:
         note = " (tables, heads and experts have no adapters)"
         self._check_rules("adapters", self.adaptable(), "matrix", note)
 
+    def _check_distances(self):
+        """Of relative positions: buckets for both directions, half of them for single distances."""
+        if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_buckets={self.relative_buckets} must be a multiple of 4, and "
+                f"relative_distance={self.relative_distance} above half of it."
+            )
+
     def _set(self, **values):
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 from mpojax import checks
-from mpojax.checks import field, flag, integer, one_of, sequence
+from mpojax.checks import field, flag, integer, null, one_of, sequence
 from mpojax.models.config.base import COUNT, NORM, RATE, SIZE, TOKEN, Config, StackSpec
 from mpojax.nn import ROLES
 
@@ -23,6 +23,9 @@ class EncoderConfig(Config):
       max_positions: the longest sequence.
       position_offset: rows of the position table before that of the first token; RoBERTa has
         pad_id + 1, and positions that are counted over the ids other than `pad_id`.
+      relative_buckets: rows of a table of biases by distance, which are added to the scores of all
+        layers (MPNet); None for none.
+      relative_distance: from which on all distances are one bucket.
       token_types: rows of the token type table; 0 for no table (DistilBERT).
       norm: a key of `mpojax.nn.NORMS`: "layer_norm", or MobileBERT's "no_norm".
       attention_dropout: rate on attention probabilities, when a dropout key is given.
@@ -58,6 +61,8 @@ class EncoderConfig(Config):
 
     max_positions: int = field(SIZE, 512)
     position_offset: int = field(TOKEN, 0)
+    relative_buckets: int | None = field(SIZE | null(), None)
+    relative_distance: int = field(SIZE, 128)
     token_types: int = field(integer(0, 2**31 - 1), 2)
     norm: str = field(NORM, "layer_norm")
     pad_id: int = field(TOKEN, 0)
@@ -86,6 +91,8 @@ class EncoderConfig(Config):
             raise ValueError(
                 f"{name}={self.attention_size} is not a multiple of num_heads={self.num_heads}."
             )
+        if self.relative_buckets is not None:
+            self._check_distances()
         self._check_head()
         self._check_groups()
         self._check_embeddings()

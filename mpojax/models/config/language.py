@@ -269,11 +269,7 @@ class EncoderDecoderConfig(LanguageModelConfig):
     def __post_init__(self):
         if self.num_decoder_layers is None:
             self._set(num_decoder_layers=self.num_layers)
-        if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
-            raise ValueError(
-                f"relative_buckets={self.relative_buckets} must be a multiple of 4, and "
-                f"relative_distance={self.relative_distance} above half of it."
-            )
+        self._check_distances()
         self._check_tokens("decoder_start_id", self.decoder_start_id)
         super().__post_init__()
 
