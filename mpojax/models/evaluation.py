@@ -175,7 +175,7 @@ def perplexity(
         found = np.asarray(_token_scores(model, full, None).nats, np.float64)[: len(batch)]
         for number, row in enumerate(found, first):
             row = row[0 if number == 0 else seen - 1 :]
-            _check_finite(row, number)
+            check_finite(row, f"window {number}, counted from 0")
             nats, num_tokens = nats + float(row.sum()), num_tokens + row.size
         if progress is not None:
             progress(first + len(batch), len(rows), "")
@@ -260,6 +260,15 @@ def check_vocabulary(model: Model, ids: np.ndarray) -> None:
         )
 
 
+def check_finite(nats: np.ndarray, where: str) -> None:
+    """Raises FloatingPointError for scores of tokens that are NaN or infinite."""
+    if not np.isfinite(nats).all():
+        raise FloatingPointError(
+            f"{where}: the model's output is NaN or infinite. Its parameters may hold NaN, or its "
+            "dtype may be too narrow for its activations."
+        )
+
+
 def _window_starts(model, ids, window, stride, num_windows) -> np.ndarray:
     """First tokens of all windows, checked."""
     checks.check_value("window", window, checks.integer(2))
@@ -283,7 +292,8 @@ def _window_starts(model, ids, window, stride, num_windows) -> np.ndarray:
 @jax.jit
 def _token_scores(model, input_ids, attention_mask) -> TokenScores:
     model = dropless(model)
-    hidden = run_stack(model, input_ids, attention_mask).hidden[:, :-1]
+    mask = None if attention_mask is None else attention_mask[:, :-1]
+    hidden = run_stack(model, input_ids[:, :-1], mask).hidden
     targets = input_ids[:, 1:]
     count = targets.size
     part = min(count, max(1, _LOGIT_BYTES // (4 * model.config.vocab_size)))
@@ -305,14 +315,6 @@ def _token_scores(model, input_ids, attention_mask) -> TokenScores:
 
     found = jax.lax.map(score, (in_parts(hidden), in_parts(targets)))
     return TokenScores(*(array.reshape(-1)[:count].reshape(targets.shape) for array in found))
-
-
-def _check_finite(nats: np.ndarray, window: int) -> None:
-    if not np.isfinite(nats).all():
-        raise FloatingPointError(
-            f"window {window}, counted from 0: the model's output is NaN or infinite. Its "
-            "parameters may hold NaN, or its dtype may be too narrow for its activations."
-        )
 
 
 @jax.jit
