@@ -26,10 +26,8 @@ from mpojax.training import progress
 
 try:
     from lm_eval.api.model import LM
-except ImportError as error:
-    raise ImportError(
-        "mpojax.harness needs lm_eval, EleutherAI's harness: pip install 'mpojax[lm_eval]'"
-    ) from error
+except ImportError:  # said by the constructor
+    LM = None
 
 # Programs are compiled for rows of these lengths, and of the longest.
 _LENGTHS = tuple(2**k for k in range(5, 20))
@@ -37,7 +35,7 @@ _MAX_NEW_TOKENS = 256  # lm_eval's own default
 _NAMES_OF_LENGTH = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
-class HarnessModel(LM):
+class HarnessModel(LM or object):
     """A decoder as lm_eval calls it.
 
     Attributes:
@@ -66,8 +64,11 @@ class HarnessModel(LM):
           seed: of sampled texts, where a task asks for them.
 
         Raises:
+          ImportError: lm_eval is not installed.
           ValueError: no decoder, or a tokenizer without an end of text.
         """
+        if LM is None:
+            raise ImportError("this needs lm_eval: pip install 'mpojax[lm_eval]'")
         super().__init__()
         evaluation.check_decoder(model, "lm_eval needs")
         if tokenizer.bos_id is None and tokenizer.eos_id is None:

@@ -176,11 +176,12 @@ def test_gguf(harness, tmp_path):
     assert adapter.loglikelihood(requests(("he", "ll")))[0][0] < 0
 
 
-def test_without_lm_eval(harness, monkeypatch):
+def test_without_lm_eval(adapter, monkeypatch):
     monkeypatch.delitem(sys.modules, "mpojax.harness")
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    without = importlib.import_module("mpojax.harness")
     with pytest.raises(ImportError, match=r"pip install 'mpojax\[lm_eval\]'"):
-        importlib.import_module("mpojax.harness")
+        without.HarnessModel(adapter.model, adapter.tokenizer)
 
 
 TASK = """\
