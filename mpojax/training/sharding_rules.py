@@ -23,9 +23,9 @@ from mpojax.training import state as state_lib
 # feed-forward block.
 KERNELS = (
     (r"(cross_)?attention/(query|key|value)/kernel", ("fsdp", "tensor")),
-    (r"feed_forward(s/\d+)?(/experts|/shared)?/(up|gate)/kernel", ("fsdp", "tensor")),
+    (r"feed_forward(s/\d+)?(/experts|/shared(_expert)?)?/(up|gate)/kernel", ("fsdp", "tensor")),
     (r"(cross_)?attention/out/kernel", ("tensor", "fsdp")),
-    (r"feed_forward(s/\d+)?(/experts|/shared)?/down/kernel", ("tensor", "fsdp")),
+    (r"feed_forward(s/\d+)?(/experts|/shared(_expert)?)?/down/kernel", ("tensor", "fsdp")),
     (r"kernel", ("fsdp", None)),
 )
 WORD_TABLE = r"(.*/)?embeddings/word/table"

@@ -17,6 +17,7 @@ from mpojax.io.hf.gemma import GEMMA2, GEMMA3
 from mpojax.io.hf.gpt2 import GPT2
 from mpojax.io.hf.gpt_neox import GPT_NEOX, OPT
 from mpojax.io.hf.llama import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
+from mpojax.io.hf.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from mpojax.io.hf.mobilebert import MOBILEBERT
 from mpojax.io.hf.roberta import CAMEMBERT, MPNET, ROBERTA, XLM_ROBERTA
 from mpojax.io.hf.t5 import T5
@@ -29,15 +30,17 @@ _ENCODERS = (
 _DECODERS = (
     *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3),
     *(GEMMA2, GEMMA3, PHI3, OLMO2, GPT_NEOX, OPT),
+    *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_ENCODERS, *_DECODERS, T5)}
-# What transformers has in no model, by the field of the config.
-_NOWHERE = {
-    "experts": "experts in its feed-forward blocks (MPOE or a mixture of dense ones), which the "
-    "families of transformers here do not know: save_pretrained keeps it",
-    "adapters": "adapters, which transformers cannot load: "
-    "export_huggingface(merge(model), folder)",
-}
+_EXPERTS = (
+    "the model has experts in its feed-forward blocks (MPOE or a mixture of dense ones), which no "
+    "family of transformers here knows like that: save_pretrained keeps it."
+)
+_ADAPTERS = (
+    "the model has adapters, which transformers cannot load: "
+    "export_huggingface(merge(model), folder)."
+)
 
 
 def import_model(
@@ -122,9 +125,8 @@ def export_model(
     Raises:
       ValueError: the model has no counterpart in transformers.
     """
-    for field, what in _NOWHERE.items():
-        if getattr(config, field, ()):
-            raise ValueError(f"the model has {what}.")
+    if config.adapters:
+        raise ValueError(_ADAPTERS)
     family, config = family_for(config)
     content = family.content(config)
     wanted = family.tensors_of(config, arrays)
@@ -152,5 +154,7 @@ def family_for(config: models.Config) -> tuple[Family, models.Config]:
             misfits[family.model_type] = family.misfits_of(fitted)
             if not misfits[family.model_type]:
                 return family, fitted
+    if getattr(config, "experts", ()):
+        raise ValueError(_EXPERTS)
     lines = "; ".join(f"not {name}: {', '.join(wrong)}" for name, wrong in misfits.items())
     raise ValueError(f"the model has no counterpart in transformers: {lines}.")

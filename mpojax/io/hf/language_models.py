@@ -33,7 +33,7 @@ class LanguageFamily(Family):
 
     own_fields: ClassVar[tuple[str, ...]] = (
         *Family.own_fields,
-        *("tied", "dropout", "embedding_dropout", "attention_dropout", "experts"),
+        *("tied", "dropout", "embedding_dropout", "attention_dropout"),
         *("sampling", "source_generation_config"),
     )
 

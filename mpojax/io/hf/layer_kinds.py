@@ -151,7 +151,7 @@ def entries_of(config: models.DecoderConfig) -> dict | None:
 def window_keys(default: int | None, is_switched: bool = False) -> list[Key]:
     """The keys that `windows` reads; `is_switched`: one says whether there is a window at all."""
     return [
-        extra("sliding_window", integer(1) | null(), default),
+        extra("sliding_window", integer(0) | null(), default),
         extra("layer_types", sequence(one_of(FULL, SLIDING)) | null()),
         *[extra("use_sliding_window", flag(), False)] * is_switched,
     ]

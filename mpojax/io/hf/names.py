@@ -1,8 +1,9 @@
 """Names of tensors in checkpoints <-> logical paths of arrays, for any table of names.
 
 A table maps the name of a module in the checkpoint to a `Module`, which says where its tensors are
-in the model. Both have marks such as `{i}` for the number of a layer. What is no array of the model
-at hand, such as the bias of a map without one, does not count.
+in the model. Both have marks such as `{i}` for the number of a layer; a mark in the name alone is
+an index into the leading axis of the arrays, such as `{e}` for the number of an expert. What is no
+array of the model at hand, such as the bias of a map without one, does not count.
 
     {"h.{i}.attn.c_proj": conv1d("layers/{i}/attention/out"), "ln_f": norm("final_norm")}
 """
@@ -87,19 +88,26 @@ def bias(path: str) -> Module:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of a checkpoint: the paths of the arrays that it holds; see `Module`."""
+    """A tensor of a checkpoint: the paths of the arrays that it holds; see `Module`.
+
+    Attributes:
+      paths, transpose, convert: see `Module`.
+      index: into the leading axis of the arrays, where it holds a slice of each; None: all.
+    """
 
     paths: tuple[str, ...]
     transpose: bool
     convert: Convert | None
+    index: int | None = None
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         """Its shape, from those of the arrays."""
         whole = (*shapes[self.paths[0]][:-1], sum(shapes[path][-1] for path in self.paths))
+        whole = whole if self.index is None else whole[1:]
         return whole[::-1] if self.transpose else whole
 
     def split(self, tensor: np.ndarray, shapes: Shapes, config=None) -> dict[str, np.ndarray]:
-        """{logical path: array}."""
+        """{logical path: array, or slice of it}."""
         whole = tensor.T if self.transpose else tensor
         whole = whole if self.convert is None else self.convert.read(whole, config)
         ends = np.cumsum([shapes[path][-1] for path in self.paths])[:-1]
@@ -107,7 +115,10 @@ class Tensor:
 
     def join(self, arrays: Mapping[str, np.ndarray], config=None) -> np.ndarray:
         """The inverse of `split`, float32."""
-        parts = [np.asarray(arrays[path], np.float32) for path in self.paths]
+        parts = [
+            arrays[path] if self.index is None else arrays[path][self.index] for path in self.paths
+        ]
+        parts = [np.asarray(part, np.float32) for part in parts]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         whole = whole if self.convert is None else self.convert.write(whole, config)
         return np.ascontiguousarray(whole.T if self.transpose else whole)
@@ -121,20 +132,26 @@ def tensors_of(
     for template, module in modules.items():
         if module.when is not None and not module.when(config):
             continue
-        for name, filled in _filled(template, module.paths, marks):
+        for name, filled, index in _filled(template, module.paths, marks):
             for leaf, own in module.leaves.items():
                 paths = tuple(p for m in filled if (p := f"{m}/{own}") in arrays)
                 if paths:
-                    found[f"{name}.{leaf}"] = Tensor(paths, module.transpose, module.convert)
+                    tensor = Tensor(paths, module.transpose, module.convert, index)
+                    found[f"{name}.{leaf}"] = tensor
     return found
 
 
-def _filled(name: str, paths: tuple[str, ...], marks: Marks) -> Iterator[tuple[str, list[str]]]:
+def _filled(
+    name: str, paths: tuple[str, ...], marks: Marks
+) -> Iterator[tuple[str, list[str], int | None]]:
+    """(name, paths, index) for all values of the marks."""
     used = [mark for mark in marks if any(f"{{{mark}}}" in text for text in (name, *paths))]
     for numbers in itertools.product(*(marks[mark] for mark in used)):
         in_name = {mark: number[0] for mark, number in zip(used, numbers, strict=True)}
         in_path = {mark: number[1] for mark, number in zip(used, numbers, strict=True)}
-        yield name.format(**in_name), [path.format(**in_path) for path in paths]
+        index = [n for mark, n in in_path.items() if not any(f"{{{mark}}}" in p for p in paths)]
+        filled = [path.format(**in_path) for path in paths]
+        yield name.format(**in_name), filled, index[0] if index else None
 
 
 def read(
@@ -153,10 +170,15 @@ def read(
     models.check_coverage(
         expected, tensors, f"the weights in {source} do not fit its configuration"
     )
-    arrays = {}
+    arrays, slices = {}, {}
     for name, tensor in wanted.items():
-        arrays |= tensor.split(tensors[name], shapes, config)
-    return arrays
+        found = tensor.split(tensors[name], shapes, config)
+        if tensor.index is None:
+            arrays |= found
+        for path, part in found.items() if tensor.index is not None else ():
+            slices.setdefault(path, {})[tensor.index] = part
+    stacked = {path: np.stack([parts[n] for n in sorted(parts)]) for path, parts in slices.items()}
+    return arrays | stacked
 
 
 def bare(

@@ -234,7 +234,8 @@ class Config:
             in_layer = self.layer_sizes(stack.cross_attention)
             for layer in range(0, stack.num_layers, step):
                 start = f"{stack.prefix}layers/{layer}"
-                sizes.update({f"{start}/{name}": size for name, size in in_layer.items()})
+                own = in_layer | self._expert_sizes(f"{start}/feed_forward")
+                sizes.update({f"{start}/{name}": size for name, size in own.items()})
         return sizes | self.output_sizes()
 
     def embedding_sizes(self) -> dict[str, tuple[int, int]]:
@@ -262,14 +263,25 @@ class Config:
             f"{name}/out": (wide, width),
         }
 
-    def _feed_forward_sizes(self, name: str) -> dict[str, tuple[int, int]]:
-        width, inner = self.attention_size, self.intermediate_size
+    def _expert_sizes(self, block: str) -> dict[str, tuple[int, int]]:
+        """Sizes of a block's matrices that are its experts' own."""
+        experts = self.experts_of(block)
+        sizes = {}
+        if experts is not None and experts.intermediate_size:
+            sizes |= self._feed_forward_sizes("feed_forward", experts.intermediate_size)
+        if experts is not None and experts.shared_size:
+            sizes |= self._feed_forward_sizes("feed_forward/shared_expert", experts.shared_size)
+        return sizes
+
+    def _feed_forward_sizes(self, name: str, inner: int | None = None) -> dict:
+        width, inner = self.attention_size, inner or self.intermediate_size
         gate = {f"{name}/gate": (width, inner)} if self.gated else {}
         return {f"{name}/up": (width, inner), **gate, f"{name}/down": (inner, width)}
 
     def feed_forwards(self) -> list[str]:
         """Paths of the feed-forward blocks, such as layers/0/feed_forward."""
-        return [path.removesuffix("/up") for path in self.matrix_sizes() if path.endswith("/up")]
+        blocks = [p.removesuffix("/up") for p in self.matrix_sizes() if p.endswith("/up")]
+        return [path for path in blocks if not path.endswith("/shared_expert")]
 
     def adaptable(self) -> list[str]:
         """Paths of the matrices that may have an adapter: all but tables, heads and experts."""

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
-from mpojax.nn.feed_forward import ACTIVATIONS
+from mpojax.nn.feed_forward import ACTIVATIONS, FeedForward
+from mpojax.nn.linear import linear
 from mpojax.nn.moe import parallel
 from mpojax.nn.moe.maps import Block
 from mpojax.nn.moe.routing import Router, RouterStatistics
 from mpojax.nn.moe.settings import ExpertSettings
 from mpojax.nn.parameters import AuxiliaryCore, CentralCore, normal
+
+_SHARED = "shared_expert/"  # what the paths of the dense block for all tokens begin with
 
 
 class ExpertFeedForward(nnx.Module):
@@ -22,6 +25,8 @@ class ExpertFeedForward(nnx.Module):
     "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language Models" (COLING
     2022) where maps have shapes; Switch or top-2 experts where they do not. Gated blocks are
     down_e(activation(gate_e(x)) * up_e(x)).
+
+    With `settings.shared_size`, plus sigmoid(w x) * shared_expert(x), a dense block for all tokens.
 
     Variables that each expert owns lie under experts/<map>/ with a leading axis of experts, those
     that all share under shared/<map>/: kernel, bias, cores/<k>.
@@ -45,9 +50,10 @@ class ExpertFeedForward(nnx.Module):
 
         Args:
           hidden_size: width of the tokens.
-          intermediate_size: width inside an expert.
+          intermediate_size: width inside an expert, unless `settings` say another.
           activation: a key of `ACTIVATIONS`.
-          shapes: MPO form of any of up, gate and down; maps without one are dense.
+          shapes: MPO form of any of up, gate and down, and of shared_expert/up, ...; maps without
+            one are dense.
           settings: experts, router, dispatch.
           gated: whether there is a map `gate`.
           use_bias: whether the maps have biases; they start at 0.
@@ -60,14 +66,18 @@ class ExpertFeedForward(nnx.Module):
         """
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r} is not one of {sorted(ACTIVATIONS)}.")
+        width = settings.intermediate_size or intermediate_size
         sizes = {
-            "up": (hidden_size, intermediate_size),
-            "gate": (hidden_size, intermediate_size),
-            "down": (intermediate_size, hidden_size),
+            "up": (hidden_size, width),
+            "gate": (hidden_size, width),
+            "down": (width, hidden_size),
         }
         if not gated:
             del sizes["gate"]
-        shapes = _checked_shapes(dict(shapes or {}), sizes)
+        shapes = dict(shapes or {})
+        names = [name for name in shapes if name.startswith(_SHARED) and settings.shared_size]
+        of_shared = {name.removeprefix(_SHARED): shapes.pop(name) for name in names}
+        shapes = _checked_shapes(shapes, sizes)
         self.block = Block(settings, activation, gated, shapes, inner_dropout)
         self.hidden_size = hidden_size
         self.dtype = dtype
@@ -82,6 +92,15 @@ class ExpertFeedForward(nnx.Module):
                 shared[name] = common
         self.experts = _as_dict(experts)
         self.shared = _as_dict(shared)
+        if settings.shared_size is not None:
+            more = {"use_bias": use_bias, "inner_dropout": inner_dropout, "gated": gated}
+            self.shared_expert = FeedForward(
+                *(hidden_size, settings.shared_size, activation, of_shared),
+                **more,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            self.shared_expert_gate = linear(hidden_size, 1, None, False, dtype=dtype, rngs=rngs)
 
     @property
     def shapes(self) -> dict[str, mpo.MPOShape]:
@@ -105,7 +124,7 @@ class ExpertFeedForward(nnx.Module):
         Args:
           x: tokens.
           mask: (...) booleans, False for padding, which goes to no expert, counts nowhere and comes
-            out as 0.
+            out as 0 of the experts.
           dropout_key: turns `inner_dropout` on.
           router_key: draws the noise of the router "noisy_topk".
 
@@ -137,7 +156,11 @@ class ExpertFeedForward(nnx.Module):
             dropout_key,
         )
         statistics = routing.statistics.with_kept(kept, self.settings.experts_per_token)
-        return y.reshape(*x.shape[:-1], self.hidden_size), statistics
+        y = y.reshape(*x.shape[:-1], self.hidden_size)
+        if hasattr(self, "shared_expert"):
+            share = jax.nn.sigmoid(self.shared_expert_gate(x))
+            y = y + share * self.shared_expert(x, dropout_key)
+        return y, statistics
 
 
 def _checked_shapes(shapes, sizes):

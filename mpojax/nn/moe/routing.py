@@ -4,6 +4,7 @@
 | switch       | 1       | p / stop_gradient(p): value 1, straight-through gradient              |
 | switch_scale | 1       | p, the probability ("Switch Transformers", Fedus et al., JMLR 2022)   |
 | top2         | 2       | the two probabilities, scaled to sum 1; nothing is dropped at random  |
+| topk         | k       | the k probabilities; topk_normalized: scaled to sum 1                 |
 | noisy_topk   | k       | softmax over the k largest logits with learned noise (Shazeer et al., |
 |              |         | ICLR 2017)                                                            |
 """
@@ -141,7 +142,7 @@ def route(
         gates = jnp.sum(one_hot * probability[:, None], -1)
         if settings.router == "switch":
             gates = gates / jax.lax.stop_gradient(gates)
-        elif settings.router == "top2":
+        elif settings.router in ("top2", "topk_normalized"):
             gates = gates / jnp.sum(gates, -1, keepdims=True)
     statistics = _statistics(logits - log_sum, log_sum[:, 0], one_hot, mask)
     return Routing(

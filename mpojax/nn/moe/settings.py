@@ -2,7 +2,7 @@
 
 from mpojax import checks
 
-ROUTERS = ("switch", "switch_scale", "top2", "noisy_topk")
+ROUTERS = ("switch", "switch_scale", "top2", "topk", "topk_normalized", "noisy_topk")
 DISPATCHES = ("auto", "dense", "capacity", "block", "ragged")
 STRUCTURES = ("auto", "rebuild", "shared_core")
 _CAPACITY = checks.number(above=0).noted("such as 1.25; 0 would drop every token")
@@ -19,8 +19,13 @@ class ExpertSettings:
       number: of experts.
       router: "switch" (the best expert, gate of value 1 with a straight-through gradient),
         "switch_scale" (the best expert, gate = its probability), "top2" (two experts, gates sum to
-        1), "noisy_topk" (the best `k` of logits with learned noise; without a key no noise).
-      k: experts of a token with "noisy_topk"; the other routers fix it.
+        1), "topk" (the best `k`, gates = their probabilities), "topk_normalized" (the same, scaled
+        to sum to 1), "noisy_topk" (the best `k` of logits with learned noise; without a key no
+        noise).
+      k: experts of a token with the routers "topk"; the others fix it.
+      intermediate_size: width inside an expert; None: that of the model's feed-forward blocks.
+      shared_size: width of a dense feed-forward block beside the experts, which every token goes
+        through, times sigmoid(w x); None for none (Qwen2-MoE).
       share_central: chains of all experts have one central core.
       share_bias: all experts have one bias for each map.
       router_bias: the router's linear map has a bias.
@@ -39,6 +44,8 @@ class ExpertSettings:
     number: int = checks.field(checks.integer(1))
     router: str = checks.field(checks.one_of(*ROUTERS), "switch")
     k: int = checks.field(checks.integer(1), 2)
+    intermediate_size: int | None = checks.field(checks.integer(1), None)
+    shared_size: int | None = checks.field(checks.integer(1), None)
     share_central: bool = True
     share_bias: bool = False
     router_bias: bool = True
@@ -52,7 +59,7 @@ class ExpertSettings:
             {
                 f"experts: router={self.router!r} sends a token to {self.experts_per_token} "
                 f"experts, but number={self.number}; raise number, or lower k": (
-                    self.router in ("top2", "noisy_topk") and self.experts_per_token > self.number
+                    self.experts_per_token > self.number
                 ),
                 f"experts: dispatch={self.dispatch!r} never drops a token; leave capacity_factor "
                 "out, or choose dispatch='capacity'": (
