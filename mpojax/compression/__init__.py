@@ -1,5 +1,6 @@
 """Compression: rules, calibration, allocation of a budget, decomposition, report, merge.
 
+small, report = compression.compress(model, budget=0.6, calibration=batches)  # the best way
 small, report = compression.compress(model, [Rule(".*/(query|key|value|out)", bond=64)])
 calibration = compression.calibrate(model, batches)  # by the outputs on real texts
 rules = [Rule("all", search=True, data_aware=True)]  # all matrices worth compressing
@@ -13,6 +14,7 @@ wider = compression.add_adapters(model, [Rule("layers/.*/(query|value)", rank=8)
 from mpojax.compression.adapters import AdapterRule, adapter_settings, add_adapters
 from mpojax.compression.calibration import Calibration, calibrate
 from mpojax.compression.compressing import check_rules, compress
+from mpojax.compression.low_rank import METHODS
 from mpojax.compression.merging import merge
 from mpojax.compression.report import CompressionReport, MatrixRow
 from mpojax.compression.rules import MatrixRule, Rule, named_patterns, planned_shapes
@@ -22,6 +24,7 @@ from mpojax.compression.upcycling import ExpertRule, add_experts, planned_expert
 
 __all__ = [
     "EXPERT_FORMS",
+    "METHODS",
     "AdapterRule",
     "Calibration",
     "CompressionReport",

@@ -1,13 +1,17 @@
 """Compression of a model by rules: its dense matrices become chains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
 from mpojax import checks
 from mpojax.compression import allocation as allocation_lib
+from mpojax.compression import layerwise, low_rank
 from mpojax.compression import rules as rules_lib
-from mpojax.compression.calibration import Calibration
+from mpojax.compression.calibration import Calibration, calibrate
 from mpojax.compression.decomposition import Decomposer
 from mpojax.compression.matrices import Matrices, matrices_of
 from mpojax.compression.report import CompressionReport
@@ -22,13 +26,17 @@ def compress(
     budget: float | int | None = None,
     bond: int | None = None,
     share_bonds: bool = True,
-    calibration: Calibration | None = None,
+    method: str | None = None,
+    calibration: Calibration | Sequence[Any] | np.ndarray | None = None,
     allocation: str = "error",
     keep_dense: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[nnx.Module, CompressionReport]:
-    """Writes the matrices that the rules match in MPO form.
+    """Makes a model smaller: the matrices that the rules match are written in MPO form.
 
+    **Two ways.** With calibration texts and a budget: `method`, low rank by what the model does on
+    the texts, the best of which keeps by far the most of a model's quality. Else, or with rules
+    that say more than a pattern: chains of any number of cores, by the settings of the rules.
     Matrices are decomposed one after the other on the host in float64. Without `budget`, `bond` or
     bonds in the rules the chains have full bonds and the model computes the same as before.
 
@@ -49,8 +57,14 @@ def compress(
       bond: cap for the rules that say nothing about bonds; not together with `budget`.
       share_bonds: matrices of one role have the same bonds in all layers, so that the layers stay
         in one stack; False chooses for each matrix alone.
-      calibration: of `compression.calibrate` with this model, for rules with `data_aware=True`; the
-        report then has the errors of outputs as well.
+      method: a key of `mpojax.compression.METHODS`, with a budget, a calibration and rules that are
+        patterns alone. None: "best" where the calibration is a list of batches, or "pivoted" where
+        a model cannot be run layer by layer; else the way of the rules. Ranks are then chosen for
+        each matrix alone.
+      calibration: batches of texts as `compression.calibrate` takes them, or an array (N, length)
+        of token ids; the first are held in memory. Or what `compression.calibrate` gave for this
+        model: for rules with `data_aware=True` (the report then has the errors of outputs as well),
+        or for a method that needs no batches.
       allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
         the root of its number of entries. "first_order": by how much it changes the loss to first
         order, from a calibration with a loss.
@@ -69,6 +83,7 @@ def compress(
     Example:
 
         >>> import mpojax as mj
+        >>> import numpy as np
         >>> from flax import nnx
         >>> from mpojax import models
         >>> sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32}
@@ -77,6 +92,10 @@ def compress(
         >>> small, report = mj.compress(model, budget=0.7)
         >>> report.parameters <= 0.7 * report.dense_parameters
         True
+        >>> ids = np.random.default_rng(0).integers(1, 99, (8, 16))
+        >>> small, report = mj.compress(model, budget=0.7, calibration=ids)
+        >>> report.rows[0].method, report.parameters <= 0.7 * report.dense_parameters
+        ('ours', True)
         >>> small, report = mj.compress(model, [mj.Rule(".*/(query|key)", bond=3)])
         >>> [row.path for row in report.rows][:2], max(report.rows[0].bonds)
         (['layers/0/attention/query', 'layers/0/attention/key'], 3)
@@ -99,6 +118,8 @@ def compress(
     arXiv:1904.06194); Liu et al., MPOP (ACL 2021, arXiv:2106.02205).
     """
     matrices = matrices_of(model)
+    if method is not None or not isinstance(calibration, Calibration | None):
+        return _by_method(matrices, rules, budget, method, calibration, progress)
     dense_total = matrices.num_dense_parameters
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
     check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
@@ -118,6 +139,65 @@ def compress(
     if budget is not None:
         allocation_lib.warn_if_uneven(report, matrices.sizes)
     return compressed, report
+
+
+def _by_method(matrices: Matrices, rules, budget, method, calibration, progress):
+    """The compressed model and the report, of a method of `mpojax.compression.low_rank`."""
+    if method is None:
+        method = "pivoted" if layerwise.refusal(matrices.model) else "best"
+    checks.check_value("method", method, checks.one_of(*low_rank.METHODS))
+    if budget is None or calibration is None:
+        raise ValueError(f"method={method!r} needs a budget and a calibration, such as batches.")
+    patterns = rules_lib.patterns([rules_lib.Rule("layers")] if rules is None else rules)
+    rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
+    targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error")
+    paths = [target.path for target in targets]
+    check_finite({path: matrices.weights(path) for path in paths}, "the model")
+    batches: Sequence = ()
+    if not isinstance(calibration, Calibration):
+        batches = calibration_batches(calibration)
+        curvature = low_rank.METHODS[method].by_loss
+        some = _spread(batches) if curvature else batches
+        calibration = calibrate(matrices.model, some, curvature=curvature)
+    low_rank.check(method, matrices, paths, calibration, batches)
+    given = (paths, parameter_budget, method, calibration, batches, progress)
+    result, rows = low_rank.approximations(matrices, *given)
+    compressed = matrices.with_chains(result.chains, result.dense)
+    report = CompressionReport(
+        rows=tuple(rows),
+        spectra={},
+        dense_parameters=matrices.num_dense_parameters,
+        parameters=matrices_of(compressed).num_parameters,
+        kept_dense=tuple(path for path in paths if path not in result.chains),
+        unmatched=tuple(p for p in matrices.sizes if p not in {*paths, *matrices.shapes}),
+    )
+    return compressed, report
+
+
+# Token ids of a batch, where an array is cut into batches.
+_BATCH_TOKENS = 4096
+# Tokens whose curvature is measured, at least; it costs three times a pass and needs fewer.
+_CURVATURE_TOKENS = 16_384
+
+
+def _spread(batches: Sequence) -> Sequence:
+    """Evenly spaced batches that hold enough tokens for curvatures."""
+    sizes = [max(np.size(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches]
+    number = min(max(_CURVATURE_TOKENS // max(max(sizes), 1), 1), len(batches))
+    return [batches[i] for i in np.linspace(0, len(batches) - 1, number).astype(int)]
+
+
+def calibration_batches(texts) -> list[Mapping]:
+    """Batches as a list; an array (N, length) of token ids is cut into batches of 4,096 tokens."""
+    if not isinstance(texts, np.ndarray):
+        return list(texts)
+    if texts.ndim != 2 or not np.issubdtype(texts.dtype, np.integer):
+        raise ValueError(
+            f"calibration has shape {texts.shape} and dtype {texts.dtype}; it must be token ids "
+            "(N, length), or a list of batches."
+        )
+    rows = max(_BATCH_TOKENS // texts.shape[1], 1)
+    return [{"input_ids": texts[i : i + rows]} for i in range(0, len(texts), rows)]
 
 
 def check_rules(

@@ -72,7 +72,8 @@ def compress(
       model: dense where a matrix has a rank, see `refusal`.
       batches: of tokens, as for `compression.calibrate`; held in memory with two streams.
       ranks: of each matrix path; None for one that stays dense.
-      curvatures: positive definite, see `mpojax.mpo.ridged`; of every path with a rank.
+      curvatures: positive definite matrices or metrics, see `mpojax.mpo.ridged`; of every path
+        with a rank.
       pivoted: cut to pivoted chains where the rank allows.
       progress: called with each path when it is done.
     """
@@ -138,12 +139,7 @@ class _Run:
             self.result.dense[path] = np.float32(target)
             return target
         low_rank = mpo.LowRank(target, covariance, curvatures[path])
-        cores = low_rank.cores(ranks[path])
-        shape = mpo.MPOShape.low_rank(*w.shape, ranks[path])
-        if self.pivoted and ranks[path] < w.shape[1]:
-            cores, shape = mpo.pivot(cores)
-        kinds = ("float32", "float32", "int32")
-        cores = tuple(np.asarray(core, kind) for core, kind in zip(cores, kinds, strict=False))
+        shape, cores = chain(low_rank.cores(ranks[path]), self.pivoted)
         self.result.chains[path] = shape, cores
         return mpo.to_matrix(cores, shape)
 
@@ -154,6 +150,15 @@ class _Run:
         ]
         error, norm = np.sum(squares, axis=0)
         return float(np.sqrt(error / norm)) if norm else 0.0
+
+
+def chain(cores, pivoted: bool) -> tuple[mpo.MPOShape, tuple[np.ndarray, ...]]:
+    """(shape, float32 cores) of a two-core chain, pivoted where that is asked for and possible."""
+    shape = mpo.MPOShape.low_rank(cores[0].shape[1], cores[1].shape[2], cores[0].shape[-1])
+    if pivoted and shape.bonds[0] < shape.out_features:
+        cores, shape = mpo.pivot(cores)
+    kinds = ("float32", "float32", "int32")  # the last one is the order of a pivoted chain
+    return shape, tuple(np.asarray(c, kind) for c, kind in zip(cores, kinds, strict=False))
 
 
 def _start(model: models.Model, batch: Mapping):

@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from mpojax.compression import layers
 from mpojax.compression.rules import named_patterns
 from mpojax.models import arrays as arrays_lib
 
+Dense = Mapping[str, np.ndarray]
+NONE: Dense = MappingProxyType({})
 Chains = Mapping[str, tuple[mpo.MPOShape, Sequence[np.ndarray]]]
 # Arrays of a batch that say which inputs count.
 _MASKS = ("attention_mask", "example_mask")
@@ -51,8 +54,8 @@ class Matrices(abc.ABC):
         """A dense matrix (in_features, out_features), float32."""
 
     @abc.abstractmethod
-    def with_chains(self, chains: Chains) -> nnx.Module:
-        """A new model with these chains in place of dense matrices."""
+    def with_chains(self, chains: Chains, dense: Dense = NONE) -> nnx.Module:
+        """A new model with these chains in place of dense matrices, and other dense ones."""
 
     @abc.abstractmethod
     def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
@@ -118,8 +121,9 @@ class _ModelMatrices(Matrices):
     def weights(self, path: str) -> np.ndarray:
         return np.asarray(self.arrays[models.dense_name(path)])
 
-    def with_chains(self, chains: Chains) -> models.Model:
+    def with_chains(self, chains: Chains, dense: Dense = NONE) -> models.Model:
         arrays, shapes = dict(self.arrays), dict(self.shapes)
+        arrays |= {models.dense_name(path): w for path, w in dense.items()}
         for path, (shape, cores) in chains.items():
             del arrays[models.dense_name(path)]
             arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
@@ -210,8 +214,9 @@ class _ModuleMatrices(Matrices):
     def weights(self, path: str) -> np.ndarray:
         return np.asarray(layers.matrix(self.found[path].layer), np.float32)
 
-    def with_chains(self, chains: Chains) -> nnx.Module:
-        new = {}
+    def with_chains(self, chains: Chains, dense: Dense = NONE) -> nnx.Module:
+        entries = {path: self.found[path] for path in dense}
+        new = {e.location: layers.with_matrix(e.layer, dense[path]) for path, e in entries.items()}
         for path, (shape, cores) in chains.items():
             entry = self.found[path]
             new[entry.location] = layers.to_chain(entry.layer, shape, cores)

@@ -32,7 +32,8 @@ class MatrixRow:
       dense_parameters, mpo_parameters: counts before and after, biases not counted.
       relative_error: Frobenius error of the stored float32 cores against the weights, measured.
       error_bound: sqrt(sum_k eps_k^2) / norm from the spectra: no plain truncation to these bonds
-        is worse. A data-aware MPO may be; its measure is `output_error`.
+        is worse. A data-aware MPO may be; its measure is `output_error`. None, without entropy and
+        SVD error, where the spectra of the weights were not needed.
       entropy: entanglement entropy of each bond of the uncut matrix, in nats.
       svd_error: error of the truncated SVD with at most as many parameters.
       method: "plain", "data-aware", "searched", or "searched, data-aware".
@@ -40,6 +41,9 @@ class MatrixRow:
         a calibration, or where no input has entered the matrix.
       svd_output_error: the same of the truncated SVD with at most as many parameters.
       data_svd_output_error: the same of the data-aware one.
+      predicted_loss: rise of the model's loss in nats a token that the curvature predicts, for the
+        matrix alone.
+      pivoted: low rank in the form with r^2 fewer numbers, see `mpojax.mpo.pivoted`.
     """
 
     path: str
@@ -51,19 +55,26 @@ class MatrixRow:
     dense_parameters: int
     mpo_parameters: int
     relative_error: float
-    error_bound: float
+    error_bound: float | None
     entropy: tuple[float, ...]
-    svd_error: float
+    svd_error: float | None
     method: str = "plain"
     output_error: float | None = None
     svd_output_error: float | None = None
     data_svd_output_error: float | None = None
+    predicted_loss: float | None = None
+    pivoted: bool = False
 
     @property
     def shape(self) -> mpo.MPOShape:
         """Shape of the MPO as the kernels describe it."""
         return mpo.MPOShape(
-            self.in_factors, self.out_factors, self.bonds, self.in_features, self.out_features
+            self.in_factors,
+            self.out_factors,
+            self.bonds,
+            self.in_features,
+            self.out_features,
+            self.pivoted,
         )
 
     @property
@@ -141,6 +152,8 @@ class CompressionReport:
         left_out = {"in factors", "out factors", "method"}
         if self.output_error is not None:
             left_out |= {"bound", "entropy"}
+        if all(row.svd_error is None for row in self.rows):
+            left_out |= {"SVD error", "SVD output error", "data-aware SVD output error"}
         rows = self.to_dict()["rows"]
         columns = {n: show for n, show in _columns(rows).items() if n not in left_out}
         wrapped = ("bonds", "parameters", "entropy", *_OF_OUTPUTS)
@@ -201,6 +214,9 @@ class CompressionReport:
           ImportError: matplotlib is not installed (extra `plot`).
           OSError: the file cannot be written.
         """
+        if not self.spectra:
+            self._plot_layers(path)
+            return
         figure, (by_bond, by_size) = figures.new(1, 2, sharey=True, height=4.2)
         for index, (role, rows) in enumerate(self._by_role().items()):
             caps, errors, ratios = self.error_curve(role)
@@ -220,6 +236,19 @@ class CompressionReport:
             figures.legend(figure, columns=2)
         by_bond.set(xlabel="bond dimension (cap)", ylabel="relative error of the weights (bound)")
         by_size.set(xlabel="parameters / dense parameters", xlim=(0, None), ylim=(0, 1.05))
+        figures.save(figure, path)
+
+    def _plot_layers(self, path: str | os.PathLike):
+        """What was kept of each matrix, and the error of its outputs, by layer and role."""
+        figure, (kept, errors) = figures.new(1, 2, height=4.2)
+        for index, (role, rows) in enumerate(self._by_role().items()):
+            layers = [int(re.search(r"layers/(\d+)/", row.path)[1]) for row in rows]
+            look = figures.line_style(index)
+            kept.plot(layers, [row.ratio for row in rows], label=role, **look)
+            errors.plot(layers, [row.output_error for row in rows], **look)
+        figures.legend(figure, columns=2)
+        kept.set(xlabel="layer", ylabel="parameters / dense parameters", ylim=(0, 1.05))
+        errors.set(xlabel="layer", ylabel="relative error of the outputs", ylim=(0, None))
         figures.save(figure, path)
 
     def error_curve(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -293,6 +322,8 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping],
         "bound": lambda row: tables.error(row["error_bound"]),
         "entropy": lambda row: tables.decimals(row["entropy"]),
     }
+    if any(row.get("predicted_loss") is not None for row in rows):
+        columns["predicted nats"] = lambda row: tables.error(row.get("predicted_loss"))
     if any(row.get("output_error") is not None for row in rows):
         columns |= {
             header: lambda row, name=name: tables.error(row.get(name))

@@ -225,6 +225,23 @@ def resolve(
     return [_target(path, *owner[path], sizes[path]) for path in sizes if path in owner]
 
 
+def patterns(rules: Rules) -> list[str]:
+    """The patterns of rules that say nothing more.
+
+    Raises:
+      ValueError: rules that are malformed, or have settings.
+    """
+    check_list(rules)
+    found = [parse(rule) for rule in rules]
+    for pattern, settings in found:
+        if settings != MatrixRule():
+            raise ValueError(
+                f"rule {pattern!r} has settings, but a method chooses the form of every matrix: "
+                "leave the settings out, or the method."
+            )
+    return [pattern for pattern, _ in found]
+
+
 def planned_shapes(
     config: models.Config, rules: Rules, *, bond: int | None = None
 ) -> dict[str, mpo.MPOShape]:

@@ -1,0 +1,218 @@
+"""Post-training compression of a whole model by low rank: each published method, and the best.
+
+| method            | errors count by         | ranks                   | targets        |
+| svd               | the weights             | the same share for all  | weights        |
+| activation_scaled | activation sizes        | the same share for all  | weights        |
+| whitened          | outputs                 | the same share for all  | weights        |
+| two_sided         | outputs and curvature   | by predicted loss       | weights        |
+| pivoted           | outputs and curvature   | by predicted loss, more | weights        |
+| best              | outputs and curvature   | by predicted loss, more | layer by layer |
+
+svd is plain truncation; activation_scaled is ASVD (Yuan et al., 2023, arXiv:2312.05821) with root
+mean squares in the place of mean absolute values; whitened is SVD-LLM (Wang et al., 2024,
+arXiv:2403.07378) in closed form, without inverses.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mpojax import checks, mpo
+from mpojax.compression import layerwise
+from mpojax.compression.calibration import Calibration
+from mpojax.compression.matrices import Matrices
+from mpojax.compression.report import MatrixRow
+
+# Of curvatures: few tokens know little about most directions.
+CURVATURE_RIDGE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How ranks and factors are found.
+
+    Attributes:
+      label: in tables.
+      inputs: what errors count by at the inputs: "weights" (all alike), "scales" or "covariance".
+      by_loss: errors count by the curvature of the loss at the outputs, too, and ranks are those of
+        least predicted loss; else every matrix keeps the same share of its parameters.
+      pivoted: ranks and chains are pivoted ones, see `mpojax.mpo.pivoted`.
+      layerwise: targets are corrected layer by layer, see `mpojax.compression.layerwise`.
+    """
+
+    label: str
+    inputs: str
+    by_loss: bool = False
+    pivoted: bool = False
+    layerwise: bool = False
+
+
+METHODS = {
+    "svd": Method("SVD", "weights"),
+    "activation_scaled": Method("activation-scaled SVD (ASVD)", "scales"),
+    "whitened": Method("whitened SVD (SVD-LLM)", "covariance"),
+    "two_sided": Method("two-sided whitening", "covariance", by_loss=True),
+    "pivoted": Method("two-sided, pivoted", "covariance", by_loss=True, pivoted=True),
+    "best": Method("ours", "covariance", by_loss=True, pivoted=True, layerwise=True),
+}
+
+
+def approximations(
+    matrices: Matrices,
+    paths: Sequence[str],
+    budget: int,
+    method: str,
+    calibration: Calibration,
+    batches: Sequence[Mapping] = (),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[layerwise.Layerwise, list[MatrixRow]]:
+    """Chains, or changed dense matrices, for some matrices of a model.
+
+    Args:
+      matrices: of the model.
+      paths: which of them.
+      budget: parameters that they may have together.
+      method: a key of `METHODS`.
+      calibration: with curvature where the method counts by it.
+      batches: what a layerwise method runs.
+      progress: called as progress(done, total, path).
+
+    Returns:
+      What to put into the model, and a row of the report for each matrix.
+
+    Raises:
+      ValueError: a budget below rank 1.
+    """
+    settings = METHODS[method]
+    total = len(paths) * 2
+
+    def advance(path: str):
+        advance.done += 1
+        if progress is not None:
+            progress(advance.done, total, path)
+
+    advance.done = 0
+    curvatures = {}
+    if settings.by_loss:
+        moments = {path: calibration.statistics[path].curvature for path in paths}
+        curvatures = {
+            path: mpo.Metric(mpo.ridged(m, CURVATURE_RIDGE)) for path, m in moments.items()
+        }
+    inputs = _input_metrics(paths, calibration, settings.inputs)
+    found, losses = {}, []
+    for path in paths:
+        low_rank = mpo.LowRank(matrices.weights(path), inputs[path], curvatures.get(path))
+        losses.append(np.append(np.cumsum(low_rank.spectrum[::-1] ** 2)[::-1], 0.0) / 2)
+        if not settings.layerwise:
+            found[path] = low_rank
+        advance(path)
+    sizes = [matrices.sizes[path] for path in paths]
+    if settings.by_loss:
+        ranks = mpo.allocate_ranks(losses, sizes, budget, pivoted=settings.pivoted)
+    else:
+        share = budget / sum(rows * columns for rows, columns in sizes)
+        ranks = [_rank_of_share(*size, share) for size in sizes]
+    ranks = dict(zip(paths, ranks, strict=True))
+    if settings.layerwise:
+        result = layerwise.compress(
+            matrices.model, batches, ranks, curvatures, pivoted=settings.pivoted, progress=advance
+        )
+    else:
+        result = layerwise.Layerwise({}, {}, [])
+        for path, rank in ranks.items():
+            if rank is not None:
+                result.chains[path] = layerwise.chain(found.pop(path).cores(rank), settings.pivoted)
+            advance(path)
+    predicted = {
+        path: float(loss[-1 if ranks[path] is None else ranks[path]])
+        for path, loss in zip(paths, losses, strict=True)
+    }
+    if not settings.by_loss:
+        predicted = {}
+    rows = [
+        _row(path, matrices, result, settings, calibration, predicted.get(path))
+        for path in paths
+        if path in result.chains
+    ]
+    return result, rows
+
+
+def _input_metrics(paths, calibration: Calibration, kind: str) -> dict[str, mpo.Metric | None]:
+    """Norms of errors by path; matrices that read the same input share one."""
+    if kind == "weights":
+        return dict.fromkeys(paths)
+    made: dict[int, mpo.Metric] = {}
+    for path in paths:
+        covariance = calibration.covariance(path)
+        if id(covariance) not in made:
+            scales = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
+            made[id(covariance)] = mpo.Metric(scales if kind == "scales" else covariance)
+    return {path: made[id(calibration.covariance(path))] for path in paths}
+
+
+def _rank_of_share(rows: int, columns: int, share: float) -> int | None:
+    rank = int(share * rows * columns / (rows + columns))
+    return None if share >= 1 else max(min(rank, rows, columns), 1)
+
+
+def _row(path, matrices, result, settings: Method, calibration, predicted) -> MatrixRow:
+    shape, cores = result.chains[path]
+    w, w_hat = matrices.weights(path), mpo.to_matrix(cores, shape)
+    covariance = calibration.covariance(path)
+    return MatrixRow(
+        path=path,
+        in_features=shape.in_features,
+        out_features=shape.out_features,
+        in_factors=shape.in_factors,
+        out_factors=shape.out_factors,
+        bonds=shape.bond_dims,
+        dense_parameters=shape.num_dense_params,
+        mpo_parameters=shape.num_params,
+        relative_error=mpo.relative_error(w, w_hat),
+        error_bound=None,
+        entropy=(),
+        svd_error=None,
+        method=settings.label,
+        output_error=mpo.weighted_relative_error(w, w_hat, covariance),
+        predicted_loss=predicted,
+        pivoted=shape.pivoted,
+    )
+
+
+def check(
+    method: str,
+    matrices: Matrices,
+    paths: Sequence[str],
+    calibration: Calibration,
+    batches: Sequence[Mapping],
+) -> None:
+    """Checks that a method can be used.
+
+    Raises:
+      ValueError: no such method, a calibration that lacks what it needs or is of another model, or
+        a model that a layerwise method cannot run.
+    """
+    checks.check_value("method", method, checks.one_of(*METHODS))
+    settings = METHODS[method]
+    calibration.check({path: matrices.weights(path) for path in paths})
+    if unused := [path for path in paths if not calibration.statistics[path].count]:
+        raise ValueError(
+            f"{unused[0]}: no input has entered this matrix on the calibration set; leave it out "
+            "of the rules."
+        )
+    without = [path for path in paths if calibration.statistics[path].curvature is None]
+    if settings.by_loss and without:
+        raise ValueError(
+            f"method={method!r} counts errors by the curvature of the loss: calibrate with "
+            "curvature=True, or give the batches themselves as calibration."
+        )
+    if settings.layerwise and not batches:
+        raise ValueError(
+            f"method={method!r} runs the texts layer by layer: give the batches as calibration, or "
+            "take method='pivoted'."
+        )
+    if settings.layerwise and (reason := layerwise.refusal(matrices.model)):
+        raise ValueError(
+            f"method={method!r} runs the model layer by layer, but {reason}; take method='pivoted'."
+        )
