@@ -40,7 +40,26 @@ T5 = models.EncoderDecoderConfig(
 T5_GATED = dataclasses.replace(
     T5, activation="gelu_tanh", gated=True, tied=False, scale_logits=False
 )
-DECODERS = {"gpt2": GPT2, "llama": LLAMA}
+# Norms before and after each part and of queries and keys, windows in two layers, of which one has
+# other rotary positions, a third layer without any, caps, a parallel residual.
+MIXED = dataclasses.replace(
+    LLAMA,
+    output_norm=True,
+    qk_norm="head",
+    parallel_residual=True,
+    sliding_window=4,
+    full_attention_layers=(2,),
+    local_rotary_base=10.0,
+    no_rope_layers=(1,),
+    rotary_fraction=2 / 3,
+    rotary_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    attention_scale=0.3,
+    score_softcap=3.0,
+    logits_softcap=5.0,
+    embedding_scale=4.0,
+    tied=True,
+)
+DECODERS = {"gpt2": GPT2, "llama": LLAMA, "mixed": MIXED}
 PAIRS = {"1.0": T5, "1.1": T5_GATED}
 
 run = jax.jit(lambda model, *args, **kwargs: model(*args, **kwargs))

@@ -31,6 +31,14 @@ OPT = {
     "num_attention_heads": 4,
     "max_position_embeddings": 32,
 }
+
+
+def _scaled(length: int = 32, **rope):
+    """A LLaMA with a scaling of rotary positions; texts of the test have 20 tokens."""
+    more = {"head_dim": 8, "max_position_embeddings": length}
+    return "LlamaForCausalLM", {**LLAMA, **more, "rope_parameters": {"rope_theta": 100.0, **rope}}
+
+
 CASES = {
     "mistral window": ("MistralForCausalLM", {**LLAMA, "sliding_window": 5}),
     "qwen2 window above": (
@@ -88,6 +96,25 @@ CASES = {
         "SmolLM3ForCausalLM",
         {**LLAMA, "pad_token_id": 0, "num_hidden_layers": 3, "no_rope_layer_interval": 2},
     ),
+    "linear": _scaled(rope_type="linear", factor=4.0),
+    "dynamic": _scaled(rope_type="dynamic", factor=3.0, length=12),
+    "yarn": _scaled(rope_type="yarn", factor=4.0, original_max_position_embeddings=8),
+    "yarn by hand": _scaled(
+        rope_type="yarn",
+        factor=4.0,
+        original_max_position_embeddings=8,
+        beta_fast=2.0,
+        beta_slow=0.5,
+        truncate=False,
+        attention_factor=1.3,
+    ),
+    "yarn of two parts": _scaled(
+        rope_type="yarn",
+        factor=4.0,
+        original_max_position_embeddings=8,
+        mscale=0.7,
+        mscale_all_dim=0.3,
+    ),
     "mixtral": (
         "MixtralForCausalLM",
         {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 7},
@@ -129,6 +156,8 @@ def test_logits_round_trip_and_cache(tmp_path, kind, settings):
     np.testing.assert_allclose(families.logits(again, **inputs), expected, rtol=0, atol=1e-5)
     written, given = again.config.to_dict(), theirs.config.to_dict()
     given = {n: v for n, v in given.items() if v is not None and n != "_name_or_path"}
+    if "mscale" in given.get("rope_parameters", ()):  # written as the one factor that it makes
+        del given["rope_parameters"]
     assert {name: written[name] for name in given} == given
     families.assert_same_logits(families.in_two_parts(ours, ids, mask), logits, mask == 1)
 
