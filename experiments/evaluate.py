@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from experiments import command_line, sources
 from experiments.tasks import heads
@@ -29,7 +29,6 @@ from mpojax.methods import multitask
 from mpojax.models import evaluation
 from mpojax.training import progress
 
-_DECODED = 32  # tokens of the timed decoding
 _HEADERS = ("measure", "value", "how")
 
 
@@ -57,6 +56,7 @@ class Evaluation:
     seed: int = field(integer(0), 0)
     prompt_length: int = field(integer(1), 256)
     rounds: int = field(integer(0), 5)
+    serving: str = field(text(), "")
     dtype: str = field(one_of("float32", "bfloat16"), "float32")
 
 
@@ -107,9 +107,10 @@ def load(settings: Evaluation) -> Subject:
     where = sources.locate(settings.tokenizer, "tokenizer") if settings.tokenizer else source
     try:
         tokenizer, folder = sources.load_tokenizer(where)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         if settings.texts or settings.task:
             raise
+        logging.warning("no samples: %s", error)
         tokenizer = folder = None
     model = io.load_pretrained(source)
     if settings.dtype != model.config.dtype:
@@ -141,6 +142,10 @@ def measure(subject: Subject, settings: Evaluation) -> dict[str, Any]:
         found["samples"] = samples(subject, settings)
     if settings.rounds and not isinstance(model, models.EncoderDecoder):
         found["speed"] = speed(model, settings)
+    if settings.serving:
+        length, new = _timed_lengths(model, settings)
+        io.export_serving(model, settings.serving, length=length, max_new_tokens=new)
+        found["serving"] = settings.serving
     return found
 
 
@@ -267,9 +272,7 @@ def _prompt(subject: Subject, settings: Evaluation) -> tuple[str, bool]:
 
 def speed(model: models.Model, settings: Evaluation) -> dict[str, Any]:
     """Tokens per second of one sequence; a short model's prompt leaves room to decode."""
-    positions = model.config.max_positions
-    new = min(_DECODED, positions // 2)
-    length = min(settings.prompt_length, positions - new)
+    length, new = _timed_lengths(model, settings)
     found = models.speed(model, prompt_length=length, new_tokens=new, rounds=settings.rounds)
     return {
         "prefill_tokens_per_second": found.prefill,
@@ -278,6 +281,13 @@ def speed(model: models.Model, settings: Evaluation) -> dict[str, Any]:
         "rounds": settings.rounds,
         "device": f"{jax.default_backend()} ({jax.devices()[0].device_kind})",
     }
+
+
+def _timed_lengths(model: models.Model, settings: Evaluation) -> tuple[int, int]:
+    """(tokens of a prompt, of what follows) that fit into the positions of the model."""
+    positions = model.config.max_positions
+    new = min(settings.new_tokens or 1, positions // 2)
+    return min(settings.prompt_length, positions - new), new
 
 
 def _text(found: Mapping[str, Any]) -> str:
@@ -349,12 +359,13 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "chat", None, "Whether the prompt goes through the chat template. Default: if there is one."
     )
-    flags.DEFINE_integer("new_tokens", None, "Of each sample; 0: no samples. Default: 48.")
+    flags.DEFINE_integer("new_tokens", None, "Of a sample; 0: no samples. Default: 48.")
     flags.DEFINE_float("temperature", None, "Of the sampled text. Default: 0.7.")
     flags.DEFINE_float("top_p", None, "Of the sampled text. Default: 0.95.")
     flags.DEFINE_integer("seed", None, "Of the sampled text. Default: 0.")
-    flags.DEFINE_integer("prompt_length", None, "Tokens of the timed prefill. Default: 256.")
+    flags.DEFINE_integer("prompt_length", None, "Of the timed prefill. Default: 256.")
     flags.DEFINE_integer("rounds", None, "Rounds of timing; 0: no timing. Default: 5.")
+    flags.DEFINE_string("serving", None, "Folder for compiled programs: io.export_serving.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the products. Default: float32.")
     flags.DEFINE_string(
         "workdir", None, "Folder for result.json and report.md.", allow_override=True

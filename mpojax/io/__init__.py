@@ -9,11 +9,13 @@ from mpojax.io.adapter_files import fingerprint, load_adapter, save_adapter
 from mpojax.io.folders import export_huggingface, load_pretrained, save_pretrained
 from mpojax.io.gguf.tokenizer import gguf_tokenizer, write_gguf_tokenizer
 from mpojax.io.peft.adapter_folder import load_peft, save_peft
+from mpojax.io.serving import export_serving
 from mpojax.io.sources import local_folder, locate
 from mpojax.io.weights import read_weights, write_folder
 
 __all__ = [
     "export_huggingface",
+    "export_serving",
     "fingerprint",
     "gguf_tokenizer",
     "load_adapter",

@@ -21,7 +21,7 @@ from mpojax.models.arrays import check_finite
 
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
-_MARK = "mpojax"
+MARK = "mpojax"
 FORMATS = ("mpojax", "huggingface")
 
 
@@ -87,8 +87,8 @@ def load_pretrained(
         return models.from_arrays(config, {}, arrays, release=True)
     content = _read_config(folder)
     _check_into(folder, content, into)
-    if _MARK in content:
-        return _from_own_folder(folder, content[_MARK], into)
+    if MARK in content:
+        return _from_own_folder(folder, content[MARK], into)
     checkpoints.family_of(content, str(folder))  # Before weights are looked for.
     tensors = _checked_tensors(folder)
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
@@ -140,8 +140,8 @@ def save_pretrained(
     is_own_model = isinstance(model, models.Model)
     description = (own_format if is_own_model else module_format).describe(model)
     fingerprint = _fingerprint(arrays, description)
-    content = {"model_type": "mpojax", _MARK: {**description, "fingerprint": fingerprint}}
-    _write(folder, content, arrays, {_MARK: fingerprint}, tokenizer_from)
+    content = {"model_type": "mpojax", MARK: {**description, "fingerprint": fingerprint}}
+    _write(folder, content, arrays, {MARK: fingerprint}, tokenizer_from)
 
 
 def export_huggingface(
@@ -183,13 +183,13 @@ def export_huggingface(
     if model.config.generates:
         texts[generation_config.NAME] = _json(generation_config.written(model.config))
     # transformers requires the entry "format".
-    metadata = {"format": "pt", _MARK: "export"}
+    metadata = {"format": "pt", MARK: "export"}
     _write(folder, content, tensors, metadata, tokenizer_from, texts)
 
 
 def _checked_arrays(model: nnx.Module, folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """Arrays of a model that may be written into the folder."""
-    _check_ours(pathlib.Path(folder).expanduser())
+    check_ours(pathlib.Path(folder).expanduser())
     is_own_model = isinstance(model, models.Model)
     arrays = models.to_arrays(model) if is_own_model else module_format.arrays(model)
     check_finite(arrays, "the model")
@@ -216,7 +216,7 @@ def _read_config(folder: pathlib.Path) -> dict:
 
 
 def _check_into(folder: pathlib.Path, content: Mapping, into: nnx.Module | None):
-    name = (content.get(_MARK) or {}).get(module_format.MODULE)
+    name = (content.get(MARK) or {}).get(module_format.MODULE)
     if name is not None and into is None:
         raise ValueError(
             f"{folder} holds the weights of a module of your own: give a dense one of its class, "
@@ -236,7 +236,7 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | 
     tensors = _checked_tensors(folder)
     versions = own_format.READ_VERSIONS if into is None else module_format.READ_VERSIONS
     check_version(content.get("format_version"), versions, str(folder))
-    if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(_MARK):
+    if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(MARK):
         raise ValueError(
             f"{CONFIG_NAME} and {WEIGHTS_NAME} in {folder} are not from the same save; copy both "
             "files of one save."
@@ -250,7 +250,7 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | 
         raise ValueError(f"{folder} is not a complete mpojax model: {reason}") from error
 
 
-def _check_ours(folder: pathlib.Path):
+def check_ours(folder: pathlib.Path):
     """Refuses a folder with content that `write_folder` did not make; half-written ones pass."""
     if not folder.is_dir():
         return
@@ -266,8 +266,8 @@ def _has_our_mark(folder: pathlib.Path, names: list[str]) -> bool:
     """True if the weights, or a configuration that lost its weights, come from here."""
     try:
         if names == [CONFIG_NAME]:
-            return _MARK in _read_config(folder)
-        return _MARK in read_metadata(folder / WEIGHTS_NAME)
+            return MARK in _read_config(folder)
+        return MARK in read_metadata(folder / WEIGHTS_NAME)
     except (FileNotFoundError, ValueError):
         return False
 

@@ -183,3 +183,10 @@ def test_bad_input_of_decoders(decoder, texts, settings, message):
         settings = {"tokenizer": str(texts / "large")}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         measured(model=str(texts / "dense"), data_dir=str(texts), rounds=0, **settings)
+
+
+def test_compiled_programs(decoder, texts, tmp_path):
+    pytest.importorskip("flatbuffers")
+    measured(model=str(texts / "dense"), rounds=0, serving=str(tmp_path / "served"))
+    told = json.loads((tmp_path / "served" / "serving.json").read_text())
+    assert (told["length"], told["max_new_tokens"]) == (4, 3)
