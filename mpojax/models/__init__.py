@@ -30,7 +30,7 @@ from mpojax.models.config import (
     EncoderDecoderConfig,
     check_rules,
 )
-from mpojax.models.decoder import LanguageModel, LanguageModelOutput
+from mpojax.models.decoder import Decoder, LanguageModel, LanguageModelOutput
 from mpojax.models.encoder import Encoder, self_attention_mask
 from mpojax.models.encoder_decoder import EncoderDecoder
 from mpojax.models.evaluation import (
@@ -71,6 +71,7 @@ __all__ = [
     "Cache",
     "Config",
     "Context",
+    "Decoder",
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",

@@ -14,8 +14,8 @@ from flax import nnx
 
 from mpojax import checks, mpo, nn
 from mpojax.models import heads, stack
-from mpojax.models.config import Config, DecoderConfig, EncoderDecoderConfig
-from mpojax.models.decoder import LanguageModel
+from mpojax.models.config import Config, DecoderConfig
+from mpojax.models.decoder import Decoder, LanguageModel
 from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_decoder import EncoderDecoder
 from mpojax.models.model import Model
@@ -31,14 +31,17 @@ def build(
 
     `shapes` gives the MPO form of any matrix, by path.
     """
-    language_models = {DecoderConfig: LanguageModel, EncoderDecoderConfig: EncoderDecoder}
-    if kind := language_models.get(type(config)):
-        return kind(config, shapes, rngs=rngs)
+    return _class_of(config)(config, shapes, rngs=rngs)
+
+
+def _class_of(config: Config) -> type[Model]:
+    if config.generates:
+        return LanguageModel if isinstance(config, DecoderConfig) else EncoderDecoder
+    if isinstance(config, DecoderConfig) and config.num_labels is None:
+        return Decoder
     if config.masked_lm:
-        return heads.PretrainingModel(config, shapes, rngs=rngs)
-    if config.num_labels is None:
-        return Encoder(config, shapes, rngs=rngs)
-    return heads.KINDS[config.head](config, shapes, rngs=rngs)
+        return heads.PretrainingModel
+    return Encoder if config.num_labels is None else heads.KINDS[config.head]
 
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
@@ -206,7 +209,8 @@ def central_cores(model) -> dict[str, mpo.MPOShape]:
 def logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int | None]]:
     """Logical paths of a variable, each with its index on the leading axis (None: not stacked)."""
     # The module that holds the layers has no part in the name.
-    inner = path[1:] if path[0] in ("encoder", "tower", "towers") else path
+    inner = path[1:] if path[0] == "encoder" else path
+    inner = inner[1:] if inner[0] in ("tower", "towers") else inner
     # Nor has which variables of experts are stacked over them.
     inner = tuple(part for part in inner if part not in ("experts", "shared"))
     if layer_range is None:

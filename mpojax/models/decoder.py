@@ -13,7 +13,7 @@ from mpojax import mpo, nn
 from mpojax.models.block import Context
 from mpojax.models.cache import Cache
 from mpojax.models.config import DecoderConfig, LanguageModelConfig, LayerKind
-from mpojax.models.model import Embeddings, Model, check_ids, check_length
+from mpojax.models.model import Embeddings, Model, check_ids, check_length, check_shape
 from mpojax.models.stack import StackOutput, TransformerStack
 from mpojax.nn import positions as positions_lib
 from mpojax.nn import split_or_none
@@ -36,17 +36,15 @@ class LanguageModelOutput:
     cache: Cache | None = None
 
 
-class LanguageModel(Model):
-    """Token ids -> logits of the next token; see `DecoderConfig`.
+class Decoder(Model):
+    """Token ids -> hidden states of a causal decoder, without logits; see `DecoderConfig`.
 
     Attributes:
       embeddings: word rows, and position rows where positions are learned.
       tower: the transformer stack.
-      head: the map to logits, where it is not the token embedding.
     """
 
     batch_inputs = ("input_ids", "attention_mask")
-    prompts_continue = True
 
     def __init__(
         self,
@@ -64,8 +62,57 @@ class LanguageModel(Model):
         shapes = self.shapes
         self.embeddings = Embeddings(config, shapes, rngs=rngs)
         self.tower = TransformerStack(config, shapes, config.stacks[0], rngs=rngs)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        """Last hidden states (batch, length, hidden) in the compute dtype.
+
+        Arguments as in `Encoder`, so that one batch serves every model: token types are not read.
+
+        Raises:
+          ValueError: shapes that do not fit, a sequence longer than `config.max_positions`, or
+            segments, which decoders do not know.
+        """
+        if segments is not None:
+            raise ValueError("segments: decoders read one text a row; give no segments.")
+        check_ids("input_ids", input_ids)
+        check_length(self.config, input_ids.shape[1])
+        check_shape("attention_mask", attention_mask, input_ids.shape)
+        return _hidden(self, input_ids, attention_mask, dropout_key)
+
+    def begin(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> tuple[jax.Array, Context]:
+        """What the first layer reads: (embeddings, what all layers share)."""
+        return _begin(self, input_ids, attention_mask, None, None)
+
+
+class LanguageModel(Decoder):
+    """Token ids -> logits of the next token; see `DecoderConfig`.
+
+    Attributes:
+      head: the map to logits, where it is not the token embedding.
+    """
+
+    prompts_continue = True
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        shapes: Mapping[str, mpo.MPOShape] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Random parameters; as `Decoder`."""
+        super().__init__(config, shapes, rngs=rngs)
         if not config.tied:
-            self.head = logits_head(config, shapes, rngs)
+            self.head = logits_head(config, self.shapes, rngs)
 
     def __call__(
         self,
@@ -112,12 +159,6 @@ class LanguageModel(Model):
             cache.check_fits(input_ids.shape[1])
         return _forward(self, input_ids, attention_mask, dropout_key, cache, last_only)
 
-    def begin(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
-    ) -> tuple[jax.Array, Context]:
-        """What the first layer reads: (embeddings, what all layers share)."""
-        return _begin(self, input_ids, attention_mask, None, None)
-
     def start_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for sequences of up to `length` tokens.
 
@@ -158,8 +199,13 @@ def _forward(model: LanguageModel, input_ids, attention_mask, dropout_key, cache
     return LanguageModelOutput(logits_of(model, x), output.routing, output.cache)
 
 
+@jax.jit
+def _hidden(model: Decoder, input_ids, attention_mask, dropout_key):
+    return run_stack(model, input_ids, attention_mask, dropout_key).hidden
+
+
 def run_stack(
-    model: LanguageModel, input_ids, attention_mask=None, dropout_key=None, cache=None
+    model: Decoder, input_ids, attention_mask=None, dropout_key=None, cache=None
 ) -> StackOutput:
     """Everything up to the hidden states that `logits_of` reads; arguments as in `forward`."""
     embed_key, layers_key = split_or_none(dropout_key, 2)
@@ -167,7 +213,7 @@ def run_stack(
     return model.tower.run(x, context, layers_key, cache)
 
 
-def _begin(model: LanguageModel, input_ids, attention_mask, dropout_key, cache):
+def _begin(model: Decoder, input_ids, attention_mask, dropout_key, cache):
     """(embeddings, what all layers share)."""
     context, positions = context_of(model.config, input_ids.shape[1], attention_mask, cache)
     rows = positions + model.config.position_offset

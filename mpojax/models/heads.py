@@ -9,7 +9,8 @@ from flax import nnx
 
 from mpojax import mpo, nn
 from mpojax.models.block import norm
-from mpojax.models.config import EncoderConfig
+from mpojax.models.config import DecoderConfig, EncoderConfig
+from mpojax.models.decoder import Decoder
 from mpojax.models.encoder import Encoder
 from mpojax.models.model import Model
 from mpojax.nn import dropout, split_or_none
@@ -18,15 +19,20 @@ from mpojax.nn.functional import along_last
 _POOLER_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": nn.ACTIVATIONS["gelu"]}
 
 
-def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+def pool(
+    encoder: Encoder | Decoder, hidden: jax.Array, attention_mask: jax.Array | None
+) -> jax.Array:
     """Hidden states (batch, length, hidden) -> sentence vectors (batch, hidden).
 
     By `encoder.config.pooling`; "mean" leaves padding out, and a row of padding alone gives zeros.
+    A decoder's is "last", the last real token.
 
     Raises:
       ValueError: the pooling is "none".
     """
     kind = encoder.config.pooling
+    if kind == "last":
+        return _last_real(hidden, attention_mask)
     if kind == "pooler":
         return _POOLER_ACTIVATIONS[encoder.config.pooler_activation](encoder.pooler(hidden[:, 0]))
     if kind == "first":
@@ -41,15 +47,24 @@ def pool(encoder: Encoder, hidden: jax.Array, attention_mask: jax.Array | None) 
     return (total / count).astype(hidden.dtype)
 
 
+def _last_real(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    """Hidden states (batch, hidden) of the last token in the mask."""
+    if attention_mask is None:
+        return hidden[:, -1]
+    indices = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
+    last = jnp.max(jnp.where(attention_mask.astype(bool), indices, 0), axis=1)
+    return _rows_at(hidden, last[:, None])[:, 0]
+
+
 class ModelWithHead(Model):
-    """An encoder and a linear head; what the head reads is up to the kinds below."""
+    """An encoder or decoder and a linear head; what the head reads is up to the kinds below."""
 
     needs_labels = True
     drops_by_default = False  # by `config.dropout`, where `classifier_dropout` is None
 
     def __init__(
         self,
-        config: EncoderConfig,
+        config: EncoderConfig | DecoderConfig,
         shapes: Mapping[str, mpo.MPOShape] | None = None,
         *,
         rngs: nnx.Rngs,
@@ -63,12 +78,16 @@ class ModelWithHead(Model):
             raise ValueError(f"a {type(self).__name__} needs config.num_labels.")
         super().__init__(config, shapes)
         shapes = self.shapes
-        self.encoder = Encoder(config, shapes, rngs=rngs)
+        is_decoder = isinstance(config, DecoderConfig)
+        self.encoder = (Decoder if is_decoder else Encoder)(config, shapes, rngs=rngs)
         if config.num_labels is None:
             self.head = None
         else:
             size = (config.hidden_size, config.num_labels)
-            self.head = nn.linear(*size, shapes.get("head"), dtype=config.dtype, rngs=rngs)
+            # Sequence classifiers of decoders have none in transformers.
+            has_bias = not is_decoder or config.head == "tokens"
+            more = {"dtype": config.dtype, "rngs": rngs}
+            self.head = nn.linear(*size, shapes.get("head"), has_bias, **more)
 
     def __call__(
         self,

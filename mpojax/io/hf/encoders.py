@@ -9,7 +9,7 @@ from absl import logging
 
 from mpojax import checks, models
 from mpojax.io.hf import names
-from mpojax.io.hf.family import Family
+from mpojax.io.hf.family import Family, num_labels, write_labels
 from mpojax.io.hf.names import linear
 
 _PRETRAINING = ("pretraining", "masked_lm")
@@ -156,10 +156,8 @@ class EncoderFamily(Family):
         self._write_head_dropout(config, head, content)
         if self.pooler_flag is not None:
             content[self.pooler_flag] = config.pooling == "pooler"
-        labels = content.get("id2label") or ()
-        if head in models.HEADS and len(labels) != config.num_labels:
-            content["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
-            content["label2id"] = {f"LABEL_{i}": i for i in range(config.num_labels)}
+        if head in models.HEADS:
+            write_labels(config, content)
 
     def _write_head_dropout(self, config, head: str, content: dict) -> None:
         name, rate = self.head_dropout.get(head), config.classifier_dropout
@@ -204,7 +202,7 @@ class EncoderFamily(Family):
 
 def _num_labels(values: Mapping, head: str) -> int | None:
     if head in models.HEADS:
-        return len(values.get("id2label") or ()) or values.get("num_labels") or 2
+        return num_labels(values)
     return 2 if head == "pretraining" else None
 
 

@@ -134,6 +134,18 @@ def keys(*entries: Key) -> dict[str, Key]:
     return {entry.name: entry for entry in entries}
 
 
+def num_labels(values: Mapping) -> int:
+    """Outputs of a classifier, of a config.json."""
+    return len(values.get("id2label") or ()) or values.get("num_labels") or 2
+
+
+def write_labels(config: models.Config, content: dict) -> None:
+    """Names of the outputs of a head, where there are not as many as it has outputs."""
+    if len(content.get("id2label") or ()) != config.num_labels:
+        content["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
+        content["label2id"] = {f"LABEL_{i}": i for i in range(config.num_labels)}
+
+
 def name_of(value: Any, choices: Mapping[str, Any], current: Any = None) -> str:
     """The first name of a value of the field; the current one where it stands for it, too."""
     found = [name for name, meaning in choices.items() if meaning == value]

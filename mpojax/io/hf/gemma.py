@@ -10,6 +10,7 @@ from mpojax import models
 from mpojax.checks import flag, integer, null, number
 from mpojax.io.hf import llama
 from mpojax.io.hf.family import Joint, activation, extra, key, keys, only, token
+from mpojax.io.hf.language_models import classes
 from mpojax.io.hf.layer_kinds import (
     FULL,
     SLIDING,
@@ -53,7 +54,7 @@ _SCALES = (
 GEMMA2 = dataclasses.replace(
     LLAMA,
     model_type="gemma2",
-    classes={"lm": "Gemma2ForCausalLM", "none": "Gemma2Model"},
+    classes=classes("Gemma2"),
     tensors={
         **{name: module for name, module in LLAMA.tensors.items() if "norm" not in name},
         "layers.{i}.input_layernorm": _norm(f"{LAYER}/attention_norm"),
@@ -134,7 +135,7 @@ def _write_rope(config: models.DecoderConfig, _) -> dict:
 GEMMA3 = dataclasses.replace(
     GEMMA2,
     model_type="gemma3_text",
-    classes={"lm": "Gemma3ForCausalLM", "none": "Gemma3TextModel"},
+    classes={**classes("Gemma3Text", "none", "classifier"), "lm": "Gemma3ForCausalLM"},
     tensors={
         **GEMMA2.tensors,
         **{name: _norm(module.paths[0]) for name, module in llama.QK_NORMS.items()},

@@ -2,7 +2,7 @@
 
 from mpojax.checks import flag, integer, null
 from mpojax.io.hf.family import Joint, activation, extra, key, keys, only, token
-from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.language_models import LanguageFamily, classes, heads
 from mpojax.io.hf.names import conv1d, norm, table
 
 _LAYER = "layers/{i}"
@@ -15,7 +15,8 @@ def _write_inner(config, content) -> dict:
 
 GPT2 = LanguageFamily(
     model_type="gpt2",
-    classes={"lm": "GPT2LMHeadModel", "none": "GPT2Model"},
+    classes={**classes("GPT2"), "lm": "GPT2LMHeadModel"},
+    heads=heads(tokens="classifier"),
     prefix="transformer.",
     embedding="wte.weight",
     ignored_buffers=r"h\.\d+\.attn\.(bias|masked_bias)",

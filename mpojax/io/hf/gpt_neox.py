@@ -5,7 +5,7 @@ import numpy as np
 from mpojax import models
 from mpojax.checks import flag, integer, null
 from mpojax.io.hf.family import Joint, activation, extra, key, keys, only, token
-from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.language_models import LanguageFamily, classes, heads
 from mpojax.io.hf.layer_kinds import rope, rope_keys
 from mpojax.io.hf.names import Convert, linear, norm, table
 
@@ -32,10 +32,10 @@ def _heads_last(array: np.ndarray, config: models.DecoderConfig) -> np.ndarray:
 
 GPT_NEOX = LanguageFamily(
     model_type="gpt_neox",
-    classes={"lm": "GPTNeoXForCausalLM", "none": "GPTNeoXModel"},
+    classes=classes("GPTNeoX"),
     prefix="gpt_neox.",
     embedding="embed_in.weight",
-    heads={"lm": {"embed_out": linear("head")}},
+    heads=heads("embed_out", "classifier"),
     ignored_buffers=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
     tensors={
         "embed_in": table("embeddings/word"),
@@ -87,7 +87,7 @@ GPT_NEOX = LanguageFamily(
 
 OPT = LanguageFamily(
     model_type="opt",
-    classes={"lm": "OPTForCausalLM", "none": "OPTModel"},
+    classes=classes("OPT", "lm", "none", "classifier"),
     prefix="model.",
     embedding="decoder.embed_tokens.weight",
     ignored_buffers=r"decoder\.version",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mpojax import models
 from mpojax.checks import flag, integer, null, sequence
 from mpojax.io.hf.family import Joint, Key, activation, extra, key, keys, only, token
-from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.language_models import LanguageFamily, classes
 from mpojax.io.hf.layer_kinds import rope, rope_keys, window_keys, windows
 from mpojax.io.hf.names import linear, norm, table
 
@@ -74,7 +74,7 @@ def _slides_above(layer: int, values: Mapping) -> bool:
 
 LLAMA = LanguageFamily(
     model_type="llama",
-    classes={"lm": "LlamaForCausalLM", "none": "LlamaModel"},
+    classes=classes("Llama"),
     prefix="model.",
     embedding="embed_tokens.weight",
     ignored_buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
@@ -112,7 +112,7 @@ LLAMA = LanguageFamily(
 MISTRAL = dataclasses.replace(
     LLAMA,
     model_type="mistral",
-    classes={"lm": "MistralForCausalLM", "none": "MistralModel"},
+    classes=classes("Mistral"),
     keys={
         **KEYS,
         **keys(
@@ -136,7 +136,7 @@ _OF_QWEN = keys(
 QWEN2 = dataclasses.replace(
     MISTRAL,
     model_type="qwen2",
-    classes={"lm": "Qwen2ForCausalLM", "none": "Qwen2Model"},
+    classes=classes("Qwen2"),
     keys={**KEYS, **_OF_QWEN},
     joints=(rope(), windows(_slides_above, is_switched=True)),
     fixed={**MISTRAL.fixed, "attention_bias": True},
@@ -144,7 +144,7 @@ QWEN2 = dataclasses.replace(
 QWEN3 = dataclasses.replace(
     QWEN2,
     model_type="qwen3",
-    classes={"lm": "Qwen3ForCausalLM", "none": "Qwen3Model"},
+    classes=classes("Qwen3"),
     tensors={**LLAMA.tensors, **QK_NORMS},
     keys={
         **QWEN2.keys,
@@ -160,7 +160,7 @@ QWEN3 = dataclasses.replace(
 SMOLLM3 = dataclasses.replace(
     LLAMA,
     model_type="smollm3",
-    classes={"lm": "SmolLM3ForCausalLM", "none": "SmolLM3Model"},
+    classes=classes("SmolLM3"),
     keys={
         **LLAMA.keys,
         **keys(
@@ -185,7 +185,7 @@ SMOLLM3 = dataclasses.replace(
 OLMO2 = dataclasses.replace(
     LLAMA,
     model_type="olmo2",
-    classes={"lm": "Olmo2ForCausalLM", "none": "Olmo2Model"},
+    classes=classes("Olmo2", "lm", "none", "classifier"),
     tensors={
         **{n: t for n, t in LLAMA.tensors.items() if not n.endswith("layernorm")},
         **QK_NORMS,
@@ -214,7 +214,7 @@ OLMO2 = dataclasses.replace(
 PHI3 = dataclasses.replace(
     LLAMA,
     model_type="phi3",
-    classes={"lm": "Phi3ForCausalLM", "none": "Phi3Model"},
+    classes=classes("Phi3"),
     tensors={
         **{n: t for n, t in LLAMA.tensors.items() if not re.search(r"\.([qkv]|gate|up)_proj", n)},
         "layers.{i}.self_attn.qkv_proj": linear(

@@ -14,6 +14,8 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # Matrices that are looked up by row; all others are multiplied with.
 TABLES = ("embeddings/word", "embeddings/position", "embeddings/token_type")
 
+# What a checkpoint configuration says of its head alone.
+_OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 # More than any model has, and little enough to enumerate layers and to multiply sizes.
 SIZE, COUNT = integer(1, 2**31 - 1), integer(1, 10_000)
 RATE = number(0.0, below=1.0)
@@ -107,13 +109,13 @@ class Config:
     projection, trigram_input = "sum", False  # of embeddings, see `EncoderConfig`
     inner_dropout = 0.0  # between the two maps of a feed-forward block
     experts = ()
+    masked_lm = False
     bottleneck_size, num_feed_forwards = None, 1
     relative_buckets = None
     # Layers have parameters of their own, and no head is on them, see `EncoderConfig`.
     layer_groups = None
     shared_roles = ROLES
-    num_labels = None
-    label_names = ()
+    head, num_labels = "lm", None
 
     def __post_init__(self):
         adapters = tuple((pattern, AdapterSettings.of(s)) for pattern, s in self.adapters)
@@ -163,6 +165,35 @@ class Config:
     def stacks(self) -> tuple[StackSpec, ...]:
         """The transformer stacks of the model."""
         raise NotImplementedError
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs; empty where they have none of their own."""
+        names = json.loads(self.source_config).get("id2label")
+        if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+            return ()
+        ordered = tuple(str(names[str(i)]) for i in range(len(names)))
+        is_generic = ordered == tuple(f"LABEL_{i}" for i in range(len(ordered)))
+        return () if is_generic or len(ordered) != self.num_labels else ordered
+
+    def with_label_names(self, names: Sequence[str] = ()) -> "Config":
+        """The settings with other names of the head's outputs, none of a former head left.
+
+        Raises:
+          ValueError: not one name for each output.
+        """
+        if names and len(names) != self.num_labels:
+            raise ValueError(
+                f"label_names={tuple(names)} must be num_labels={self.num_labels} names."
+            )
+        source = json.loads(self.source_config)
+        content = {name: value for name, value in source.items() if name not in _OF_THE_HEAD}
+        if names:
+            content["id2label"] = {str(i): str(name) for i, name in enumerate(names)}
+            content["label2id"] = {str(name): i for i, name in enumerate(names)}
+        if self.num_labels == 1 and self.head == "classifier":
+            content["problem_type"] = "regression"
+        return dataclasses.replace(self, source_config=json.dumps(content, sort_keys=True))
 
     @property
     def attention_size(self) -> int:

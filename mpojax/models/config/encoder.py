@@ -1,8 +1,6 @@
 """Settings of encoders: BERT and its descendants, MPOBERT."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
 
 from mpojax import checks
 from mpojax.checks import field, flag, integer, null, one_of, sequence
@@ -11,8 +9,6 @@ from mpojax.nn import ROLES
 
 POOLINGS = ("none", "pooler", "mean", "first")
 HEADS = ("classifier", "span", "tokens")
-# What a checkpoint configuration says of its head alone.
-_OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 
 
 @checks.settings()
@@ -115,35 +111,6 @@ class EncoderConfig(Config):
     def num_kv_heads(self) -> int:
         """Heads of keys and values: no groups."""
         return self.num_heads
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the head's outputs; empty where they have none of their own."""
-        names = json.loads(self.source_config).get("id2label")
-        if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-            return ()
-        ordered = tuple(str(names[str(i)]) for i in range(len(names)))
-        is_generic = ordered == tuple(f"LABEL_{i}" for i in range(len(ordered)))
-        return () if is_generic or len(ordered) != self.num_labels else ordered
-
-    def with_label_names(self, names: Sequence[str] = ()) -> "EncoderConfig":
-        """The settings with other names of the head's outputs, none of a former head left.
-
-        Raises:
-          ValueError: not one name for each output.
-        """
-        if names and len(names) != self.num_labels:
-            raise ValueError(
-                f"label_names={tuple(names)} must be num_labels={self.num_labels} names."
-            )
-        source = json.loads(self.source_config)
-        content = {name: value for name, value in source.items() if name not in _OF_THE_HEAD}
-        if names:
-            content["id2label"] = {str(i): str(name) for i, name in enumerate(names)}
-            content["label2id"] = {str(name): i for i, name in enumerate(names)}
-        if self.num_labels == 1 and self.head == "classifier":
-            content["problem_type"] = "regression"
-        return dataclasses.replace(self, source_config=json.dumps(content, sort_keys=True))
 
     def merged(self) -> "EncoderConfig":
         """Settings of the dense model: rebuilt matrices are each layer's own."""

@@ -50,7 +50,10 @@ class LanguageModelConfig(Config):
     experts: tuple[tuple[str, ExpertSettings], ...] = field(RULES, ())
     source_generation_config: str = field(JSON_OBJECT, "{}")
 
-    generates = True
+    @property
+    def generates(self) -> bool:
+        """True for a language model, see `models.generate`: one with logits of the next token."""
+        return self.head == "lm"
 
     def __post_init__(self):
         experts = tuple(
@@ -78,7 +81,12 @@ class LanguageModelConfig(Config):
         return () if self.eos_id is None else (self.eos_id,)
 
     def output_sizes(self) -> dict[str, tuple[int, int]]:
-        return {} if self.tied else {"head": (self.hidden_size, self.vocab_size)}
+        return (
+            {} if self.tied or not self.generates else {"head": (self.hidden_size, self.vocab_size)}
+        )
+
+
+DECODER_HEADS = ("lm", "classifier", "tokens", "none")
 
 
 class LayerKind(NamedTuple):
@@ -129,6 +137,10 @@ class DecoderConfig(LanguageModelConfig):
       feed_forward_bias: the maps of the feed-forward block have some.
       embedding_dropout, attention_dropout: rates on embeddings and attention probabilities.
       bos_id: token id that begins a text, None where there is none.
+      head: "lm" for logits of the next token, "classifier" for labels of the last real token,
+        "tokens" for labels of every token, "none" for hidden states alone.
+      num_labels: outputs of the classifiers; 1 for a regression.
+      classifier_dropout: rate before their head.
     """
 
     num_kv_heads: int | None = field(COUNT, None)
@@ -160,8 +172,12 @@ class DecoderConfig(LanguageModelConfig):
     embedding_dropout: float = field(RATE, 0.1)
     attention_dropout: float = field(RATE, 0.1)
     bos_id: int | None = field(TOKEN, None)
+    head: str = field(one_of(*DECODER_HEADS), "lm")
+    num_labels: int | None = field(SIZE, None)
+    classifier_dropout: float = field(RATE, 0.0)
 
     kind = "decoder"
+    pooling = "last"
 
     def __post_init__(self):
         if self.num_kv_heads is None:
@@ -177,6 +193,11 @@ class DecoderConfig(LanguageModelConfig):
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
                 f"{self.num_kv_heads}: each key head serves equally many query heads."
+            )
+        if (self.num_labels is not None) != (self.head in ("classifier", "tokens")):
+            raise ValueError(
+                f"head={self.head!r} with num_labels={self.num_labels}: head='classifier' and "
+                "head='tokens' have labels, the others have none."
             )
         self._check_rotary()
         self._check_layers()
@@ -228,6 +249,11 @@ class DecoderConfig(LanguageModelConfig):
         rows = self.max_positions + self.position_offset
         position = {"position": (rows, self.hidden_size)} if has_table else {}
         return super().embedding_sizes() | position
+
+    def output_sizes(self) -> dict[str, tuple[int, int]]:
+        if self.num_labels is not None:
+            return {"head": (self.hidden_size, self.num_labels)}
+        return super().output_sizes()
 
 
 @checks.settings()
