@@ -103,11 +103,15 @@ def test_copies_of_the_word_table(name, copy, table):
         ("gpt2", {"scale_attn_weights": False}, r"scale_attn_weights=False \(supported: True\)"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
         ("gpt2", {"activation_function": "mish"}, r"activation_function='mish' \(supported: gelu"),
-        ("gpt2", {"architectures": ["GPT2ForQuestionAnswering"]}, "GPT2ForQuestionAnswering.*supported are GPT2LMHead"),
         (
             "gpt2",
-            {"architectures": ["GPT2Model"], "tie_word_embeddings": False},
-            "GPT2Model with tie_word_embeddings=False: it has no output map.*Give a GPT2LMHead",
+            {"architectures": ["GPT2ForQuestionAnswering"]},
+            "GPT2ForQuestionAnswering.*supported are GPT2LMHead",
+        ),
+        (
+            "t5",
+            {"architectures": ["T5Model"], "tie_word_embeddings": False},
+            "T5Model with tie_word_embeddings=False: it has no output map.*Give a T5ForCond",
         ),
         ("gpt2", {"n_head": 5}, "hidden_size=12 is not a multiple of num_heads=5"),
         ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config"),
