@@ -1,15 +1,22 @@
-r"""Compress your own checkpoint, without training.
+r"""Compress your own checkpoint.
 
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
-        --config.budget=0.5 --workdir=runs/mine
+        --config.budget=0.6 --workdir=runs/mine
 
-FOLDER is a checkpoint of the BERT family, GPT-2, LLaMA or T5 with config.json and safetensors
-weights, or a hub id.
-`--config.budget` is the fraction of the model's parameters to keep (or a number of parameters);
-`--config.bond=64` caps every bond instead; with neither the MPO is exact. A plain low rank of
-the same size stands next to the result. Seconds for a small encoder, about a minute for BERT-base.
+FOLDER is a checkpoint with config.json and safetensors weights, a GGUF file, a hub id, or
+`package:NAME/PATH`. `--config.budget` is the fraction of the model's parameters to keep (or a
+number of parameters).
 
-Far better where texts of the model's use are at hand (minutes, not seconds):
+**A decoder** (LLaMA-like, GPT-2, ...) is compressed by what it does on texts: give some like those
+it is for, `--config.calibration.texts=FILE` (else Python's own documentation is read), and others
+to measure perplexity on, `--config.evaluation.texts=FILE`. Each published method of the same size
+stands beside the result. `--config.budgets="(0.8, 0.6)"` makes a curve;
+`--config.budget_of=matrices` counts the compressed matrices alone.
+
+**An encoder**, or an encoder-decoder: `--config.bond=64` caps every bond instead; with neither the
+MPO is exact. A plain low rank of the same size stands next to the result. Seconds for a small
+encoder, about a minute for BERT-base. Far better where texts of the model's use are at hand
+(minutes, not seconds):
 
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
         --config.budget=0.5 --config.compare=mpo,svd,svd_aware,searched \
@@ -26,18 +33,35 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.model = ""
     config.budget = config_dict.placeholder(float)
+    config.budgets = ()  # of a decoder: several instead
+    # "model": budgets are of all parameters; "matrices": of those of the compressed matrices.
+    config.budget_of = "model"
     config.bond = config_dict.placeholder(int)
     config.keep_dense = True  # matrices whose MPO would save nothing may stay dense
     # Regular expressions over matrix paths such as layers/0/attention/query. "all": all of the
-    # layers, the token embedding and a language model's output map, of any architecture.
+    # layers, the token embedding and an encoder-decoder's output map; of a decoder its layers.
     config.matrices = ("all",)
-    # Texts for variants that look at activations: a task, or `file:...` (`mpojax.data.load_task`).
+    # Texts for variants that look at activations: of a decoder plain texts by `mpojax.data.
+    # load_documents`; else a task, or `file:...` (`mpojax.data.load_task`).
     config.calibration = {
+        "texts": "python_docs",
+        "windows": 64,
+        "length": 512,
         "task": "",
         "data_dir": "",
         "split": "train",
         "examples": 1024,
         "max_length": 128,
+    }
+    # Of a decoder: perplexity of each variant, of dense and best their speed.
+    config.evaluation = {
+        "texts": "python_docs",
+        "split": "test",
+        "data_dir": "",
+        "window": 1024,
+        "stride": config_dict.placeholder(int),
+        "num_windows": 8,
+        "speed_rounds": 3,
     }
     shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
     low_rank = {"form": "low_rank"}
@@ -54,7 +78,9 @@ def get_config() -> ml_collections.ConfigDict:
             "searched factors for the outputs", shared, search=True, data_aware=True
         ),
     }
-    config.compare = ("mpo", "svd")
+    # Of a decoder names of methods (mpojax.compression.METHODS), by default best, whitened,
+    # activation_scaled, svd; else of the variants above, by default mpo, svd.
+    config.compare = ()
     return config
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from experiments import cells as cells_lib
-from experiments import config_fields, launch, sources, sweep
+from experiments import config_fields, decoders, launch, sources, sweep
 from experiments.render import comparison, frames
 from mpojax import checks, compression, data, files, io, models, training
 from mpojax.checks import field, flag, integer, mapping, number, one_of, sequence, text
@@ -80,7 +80,6 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole job; returns the exit status."""
     start = time.perf_counter()
     config_fields.check(config)
-    variants = read_variants(config)
     # A folder with a run is compared first; a new one is claimed once everything has been checked,
     # so that a mistyped command leaves nothing behind.
     known = (pathlib.Path(folder) / "config.json").is_file()
@@ -88,9 +87,17 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if workdir is not None and workdir.finished:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
-    cells = training_cells(config, variants, pathlib.Path(folder).absolute())
     source = sources.locate(config.model)
     dense = io.load_pretrained(source)
+    names = _compared(config)
+    if isinstance(dense, models.LanguageModel) and {*names} <= {*compression.METHODS}:
+        job = decoders.prepare(config, pathlib.Path(folder), dense, source, names)
+        workdir = workdir or workdir_lib.Workdir(folder, config)
+        print(f"model: {config.model}, {sources.describe(dense)}")
+        print(decoders.run(job, workdir, start))
+        return 0
+    variants = read_variants(config)
+    cells = training_cells(config, variants, pathlib.Path(folder).absolute())
     if cells and not isinstance(dense.config, models.EncoderConfig):
         raise ValueError(
             f"config.cell: a comparison fine-tunes encoders, and {config.model} is none. Take "
@@ -146,15 +153,22 @@ def results_of(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> dict[st
     return results
 
 
-def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
-    """The variants that `config.compare` names, in that order, checked.
+def _compared(config: ml_collections.ConfigDict) -> list[str]:
+    # A command line gives several names as one text.
+    return [name for entry in config.compare for name in str(entry).split(",")]
+
+
+def read_variants(config: ml_collections.ConfigDict, default: Sequence[str] = ()) -> list[Variant]:
+    """The variants that `config.compare` names, in that order, checked; `default` for none.
 
     Raises:
       ValueError: a name without an entry, an unknown field, or a reference to a later variant.
     """
     variants: list[Variant] = []
     # A command line gives several names as one text.
-    for name in [name for entry in config.compare for name in str(entry).split(",")]:
+    for name in [
+        name for entry in config.compare or ("mpo", "svd") for name in str(entry).split(",")
+    ]:
         checks.check_names([name], config.variants, "config.compare")
         fields = {"name": name, **config.variants[name].to_dict()}
         variant = checks.from_mapping(Variant, fields, f"variant {name!r}")
@@ -164,8 +178,6 @@ def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
                 "variant."
             )
         variants.append(variant)
-    if not variants:
-        raise ValueError("config.compare is empty; name at least one variant.")
     return variants
 
 

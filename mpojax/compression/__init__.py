@@ -13,7 +13,13 @@ wider = compression.add_adapters(model, [Rule("layers/.*/(query|value)", rank=8)
 
 from mpojax.compression.adapters import AdapterRule, adapter_settings, add_adapters
 from mpojax.compression.calibration import Calibration, calibrate
-from mpojax.compression.compressing import check_rules, compress
+from mpojax.compression.compressing import (
+    calibration_batches,
+    check_rules,
+    compress,
+    matched,
+    some_batches,
+)
 from mpojax.compression.low_rank import METHODS
 from mpojax.compression.merging import merge
 from mpojax.compression.report import CompressionReport, MatrixRow
@@ -36,11 +42,14 @@ __all__ = [
     "add_adapters",
     "add_experts",
     "calibrate",
+    "calibration_batches",
     "check_rules",
     "compress",
+    "matched",
     "merge",
     "named_patterns",
     "parse_rule",
     "planned_experts",
     "planned_shapes",
+    "some_batches",
 ]

@@ -63,6 +63,14 @@ class Calibration:
         """True if a loss was given, so that `allocation="first_order"` is possible."""
         return all(s.gradient is not None for s in self.statistics.values())
 
+    def with_curvature(self, other: "Calibration") -> "Calibration":
+        """These statistics, with the curvatures of another calibration of the same model."""
+        merged = {
+            path: dataclasses.replace(entry, curvature=other.statistics[path].curvature)
+            for path, entry in self.statistics.items()
+        }
+        return Calibration(merged, self.num_examples)
+
     def covariance(self, path: str) -> np.ndarray:
         """Covariance of the inputs of one matrix, see `InputStatistics`."""
         return self.statistics[path].covariance

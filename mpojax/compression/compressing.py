@@ -28,6 +28,7 @@ def compress(
     share_bonds: bool = True,
     method: str | None = None,
     calibration: Calibration | Sequence[Any] | np.ndarray | None = None,
+    batches: Sequence[Any] | None = None,
     allocation: str = "error",
     keep_dense: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
@@ -65,6 +66,8 @@ def compress(
         of token ids; the first are held in memory. Or what `compression.calibrate` gave for this
         model: for rules with `data_aware=True` (the report then has the errors of outputs as well),
         or for a method that needs no batches.
+      batches: texts for method "best" beside a calibration with curvature, which is then not
+        measured again.
       allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
         the root of its number of entries. "first_order": by how much it changes the loss to first
         order, from a calibration with a loss.
@@ -119,7 +122,7 @@ def compress(
     """
     matrices = matrices_of(model)
     if method is not None or not isinstance(calibration, Calibration | None):
-        return _by_method(matrices, rules, budget, method, calibration, progress)
+        return _by_method(matrices, rules, budget, method, calibration, batches or (), progress)
     dense_total = matrices.num_dense_parameters
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
     check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
@@ -141,7 +144,7 @@ def compress(
     return compressed, report
 
 
-def _by_method(matrices: Matrices, rules, budget, method, calibration, progress):
+def _by_method(matrices: Matrices, rules, budget, method, calibration, batches, progress):
     """The compressed model and the report, of a method of `mpojax.compression.low_rank`."""
     if method is None:
         method = "pivoted" if layerwise.refusal(matrices.model) else "best"
@@ -153,11 +156,10 @@ def _by_method(matrices: Matrices, rules, budget, method, calibration, progress)
     targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error")
     paths = [target.path for target in targets]
     check_finite({path: matrices.weights(path) for path in paths}, "the model")
-    batches: Sequence = ()
     if not isinstance(calibration, Calibration):
         batches = calibration_batches(calibration)
         curvature = low_rank.METHODS[method].by_loss
-        some = _spread(batches) if curvature else batches
+        some = some_batches(batches) if curvature else batches
         calibration = calibrate(matrices.model, some, curvature=curvature)
     low_rank.check(method, matrices, paths, calibration, batches)
     given = (paths, parameter_budget, method, calibration, batches, progress)
@@ -180,11 +182,19 @@ _BATCH_TOKENS = 4096
 _CURVATURE_TOKENS = 16_384
 
 
-def _spread(batches: Sequence) -> Sequence:
-    """Evenly spaced batches that hold enough tokens for curvatures."""
+def some_batches(batches: Sequence) -> Sequence:
+    """Evenly spaced batches that hold enough tokens for curvatures, which cost three passes."""
     sizes = [max(np.size(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches]
     number = min(max(_CURVATURE_TOKENS // max(max(sizes), 1), 1), len(batches))
     return [batches[i] for i in np.linspace(0, len(batches) - 1, number).astype(int)]
+
+
+def matched(model: nnx.Module, rules: rules_lib.Rules | None = None) -> list[str]:
+    """Paths of the matrices that rules match; None: those of the layers."""
+    matrices = matrices_of(model)
+    rules = [rules_lib.Rule("layers")] if rules is None else rules
+    more = {"named": matrices.named, "refused": matrices.refused}
+    return [t.path for t in rules_lib.resolve(rules, matrices.sizes, matrices.shapes, **more)]
 
 
 def calibration_batches(texts) -> list[Mapping]:

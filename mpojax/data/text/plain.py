@@ -60,6 +60,8 @@ def load_texts(
     - `wikitext2`: `wikitext-2/{train,valid,test}.txt` (or `.tokens`, or `wiki.train.tokens` and so
       on) in `data_dir`, each file one document, as given; valid is the split dev. Files may be
       missing: only asking for their split is an error;
+    - `python_docs`: the language reference that every Python carries, half a megabyte; every fifth
+      topic is held out for test, the one after for dev;
     - `file:train=a.txt,dev=b.txt,test=c.txt`: one or more files, each .txt file one document, each
       line of a .jsonl file one, its text in the field "text";
     - a folder of .txt and .jsonl files, such as `tools/texts/fetch.py` writes. Documents are held
@@ -82,6 +84,8 @@ def load_texts(
     roots = _roots(data_dir)
     if name == "wikitext2":
         return _wikitext(name, roots)
+    if name == "python_docs":
+        return _python_docs()
     if name.startswith(file_tasks.PREFIX) and "+" not in name:
         return _files(name, roots)
     folders = [root / pathlib.Path(name).expanduser() for root in roots]
@@ -93,8 +97,8 @@ def load_texts(
         return _joined(name, parts)
     raise FileNotFoundError(
         f"no texts {name!r}: no folder {' or '.join(map(str, folders))}; allowed are 'wikitext2', "
-        f"'{file_tasks.PREFIX}train=a.txt,dev=b.txt', a folder of .txt and .jsonl files, and "
-        "several of these joined by '+'"
+        f"'python_docs', '{file_tasks.PREFIX}train=a.txt,dev=b.txt', a folder of .txt and .jsonl "
+        "files, and several of these joined by '+'"
     )
 
 
@@ -138,6 +142,16 @@ def _wikitext(name: str, roots: list[pathlib.Path]) -> Texts:
             "data_dir (or set MPOJAX_DATA) to the folder that holds wikitext-2"
         )
     return Texts(name, {split: read_files([path]) for split, path in paths.items()}, lacking)
+
+
+def _python_docs() -> Texts:
+    from pydoc_data.topics import topics  # large, and read by nobody else
+
+    documents = [topics[name] for name in sorted(topics)]
+    held_out = {"test": documents[::5], "dev": documents[1::5]}
+    train = [text for k, text in enumerate(documents) if k % 5 > 1]
+    splits = {"train": train, **held_out}
+    return Texts("python_docs", {split: tuple(texts) for split, texts in splits.items()})
 
 
 def _files(name: str, roots: list[pathlib.Path]) -> Texts:

@@ -1,0 +1,282 @@
+"""The comparison of `experiments.compress` for decoders: perplexity and speed at equal sizes."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import logging
+
+from experiments import sources
+from experiments.render import figures as render
+from experiments.render import frames
+from mpojax import checks, compression, data, figures, files, io, models, tables
+from mpojax.compression import report as report_lib
+from mpojax.models import evaluation
+from mpojax.training import progress as progress_lib
+from mpojax.training import workdir as workdir_lib
+
+DEFAULT = ("best", "whitened", "activation_scaled", "svd")
+# Their speed is measured, once for each size.
+_TIMED = ("dense", "best", "healed")
+_COLUMNS = {
+    "variant": ("label", str),
+    "budget": ("budget", str),
+    "parameters": ("parameters", "{:,.0f}".format),
+    "of matrices": ("matrices_ratio", lambda value: f"{100 * value:.1f} %"),
+    "stored": ("stored_bytes", lambda value: f"{value / 1e6:.1f} MB"),
+    "perplexity": ("perplexity", lambda value: f"{value:,.2f}" if value < 1e5 else f"{value:.1e}"),
+    "decode tokens/s": ("decode", "{:.1f}".format),
+    "prefill tokens/s": ("prefill", "{:,.0f}".format),
+    "seconds": ("seconds", "{:.0f}".format),
+}
+
+
+@dataclasses.dataclass
+class Job:
+    """What all variants share.
+
+    Attributes:
+      config, folder: of the run.
+      methods: that are compared.
+      dense: the model as it was loaded.
+      matched: parameters of the matrices that rules match.
+      batches: calibration texts.
+      test: token ids that perplexity is measured on.
+      tokenizer: folder of the tokenizer, saved with every model.
+    """
+
+    config: ml_collections.ConfigDict
+    folder: pathlib.Path
+    methods: Sequence[str]
+    dense: models.Model
+    matched: int
+    batches: list[dict[str, np.ndarray]]
+    test: np.ndarray
+    tokenizer: str | None
+    calibration: compression.Calibration | None = None
+
+    @property
+    def total(self) -> int:
+        """Parameters of the dense model."""
+        return sum(models.count_parameters(self.dense).values())
+
+    def size(self, budget: float) -> int:
+        """Parameters of the whole model that a budget of the config allows."""
+        if budget > 1:
+            return int(budget)
+        if self.config.budget_of == "model":
+            return int(budget * self.total)
+        return self.total - self.matched + int(budget * self.matched)
+
+
+def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, names) -> Job:
+    """Reads all texts and checks everything, before anything is written.
+
+    Args:
+      names: of methods, keys of `compression.METHODS`; none for the usual ones.
+
+    Raises:
+      ValueError: texts shorter than a window, or budgets that do not fit.
+    """
+    checks.check_value("config.budget_of", config.budget_of, checks.one_of("model", "matrices"))
+    budgets = _budgets(config)
+    if not budgets:
+        raise ValueError(
+            "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
+            '--config.budgets="(0.8, 0.6)".'
+        )
+    tokenizer, tokenizer_folder = sources.load_tokenizer(source)
+    matched = sum(
+        np.prod(dense.config.matrix_sizes()[path])
+        for path in compression.matched(dense, _rules(config))
+    )
+    settings = config.calibration
+    ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
+    length = min(settings.length, dense.config.max_positions)
+    windows = min(settings.windows, len(ids) // length)
+    if not windows:
+        raise ValueError(
+            f"config.calibration.texts={settings.texts!r} has {len(ids)} tokens, fewer than one "
+            f"window of config.calibration.length={length}; give more text."
+        )
+    if windows < settings.windows:
+        logging.warning("calibration: %d windows of text instead of %d", windows, settings.windows)
+    rows = ids[: windows * length].reshape(windows, length)
+    measured = config.evaluation
+    test = _tokens(measured.texts, measured.split, measured.data_dir, tokenizer)
+    window = min(measured.window, dense.config.max_positions)
+    if len(test) < window:
+        raise ValueError(
+            f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
+            f"window of config.evaluation.window={window}; give more text."
+        )
+    batches = compression.calibration_batches(rows)
+    given = (dense, int(matched), batches, test, tokenizer_folder)
+    job = Job(config, folder, names or DEFAULT, *given)
+    for budget in budgets:
+        rules = _rules(config, form="low_rank")
+        compression.check_rules(dense, rules, budget=job.size(budget))
+    return job
+
+
+def _rules(config, **settings) -> list[compression.Rule]:
+    patterns = ("layers",) if tuple(config.matrices) == ("all",) else config.matrices
+    return [compression.Rule(pattern, **settings) for pattern in patterns]
+
+
+def _budgets(config) -> tuple[float, ...]:
+    return tuple(config.budgets) or ((config.budget,) if config.budget is not None else ())
+
+
+def _tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
+    documents = data.load_documents(name, split, data_dir or None)
+    return data.TokenStream.from_documents(documents, tokenizer, name).tokens
+
+
+def run(job: Job, workdir: workdir_lib.Workdir, start: float) -> str:
+    """Compresses, measures, writes; returns the text to print. Finished variants are kept."""
+    rows = [_record(job, "dense", lambda: _measured(job, "dense", job.dense, {"label": "dense"}))]
+    print(f"dense: perplexity {rows[0]['perplexity']:.2f}", flush=True)
+    for budget in _budgets(job.config):
+        for method in job.methods:
+            name = f"{method}_{_text(budget)}"
+            row = _record(job, name, lambda m=method, b=budget, n=name: _compressed(job, m, b, n))
+            rows.append(row)
+            print(f"{name}: perplexity {row['perplexity']:,.2f}", flush=True)
+    return write(job, workdir, rows, time.perf_counter() - start)
+
+
+def _text(budget: float) -> str:
+    return f"{100 * budget:g}" if budget <= 1 else f"{budget:g}"
+
+
+def _record(job: Job, name: str, make) -> dict[str, Any]:
+    path = job.folder / "compression" / f"{name}.json"
+    if not path.is_file():
+        files.write_atomic(path, json.dumps({"variant": name, **make()}, indent=1) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, Any]:
+    """The record of one method at one size; saves the model."""
+    method = compression.METHODS[name]
+    start = time.perf_counter()
+    with progress_lib.progress(f"{method.label} at {_text(budget)} %") as advance:
+        if job.calibration is None:
+            job.calibration = _calibrated(job, advance)
+        model, report = compression.compress(
+            job.dense,
+            _rules(job.config),
+            budget=job.size(budget),
+            method=name,
+            calibration=job.calibration,
+            batches=job.batches if method.layerwise else None,
+            progress=advance,
+        )
+    seconds = time.perf_counter() - start
+    report.to_csv(job.folder / "compression" / f"{variant}.csv")
+    report.plot(job.folder / "plots" / f"{variant}_layers.png")
+    target = job.folder / "models" / variant
+    io.save_pretrained(model, target, tokenizer_from=job.tokenizer)
+    removed = job.total - report.parameters
+    content = {
+        "label": method.label,
+        "method": name,
+        "budget": f"{_text(budget)} %",
+        "matrices_ratio": 1 - removed / job.matched,
+        "stored_bytes": (target / "model.safetensors").stat().st_size,
+        "seconds": seconds,
+        **{key: value for key, value in report.to_dict().items() if key != "unmatched"},
+    }
+    return _measured(job, name, model, content)
+
+
+def _calibrated(job: Job, advance) -> compression.Calibration:
+    """Covariances of all texts, curvatures of some."""
+    some, number = compression.some_batches(job.batches), len(job.batches)
+    total = number + len(some)
+    inputs = compression.calibrate(
+        job.dense, job.batches, progress=lambda done: advance(done, total, "covariances")
+    )
+    curved = compression.calibrate(
+        job.dense,
+        some,
+        curvature=True,
+        progress=lambda done: advance(number + done, total, "curvatures"),
+    )
+    return inputs.with_curvature(curved)
+
+
+def _measured(job: Job, method: str, model: models.Model, content: Mapping) -> dict[str, Any]:
+    """`content` with the perplexity of a model and, where it is timed, its speed."""
+    settings = job.config.evaluation
+    with progress_lib.progress(f"perplexity of {content['label']}") as advance:
+        found = models.perplexity(
+            model,
+            job.test,
+            window=min(settings.window, model.config.max_positions),
+            stride=settings.stride,
+            num_windows=settings.num_windows,
+            progress=advance,
+        )
+    content = {
+        "parameters": sum(models.count_parameters(model).values()),
+        **content,
+        "perplexity": found.value,
+        "protocol": found.protocol,
+    }
+    if method in _TIMED and settings.speed_rounds:
+        speed = evaluation.speed(model, rounds=settings.speed_rounds)
+        content |= {"prefill": speed.prefill, "decode": speed.decode}
+    return content
+
+
+def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds: float) -> str:
+    """Writes tables, the figure, the report and `result.json`; returns the text to print."""
+    slim = [{k: v for k, v in row.items() if k != "rows"} for row in rows]
+    headers = [h for h, (name, _) in _COLUMNS.items() if any(name in row for row in rows)]
+    cells = [[_cell(row, header) for header in headers] for row in slim]
+    draw(job.folder / "plots", slim)
+    best = next((row for row in rows if row.get("method") == "best"), rows[-1])
+    place = job.folder / "models" / best["variant"]
+    summary = [
+        tables.text(headers, cells, 130, wrap=("variant",)),
+        "",
+        f"perplexity: {rows[0]['protocol']}, on {job.config.evaluation.texts}",
+        f"everything is in {job.folder}: report.md, result.json, plots/, models/",
+        f'next: model = mpojax.load("{place}")',
+    ]
+    files.write_atomic(job.folder / "summary.txt", "\n".join(summary) + "\n")
+    parts = [f"# Compression of {job.config.model}", tables.markdown(headers, cells), summary[2]]
+    parts.append("![perplexity against size](plots/perplexity.png)")
+    for row in rows:
+        if row.get("rows"):
+            parts += [f"## {row['label']}, {row['budget']}", report_lib.matrix_table(row["rows"])]
+    files.write_atomic(job.folder / "report.md", "\n\n".join(parts) + "\n")
+    workdir.write_result({"rows": slim, "seconds": seconds})
+    return "\n".join(summary)
+
+
+def _cell(row: Mapping[str, Any], header: str) -> str:
+    name, show = _COLUMNS[header]
+    return "" if row.get(name) is None else show(row[name])
+
+
+def draw(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Perplexity against parameters, a line for each method, the dense model dotted."""
+    dense, *others = rows
+    frame = frames.of(others)
+    figure, (axes,) = figures.new(1, 1, height=3.6, width=6.0)
+    for index, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        part = part.sort_values("parameters")
+        look = render.methods.look(method, index, {method: part["label"].iloc[0]})
+        axes.plot(part["parameters"] / 1e6, part["perplexity"], label=look.label, **look.style)
+    axes.axhline(dense["perplexity"], color="black", linestyle=":", label="dense")
+    axes.set(xlabel="parameters (millions)", ylabel="perplexity", yscale="log")
+    figures.legend(figure)
+    figures.save_both(figure, folder / "perplexity")

@@ -1,0 +1,106 @@
+"""`experiments.compress` for decoders: methods beside each other, resume, errors."""
+
+import dataclasses
+import json
+
+import pytest
+import tokenizers
+
+from configs import compress as compress_config
+from experiments import compress
+from mpojax import io
+from tests.experiments.test_compress import WORDS
+from tests.models import small_language
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A decoder's folder with a tokenizer of words."""
+    folder = tmp_path_factory.mktemp("decoder") / "model"
+    io.export_huggingface(
+        small_language.dense(dataclasses.replace(small_language.LLAMA, num_layers=1)), folder
+    )
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    words = json.dumps({"pad_token": "[PAD]", "unk_token": "[UNK]"})
+    (folder / "tokenizer_config.json").write_text(words)
+    (folder.parent / "text.txt").write_text("good fine film bad poor plot " * 60)
+    return folder
+
+
+@pytest.fixture
+def config(model):
+    config = compress_config.get_config()
+    config.model, config.budgets = str(model), (0.8,)
+    config.compare = ("best,svd",)
+    config.calibration.update(texts=str(model.parent / "text.txt"), windows=6, length=12)
+    config.evaluation.update(texts=config.calibration.texts, window=12, num_windows=3)
+    config.evaluation.speed_rounds = 0
+    return config
+
+
+def test_methods_beside_each_other_and_a_stop_in_between(config, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    done = []
+    monkeypatch.setattr(io, "save_pretrained", _failing(done, io.save_pretrained, after=1))
+    with pytest.raises(KeyboardInterrupt):
+        compress.main(config, str(run))
+    monkeypatch.undo()
+    kept = (run / "compression" / "best_80.json").stat().st_mtime_ns
+    assert compress.main(config, str(run)) == 0
+    assert (run / "compression" / "best_80.json").stat().st_mtime_ns == kept
+    result = json.loads((run / "result.json").read_text())
+    assert [row["variant"] for row in result["rows"]] == [*("dense", "best_80", "svd_80")]
+    total = result["rows"][0]["parameters"]
+    for row in result["rows"][1:]:
+        share = float(row["budget"].rstrip(" %")) / 100
+        assert row["parameters"] <= share * total
+        loaded = io.load_pretrained(run / "models" / row["variant"])
+        assert loaded.shapes
+    text = capsys.readouterr().out
+    assert "two-sided" not in text
+    assert "SVD" in text
+    assert "perplexity" in text
+    assert (run / "plots" / "perplexity.png").is_file()
+    assert compress.main(config, str(run)) == 0  # finished: prints its summary
+
+
+def _failing(done, save, after):
+    def saved(*args, **options):
+        done.append(args)
+        if len(done) > after:
+            raise KeyboardInterrupt
+        return save(*args, **options)
+
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": ()}, "a decoder needs a size"),
+        ({"budget_of": "half"}, "config.budget_of='half'"),
+        ({"budgets": (0.01,)}, "smallest feasible budget"),
+        ({"calibration.length": 32, "calibration.texts": "SHORT"}, "fewer than one window"),
+        ({"evaluation.window": 32}, "fewer than one window of config.evaluation"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path, changes, message):
+    short = tmp_path / "short.txt"
+    short.write_text("good film")
+    changes = {k: str(short) if v == "SHORT" else v for k, v in changes.items()}
+    config.update_from_flattened_dict(changes)
+    if "evaluation.window" in changes:
+        config.evaluation.texts = str(short)
+    with pytest.raises(ValueError, match=message):
+        compress.main(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_of_the_matrices(config, tmp_path):
+    config.budgets, config.budget_of, config.compare = (0.8,), "matrices", ("svd",)
+    assert compress.main(config, str(tmp_path / "run")) == 0
+    row = json.loads((tmp_path / "run" / "result.json").read_text())["rows"][1]
+    assert 0.6 < row["matrices_ratio"] <= 0.8
