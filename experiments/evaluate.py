@@ -45,6 +45,7 @@ class Evaluation:
     window: int | None = field(integer(2), None)
     stride: int | None = field(integer(1), None)
     num_windows: int | None = field(integer(1), None)
+    bos: bool = field(flag(), False)
     examples: int | None = field(integer(1), None)
     max_length: int = field(integer(2), 128)
     batch_size: int | None = field(integer(1), None)
@@ -157,6 +158,8 @@ def perplexity(subject: Subject, settings: Evaluation) -> dict[str, Any]:
     """
     model = subject.model
     evaluation.check_decoder(model, "--texts: perplexity needs")
+    if settings.bos and subject.tokenizer.bos_id is None:
+        raise ValueError("--bos: the tokenizer names no begin of text (bos_token).")
     documents = data.load_documents(settings.texts, settings.split, settings.data_dir or None)
     stream = data.TokenStream.from_documents(documents, subject.tokenizer, settings.texts)
     with progress.progress(f"perplexity on {settings.texts}") as advance:
@@ -166,6 +169,7 @@ def perplexity(subject: Subject, settings: Evaluation) -> dict[str, Any]:
             window=settings.window or min(1024, model.config.max_positions),
             stride=settings.stride,
             num_windows=settings.num_windows,
+            first_id=subject.tokenizer.bos_id if settings.bos else None,
             batch_size=settings.batch_size or 1,
             progress=advance,
         )
@@ -352,6 +356,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("window", None, "Tokens of a window. Default: 1024, or all positions.")
     flags.DEFINE_integer("stride", None, "Tokens from window to window. Default: the window.")
     flags.DEFINE_integer("num_windows", None, "The first so many windows alone. Default: all.")
+    flags.DEFINE_bool("bos", None, "Begin of text before every window: Gemma needs it.")
     flags.DEFINE_integer("examples", None, "The first so many of the task alone. Default: all.")
     flags.DEFINE_integer("max_length", None, "Tokens of an example of the task. Default: 128.")
     flags.DEFINE_integer("batch_size", None, "Default: 1 window, or 32 examples.")

@@ -46,6 +46,7 @@ class Perplexity:
       nats: sum of -log p over all predicted tokens.
       num_tokens: how many were predicted.
       num_windows, window, stride: how the text was cut, in tokens.
+      first_id: the token before every window, or None.
     """
 
     nats: float
@@ -53,6 +54,7 @@ class Perplexity:
     num_windows: int
     window: int
     stride: int
+    first_id: int | None = None
 
     @property
     def nats_per_token(self) -> float:
@@ -76,9 +78,10 @@ class Perplexity:
     def protocol(self) -> str:
         """How it was measured, in a line."""
         windows = "window" if self.num_windows == 1 else "windows"
+        first = "never the first of a window" if self.first_id is None else "behind a begin of text"
         return (
             f"{self.num_windows:,} {windows} of {self.window:,} tokens, stride {self.stride:,}, "
-            f"{self.num_tokens:,} tokens predicted (never the first of a window)"
+            f"{self.num_tokens:,} tokens predicted ({first})"
         )
 
 
@@ -122,6 +125,7 @@ def perplexity(
     window: int = 1024,
     stride: int | None = None,
     num_windows: int | None = None,
+    first_id: int | None = None,
     batch_size: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Perplexity:
@@ -139,6 +143,9 @@ def perplexity(
       window: tokens of a window, up to `model.config.max_positions`.
       stride: tokens from one window to the next; None = `window`.
       num_windows: the first so many windows alone; None = all.
+      first_id: a token put before every window, which then holds a token less of the text, all of
+        them predicted. Gemma needs its begin of text there; published figures of others are
+        without.
       batch_size: windows at a time; changes the figure by rounding alone.
       progress: called with (windows done, of, "").
 
@@ -162,24 +169,28 @@ def perplexity(
     Source: the protocol of GPTQ and SVD-LLM (arXiv:2210.17323, 2403.07378) for stride = window.
     """
     check_decoder(model, "perplexity needs")
-    stride = window if stride is None else stride
-    starts = _window_starts(model, ids, window, stride, num_windows)
+    begin = np.array([] if first_id is None else [first_id], np.int32)
+    width = window - len(begin)  # tokens of the text in a window
+    stride = width if stride is None else stride
+    starts = _window_starts(model, ids, (window, width), stride, num_windows)
+    check_vocabulary(model, begin)
     checks.check_value("batch_size", batch_size, checks.integer(1))
-    rows = np.asarray(ids, np.int32)[starts[:, None] + np.arange(window)]
-    # Of a window, its first token and those that the window before has predicted do not count.
-    seen = max(1, window - stride)
+    rows = np.asarray(ids, np.int32)[starts[:, None] + np.arange(width)]
+    rows = np.concatenate([np.tile(begin, (len(rows), 1)), rows], 1)
+    # Predicted tokens that do not count, as the window before has predicted them.
+    seen = max(0, width - stride - (1 - len(begin)))
     nats, num_tokens = 0.0, 0
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
         full = np.concatenate([batch, batch[:1].repeat(batch_size - len(batch), 0)])
         found = np.asarray(_token_scores(model, full, None).nats, np.float64)[: len(batch)]
         for number, row in enumerate(found, first):
-            row = row[0 if number == 0 else seen - 1 :]
+            row = row[seen if number else 0 :]
             check_finite(row, f"window {number}, counted from 0")
             nats, num_tokens = nats + float(row.sum()), num_tokens + row.size
         if progress is not None:
             progress(first + len(batch), len(rows), "")
-    return Perplexity(nats, num_tokens, len(rows), window, stride)
+    return Perplexity(nats, num_tokens, len(rows), window, stride, first_id)
 
 
 def speed(
@@ -269,8 +280,9 @@ def check_finite(nats: np.ndarray, where: str) -> None:
         )
 
 
-def _window_starts(model, ids, window, stride, num_windows) -> np.ndarray:
-    """First tokens of all windows, checked."""
+def _window_starts(model, ids, sizes: tuple[int, int], stride, num_windows) -> np.ndarray:
+    """First tokens of all windows, checked; sizes of a window and of the text in it."""
+    window, width = sizes
     checks.check_value("window", window, checks.integer(2))
     checks.check_value("stride", stride, checks.integer(1))
     checks.check_value("num_windows", num_windows, checks.integer(1) | checks.null())
@@ -280,13 +292,13 @@ def _window_starts(model, ids, window, stride, num_windows) -> np.ndarray:
         raise ValueError(
             f"ids has shape {ids.shape} and type {ids.dtype}; it must be (T,) integers."
         )
-    if len(ids) < window:
+    if len(ids) < width:
         raise ValueError(
             f"the text has {len(ids):,} tokens, fewer than one window={window:,}: give more text, "
             "or a smaller window."
         )
     check_vocabulary(model, ids)
-    return np.arange(0, len(ids) - window + 1, stride)[:num_windows]
+    return np.arange(0, len(ids) - width + 1, stride)[:num_windows]
 
 
 @jax.jit

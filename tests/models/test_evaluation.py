@@ -48,6 +48,20 @@ def test_overlapping_windows_predict_every_token_once(stride):
     np.testing.assert_allclose(found.nats, sum(expected), rtol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [None, 15, 6])
+def test_a_token_before_every_window(stride):
+    model = small_language.dense(DECODERS["llama"])
+    found = models.perplexity(model, TEXT, window=16, stride=stride, first_id=2, batch_size=4)
+    last, expected = 0, []
+    for start in range(0, len(TEXT) - 14, stride or 15):
+        row = plain_nats(model, np.array([2, *TEXT[start : start + 15]]))
+        expected += list(row[last - start :])
+        last = start + 15
+    assert found.num_tokens == len(expected) == last
+    np.testing.assert_allclose(found.nats, sum(expected), rtol=1e-5)
+    assert found.protocol.endswith("(behind a begin of text)")
+
+
 def test_a_large_stride_samples_the_text():
     model = small_language.dense(DECODERS["gpt2"])
     found = models.perplexity(model, TEXT, window=8, stride=32, num_windows=2)
@@ -123,6 +137,7 @@ def test_speed_makes_the_tokens_that_generate_makes():
         ({"window": 1}, "window=1 must be an integer of at least 2"),
         ({"stride": 0}, "stride=0 must be an integer of at least 1"),
         ({"num_windows": 0}, "num_windows=0 must be"),
+        ({"first_id": 50}, "this tokenizer does not fit"),
         ({"batch_size": 0}, "batch_size=0 must be"),
         (
             {"model": small.random_model(small.BERT)},
