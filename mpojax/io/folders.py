@@ -33,7 +33,7 @@ def load_pretrained(
     Of Hugging Face:
       BERT, ALBERT, DistilBERT, MobileBERT, ELECTRA, RoBERTa, XLM-RoBERTa, CamemBERT and MPNet:
         encoders, classifiers of sequences and of tokens, and question answering models.
-        Pre-training heads are left out, unless they are asked for.
+        Pre-training heads are left out, unless they are asked for. ModernBERT: the encoder alone.
       GPT-2 (GPT2LMHeadModel, GPT2Model), LLaMA 1 to 3, Mistral without a sliding window, Qwen2:
         a `models.LanguageModel`.
       T5 1.0 and 1.1 (T5ForConditionalGeneration, T5Model): a `models.EncoderDecoder`.

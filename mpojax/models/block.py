@@ -1,14 +1,16 @@
 """The layers of all models, and what they share; MobileBERT's have a bottleneck."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo, nn
 from mpojax.models.cache import Cache
-from mpojax.models.config import Config
+from mpojax.models.config import Config, LayerKind
 from mpojax.models.matrices import subtree
 from mpojax.nn import dropout, split_or_none
 
@@ -45,6 +47,17 @@ class Context:
         kind = self.kinds[layer]
         mask, rotary = jax.tree.map(lambda entries: entries[kind], (self.mask, self.rotary))
         return dataclasses.replace(self, mask=mask, rotary=rotary, kinds=None)
+
+
+def of_kinds(layers: Sequence[LayerKind], make: Callable[[LayerKind], tuple]) -> dict[str, Any]:
+    """{"mask", "rotary", "kinds"} of a `Context`; `make` gives the first two for a kind."""
+    kinds = list(dict.fromkeys(layers))
+    each = [make(kind) for kind in kinds]
+    if len(kinds) == 1:
+        return dict(zip(("mask", "rotary"), each[0], strict=True))
+    mask, rotary = jax.tree.map(lambda *entries: jnp.stack(entries), *each)
+    indices = jnp.asarray([kinds.index(kind) for kind in layers], jnp.int32)
+    return {"mask": mask, "rotary": rotary, "kinds": indices}
 
 
 def norm(config: Config, features: int | None = None) -> nnx.Module:
@@ -111,9 +124,12 @@ class Block(nnx.Module):
         experts: nn.ExpertSettings | None = None,
         cross_attention: bool = False,
         *,
+        input_norm: bool = True,
         rngs: nnx.Rngs,
     ):
-        """`shapes` by path inside the layer: attention/query, feed_forward/up, ..."""
+        """`shapes` by path inside the layer: attention/query, feed_forward/up, ...; `input_norm`:
+        attention has a norm of its own.
+        """
         self.dropout = config.dropout
         self.pre_norm, self.post_norm = config.pre_norm, config.post_norm
         self.parallel_residual = config.parallel_residual
@@ -123,7 +139,7 @@ class Block(nnx.Module):
             self.cross_attention = _attention(config, subtree(shapes, "cross_attention/"), rngs)
         self.feed_forward = _feed_forward(config, subtree(shapes, "feed_forward/"), rngs, experts)
         for part in ("attention", *["cross_attention"] * cross_attention, "feed_forward"):
-            if config.pre_norm or config.post_norm:
+            if (config.pre_norm or config.post_norm) and (input_norm or part != "attention"):
                 setattr(self, f"{part}_norm", norm(config))
             if config.output_norm:
                 setattr(self, f"{part}_output_norm", norm(config))
@@ -150,7 +166,7 @@ class Block(nnx.Module):
         """
         names = _PRE_NORM_KEYS if self.pre_norm else _POST_NORM_KEYS
         keys = dict(zip(names, split_or_none(dropout_key, len(names)), strict=True))
-        y = self._normed("attention", x)
+        y = self.normed("attention", x)
         keys_values = self.attention.keys_values(y, context.rotary)
         if cache is not None:
             cache, keys_values = cache.update(layer, keys_values)
@@ -164,7 +180,7 @@ class Block(nnx.Module):
         )
         before, x = x, self._added("attention", x, y, keys["attention_output"])
         if hasattr(self, "cross_attention"):
-            y = self._normed("cross_attention", x)
+            y = self.normed("cross_attention", x)
             if cache is None:
                 keys_values = self.cross_attention.keys_values(context.encoder_output)
             else:
@@ -176,7 +192,7 @@ class Block(nnx.Module):
                 dropout_key=keys["cross_attention"],
             )
             x = self._added("cross_attention", x, y, keys["cross_attention_output"])
-        y, statistics = self._normed("feed_forward", before if self.parallel_residual else x), None
+        y, statistics = self.normed("feed_forward", before if self.parallel_residual else x), None
         if self.has_experts:
             y, statistics = self.feed_forward(
                 y, context.tokens, keys["feed_forward"], keys["router"]
@@ -196,12 +212,13 @@ class Block(nnx.Module):
         if part is None or hasattr(self, f"{part}_output_norm") or is_first:
             return None
         if self.pre_norm:
-            return f"{part}_norm"
+            return f"{part}_norm" if hasattr(self, f"{part}_norm") else None
         return {"attention": "attention/query", "feed_forward": "feed_forward/up"}[part]
 
-    def _normed(self, part: str, x: jax.Array) -> jax.Array:
-        """Input of a part."""
-        return getattr(self, f"{part}_norm")(x) if self.pre_norm else x
+    def normed(self, part: str, x: jax.Array) -> jax.Array:
+        """What a part ("attention", "feed_forward", ...) reads of the residual stream."""
+        name = f"{part}_norm"
+        return getattr(self, name)(x) if self.pre_norm and hasattr(self, name) else x
 
     def _added(self, part: str, x: jax.Array, y: jax.Array, key) -> jax.Array:
         """The residual stream with the output `y` of a part."""

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from mpojax import mpo, nn
-from mpojax.models.block import Context
+from mpojax.models.block import Context, of_kinds
 from mpojax.models.cache import Cache
-from mpojax.models.config import DecoderConfig, LanguageModelConfig, LayerKind
+from mpojax.models.config import Config, DecoderConfig, LanguageModelConfig, LayerKind
 from mpojax.models.model import Embeddings, Model, check_ids, check_length, check_shape
 from mpojax.models.stack import StackOutput, TransformerStack
 from mpojax.nn import positions as positions_lib
@@ -240,19 +240,16 @@ def context_of(
         counted = jnp.cumsum(real.astype(jnp.int32), axis=1) - 1
         positions = jax.lax.dynamic_slice_in_dim(jnp.maximum(counted, 0), start, length, axis=1)
         tokens = jax.lax.dynamic_slice_in_dim(real, start, length, axis=1)
-    kinds, each, of_layers = list(dict.fromkeys(config.layer_kinds)), [], None
-    for kind in kinds:
+
+    def of_kind(kind: LayerKind):
         mask = causal_mask(queries, total, kind.window)
         mask = mask if real is None else jnp.logical_and(mask, real[:, None, None, :])
-        each.append((mask, _rotary(config, kind, positions, total)))
-    mask, rotary = each[0]
-    if len(kinds) > 1:
-        mask, rotary = jax.tree.map(lambda *entries: jnp.stack(entries), *each)
-        of_layers = jnp.asarray([kinds.index(kind) for kind in config.layer_kinds], jnp.int32)
-    return Context(mask, rotary=rotary, tokens=tokens, kinds=of_layers), positions
+        return mask, rotary_of(config, kind, positions, total)
+
+    return Context(**of_kinds(config.layer_kinds, of_kind), tokens=tokens), positions
 
 
-def _rotary(config: DecoderConfig, kind: LayerKind, positions, total: int) -> nn.Rotary | None:
+def rotary_of(config: Config, kind: LayerKind, positions, total: int) -> nn.Rotary | None:
     """Rotary positions of a kind of layers in texts of up to `total` positions."""
     if config.positions != "rotary":
         return None

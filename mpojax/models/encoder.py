@@ -9,8 +9,9 @@ from flax import nnx
 
 from mpojax import mpo, nn
 from mpojax.models import matrices
-from mpojax.models.block import Context
-from mpojax.models.config import EncoderConfig
+from mpojax.models.block import Context, of_kinds
+from mpojax.models.config import EncoderConfig, LayerKind
+from mpojax.models.decoder import rotary_of
 from mpojax.models.model import (
     Embeddings,
     Model,
@@ -140,7 +141,8 @@ def _outputs(layer, x, y, context):
 
 
 def _outputs_and_attention(layer, x, y, context):
-    return y, layer.attention.weights(x, context.mask, context.bias)
+    x = layer.normed("attention", x)
+    return y, layer.attention.weights(x, context.mask, context.bias, context.rotary)
 
 
 def self_attention_mask(
@@ -183,4 +185,21 @@ def _begin(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_
     if encoder.config.relative_buckets is not None:
         places = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
         bias = encoder.relative_bias(places, places).astype(x.dtype)
-    return x, Context(mask=self_attention_mask(attention_mask, segments), bias=bias)
+    mask = self_attention_mask(attention_mask, segments)
+    return x, Context(**_of_kinds(encoder.config, mask, positions, input_ids.shape[1]), bias=bias)
+
+
+def _of_kinds(config: EncoderConfig, mask, positions, length: int) -> dict:
+    """Mask, rotary positions and kinds of layers of a `Context`."""
+    indices = jnp.arange(length, dtype=jnp.int32)
+    positions = indices[None] if positions is None else positions
+
+    def of_kind(kind: LayerKind):
+        seen = jnp.ones((1, 1, 1, 1), bool) if mask is None and config.sliding_window else mask
+        if config.sliding_window:  # One shape for the layers with it and for those without.
+            reach = length if kind.window is None else kind.window
+            near = jnp.abs(indices[:, None] - indices[None]) <= reach
+            seen = jnp.logical_and(seen, near[None, None])
+        return seen, rotary_of(config, kind, positions, length)
+
+    return of_kinds(config.layer_kinds, of_kind)

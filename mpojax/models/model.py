@@ -65,7 +65,8 @@ class Embeddings(nnx.Module):
         self.word = table("word")
         self.position = table("position")
         self.token_type = table("token_type")
-        self.norm = norm(config, sizes["position"][1]) if config.embedding_norm else None
+        width = config.hidden_size if config.projection == "word" else sizes["word"][1]
+        self.norm = norm(config, width) if config.embedding_norm else None
         self.projection = (
             nn.linear(*sizes["projection"], shapes.get("projection"), **more)
             if "projection" in sizes

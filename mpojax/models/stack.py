@@ -158,7 +158,8 @@ def stack_ranges(
     def structure(layer: int):
         path = f"{spec.prefix}layers/{layer}/"
         parts = (subtree(entries, path) for entries in (shapes, adapters))
-        return (*parts, config.experts_of(f"{path}feed_forward"))
+        is_first = layer == 0 and config.first_reads_embeddings
+        return (*parts, config.experts_of(f"{path}feed_forward"), is_first)
 
     ranges: list[range] = []
     for first in range(0, spec.num_layers, size):
@@ -199,7 +200,8 @@ def _random_stack(config: Config, shapes, spec: StackSpec, layers: range, key) -
     def make(layer_key):
         rngs = nnx.Rngs(layer_key)
         if config.bottleneck_size is None:
-            layer = Block(config, relative, experts, spec.cross_attention, rngs=rngs)
+            more = {"input_norm": layers.start > 0 or not config.first_reads_embeddings}
+            layer = Block(config, relative, experts, spec.cross_attention, **more, rngs=rngs)
         else:
             layer = BottleneckBlock(config, relative, rngs=rngs)
         adapter_rngs = nnx.Rngs(jax.random.fold_in(layer_key, 1))

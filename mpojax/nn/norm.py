@@ -1,5 +1,7 @@
 """Layer and RMS norm, and what MobileBERT puts in their place, always computed in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,17 +12,18 @@ from mpojax.nn.functional import along_last, remat
 class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis."""
 
-    def __init__(self, features: int, eps: float, *, dtype: str = "float32"):
+    def __init__(self, features: int, eps: float, *, use_bias: bool = True, dtype: str = "float32"):
         """Starts as the plain normalisation: scale 1, bias 0. `dtype` is that of the result."""
         self.eps = eps
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (..., features); the statistics are float32 whatever the dtype of `x`."""
-        y = _layer_norm(x, along_last(self.scale[...], x), along_last(self.bias[...], x), self.eps)
-        return y.astype(self.dtype)
+        bias = along_last(self.bias[...], x) if hasattr(self, "bias") else jnp.float32(0.0)
+        return _layer_norm(x, along_last(self.scale[...], x), bias, self.eps).astype(self.dtype)
 
 
 @remat
@@ -71,4 +74,9 @@ def _rms_norm(x, scale, eps):
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * scale
 
 
-NORMS = {"layer_norm": LayerNorm, "no_norm": NoNorm, "rms_norm": RMSNorm}
+NORMS = {
+    "layer_norm": LayerNorm,
+    "layer_norm_without_bias": functools.partial(LayerNorm, use_bias=False),
+    "no_norm": NoNorm,
+    "rms_norm": RMSNorm,
+}

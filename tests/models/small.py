@@ -34,6 +34,20 @@ MOBILEBERT = models.EncoderConfig(
 ELECTRA = dataclasses.replace(BERT, embedding_size=8, pooler_activation="gelu", token_types=3)
 ROBERTA = dataclasses.replace(BERT, pad_id=1, position_offset=2, token_types=1)
 MPNET = dataclasses.replace(ROBERTA, relative_buckets=32, token_types=0)
+_NO_BIASES = dict.fromkeys(("attention_bias", "attention_out_bias", "feed_forward_bias"), False)
+MODERNBERT = dataclasses.replace(
+    BERT,
+    **_NO_BIASES,
+    positions="rotary",
+    sliding_window=2,
+    full_attention_layers=(0,),
+    local_rotary_base=100.0,
+    pre_norm=True,
+    gated=True,
+    norm="layer_norm_without_bias",
+    token_types=0,
+    dropout=0.0,
+)
 KINDS = {
     "bert": BERT,
     "albert": ALBERT,
@@ -42,6 +56,7 @@ KINDS = {
     "electra": ELECTRA,
     "roberta": ROBERTA,
     "mpnet": MPNET,
+    "modernbert": MODERNBERT,
 }
 
 

@@ -90,6 +90,21 @@ FAMILIES = {
     "xlm-roberta": Family("XLMRoberta", {**_BERT, **_PADDED}),
     "camembert": Family("Camembert", {**_BERT, **_PADDED}),
     "mpnet": Family("MPNet", {**_BERT, **_PADDED}, token_types=False),
+    "modernbert": Family(
+        "ModernBert",
+        {
+            **_BERT,
+            "num_hidden_layers": 4,
+            "local_attention": 4,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
+        token_types=False,
+        scale=0.2,
+    ),
     "mobilebert": Family("MobileBert", _MOBILE, scale=0.15),
     "mobilebert bottleneck attention": Family(
         "MobileBert",

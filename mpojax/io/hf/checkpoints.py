@@ -19,13 +19,14 @@ from mpojax.io.hf.gpt_neox import GPT_NEOX, OPT
 from mpojax.io.hf.llama import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
 from mpojax.io.hf.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from mpojax.io.hf.mobilebert import MOBILEBERT
+from mpojax.io.hf.modernbert import MODERNBERT
 from mpojax.io.hf.roberta import CAMEMBERT, MPNET, ROBERTA, XLM_ROBERTA
 from mpojax.io.hf.t5 import T5
 from mpojax.io.weights import check_depth
 
 _ENCODERS = (
     *(BERT, ALBERT, DISTILBERT, MOBILEBERT, ELECTRA),
-    *(ROBERTA, XLM_ROBERTA, CAMEMBERT, MPNET),
+    *(ROBERTA, XLM_ROBERTA, CAMEMBERT, MPNET, MODERNBERT),
 )
 _DECODERS = (
     *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3),

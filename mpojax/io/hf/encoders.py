@@ -100,7 +100,7 @@ class EncoderFamily(Family):
         """Also a head that the type does not have, and another activation of the pooler."""
         wrong = super().misfits_of(config)
         if self.head_of(config) not in self.classes:
-            wrong.append(f"masked_lm={config.masked_lm}")
+            wrong.append(f"masked_lm={config.masked_lm}" if config.masked_lm else f"{config.head=}")
         activation = self.fixed.get("pooler_activation", "tanh")
         if config.pooling == "pooler" and config.pooler_activation != activation:
             wrong.append(f"pooler_activation={config.pooler_activation!r}")

@@ -6,13 +6,12 @@ from typing import Any
 
 from mpojax import checks, patterns
 from mpojax.checks import anything, number, sequence, text
-from mpojax.models.config.base import COMPUTE_DTYPES, TABLES, Config, StackSpec
+from mpojax.models.config.base import COMPUTE_DTYPES, TABLES, Config, LayerKind, StackSpec
 from mpojax.models.config.encoder import HEADS, EncoderConfig
 from mpojax.models.config.language import (
     DecoderConfig,
     EncoderDecoderConfig,
     LanguageModelConfig,
-    LayerKind,
 )
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from mpojax import checks
 from mpojax.checks import anything, field, flag, integer, number, one_of, sequence, text
-from mpojax.nn import ACTIVATIONS, NORMS, ROLES, AdapterSettings, ExpertSettings
+from mpojax.nn import ACTIVATIONS, NORMS, ROLES, AdapterSettings, ExpertSettings, RopeScaling
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Matrices that are looked up by row; all others are multiplied with.
@@ -48,6 +48,19 @@ class StackSpec(NamedTuple):
     num_layers: int
     causal: bool
     cross_attention: bool = False
+
+
+class LayerKind(NamedTuple):
+    """What layers of one stack may differ in without being scanned apart.
+
+    Attributes:
+      window: positions that attention looks back at, the own one included; None for all.
+      rotary_base, rotary_scaling: see `DecoderConfig`; a base of None for no rotary positions.
+    """
+
+    window: int | None
+    rotary_base: float | None
+    rotary_scaling: RopeScaling | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +125,10 @@ class Config:
     masked_lm = False
     bottleneck_size, num_feed_forwards = None, 1
     relative_buckets = None
+    # Positions and windows of attention, see `DecoderConfig`.
+    positions, rotary_base, rotary_scaling, rotary_fraction = "learned", 10_000.0, None, 1.0
+    sliding_window = local_rotary_base = None
+    full_attention_layers = no_rope_layers = ()
     # Layers have parameters of their own, and no head is on them, see `EncoderConfig`.
     layer_groups = None
     shared_roles = ROLES
@@ -210,6 +227,25 @@ class Config:
         return not (self.pre_norm or self.output_norm)
 
     @property
+    def rotary_size(self) -> int:
+        """Entries of a head that are rotated."""
+        return int(self.head_size * self.rotary_fraction)
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """What each layer sees of a text."""
+        return tuple(self._layer_kind(layer) for layer in range(self.num_layers))
+
+    def _layer_kind(self, layer: int) -> LayerKind:
+        has_window = self.sliding_window is not None and layer not in self.full_attention_layers
+        window = self.sliding_window if has_window else None
+        if self.positions != "rotary" or layer in self.no_rope_layers:
+            return LayerKind(window, None, None)
+        if has_window and self.local_rotary_base is not None:
+            return LayerKind(window, self.local_rotary_base, None)
+        return LayerKind(window, self.rotary_base, self.rotary_scaling)
+
+    @property
     def embedding_norm(self) -> bool:
         """True if embeddings are normalised."""
         return self.post_norm
@@ -218,6 +254,11 @@ class Config:
     def embedding_dropout(self) -> float:
         """Rate on embeddings."""
         return self.dropout
+
+    @property
+    def first_reads_embeddings(self) -> bool:
+        """True if attention of the first layer reads embeddings that are normalised already."""
+        return self.pre_norm and self.embedding_norm
 
     @property
     def block_size(self) -> int:

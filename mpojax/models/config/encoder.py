@@ -3,7 +3,7 @@
 import dataclasses
 
 from mpojax import checks
-from mpojax.checks import field, flag, integer, null, one_of, sequence
+from mpojax.checks import field, flag, integer, null, number, one_of, sequence
 from mpojax.models.config.base import COUNT, NORM, RATE, SIZE, TOKEN, Config, StackSpec
 from mpojax.nn import ROLES
 
@@ -13,12 +13,20 @@ HEADS = ("classifier", "span", "tokens")
 
 @checks.settings()
 class EncoderConfig(Config):
-    """A post-norm encoder; the defaults are BERT. See `Config` for what all models share.
+    """An encoder; the defaults are BERT. See `Config` for what all models share.
 
     Attributes:
       max_positions: the longest sequence.
       position_offset: rows of the position table before that of the first token; RoBERTa has
         pad_id + 1, and positions that are counted over the ids other than `pad_id`.
+      positions: "learned" (a table added to the word rows) or "rotary" (ModernBERT).
+      rotary_base: of the wave lengths of rotary positions.
+      sliding_window: positions that attention reaches to either side; None for all.
+      full_attention_layers: layers without the window.
+      local_rotary_base: `rotary_base` of the layers with the window; None: they are as the others.
+      pre_norm: x + f(norm(x)) instead of norm(x + f(x)).
+      gated: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
+      attention_bias, attention_out_bias, feed_forward_bias: which maps have biases.
       relative_buckets: rows of a table of biases by distance, which are added to the scores of all
         layers (MPNet); None for none.
       relative_distance: from which on all distances are one bucket.
@@ -57,6 +65,16 @@ class EncoderConfig(Config):
 
     max_positions: int = field(SIZE, 512)
     position_offset: int = field(TOKEN, 0)
+    positions: str = field(one_of("learned", "rotary"), "learned")
+    rotary_base: float = field(number(above=0.0), 10_000.0)
+    sliding_window: int | None = field(SIZE, None)
+    full_attention_layers: tuple[int, ...] = field(sequence(integer(0)), ())
+    local_rotary_base: float | None = field(number(above=0.0), None)
+    pre_norm: bool = field(flag(), False)
+    gated: bool = field(flag(), False)
+    attention_bias: bool = field(flag(), True)
+    attention_out_bias: bool = field(flag(), True)
+    feed_forward_bias: bool = field(flag(), True)
     relative_buckets: int | None = field(SIZE | null(), None)
     relative_distance: int = field(SIZE, 128)
     token_types: int = field(integer(0, 2**31 - 1), 2)
@@ -79,7 +97,7 @@ class EncoderConfig(Config):
     num_feed_forwards: int = field(COUNT, 1)
 
     kind = "encoder"
-    pre_norm = False
+    embedding_norm = True
 
     def __post_init__(self):
         if self.attention_size % self.num_heads:
@@ -121,7 +139,9 @@ class EncoderConfig(Config):
         hidden, width = self.hidden_size, self.embedding_size or self.hidden_size
         other_width = hidden if self.projection == "word" else width
         positions = self.position_offset + self.max_positions
-        sizes = {"word": (self.vocab_size, width), "position": (positions, other_width)}
+        sizes = {"word": (self.vocab_size, width)}
+        if self.positions == "learned":
+            sizes["position"] = (positions, other_width)
         if self.token_types:
             sizes["token_type"] = (self.token_types, other_width)
         if self.embedding_size is not None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from mpojax import checks
 from mpojax.checks import anything, field, flag, integer, null, number, one_of, sequence
@@ -87,19 +86,6 @@ class LanguageModelConfig(Config):
 
 
 DECODER_HEADS = ("lm", "classifier", "tokens", "none")
-
-
-class LayerKind(NamedTuple):
-    """What layers of one decoder may differ in without being scanned apart.
-
-    Attributes:
-      window: positions that attention looks back at, the own one included; None for all.
-      rotary_base, rotary_scaling: see `DecoderConfig`; a base of None for no rotary positions.
-    """
-
-    window: int | None
-    rotary_base: float | None
-    rotary_scaling: RopeScaling | None
 
 
 @checks.settings()
@@ -207,25 +193,6 @@ class DecoderConfig(LanguageModelConfig):
     @property
     def stacks(self) -> tuple[StackSpec, ...]:
         return (StackSpec("", self.num_layers, causal=True),)
-
-    @property
-    def rotary_size(self) -> int:
-        """Entries of a head that are rotated."""
-        return int(self.head_size * self.rotary_fraction)
-
-    @property
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """What each layer sees of a text."""
-        return tuple(self._layer_kind(layer) for layer in range(self.num_layers))
-
-    def _layer_kind(self, layer: int) -> LayerKind:
-        has_window = self.sliding_window is not None and layer not in self.full_attention_layers
-        window = self.sliding_window if has_window else None
-        if self.positions != "rotary" or layer in self.no_rope_layers:
-            return LayerKind(window, None, None)
-        if has_window and self.local_rotary_base is not None:
-            return LayerKind(window, self.local_rotary_base, None)
-        return LayerKind(window, self.rotary_base, self.rotary_scaling)
 
     def _check_rotary(self):
         self._set(rotary_scaling=RopeScaling.of(self.rotary_scaling))
