@@ -34,8 +34,9 @@ def load_pretrained(
       BERT, ALBERT, DistilBERT, MobileBERT, ELECTRA, RoBERTa, XLM-RoBERTa, CamemBERT and MPNet:
         encoders, classifiers of sequences and of tokens, and question answering models.
         Pre-training heads are left out, unless they are asked for. ModernBERT: the encoder alone.
-      GPT-2 (GPT2LMHeadModel, GPT2Model), LLaMA 1 to 3, Mistral without a sliding window, Qwen2:
-        a `models.LanguageModel`.
+      GPT-2, LLaMA 1 to 3, Mistral, Qwen2 and 3, SmolLM3, Gemma 2 and 3 (text), Phi-3 and 4, OLMo-2,
+        GPT-NeoX and Pythia, OPT; with experts Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE: a
+        `models.LanguageModel`.
       T5 1.0 and 1.1 (T5ForConditionalGeneration, T5Model): a `models.EncoderDecoder`.
     GGUF: architecture "llama", any quantisation that the package gguf can undo; its tokenizer is
       `io.gguf_tokenizer(path)`.

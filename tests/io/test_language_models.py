@@ -206,6 +206,14 @@ def test_unknown_model_types_name_all_that_are_known():
         _import({"model_type": "gptj"}, {})
 
 
+def test_models_of_images_and_text_name_their_text_model():
+    content = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+    with pytest.raises(
+        ValueError, match=r"'gemma3', of images and text.*transformers.Gemma3ForCau"
+    ):
+        _import(content, {})
+
+
 def test_token_ids(caplog):
     """A list stays one, an id outside the vocabulary is none; both are written as they came."""
     content, tensors = helpers.checkpoint(helpers.LLAMA)

@@ -97,6 +97,7 @@ def family_of(content: Mapping, source: str) -> Family:
       ValueError: a model type or a class that is not supported, or quantised weights.
     """
     model_type = content.get("model_type", "bert")
+    _check_not_of_several(content, source)
     if model_type not in FAMILIES:
         raise ValueError(
             f"{source} has model_type {checks.shortened(model_type)}, which is not supported; "
@@ -111,6 +112,19 @@ def family_of(content: Mapping, source: str) -> Family:
             f"are {', '.join(family.class_names)}{_nearest(classes[0], family.class_names)}."
         )
     return family
+
+
+def _check_not_of_several(content: Mapping, source: str) -> None:
+    """Raises ValueError for images and text together, whose text model alone is supported."""
+    part = content.get("text_config")
+    part = part.get("model_type") if isinstance(part, Mapping) else None
+    if part in FAMILIES and content.get("model_type") not in FAMILIES:
+        name = FAMILIES[part].classes["lm"]
+        raise ValueError(
+            f"{source} has model_type {checks.shortened(content.get('model_type'))}, of images and "
+            f"text; supported is its text model, {part}: transformers.{name}.from_pretrained("
+            f"{source!r}).save_pretrained(folder) makes a folder of that alone."
+        )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

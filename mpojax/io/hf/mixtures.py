@@ -7,7 +7,7 @@ from mpojax import models
 from mpojax.checks import flag, integer, null, sequence
 from mpojax.io.hf import llama
 from mpojax.io.hf.family import Joint, extra, key, keys, only, token
-from mpojax.io.hf.language_models import LanguageFamily
+from mpojax.io.hf.language_models import LanguageFamily, classes
 from mpojax.io.hf.layer_kinds import rope, windows
 from mpojax.io.hf.llama import LLAMA, QWEN2, QWEN3
 from mpojax.io.hf.names import Marks, Module, linear
@@ -169,7 +169,7 @@ MIXTRAL = _mixture(
     _OF_MIXTRAL,
     {},
     model_type="mixtral",
-    classes={"lm": "MixtralForCausalLM", "none": "MixtralModel"},
+    classes=classes("Mixtral"),
     keys={
         **llama.MISTRAL.keys,
         **keys(
@@ -191,7 +191,7 @@ QWEN2_MOE = _mixture(
     _OF_QWEN,
     {**_DENSE, **_SHARED},
     model_type="qwen2_moe",
-    classes={"lm": "Qwen2MoeForCausalLM", "none": "Qwen2MoeModel"},
+    classes=classes("Qwen2Moe"),
     keys={
         **QWEN2.keys,
         **_SOME_LAYERS,
@@ -228,7 +228,7 @@ QWEN3_MOE = _mixture(
     _OF_QWEN,
     _DENSE,
     model_type="qwen3_moe",
-    classes={"lm": "Qwen3MoeForCausalLM", "none": "Qwen3MoeModel"},
+    classes=classes("Qwen3Moe"),
     keys={
         **{n: entry for n, entry in QWEN3.keys.items() if n != "layer_types"},
         **_SOME_LAYERS,
@@ -263,7 +263,7 @@ OLMOE = _mixture(
     _OF_QWEN,
     llama.QK_NORMS,
     model_type="olmoe",
-    classes={"lm": "OlmoeForCausalLM", "none": "OlmoeModel"},
+    classes=classes("Olmoe", "lm", "none"),
     keys={
         **llama.KEYS,
         **keys(
