@@ -64,6 +64,8 @@ def get_config() -> ml_collections.ConfigDict:
         "speed_rounds": 3,
     }
     shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
+    # Of a decoder: a greedy continuation by the dense model and the best of each size.
+    config.sample = {"prompt": "The moon is", "new_tokens": 24}
     low_rank = {"form": "low_rank"}
     config.variants = {
         "mpo": {

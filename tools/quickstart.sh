@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # The demo from nothing: environment, installs, the quickstart experiment.
-#   bash tools/quickstart.sh           about ten minutes on two cores after the installs
-#   bash tools/quickstart.sh smoke     the same in two to three minutes
-# VENV (default .venv) and WORKDIR (default runs/quickstart) choose the folders.
+#   bash tools/quickstart.sh                 a decoder: SmolLM2-135M to 80 and 60 % of its layers
+#   bash tools/quickstart.sh encoder         an encoder, fine-tuned: all-MiniLM-L6-v2 to 75 %
+#   bash tools/quickstart.sh [encoder] smoke the same in a minute or two
+# VENV (default .venv) and WORKDIR (default runs/quickstart...) choose the folders.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/environment.sh
 
-size=${1:-full}
-workdir=${WORKDIR:-runs/quickstart$([ "$size" = full ] || echo "-$size")}
+name=quickstart size=full
+for word in "$@"; do
+  case $word in
+    encoder) name=quickstart_encoder ;;
+    smoke | full) size=$word ;;
+    *) echo "error: $word is none of encoder, smoke" >&2 && exit 2 ;;
+  esac
+done
+workdir=${WORKDIR:-runs/$name$([ "$size" = full ] || echo "-$size")}
 make_environment "${VENV:-.venv}" demo
-exec "$PY" -m experiments.compress --config="configs/quickstart.py:$size" --workdir="$workdir"
+exec "$PY" -m experiments.compress --config="configs/$name.py:$size" --workdir="$workdir"

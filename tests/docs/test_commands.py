@@ -81,11 +81,12 @@ def test_every_command_is_known():
 
 
 @pytest.mark.slow
-def test_the_demo(minilm_dir, tmp_path):
-    """What tools/quickstart.sh smoke runs once the environment is made."""
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_encoder"])
+def test_the_demo(minilm_dir, tmp_path, name):
+    """What tools/quickstart.sh [encoder] smoke runs once the environment is made."""
     script = (pages.ROOT / "tools/quickstart.sh").read_text(encoding="utf-8")
-    assert '-m experiments.compress --config="configs/quickstart.py:$size"' in script
-    options = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'demo'}"]
+    assert '-m experiments.compress --config="configs/$name.py:$size"' in script
+    options = [f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path / 'demo'}"]
     run = subprocess.run(
         [sys.executable, "-m", "experiments.compress", *options],
         cwd=pages.ROOT,

@@ -215,12 +215,12 @@ def test_every_value_of_every_config_is_allowed():
 
 
 def test_every_field_with_bounds_is_one_of_some_config():
-    from configs import compress, quickstart
+    from configs import compress, quickstart_encoder
     from configs.mpobert import multitask, pretraining
     from configs.mpoe import base as mpoe
     from configs.opdf import base as opdf
     from configs.pet_search import base as pet_search
 
-    modules = (compress, quickstart, multitask, pretraining, mpoe, opdf, pet_search)
+    modules = (compress, quickstart_encoder, multitask, pretraining, mpoe, opdf, pet_search)
     known = {name for module in modules for name, _ in config_fields.leaves(module.get_config())}
     assert set(options.FIELDS) <= known

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import compress as compress_config
-from configs import quickstart
+from configs import quickstart_encoder as quickstart
 from experiments import compress, sources, sweep
 from experiments.render import comparison
 from mpojax import compression, io, models, tables, training

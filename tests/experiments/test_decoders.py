@@ -37,7 +37,7 @@ def config(model):
     config.compare = ("best,svd",)
     config.calibration.update(texts=str(model.parent / "text.txt"), windows=6, length=12)
     config.evaluation.update(texts=config.calibration.texts, window=12, num_windows=3)
-    config.evaluation.speed_rounds = 0
+    config.evaluation.speed_rounds, config.sample.prompt = 0, "good film"
     return config
 
 
