@@ -30,6 +30,7 @@ _READ_BY = {
     "search.budget": "pet_search",
     "teacher": "distillation",
     "scoring_checkpoint": "opf",
+    "healing": "healing",
 }
 
 

@@ -27,6 +27,7 @@ METHODS = {
     "pet_search": "mpojax.methods.pet.method:PETSearch",
     "distillation": "mpojax.methods.opdf.method:Distillation",
     "opf": "mpojax.methods.opf.method:OPF",
+    "healing": "mpojax.methods.healing.method:Healing",
 }
 
 
@@ -139,13 +140,19 @@ class Setup:
           state, optimizer: see `training.fit`.
           folder: of metrics and checkpoints; a run there resumes.
           more: arguments of `training.fit` to replace: `loss_fn`, `data`, `steps`, `precompute`;
-            `hooks` and `label` of this training.
+            `hooks` and `label` of this training; `unsaved` parts of its model, see
+            `training.Checkpoint`.
         """
         arguments = self.fit_arguments(state, **more)
         return training.fit(state, optimizer=optimizer, folder=folder, **arguments)
 
     def fit_arguments(
-        self, state: training.TrainState, label: str = "", hooks: Sequence = (), **more: Any
+        self,
+        state: training.TrainState,
+        label: str = "",
+        hooks: Sequence = (),
+        unsaved: Sequence[str] = (),
+        **more: Any,
     ) -> dict[str, Any]:
         """Arguments of `training.fit`, and so of `training.dry_run`, that the config gives."""
         own, model = self.options.training, state.model()
@@ -159,7 +166,7 @@ class Setup:
                 training.Progress(label or self.label),
                 *hooks,
                 *self.task.hooks(self, model),
-                training.Checkpoint(every=own.checkpoint_every, at_end=False),
+                training.Checkpoint(own.checkpoint_every, at_end=False, unsaved=unsaved),
                 training.StopOnSignal(),
             ],
             "log_every": own.log_every,

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -29,11 +29,15 @@ class Checkpoints:
     Args:
       folder: made if absent; any path (it is made absolute, which Orbax needs).
       keep_last: how many of the latest steps are kept.
+      unsaved: parts of the model whose frozen arrays are not saved, see `TrainState.arrays`: the
+        state that is restored into has them, such as the teacher of a student.
     """
 
-    def __init__(self, folder: str | pathlib.Path, keep_last: int = 1):
+    def __init__(
+        self, folder: str | pathlib.Path, keep_last: int = 1, unsaved: Collection[str] = ()
+    ):
         checks.check_value("keep_last", keep_last, checks.integer(1))
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder, self.unsaved = pathlib.Path(folder).absolute(), unsaved
         self._intact: set[int] = set()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep_last),
@@ -65,7 +69,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state.arrays()), extra=ocp.args.JsonSave(dict(extra or {}))
+            state=ocp.args.StandardSave(state.arrays(self.unsaved)),
+            extra=ocp.args.JsonSave(dict(extra or {})),
         )
         self._guarded(lambda: self._manager.save(step, args=arguments, force=True))
 
@@ -153,7 +158,7 @@ class Checkpoints:
         step = self._known(step)
         if shardings is None:
             shardings = jax.tree.map(lambda x: x.sharding, state)
-        wanted = sharding_lib.abstract(state, shardings).arrays()
+        wanted = sharding_lib.abstract(state, shardings).arrays(self.unsaved)
         with self._reading(step):
             saved = self._manager.item_metadata(step)["state"]
         self._check(state_lib.flatten(getattr(saved, "tree", saved)), wanted, step)

@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -180,18 +180,25 @@ class Checkpoint(Hook):
     Where the files of the latest are damaged, the one before; see `Checkpoints.recover`.
 
     With `at_end=False` the last state is not saved: for runs that keep their result otherwise.
+    Parts of the model in `unsaved` are not saved while they are frozen, see `Checkpoints`.
     """
 
     name, order = "checkpoint", 90
 
-    def __init__(self, every: int = 0, keep_last: int = 1, at_end: bool = True):
+    def __init__(
+        self,
+        every: int = 0,
+        keep_last: int = 1,
+        at_end: bool = True,
+        unsaved: Collection[str] = (),
+    ):
         checks.check({"every": every}, {"every": checks.integer(0)}, "Checkpoint")
-        self.every, self.keep_last, self.at_end = every, keep_last, at_end
+        self.every, self.keep_last, self.at_end, self.unsaved = every, keep_last, at_end, unsaved
         self._checkpoints: checkpoints_lib.Checkpoints | None = None
 
     def restore(self, loop: "Loop") -> None:
         folder = loop.need_folder("Checkpoint") / "checkpoints"
-        self._checkpoints = checkpoints_lib.Checkpoints(folder, self.keep_last)
+        self._checkpoints = checkpoints_lib.Checkpoints(folder, self.keep_last, self.unsaved)
         if self._checkpoints.recover() is None:
             return
         saved = self._checkpoints.extra()

@@ -5,7 +5,7 @@ The position in the data is the step itself, because batches are a pure function
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -120,24 +120,29 @@ class TrainState:
             optimizer_state = fresh.optimizer
         return dataclasses.replace(fresh, step=self.step, key=self.key, optimizer=optimizer_state)
 
-    def arrays(self) -> dict:
-        """The state as nested dicts of arrays alone: what a checkpoint holds."""
+    def arrays(self, unsaved: Collection[str] = ()) -> dict:
+        """The state as nested dicts of arrays alone: what a checkpoint holds.
+
+        Args:
+          unsaved: parts of the model (first names of paths) whose frozen arrays are left out.
+        """
         return {
             "step": self.step,
             "key": self.key,
             "trainable": self.trainable,
-            "frozen": self.frozen,
+            "frozen": {name: part for name, part in self.frozen.items() if name not in unsaved},
             "optimizer": nest(flatten(self.optimizer)),
         }
 
     def with_arrays(self, arrays: Mapping) -> "TrainState":
-        """Inverse of `arrays`, for a state of the same structure."""
+        """Inverse of `arrays`, for a state of the same structure; what was left out stays."""
         leaves = flatten(arrays["optimizer"])
         names = flatten(self.optimizer)
         treedef = jax.tree.structure(self.optimizer)
         optimizer = jax.tree.unflatten(treedef, [leaves[name] for name in names])
-        rest = {name: arrays[name] for name in ("step", "key", "trainable", "frozen")}
-        return dataclasses.replace(self, optimizer=optimizer, **rest)
+        rest = {name: arrays[name] for name in ("step", "key", "trainable")}
+        frozen = {**self.frozen, **arrays["frozen"]}
+        return dataclasses.replace(self, optimizer=optimizer, frozen=frozen, **rest)
 
 
 def _size(tree: Any) -> str:

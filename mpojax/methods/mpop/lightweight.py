@@ -20,13 +20,19 @@ def _head(path: tuple, variable: Any) -> bool:
     return any(str(part) == "head" for part in path)
 
 
+def _norm(path: tuple, variable: Any) -> bool:
+    """A norm's scale or bias: `.../attention_norm/scale`, `norm/bias`."""
+    return str(path[-2]).endswith("norm") if len(path) > 1 else False
+
+
 def lightweight_filter() -> nnx.filterlib.Filter:
     """The paper's rule: every parameter but the central cores, and no dense token embedding."""
     return nnx.All(nnx.Param, nnx.Not(nn.CentralCore), nnx.Not(_word_table))
 
 
+_CORES = nnx.Any(nn.CentralCore, nn.AuxiliaryCore)
 # What a config's `trainable` may name, besides `last_1`, `last_2`, ...: the last layers of a model,
-# its embeddings, pooler and head (table 5 of the paper).
+# its embeddings, pooler and head (table 5 of the paper). "cores" are auxiliary and central ones.
 FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
     "all": lambda: nnx.Param,
     "lightweight": lightweight_filter,
@@ -35,6 +41,8 @@ FILTERS: dict[str, Callable[[], nnx.filterlib.Filter]] = {
     "auxiliary": lambda: nn.AuxiliaryCore,
     "auxiliary_and_head": lambda: nnx.Any(nn.AuxiliaryCore, _head),
     "head": lambda: _head,
+    "cores": lambda: _CORES,
+    "cores_and_norms": lambda: nnx.Any(_CORES, _norm),
 }
 # Adapters of every kind, and the head: the filter needs the model.
 ADAPTERS = "adapters"

@@ -20,7 +20,7 @@ class Pair(nnx.Module):
     neither gradients nor optimizer state, and a checkpoint holds them.
 
     Attributes:
-      student, teacher: text classifiers of equal outputs.
+      student, teacher: text classifiers, or decoders, of equal outputs.
       targets: {name: constant arrays}, or empty.
       chains: the student before its matrices were rebuilt for a step, else None.
     """
@@ -56,6 +56,9 @@ class Pair(nnx.Module):
 
     def __call__(self, *args, **more) -> jax.Array:
         return self.student(*args, **more)
+
+    def forward(self, *args, **more) -> Any:
+        return self.student.forward(*args, **more)
 
 
 def of_student(path: tuple, variable: Any) -> bool:
