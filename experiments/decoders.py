@@ -166,6 +166,7 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
     """The record of one method at one size; saves the model."""
     method = compression.METHODS[name]
     start = time.perf_counter()
+    partial = job.folder / "compression" / f"{variant}.partial.safetensors"
     with progress_lib.progress(f"{method.label} at {_text(budget)} %") as advance:
         if job.calibration is None:
             job.calibration = _calibrated(job, advance)
@@ -176,9 +177,11 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
             method=name,
             calibration=job.calibration,
             batches=job.batches if method.layerwise else None,
+            resume=partial,
             progress=advance,
         )
     seconds = time.perf_counter() - start
+    partial.unlink(missing_ok=True)
     report.to_csv(job.folder / "compression" / f"{variant}.csv")
     report.plot(job.folder / "plots" / f"{variant}_layers.png")
     target = job.folder / "models" / variant

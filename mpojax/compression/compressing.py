@@ -1,5 +1,6 @@
 """Compression of a model by rules: its dense matrices become chains."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def compress(
     method: str | None = None,
     calibration: Calibration | Sequence[Any] | np.ndarray | None = None,
     batches: Sequence[Any] | None = None,
+    resume: str | os.PathLike | None = None,
     allocation: str = "error",
     keep_dense: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
@@ -68,6 +70,8 @@ def compress(
         or for a method that needs no batches.
       batches: texts for method "best" beside a calibration with curvature, which is then not
         measured again.
+      resume: file of method "best" that keeps finished layers: a call that was interrupted goes on
+        from there, to the same result.
       allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
         the root of its number of entries. "first_order": by how much it changes the loss to first
         order, from a calibration with a loss.
@@ -122,7 +126,9 @@ def compress(
     """
     matrices = matrices_of(model)
     if method is not None or not isinstance(calibration, Calibration | None):
-        return _by_method(matrices, rules, budget, method, calibration, batches or (), progress)
+        return _by_method(
+            matrices, rules, budget, method, calibration, batches or (), resume, progress
+        )
     dense_total = matrices.num_dense_parameters
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
     check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
@@ -144,7 +150,7 @@ def compress(
     return compressed, report
 
 
-def _by_method(matrices: Matrices, rules, budget, method, calibration, batches, progress):
+def _by_method(matrices: Matrices, rules, budget, method, calibration, batches, resume, progress):
     """The compressed model and the report, of a method of `mpojax.compression.low_rank`."""
     if method is None:
         method = "pivoted" if layerwise.refusal(matrices.model) else "best"
@@ -162,7 +168,7 @@ def _by_method(matrices: Matrices, rules, budget, method, calibration, batches, 
         some = some_batches(batches) if curvature else batches
         calibration = calibrate(matrices.model, some, curvature=curvature)
     low_rank.check(method, matrices, paths, calibration, batches)
-    given = (paths, parameter_budget, method, calibration, batches, progress)
+    given = (paths, parameter_budget, method, calibration, batches, resume, progress)
     result, rows = low_rank.approximations(matrices, *given)
     compressed = matrices.with_chains(result.chains, result.dense)
     report = CompressionReport(

@@ -13,14 +13,19 @@ matrices gave is kept and not computed again.
 
 import dataclasses
 import functools
+import hashlib
+import json
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import nnx
 
-from mpojax import models, mpo, nn
+from mpojax import files, models, mpo, nn
 
 # A ridge for targets, relative to the mean square of an input: few tokens, or none in a direction,
 # then leave the weights there as they are.
@@ -40,6 +45,42 @@ class Layerwise:
     chains: dict[str, tuple[mpo.MPOShape, tuple[np.ndarray, ...]]]
     dense: dict[str, np.ndarray]
     stream_error: list[float]
+
+    def matrix(self, path: str) -> np.ndarray | None:
+        """What stands for a matrix, as a dense one; None where nothing has been made yet."""
+        if path in self.chains:
+            shape, cores = self.chains[path]
+            return mpo.to_matrix(cores, shape)
+        return self.dense.get(path)
+
+    def save(self, path: str | os.PathLike, fingerprint: str) -> None:
+        """Writes all matrices into one safetensors file, in one step."""
+        tensors = {f"{name}//dense": w for name, w in self.dense.items()}
+        for name, (_, cores) in self.chains.items():
+            tensors |= {f"{name}//{k}": core for k, core in enumerate(cores)}
+        shapes = {name: shape.to_dict() for name, (shape, _) in self.chains.items()}
+        metadata = {"fingerprint": fingerprint, "shapes": json.dumps(shapes)}
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        files.write_atomic(path, safetensors.numpy.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, fingerprint: str) -> "Layerwise":
+        """What a file holds; nothing where there is none, or one of other arguments."""
+        found = cls({}, {}, [])
+        if not pathlib.Path(path).is_file():
+            return found
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata()
+            if metadata["fingerprint"] != fingerprint:
+                return found
+            for name, fields in json.loads(metadata["shapes"]).items():
+                shape = mpo.MPOShape.from_dict(fields)
+                cores = (file.get_tensor(f"{name}//{k}") for k in range(shape.num_arrays))
+                found.chains[name] = shape, tuple(cores)
+            for name in file.keys():  # noqa: SIM118
+                if name.endswith("//dense"):
+                    found.dense[name.removesuffix("//dense")] = file.get_tensor(name)
+        return found
 
 
 def refusal(model: nnx.Module) -> str | None:
@@ -64,6 +105,7 @@ def compress(
     curvatures: Mapping[str, np.ndarray],
     *,
     pivoted: bool = True,
+    resume: str | os.PathLike | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Layerwise:
     """Approximates matrices of the layers, one after the other.
@@ -75,12 +117,27 @@ def compress(
       curvatures: positive definite matrices or metrics, see `mpojax.mpo.ridged`; of every path
         with a rank.
       pivoted: cut to pivoted chains where the rank allows.
+      resume: file that keeps finished layers, so that a call that was interrupted goes on.
       progress: called with each path when it is done.
     """
     run = _Run(model, batches, pivoted)
+    fingerprint = _fingerprint(model, ranks, pivoted, run.count)
+    if resume is not None:
+        run.result = Layerwise.load(resume, fingerprint)
     for index in range(run.num_layers):
         run.layer(index, ranks, curvatures, progress)
+        if resume is not None:
+            run.result.save(resume, fingerprint)
     return run.result
+
+
+def _fingerprint(model: models.Model, ranks: Mapping, pivoted: bool, count: float) -> str:
+    """Digest of what decides the result."""
+    digest = hashlib.blake2b(repr((sorted(ranks.items()), pivoted, count)).encode())
+    for path, array in models.to_arrays(model).items():
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 class _Run:
@@ -118,7 +175,9 @@ class _Run:
             for name in names:
                 path = f"layers/{index}/{name}"
                 if path in ranks:
-                    w = self._approximated(path, before, name, moments, ranks, curvatures)
+                    w = self.result.matrix(path)
+                    if w is None:
+                        w = self._approximated(path, before, name, moments, ranks, curvatures)
                     _place(after, name).kernel = nnx.Param(jnp.asarray(w, jnp.float32))
                     if progress is not None:
                         progress(path)
@@ -139,9 +198,8 @@ class _Run:
             self.result.dense[path] = np.float32(target)
             return target
         low_rank = mpo.LowRank(target, covariance, curvatures[path])
-        shape, cores = chain(low_rank.cores(ranks[path]), self.pivoted)
-        self.result.chains[path] = shape, cores
-        return mpo.to_matrix(cores, shape)
+        self.result.chains[path] = chain(low_rank.cores(ranks[path]), self.pivoted)
+        return self.result.matrix(path)
 
     def _stream_error(self) -> float:
         squares = [

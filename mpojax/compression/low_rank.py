@@ -14,6 +14,7 @@ arXiv:2403.07378) in closed form, without inverses.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -65,6 +66,7 @@ def approximations(
     method: str,
     calibration: Calibration,
     batches: Sequence[Mapping] = (),
+    resume: str | os.PathLike | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[layerwise.Layerwise, list[MatrixRow]]:
     """Chains, or changed dense matrices, for some matrices of a model.
@@ -76,6 +78,7 @@ def approximations(
       method: a key of `METHODS`.
       calibration: with curvature where the method counts by it.
       batches: what a layerwise method runs.
+      resume: see `layerwise.compress`.
       progress: called as progress(done, total, path).
 
     Returns:
@@ -116,7 +119,13 @@ def approximations(
     ranks = dict(zip(paths, ranks, strict=True))
     if settings.layerwise:
         result = layerwise.compress(
-            matrices.model, batches, ranks, curvatures, pivoted=settings.pivoted, progress=advance
+            matrices.model,
+            batches,
+            ranks,
+            curvatures,
+            pivoted=settings.pivoted,
+            resume=resume,
+            progress=advance,
         )
     else:
         result = layerwise.Layerwise({}, {}, [])

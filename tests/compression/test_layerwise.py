@@ -144,3 +144,23 @@ def test_models_that_have_no_single_stack_are_refused():
     pair = models.build(small_language.T5, rngs=nnx.Rngs(0))
     assert "EncoderDecoder is no single stack" in layerwise.refusal(pair)
     assert layerwise.refusal(models.build(small_language.LLAMA, rngs=nnx.Rngs(0))) is None
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(setting, tmp_path):
+    model, ranks, curvatures = setting
+    whole = layerwise.compress(model, BATCHES, ranks, curvatures)
+
+    def stop(path):
+        if path == "layers/1/attention/out":
+            raise KeyboardInterrupt
+
+    file, done = tmp_path / "partial.safetensors", []
+    with pytest.raises(KeyboardInterrupt):
+        layerwise.compress(model, BATCHES, ranks, curvatures, resume=file, progress=stop)
+    again = layerwise.compress(model, BATCHES, ranks, curvatures, resume=file, progress=done.append)
+    assert whole.stream_error == again.stream_error
+    for path in ranks:
+        np.testing.assert_array_equal(whole.matrix(path), again.matrix(path))
+    # Of other arguments nothing is taken.
+    other = layerwise.compress(model, BATCHES, dict.fromkeys(ranks), curvatures, resume=file)
+    assert not other.chains

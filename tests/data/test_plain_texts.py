@@ -151,3 +151,11 @@ class TestJoined:
         (tmp_path / "a+b").mkdir()
         (tmp_path / "a+b" / "x.txt").write_text("x")
         assert data.load_texts("a+b", tmp_path)["train"] == ("x",)
+
+
+def test_python_s_documentation_is_always_at_hand():
+    texts = data.load_texts("python_docs")
+    assert set(texts.splits) == {"train", "dev", "test"}
+    assert sum(map(len, texts["train"])) > 200_000
+    assert not {*texts["train"]} & {*texts["test"], *texts["dev"]}
+    assert data.load_documents("python_docs", "test") == texts["test"]
