@@ -36,8 +36,10 @@ def load_pretrained(
         Pre-training heads are left out, unless they are asked for. ModernBERT: the encoder alone.
       GPT-2, LLaMA 1 to 3, Mistral, Qwen2 and 3, SmolLM3, Gemma 2 and 3 (text), Phi-3 and 4, OLMo-2,
         GPT-NeoX and Pythia, OPT; with experts Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE: a
-        `models.LanguageModel`.
-      T5 1.0 and 1.1 (T5ForConditionalGeneration, T5Model): a `models.EncoderDecoder`.
+        `models.LanguageModel`. With labels of texts or tokens: a `models.SequenceClassifier` or
+        `models.TokenClassifier`; without an output map: a `models.Decoder`.
+      T5 1.0 and 1.1, mT5 and umT5: a `models.EncoderDecoder`; their EncoderModel: a
+        `models.SourceEncoder`.
     GGUF: architecture "llama", any quantisation that the package gguf can undo; its tokenizer is
       `io.gguf_tokenizer(path)`.
 

@@ -32,7 +32,7 @@ from mpojax.models.config import (
 )
 from mpojax.models.decoder import Decoder, LanguageModel, LanguageModelOutput
 from mpojax.models.encoder import Encoder, self_attention_mask
-from mpojax.models.encoder_decoder import EncoderDecoder
+from mpojax.models.encoder_decoder import EncoderDecoder, SourceEncoder
 from mpojax.models.evaluation import (
     Perplexity,
     Speed,
@@ -86,6 +86,7 @@ __all__ = [
     "PretrainingModel",
     "Sampling",
     "SequenceClassifier",
+    "SourceEncoder",
     "SpanExtractor",
     "Speed",
     "TokenClassifier",

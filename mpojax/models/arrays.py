@@ -14,10 +14,10 @@ from flax import nnx
 
 from mpojax import checks, mpo, nn
 from mpojax.models import heads, stack
-from mpojax.models.config import Config, DecoderConfig
+from mpojax.models.config import Config, DecoderConfig, EncoderDecoderConfig
 from mpojax.models.decoder import Decoder, LanguageModel
 from mpojax.models.encoder import Encoder
-from mpojax.models.encoder_decoder import EncoderDecoder
+from mpojax.models.encoder_decoder import EncoderDecoder, SourceEncoder
 from mpojax.models.model import Model
 
 # Of mismatches in one message, with the line above them ten.
@@ -37,6 +37,8 @@ def build(
 def _class_of(config: Config) -> type[Model]:
     if config.generates:
         return LanguageModel if isinstance(config, DecoderConfig) else EncoderDecoder
+    if isinstance(config, EncoderDecoderConfig):
+        return SourceEncoder
     if isinstance(config, DecoderConfig) and config.num_labels is None:
         return Decoder
     if config.masked_lm:

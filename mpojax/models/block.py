@@ -24,6 +24,7 @@ class Context:
       mask: booleans that broadcast to (batch, heads, length, keys), True where a key may be
         attended to; None for all.
       bias: added to the scores of self-attention, or None.
+      positions: ((queries,), (keys,)) of self-attention, for layers that make a bias of their own.
       rotary: (cos, sin) of the positions, or None.
       kinds: (layers,) int32, which entry of a leading axis of `mask` and `rotary` is for which
         layer, where layers differ in them; None: all see the same. See `of_layer`.
@@ -39,6 +40,7 @@ class Context:
     encoder_output: jax.Array | None = None
     encoder_mask: jax.Array | None = None
     kinds: jax.Array | None = None
+    positions: tuple[jax.Array, jax.Array] | None = None
 
     def of_layer(self, layer: jax.Array | int) -> "Context":
         """The inputs as one layer sees them."""
@@ -65,6 +67,12 @@ def norm(config: Config, features: int | None = None) -> nnx.Module:
     return nn.NORMS[config.norm](
         features or config.hidden_size, config.norm_eps, dtype=config.dtype
     )
+
+
+def relative_bias(config: Config, bidirectional: bool, *, rngs: nnx.Rngs) -> nn.RelativeBias:
+    """The table of biases by distance of a stack or a layer."""
+    sizes = (config.relative_buckets, config.num_heads, config.relative_distance)
+    return nn.RelativeBias(*sizes, bidirectional=bidirectional, rngs=rngs)
 
 
 def _attention(config: Config, shapes, rngs, value_size: int | None = None) -> nn.Attention:
@@ -143,6 +151,8 @@ class Block(nnx.Module):
                 setattr(self, f"{part}_norm", norm(config))
             if config.output_norm:
                 setattr(self, f"{part}_output_norm", norm(config))
+        if config.relative_per_layer:
+            self.relative_bias = relative_bias(config, bidirectional=not cross_attention, rngs=rngs)
 
     def __call__(
         self,
@@ -174,7 +184,7 @@ class Block(nnx.Module):
             y,
             context.mask,
             keys_values=keys_values,
-            bias=context.bias,
+            bias=self._bias(context),
             rotary=context.rotary,
             dropout_key=keys["attention"],
         )
@@ -214,6 +224,12 @@ class Block(nnx.Module):
         if self.pre_norm:
             return f"{part}_norm" if hasattr(self, f"{part}_norm") else None
         return {"attention": "attention/query", "feed_forward": "feed_forward/up"}[part]
+
+    def _bias(self, context: Context) -> jax.Array | None:
+        """What is added to the scores of self-attention."""
+        if not hasattr(self, "relative_bias"):
+            return context.bias
+        return self.relative_bias(*context.positions)
 
     def normed(self, part: str, x: jax.Array) -> jax.Array:
         """What a part ("attention", "feed_forward", ...) reads of the residual stream."""

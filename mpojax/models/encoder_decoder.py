@@ -22,19 +22,15 @@ from mpojax.models.stack import TransformerStack
 from mpojax.nn import dropout, split_or_none
 
 
-class EncoderDecoder(Model):
-    """Source ids and target ids -> logits of the next target token; see `EncoderDecoderConfig`.
+class SourceEncoder(Model):
+    """Source ids -> hidden states of an encoder-decoder's encoder (without a decoder, of T5's).
 
     Attributes:
       embeddings: the token embedding, of both stacks and of the output.
-      towers: the transformer stacks, "encoder" and "decoder".
-      head: the map to logits, where it is not the token embedding.
+      towers: the transformer stacks, "encoder" and, where there is one, "decoder".
     """
 
-    batch_inputs = (
-        *("input_ids", "attention_mask"),
-        *("decoder_input_ids", "decoder_attention_mask"),
-    )
+    batch_inputs = ("input_ids", "attention_mask")
 
     def __init__(
         self,
@@ -57,8 +53,54 @@ class EncoderDecoder(Model):
                 for spec in config.stacks
             }
         )
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states (batch, length, hidden) in the compute dtype; arguments as in `encode`."""
+        _check_source(input_ids, attention_mask)
+        return _encode(self, input_ids, attention_mask, dropout_key)[0]
+
+    def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """Hidden states (batch, source length, hidden) of the encoder, in the compute dtype.
+
+        Args:
+          input_ids: (batch, source length) integers; an id outside the vocabulary gives NaN.
+          attention_mask: (batch, source length), True or nonzero at real tokens; None: all real.
+
+        Raises:
+          ValueError: shapes that do not fit.
+        """
+        _check_source(input_ids, attention_mask)
+        return _encode(self, input_ids, attention_mask, None)[0]
+
+
+class EncoderDecoder(SourceEncoder):
+    """Source ids and target ids -> logits of the next target token; see `EncoderDecoderConfig`.
+
+    Attributes:
+      head: the map to logits, where it is not the token embedding.
+    """
+
+    batch_inputs = (
+        *SourceEncoder.batch_inputs,
+        *("decoder_input_ids", "decoder_attention_mask"),
+    )
+
+    def __init__(
+        self,
+        config: EncoderDecoderConfig,
+        shapes: Mapping[str, mpo.MPOShape] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Random parameters; as `SourceEncoder`."""
+        super().__init__(config, shapes, rngs=rngs)
         if not config.tied:
-            self.head = logits_head(config, shapes, rngs)
+            self.head = logits_head(config, self.shapes, rngs)
 
     def __call__(
         self,
@@ -93,8 +135,7 @@ class EncoderDecoder(Model):
         Raises:
           ValueError: shapes that do not fit.
         """
-        check_ids("input_ids", input_ids)
-        check_shape("attention_mask", attention_mask, input_ids.shape)
+        _check_source(input_ids, attention_mask)
         check_ids("decoder_input_ids", decoder_input_ids)
         check_shape("decoder_attention_mask", decoder_attention_mask, decoder_input_ids.shape)
         encoder_key, decoder_key = split_or_none(dropout_key, 2)
@@ -109,16 +150,6 @@ class EncoderDecoder(Model):
             None,
         )
         return LanguageModelOutput(output.logits, routing + output.routing)
-
-    def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Hidden states (batch, source length, hidden) of the encoder, in the compute dtype.
-
-        Raises:
-          ValueError: shapes that do not fit.
-        """
-        check_ids("input_ids", input_ids)
-        check_shape("attention_mask", attention_mask, input_ids.shape)
-        return _encode(self, input_ids, attention_mask, None)[0]
 
     def start_cache(self, encoder_output: jax.Array, length: int) -> Cache:
         """An empty cache for targets of up to `length` tokens, start token included, with the keys
@@ -154,15 +185,27 @@ class EncoderDecoder(Model):
         return _decode(self, decoder_input_ids, None, attention_mask, None, None, cache)
 
 
+def _check_source(input_ids, attention_mask):
+    check_ids("input_ids", input_ids)
+    check_shape("attention_mask", attention_mask, input_ids.shape)
+
+
+def _distances(stack: TransformerStack, x, queries, keys) -> dict:
+    """Entries of a `Context`: the bias by distance of a stack, or what its layers make one of."""
+    if stack.config.relative_per_layer:
+        return {"positions": (queries, keys)}
+    return {"bias": stack.relative_bias(queries, keys).astype(x.dtype)}
+
+
 @jax.jit  # So that a call outside of any jit compiles once, not at every call.
-def _encode(model: EncoderDecoder, input_ids, attention_mask, dropout_key):
+def _encode(model: SourceEncoder, input_ids, attention_mask, dropout_key):
     stack, rate = model.towers["encoder"], model.config.dropout
     first_key, layers_key, last_key = split_or_none(dropout_key, 3)
     positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
     x = model.embeddings(input_ids, dropout_key=first_key)
     context = Context(
         mask=self_attention_mask(attention_mask),
-        bias=stack.relative_bias(positions, positions).astype(x.dtype),
+        **_distances(stack, x, positions, positions),
         tokens=None if attention_mask is None else attention_mask.astype(bool),
     )
     output = stack.run(x, context, layers_key)
@@ -183,7 +226,7 @@ def _decode(model: EncoderDecoder, ids, encoder_output, encoder_mask, tokens, dr
     x = model.embeddings(ids, dropout_key=first_key)
     context = Context(
         mask=mask,
-        bias=stack.relative_bias(queries, keys).astype(x.dtype),
+        **_distances(stack, x, queries, keys),
         tokens=tokens,
         encoder_output=encoder_output,
         encoder_mask=self_attention_mask(encoder_mask),

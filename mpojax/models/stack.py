@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo, nn
-from mpojax.models.block import Block, BottleneckBlock, Context, norm
+from mpojax.models.block import Block, BottleneckBlock, Context, norm, relative_bias
 from mpojax.models.cache import Cache
 from mpojax.models.config import Config, StackSpec
 from mpojax.models.matrices import adapter_settings, subtree
@@ -68,14 +68,8 @@ class TransformerStack(nnx.Module):
         )
         if not config.post_norm:
             self.final_norm = norm(config)
-        if config.relative_buckets is not None:
-            self.relative_bias = nn.RelativeBias(
-                config.relative_buckets,
-                config.num_heads,
-                config.relative_distance,
-                bidirectional=not spec.causal,
-                rngs=rngs,
-            )
+        if config.relative_buckets is not None and not config.relative_per_layer:
+            self.relative_bias = relative_bias(config, bidirectional=not spec.causal, rngs=rngs)
 
     @property
     def num_layers(self) -> int:

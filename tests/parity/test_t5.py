@@ -115,3 +115,36 @@ def test_half_precision_files_load_as_float32(tmp_path):
     inputs = _inputs(2)
     expected = _logits(theirs.float(), inputs)
     families.assert_same_logits(families.ours(ours, *inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["MT5", "UMT5"])
+def test_many_languages(tmp_path, name):
+    """umT5 has a table of distances in every layer; mT5 never scales its logits."""
+    theirs = families.model(f"{name}ForConditionalGeneration", 1, 0.1, **SIZES)
+    ours, again = families.both_ways(theirs, tmp_path)
+    inputs = _inputs()
+    expected = _logits(theirs, inputs)
+    families.assert_same_logits(families.ours(ours, *inputs), expected)
+    np.testing.assert_array_equal(_logits(again, inputs), expected)
+    assert ours.config.relative_per_layer == (name == "UMT5")
+    # With a cache, one token after the other.
+    found = models.generate(ours, inputs[0], inputs[1], max_new_tokens=5).ids
+    targets = np.concatenate([np.zeros((3, 1), int), found], axis=1)[:, :5]
+    steps = families.ours(ours, inputs[0], inputs[1], targets)
+    np.testing.assert_array_equal(np.argmax(steps, -1)[:, 0], found[:, 0])
+
+
+@pytest.mark.parametrize("name", ["T5", "MT5", "UMT5"])
+def test_the_encoder_alone(tmp_path, name):
+    theirs = families.model(f"{name}EncoderModel", 1, 0.1, **SIZES)
+    ids, mask, _ = _inputs()
+    ours = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    assert type(ours) is models.SourceEncoder
+    expected = reference.outputs(theirs, ids, mask).last_hidden_state.numpy()
+    found = families.ours(ours, ids, mask)
+    np.testing.assert_allclose(found[mask == 1], expected[mask == 1], rtol=0, atol=1e-5)
+    io.export_huggingface(ours, tmp_path / "ours")
+    again = reference.load(tmp_path / "ours", type(theirs))
+    np.testing.assert_array_equal(reference.outputs(again, ids, mask).last_hidden_state, expected)
+    io.save_pretrained(ours, tmp_path / "own")
+    assert io.load_pretrained(tmp_path / "own").config == ours.config

@@ -21,7 +21,7 @@ from mpojax.io.hf.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from mpojax.io.hf.mobilebert import MOBILEBERT
 from mpojax.io.hf.modernbert import MODERNBERT
 from mpojax.io.hf.roberta import CAMEMBERT, MPNET, ROBERTA, XLM_ROBERTA
-from mpojax.io.hf.t5 import T5
+from mpojax.io.hf.t5 import MT5, T5, UMT5
 from mpojax.io.weights import check_depth
 
 _ENCODERS = (
@@ -33,7 +33,9 @@ _DECODERS = (
     *(GEMMA2, GEMMA3, PHI3, OLMO2, GPT_NEOX, OPT),
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE),
 )
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*_ENCODERS, *_DECODERS, T5)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (*_ENCODERS, *_DECODERS, T5, MT5, UMT5)
+}
 _EXPERTS = (
     "the model has experts in its feed-forward blocks (MPOE or a mixture of dense ones), which no "
     "family of transformers here knows like that: save_pretrained keeps it."

@@ -40,12 +40,14 @@ class LanguageFamily(Family):
         map.
       tensors_decide: key whose presence says that not `tie_word_embeddings` but the tensors say
         whether there is an output map besides the token embedding.
+      untold: they always say it.
     """
 
     config_class: type = models.DecoderConfig
     heads: Mapping[str, Mapping[str, Module]] = dataclasses.field(default_factory=heads)
     copies: tuple[str, ...] = ()
     tensors_decide: str | None = None
+    untold: bool = False
 
     own_fields: ClassVar[tuple[str, ...]] = (
         *Family.own_fields,
@@ -82,6 +84,9 @@ class LanguageFamily(Family):
             tensors = names.without_copies(tensors, self.embedding, self.copies, source)
             labels = {"head": head, "num_labels": num_labels(values)}
             return settings | labels | {"tied": bool(values["tie_word_embeddings"])}, tensors
+        if head == "encoder":
+            tensors = names.without_copies(tensors, self.embedding, self.copies, source)
+            return settings | {"num_decoder_layers": 0, "tied": True}, tensors
         if self._is_bare(head, values, tensors):
             logging.warning(
                 "%s has no output map (tie_word_embeddings=False): the model gives hidden states "
@@ -128,7 +133,7 @@ class LanguageFamily(Family):
                 )
             logging.info("%s is a %s; logits come from its token embedding", source, name)
             return True
-        if values.get(self.tensors_decide) is not None:
+        if self.untold or values.get(self.tensors_decide) is not None:
             head, table = tensors.get(self.output_map), tensors.get(self.embedding)
             return head is None or np.array_equal(head, table)
         return values["tie_word_embeddings"]

@@ -1,5 +1,6 @@
-"""T5, version 1.0 and 1.1."""
+"""T5, version 1.0 and 1.1, mT5 and umT5; with the decoder, or the encoder alone."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from mpojax import models
@@ -59,7 +60,7 @@ def _write_projection(config: models.EncoderDecoderConfig, content: Mapping) -> 
         "feed_forward_proj": name,
         "is_gated_act": config.gated,
         "dense_act_fn": activation,
-        "is_encoder_decoder": True,
+        "is_encoder_decoder": config.num_decoder_layers > 0,
     }
 
 
@@ -81,10 +82,23 @@ def _read_start(values: Mapping) -> dict:
     return {"decoder_start_id": start if start is not None else pad if pad is not None else 0}
 
 
+def _classes(name: str) -> dict[str, str]:
+    return {
+        "lm": f"{name}ForConditionalGeneration",
+        "none": f"{name}Model",
+        "encoder": f"{name}EncoderModel",
+    }
+
+
+def _lacks_decoder(values: Mapping) -> bool:
+    classes = values.get("architectures") or ("",)
+    return values["is_encoder_decoder"] is False and not classes[0].endswith("EncoderModel")
+
+
 T5 = LanguageFamily(
     model_type="t5",
     config_class=models.EncoderDecoderConfig,
-    classes={"lm": "T5ForConditionalGeneration", "none": "T5Model"},
+    classes=_classes("T5"),
     prefix="",
     embedding="shared.weight",
     copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
@@ -117,7 +131,7 @@ T5 = LanguageFamily(
         token("pad_token_id", "pad_id", 0),
         token("eos_token_id", "eos_id", 1),
         extra("decoder_start_token_id", TOKEN_IDS),
-        only("is_encoder_decoder", True, None),
+        only("is_encoder_decoder", True, False, None),
         only("is_decoder", False, None),
     ),
     joints=(
@@ -133,5 +147,37 @@ T5 = LanguageFamily(
             lambda config, _: {"decoder_start_token_id": config.decoder_start_id},
         ),
     ),
+    refused=(("is_encoder_decoder=False (supported: True, of an EncoderModel)", _lacks_decoder),),
     tensors_decide="scale_decoder_outputs",
+)
+_NEWER = {**T5.keys, **keys(extra("feed_forward_proj", text(100), "gated-gelu"))}
+# Never scales its logits; files say tie_word_embeddings=False whatever they hold.
+MT5 = dataclasses.replace(
+    T5,
+    model_type="mt5",
+    classes=_classes("MT5"),
+    keys=_NEWER,
+    joints=tuple(joint for joint in T5.joints if joint.fields != ("scale_logits",)),
+    fixed={"scale_logits": False},
+    tensors_decide=None,
+    untold=True,
+)
+
+
+def _bias_of_each(name: str, module: Module) -> tuple[str, Module]:
+    """Where each layer has a table of its own."""
+    if not name.endswith("relative_attention_bias"):
+        return name, module
+    stack = name.partition(".")[0]
+    mark = {"encoder": "{i}", "decoder": "{j}"}[stack]
+    return name.replace(".0.", f".{mark}.", 1), table(f"{stack}/layers/{mark}/relative_bias")
+
+
+UMT5 = dataclasses.replace(
+    T5,
+    model_type="umt5",
+    classes=_classes("UMT5"),
+    keys=_NEWER,
+    fixed={"relative_per_layer": True},
+    tensors=dict(_bias_of_each(*entry) for entry in T5.tensors.items()),
 )

@@ -235,18 +235,21 @@ class EncoderDecoderConfig(LanguageModelConfig):
     See `Config` and `LanguageModelConfig` for what models share.
 
     Attributes:
-      num_decoder_layers: layers of the decoder; None: as many as of the encoder.
+      num_decoder_layers: layers of the decoder; None: as many as of the encoder. 0: there is none,
+        the model gives the hidden states of the encoder.
       head_size: width of a head; num_heads * head_size may differ from `hidden_size`.
       scale_logits: with a tied table, hidden states are multiplied with hidden_size^-0.5 before.
       relative_buckets: rows of each table of distances.
       relative_distance: from which on all distances are one bucket.
+      relative_per_layer: each layer has a table of its own (umT5), not each stack.
       decoder_start_id: token id that a target begins with.
     """
 
-    num_decoder_layers: int | None = field(COUNT, None)
+    num_decoder_layers: int | None = field(integer(0, 10_000), None)
     head_size: int = field(SIZE, 64)
     relative_buckets: int = field(SIZE, 32)
     relative_distance: int = field(SIZE, 128)
+    relative_per_layer: bool = field(flag(), False)
     norm_eps: float = field(number(above=0.0), 1e-6)
     activation: str = field(ACTIVATION, "relu")
     scale_logits: bool = field(flag(), True)
@@ -267,11 +270,17 @@ class EncoderDecoderConfig(LanguageModelConfig):
         super().__post_init__()
 
     @property
+    def head(self) -> str:
+        """What the model gives: logits, or hidden states of the "encoder" alone."""
+        return "lm" if self.num_decoder_layers else "encoder"
+
+    @property
     def stacks(self) -> tuple[StackSpec, ...]:
-        return (
-            StackSpec("encoder/", self.num_layers, causal=False),
-            StackSpec("decoder/", self.num_decoder_layers, causal=True, cross_attention=True),
-        )
+        encoder = StackSpec("encoder/", self.num_layers, causal=False)
+        if not self.num_decoder_layers:
+            return (encoder,)
+        depth = self.num_decoder_layers
+        return (encoder, StackSpec("decoder/", depth, causal=True, cross_attention=True))
 
     @property
     def num_kv_heads(self) -> int:
