@@ -197,15 +197,26 @@ def test_a_saved_head_that_does_not_fit(tmp_path):
         io.load_peft(base("bert"), tmp_path)
 
 
+_NEOX = {"positions": "rotary", "rotary_fraction": 0.5, "parallel_residual": True}
+JOINT = {
+    "gpt2": ("gpt2", {}, ["c_attn", "c_fc"]),
+    "gpt_neox": ("gpt2", {**_NEOX, "activation": "gelu", "tied": False}, ["query_key_value"]),
+    "phi3": ("llama", {"rotary_scaling": None}, ["qkv_proj", "gate_up_proj"]),
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_the_joint_matrix_of_gpt2(tmp_path):
+@pytest.mark.parametrize("name", JOINT)
+def test_joint_matrices(tmp_path, name):
     """One down map for queries, keys and values; written back as it came."""
-    plain = models.build(MODELS["gpt2"], rngs=nnx.Rngs(1))
+    like, changes, targets = JOINT[name]
+    source = json.dumps({"model_type": name})
+    config = dataclasses.replace(MODELS[like], **changes, source_config=source)
+    plain = models.build(config, rngs=nnx.Rngs(1))
     io.export_huggingface(plain, tmp_path / "base")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(
-        r=3, target_modules=["c_attn", "c_fc"], init_lora_weights=False, use_rslora=True
-    )
+    assert model.config.model_type == name
+    config = peft.LoraConfig(r=3, target_modules=targets, init_lora_weights=False, use_rslora=True)
     wrapped = peft.get_peft_model(model, config).eval()
     wrapped.save_pretrained(tmp_path / "adapter")
     with torch.no_grad():

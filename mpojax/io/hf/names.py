@@ -109,9 +109,18 @@ class Tensor:
     def split(self, tensor: np.ndarray, shapes: Shapes, config=None) -> dict[str, np.ndarray]:
         """{logical path: array, or slice of it}."""
         whole = tensor.T if self.transpose else tensor
+        widths = [shapes[path][-1] for path in self.paths]
+        return dict(zip(self.paths, self.parts(whole, widths, config), strict=True))
+
+    def parts(self, whole: np.ndarray, widths: Sequence[int], config=None) -> list[np.ndarray]:
+        """Arrays (..., width) of each path out of one of all (..., sum of widths)."""
         whole = whole if self.convert is None else self.convert.read(whole, config)
-        ends = np.cumsum([shapes[path][-1] for path in self.paths])[:-1]
-        return dict(zip(self.paths, np.split(whole, ends, axis=-1), strict=True))
+        return np.split(whole, np.cumsum(widths)[:-1], axis=-1)
+
+    def whole(self, parts: Sequence[np.ndarray], config=None) -> np.ndarray:
+        """The inverse of `parts`."""
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return whole if self.convert is None else self.convert.write(whole, config)
 
     def join(self, arrays: Mapping[str, np.ndarray], config=None) -> np.ndarray:
         """The inverse of `split`, float32."""
@@ -119,8 +128,7 @@ class Tensor:
             arrays[path] if self.index is None else arrays[path][self.index] for path in self.paths
         ]
         parts = [np.asarray(part, np.float32) for part in parts]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        whole = whole if self.convert is None else self.convert.write(whole, config)
+        whole = self.whole(parts, config)
         return np.ascontiguousarray(whole.T if self.transpose else whole)
 
 

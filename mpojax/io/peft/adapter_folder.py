@@ -42,9 +42,9 @@ def save_peft(
       base_model: named in the configuration.
 
     Raises:
-      ValueError: other adapters; on the queries, keys and values of GPT-2, which transformers
-        stores as one matrix, adapters that do not share their `down`; a model without counterpart
-        there.
+      ValueError: other adapters; on matrices that transformers stores as one, such as queries,
+        keys and values of GPT-2, adapters that do not share their `down`; a model without
+        counterpart there.
     """
     settings = models.adapter_settings(model.config)
     other = [str(s) for _, s in model.config.adapters if not _is_plain(s)]
@@ -55,11 +55,13 @@ def save_peft(
         )
     arrays = models.to_arrays(model)
     tensors, ranks, alphas = {}, {}, {}
-    for weight, paths in _modules(_tensors_of(model.config), model.config).items():
+    wanted = _tensors_of(model.config)
+    for weight, paths in _modules(wanted, model.config).items():
         if settings.keys().isdisjoint(paths):
             continue
         name = weight.removesuffix(".weight")
-        down, up, scale = _factors(paths, settings, arrays, model.config.adapter_scale)
+        down, ups, scale = _factors(paths, settings, arrays, model.config.adapter_scale)
+        up = wanted[weight].whole(ups, model.config)
         ranks[name], alphas[name] = down.shape[1], scale * down.shape[1]
         for factor, array in (("A", down), ("B", up)):
             tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] = np.ascontiguousarray(array.T)
@@ -90,8 +92,8 @@ def _is_plain(settings: AdapterSettings) -> bool:
 
 def _factors(
     paths: tuple[str, ...], settings: Mapping, arrays: Mapping, scale: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """(down, up, scale) of matrices that transformers stores side by side in one.
+) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """(down, up of each, scale) of matrices that transformers stores side by side in one.
 
     Raises:
       ValueError: a part without an update, or with another `down` or scale than the others.
@@ -109,15 +111,15 @@ def _factors(
             "an adapter there has one down map and scale for all of them. Merge the adapters, or "
             "use io.save_adapter."
         )
-    return downs[0], np.concatenate(ups, axis=1), scales.pop()
+    return downs[0], ups, scales.pop()
 
 
 def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
     """The base model with the adapters of a folder of peft; `base` stays as it is.
 
     Whole modules that peft has tuned and saved (`modules_to_save`) take the place of those of the
-    base; an encoder without a head gets the one in the folder. The update of GPT-2's joint matrix
-    of queries, keys and values becomes three with the same `down`.
+    base; an encoder without a head gets the one in the folder. The update of a joint matrix, such
+    as that of queries, keys and values of GPT-2, becomes several with the same `down`.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -142,7 +144,7 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
         widths = [sizes[path][1] for path in paths]
         down, up = _checked_factors(named, lora, sizes[paths[0]][0], sum(widths), folder)
         settings = AdapterSettings(rank=down.shape[1], scale=lora.scale(module))
-        ups = np.split(up, np.cumsum(widths)[:-1], axis=-1)
+        ups = wanted[name].parts(up, widths, base.config)
         for path, part in zip(paths, ups, strict=True):
             adapters.append((re.escape(path), settings))
             arrays |= {f"{path}/adapter/down": down, f"{path}/adapter/up": part}
