@@ -227,15 +227,15 @@ class HarnessModel(LM or object):
         self, prompts: Sequence[list[int]], max_new_tokens: int, sampling: models.Sampling
     ) -> list[str]:
         """The text after each prompt, whose beginning is cut where both together are too long."""
-        room = self.max_length - max_new_tokens + 1
-        if room < 1:
+        longest = self.max_length - max_new_tokens + 1
+        if longest < 1:
             raise ValueError(
-                f"max_gen_toks={max_new_tokens} leaves no room for a prompt in max_length="
+                f"max_gen_toks={max_new_tokens} leaves nothing for a prompt in max_length="
                 f"{self.max_length}."
             )
 
         def run(prompts) -> list[str]:
-            ids, mask = _padded([prompt[-room:] for prompt in prompts], room, left=True)
+            ids, mask = _padded([prompt[-longest:] for prompt in prompts], longest, left=True)
             self._key, key = jax.random.split(self._key)
             made = models.generate(
                 self.model,

@@ -163,7 +163,7 @@ def test_bad_input(adapter, harness):
         harness.HarnessModel(small.random_model(small.BERT), adapter.tokenizer)
     with pytest.raises(ValueError, match=r"a continuation of .* is longer than max_length=32"):
         adapter.loglikelihood(requests(("a", " river" * 99)))
-    with pytest.raises(ValueError, match="max_gen_toks=99 leaves no room for a prompt"):
+    with pytest.raises(ValueError, match="max_gen_toks=99 leaves nothing for a prompt"):
         adapter.generate_until(requests(("a", {"max_gen_toks": 99})))
 
 

@@ -65,7 +65,7 @@ def export_serving(
       model: an encoder, with a head or without, or a decoder.
       folder: new, empty, or written by this library before.
       batch_size, length: of all inputs.
-      max_new_tokens: room that the cache has after a prompt.
+      max_new_tokens: tokens that the cache holds beyond a prompt.
       platforms: some of "cpu", "cuda", "rocm", "tpu"; None = where jax runs now.
 
     Raises:
@@ -88,8 +88,8 @@ def export_serving(
     folders.check_ours(pathlib.Path(folder).expanduser())
     _need_flatbuffers()
     weights, model_of = _weights(models.dropless(model))
-    room = length + max_new_tokens
-    programs = _programs(model, weights, model_of, batch_size, length, room)
+    cache_length = length + max_new_tokens
+    programs = _programs(model, weights, model_of, batch_size, length, cache_length)
     contents, described = {}, {}
     for name, (function, arguments) in programs.items():
         exported = jax.export.export(jax.jit(function), platforms=platforms)(weights, *arguments)
@@ -124,10 +124,15 @@ def _weights(model: models.Model) -> tuple[dict[str, jax.Array], Callable[[Mappi
 
 
 def _programs(
-    model: models.Model, weights: Mapping, model_of: Callable, batch: int, length: int, room: int
+    model: models.Model,
+    weights: Mapping,
+    model_of: Callable,
+    batch: int,
+    length: int,
+    cache_length: int,
 ) -> dict[str, tuple]:
     """{name: (function of weights and arguments, shapes of the arguments)}."""
-    rows, mask = _ids(batch, length), _ids(batch, room)
+    rows, mask = _ids(batch, length), _ids(batch, cache_length)
     if isinstance(model.config, models.EncoderConfig):
         check_length(model.config, length)
 
@@ -139,7 +144,7 @@ def _programs(
         raise ValueError(
             f"export_serving takes encoders and decoders; a {type(model).__name__} is neither."
         )
-    check_length(model.config, room)
+    check_length(model.config, cache_length)
 
     def forward(weights, input_ids, attention_mask):
         return model_of(weights)(input_ids, attention_mask)
@@ -152,7 +157,7 @@ def _programs(
         return output.logits[:, 0], cache | {"position": output.cache.position}
 
     def empty(weights):
-        cache = model_of(weights).start_cache(batch, room)
+        cache = model_of(weights).start_cache(batch, cache_length)
         return {"keys": cache.keys, "values": cache.values, "position": cache.position}
 
     def prefill(weights, input_ids, attention_mask):
