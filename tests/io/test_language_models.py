@@ -264,6 +264,28 @@ def test_models_without_a_counterpart(config, message):
         checkpoints.export_model(config, helpers.arrays(config))
 
 
+def test_a_model_goes_to_a_family_that_computes_it():
+    """Settings that LLaMA has not are never lost: another family takes the model, or none."""
+    wide = dataclasses.replace(helpers.LLAMA, head_size=8)
+    expected = {
+        "phi3": {"rotary_fraction": 0.5},
+        "mistral": {"sliding_window": 4},
+        "smollm3": {"no_rope_layers": (1,)},
+        "qwen3": {"qk_norm": "head"},
+        "olmo2": {"qk_norm": "whole", "pre_norm": False, "output_norm": True},
+    }
+    for model_type, changes in expected.items():
+        config = dataclasses.replace(wide, **changes)
+        content, tensors = checkpoints.export_model(config, helpers.arrays(config))
+        assert content["model_type"] == model_type
+        again, _ = _import(json.loads(json.dumps(content)), tensors)
+        assert dataclasses.replace(again, source_config="{}") == config
+    for changes in ({"parallel_residual": True}, {"score_softcap": 2.0}, {"attention_scale": 0.3}):
+        config = dataclasses.replace(wide, **changes)
+        with pytest.raises(ValueError, match=f"not llama: {next(iter(changes))}="):
+            checkpoints.export_model(config, helpers.arrays(config))
+
+
 def test_adapters_and_experts_have_no_counterpart(tmp_path):
     model = models.from_arrays(helpers.GPT2, {}, helpers.arrays(helpers.GPT2))
     adapted = compression.add_adapters(model, [("layers/.*/query", {"rank": 2})], rngs=nnx.Rngs(0))

@@ -1,6 +1,7 @@
 """Decoders: KV cache, padding, causality, positions, groups of heads, chains, stacks, dtypes."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -78,6 +79,19 @@ def test_rotary_waves_by_hand():
     share = (32 * 10**-0.5 / (2 * math.pi) - 1.0) / 3.0
     middle = 10**-0.5 * (share + (1 - share) / 4.0)
     np.testing.assert_allclose(scaled, [1.0, middle, 0.1 / 4, 10**-1.5 / 4], rtol=1e-6)
+
+
+def test_settings_of_older_files():
+    """Four numbers for LLaMA 3's scaling, and none of the later fields."""
+    settings = json.loads(json.dumps(dataclasses.asdict(small.LLAMA)))
+    assert models.DecoderConfig(**settings) == small.LLAMA
+    names = ("rotary_scaling", "qk_norm", "pre_norm", "sliding_window", "embedding_scale")
+    older = {name: value for name, value in settings.items() if name not in names}
+    older["rotary_scaling"] = [4.0, 1.0, 4.0, 16]
+    assert models.DecoderConfig(**older) == small.LLAMA
+    assert hash(models.DecoderConfig(**older)) == hash(small.LLAMA)
+    mixed = json.loads(json.dumps(dataclasses.asdict(small.MIXED)))
+    assert models.DecoderConfig(**mixed) == small.MIXED
 
 
 def test_rotary_scores_depend_on_distances_alone():

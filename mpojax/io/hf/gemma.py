@@ -158,4 +158,11 @@ GEMMA3 = dataclasses.replace(
         *_SCALES,
     ),
     fixed={**GEMMA2.fixed, "qk_norm": "head"},
+    misfits=(
+        *GEMMA2.misfits,
+        (
+            "rotary_scaling of layers with a window (local_rotary_base=None)",
+            lambda c: c.rotary_scaling and c.sliding_window and c.local_rotary_base is None,
+        ),
+    ),
 )

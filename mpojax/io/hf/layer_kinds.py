@@ -80,9 +80,13 @@ def rope(
         theta, part = config.rotary_base, config.rotary_fraction
         more = {} if fraction is None else {"partial_rotary_factor": part}
         written = {old[0]: theta} | ({} if fraction is None else {old[1]: part})
-        return written | _written(config, {"rope_theta": theta, **more}, content)
+        written |= _written(config, {"rope_theta": theta, **more}, content)
+        if types and config.rotary_scaling is not None:  # Phi-3's own default comes first
+            written[_FIRST] = config.rotary_scaling.original_max_position_embeddings
+        return written
 
-    return Joint(("rotary_base", "rotary_fraction", "rotary_scaling"), read, write)
+    fields = ("rotary_base", "rotary_scaling", *["rotary_fraction"] * (fraction is not None))
+    return Joint(fields, read, write)
 
 
 _BASE_AND_PART = ("rope_theta", "partial_rotary_factor")
