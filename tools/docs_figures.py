@@ -2,8 +2,9 @@ r"""Draws the figures of the documentation.
 
     python -m tools.docs_figures --out=docs/figures
 
-`chain.svg` and `sharing.svg` are sketches; `spectrum.svg` shows the weights of all-MiniLM-L6-v2, an
-installed package; `strategies.png` is what the cost model of `mpojax.mpo.plan` chooses.
+`chain.svg`, `sharing.svg` and `pivoted.svg` are sketches; `spectrum.svg` shows the weights of
+all-MiniLM-L6-v2, an installed package; `strategies.png` is what the cost model of `mpojax.mpo.plan`
+chooses.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
     for name, figure in (
         ("chain.svg", chain()),
         ("sharing.svg", sharing()),
+        ("pivoted.svg", pivoted()),
         ("spectrum.svg", spectrum(w)),
         ("strategies.png", strategies()),
     ):
@@ -137,6 +139,33 @@ def sharing() -> matplotlib.figure.Figure:
             7.4, y, f"$W_{row + 1} = L_{row + 1}\\, C\\, R_{row + 1}$", va="center", fontsize=12
         )
     return figure
+
+
+def pivoted() -> matplotlib.figure.Figure:
+    """A low-rank matrix as two cores, and with r of its columns as they are."""
+    figure, axes = _empty(9, 2.6)
+    size, rank = 1.6, 0.9
+    _block(axes, 0.3, size, size, GREY, "$W$\nin × out")
+    axes.text(2.2, 1.6, "=", fontsize=20, ha="center", va="center", color=INK)
+    _block(axes, 2.5, rank, size, CENTRAL, "$A$")
+    _block(axes, 3.5, size, rank, AUXILIARY, "$B$")
+    axes.text(3.75, 0.3, "r (in + out) numbers", ha="center", color=INK, fontsize=10)
+    axes.text(5.4, 1.6, "=", fontsize=20, ha="center", va="center", color=INK)
+    _block(axes, 5.7, rank, size, CENTRAL, "$A\\,B_p$")
+    _block(axes, 6.7, rank, rank, "#e5e7eb", "$1$", INK)
+    _block(axes, 7.6, size - rank, rank, AUXILIARY, "$B_p^{-1}B_{rest}$")
+    axes.text(8.45, 1.95, "$P$", fontsize=12, ha="left", va="center", color=INK)
+    axes.text(7.0, 0.3, "r (in + out - r) numbers", ha="center", color=INK, fontsize=10)
+    return figure
+
+
+def _block(axes, x: float, width: float, height: float, color: str, text: str, ink="white"):
+    """A matrix: a box from `x` on, its upper edge at the same height as all others."""
+    top = 2.4
+    box = matplotlib.patches.Rectangle((x, top - height), width, height, color=color)
+    axes.add_patch(box)
+    at = (x + width / 2, top - height / 2)
+    axes.text(*at, text, color=ink, ha="center", va="center", fontsize=9)
 
 
 def spectrum(w: np.ndarray) -> matplotlib.figure.Figure:
