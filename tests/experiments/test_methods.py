@@ -8,9 +8,11 @@ import traceback
 import types
 
 import pytest
+from flax import nnx
 
+from configs import heal
 from experiments import command_line, launch, runs, train
-from mpojax import training
+from mpojax import io, models, training
 from mpojax.methods import protocol
 from tests.experiments import toy_language
 from tests.experiments.test_finetune import checkpoint, config, texts  # noqa: F401
@@ -111,6 +113,35 @@ def test_a_decoder_over_parameterised(words, pairs, tmp_path):  # noqa: F811
     assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     assert result["inference_parameters"] < result["train_parameters"]
+
+
+def test_healing_of_a_decoder_that_the_run_compresses(words, pairs, tmp_path):  # noqa: F811
+    fields = dict(decoder(words, pairs).model_config) | {"vocab_size": 300}
+    original = models.build(models.DecoderConfig(**fields), rngs=nnx.Rngs(0))
+    io.save_pretrained(original, tmp_path / "original", tokenizer_from=words / "words")
+    config = heal.get_config()  # noqa: F811
+    changes = {"matrices": (LAYERS,), "settings": {"form": "low_rank"}, "bond": 4}
+    changes |= {"data_dir": str(words), "dataset": toy_language.TEXTS, "steps": 2}
+    changes |= {"length": 16, "batch_size": 8, "eval_batch_size": 8, "log_every": 1}
+    toy_language.put(config, changes | {"model": str(tmp_path / "original")})
+    assert train.run(config, tmp_path / "run") == 0
+    result = result_of(tmp_path / "run")
+    assert {"start_metrics", "teacher_metrics", "relative_error"} <= result.keys()
+    assert result["metrics"] != result["start_metrics"]
+    assert 0 < result["trained"] < result["total"]
+    healed = io.load_pretrained(tmp_path / "run" / "model")
+    assert sum(models.count_parameters(healed).values()) == result["total"]
+    assert "before healing" in (tmp_path / "run" / "summary.txt").read_text()
+
+
+def test_healing_without_a_teacher_says_what_to_give(words, tmp_path):
+    config = heal.get_config()  # noqa: F811
+    toy_language.put(config, {"model": "runs/small", "dataset": toy_language.TEXTS})
+    with pytest.raises(ValueError, match=r"config\.healing\.teacher is empty.*distill_weight=0"):
+        runs.read(config)
+    toy_language.put(config, {"healing__distill_weight": 2.0})
+    with pytest.raises(ValueError, match=r"config\.healing\.distill_weight=2\.0 must be"):
+        runs.read(config)
 
 
 def test_an_optimizer_without_the_field_of_masks(words, pairs, tmp_path):  # noqa: F811

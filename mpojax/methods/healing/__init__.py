@@ -12,7 +12,7 @@ whole vocabulary and at temperature 1; a is `distill_weight`.
 """
 
 from mpojax.methods.healing.healing import OPTIMIZER, TRAINABLE, heal
-from mpojax.methods.healing.learning import DISTILL_WEIGHT, Learning, healing_loss, learning
+from mpojax.methods.healing.objective import DISTILL_WEIGHT, Learning, healing_loss, learning
 
 __all__ = [
     "DISTILL_WEIGHT",

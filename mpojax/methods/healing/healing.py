@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mpojax import checks, data, models, training
 from mpojax.data import pipeline
-from mpojax.methods.healing import learning as learning_lib
+from mpojax.methods.healing import objective
 from mpojax.models.evaluation import check_vocabulary
 from mpojax.models.model import check_length
 
@@ -42,7 +42,7 @@ def heal(
     batch_size: int = 4,
     length: int = 512,
     learning_rate: float = OPTIMIZER["learning_rate"],
-    distill_weight: float = learning_lib.DISTILL_WEIGHT,
+    distill_weight: float = objective.DISTILL_WEIGHT,
     trainable: str = TRAINABLE,
     optimizer: Mapping[str, Any] | None = None,
     grad_accum_steps: int = 1,
@@ -107,7 +107,7 @@ def heal(
     arguments = dict(locals())
     checks.check({name: arguments[name] for name in _FIELDS}, _FIELDS)
     batches = _batches(student, tokens, length, batch_size, seed)
-    learnt = learning_lib.learning(
+    learnt = objective.learning(
         *(_computing(model, dtype, remat) for model in (student, teacher)),
         trainable=trainable,
         distill_weight=distill_weight,
@@ -151,7 +151,7 @@ def _computing(model: models.LanguageModel | None, dtype: str, remat: bool):
 def _hooks(folder: training.Workdir | None, checkpoint_every: int) -> list[training.Hook]:
     hooks = [training.Progress("healing"), training.StopOnSignal()]
     if folder is not None:
-        unsaved = (learning_lib.TEACHER,)
+        unsaved = (objective.TEACHER,)
         hooks.append(training.Checkpoint(checkpoint_every, unsaved=unsaved))
     return hooks
 

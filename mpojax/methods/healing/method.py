@@ -13,7 +13,7 @@ from typing import Any
 from mpojax import checks, io, models
 from mpojax.methods import options as options_lib
 from mpojax.methods import protocol
-from mpojax.methods.healing import learning as learning_lib
+from mpojax.methods.healing import objective
 
 
 @checks.settings("config.healing.")
@@ -27,7 +27,7 @@ class HealingSettings:
     """
 
     teacher: str = checks.field(checks.text(), "")
-    distill_weight: float = checks.field(learning_lib.WEIGHT, learning_lib.DISTILL_WEIGHT)
+    distill_weight: float = checks.field(objective.WEIGHT, objective.DISTILL_WEIGHT)
 
 
 class Healing(protocol.Method):
@@ -59,7 +59,7 @@ class Healing(protocol.Method):
             place = io.locate(self._teacher(options), "--config.healing.teacher")
             computing = {name: getattr(options.model, name) for name in ("dtype", "remat")}
             teacher = models.reconfigure(io.load_pretrained(place), **computing)
-        self.learning = learning_lib.learning(
+        self.learning = objective.learning(
             setup.model,
             teacher,
             trainable=options.training.trainable,
@@ -81,7 +81,7 @@ class Healing(protocol.Method):
             folder,
             loss_fn=learnt.loss,
             precompute=None,
-            unsaved=(learning_lib.TEACHER,),
+            unsaved=(objective.TEACHER,),
         )
         if result.interrupted:
             return None
