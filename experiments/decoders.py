@@ -16,6 +16,7 @@ from experiments.render import figures as render
 from experiments.render import frames
 from mpojax import checks, compression, data, figures, files, io, models, tables
 from mpojax.compression import report as report_lib
+from mpojax.methods import healing
 from mpojax.models import evaluation
 from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
@@ -45,7 +46,8 @@ class Job:
       methods: that are compared.
       dense: the model as it was loaded.
       matched: parameters of the matrices that rules match.
-      batches: calibration texts.
+      tokens: of the calibration texts.
+      batches: what is read of them for compression.
       test: token ids that perplexity is measured on.
       tokenizer: folder of the tokenizer, saved with every model.
     """
@@ -55,6 +57,7 @@ class Job:
     methods: Sequence[str]
     dense: models.Model
     matched: int
+    tokens: np.ndarray
     batches: list[dict[str, np.ndarray]]
     test: np.ndarray
     tokenizer: str | None
@@ -116,7 +119,7 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
             f"window of config.evaluation.window={window}; give more text."
         )
     batches = compression.calibration_batches(rows)
-    given = (dense, int(matched), batches, test, tokenizer_folder)
+    given = (dense, int(matched), ids, batches, test, tokenizer_folder)
     job = Job(config, folder, names or DEFAULT, *given)
     for budget in budgets:
         rules = _rules(config, form="low_rank")
@@ -148,6 +151,10 @@ def run(job: Job, workdir: workdir_lib.Workdir, start: float) -> str:
             row = _record(job, name, lambda m=method, b=budget, n=name: _compressed(job, m, b, n))
             rows.append(row)
             print(f"{name}: perplexity {row['perplexity']:,.2f}", flush=True)
+            if method == "best" and job.config.heal.steps:
+                name = f"healed_{_text(budget)}"
+                rows.append(_record(job, name, lambda r=row, n=name: _healed(job, r, n)))
+                print(f"{name}: perplexity {rows[-1]['perplexity']:,.2f}", flush=True)
     return write(job, workdir, rows, time.perf_counter() - start)
 
 
@@ -197,6 +204,22 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
         **{key: value for key, value in report.to_dict().items() if key != "unmatched"},
     }
     return _measured(job, name, model, content)
+
+
+def _healed(job: Job, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """The record of a compressed model after healing; saves the model."""
+    start, settings = time.perf_counter(), job.config.heal
+    student = io.load_pretrained(job.folder / "models" / row["variant"])
+    given = (student, job.dense, job.tokens)
+    options = {name: settings[name] for name in ("steps", "batch_size", "length")}
+    model = healing.heal(*given, **options, workdir=job.folder / "heal" / variant)
+    if model is None:
+        raise SystemExit(0)  # by a signal: the same command resumes
+    target = job.folder / "models" / variant
+    io.save_pretrained(model, target, tokenizer_from=job.tokenizer)
+    kept = ("budget", "matrices_ratio", "stored_bytes", "parameters")
+    content = {name: row[name] for name in kept} | {"label": "ours, healed", "method": "healed"}
+    return _measured(job, "healed", model, content | {"seconds": time.perf_counter() - start})
 
 
 def _calibrated(job: Job, advance) -> compression.Calibration:

@@ -37,6 +37,7 @@ def config(model):
     config.compare = ("best,svd",)
     config.calibration.update(texts=str(model.parent / "text.txt"), windows=6, length=12)
     config.evaluation.update(texts=config.calibration.texts, window=12, num_windows=3)
+    config.heal.update(steps=1, batch_size=8, length=12)  # eight devices
     config.evaluation.speed_rounds, config.sample.prompt = 0, "good film"
     return config
 
@@ -44,7 +45,7 @@ def config(model):
 def test_methods_beside_each_other_and_a_stop_in_between(config, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     done = []
-    monkeypatch.setattr(io, "save_pretrained", _failing(done, io.save_pretrained, after=1))
+    monkeypatch.setattr(io, "save_pretrained", _failing(done, io.save_pretrained, after=2))
     with pytest.raises(KeyboardInterrupt):
         compress.main(config, str(run))
     monkeypatch.undo()
@@ -52,7 +53,7 @@ def test_methods_beside_each_other_and_a_stop_in_between(config, tmp_path, capsy
     assert compress.main(config, str(run)) == 0
     assert (run / "compression" / "best_80.json").stat().st_mtime_ns == kept
     result = json.loads((run / "result.json").read_text())
-    assert [row["variant"] for row in result["rows"]] == [*("dense", "best_80", "svd_80")]
+    assert [row["variant"] for row in result["rows"]] == ["dense", "best_80", "healed_80", "svd_80"]
     total = result["rows"][0]["parameters"]
     for row in result["rows"][1:]:
         share = float(row["budget"].rstrip(" %")) / 100
