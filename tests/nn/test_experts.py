@@ -462,3 +462,21 @@ class TestCalls:
 def test_the_layout_is_chosen_by_backend(monkeypatch, backend, settings, kind):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert block(**settings).block.kind == kind
+
+
+def test_a_shared_expert_is_a_dense_block_times_a_sigmoid():
+    """Beside the experts, whose width is theirs; every map of it may be a chain."""
+    settings = {"router": "topk", "k": 2, "router_bias": False, "intermediate_size": 32}
+    with_shared = block(None, activation="silu", options={"gated": True}, shared_size=8, **settings)
+    without = block(None, activation="silu", options={"gated": True}, **settings)
+    assert without.experts["up"]["kernel"].shape == (4, HIDDEN, 32)
+    x = jnp.asarray(X, jnp.float32)
+    dense, gate = with_shared.shared_expert, with_shared.shared_expert_gate
+    expected = call(without, x)[0] + jax.nn.sigmoid(gate(x)) * dense(x)
+    np.testing.assert_allclose(call(with_shared, x)[0], expected, rtol=1e-5, atol=1e-5)
+    shape = mpo.MPOShape.balanced(HIDDEN, 8, n=3)
+    chain = block({"shared_expert/up": shape}, shared_size=8, **settings)
+    assert chain.shapes == {}
+    assert chain.shared_expert.up.shape == shape
+    with pytest.raises(ValueError, match="shapes has a map 'shared_expert/up'"):
+        block({"shared_expert/up": shape}, **settings)

@@ -13,7 +13,7 @@ from mpojax.nn.moe import routing
 
 RNG = np.random.default_rng(0)
 LOGITS = jnp.asarray(RNG.standard_normal((12, 4)), jnp.float32)
-ROUTERS = ("switch", "switch_scale", "top2", "noisy_topk")
+ROUTERS = ("switch", "switch_scale", "top2", "topk", "topk_normalized", "noisy_topk")
 
 
 def settings(router, number=4, **options):
@@ -41,6 +41,15 @@ class TestGates:
         routed = routing.route(LOGITS, settings("top2"))
         np.testing.assert_array_equal(routed.experts, order)
         np.testing.assert_allclose(routed.gates, p / p.sum(-1, keepdims=True), rtol=1e-6)
+
+    def test_several_experts_by_probability(self):
+        order = np.argsort(-np.asarray(LOGITS), -1)[:, :3]
+        p = np.take_along_axis(softmax(np.asarray(LOGITS)), order, -1)
+        scaled = p / p.sum(-1, keepdims=True)
+        for router, gates in (("topk", p), ("topk_normalized", scaled)):
+            routed = routing.route(LOGITS, settings(router, k=3))
+            np.testing.assert_array_equal(routed.experts, order)
+            np.testing.assert_allclose(routed.gates, gates, rtol=1e-6)
 
     def test_noisy_top_k_is_the_softmax_of_the_kept(self):
         order = np.argsort(-np.asarray(LOGITS), -1)[:, :3]
