@@ -88,31 +88,33 @@ def approximations(
       ValueError: a budget below rank 1.
     """
     settings = METHODS[method]
-    total = len(paths) * 2
+    done = 0
 
     def advance(path: str):
-        advance.done += 1
+        nonlocal done
+        done += 1
         if progress is not None:
-            progress(advance.done, total, path)
+            progress(done, len(paths) * (1 + settings.by_loss), path)
 
-    advance.done = 0
-    curvatures = {}
-    if settings.by_loss:
-        moments = {path: calibration.statistics[path].curvature for path in paths}
-        curvatures = {
-            path: mpo.Metric(mpo.ridged(m, CURVATURE_RIDGE)) for path, m in moments.items()
-        }
+    curvatures = _Curvatures(calibration)
     inputs = _input_metrics(paths, calibration, settings.inputs)
-    found, losses = {}, []
-    for path in paths:
-        low_rank = mpo.LowRank(matrices.weights(path), inputs[path], curvatures.get(path))
-        losses.append(np.append(np.cumsum(low_rank.spectrum[::-1] ** 2)[::-1], 0.0) / 2)
-        if not settings.layerwise:
-            found[path] = low_rank
-        advance(path)
+
+    def factorised(path: str) -> mpo.LowRank:
+        curvature = curvatures[path] if settings.by_loss else None
+        return mpo.LowRank(matrices.weights(path), inputs[path], curvature)
+
+    predicted: dict[str, float] = {}
     sizes = [matrices.sizes[path] for path in paths]
     if settings.by_loss:
+        losses = []
+        for path in paths:
+            # Half the squares left out: the rise of the loss that the curvature predicts.
+            left = np.cumsum(factorised(path).spectrum[::-1] ** 2)[::-1] / 2
+            losses.append(np.append(left, 0.0))
+            advance(path)
         ranks = mpo.allocate_ranks(losses, sizes, budget, pivoted=settings.pivoted)
+        for path, loss, rank in zip(paths, losses, ranks, strict=True):
+            predicted[path] = float(loss[-1 if rank is None else rank])
     else:
         share = budget / sum(rows * columns for rows, columns in sizes)
         ranks = [_rank_of_share(*size, share) for size in sizes]
@@ -131,20 +133,31 @@ def approximations(
         result = layerwise.Layerwise({}, {}, [])
         for path, rank in ranks.items():
             if rank is not None:
-                result.chains[path] = layerwise.chain(found.pop(path).cores(rank), settings.pivoted)
+                cores = factorised(path).cores(rank)
+                result.chains[path] = layerwise.chain(cores, settings.pivoted)
             advance(path)
-    predicted = {
-        path: float(loss[-1 if ranks[path] is None else ranks[path]])
-        for path, loss in zip(paths, losses, strict=True)
-    }
-    if not settings.by_loss:
-        predicted = {}
     rows = [
         _row(path, matrices, result, settings, calibration, predicted.get(path))
         for path in paths
         if path in result.chains
     ]
     return result, rows
+
+
+class _Curvatures(Mapping):
+    """Curvatures with their ridge, by path; made when they are used: together they are large."""
+
+    def __init__(self, calibration: Calibration):
+        self.statistics = calibration.statistics
+
+    def __getitem__(self, path: str) -> mpo.Metric:
+        return mpo.Metric(mpo.ridged(self.statistics[path].curvature, CURVATURE_RIDGE))
+
+    def __iter__(self):
+        return iter(self.statistics)
+
+    def __len__(self) -> int:
+        return len(self.statistics)
 
 
 def _input_metrics(paths, calibration: Calibration, kind: str) -> dict[str, mpo.Metric | None]:
