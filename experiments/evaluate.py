@@ -296,7 +296,7 @@ def _timed_lengths(model: models.Model, settings: Evaluation) -> tuple[int, int]
 
 def _text(found: Mapping[str, Any]) -> str:
     """The table and the samples as a terminal shows them."""
-    table = tables.text(_HEADERS, list(_rows(found)), wrap=_HEADERS[2:])
+    table = tables.text(_HEADERS, list(_rows(found)), left=3, wrap=_HEADERS[2:])
     lines = (f"{title}\n{text}" for title, text in _samples(found))
     return "\n\n".join([found["model"], table, *lines])
 
