@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from mpojax import checks, files, models, tokenizer_folders
-from mpojax.io import generation_config, module_format, other_folders, own_format
+from mpojax.compression.matrices import matrices_of
+from mpojax.io import generation_config, module_format, other_folders, own_format, quantization
 from mpojax.io.gguf import weights as gguf_models
-from mpojax.io.hf import checkpoints
+from mpojax.io.hf import checkpoints, factored
 from mpojax.io.hf.family import COMMON
 from mpojax.io.other_folders import CONFIG_NAME, WEIGHTS_NAME
 from mpojax.io.sources import local_folder, locate
@@ -22,7 +23,9 @@ from mpojax.models.arrays import check_finite
 # Entry in the header of every weight file written here, and in config.json of our own format: what
 # marks a folder as ours.
 MARK = "mpojax"
-FORMATS = ("mpojax", "huggingface")
+# "huggingface_mpo": factors, with the code that multiplies them; see `hf.factored`.
+FORMATS = ("mpojax", "huggingface", "huggingface_mpo")
+_SAVING = {"format": checks.one_of(*FORMATS), "dtype": checks.one_of(*quantization.DTYPES)}
 
 
 def load_pretrained(
@@ -105,6 +108,7 @@ def save_pretrained(
     folder: str | os.PathLike,
     *,
     format: str = "mpojax",
+    dtype: str = "float32",
     tokenizer_from: str | os.PathLike | None = None,
 ):
     """Writes config.json and model.safetensors (logical names, cores as they are, float32).
@@ -112,7 +116,12 @@ def save_pretrained(
     Args:
       model: any model, or any Flax NNX module: `load(folder, into=...)` puts it back.
       folder: new, empty, or written by this library before.
-      format: "mpojax", or "huggingface" for what `export_huggingface` writes.
+      format: "mpojax"; "huggingface" for what `export_huggingface` writes, of a dense model; or
+        "huggingface_mpo": chains stay chains, and a file of code beside them makes transformers
+        load them, by `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` and its
+        like, with torch and without this library.
+      dtype: of the cores of chains: "int8" keeps 8 bits and a scale for each column, and is
+        multiplied out on loading; all else stays float32.
       tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
         tells the class, tokenizer_config.json of the copy names it.
 
@@ -135,13 +144,21 @@ def save_pretrained(
         ...     json.loads((pathlib.Path(folder) / "config.json").read_text())["model_type"]
         'bert'
     """
-    checks.check({"format": format}, {"format": checks.one_of(*FORMATS)})
+    checks.check({"format": format, "dtype": dtype}, _SAVING)
+    if dtype == "int8":
+        _check_has_chains(model, "dtype='int8'")
     if format == "huggingface":
         export_huggingface(model, folder, tokenizer_from=tokenizer_from)
+        return
+    if format == "huggingface_mpo":
+        _check_has_chains(model, "format='huggingface_mpo'")
+        _export_factors(model, folder, dtype, tokenizer_from)
         return
     arrays = _checked_arrays(model, folder)
     is_own_model = isinstance(model, models.Model)
     description = (own_format if is_own_model else module_format).describe(model)
+    if dtype == "int8":
+        arrays = quantization.quantized(arrays, quantization.core_names(arrays))
     fingerprint = _fingerprint(arrays, description)
     content = {"model_type": "mpojax", MARK: {**description, "fingerprint": fingerprint}}
     _write(folder, content, arrays, {MARK: fingerprint}, tokenizer_from)
@@ -169,20 +186,43 @@ def export_huggingface(
       FileNotFoundError: `tokenizer_from` holds no tokenizer files (ValueError: damaged ones).
       OSError: the folder cannot be written or the disk is full; see `write_folder`.
     """
-    if not isinstance(model, models.Model):
-        raise ValueError(
-            f"transformers knows no {type(model).__name__}; format='huggingface' is for models of "
-            "mpojax."
-        )
+    _check_exported(model, "huggingface")
     if model.shapes and not model.config.experts:
         raise ValueError(
             f"the model has {len(model.shapes)} matrices in MPO form (such as "
-            f"{next(iter(model.shapes))}), which transformers cannot load. Make it dense first: "
+            f"{next(iter(model.shapes))}), which transformers cannot load as they are. Save it "
+            "with format='huggingface_mpo', which keeps them, or make it dense first, "
             "export_huggingface(merge(model), folder)."
         )
     arrays = _checked_arrays(model, folder)
     content, tensors = checkpoints.export_model(model.config, arrays)
-    texts = {}
+    _write_export(model, folder, content, tensors, tokenizer_from)
+
+
+def _export_factors(model, folder, dtype: str, tokenizer_from):
+    """Writes a folder with factors and the code that multiplies them, see `hf.factored`."""
+    _check_exported(model, "huggingface_mpo")
+    arrays = _checked_arrays(model, folder)
+    content, tensors, code = factored.export_model(model.config, model.shapes, arrays, dtype)
+    _write_export(model, folder, content, tensors, tokenizer_from, {factored.FILE: code})
+
+
+def _check_exported(model: nnx.Module, format: str):
+    if not isinstance(model, models.Model):
+        raise ValueError(
+            f"transformers knows no {type(model).__name__}; format={format!r} is for models of "
+            "mpojax."
+        )
+
+
+def _check_has_chains(model: nnx.Module, what: str):
+    shapes = model.shapes if isinstance(model, models.Model) else matrices_of(model).shapes
+    if not shapes:
+        raise ValueError(f"{what} is about the cores of chains, but the model is dense.")
+
+
+def _write_export(model, folder, content: dict, tensors: Mapping, tokenizer_from, texts=()):
+    texts = dict(texts)
     if model.config.generates:
         texts[generation_config.NAME] = _json(generation_config.written(model.config))
     # transformers requires the entry "format".
@@ -200,15 +240,18 @@ def _checked_arrays(model: nnx.Module, folder: str | os.PathLike) -> dict[str, n
 
 
 def _write(folder, content: dict, tensors: Mapping, metadata: Mapping, tokenizer_from, texts=()):
-    texts, outdated = {**dict(texts), CONFIG_NAME: _json(content)}, set()
+    texts = {**dict(texts), CONFIG_NAME: _json(content)}
+    outdated = {factored.FILE} - set(texts)
     if tokenizer_from is not None:
         source = local_folder(tokenizer_from)
-        copies = tokenizer_folders.copies(source, content["model_type"])
+        copies = tokenizer_folders.copies(
+            source, content["model_type"].removeprefix(factored.PREFIX)
+        )
         if not copies:
             names = ", ".join(tokenizer_folders.FILES)
             raise FileNotFoundError(f"tokenizer_from={source} holds none of {names}.")
         texts |= copies
-        outdated = set(tokenizer_folders.FILES) - set(copies)  # those of another kind would be read
+        outdated |= set(tokenizer_folders.FILES) - set(copies)  # of another kind: would be read
     write_folder(pathlib.Path(folder).expanduser(), tensors, metadata, texts, outdated)
 
 
@@ -245,6 +288,7 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | 
             "files of one save."
         )
     try:
+        tensors = quantization.dequantized(tensors)
         if into is not None:
             return module_format.build(content, tensors, into)
         return own_format.build(content, tensors)

@@ -16,8 +16,9 @@ from mpojax.compression import layers
 from mpojax.compression.matrices import matrices_of
 from mpojax.io import own_format
 
-FORMAT_VERSION = 1
-READ_VERSIONS = (1,)
+# 2: cores in 8 bits.
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
 # Entry of the description that marks such a folder.
 MODULE = "module"
 _FIELDS = {

@@ -12,7 +12,8 @@ from mpojax.io.weights import check_depth
 # 6: several end tokens, and how a language model chooses tokens by default.
 # 7: scan_boundaries, called stack_breaks before.
 # 8: pivoted chains; positions counted over real tokens, heads on every token.
-FORMAT_VERSION = 8
+# 9: cores in 8 bits.
+FORMAT_VERSION = 9
 READ_VERSIONS = tuple(range(1, FORMAT_VERSION + 1))
 
 # Settings that older versions called otherwise.

@@ -4,7 +4,7 @@ A model type is a description as data, in `FAMILIES`; see `family`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -142,6 +142,23 @@ def export_model(
     Raises:
       ValueError: the model has no counterpart in transformers.
     """
+    family, config, content, wanted = layout(config, arrays)
+    tensors = {name: tensor.join(arrays, config) for name, tensor in wanted.items()}
+    return content, tensors | family.copies_of(config, content, tensors)
+
+
+def layout(
+    config: models.Config, arrays: Collection[str]
+) -> tuple[Family, models.Config, dict, dict[str, names.Tensor]]:
+    """(family, config as that has it, content of config.json, tensors by name) of a dense model.
+
+    Args:
+      config: of the model.
+      arrays: logical paths of all its arrays.
+
+    Raises:
+      ValueError: the model has no counterpart in transformers.
+    """
     if config.adapters:
         raise ValueError(_ADAPTERS)
     family, config = family_for(config)
@@ -151,8 +168,7 @@ def export_model(
     if unmatched := checks.listed(sorted(set(arrays) - covered)):
         name = content["architectures"][0]
         raise ValueError(f"{unmatched} have no counterpart in {name} of transformers.")
-    tensors = {name: tensor.join(arrays, config) for name, tensor in wanted.items()}
-    return content, tensors | family.copies_of(config, content, tensors)
+    return family, config, content, wanted
 
 
 def family_for(config: models.Config) -> tuple[Family, models.Config]:
