@@ -65,7 +65,7 @@ def loaded(folder, kind="AutoModelForCausalLM", **more):
 
 def assert_close(found, expected):
     """Equal up to rounding."""
-    assert np.abs(expected).max() > 0.3
+    assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
@@ -83,9 +83,12 @@ DECODERS = {
 }
 
 
-@pytest.mark.parametrize("shape_of", [low_rank, pivoted, chain])
-@pytest.mark.parametrize(("kind", "settings"), DECODERS.values(), ids=DECODERS)
-def test_logits_and_generated_tokens_of_decoders(tmp_path, kind, settings, shape_of):
+@pytest.mark.parametrize(
+    ("name", "shape_of"),
+    [("llama", low_rank), ("llama tied", pivoted), ("gpt2", pivoted), ("qwen2", chain)],
+)
+def test_logits_and_generated_tokens_of_decoders(tmp_path, name, shape_of):
+    kind, settings = DECODERS[name]
     theirs = families.model(kind, seed=1, **settings)
     dense = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
     ours = compressed(dense, shape_of)
@@ -107,13 +110,11 @@ def test_logits_and_generated_tokens_of_decoders(tmp_path, kind, settings, shape
         np.testing.assert_array_equal(found, np.where(made == 2, found, made))
 
 
-@pytest.mark.parametrize("shape_of", [low_rank, chain])
 @pytest.mark.parametrize(
-    ("kind", "settings"),
-    [DECODERS["llama tied"], DECODERS["llama"], DECODERS["gpt2"]],
-    ids=["llama tied", "llama", "gpt2"],
+    ("name", "shape_of"), [("llama tied", low_rank), ("llama", chain), ("gpt2", chain)]
 )
-def test_embeddings_and_heads(tmp_path, kind, settings, shape_of):
+def test_embeddings_and_heads(tmp_path, name, shape_of):
+    kind, settings = DECODERS[name]
     theirs = families.model(kind, seed=2, **settings)
     dense = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
     ours = compressed(dense, shape_of, rf"{LAYERS}|embeddings/word|head")
@@ -130,17 +131,17 @@ def test_embeddings_and_heads(tmp_path, kind, settings, shape_of):
     )
 
 
-ENCODERS = {
-    "bert": ("bert", "ForSequenceClassification", "AutoModelForSequenceClassification"),
-    "bert bare": ("bert", "Model", "AutoModel"),
-    "albert": ("albert", "ForSequenceClassification", "AutoModelForSequenceClassification"),
-    "distilbert": ("distilbert", "ForQuestionAnswering", "AutoModelForQuestionAnswering"),
-}
-
-
-@pytest.mark.parametrize("shape_of", [low_rank, chain])
-@pytest.mark.parametrize(("name", "kind", "auto"), ENCODERS.values(), ids=ENCODERS)
-def test_encoders(tmp_path, name, kind, auto, shape_of):
+@pytest.mark.parametrize(
+    ("name", "kind", "shape_of"),
+    [
+        ("bert", "Model", low_rank),
+        ("bert", "ForSequenceClassification", chain),
+        ("albert", "ForSequenceClassification", low_rank),
+        ("distilbert", "ForQuestionAnswering", chain),
+    ],
+)
+def test_encoders(tmp_path, name, kind, shape_of):
+    auto = f"AutoModel{kind.removeprefix('Model')}"
     family = encoders.FAMILIES[name]
     dense = io.load_pretrained(families.saved(family.model(kind, 1), tmp_path / "theirs"))
     ours = compressed(dense, shape_of, rf"{LAYERS}|pooler|head|embeddings/(word|projection)")
@@ -151,14 +152,14 @@ def test_encoders(tmp_path, name, kind, auto, shape_of):
     outputs = reference.outputs(again, *inputs)
     if kind == "Model":
         real = inputs[1] == 1
-        expected = np.asarray(ours.forward(*inputs).hidden)[real]
+        expected = np.asarray(families.run(ours, *inputs))[real]
         assert_close(outputs.last_hidden_state.numpy()[real], expected)
     elif kind == "ForSequenceClassification":
-        assert_close(outputs.logits.numpy(), np.asarray(ours(*inputs)))
+        assert_close(outputs.logits.numpy(), np.asarray(families.run(ours, *inputs)))
     else:
         real = inputs[1] == 1
         spans = np.stack([outputs.start_logits.numpy(), outputs.end_logits.numpy()], -1)
-        assert_close(spans[real], np.asarray(ours(*inputs))[real])
+        assert_close(spans[real], np.asarray(families.run(ours, *inputs))[real])
 
 
 def test_factors_in_8_bits(tmp_path):
