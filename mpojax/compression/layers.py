@@ -141,8 +141,8 @@ def refusal(layer: nnx.Module) -> str | None:
     if getattr(layer if chain is None else chain, "adapter", None) is not None:
         return "it has an adapter of its own; use add_adapters on the module instead"
     if chain is not None:
-        is_whole = len(chain.cores) == chain.shape.num_cores
-        is_one = is_whole and all(core.ndim == 4 for core in chain.cores)
+        is_whole = len(chain.cores) == chain.shape.num_arrays
+        is_one = is_whole and all(c.ndim == 4 for c in list(chain.cores)[: chain.shape.num_cores])
         return None if is_one else "its cores are stacked, or shared, by several layers"
     if not is_dense(layer):
         return f"a {kind.__name__} has no chain form"

@@ -95,6 +95,11 @@ def load_pretrained(
     _check_into(folder, content, into)
     if MARK in content:
         return _from_own_folder(folder, content[MARK], into)
+    if factored.ENTRY in content:
+        raise ValueError(
+            f"{folder} holds a compressed model for transformers (format='huggingface_mpo'), which "
+            "is not read back: load the folder of mj.save(model, folder) with the same model."
+        )
     checkpoints.family_of(content, str(folder))  # Before weights are looked for.
     tensors = _checked_tensors(folder)
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)

@@ -40,17 +40,20 @@ def describe(module: nnx.Module) -> dict:
 
 
 def arrays(module: nnx.Module) -> dict[str, np.ndarray]:
-    """Floating-point variables by path, float32; counters and random keys are no weights."""
+    """Floating-point variables by path, float32, and orders of columns; counters and random keys
+    are no weights.
+    """
     layers.check_module(module)
     return {
-        "/".join(map(str, path)): np.asarray(variable[...], np.float32)
-        for path, variable in _floating(module)
+        "/".join(map(str, path)): np.asarray(variable[...], np.int32 if is_order else np.float32)
+        for path, variable, is_order in _weights(module)
     }
 
 
-def _floating(module: nnx.Module) -> list[tuple[tuple, nnx.Variable]]:
-    flat = nnx.to_flat_state(nnx.state(module))
-    return [(p, v) for p, v in flat if jnp.issubdtype(v.dtype, jnp.floating)]
+def _weights(module: nnx.Module) -> list[tuple[tuple, nnx.Variable, bool]]:
+    """(path, variable, whether it is the order of a pivoted chain's columns)."""
+    flat = [(p, v, isinstance(v, nn.ColumnOrder)) for p, v in nnx.to_flat_state(nnx.state(module))]
+    return [each for each in flat if each[2] or jnp.issubdtype(each[1].dtype, jnp.floating)]
 
 
 def build(content: Mapping, tensors: Mapping[str, np.ndarray], into: nnx.Module) -> nnx.Module:
@@ -76,16 +79,19 @@ def build(content: Mapping, tensors: Mapping[str, np.ndarray], into: nnx.Module)
     for path, shape in shapes.items():
         if (shape.in_features, shape.out_features) != matrices.sizes[path]:
             raise ValueError(f"{path} is {matrices.sizes[path]} here, its chain is {shape}.")
-        chains[path] = shape, [np.zeros(core) for core in shape.core_shapes]
+        order = [np.zeros(shape.out_features, np.int32)] if shape.pivoted else []
+        chains[path] = shape, [*(np.zeros(core) for core in shape.core_shapes), *order]
     made = matrices.with_chains(chains)
     found, adapted = layers.locations(made), {}
     for path, each in settings.items():
         adapter = nn.make_adapter(each, *matrices.sizes[path], rngs=nnx.Rngs(0))
         adapted[found[path].location] = layers.AdaptedLayer(found[path].layer, adapter, each)
     made = layers.exchanged(made, adapted)
-    variables = {"/".join(map(str, path)): (path, v) for path, v in _floating(made)}
+    weights = _weights(made)
+    variables = {"/".join(map(str, path)): (path, v) for path, v, _ in weights}
     expected = {name: tuple(v.shape) for name, (_, v) in variables.items()}
-    models.check_coverage(expected, tensors, "weights do not fit the module")
+    orders = ["/".join(map(str, path)) for path, _, is_order in weights if is_order]
+    models.check_coverage(expected, tensors, "weights do not fit the module", orders)
     filled = [
         (path, variable.replace(jnp.asarray(tensors[name], variable.dtype)))
         for name, (path, variable) in variables.items()

@@ -59,7 +59,14 @@ from mpojax.models.model import Model
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
 from mpojax.models.sampling import Sampling
-from mpojax.models.variants import dropless, head_columns, reconfigure, unshared, with_head
+from mpojax.models.variants import (
+    dropless,
+    head_columns,
+    reconfigure,
+    unshared,
+    unstacked,
+    with_head,
+)
 
 __all__ = [
     "CONFIGS",
@@ -119,6 +126,7 @@ __all__ = [
     "to_arrays",
     "token_scores",
     "unshared",
+    "unstacked",
     "variables",
     "with_head",
 ]

@@ -23,6 +23,27 @@ def reconfigure(model: Model, **changes) -> Model:
     return from_arrays(config, model.shapes, to_arrays(model))
 
 
+def unstacked(model: Model) -> Model:
+    """The same parameters with every layer stored by itself: for decoding token by token on CPUs.
+
+    A scan over stacked layers copies the matrices of each layer out of the stack before it
+    multiplies, which costs more than a product with one token; layers by themselves are read where
+    they are. The program is compiled layer by layer: slower, in proportion to the depth.
+
+    Example:
+      >>> from flax import nnx
+      >>> from mpojax import models
+      >>> sizes = {"hidden_size": 16, "num_layers": 3, "num_heads": 2, "intermediate_size": 32}
+      >>> model = models.build(models.DecoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+      >>> len(model.tower.stacks), len(models.unstacked(model).tower.stacks)
+      (1, 3)
+    """
+    config = model.config
+    depth = max(stack.num_layers for stack in config.stacks)
+    boundaries = range(config.block_size, depth, config.block_size)
+    return reconfigure(model, scan_boundaries=tuple(boundaries))
+
+
 def unshared(model: Model) -> Model:
     """The same function with parameters of its own for every layer (copies, on the host)."""
     config = dataclasses.replace(model.config, layer_groups=None, shared_roles=nn.ROLES)

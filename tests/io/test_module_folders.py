@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from flax import nnx
 
-from mpojax import compression, io
+from mpojax import compression, io, mpo
+from mpojax.compression.matrices import matrices_of
 
 PATH = "layers/0"
 
@@ -60,6 +62,20 @@ def test_damaged_description_is_an_error_before_anything_is_allocated(
     change(folder, **entries)
     with pytest.raises(ValueError, match=message):
         io.load_pretrained(folder, into=own)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_pivoted_chains_come_back(own, tmp_path, dtype):
+    kernel = np.asarray(own.layers[0].kernel[...])
+    cores, shape = mpo.pivot(mpo.low_rank(kernel, 24))
+    small = matrices_of(own).with_chains({PATH: (shape, list(cores))})
+    io.save_pretrained(small, tmp_path / "model", dtype=dtype)
+    again = io.load_pretrained(tmp_path / "model", into=own)
+    x = np.eye(64, dtype=np.float32)
+    tolerance = 1e-6 if dtype == "float32" else 0.05
+    np.testing.assert_allclose(again(x), small(x), rtol=0, atol=tolerance)
+    order, expected = (each.layers[0].cores[2][...] for each in (again, small))
+    np.testing.assert_array_equal(order, expected)
 
 
 def test_gguf_file_is_not_loaded_into_a_module(own, tmp_path):

@@ -259,3 +259,18 @@ def test_bad_input():
     # A source may be padded anywhere, and has no longest length.
     pair = small.dense(small.T5)
     models.generate(pair, small.ids((1, 40)), small.left_padding(20, length=40), **few)
+
+
+@pytest.mark.parametrize("kind", ["llama", "1.0"])
+def test_layers_stored_by_themselves(kind):
+    """The same arrays and tokens; nothing is copied out of a stack."""
+    model = small.chains({**small.DECODERS, **small.PAIRS}[kind])
+    unstacked = models.unstacked(model)
+    before, after = models.to_arrays(model), models.to_arrays(unstacked)
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+    tower = unstacked.tower if kind == "llama" else unstacked.towers["decoder"]
+    assert [len(layers) for layers in tower.stack_ranges] == [1, 1, 1]
+    made, expected = (models.generate(m, IDS, MASK, max_new_tokens=3) for m in (unstacked, model))
+    np.testing.assert_array_equal(made.ids, expected.ids)

@@ -189,5 +189,7 @@ def test_never_loaded_without_its_code(tmp_path):
         transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / "small", trust_remote_code=False
         )
+    with pytest.raises(ValueError, match="holds a compressed model for transformers"):
+        mj.load(tmp_path / "small")
     mj.save(dense, tmp_path / "small", format="huggingface")
     assert not (tmp_path / "small" / "modeling_mpo.py").exists()
