@@ -21,7 +21,6 @@ _ROPE_FIELDS = {
     **dict.fromkeys(("mscale", "mscale_all_dim", "factor", _FIRST), number() | null()),
     **dict.fromkeys(("rope_type", "type"), text(100)),
 }
-_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
 # Older names of kinds of scaling, of Phi-3.
 _OLD_TYPES = {"su": "longrope"}
 
@@ -61,7 +60,7 @@ def rope(
         if fraction is None and part not in (None, 1.0):
             raise ValueError(f"partial_rotary_factor={part!r} (supported: 1.0)")
         scaling = scaling_of(found, values)
-        if scaling is not None and scaling.rope_type not in (types or _TYPES):
+        if types and scaling is not None and scaling.rope_type not in types:
             raise ValueError(
                 f"rope_type={scaling.rope_type!r} of rotary positions (supported: default, "
                 f"{', '.join(types)})"
