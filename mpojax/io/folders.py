@@ -17,7 +17,13 @@ from mpojax.io.hf import checkpoints, factored
 from mpojax.io.hf.family import COMMON
 from mpojax.io.other_folders import CONFIG_NAME, WEIGHTS_NAME
 from mpojax.io.sources import local_folder, locate
-from mpojax.io.weights import check_version, read_checkpoint, read_metadata, write_folder
+from mpojax.io.weights import (
+    StoredArray,
+    check_version,
+    read_checkpoint,
+    read_metadata,
+    write_folder,
+)
 from mpojax.models.arrays import check_finite
 
 # Entry in the header of every weight file written here, and in config.json of our own format: what
@@ -29,7 +35,11 @@ _SAVING = {"format": checks.one_of(*FORMATS), "dtype": checks.one_of(*quantizati
 
 
 def load_pretrained(
-    source: str | os.PathLike, *, pretraining_head: bool = False, into: nnx.Module | None = None
+    source: str | os.PathLike,
+    *,
+    pretraining_head: bool = False,
+    into: nnx.Module | None = None,
+    keep_16_bits: bool = False,
 ) -> nnx.Module:
     """Loads a model from a folder written by `save_pretrained`, of Hugging Face, or a GGUF file.
 
@@ -54,6 +64,9 @@ def load_pretrained(
         and for the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
       into: for a module of your own, a dense one of the same class, which stays as it is: its copy
         gets the weights, chains and adapters of the folder.
+      keep_16_bits: of Hugging Face's folders, matrices that are stored in bfloat16 or float16 stay
+        so in memory, half of what float32 needs; they are computed with in `config.dtype` all the
+        same. To compress and to evaluate large models, not to train them.
 
     Raises:
       FileNotFoundError: no such folder, no config.json, no weights.
@@ -105,7 +118,7 @@ def load_pretrained(
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
     config = generation_config.read(config, folder)
     del tensors
-    return models.from_arrays(config, {}, arrays, release=True)
+    return models.from_arrays(config, {}, arrays, release=True, keep_16_bits=keep_16_bits)
 
 
 def save_pretrained(
@@ -277,7 +290,7 @@ def _check_into(folder: pathlib.Path, content: Mapping, into: nnx.Module | None)
         raise ValueError(f"{folder} holds a whole model; load it without into=.")
 
 
-def _checked_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+def _checked_tensors(folder: pathlib.Path) -> dict[str, StoredArray]:
     tensors = read_checkpoint(folder)
     check_finite(tensors, str(folder))
     return tensors
@@ -295,7 +308,8 @@ def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | 
     try:
         tensors = quantization.dequantized(tensors)
         if into is not None:
-            return module_format.build(content, tensors, into)
+            arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+            return module_format.build(content, arrays, into)
         return own_format.build(content, tensors)
     except (TypeError, KeyError, ValueError) as error:
         reason = checks.cut(str(error), 1200)

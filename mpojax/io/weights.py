@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import json
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -18,12 +21,36 @@ from mpojax.io.other_folders import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
 # So many layers are quickly enumerated, and the tensors that are missing named.
 _FEW_LAYERS = 500
+# Of the types in headers that numpy does not know.
+_DTYPES = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 _MAP = checks.mapping(checks.text(255))
 _INDEX = {
     "weight_map": checks.Allowed(
         f"{_MAP.what}, one or more", lambda value: _MAP.accepts(value) and len(value) > 0
     )
 }
+
+
+class StoredArray:
+    """An array of a file, read when it is asked for: `numpy.asarray(stored)`, each time anew.
+
+    Attributes:
+      shape, dtype: of the array.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: Any, read: Callable[[], np.ndarray]):
+        """`read` gives the array."""
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._read = read
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """The array; numpy calls this."""
+        array = self._read()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        """Entries of the first axis."""
+        return self.shape[0]
 
 
 def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -46,8 +73,8 @@ def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     raise other_folders.without_weights(folder)
 
 
-def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint folder, from one file or from shards.
+def read_checkpoint(folder: str | os.PathLike) -> dict[str, StoredArray]:
+    """All tensors of a checkpoint folder, from one file or from shards, to be read one by one.
 
     Raises:
       ValueError: see `find_weight_files` and `read_weights`; or the shards do not hold exactly the
@@ -55,10 +82,10 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     shards = find_weight_files(folder)
     if shards[0].name == WEIGHTS_NAME:
-        return read_weights(shards[0])
-    tensors: dict[str, np.ndarray] = {}
+        return _stored(shards[0])
+    tensors: dict[str, StoredArray] = {}
     for shard in shards:
-        part = read_weights(shard)
+        part = _stored(shard)
         twice = sorted(set(part) & set(tensors))
         checks.check_none(twice, f"{shard} repeats tensors of another shard")
         tensors.update(part)
@@ -71,6 +98,36 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, np.ndarray]:
             f"unexpected {checks.shortened(more)}. Download the checkpoint again."
         )
     return tensors
+
+
+def _stored(path: pathlib.Path) -> dict[str, StoredArray]:
+    """The tensors of a file; what is read is not kept in memory, as a mapped file would be."""
+    with _opened(path) as file:
+        views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        floating = {name: view for name, view in views.items() if view.get_dtype() in _DTYPES}
+        others = {name: file.get_tensor(name) for name in views.keys() - floating.keys()}
+    starts = _starts(path)
+    stored = {name: _stored_tensor(path, starts[name], view) for name, view in floating.items()}
+    return stored | {n: StoredArray(t.shape, t.dtype, lambda t=t: t) for n, t in others.items()}
+
+
+def _starts(path: pathlib.Path) -> dict[str, int]:
+    """First byte of each tensor, of a file whose header has been checked."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()}
+
+
+def _stored_tensor(path: pathlib.Path, start: int, view) -> StoredArray:
+    shape, dtype = view.get_shape(), np.dtype(_DTYPES[view.get_dtype()])
+
+    def read() -> np.ndarray:
+        size = math.prod(shape) * dtype.itemsize
+        return np.fromfile(path, np.uint8, size, offset=start).view(dtype).reshape(shape)
+
+    return StoredArray(shape, dtype, read)
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:

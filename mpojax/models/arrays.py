@@ -5,6 +5,7 @@ stacked; how layers are grouped into stacks is invisible here. All functions als
 transformations, on traced arrays.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 import jax
@@ -20,6 +21,7 @@ from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_decoder import EncoderDecoder, SourceEncoder
 from mpojax.models.model import Model
 
+_ALIGNMENT = 64  # bytes
 # Of mismatches in one message, with the line above them ten.
 _MAX_LINES = 9
 
@@ -69,14 +71,16 @@ def from_arrays(
     arrays: Mapping,
     *,
     release: bool = False,
+    keep_16_bits: bool = False,
 ) -> Model:
     """The model of these settings with these parameters (float32 copies); inverse of `to_arrays`.
 
     Args:
       config, shapes: of the model.
-      arrays: by logical path.
+      arrays: by logical path; what `numpy.asarray` reads counts as an array.
       release: takes each array out of `arrays` once it is copied, so that those of a file and the
         whole model are never in memory together.
+      keep_16_bits: dense matrices in bfloat16 and float16 stay so.
 
     Raises:
       ValueError: arrays missing, unexpected, of another shape or not floating point.
@@ -95,7 +99,8 @@ def from_arrays(
             parts = [np.asarray(part, np.int32) for part in parts]
             value = jnp.asarray(np.stack(parts) if layer_range is not None else parts[0])
         else:
-            value = _stacked(parts) if layer_range is not None else _as_float32(parts[0])
+            dtype = _kept_dtype(path, parts) if keep_16_bits else np.float32
+            value = _copied(parts, layer_range is not None, dtype)
         filled.append((path, variable.replace(value)))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
@@ -230,18 +235,31 @@ def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield name, tuple(shape)
 
 
-def _stacked(parts: list) -> jax.Array:
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return jax.device_put(np.stack(parts).astype(np.float32, copy=False))
-    return jnp.stack([_as_float32(part) for part in parts])
+def _kept_dtype(path: tuple, parts: list) -> np.dtype:
+    """That of a dense matrix or embedding in 16 bits; float32 for everything else."""
+    dtype = np.dtype(parts[0].dtype)
+    is_matrix = path[-1] in ("kernel", "table") and len(parts[0].shape) == 2
+    return dtype if is_matrix and dtype.itemsize == 2 else np.dtype(np.float32)
 
 
-def _as_float32(array) -> jax.Array:
-    if isinstance(array, jax.core.Tracer):
-        return array.astype(jnp.float32)
-    if isinstance(array, np.ndarray):
-        return jax.device_put(array.astype(np.float32))  # copied on the host: no compilation
-    return jnp.array(array, jnp.float32)
+def _copied(parts: list, stacked: bool, dtype) -> jax.Array:
+    """One array, or several on a new leading axis; copied on the host, one after the other."""
+    if any(isinstance(part, jax.Array) for part in parts):
+        arrays = [jnp.array(part, dtype) for part in parts]
+        return jnp.stack(arrays) if stacked else arrays[0]
+    shape = (len(parts),) * stacked + tuple(parts[0].shape)
+    copy = _aligned(shape, dtype)
+    for place, part in zip(copy if stacked else [copy], parts, strict=True):
+        place[...] = np.asarray(part)
+    return jax.device_put(copy)
+
+
+def _aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An array whose memory jax takes over on a CPU, without another copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _natural(path: str) -> list:
@@ -258,6 +276,7 @@ def check_finite(tensors: Mapping[str, np.ndarray], where: str):
     """Raises a ValueError that names every tensor with a NaN or an infinity."""
     bad = []
     for name, tensor in tensors.items():
+        tensor = np.asarray(tensor)
         if is_floating(tensor) and not (finite := np.isfinite(tensor)).all():
             bad.append(
                 f"{name} ({tensor.size - np.count_nonzero(finite)} of {tensor.size} elements)"

@@ -2,9 +2,14 @@
 
 import dataclasses
 import json
+import math
+import subprocess
+import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from mpojax import compression, io, models, mpo
@@ -68,3 +73,55 @@ def test_folders_of_an_unknown_kind(tmp_path):
         match="kind='state_space' must be one of 'encoder'",
     ):
         io.load_pretrained(path.parent)
+
+
+MEMORY = """
+import json, resource, sys
+import jax
+from mpojax import io
+jax.device_put(0.0)
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = used()
+model = io.load_pretrained(sys.argv[1], keep_16_bits=json.loads(sys.argv[2]))
+print(used() - before)
+"""
+
+
+def _in_16_bits(folder, shards: int = 2, **sizes):
+    """A folder of a LLaMA in bfloat16, in several files."""
+    config = dataclasses.replace(helpers.LLAMA, **sizes)
+    content, tensors = helpers.checkpoint(config)
+    names, index = sorted(tensors), {}
+    for part in range(shards):
+        file = f"part-{part}.safetensors"
+        held = {name: tensors[name].astype(jnp.bfloat16) for name in names[part::shards]}
+        safetensors.numpy.save_file(held, folder / file)
+        index |= dict.fromkeys(held, file)
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    index = json.dumps({"weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+
+
+def test_matrices_stay_in_16_bits(tmp_path):
+    """The function is the same: a bfloat16 number is a float32 one, too."""
+    _in_16_bits(tmp_path)
+    plain, kept = (io.load_pretrained(tmp_path, keep_16_bits=keep) for keep in (False, True))
+    for name, array in models.to_arrays(kept).items():
+        is_matrix = name.endswith(("/kernel", "/table"))
+        assert array.dtype == (jnp.bfloat16 if is_matrix else np.float32)
+        np.testing.assert_array_equal(models.to_arrays(plain)[name], array.astype(np.float32))
+    ids = np.arange(1, 9)[None]
+    np.testing.assert_array_equal(plain(ids), kept(ids))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("keep", "bits"), [(False, 32), (True, 16)])
+def test_loading_needs_the_memory_of_the_model(tmp_path, keep, bits):
+    """Tensors are read one after the other, and nothing is held twice."""
+    sizes = {"vocab_size": 8000, "hidden_size": 512, "intermediate_size": 2048, "num_layers": 8}
+    _in_16_bits(tmp_path, **sizes, num_heads=8, num_kv_heads=8, head_size=64)
+    shapes = models.array_shapes(io.load_pretrained(tmp_path).config).values()
+    count = sum(math.prod(shape) for shape in shapes)
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), json.dumps(keep)]
+    used = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert used < 1.2 * count * bits // 8 + 40e6

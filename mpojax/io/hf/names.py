@@ -12,12 +12,13 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from mpojax import models
+from mpojax.io.weights import StoredArray
 
 Shapes = Mapping[str, tuple[int, ...]]
 # {mark: (what it stands for in the checkpoint's name, in the path) for each value}.
@@ -178,15 +179,24 @@ def read(
     models.check_coverage(
         expected, tensors, f"the weights in {source} do not fit its configuration"
     )
-    arrays, slices = {}, {}
+    sources: dict[str, list] = {}
     for name, tensor in wanted.items():
-        found = tensor.split(tensors[name], shapes, config)
-        if tensor.index is None:
-            arrays |= found
-        for path, part in found.items() if tensor.index is not None else ():
-            slices.setdefault(path, {})[tensor.index] = part
-    stacked = {path: np.stack([parts[n] for n in sorted(parts)]) for path, parts in slices.items()}
-    return arrays | stacked
+        for path in tensor.paths:
+            sources.setdefault(path, []).append((tensor, tensors[name]))
+    return {path: _array(path, parts, shapes, config) for path, parts in sources.items()}
+
+
+def _array(path: str, sources: list[tuple[Tensor, Any]], shapes: Shapes, config: models.Config):
+    """The array of a path, of one tensor or of slices; read when asked for where these are."""
+
+    def read() -> np.ndarray:
+        ordered = sorted(sources, key=lambda source: source[0].index or 0)
+        parts = [t.split(np.asarray(stored), shapes, config)[path] for t, stored in ordered]
+        return parts[0] if ordered[0][0].index is None else np.stack(parts)
+
+    stored = sources[0][1]
+    is_read = isinstance(stored, np.ndarray)
+    return read() if is_read else StoredArray(shapes[path], stored.dtype, read)
 
 
 def bare(
