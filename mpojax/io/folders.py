@@ -44,8 +44,8 @@ def load_pretrained(
     """Loads a model from a folder written by `save_pretrained`, of Hugging Face, or a GGUF file.
 
     Of Hugging Face:
-      BERT, ALBERT, DistilBERT, MobileBERT, ELECTRA, RoBERTa, XLM-RoBERTa, CamemBERT and MPNet:
-        encoders, classifiers of sequences and of tokens, and question answering models.
+      BERT, ALBERT, DistilBERT, MobileBERT, ELECTRA, RoBERTa, XLM-RoBERTa, CamemBERT, MPNet and
+        DeBERTa-v2: encoders, classifiers of sequences and of tokens, question answering models.
         Pre-training heads are left out, unless they are asked for. ModernBERT: the encoder alone.
       GPT-2, LLaMA 1 to 3, Mistral, Qwen2 and 3, SmolLM3, Gemma 2 and 3 (text), Phi-3 and 4, OLMo-2,
         GPT-NeoX and Pythia, OPT; with experts Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE: a

@@ -24,6 +24,7 @@ class Context:
       mask: booleans that broadcast to (batch, heads, length, keys), True where a key may be
         attended to; None for all.
       bias: added to the scores of self-attention, or None.
+      distances: (rows of distances, their indices (queries, keys)) of disentangled attention.
       positions: ((queries,), (keys,)) of self-attention, for layers that make a bias of their own.
       rotary: (cos, sin) of the positions, or None.
       kinds: (layers,) int32, which entry of a leading axis of `mask` and `rotary` is for which
@@ -40,6 +41,7 @@ class Context:
     encoder_output: jax.Array | None = None
     encoder_mask: jax.Array | None = None
     kinds: jax.Array | None = None
+    distances: tuple[jax.Array, jax.Array] | None = None
     positions: tuple[jax.Array, jax.Array] | None = None
 
     def of_layer(self, layer: jax.Array | int) -> "Context":
@@ -184,7 +186,7 @@ class Block(nnx.Module):
             y,
             context.mask,
             keys_values=keys_values,
-            bias=self._bias(context),
+            bias=self._bias(context, y),
             rotary=context.rotary,
             dropout_key=keys["attention"],
         )
@@ -225,8 +227,10 @@ class Block(nnx.Module):
             return f"{part}_norm" if hasattr(self, f"{part}_norm") else None
         return {"attention": "attention/query", "feed_forward": "feed_forward/up"}[part]
 
-    def _bias(self, context: Context) -> jax.Array | None:
-        """What is added to the scores of self-attention."""
+    def _bias(self, context: Context, x: jax.Array) -> jax.Array | None:
+        """What is added to the scores of self-attention of `x`."""
+        if context.distances is not None:
+            return self.attention.disentangled_bias(x, *context.distances)
         if not hasattr(self, "relative_bias"):
             return context.bias
         return self.relative_bias(*context.positions)

@@ -109,8 +109,11 @@ class Encoder(Model, TransformerStack):
         Raises:
           ValueError: inputs that do not fit; probabilities of layers with a bottleneck.
         """
-        if attention and self.config.bottleneck_size is not None:
-            raise ValueError("attention=True: layers with a bottleneck do not give probabilities.")
+        if attention and (self.config.bottleneck_size is not None or self.config.disentangled):
+            raise ValueError(
+                "attention=True: layers with a bottleneck or disentangled attention do not give "
+                "probabilities."
+            )
         record = _outputs_and_attention if attention else _outputs
         inputs = (input_ids, attention_mask, token_type_ids, dropout_key, segments)
         return self._checked_forward(*inputs, record=record).recorded
@@ -181,12 +184,21 @@ def _begin(encoder: Encoder, input_ids, attention_mask, token_type_ids, dropout_
     """(embeddings, what all layers share)."""
     positions = _positions(encoder.config, input_ids, segments)
     x = encoder.embeddings(input_ids, positions, token_type_ids, dropout_key)
-    bias = None
-    if encoder.config.relative_buckets is not None:
-        places = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
-        bias = encoder.relative_bias(places, places).astype(x.dtype)
     mask = self_attention_mask(attention_mask, segments)
-    return x, Context(**_of_kinds(encoder.config, mask, positions, input_ids.shape[1]), bias=bias)
+    of_kinds = _of_kinds(encoder.config, mask, positions, input_ids.shape[1])
+    return x, Context(**of_kinds, **_distances(encoder, x))
+
+
+def _distances(encoder: Encoder, x: jax.Array) -> dict:
+    """What a `Context` has of distances between the positions of `x`."""
+    config, indices = encoder.config, jnp.arange(x.shape[1], dtype=jnp.int32)
+    if config.disentangled:
+        rows = encoder.distance_norm(encoder.distance_rows.table[...]).astype(x.dtype)
+        sizes = (config.relative_buckets, config.relative_distance)
+        return {"distances": (rows, jnp.asarray(nn.log_distances(x.shape[1], *sizes)))}
+    if config.relative_buckets is not None:
+        return {"bias": encoder.relative_bias(indices, indices).astype(x.dtype)}
+    return {}
 
 
 def _of_kinds(config: EncoderConfig, mask, positions, length: int) -> dict:

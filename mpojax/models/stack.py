@@ -47,6 +47,7 @@ class TransformerStack(nnx.Module):
       stacks: stacked layers, leading axis = layer (= block for what a block shares); usually one.
       stack_ranges: the layers of each.
       final_norm: the norm at the end.
+      distance_rows, distance_norm: rows of distances of disentangled attention, and their norm.
       relative_bias: T5's bias by distance, one table for all layers.
     """
 
@@ -68,7 +69,12 @@ class TransformerStack(nnx.Module):
         )
         if not config.post_norm:
             self.final_norm = norm(config)
-        if config.relative_buckets is not None and not config.relative_per_layer:
+        if config.disentangled:
+            self.distance_rows = nn.Embed(
+                2 * config.relative_buckets, config.hidden_size, rngs=rngs
+            )
+            self.distance_norm = norm(config)
+        elif config.relative_buckets is not None and not config.relative_per_layer:
             self.relative_bias = relative_bias(config, bidirectional=not spec.causal, rngs=rngs)
 
     @property

@@ -27,7 +27,7 @@ from mpojax.nn.parameters import (
     random_cores,
     role_of,
 )
-from mpojax.nn.positions import RelativeBias, RopeScaling, Rotary
+from mpojax.nn.positions import RelativeBias, RopeScaling, Rotary, log_distances
 
 __all__ = [
     "ACTIVATIONS",
@@ -62,6 +62,7 @@ __all__ = [
     "embedding",
     "fold_adapter",
     "linear",
+    "log_distances",
     "make_adapter",
     "random_cores",
     "random_expert_cores",

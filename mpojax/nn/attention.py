@@ -198,6 +198,21 @@ class Attention(nnx.Module):
         )
         return self.out(mixed.reshape(*x.shape[:-1], -1))
 
+    def disentangled_bias(
+        self, x: jax.Array, rows_RxH: jax.Array, indices_SxS: jax.Array
+    ) -> jax.Array:
+        """scale * (q_i k(r_ij) + k_j q(r_ij)) of rows r of distances: (batch, heads, S, S).
+
+        He et al., "DeBERTa" (ICLR 2021), section 3.1.
+        """
+        q_BxSxNxD, k_BxSxNxD = (self._heads(project(x)) for project in (self.query, self.key))
+        q_1xRxNxD, k_1xRxNxD = (self._heads(f(rows_RxH[None])) for f in (self.query, self.key))
+        of_query = jnp.einsum("bsnd,rnd->bnsr", q_BxSxNxD, k_1xRxNxD[0])
+        of_key = jnp.einsum("bsnd,rnd->bnsr", k_BxSxNxD, q_1xRxNxD[0])
+        query_ij = jnp.take_along_axis(of_query, indices_SxS[None, None], axis=-1)
+        key_ji = jnp.take_along_axis(of_key, indices_SxS.T[None, None], axis=-1)
+        return self.scale * (query_ij + jnp.swapaxes(key_ji, -1, -2))
+
     def weights(
         self,
         x: jax.Array,

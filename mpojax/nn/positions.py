@@ -204,6 +204,21 @@ def relative_buckets(
     return start + jnp.where(distances < exact, distances, far)
 
 
+def log_distances(length: int, num: int, max_distance: int) -> np.ndarray:
+    """Rows of distances i - j (query minus key), (length, length) int32 in 0..2 num - 1.
+
+    Row num is distance 0. Up to num / 2 each distance has a row, beyond they share them by
+    logarithm (He et al., "DeBERTaV3", 2021).
+    """
+    distances = np.arange(length)[:, None] - np.arange(length)[None]
+    middle = num // 2
+    far = np.maximum(np.abs(distances), middle).astype(np.float32)
+    rate = np.log(np.float32((max_distance - 1) / middle))
+    shared = middle + np.ceil(np.log(far / middle) / rate * (middle - 1))
+    rows = np.where(np.abs(distances) <= middle, distances, shared * np.sign(distances))
+    return np.clip(rows + num, 0, 2 * num - 1).astype(np.int32)
+
+
 class RelativeBias(nnx.Module):
     """A table (buckets, heads) of what is added to scores."""
 

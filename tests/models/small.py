@@ -48,6 +48,15 @@ MODERNBERT = dataclasses.replace(
     token_types=0,
     dropout=0.0,
 )
+DEBERTA = dataclasses.replace(
+    BERT,
+    positions="none",
+    disentangled=True,
+    relative_buckets=4,
+    relative_distance=12,
+    token_types=0,
+    pooler_activation="gelu",
+)
 KINDS = {
     "bert": BERT,
     "albert": ALBERT,
@@ -57,6 +66,7 @@ KINDS = {
     "roberta": ROBERTA,
     "mpnet": MPNET,
     "modernbert": MODERNBERT,
+    "deberta-v2": DEBERTA,
 }
 
 

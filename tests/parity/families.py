@@ -90,6 +90,21 @@ FAMILIES = {
     "xlm-roberta": Family("XLMRoberta", {**_BERT, **_PADDED}),
     "camembert": Family("Camembert", {**_BERT, **_PADDED}),
     "mpnet": Family("MPNet", {**_BERT, **_PADDED}, token_types=False),
+    "deberta": Family(
+        "DebertaV2",
+        {
+            **_BERT,
+            "relative_attention": True,
+            "position_biased_input": False,
+            "position_buckets": 4,
+            "pos_att_type": "p2c|c2p",
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "type_vocab_size": 0,
+        },
+        token_types=False,
+        scale=0.2,
+    ),
     "modernbert": Family(
         "ModernBert",
         {

@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 run = jax.jit(lambda model, *inputs: model(*inputs))
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 # One per model type, for what does not depend on the layers.
-TYPES = ["bert", "albert", "distilbert", "mobilebert", "electra", "roberta", "mpnet"]
+TYPES = ["bert", "albert", "distilbert", "mobilebert", "electra", "roberta", "mpnet", "deberta"]
 one_of_each = pytest.mark.parametrize("name", TYPES)
 
 

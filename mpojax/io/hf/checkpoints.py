@@ -12,6 +12,7 @@ from mpojax import checks, models
 from mpojax.io import other_folders
 from mpojax.io.hf import names
 from mpojax.io.hf.bert import ALBERT, BERT, DISTILBERT, ELECTRA
+from mpojax.io.hf.deberta import DEBERTA_V2
 from mpojax.io.hf.family import Family
 from mpojax.io.hf.gemma import GEMMA2, GEMMA3
 from mpojax.io.hf.gpt2 import GPT2
@@ -26,7 +27,7 @@ from mpojax.io.weights import check_depth
 
 _ENCODERS = (
     *(BERT, ALBERT, DISTILBERT, MOBILEBERT, ELECTRA),
-    *(ROBERTA, XLM_ROBERTA, CAMEMBERT, MPNET, MODERNBERT),
+    *(ROBERTA, XLM_ROBERTA, CAMEMBERT, MPNET, MODERNBERT, DEBERTA_V2),
 )
 _DECODERS = (
     *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3),

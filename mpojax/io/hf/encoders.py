@@ -129,7 +129,8 @@ class EncoderFamily(Family):
         """(pooling, the tensors that it needs)."""
         has_weights = self.pooler_flag is None or values[self.pooler_flag]
         of_tokens = head in ("span", "tokens")
-        if of_tokens or not has_weights or (head == "classifier" and self.classifier_pools):
+        has_own = self.classifier_pools and "pooler.dense" not in self.heads["classifier"]
+        if of_tokens or not has_weights or (head == "classifier" and has_own):
             what = "the pooler, which the model does not use"
             tensors = _without(r"pooler\..+", what, tensors, source)
         if of_tokens or not has_weights:

@@ -124,7 +124,7 @@ class Config:
     experts = ()
     masked_lm = False
     bottleneck_size, num_feed_forwards = None, 1
-    relative_buckets, relative_per_layer = None, False
+    relative_buckets, relative_per_layer, disentangled = None, False, False
     # Positions and windows of attention, see `DecoderConfig`.
     positions, rotary_base, rotary_scaling, rotary_fraction = "learned", 10_000.0, None, 1.0
     sliding_window = local_rotary_base = None

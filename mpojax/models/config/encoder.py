@@ -19,7 +19,9 @@ class EncoderConfig(Config):
       max_positions: the longest sequence.
       position_offset: rows of the position table before that of the first token; RoBERTa has
         pad_id + 1, and positions that are counted over the ids other than `pad_id`.
-      positions: "learned" (a table added to the word rows) or "rotary" (ModernBERT).
+      positions: "learned" (a table added to the word rows), "rotary" (ModernBERT) or "none".
+      disentangled: scores have parts between queries and keys of tokens and of distances, rows of
+        one table (DeBERTa), of which there are `relative_buckets` for each direction.
       rotary_base: of the wave lengths of rotary positions.
       sliding_window: positions that attention reaches to either side; None for all.
       full_attention_layers: layers without the window.
@@ -65,7 +67,8 @@ class EncoderConfig(Config):
 
     max_positions: int = field(SIZE, 512)
     position_offset: int = field(TOKEN, 0)
-    positions: str = field(one_of("learned", "rotary"), "learned")
+    positions: str = field(one_of("learned", "rotary", "none"), "learned")
+    disentangled: bool = field(flag(), False)
     rotary_base: float = field(number(above=0.0), 10_000.0)
     sliding_window: int | None = field(SIZE, None)
     full_attention_layers: tuple[int, ...] = field(sequence(integer(0)), ())
@@ -107,6 +110,8 @@ class EncoderConfig(Config):
             )
         if self.relative_buckets is not None:
             self._check_distances()
+        elif self.disentangled:
+            raise ValueError("disentangled=True needs relative_buckets.")
         self._check_head()
         self._check_groups()
         self._check_embeddings()
@@ -119,6 +124,11 @@ class EncoderConfig(Config):
     @property
     def attention_size(self) -> int:
         return self.hidden_size if self.bottleneck_size is None else self.bottleneck_size
+
+    @property
+    def attention_scale(self) -> float | None:
+        """Of the scores; None for head_size^-0.5. Disentangled ones are a sum of three."""
+        return (3 * self.head_size) ** -0.5 if self.disentangled else None
 
     @property
     def head_size(self) -> int:
