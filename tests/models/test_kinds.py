@@ -54,9 +54,10 @@ def _close(actual, kind):
 def test_every_matrix_may_be_a_chain(kind):
     dense, chains = pair(kind)
     assert set(chains.shapes) == set(dense.config.matrix_sizes())
-    # Of matrices there are no others: what is left dense are vectors and biases by distance.
+    # Of matrices there are no others: what is left dense are vectors and rows of distances.
     for name, array in models.to_arrays(chains).items():
-        assert "/cores/" in name or array.ndim == 1 or name == "relative_bias/table"
+        of_distances = name in ("relative_bias/table", "distance_rows/table")
+        assert "/cores/" in name or array.ndim == 1 or of_distances
     _close(run(chains, IDS, MASK), kind)
 
 
