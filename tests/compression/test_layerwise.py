@@ -13,8 +13,8 @@ from mpojax.compression import layerwise
 from tests.models import small, small_language
 
 CONFIGS = {
-    "llama": small_language.LLAMA,
-    "gpt2": small_language.GPT2,
+    "llama": dataclasses.replace(small_language.LLAMA, num_layers=2),
+    "gpt2": dataclasses.replace(small_language.GPT2, num_layers=2),
     "bert": dataclasses.replace(small.BERT, num_layers=2),
 }
 IDS = np.random.default_rng(0).integers(1, 20, (6, 9))
@@ -24,9 +24,19 @@ BATCHES += [{"input_ids": IDS[4:], "attention_mask": MASK[4:]}]
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def setting(request):
+def setting_of_each(request):
+    """As `setting`, of every kind of block."""
+    return _setting(CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def setting():
     """(model, ranks, curvatures): rank 4 everywhere but for two matrices."""
-    model = models.build(CONFIGS[request.param], rngs=nnx.Rngs(1))
+    return _setting(CONFIGS["llama"])
+
+
+def _setting(config):
+    model = models.build(config, rngs=nnx.Rngs(1))
     calibration = compression.calibrate(model, BATCHES, curvature=True)
     found = {p: s for p, s in calibration.statistics.items() if "layers/" in p}
     ranks: dict = dict.fromkeys(found, 4)
@@ -95,8 +105,8 @@ def naive(model, ranks, curvatures, monkeypatch):
     return found
 
 
-def test_against_a_naive_reference(setting, monkeypatch):
-    model, ranks, curvatures = setting
+def test_against_a_naive_reference(setting_of_each, monkeypatch):
+    model, ranks, curvatures = setting_of_each
     done = []
     result = layerwise.compress(model, BATCHES, ranks, curvatures, progress=done.append)
     assert sorted(done) == sorted(ranks)
@@ -125,9 +135,9 @@ def test_nothing_changes_at_full_rank(setting):
     assert max(result.stream_error) < 1e-4
 
 
-def test_what_writes_to_the_stream_takes_up_its_error(setting):
+def test_what_writes_to_the_stream_takes_up_its_error(setting_of_each):
     """Without the correction the stream is further from the original's."""
-    model, ranks, curvatures = setting
+    model, ranks, curvatures = setting_of_each
     ranks = {**ranks, "layers/1/feed_forward/down": None, "layers/1/attention/out": None}
     aware = layerwise.compress(model, BATCHES, ranks, curvatures)
     block = type(getattr(model, "tower", model).layer(0))
