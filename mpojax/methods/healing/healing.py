@@ -99,8 +99,8 @@ def heal(
       >>> from mpojax.methods import healing
       >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
       >>> dense = models.build(models.DecoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
-      >>> small, _ = mj.compress(dense, [mj.Rule("layers/.*", form="low_rank")], budget=0.9)
-      >>> healed = healing.heal(small, dense, np.arange(90), steps=2, batch_size=2, length=8)
+      >>> small, _ = mj.compress(dense, [mj.Rule("layers/.*", form="low_rank", rank=4)])
+      >>> healed = healing.heal(small, dense, np.arange(90), steps=2, batch_size=8, length=8)
       >>> healed.shapes == small.shapes
       True
     """
@@ -115,6 +115,8 @@ def heal(
     fields = OPTIMIZER | {"learning_rate": learning_rate} | dict(optimizer or {})
     made = training.make_optimizer(fields, training.roles(learnt.model), steps)
     folder = None if workdir is None else _claimed(workdir, arguments, fields)
+    if folder is not None and folder.finished:
+        held_out = None  # `result.json` has its perplexities
     before = _perplexity(student, held_out, length)
     result = training.fit(
         training.TrainState.create(learnt.model, learnt.trainable, made, seed=seed),
@@ -132,7 +134,7 @@ def heal(
     if result.interrupted:
         return None
     healed = learnt.student_of(result.state.model())
-    healed = models.reconfigure(healed, dtype=student.config.dtype, remat=student.config.remat)
+    healed = _computing(healed, student.config.dtype, student.config.remat)
     _report(folder, result, before, _perplexity(healed, held_out, length))
     return healed
 
@@ -145,7 +147,10 @@ def _batches(student, tokens, length: int, batch_size: int, seed: int) -> data.L
 
 
 def _computing(model: models.LanguageModel | None, dtype: str, remat: bool):
-    return None if model is None else models.reconfigure(model, dtype=dtype, remat=remat)
+    """The model with other settings of the computation; copied only where these differ."""
+    if model is None or (model.config.dtype, model.config.remat) == (dtype, remat):
+        return model
+    return models.reconfigure(model, dtype=dtype, remat=remat)
 
 
 def _hooks(folder: training.Workdir | None, checkpoint_every: int) -> list[training.Hook]:
