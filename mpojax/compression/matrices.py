@@ -131,13 +131,15 @@ class _ModelMatrices(Matrices):
         return models.from_arrays(self.model.config, shapes, arrays)
 
     def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
-        found = {}
+        found, sizes = {}, self.model.config.matrix_sizes()
         for path, _, layer_range in models.variables(self.model):
             layer = self.model
             for part in path[:-1]:
                 layer = layer[part] if isinstance(part, int) else getattr(layer, part)
             if path[-1] in ("kernel", "table") and layers.is_dense(layer):
-                found[path[:-1]] = arrays_lib.logical_names(path[:-1], layer_range)
+                names = arrays_lib.logical_names(path[:-1], layer_range)
+                # Not rows of distances, which are read whole.
+                found |= {path[:-1]: names} if names[0][0] in sizes else {}
         return found
 
     def inputs(self, batch: Any, where: str) -> tuple[dict, tuple[np.ndarray, ...]]:
