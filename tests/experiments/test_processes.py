@@ -111,7 +111,7 @@ def start(tmp_path, *flags, mistake="", **environment):
     )
 
 
-def finish(running, timeout=60):
+def finish(running, timeout=300):
     """[(status, standard output, standard error)]"""
     made = []
     try:

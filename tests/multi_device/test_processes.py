@@ -49,7 +49,7 @@ def start_two(script, arguments, *, devices, pause):
     ]
 
 
-def finish(processes, timeout=60):
+def finish(processes, timeout=300):
     outputs = []
     try:
         for process in processes:
