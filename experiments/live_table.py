@@ -132,9 +132,6 @@ class _Above(io.TextIOBase):
     def isatty(self) -> bool:
         return False
 
-    def writable(self) -> bool:
-        return True
-
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:

@@ -9,10 +9,11 @@ Without a table: lists the tables. --dry_run: lists the runs, what they cost, wh
 the command that gets it, and the cheapest run to try first. The same command may be started on
 several machines that share the workdir: each run is claimed once, one whose machine died is taken
 over after three minutes. Interrupted runs resume; failed ones are recorded in `failed.json` of
-their folder and tried again at the next start.
+their folder, passed over by all that run meanwhile, and tried again at the next start.
 """
 
 import argparse
+import contextlib
 import fnmatch
 import pathlib
 import sys
@@ -190,9 +191,16 @@ def run(found: Sequence[Cell], folders: Folders, **timing) -> dict[str, str] | N
         folder=pathlib.Path(folders.workdir).expanduser() / "claims",
         run=lambda name: _run(by_name[name], folders),
         is_done=lambda name: is_done(by_name[name], folders),
+        failure=lambda name: _failure(by_name[name], folders),
         needs={n: [other.name for other in c.start.values()] for n, c in by_name.items()},
         **timing,
     ).share()
+
+
+def _failure(cell: Cell, folders: Folders) -> int | None:
+    """When a run failed last, in nanoseconds of its folder's clock."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folders.of(cell) / "failed.json").stat().st_mtime_ns
 
 
 def _run(cell: Cell, folders: Folders) -> str:

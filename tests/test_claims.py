@@ -159,5 +159,13 @@ def test_failures_block_what_needs_them(tmp_path):
     states = work.Work(names, tmp_path, run, done.__contains__, needs, TIMING, 0.01).share()
     expected = dict.fromkeys(("next", "last", "other"), "blocked") | {"bad": "failed"}
     assert states == expected | dict.fromkeys(("good", "fine"), "done")
+    marks = {"bad": iter((1, 2)), "good": iter((1, 1)), "fine": iter((None, None))}
+    others = work.Work(
+        *(list(marks), tmp_path, lambda name: "done", lambda name: False),
+        failure=lambda name: next(marks[name]),
+        timing=TIMING,
+    )
+    # What another process failed at meanwhile is not tried again; what failed before is.
+    assert others.share() == {"bad": "failed", "good": "done", "fine": "done"}
     stopped = work.Work(["x"], tmp_path, lambda name: "stopped", done.__contains__).share()
     assert stopped is None

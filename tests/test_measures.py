@@ -1,10 +1,14 @@
 """The measures of the code, on sources whose values are plain to see."""
 
 import ast
+import re
 import subprocess
 import sys
 
 from tools import measures
+
+# Per cent of lines; it only goes up.
+MIN_COMMENTS = 1.8
 
 SOURCE = '''
 """A module.
@@ -57,4 +61,14 @@ def test_the_command():
         text=True,
         check=True,
     )
-    assert "lines of Python outside tests" in run.stdout
+    cells = [line.strip("│┃").split("│") for line in run.stdout.splitlines() if "│" in line]
+    found = {cell[0].strip(): cell[1].strip() for cell in cells}
+    assert "lines of Python outside tests" in found
+    assert int(found["frames from the command line to the compiled step"]) <= 8
+    # What is always easy to let slip: reasons in comments, examples, a short front page.
+    comments = re.search(r"\((.*)%\)", found["lines with a comment"])[1]
+    assert float(comments) >= MIN_COMMENTS
+    assert int(found["docstrings with an example that is run"]) >= 30
+    lines, kilobytes = re.findall(r"[\d.]+", found["README"])
+    assert int(lines) <= 150
+    assert float(kilobytes) <= 12

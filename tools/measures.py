@@ -97,6 +97,7 @@ def measures(code: dict[pathlib.Path, str], texts: dict[pathlib.Path, str]) -> I
     trees = {path: ast.parse(text) for path, text in code.items()}
     lines = sum(text.count("\n") for text in code.values())
     yield "lines of Python outside tests", f"{lines:,}"
+    yield "frames from the command line to the compiled step", str(frames())
     guards = sum(len(guard_lines(tree)) for tree in trees.values())
     yield "lines that raise, assert or guard", f"{guards:,} ({guards / lines:.1%})"
     blocks = sum(
@@ -126,6 +127,15 @@ def measures(code: dict[pathlib.Path, str], texts: dict[pathlib.Path, str]) -> I
     yield "docstrings with an example that is run", str(examples)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     yield "README", f"{readme.count(chr(10))} lines, {len(readme.encode()) / 1000:.1f} kB"
+
+
+def frames() -> int:
+    """Length of `FRAMES` of the test that compares them with those of a run."""
+    test = ROOT / "tests" / "experiments" / "test_methods.py"
+    for node in ast.parse(test.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FRAMES":
+            return len(ast.literal_eval(node.value))
+    raise LookupError(f"{test} has no FRAMES")
 
 
 def guard_lines(tree: ast.AST) -> set[int]:

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
@@ -22,6 +23,8 @@ class Work:
       needs: {name: names of what must be done before}.
       poll: seconds between two looks at what others hold.
       say: seconds between two lines about it.
+      failure: mark of the last failure of a piece, by whichever process (as the time of a file);
+        None for none. A piece with another mark than at the start is not tried here, too.
     """
 
     names: Sequence[str]
@@ -32,6 +35,7 @@ class Work:
     timing: claims.Timing = claims.TIMING
     poll: float = 5.0
     say: float = 15.0
+    failure: Callable[[str], Any] = lambda name: None
 
     def share(self) -> dict[str, str] | None:
         """Does all that can be done, and waits for what others do.
@@ -43,12 +47,13 @@ class Work:
           ValueError: see `claims.take`.
         """
         states: dict[str, str] = {}
+        before = {name: self.failure(name) for name in self.names}
         said = time.monotonic()
         while len(states) < len(self.names):
             waiting = {}
             for name in self.names:
                 if name not in states:
-                    state, holder = self._attempt(name, states)
+                    state, holder = self._attempt(name, states, before)
                     if state == "stopped":
                         return None
                     (waiting if state == "waiting" else states)[name] = holder or state
@@ -58,7 +63,9 @@ class Work:
             time.sleep(self.poll if waiting else 0)
         return states
 
-    def _attempt(self, name: str, states: Mapping[str, str]) -> tuple[str, str]:
+    def _attempt(
+        self, name: str, states: Mapping[str, str], before: Mapping[str, Any]
+    ) -> tuple[str, str]:
         """(state of a piece after an attempt, who holds it)."""
         needs = [need for need in self.needs.get(name, ()) if not self.is_done(need)]
         if self.is_done(name):
@@ -71,4 +78,8 @@ class Work:
         if isinstance(claim, claims.Held):
             return "waiting", str(claim)
         with claim:
-            return ("done" if self.is_done(name) else self.run(name)), ""
+            if self.is_done(name):
+                return "done", ""
+            if self.failure(name) not in (None, before[name]):
+                return "failed", ""
+            return self.run(name), ""

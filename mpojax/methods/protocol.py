@@ -15,7 +15,7 @@ import jax
 from absl import logging
 
 from mpojax import checks, compression, models, training
-from mpojax.methods import mpop, opdf
+from mpojax.methods import mpop
 from mpojax.methods import options as options_lib
 from mpojax.methods.mpoe import gradient_mask
 from mpojax.training import objectives
@@ -105,25 +105,6 @@ class Setup:
         return gradient_mask.make_optimizer(
             fields, training.roles(model), steps, chains, seed=own.seed
         )
-
-    def over_parameterised_fields(self, model: models.Model, chains: opdf.OPDFSettings) -> dict:
-        """Fields of the optimizer of a model of exact chains: cores have a rate of their own.
-
-        It falls with their number to the power `config.rate_exponent`, unless the config gives
-        rates of roles itself; cores decay towards their start.
-
-        Args:
-          model: what is trained.
-          chains: by which `model`, or its student, gets chains.
-        """
-        planned = opdf.planned_shapes(model.config, chains)
-        cores = max(shape.num_cores for shape in planned.values())
-        own = self.options.training
-        rate = opdf.rate_factor(cores, own.rate_exponent) * own.optimizer["learning_rate"]
-        fields = self.optimizer_fields(model, central=rate, auxiliary=rate)
-        if fields["weight_decay"]:
-            fields["decay_to_start"] = (r".*/cores/\d+",)
-        return fields
 
     def state(self, model: models.Model, trainable: Any, optimizer: Any) -> training.TrainState:
         """The state at step 0."""

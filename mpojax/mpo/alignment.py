@@ -62,9 +62,11 @@ def sign_fix(cores: Sequence) -> tuple:
     xp, cores, restore = canonical.backend(cores)
     for k in range(len(cores) - 1):
         unfolded = cores[k].reshape(-1, cores[k].shape[3])
+        # (d_k,): row of the largest entry of each column of the (d_{k-1} i j, d_k) unfolding
         places = xp.argmax(xp.abs(unfolded), axis=0)
         largest = xp.take_along_axis(unfolded, places[None], axis=0)[0]
         signs = xp.where(largest < 0, -1.0, 1.0).astype(cores[k].dtype)
+        # A_k D and D A_{k+1} with D = diag(signs), D D = 1: the matrix stays.
         cores[k] = cores[k] * signs[None, None, None]
         cores[k + 1] = cores[k + 1] * signs[:, None, None, None]
     return restore(cores)
@@ -89,11 +91,13 @@ def align(student: Sequence, teacher: Sequence) -> tuple:
     central = (len(cores) - 1) // 2
     for k in range(central):
         one, other = (c[k].reshape(-1, c[k].shape[3]) for c in (cores, goal))
+        # min_Q |A_s Q - A_t|, with unfoldings (d_{k-1} i j, d_k); Q^T goes to the next core.
         q = _rotation(xp, one.T @ other)
         cores[k] = xp.tensordot(cores[k], q, axes=1)
         cores[k + 1] = xp.tensordot(q.T, cores[k + 1], axes=1)
     for k in range(len(cores) - 1, central, -1):
         one, other = (c[k].reshape(c[k].shape[0], -1) for c in (cores, goal))
+        # min_Q |Q^T A_s - A_t|, with unfoldings (d_{k-1}, i j d_k).
         q = _rotation(xp, one @ other.T)
         cores[k] = xp.tensordot(q.T, cores[k], axes=1)
         cores[k - 1] = xp.tensordot(cores[k - 1], q, axes=1)
@@ -141,10 +145,12 @@ def _grams(one: Sequence, other: Sequence) -> list[jax.Array]:
     found = []
     gram = jnp.ones((1, 1), jnp.asarray(one[0]).dtype)
     for k in range(central):
+        # G_k[c, d] = sum_{a b i j} G_{k-1}[a, b] A_k[a, i, j, c] B_k[b, i, j, d]
         gram = jnp.einsum("ab,aijc,bijd->cd", gram, one[k], other[k], precision="highest")
         found.append(gram)
     gram = jnp.ones((1, 1), gram.dtype)
     for k in range(len(one) - 1, central, -1):
+        # the same from the right: (d_{k-1}, d_{k-1})
         gram = jnp.einsum("cd,aijc,bijd->ab", gram, one[k], other[k], precision="highest")
         found.append(gram)
     return found

@@ -21,6 +21,7 @@ _MAX_BLOCKS = 32
 def merge(left, right):
     """Merges two neighbouring cores: (p, i, j, q), (q, k, l, r) -> (p, i*k, j*l, r)."""
     (p, i, j, q), (_, k, m, r) = left.shape, right.shape
+    # M[(p i j), (k m r)] = sum_q L[(p i j), q] R[q, (k m r)]; the digits are then put in order.
     product = left.reshape(p * i * j, q) @ right.reshape(q, k * m * r)
     product = product.reshape(p, i, j, k, m, r).swapaxes(2, 3)
     return product.reshape(p, i * k, j * m, r)
@@ -37,8 +38,10 @@ def merge_to_matrix(left, right):
     if min(j, k) > _MAX_BLOCKS or jax.default_backend() != "cpu" or _all_numpy((left, right)):
         return merge(left, right)[0, :, :, 0]
     if k <= j:
+        # One block (i, j m) for each row digit a of the right core: rows (i, a) of the matrix.
         blocks = [left.reshape(i * j, q) @ right[:, a, :, 0] for a in range(k)]
         return jnp.stack([b.reshape(i, j * m) for b in blocks], 1).reshape(i * k, j * m)
+    # One block (i k, m) for each column digit a of the left core: columns (a, m) of the matrix.
     blocks = [left[0, :, a] @ right.reshape(q, k * m) for a in range(j)]
     return jnp.stack([b.reshape(i * k, m) for b in blocks], 1).reshape(i * k, j * m)
 
@@ -97,6 +100,7 @@ def left_first(groups) -> bool:
     if len(groups) < 3:
         return True
     (_, i, j, p), (_, k, m, q), (_, a, b, _) = groups
+    # (L C) R: L p M q + L M q R multiply-adds; L (C R): p M q R + L p M R.
     left, middle, right = i * j, k * m, a * b
     return left * p * middle * q + left * middle * q * right <= (
         p * middle * q * right + left * p * middle * right
@@ -172,6 +176,7 @@ def chain_left_to_right(cores, x):
     for core in cores:
         p, i, j, q = core.shape
         done, todo = state.shape[1], state.shape[3] // i
+        # y[T, d, j, q, t] = sum_{p, i} x[T, d, p, i, t] core[p, i, j, q]
         state = state.reshape(tokens, done, p, i, todo)
         state = jnp.einsum("Tdpit,pijq->Tdjqt", state, core)
         state = state.reshape(tokens, done * j, q, todo)
@@ -185,6 +190,7 @@ def chain_right_to_left(cores, x):
     for core in reversed(cores):
         p, i, j, q = core.shape
         todo, done = state.shape[1] // i, state.shape[3]
+        # y[T, t, p, j, d] = sum_{i, q} x[T, t, i, q, d] core[p, i, j, q]
         state = state.reshape(tokens, todo, i, q, done)
         state = jnp.einsum("Ttiqd,pijq->Ttpjd", state, core)
         state = state.reshape(tokens, todo, p, j * done)
@@ -207,6 +213,7 @@ def apply_two_groups(packed, x, left_to_right: bool):
         state = jax.lax.dot_general(
             first, x.reshape(tokens, first.shape[2], -1), (((2,), (1,)), ((), ()))
         )  # (j, q, T, k)
+        # (T, j, q, k): q and k are summed next
         state = state.transpose(2, 0, 1, 3)
         out = jax.lax.dot_general(state, second, (((2, 3), (0, 1)), ((), ())))
         return out.reshape(tokens, -1)

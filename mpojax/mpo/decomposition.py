@@ -202,10 +202,12 @@ def _central_sweep(xp, w, shape):
     row_scale = xp.ones((bonds[centre],), w.dtype)
     for k in range(centre, shape.num_cores - 1):
         rows = rest.reshape(bonds[k], -1)
+        # (d i j, what is right): diag(s) V^T has the singular vectors of the whole matrix
         scaled = (row_scale[:, None] * rows).reshape(bonds[k] * shape.site_sizes[k], -1)
         v, s = _right_vectors(xp, scaled, bonds[k + 1])
         cores.append(rows.reshape(scaled.shape) @ v)
         spectra.append(s * scale)
+        # rest has orthonormal rows again: (d_k, what is right of the bond)
         rest, row_scale = v.T, s[: bonds[k + 1]]
     cores.append(rest)
     cores[centre] = cores[centre] * scale
@@ -215,6 +217,7 @@ def _central_sweep(xp, w, shape):
 def _split_left(xp, matrix, rank):
     """Leading left singular vectors u (p, rank), the rest u^T matrix, and all singular values."""
     u, s = _right_vectors(xp, matrix.T, rank)
+    # M ~ u (u^T M): the projection onto the leading left singular vectors
     return u, u.T @ matrix, s
 
 
@@ -222,9 +225,11 @@ def _right_vectors(xp, matrix, rank):
     """Leading right singular vectors (q, rank) of a (p, q) matrix, and its min(p, q) values."""
     p, q = matrix.shape
     if q <= p:
+        # M^T M = V diag(s^2) V^T; eigh sorts ascending
         values, vectors = xp.linalg.eigh(matrix.T @ matrix)
         vectors = _orthonormalized(xp, vectors[:, ::-1][:, :rank])
     else:
+        # M M^T = U diag(s^2) U^T, and M^T U = V diag(s)
         values, u = xp.linalg.eigh(matrix @ matrix.T)
         # QR instead of dividing by the values: null directions are completed orthonormally.
         vectors = xp.linalg.qr(matrix.T @ u[:, ::-1][:, :rank])[0]
@@ -248,5 +253,6 @@ def _interleave(w, shape):
     if rows or columns:
         w = xp.pad(w, ((0, rows), (0, columns)))
     n = shape.num_cores
+    # (i_1, ..., i_n, j_1, ..., j_n) -> (i_1, j_1, ..., i_n, j_n)
     axes = [axis for k in range(n) for axis in (k, n + k)]
     return w.reshape(*shape.in_factors, *shape.out_factors).transpose(axes).reshape(-1)

@@ -117,6 +117,7 @@ class Metric:
         if self.matrix.ndim == 1:
             return np.sqrt(self.matrix)[:, None] * w
         root, vectors = self._root
+        # V diag(r) V^T W, without forming the root
         return (vectors * root) @ (vectors.T @ w)
 
     def times(self, matrix) -> np.ndarray:
@@ -144,6 +145,7 @@ def corrected(w, covariance, cross, residual=None, ridge: float = 1e-3) -> np.nd
       ridge: at least 0; the covariance alone must then be positive definite.
     """
     w, covariance = np.asarray(w, np.float64), np.asarray(covariance, np.float64)
+    # l = ridge * tr(C) / in
     weight = ridge * np.trace(covariance) / len(covariance)
     right = np.asarray(cross, np.float64) @ w + weight * w
     if residual is not None:
@@ -232,6 +234,7 @@ class LowRank:
     @property
     def errors(self) -> np.ndarray:
         """Relative error of each rank, from 0 to min(in, out); zeros for a zero matrix."""
+        # tails[r] = sum_{k > r} s_k^2: what rank r leaves out
         tails = np.append(np.cumsum(self._eigen[0][::-1])[::-1], 0.0)
         return np.sqrt(tails / (tails[0] or 1.0))
 
@@ -249,6 +252,7 @@ class LowRank:
         if self._is_wide:
             # QR instead of dividing by the values: null directions are completed orthonormally.
             vectors = np.linalg.qr(self._white().T @ vectors)[0]
+        # A = W R V, (in, r); B = V^T, (r, out)
         left, right = self._of_curvature() @ vectors, vectors.T
         if self.curvature is not None:
             right = scipy.linalg.solve_triangular(
@@ -304,6 +308,7 @@ def digit_whitened(w, shape: MPOShape, covariance) -> tuple[np.ndarray, ...]:
     ]
     padded = np.pad(np.asarray(w, np.float64), ((0, rows - w.shape[0]), (0, 0)))
     for k, (root, _) in enumerate(powers):
+        # (digits before, i_k, digits after, out): the root acts on digit k alone
         after = math.prod(shape.in_factors[k + 1 :])
         padded = np.einsum(
             "ab,xbyz->xayz", root, padded.reshape(-1, shape.in_factors[k], after, w.shape[1])
@@ -327,6 +332,7 @@ def _digit_covariance(s, in_factors, k) -> np.ndarray:
         marginal = np.diag(s.reshape(before, digit, -1).sum(axis=(0, 2)))
     else:
         after = len(s) // (before * digit)
+        # S_k[i, j] = sum over the other digits (a, b) of S[(a i b), (a j b)]
         marginal = np.einsum("aibajb->ij", s.reshape(before, digit, after, before, digit, after))
     # tr(S_k) = i_k: a mean diagonal of 1
     return marginal * digit / np.trace(marginal)

@@ -1,7 +1,12 @@
 """Runs of decoders on plain text: from scratch, then with experts, on texts of toy size."""
 
 import math
+import os
+import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -243,3 +248,39 @@ class TestExperts:
             if "feed_forward/up/cores/" in name:
                 moved = np.abs(array - start[name]).max()
                 assert moved == 0 if name.endswith("/1") else moved > 0, name
+
+
+COMMAND = """
+import pathlib
+from tests.experiments import toy_language
+
+def get_config():
+    fields = {"steps": 2000, "checkpoint_every": 1000}
+    return toy_language.config(pathlib.Path(TEXTS), **fields)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_command_saves_and_the_same_command_resumes(texts, tmp_path):
+    source, folder = tmp_path / "config.py", tmp_path / "run"
+    source.write_text(COMMAND.replace("TEXTS", repr(str(texts))), encoding="utf-8")
+    command = [sys.executable, "-m", "experiments.train", f"--config={source}"]
+    root = pathlib.Path(__file__).parents[2]
+    options = {"cwd": root, "env": os.environ | {"PYTHONPATH": str(root)}, "text": True}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    first = subprocess.Popen([*command, f"--workdir={folder}"], **options)
+    deadline = time.monotonic() + 300
+    while not (folder / "metrics.jsonl").exists() or max(logged(folder, "loss"), default=0) < 5:
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    _, errors = first.communicate(timeout=300)
+    assert first.returncode == 0, errors
+    assert not (folder / "result.json").exists()
+    with training.Checkpoints(folder / "checkpoints") as saved:
+        stopped_at = saved.latest_step()
+    assert 5 <= stopped_at < 1000  # not at a step that is saved anyway
+    second = subprocess.run([*command, f"--workdir={folder}"], timeout=300, check=False, **options)
+    assert second.returncode == 0, second.stderr
+    assert result_of(folder)["fit"]["steps_run"] == 2000 - stopped_at

@@ -11,7 +11,12 @@ Without a teacher this is OPF (ACL 2023, `mpojax.methods.opf`): `over_parameteri
 on selected matrices.
 """
 
-from mpojax.methods.opdf.distillation import alignment_loss, rate_factor, rebuilt_once
+from mpojax.methods.opdf.distillation import (
+    alignment_loss,
+    optimizer_fields,
+    rate_factor,
+    rebuilt_once,
+)
 from mpojax.methods.opdf.student import (
     MATRICES,
     OPDFSettings,
@@ -25,6 +30,7 @@ __all__ = [
     "OPDFSettings",
     "Targets",
     "alignment_loss",
+    "optimizer_fields",
     "over_parameterise",
     "planned_shapes",
     "rate_factor",

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from mpojax import checks, models, mpo
+from mpojax.methods.opdf import student
 from mpojax.training import objectives
 from mpojax.training import state as state_lib
 
@@ -261,6 +262,27 @@ def rebuilt_once(pair: Pair) -> Pair:
     ready.target_names, ready.constants = pair.target_names, pair.constants
     ready.chains = pair.student
     return ready
+
+
+def optimizer_fields(setup: Any, model: models.Model, chains: student.OPDFSettings) -> dict:
+    """Fields of the optimizer of a model of exact chains: cores have a rate of their own.
+
+    It is `rate_factor(n, config.rate_exponent)` of the config's, n the most cores of a chain,
+    unless the config gives rates of roles itself; cores decay towards their start.
+
+    Args:
+      setup: a `protocol.Setup`.
+      model: what is trained.
+      chains: by which `model`, or its student, gets chains.
+    """
+    planned = student.planned_shapes(model.config, chains)
+    cores = max(shape.num_cores for shape in planned.values())
+    own = setup.options.training
+    rate = rate_factor(cores, own.rate_exponent) * own.optimizer["learning_rate"]
+    fields = setup.optimizer_fields(model, central=rate, auxiliary=rate)
+    if fields["weight_decay"]:
+        fields["decay_to_start"] = (r".*/cores/\d+",)
+    return fields
 
 
 def rate_factor(num_cores: int, exponent: float = 0.5) -> float:

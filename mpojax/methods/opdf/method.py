@@ -170,7 +170,7 @@ class Distillation(protocol.Method):
         if own.chains is None:
             fields = setup.optimizer_fields(pair)
         else:
-            fields = setup.over_parameterised_fields(pair, own.chains)
+            fields = opdf.optimizer_fields(setup, pair, own.chains)
         optimizer = setup.make_optimizer(pair, fields=fields)
         state = setup.state(pair, accept, optimizer)
         extra = _at_start(setup, student, state)

@@ -79,7 +79,7 @@ class OPF(protocol.Method):
         own, trainable = self.settings, mpop.trainable_filter("all")
 
         def make_optimizer(model):
-            fields = setup.over_parameterised_fields(model, own.chains)
+            fields = opdf.optimizer_fields(setup, model, own.chains)
             return setup.make_optimizer(model, fields=fields)
 
         optimizer, hooks = make_optimizer(setup.model), []

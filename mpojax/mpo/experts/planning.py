@@ -195,21 +195,3 @@ def _shared_cost(ledger, shape, experts, tokens, training, share_central, order)
         if size:
             ledger.transpose(tokens * size, times=products, intermediate=True)
     return kept
-
-
-def rebuild_flops(shape: MPOShape, experts: int = 1) -> int:
-    """FLOPs of rebuilding the matrices of experts once, in the better order (2 a multiply-add)."""
-    ledger = Ledger(Machine(1.0, 1.0, 1.0, 0.0))
-    _rebuild_cost(ledger, shape, experts, False, True, True)
-    return ledger.flops
-
-
-def shared_core_flops(shape: MPOShape, order: str = "right_first") -> int:
-    """FLOPs of one token through the groups of its expert, without merging their cores."""
-    ledger = Ledger(Machine(1.0, 1.0, 1.0, 0.0))
-    _shared_cost(ledger, shape, 1, 1, False, True, order)
-    merged = sum(
-        2 * p * i * j * q * k * m * r
-        for (p, i, j, q), (_, k, m, r) in contract.side_merge_steps(shape)
-    )
-    return ledger.flops - merged

@@ -99,6 +99,7 @@ def make_layout(
     (tokens, k), total = experts.shape, experts.size
     flat = experts.T.reshape(-1).astype(jnp.int32)
     each = jnp.arange(number, dtype=jnp.int32)
+    # counts[e] = |{a: flat[a] = e}|; starts are their exclusive prefix sums.
     counts = jnp.sum(flat[:, None] == each[None], 0, dtype=jnp.int32)
     starts = jnp.cumsum(counts, dtype=jnp.int32) - counts
     make = functools.partial(Layout, kind, number, tokens, k)
@@ -108,6 +109,7 @@ def make_layout(
         slot = jnp.where(experts < number, row, rows)
         assignment = jnp.arange(rows, dtype=jnp.int32)  # rows are broadcast, not gathered
         return make(0, assignment, slot, each * tokens, jnp.full(number, tokens, jnp.int32))
+    # order[r]: the assignment in row r; place, its inverse permutation: the row of an assignment.
     order = jnp.argsort(flat, stable=True).astype(jnp.int32)
     place = (
         jnp.zeros(total, jnp.int32)
@@ -115,10 +117,12 @@ def make_layout(
         .set(jnp.arange(total, dtype=jnp.int32), unique_indices=True)
     )
     if kind == "capacity":
+        # how many assignments of the same expert come before
         rank = place - _take(starts, flat)
         kept = (flat < number) & (rank < capacity)
         slot = jnp.where(kept, flat * capacity + rank, number * capacity)
         counts = jnp.minimum(counts, capacity)
+        # (number, capacity): row c of expert e holds the assignment sorted at starts[e] + c.
         column = jnp.arange(capacity, dtype=jnp.int32)[None]
         sorted_at = jnp.where(column < counts[:, None], starts[:, None] + column, total)
         assignment = order.at[sorted_at.reshape(-1)].get(mode="fill", fill_value=total)
@@ -147,6 +151,7 @@ def layout_of_few(
     each = jnp.arange(total, dtype=jnp.int32)
     has_row = flat < number
     if capacity is not None:
+        # (T k, T k): assignment b comes before a and has its expert
         earlier = (flat[:, None] == flat[None]) & (each[None] < each[:, None])
         has_row &= jnp.sum(earlier, 1) < capacity
     slot = jnp.where(has_row, each, total).reshape(k, tokens).T
@@ -173,6 +178,7 @@ def gather(layout: Layout, x: jax.Array) -> jax.Array:
 def combine(layout: Layout, rows: jax.Array, gates: jax.Array) -> jax.Array:
     """Rows (R, d) -> tokens (T, d): sum of each token's rows, weighted with gates (T, k)."""
     if layout.kind == "dense":
+        # W[t, n] = sum_j gates[t, j] [slot[t, j] = n T + t]; y[t] = sum_n W[t, n] rows[n, t]
         weights = jnp.zeros((layout.tokens, layout.number), gates.dtype)
         for j in range(layout.k):
             row = jnp.arange(layout.rows, dtype=jnp.int32).reshape(layout.number, -1).T
@@ -188,6 +194,7 @@ def _gather(layout, x):
 
 
 def _gather_backward(layout, d_rows):
+    # dx[t] = sum_j d_rows[slot[t, j]]: a gather, where autodiff would scatter
     return None, sum(_take(d_rows, layout.slot[:, j]) for j in range(layout.k))
 
 
@@ -201,6 +208,7 @@ def _combine(layout, rows, gates):
 
 def _combine_backward(saved, dy):
     layout, rows, gates = saved
+    # d_rows[r] = gate of its assignment * dy[its token]; d_gates[t, j] = <rows[slot[t, j]], dy[t]>
     weights = _take(gates.T.reshape(-1), layout.assignment)
     d_rows = _take(dy, _source(layout)) * weights[:, None]
     d_gates = [jnp.sum(_take(rows, layout.slot[:, j]) * dy, -1) for j in range(layout.k)]

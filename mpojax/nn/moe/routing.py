@@ -134,15 +134,19 @@ def route(
     logits, chosen_by = (jnp.where(mask[:, None], x, 0.0) for x in (logits, chosen_by))
     one_hot = _largest(chosen_by, k).astype(logits.dtype)  # (T, k, experts)
     experts = jnp.argmax(one_hot, -1).astype(jnp.int32)
+    # (T, 1); p = softmax(logits) = exp(logits - log_sum)
     log_sum = jax.nn.logsumexp(logits, -1, keepdims=True)
     probability = jnp.exp(logits - log_sum)
     if settings.router == "noisy_topk":
+        # softmax over the k chosen logits, noise included: (T, k)
         gates = jax.nn.softmax(jnp.sum(one_hot * chosen_by[:, None], -1), -1)
     else:
         gates = jnp.sum(one_hot * probability[:, None], -1)
         if settings.router == "switch":
+            # 1, with the gradient of log p (straight-through)
             gates = gates / jax.lax.stop_gradient(gates)
         elif settings.router in ("top2", "topk_normalized"):
+            # g_j = p_j / sum_i p_i over the chosen
             gates = gates / jnp.sum(gates, -1, keepdims=True)
     statistics = _statistics(logits - log_sum, log_sum[:, 0], one_hot, mask)
     return Routing(
@@ -173,6 +177,7 @@ def _statistics(log_probability, log_sum, one_hot, mask):
     number, k = one_hot.shape[2], one_hot.shape[1]
     tokens = jnp.sum(mask, dtype=log_sum.dtype)
     weights = mask.astype(log_sum.dtype) / jnp.maximum(tokens, 1.0)
+    # f[e] = (1 / T k) |{(t, j): token t chooses e}|, without padding
     load = jax.lax.stop_gradient(jnp.sum(one_hot * weights[:, None, None], (0, 1)) / k)
     p = jnp.exp(log_probability)
     probability = jnp.sum(p * weights[:, None], 0)
@@ -184,6 +189,8 @@ def _statistics(log_probability, log_sum, one_hot, mask):
         probability=probability,
         entropy=entropy,
         dropped=jnp.zeros_like(tokens),
+        # E sum_e f_e P_e: 1 where both are uniform
         balance=number * jnp.sum(load * probability),
+        # mean of (log sum_e exp logit_e)^2
         z_loss=jnp.sum(jnp.square(log_sum) * weights),
     )
