@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from mpojax import checks, mpo
 from mpojax.compression import layerwise
@@ -222,6 +223,20 @@ def check(
         raise ValueError(
             f"{unused[0]}: no input has entered this matrix on the calibration set; leave it out "
             "of the rules."
+        )
+    if tables := [path for path in paths if calibration.covariance(path).ndim == 1]:
+        raise ValueError(
+            f"{tables[0]}: a method is for the linear maps, whose inputs vary; compress a table by "
+            "a rule of its own, such as Rule('embeddings/word', rank=64), or leave it out."
+        )
+    counts = {path: calibration.statistics[path].count for path in paths}
+    if few := [path for path in paths if counts[path] < matrices.sizes[path][0]]:
+        logging.warning(
+            "calibration: %d tokens are fewer than the %d inputs of %s; the result fits them, and "
+            "other texts less well. Give more text.",
+            counts[few[0]],
+            matrices.sizes[few[0]][0],
+            few[0],
         )
     without = [path for path in paths if calibration.statistics[path].curvature is None]
     if settings.by_loss and without:

@@ -58,6 +58,8 @@ def apply(
         return jnp.zeros((*x.shape[:-1], shape.out_features), x.dtype)
     if shape.pivoted:
         return pivoted.apply(cores, x)
+    if plan is None and shape.is_low_rank and shape.num_params < shape.num_dense_params:
+        return (x @ cores[0][0, :, 0].astype(x.dtype)) @ cores[1][:, 0, :, 0].astype(x.dtype)
     if not isinstance(plan, Plan):
         plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan)
     y = _apply(plan.chosen.strategy, plan.chosen.variant, shape, cores, x.reshape(-1, x.shape[-1]))

@@ -110,8 +110,9 @@ def test_encoders_and_rules_that_are_patterns():
     assert "layers/0/attention/query" in report.unmatched
 
 
-def test_few_tokens_and_dead_inputs_still_work(model):
+def test_few_tokens_still_work_and_say_so(model, caplog):
     made, _ = mj.compress(model, budget=0.7, calibration=IDS[:1, :2])
+    assert "2 tokens are fewer than the 16 inputs of layers/0/attention/query" in caplog.text
     assert np.isfinite(np.asarray(made(jnp.asarray(IDS)))).all()
 
 
@@ -126,6 +127,10 @@ def test_few_tokens_and_dead_inputs_still_work(model):
         (
             {"budget": 0.7, "calibration": IDS, "rules": [mj.Rule("layers", bond=3)]},
             "a method chooses the form",
+        ),
+        (
+            {"budget": 0.7, "calibration": IDS, "rules": [mj.Rule("all")]},
+            "embeddings/word: a method is for the linear maps",
         ),
     ],
 )
