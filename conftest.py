@@ -18,13 +18,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# Compilation dominates the run, above all that of thousands of small programs (one for each
-# operation and shape outside of jit): all are kept between runs (keyed by program and version),
-# and two workers compile each once. Variables, so that runs in processes of their own take part.
+# Compilation dominates the run: what takes long is kept between runs (by program and version), not
+# all of it, as writing thousands of small programs takes longer than compiling them. Variables, so
+# that runs in processes of their own take part.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "MPOJAX_TEST_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "mpojax-test-compilation-cache")
 )
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import hypothesis
 import jax

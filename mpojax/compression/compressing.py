@@ -26,7 +26,7 @@ def compress(
     *,
     budget: float | int | None = None,
     bond: int | None = None,
-    share_bonds: bool = True,
+    share_bonds: bool | None = None,
     method: str | None = None,
     calibration: Calibration | Sequence[Any] | np.ndarray | None = None,
     batches: Sequence[Any] | None = None,
@@ -59,11 +59,11 @@ def compress(
         chosen for least error; a matrix whose chain would save nothing stays dense.
       bond: cap for the rules that say nothing about bonds; not together with `budget`.
       share_bonds: matrices of one role have the same bonds in all layers, so that the layers stay
-        in one stack; False chooses for each matrix alone.
+        in one stack, which compiles once; False chooses for each matrix alone. None: True by rules,
+        False by a method, whose ranks are worth more alone (a few percent of the perplexity).
       method: a key of `mpojax.compression.METHODS`, with a budget, a calibration and rules that are
         patterns alone. None: "best" where the calibration is a list of batches, or "pivoted" where
-        a model cannot be run layer by layer; else the way of the rules. Ranks are then chosen for
-        each matrix alone.
+        a model cannot be run layer by layer; else the way of the rules.
       calibration: batches of texts as `compression.calibrate` takes them, or an array (N, length)
         of token ids; the first are held in memory. Or what `compression.calibrate` gave for this
         model: for rules with `data_aware=True` (the report then has the errors of outputs as well),
@@ -126,13 +126,12 @@ def compress(
     """
     matrices = matrices_of(model)
     if method is not None or not isinstance(calibration, Calibration | None):
-        return _by_method(
-            matrices, rules, budget, method, calibration, batches or (), resume, progress
-        )
+        more = (batches or (), bool(share_bonds), resume, progress)
+        return _by_method(matrices, rules, budget, method, calibration, *more)
     dense_total = matrices.num_dense_parameters
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
     check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
-    groups = allocation_lib.grouped(targets, share_bonds)
+    groups = allocation_lib.grouped(targets, share_bonds is not False)
     decomposer = Decomposer(matrices.weights, groups, calibration, progress)
     decomposer.run(parameter_budget, allocation, keep_dense)
     compressed = matrices.with_chains(decomposer.chains)
@@ -150,7 +149,9 @@ def compress(
     return compressed, report
 
 
-def _by_method(matrices: Matrices, rules, budget, method, calibration, batches, resume, progress):
+def _by_method(
+    matrices: Matrices, rules, budget, method, calibration, batches, share_bonds, resume, progress
+):
     """The compressed model and the report, of a method of `mpojax.compression.low_rank`."""
     if method is None:
         method = "pivoted" if layerwise.refusal(matrices.model) else "best"
@@ -168,7 +169,7 @@ def _by_method(matrices: Matrices, rules, budget, method, calibration, batches, 
         some = some_batches(batches) if curvature else batches
         calibration = calibrate(matrices.model, some, curvature=curvature)
     low_rank.check(method, matrices, paths, calibration, batches)
-    given = (paths, parameter_budget, method, calibration, batches, resume, progress)
+    given = (paths, parameter_budget, method, calibration, batches, share_bonds, resume, progress)
     result, rows = low_rank.approximations(matrices, *given)
     compressed = matrices.with_chains(result.chains, result.dense)
     report = CompressionReport(

@@ -24,7 +24,7 @@ from mpojax import checks, mpo
 from mpojax.compression import layerwise
 from mpojax.compression.calibration import Calibration
 from mpojax.compression.matrices import Matrices
-from mpojax.compression.report import MatrixRow
+from mpojax.compression.report import MatrixRow, role_of_path
 
 # Of curvatures: few tokens know little about most directions.
 CURVATURE_RIDGE = 0.1
@@ -67,6 +67,7 @@ def approximations(
     method: str,
     calibration: Calibration,
     batches: Sequence[Mapping] = (),
+    share_bonds: bool = False,
     resume: str | os.PathLike | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[layerwise.Layerwise, list[MatrixRow]]:
@@ -79,6 +80,7 @@ def approximations(
       method: a key of `METHODS`.
       calibration: with curvature where the method counts by it.
       batches: what a layerwise method runs.
+      share_bonds: matrices of one role have the same rank in all layers.
       resume: see `layerwise.compress`.
       progress: called as progress(done, total, path).
 
@@ -107,19 +109,17 @@ def approximations(
     predicted: dict[str, float] = {}
     sizes = [matrices.sizes[path] for path in paths]
     if settings.by_loss:
-        losses = []
+        losses = {}
         for path in paths:
             # Half the squares left out: the rise of the loss that the curvature predicts.
             left = np.cumsum(factorised(path).spectrum[::-1] ** 2)[::-1] / 2
-            losses.append(np.append(left, 0.0))
+            losses[path] = np.append(left, 0.0)
             advance(path)
-        ranks = mpo.allocate_ranks(losses, sizes, budget, pivoted=settings.pivoted)
-        for path, loss, rank in zip(paths, losses, ranks, strict=True):
-            predicted[path] = float(loss[-1 if rank is None else rank])
+        ranks = _ranks_by_loss(matrices, losses, budget, settings.pivoted, share_bonds)
+        predicted = {path: float(losses[path][-1 if r is None else r]) for path, r in ranks.items()}
     else:
         share = budget / sum(rows * columns for rows, columns in sizes)
-        ranks = [_rank_of_share(*size, share) for size in sizes]
-    ranks = dict(zip(paths, ranks, strict=True))
+        ranks = {p: _rank_of_share(*size, share) for p, size in zip(paths, sizes, strict=True)}
     if settings.layerwise:
         result = layerwise.compress(
             matrices.model,
@@ -143,6 +143,21 @@ def approximations(
         if path in result.chains
     ]
     return result, rows
+
+
+def _ranks_by_loss(matrices: Matrices, losses, budget: int, pivoted: bool, share_bonds: bool):
+    """{path: rank or None}, for each matrix alone or for those of a role and size together."""
+    groups: dict[tuple, list[str]] = {}
+    for path in losses:
+        role = role_of_path(path) if share_bonds else path
+        groups.setdefault((role, matrices.sizes[path]), []).append(path)
+    pooled = [np.sum([losses[path] for path in group], axis=0) for group in groups.values()]
+    sizes, counts = [size for _, size in groups], [len(group) for group in groups.values()]
+    ranks = mpo.allocate_ranks(pooled, sizes, budget, counts, pivoted)
+    chosen = {
+        path: rank for group, rank in zip(groups.values(), ranks, strict=True) for path in group
+    }
+    return {path: chosen[path] for path in losses}
 
 
 class _Curvatures(Mapping):

@@ -62,5 +62,5 @@ def dequantized(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{name} is int8, so {name + SCALE} must have shape {tuple(shape)}; it {given}."
             )
-        found[name] = tensors[name] * scale.astype(np.float32)
+        found[name] = np.asarray(tensors[name]) * np.asarray(scale, np.float32)
     return found

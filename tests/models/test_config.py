@@ -34,7 +34,7 @@ CONFIG = models.EncoderConfig(
         ({"source_config": "[]"}, "JSON text of an object"),
         ({"token_types": -1}, "token_types=-1 must be an integer from 0"),
         ({"embedding_size": 0}, "embedding_size=0 must be an integer from 1"),
-        ({"norm": "batch"}, "norm='batch' must be one of 'layer_norm', 'no_norm'"),
+        ({"norm": "batch"}, "norm='batch' must be one of 'layer_norm', "),
         ({"pooler_activation": "silu"}, "pooler_activation='silu' must be one of 'tanh', 'relu'"),
         ({"head": "tagger"}, "head='tagger' must be one of 'classifier', 'span'"),
         (
