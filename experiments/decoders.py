@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,9 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from experiments import sources
+from experiments import evaluate, sources
+from experiments.render import comparison, frames
 from experiments.render import figures as render
-from experiments.render import frames
 from mpojax import checks, compression, data, figures, files, io, models, tables
 from mpojax.compression import report as report_lib
 from mpojax.methods import healing
@@ -173,7 +174,7 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
     """The record of one method at one size; saves the model."""
     method = compression.METHODS[name]
     start = time.perf_counter()
-    partial = job.folder / "compression" / f"{variant}.partial.safetensors"
+    partial = job.folder / "compression" / f"{variant}.partial"
     with progress_lib.progress(f"{method.label} at {_text(budget)} %") as advance:
         if job.calibration is None:
             job.calibration = _calibrated(job, advance)
@@ -188,7 +189,7 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
             progress=advance,
         )
     seconds = time.perf_counter() - start
-    partial.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
     report.to_csv(job.folder / "compression" / f"{variant}.csv")
     report.plot(job.folder / "plots" / f"{variant}_layers.png")
     target = job.folder / "models" / variant
@@ -268,30 +269,28 @@ def _sample(job: Job, model: models.Model) -> str:
     """A prompt and its greedy continuation."""
     tokenizer = data.Tokenizer.from_folder(job.tokenizer)
     settings = job.config.sample
-    ids = np.asarray([tokenizer.encode_prompt(settings.prompt)], np.int32)
-    found = models.generate(model, ids, max_new_tokens=settings.new_tokens)
-    tokens = np.asarray(found.ids[0, : int(found.lengths[0])])
-    return settings.prompt + tokenizer.decode(tokens)
+    greedy = {"max_new_tokens": settings.new_tokens, "sampling": models.Sampling()}
+    return settings.prompt + evaluate.continuation(model, tokenizer, settings.prompt, **greedy)
 
 
 def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds: float) -> str:
     """Writes tables, the figure, the report and `result.json`; returns the text to print."""
     slim = [{k: v for k, v in row.items() if k != "rows"} for row in rows]
-    headers = [h for h, (name, _) in _COLUMNS.items() if any(name in row for row in rows)]
-    cells = [[_cell(row, header) for header in headers] for row in slim]
+    headers, cells = comparison.cells_of(slim, _COLUMNS)
     draw(job.folder / "plots", slim)
     best = next((row for row in rows if row.get("method") == "best"), rows[-1])
     place = job.folder / "models" / best["variant"]
+    protocol = f"perplexity: {rows[0]['protocol']}, on {job.config.evaluation.texts}"
     summary = [
         tables.text(headers, cells, 130, wrap=("variant",)),
         "",
         *(f"{row['variant']}: {row['sample']!r}" for row in rows if row.get("sample")),
-        f"perplexity: {rows[0]['protocol']}, on {job.config.evaluation.texts}",
+        protocol,
         f"everything is in {job.folder}: report.md, result.json, plots/, models/",
         f'next: model = mpojax.load("{place}")',
     ]
     files.write_atomic(job.folder / "summary.txt", "\n".join(summary) + "\n")
-    parts = [f"# Compression of {job.config.model}", tables.markdown(headers, cells), summary[-3]]
+    parts = [f"# Compression of {job.config.model}", tables.markdown(headers, cells), protocol]
     parts.append("![perplexity against size](plots/perplexity.png)")
     for row in rows:
         if row.get("rows"):
@@ -299,11 +298,6 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
     files.write_atomic(job.folder / "report.md", "\n\n".join(parts) + "\n")
     workdir.write_result({"rows": slim, "seconds": seconds})
     return "\n".join(summary)
-
-
-def _cell(row: Mapping[str, Any], header: str) -> str:
-    name, show = _COLUMNS[header]
-    return "" if row.get(name) is None else show(row[name])
 
 
 def draw(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:

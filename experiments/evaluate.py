@@ -238,7 +238,6 @@ def _with_head_of(subject: Subject, task: data.TextTask) -> models.Model:
 def samples(subject: Subject, settings: Evaluation) -> list[dict[str, str]]:
     """A greedy and a sampled continuation of the prompt, or answer to it in a chat."""
     prompt, is_chat = _prompt(subject, settings)
-    ids = subject.tokenizer.encode_prompt(prompt)
     kinds = {
         "greedy": models.Sampling(),
         f"temperature {settings.temperature:g}, top_p {settings.top_p:g}": models.Sampling(
@@ -247,17 +246,24 @@ def samples(subject: Subject, settings: Evaluation) -> list[dict[str, str]]:
     }
     made = []
     for how, sampling in kinds.items():
-        found = models.generate(
+        answer = continuation(
             subject.model,
-            [ids],
+            subject.tokenizer,
+            prompt,
             max_new_tokens=settings.new_tokens,
             sampling=sampling,
             key=jax.random.key(settings.seed),
         )
-        tokens = np.asarray(found.ids[0, : int(found.lengths[0])])
-        answer = subject.tokenizer.decode(tokens)
         made.append({"how": how, "prompt": settings.prompt, "chat": is_chat, "text": answer})
     return made
+
+
+def continuation(
+    model: models.Model, tokenizer: data.Tokenizer, prompt: str, **options: Any
+) -> str:
+    """The text that a model puts behind a prompt; options of `models.generate`."""
+    found = models.generate(model, [tokenizer.encode_prompt(prompt)], **options)
+    return tokenizer.decode(np.asarray(found.ids[0, : int(found.lengths[0])]))
 
 
 def _prompt(subject: Subject, settings: Evaluation) -> tuple[str, bool]:

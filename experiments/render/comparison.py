@@ -1,7 +1,7 @@
 """Report of a compression: variants of one model in a table, their errors against bond caps."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -124,14 +124,15 @@ def rows_of(
     return rows
 
 
-def cells_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of the table of the rows."""
-    headers = [h for h, (name, _) in _COLUMNS.items() if any(name in row for row in rows)]
-    return headers, [[_cell(row, header) for header in headers] for row in rows]
+def cells_of(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, Callable]] = _COLUMNS
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of the table of the rows; `columns` as those of this module."""
+    headers = [h for h, (name, _) in columns.items() if any(name in row for row in rows)]
+    return headers, [[_cell(row, *columns[header]) for header in headers] for row in rows]
 
 
-def _cell(row: Mapping[str, Any], header: str) -> str:
-    name, show = _COLUMNS[header]
+def _cell(row: Mapping[str, Any], name: str, show: Callable[[Any], str]) -> str:
     value, spread = row.get(name), row.get("accuracy_spread")
     if value is None:
         return ""

@@ -242,7 +242,7 @@ def calibrate(
             sums = (jax.tree.map(np.float64, part) for part in found[:2])
             totals = (*sums, jax.tree.map(np.array, found[2]))
         else:
-            totals = jax.tree.map(_added, totals, found)
+            jax.tree.map(lambda total, more: np.add(total, more, out=total), totals, found)
         examples += _num_examples(arrays, weights)
         if progress is not None:
             progress(number)
@@ -287,12 +287,6 @@ class _Sampled:
         losses = jax.nn.logsumexp(output, axis=-1) - found
         real = batch.get("attention_mask")  # predictions at padding count nothing
         return jnp.sum(losses if real is None else jnp.where(real != 0, losses, 0.0))
-
-
-def _added(total: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """The sum, in the place of the first."""
-    total += more
-    return total
 
 
 def _num_examples(arrays: Mapping, weights: Sequence[np.ndarray]) -> int:

@@ -70,8 +70,8 @@ def compress(
         or for a method that needs no batches.
       batches: texts for method "best" beside a calibration with curvature, which is then not
         measured again.
-      resume: file of method "best" that keeps finished layers: a call that was interrupted goes on
-        from there, to the same result.
+      resume: folder in which method "best" keeps finished layers: an interrupted call resumes from
+        there, to the same result.
       allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
         the root of its number of entries. "first_order": by how much it changes the loss to first
         order, from a calibration with a loss.
@@ -128,7 +128,6 @@ def compress(
     if method is not None or not isinstance(calibration, Calibration | None):
         more = (batches or (), bool(share_bonds), resume, progress)
         return _by_method(matrices, rules, budget, method, calibration, *more)
-    dense_total = matrices.num_dense_parameters
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
     check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
     groups = allocation_lib.grouped(targets, share_bonds is not False)
@@ -136,14 +135,8 @@ def compress(
     decomposer.run(parameter_budget, allocation, keep_dense)
     compressed = matrices.with_chains(decomposer.chains)
     order = [target.path for target in targets]
-    report = CompressionReport(
-        rows=tuple(decomposer.rows[path] for path in order if path in decomposer.rows),
-        spectra=decomposer.spectra,
-        dense_parameters=dense_total,
-        parameters=matrices_of(compressed).num_parameters,
-        kept_dense=tuple(path for path in order if path in decomposer.kept),
-        unmatched=tuple(p for p in matrices.sizes if p not in {*order, *matrices.shapes}),
-    )
+    rows = [decomposer.rows[path] for path in order if path in decomposer.rows]
+    report = _report(matrices, compressed, order, rows, decomposer.spectra)
     if budget is not None:
         allocation_lib.warn_if_uneven(report, matrices.sizes)
     return compressed, report
@@ -172,15 +165,20 @@ def _by_method(
     given = (paths, parameter_budget, method, calibration, batches, share_bonds, resume, progress)
     result, rows = low_rank.approximations(matrices, *given)
     compressed = matrices.with_chains(result.chains, result.dense)
-    report = CompressionReport(
+    return compressed, _report(matrices, compressed, paths, rows, {})
+
+
+def _report(matrices: Matrices, compressed: nnx.Module, paths, rows, spectra) -> CompressionReport:
+    """The report of a model whose matrices of `paths` have rows, or else were left dense."""
+    chains = {row.path for row in rows}
+    return CompressionReport(
         rows=tuple(rows),
-        spectra={},
+        spectra=spectra,
         dense_parameters=matrices.num_dense_parameters,
         parameters=matrices_of(compressed).num_parameters,
-        kept_dense=tuple(path for path in paths if path not in result.chains),
+        kept_dense=tuple(path for path in paths if path not in chains),
         unmatched=tuple(p for p in matrices.sizes if p not in {*paths, *matrices.shapes}),
     )
-    return compressed, report
 
 
 # Token ids of a batch, where an array is cut into batches.

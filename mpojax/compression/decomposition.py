@@ -24,7 +24,6 @@ class Decomposer:
       chains: {path: (shape, float32 cores)} of the matrices that are chains now.
       spectra: {path: spectra of the uncut matrix for its factor lists}.
       rows: {path: row of the report}.
-      kept: paths that a budget has left dense.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class Decomposer:
         self.chains: dict[str, tuple[mpo.MPOShape, tuple[np.ndarray, ...]]] = {}
         self.spectra: dict[str, list[np.ndarray]] = {}
         self.rows: dict[str, MatrixRow] = {}
-        self.kept: list[str] = []
         self._low_ranks: dict[tuple[str, mpo.Metric | None], mpo.LowRank] = {}
         self._done = self._total = 0
 
@@ -82,7 +80,6 @@ class Decomposer:
             found = [None] * len(targets)
         for target, cores in zip(targets, found, strict=True):
             if shape is None:
-                self.kept.append(target.path)
                 del self.spectra[target.path]
                 self._forget(target.path)
             else:
@@ -150,15 +147,9 @@ class Decomposer:
         w_hat = mpo.to_matrix(cores, shape)
         spectra = self.spectra[path]
         rank = min(shape.num_params // sum(w.shape), min(w.shape))
-        self.rows[path] = MatrixRow(
-            path=path,
-            in_features=shape.in_features,
-            out_features=shape.out_features,
-            in_factors=shape.in_factors,
-            out_factors=shape.out_factors,
-            bonds=shape.bond_dims,
-            dense_parameters=shape.num_dense_params,
-            mpo_parameters=shape.num_params,
+        self.rows[path] = MatrixRow.of(
+            path,
+            shape,
             relative_error=mpo.relative_error(w, w_hat),
             error_bound=relative_bound(spectra, shape.bond_dims),
             entropy=tuple(float(mpo.entanglement_entropy(s)) for s in spectra),

@@ -26,6 +26,7 @@ import safetensors.numpy
 from flax import nnx
 
 from mpojax import files, models, mpo, nn
+from mpojax.compression.calibration import fingerprint
 
 # A ridge for targets, relative to the mean square of an input: few tokens, or none in a direction,
 # then leave the weights there as they are.
@@ -33,7 +34,7 @@ TARGET_RIDGE = 1e-3
 
 
 @dataclasses.dataclass
-class Layerwise:
+class Approximations:
     """What came out, by matrix path.
 
     Attributes:
@@ -52,35 +53,6 @@ class Layerwise:
             shape, cores = self.chains[path]
             return mpo.to_matrix(cores, shape)
         return self.dense.get(path)
-
-    def save(self, path: str | os.PathLike, fingerprint: str) -> None:
-        """Writes all matrices into one safetensors file, in one step."""
-        tensors = {f"{name}//dense": w for name, w in self.dense.items()}
-        for name, (_, cores) in self.chains.items():
-            tensors |= {f"{name}//{k}": core for k, core in enumerate(cores)}
-        shapes = {name: shape.to_dict() for name, (shape, _) in self.chains.items()}
-        metadata = {"fingerprint": fingerprint, "shapes": json.dumps(shapes)}
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        files.write_atomic(path, safetensors.numpy.save(tensors, metadata))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike, fingerprint: str) -> "Layerwise":
-        """What a file holds; nothing where there is none, or one of other arguments."""
-        found = cls({}, {}, [])
-        if not pathlib.Path(path).is_file():
-            return found
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata()
-            if metadata["fingerprint"] != fingerprint:
-                return found
-            for name, fields in json.loads(metadata["shapes"]).items():
-                shape = mpo.MPOShape.from_dict(fields)
-                cores = (file.get_tensor(f"{name}//{k}") for k in range(shape.num_arrays))
-                found.chains[name] = shape, tuple(cores)
-            for name in file.keys():  # noqa: SIM118
-                if name.endswith("//dense"):
-                    found.dense[name.removesuffix("//dense")] = file.get_tensor(name)
-        return found
 
 
 def refusal(model: nnx.Module) -> str | None:
@@ -107,7 +79,7 @@ def compress(
     pivoted: bool = True,
     resume: str | os.PathLike | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Layerwise:
+) -> Approximations:
     """Approximates matrices of the layers, one after the other.
 
     Args:
@@ -117,27 +89,63 @@ def compress(
       curvatures: positive definite matrices or metrics, see `mpojax.mpo.ridged`; of every path
         with a rank.
       pivoted: cut to pivoted chains where the rank allows.
-      resume: file that keeps finished layers, so that a call that was interrupted goes on.
+      resume: folder that keeps finished layers, so that an interrupted call resumes from them.
       progress: called with each path when it is done.
     """
     run = _Run(model, batches, pivoted)
-    fingerprint = _fingerprint(model, ranks, pivoted, run.count)
-    if resume is not None:
-        run.result = Layerwise.load(resume, fingerprint)
+    kept = None if resume is None else _Kept(resume, _fingerprint(model, ranks, pivoted, run.count))
     for index in range(run.num_layers):
+        known = kept is not None and kept.load(run.result, index)
         run.layer(index, ranks, curvatures, progress)
-        if resume is not None:
-            run.result.save(resume, fingerprint)
+        if kept is not None and not known:
+            kept.save(run.result, index)
     return run.result
+
+
+class _Kept:
+    """Finished layers in a folder, a safetensors file each; of other arguments nothing is taken."""
+
+    def __init__(self, folder: str | os.PathLike, fingerprint: str):
+        self.folder, self.fingerprint = pathlib.Path(folder), fingerprint
+
+    def save(self, result: Approximations, layer: int) -> None:
+        """Writes the matrices of a layer, in one step."""
+        start, tensors, shapes = f"layers/{layer}/", {}, {}
+        for path, (shape, cores) in result.chains.items():
+            if path.startswith(start):
+                shapes[path] = shape.to_dict()
+                tensors |= {f"{path}//{k}": core for k, core in enumerate(cores)}
+        tensors |= {f"{p}//dense": w for p, w in result.dense.items() if p.startswith(start)}
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        metadata = {"fingerprint": self.fingerprint, "shapes": json.dumps(shapes)}
+        files.write_atomic(self._file(layer), safetensors.numpy.save(tensors, metadata))
+
+    def load(self, result: Approximations, layer: int) -> bool:
+        """Puts the matrices of a layer into `result`; False where there are none."""
+        if not self._file(layer).is_file():
+            return False
+        with safetensors.safe_open(self._file(layer), "numpy") as file:
+            metadata = file.metadata()
+            if metadata["fingerprint"] != self.fingerprint:
+                return False
+            for path, fields in json.loads(metadata["shapes"]).items():
+                shape = mpo.MPOShape.from_dict(fields)
+                cores = (file.get_tensor(f"{path}//{k}") for k in range(shape.num_arrays))
+                result.chains[path] = shape, tuple(cores)
+            for name in file.keys():  # noqa: SIM118
+                if name.endswith("//dense"):
+                    result.dense[name.removesuffix("//dense")] = file.get_tensor(name)
+        return True
+
+    def _file(self, layer: int) -> pathlib.Path:
+        return self.folder / f"{layer}.safetensors"
 
 
 def _fingerprint(model: models.Model, ranks: Mapping, pivoted: bool, count: float) -> str:
     """Digest of what decides the result."""
-    digest = hashlib.blake2b(repr((sorted(ranks.items()), pivoted, count)).encode())
-    for path, array in models.to_arrays(model).items():
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+    weights = {path: fingerprint(array) for path, array in models.to_arrays(model).items()}
+    known = sorted(ranks.items()), pivoted, count, weights
+    return hashlib.blake2b(repr(known).encode()).hexdigest()
 
 
 class _Run:
@@ -148,7 +156,7 @@ class _Run:
         self.stack = getattr(model, "tower", model)
         self.num_layers = self.stack.num_layers
         self.pivoted = pivoted
-        self.result = Layerwise({}, {}, [])
+        self.result = Approximations({}, {}, [])
         starts = [_start(model, batch) for batch in batches]
         self.contexts = [context for _, context, _ in starts]
         self.weights = [weights for *_, weights in starts]
@@ -328,6 +336,4 @@ def _squares(original, changed, weights):
 
 
 def _place(layer: nnx.Module, name: str) -> nnx.Module:
-    for part in name.split("/"):
-        layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
-    return layer
+    return nn.submodule(layer, name.split("/"))

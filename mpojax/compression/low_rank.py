@@ -70,7 +70,7 @@ def approximations(
     share_bonds: bool = False,
     resume: str | os.PathLike | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> tuple[layerwise.Layerwise, list[MatrixRow]]:
+) -> tuple[layerwise.Approximations, list[MatrixRow]]:
     """Chains, or changed dense matrices, for some matrices of a model.
 
     Args:
@@ -111,9 +111,8 @@ def approximations(
     if settings.by_loss:
         losses = {}
         for path in paths:
-            # Half the squares left out: the rise of the loss that the curvature predicts.
-            left = np.cumsum(factorised(path).spectrum[::-1] ** 2)[::-1] / 2
-            losses[path] = np.append(left, 0.0)
+            # Half of it is the rise of the loss that the curvature predicts.
+            losses[path] = factorised(path).squared_errors / 2
             advance(path)
         ranks = _ranks_by_loss(matrices, losses, budget, settings.pivoted, share_bonds)
         predicted = {path: float(losses[path][-1 if r is None else r]) for path, r in ranks.items()}
@@ -131,7 +130,7 @@ def approximations(
             progress=advance,
         )
     else:
-        result = layerwise.Layerwise({}, {}, [])
+        result = layerwise.Approximations({}, {}, [])
         for path, rank in ranks.items():
             if rank is not None:
                 cores = factorised(path).cores(rank)
@@ -198,15 +197,9 @@ def _row(path, matrices, result, settings: Method, calibration, predicted) -> Ma
     shape, cores = result.chains[path]
     w, w_hat = matrices.weights(path), mpo.to_matrix(cores, shape)
     covariance = calibration.covariance(path)
-    return MatrixRow(
-        path=path,
-        in_features=shape.in_features,
-        out_features=shape.out_features,
-        in_factors=shape.in_factors,
-        out_factors=shape.out_factors,
-        bonds=shape.bond_dims,
-        dense_parameters=shape.num_dense_params,
-        mpo_parameters=shape.num_params,
+    return MatrixRow.of(
+        path,
+        shape,
         relative_error=mpo.relative_error(w, w_hat),
         error_bound=None,
         entropy=(),
@@ -214,7 +207,6 @@ def _row(path, matrices, result, settings: Method, calibration, predicted) -> Ma
         method=settings.label,
         output_error=mpo.weighted_relative_error(w, w_hat, covariance),
         predicted_loss=predicted,
-        pivoted=shape.pivoted,
     )
 
 

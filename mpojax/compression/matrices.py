@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import models, mpo
+from mpojax import models, mpo, nn
 from mpojax.compression import layers
 from mpojax.compression.rules import named_patterns
 from mpojax.models import arrays as arrays_lib
@@ -133,9 +133,7 @@ class _ModelMatrices(Matrices):
     def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
         found, sizes = {}, self.model.config.matrix_sizes()
         for path, _, layer_range in models.variables(self.model):
-            layer = self.model
-            for part in path[:-1]:
-                layer = layer[part] if isinstance(part, int) else getattr(layer, part)
+            layer = nn.submodule(self.model, path[:-1])
             if path[-1] in ("kernel", "table") and layers.is_dense(layer):
                 names = arrays_lib.logical_names(path[:-1], layer_range)
                 # Not rows of distances, which are read whole.

@@ -65,6 +65,22 @@ class MatrixRow:
     predicted_loss: float | None = None
     pivoted: bool = False
 
+    @classmethod
+    def of(cls, path: str, shape: mpo.MPOShape, **measured: Any) -> "MatrixRow":
+        """The row of a matrix in a shape; `measured` are the other attributes."""
+        return cls(
+            path=path,
+            in_features=shape.in_features,
+            out_features=shape.out_features,
+            in_factors=shape.in_factors,
+            out_factors=shape.out_factors,
+            bonds=shape.bond_dims,
+            dense_parameters=shape.num_dense_params,
+            mpo_parameters=shape.num_params,
+            pivoted=shape.pivoted,
+            **measured,
+        )
+
     @property
     def shape(self) -> mpo.MPOShape:
         """Shape of the MPO as the kernels describe it."""

@@ -232,11 +232,15 @@ class LowRank:
         return np.sqrt(self._eigen[0])
 
     @property
+    def squared_errors(self) -> np.ndarray:
+        """Squared error of each rank r, from 0 to min(in, out): sum_{k > r} s_k^2."""
+        return np.append(np.cumsum(self._eigen[0][::-1])[::-1], 0.0)
+
+    @property
     def errors(self) -> np.ndarray:
         """Relative error of each rank, from 0 to min(in, out); zeros for a zero matrix."""
-        # tails[r] = sum_{k > r} s_k^2: what rank r leaves out
-        tails = np.append(np.cumsum(self._eigen[0][::-1])[::-1], 0.0)
-        return np.sqrt(tails / (tails[0] or 1.0))
+        squares = self.squared_errors
+        return np.sqrt(squares / (squares[0] or 1.0))
 
     def cores(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """The two-core chain A B: (1, in, 1, rank) and (rank, 1, out, 1).

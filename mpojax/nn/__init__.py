@@ -7,6 +7,7 @@ from mpojax.nn.adapters import (
     attach_adapters,
     fold_adapter,
     make_adapter,
+    submodule,
 )
 from mpojax.nn.attention import Attention, KeysValues
 from mpojax.nn.embed import Embed, MPOEmbed, embedding
@@ -69,4 +70,5 @@ __all__ = [
     "rebuilt_once",
     "role_of",
     "split_or_none",
+    "submodule",
 ]

@@ -6,7 +6,7 @@ see `mpojax.compression.add_adapters`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -286,6 +286,14 @@ def make_adapter(
     return Rescaling(features, settings.side, dtype=dtype)
 
 
+def submodule(module: nnx.Module, path: Iterable[str | int]) -> nnx.Module:
+    """The part of a module at a path, such as ("stacks", 0, "attention") or ("layers", "0")."""
+    for part in path:
+        is_index = isinstance(part, int) or part.isdigit()
+        module = module[int(part)] if is_index else getattr(module, part)
+    return module
+
+
 def attach_adapters(
     module: nnx.Module,
     settings: Mapping[str, AdapterSettings | int],
@@ -297,9 +305,7 @@ def attach_adapters(
     is a low rank.
     """
     for path, chosen in settings.items():
-        inner = module
-        for part in path.split("/"):
-            inner = inner[int(part)] if part.isdigit() else getattr(inner, part)
+        inner = submodule(module, path.split("/"))
         size = (inner.in_features, inner.out_features)
         chosen = AdapterSettings.of(chosen)
         adapter = make_adapter(chosen, *size, scale, dtype=inner.dtype, rngs=rngs)

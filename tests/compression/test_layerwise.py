@@ -156,7 +156,7 @@ def test_models_that_have_no_single_stack_are_refused():
     assert layerwise.refusal(models.build(small_language.LLAMA, rngs=nnx.Rngs(0))) is None
 
 
-def test_an_interrupted_run_goes_on_to_the_same_result(setting, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_result(setting, tmp_path):
     model, ranks, curvatures = setting
     whole = layerwise.compress(model, BATCHES, ranks, curvatures)
 
@@ -164,13 +164,15 @@ def test_an_interrupted_run_goes_on_to_the_same_result(setting, tmp_path):
         if path == "layers/1/attention/out":
             raise KeyboardInterrupt
 
-    file, done = tmp_path / "partial.safetensors", []
+    folder, done = tmp_path / "partial", []
     with pytest.raises(KeyboardInterrupt):
-        layerwise.compress(model, BATCHES, ranks, curvatures, resume=file, progress=stop)
-    again = layerwise.compress(model, BATCHES, ranks, curvatures, resume=file, progress=done.append)
+        layerwise.compress(model, BATCHES, ranks, curvatures, resume=folder, progress=stop)
+    again = layerwise.compress(
+        model, BATCHES, ranks, curvatures, resume=folder, progress=done.append
+    )
     assert whole.stream_error == again.stream_error
     for path in ranks:
         np.testing.assert_array_equal(whole.matrix(path), again.matrix(path))
     # Of other arguments nothing is taken.
-    other = layerwise.compress(model, BATCHES, dict.fromkeys(ranks), curvatures, resume=file)
+    other = layerwise.compress(model, BATCHES, dict.fromkeys(ranks), curvatures, resume=folder)
     assert not other.chains

@@ -33,6 +33,12 @@ def randomize(model, seed: int, scale: float = 0.3):
     return model.eval()
 
 
+def num_parameters(kind, config) -> int:
+    """Parameters of a model of transformers; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in quietly(kind, config).parameters())
+
+
 def load(folder, kind=None):
     """A model of a folder, by AutoModel unless a class is given."""
     return quietly((kind or transformers.AutoModel).from_pretrained, folder).eval()
