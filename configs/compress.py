@@ -28,6 +28,8 @@ encoder, about a minute for BERT-base. Far better where texts of the model's use
 import ml_collections
 from ml_collections import config_dict
 
+from mpojax.methods import healing
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Default config."""
@@ -66,7 +68,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
     # Of a decoder: steps of tuning of the best by its original, on the calibration texts.
-    config.heal = {"steps": 0, "batch_size": 4, "length": 512}
+    rate = healing.OPTIMIZER["learning_rate"]
+    config.heal = {"steps": 0, "batch_size": 4, "length": 512, "learning_rate": rate}
     # Of a decoder: a greedy continuation by the dense model and the best of each size.
     config.sample = {"prompt": "The moon is", "new_tokens": 24}
     low_rank = {"form": "low_rank"}

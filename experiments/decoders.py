@@ -212,8 +212,7 @@ def _healed(job: Job, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
     start, settings = time.perf_counter(), job.config.heal
     student = io.load_pretrained(job.folder / "models" / row["variant"])
     given = (student, job.dense, job.tokens)
-    options = {name: settings[name] for name in ("steps", "batch_size", "length")}
-    model = healing.heal(*given, **options, workdir=job.folder / "heal" / variant)
+    model = healing.heal(*given, **settings, workdir=job.folder / "heal" / variant)
     if model is None:
         raise SystemExit(0)  # by a signal: the same command resumes
     target = job.folder / "models" / variant
@@ -260,7 +259,8 @@ def _measured(job: Job, method: str, model: models.Model, content: Mapping) -> d
     if method in _TIMED and job.config.sample.new_tokens:
         content["sample"] = _sample(job, model)
     if method in _TIMED and settings.speed_rounds:
-        speed = evaluation.speed(model, rounds=settings.speed_rounds)
+        # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
+        speed = evaluation.speed(models.unstacked(model), rounds=settings.speed_rounds)
         content |= {"prefill": speed.prefill, "decode": speed.decode}
     return content
 
