@@ -26,6 +26,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+# Programs here run once or twice on tiny arrays: optimising their machine code takes longer than it
+# saves, half of the whole run. XLA partitions and fuses them as ever. As users compile:
+#   JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= bash tools/test.sh
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
 import hypothesis
 import jax
 import pytest

@@ -31,7 +31,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mpojax import mpo
-from mpojax.version import __version__
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mpojax import compression, data, io, methods, models, nn, training

@@ -194,8 +194,14 @@ def public_names(
     """
     names: set[str] = set()
     renamed: set[str] = set()
+    defined: set[str] = set()  # in an __init__, which is not counted
     for path, text in code.items():
         if path.name == "__init__.py" and "mpojax" in path.parts:
+            defined |= {
+                node.targets[0].id
+                for node in ast.parse(text).body
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+            }
             imports = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
             aliases = [alias for node in imports for alias in node.names]
             names |= {alias.asname or alias.name for alias in aliases}
@@ -206,7 +212,8 @@ def public_names(
             counted.update(set(re.findall(r"\w+", text)) & names)
             counted.update(set(re.findall(r"\) -> (\w+)", text)) & names)
     # One file defines it, under this name.
-    return names, {name for name in names if counted[name] < 2 - (name in renamed)}
+    elsewhere = renamed | defined
+    return names, {name for name in names if counted[name] < 2 - (name in elsewhere)}
 
 
 def count_comments(text: str) -> int:

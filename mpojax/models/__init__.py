@@ -46,7 +46,6 @@ from mpojax.models.heads import (
     ModelWithHead,
     PretrainingModel,
     SequenceClassifier,
-    SpanExtractor,
     TokenClassifier,
     pool,
 )
@@ -94,7 +93,6 @@ __all__ = [
     "Sampling",
     "SequenceClassifier",
     "SourceEncoder",
-    "SpanExtractor",
     "Speed",
     "TokenClassifier",
     "TokenScores",

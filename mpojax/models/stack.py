@@ -6,6 +6,7 @@ shares parameters; what it shares has a leading axis of blocks, and a scan runs 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -194,33 +195,40 @@ def _split_shared(config: Config, stack: nnx.Module):
 def _random_stack(config: Config, shapes, spec: StackSpec, layers: range, key) -> nnx.Module:
     """Layers of one range as one module; layer i depends on (key, i) alone, not on the stacks."""
     path = f"{spec.prefix}layers/{layers.start}/"
-    relative, adapters = subtree(shapes, path), subtree(adapter_settings(config), path)
-    experts = config.experts_of(f"{path}feed_forward")
+    first_norm = {"input_norm": layers.start > 0 or not config.first_reads_embeddings}
+    return _random_layers(
+        key,
+        jnp.arange(layers.start, layers.stop),
+        config,
+        tuple(subtree(shapes, path).items()),
+        tuple(subtree(adapter_settings(config), path).items()),
+        config.experts_of(f"{path}feed_forward"),
+        tuple({"cross_attention": spec.cross_attention, **first_norm}.items()),
+    )
 
+
+# Jitted: one program for all random parameters instead of one for each operation, and the same one
+# for other keys and for other layers of equal shapes.
+@functools.partial(jax.jit, static_argnums=range(2, 7))
+def _random_layers(key, indices, config: Config, shapes, adapters, experts, parts) -> nnx.Module:
     def make(layer_key):
         rngs = nnx.Rngs(layer_key)
         if config.bottleneck_size is None:
-            more = {"input_norm": layers.start > 0 or not config.first_reads_embeddings}
-            layer = Block(config, relative, experts, spec.cross_attention, **more, rngs=rngs)
+            layer = Block(config, dict(shapes), experts, **dict(parts), rngs=rngs)
         else:
-            layer = BottleneckBlock(config, relative, rngs=rngs)
+            layer = BottleneckBlock(config, dict(shapes), rngs=rngs)
         adapter_rngs = nnx.Rngs(jax.random.fold_in(layer_key, 1))
-        nn.attach_adapters(layer, adapters, config.adapter_scale, rngs=adapter_rngs)
+        nn.attach_adapters(layer, dict(adapters), config.adapter_scale, rngs=adapter_rngs)
         return layer
 
-    def stacked(some: range):
-        indices = jnp.arange(some.start, some.stop, some.step)
-        return nnx.vmap(make)(jax.vmap(lambda index: jax.random.fold_in(key, index))(indices))
+    def stacked(some):
+        return nnx.vmap(make)(jax.vmap(lambda index: jax.random.fold_in(key, index))(some))
 
-    def all_of_it():
-        if config.layer_groups is None:
-            return stacked(layers)
-        graph, shared, _ = _split_shared(config, stacked(layers[:: config.block_size]))
-        _, _, own = _split_shared(config, stacked(layers))
-        return nnx.merge(graph, shared, own)
-
-    # Jitted: one compiled program for all random parameters instead of one for each operation.
-    return jax.jit(all_of_it)()
+    if config.layer_groups is None:
+        return stacked(indices)
+    graph, shared, _ = _split_shared(config, stacked(indices[:: config.block_size]))
+    _, _, own = _split_shared(config, stacked(indices))
+    return nnx.merge(graph, shared, own)
 
 
 def _run_layers(config, stack, layers: range, x, context, key, cache, record):

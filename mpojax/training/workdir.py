@@ -338,9 +338,9 @@ def versions() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             packages[name] = None
     if packages["mpojax"] is None:
-        from mpojax import version
+        import mpojax
 
-        packages["mpojax"] = version.__version__
+        packages["mpojax"] = mpojax.__version__
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.argv]),

@@ -109,7 +109,7 @@ def test_spans(tmp_path, name):
     outputs = reference.outputs(theirs, *inputs)
     expected = np.stack([outputs.start_logits.numpy(), outputs.end_logits.numpy()], axis=-1)
     ours = io.load_pretrained(_saved(theirs, tmp_path / "theirs"))
-    assert isinstance(ours, models.SpanExtractor)
+    assert isinstance(ours, models.heads.SpanExtractor)
     logits = _ours(ours, inputs)
     assert logits.shape == (3, 9, 2)
     assert logits.dtype == np.float32

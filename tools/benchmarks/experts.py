@@ -20,7 +20,7 @@ from flax import nnx
 
 from mpojax import mpo, nn
 from mpojax.nn.moe import dispatch, grouped_matmul
-from tools.benchmarks import optimizer_steps, timing
+from tools.benchmarks import timing
 
 _WHAT = flags.DEFINE_enum(
     "what", "all", ["all", "matrix", "step", "dispatch", "growth"], "What is measured."
@@ -153,7 +153,7 @@ def _measure_step(build=layer_stack):
         for form in _FORMS:
             parameters, loss = build(form)
             sizes[form] = _bytes(parameters)
-            candidates[form] = optimizer_steps.make(parameters, loss, x)
+            candidates[form] = timing.training_steps(parameters, loss, x)
         times = _timed(candidates)
         for form in list(_FORMS)[1:]:
             print(

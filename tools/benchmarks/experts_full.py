@@ -18,7 +18,7 @@ from flax import nnx
 
 from mpojax import models
 from mpojax.methods import mpoe
-from tools.benchmarks import optimizer_steps, timing
+from tools.benchmarks import timing
 
 _MODELS = flags.DEFINE_multi_enum(
     "model", ["gpt2", "t5-base"], sorted(models.PRESETS), "Whose sizes."
@@ -75,7 +75,7 @@ def main(argv):
             ids = jnp.asarray(ids.reshape(-1, _LENGTH.value), jnp.int32)
             made = {form: make_loss(name, form) for form in FORMS}
             sizes = {form: sum(p.size for p in jax.tree.leaves(made[form][0])) for form in FORMS}
-            steps = {form: optimizer_steps.make(*made.pop(form), ids) for form in FORMS}
+            steps = {form: timing.training_steps(*made.pop(form), ids) for form in FORMS}
             times = timing.interleaved(steps, _ROUNDS.value, seconds_each=0.5)
             print(f"\n{name}, {tokens:,} tokens, capacity {_CAPACITY.value or 'dropless'}")
             for form, seconds in times.items():

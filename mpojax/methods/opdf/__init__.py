@@ -14,7 +14,6 @@ on selected matrices.
 from mpojax.methods.opdf.distillation import (
     alignment_loss,
     optimizer_fields,
-    rate_factor,
     rebuilt_once,
 )
 from mpojax.methods.opdf.student import (
@@ -33,6 +32,5 @@ __all__ = [
     "optimizer_fields",
     "over_parameterise",
     "planned_shapes",
-    "rate_factor",
     "rebuilt_once",
 ]

@@ -267,8 +267,9 @@ def rebuilt_once(pair: Pair) -> Pair:
 def optimizer_fields(setup: Any, model: models.Model, chains: student.OPDFSettings) -> dict:
     """Fields of the optimizer of a model of exact chains: cores have a rate of their own.
 
-    It is `rate_factor(n, config.rate_exponent)` of the config's, n the most cores of a chain,
-    unless the config gives rates of roles itself; cores decay towards their start.
+    It is n^-a times the config's, n the most cores of a chain and a its `rate_exponent` (a core's
+    step on the matrix grows with n, so that the best rate falls), unless the config gives rates of
+    roles itself; cores decay towards their start.
 
     Args:
       setup: a `protocol.Setup`.
@@ -278,13 +279,8 @@ def optimizer_fields(setup: Any, model: models.Model, chains: student.OPDFSettin
     planned = student.planned_shapes(model.config, chains)
     cores = max(shape.num_cores for shape in planned.values())
     own = setup.options.training
-    rate = rate_factor(cores, own.rate_exponent) * own.optimizer["learning_rate"]
+    rate = cores**-own.rate_exponent * own.optimizer["learning_rate"]
     fields = setup.optimizer_fields(model, central=rate, auxiliary=rate)
     if fields["weight_decay"]:
         fields["decay_to_start"] = (r".*/cores/\d+",)
     return fields
-
-
-def rate_factor(num_cores: int, exponent: float = 0.5) -> float:
-    """n^-a for chains of n cores: their step on the matrix grows with n, the best rate falls."""
-    return num_cores**-exponent
