@@ -12,7 +12,6 @@ again, the command resumes where it was.
 
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,7 +81,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     config_fields.check(config)
     # A folder with a run is compared first; a new one is claimed once everything has been checked,
     # so that a mistyped command leaves nothing behind.
-    known = (pathlib.Path(folder) / "config.json").is_file()
+    known = (files.at(folder) / "config.json").is_file()
     workdir = workdir_lib.Workdir(folder, config) if known else None
     if workdir is not None and workdir.finished:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
@@ -91,13 +90,13 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     dense = io.load_pretrained(source)
     names = _compared(config)
     if isinstance(dense, models.LanguageModel) and {*names} <= {*compression.METHODS}:
-        job = decoders.prepare(config, pathlib.Path(folder), dense, source, names)
+        job = decoders.prepare(config, files.at(folder), dense, source, names)
         workdir = workdir or workdir_lib.Workdir(folder, config)
         print(f"model: {config.model}, {sources.describe(dense)}")
         print(decoders.run(job, workdir, start))
         return 0
     variants = read_variants(config)
-    cells = training_cells(config, variants, pathlib.Path(folder).absolute())
+    cells = training_cells(config, variants, files.at(folder).absolute())
     if cells and not isinstance(dense.config, models.EncoderConfig):
         raise ValueError(
             f"config.cell: a comparison fine-tunes encoders, and {config.model} is none. Take "
@@ -301,7 +300,7 @@ def compress_variant(
     record = folder / "compression" / f"{variant.name}.json"
     if record.is_file():
         return json.loads(record.read_text(encoding="utf-8"))
-    shutil.rmtree(target, ignore_errors=True)  # of a start that was killed while saving
+    files.remove_tree(target)  # of a start that was killed while saving
     model, report = dense, None
     if variant.rules:
         budget = variant.budget

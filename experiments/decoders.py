@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -189,7 +188,7 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
             progress=advance,
         )
     seconds = time.perf_counter() - start
-    shutil.rmtree(partial, ignore_errors=True)
+    files.remove_tree(partial)
     report.to_csv(job.folder / "compression" / f"{variant}.csv")
     report.plot(job.folder / "plots" / f"{variant}_layers.png")
     target = job.folder / "models" / variant

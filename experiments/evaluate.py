@@ -12,7 +12,6 @@ written, as `result.json` and `report.md`.
 """
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -344,7 +343,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _is_claimed(folder: str) -> bool:
-    return (pathlib.Path(folder).expanduser() / "config.json").is_file()
+    return (files.at(folder) / "config.json").is_file()
 
 
 def _workdir(settings: Evaluation, folder: str) -> training.Workdir:

@@ -5,7 +5,6 @@ Several processes: see `experiments.processes`.
 
 import contextlib
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +38,7 @@ def _keep_programs(folder: str) -> None:
       OSError: it cannot be made.
     """
     if "://" not in folder:  # jax itself knows gs:// and the like
-        path = pathlib.Path(folder).expanduser().absolute()
+        path = files.at(folder).absolute()
         with files.explained(path):
             path.mkdir(parents=True, exist_ok=True)
         folder = str(path)
@@ -73,7 +72,7 @@ def session(
                 _keep_programs(_CACHE.value)
             processes.start()
             with peers.together():
-                yield _CONFIG.value, _WORKDIR.value and os.path.expanduser(_WORKDIR.value)
+                yield _CONFIG.value, _WORKDIR.value and os.fspath(files.at(_WORKDIR.value))
     except BaseException as error:
         if not processes.is_started():
             raise

@@ -15,7 +15,6 @@ their folder, passed over by all that run meanwhile, and tried again at the next
 import argparse
 import contextlib
 import fnmatch
-import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -26,7 +25,7 @@ from experiments import command_line, sweep, table
 from experiments.tables import cells as cells_lib
 from experiments.tables import results, schema, training_cost, work
 from experiments.tables.cells import Cell, Folders
-from mpojax import checks, tables
+from mpojax import checks, files, tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +169,7 @@ def _report(
     if model and not options.model:
         weights, problem = cells_lib.find_weights(model, model.partition("/")[2], folders)
         options.model = "" if problem else weights or model
-    pathlib.Path(folders.workdir).expanduser().mkdir(parents=True, exist_ok=True)
+    files.at(folders.workdir).mkdir(parents=True, exist_ok=True)
     table.make(name, results.find(folders.workdir), options)
     return 1 if failed else 0
 
@@ -188,7 +187,7 @@ def run(found: Sequence[Cell], folders: Folders, **timing) -> dict[str, str] | N
     by_name = {cell.name: cell for cell in ready}
     return work.Work(
         names=list(by_name),
-        folder=pathlib.Path(folders.workdir).expanduser() / "claims",
+        folder=files.at(folders.workdir) / "claims",
         run=lambda name: _run(by_name[name], folders),
         is_done=lambda name: is_done(by_name[name], folders),
         failure=lambda name: _failure(by_name[name], folders),
@@ -209,7 +208,7 @@ def _run(cell: Cell, folders: Folders) -> str:
         sweep_cells.set_field(config, field, value, f"run {cell.name}")
     logging.info("%s: %s", cell.name, cells_lib.command(cell, folders))
     one = sweep_cells.Cell(cell.name, {}, {}, config)
-    rows = sweep.run_cells([one], pathlib.Path(folders.workdir).expanduser())
+    rows = sweep.run_cells([one], files.at(folders.workdir))
     return "stopped" if rows is None else rows[0]["state"]
 
 

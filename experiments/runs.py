@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,7 +109,7 @@ def fingerprints(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def known(folder: str | pathlib.Path, config: ml_collections.ConfigDict) -> training.Workdir | None:
     """The folder, if there is a run in it; None if it is new."""
-    there = (pathlib.Path(folder).expanduser() / "config.json").is_file()
+    there = (files.at(folder) / "config.json").is_file()
     return training.Workdir(folder, config) if there else None
 
 
@@ -182,7 +181,7 @@ def finish(
     workdir.write_result(found)
     if jax.process_index() == 0:
         for name in _LEFTOVERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            files.remove_tree(folder / name)
 
 
 def entries(setup: protocol.Setup, result: protocol.Result) -> dict[str, Any]:
@@ -215,7 +214,7 @@ def save(setup: protocol.Setup, state: training.TrainState, folder: pathlib.Path
     if jax.process_count() > 1:
         state = training.sharding.replicated(state, setup.mesh)
     if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # of a start killed while saving
+        files.remove_tree(folder)  # of a start killed while saving
         io.save_pretrained(state.model(), folder, tokenizer_from=setup.tokenizer_folder)
         setup.task.save(setup, folder)
 
@@ -237,5 +236,5 @@ def show(folder: str | pathlib.Path, status: int) -> None:
     if status:
         logging.info("stopped; start the same command again to resume")
     elif jax.process_index() == 0:
-        print((pathlib.Path(folder) / "summary.txt").read_text(encoding="utf-8"))
+        print((files.at(folder) / "summary.txt").read_text(encoding="utf-8"))
         logging.info("everything is in %s", folder)

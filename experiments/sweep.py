@@ -53,7 +53,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     cells = cells_lib.expand(config, repeats)
     axes = list(cells[0].values)
     plots = figures.read(config.get("plots") or (), axes, repeats)
-    check_cells(cells, pathlib.Path(folder))
+    check_cells(cells, files.at(folder))
     # Axes, which may grow, are not part of what the folder is recognised by.
     workdir = workdir_lib.Workdir(folder, {"cell": config.cell})
     workdir.write_json("sweep.json", config)

@@ -16,11 +16,11 @@ as Markdown and CSV to --out (default: the workdir, if one is given).
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
 from experiments.tables import analyses, cells, costs, page, results, schema, scores
+from mpojax import files
 
 # Name -> function of (runs, command-line options), of tables that are not scores.
 ANALYSES: dict[str, Callable[[Sequence[results.Run], argparse.Namespace], page.Page]] = {
@@ -67,7 +67,7 @@ def make(name: str, runs: Sequence[results.Run], options: argparse.Namespace) ->
             f"`python -m experiments.reproduce {name}` runs them."
         )
     if folder := options.out or options.workdir:
-        for path in page.write(made, pathlib.Path(folder).expanduser()):
+        for path in page.write(made, files.at(folder)):
             print(f"written: {path}")
 
 

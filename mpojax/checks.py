@@ -27,7 +27,6 @@ import difflib
 import json
 import math
 import os
-import pathlib
 import re
 import reprlib
 import sys
@@ -407,7 +406,7 @@ def read_json(path: str | os.PathLike, fields: Mapping[str, Allowed] | None = No
       ValueError: not UTF-8, no JSON, no object, nested too deeply, too large, or an entry that is
         not allowed; names the file and what is wrong.
     """
-    path = pathlib.Path(path)
+    path = files.at(path)
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, too many for a file of settings.")

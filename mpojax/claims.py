@@ -3,7 +3,8 @@
 A claim is a file `NAME.N`. The system lets one process alone create it; whoever has the highest N
 holds the work. The holder touches its file now and then. A claim that nobody has touched for long
 is dead, and is taken over by creating the next N: of several that try, one succeeds. Ages are told
-by the clock of the folder's file system, not by those of the machines.
+by the clock of the folder's file system or object store, not by those of the machines, and before
+a takeover a claim is watched for two beats of this machine's monotonic clock.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable
 
 from absl import logging
+
+from mpojax import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +41,19 @@ TIMING = Timing()
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """A claim of another process: its file, what that says of its holder, seconds since a touch."""
+    """A claim of another process.
+
+    Attributes:
+      path: its file.
+      holder: what that says of its holder.
+      age: seconds since the last touch.
+      touched: time of that by the clock of the folder.
+    """
 
     path: pathlib.Path
     holder: str
     age: float
+    touched: float
 
     def __str__(self) -> str:
         return f"{self.holder}, last sign {max(0.0, self.age):.0f} s ago"
@@ -87,7 +98,7 @@ class Claim:
                 if not self.is_held() and not self._released.is_set():
                     self._on_loss()
                     return
-                os.utime(self.path)
+                files.renew(self.path)
             except OSError as error:  # of a network: maybe better at the next beat
                 logging.warning("%s: no sign of life could be given (%s)", self.path, error)
 
@@ -110,7 +121,7 @@ def take(
       ValueError: the clocks of the machines do not agree; says what to do.
       OSError: the folder cannot be written.
     """
-    path = pathlib.Path(path)
+    path = files.at(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         number, last = _latest(path) or (0, None)
@@ -120,12 +131,29 @@ def take(
             continue  # released meanwhile; claims are numbered from 1 again
         claim = path.with_name(f"{path.name}.{number + 1}")
         try:
-            descriptor = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            files.create(claim, f"process {os.getpid()} on {platform.node()}\n")
         except FileExistsError:
             continue  # another process was faster
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
         return Claim(claim, timing.beat, on_loss)
+
+
+def wait(
+    path: str | os.PathLike,
+    timing: Timing = TIMING,
+    on_loss: Callable[[], object] = lambda: os._exit(75),
+) -> Claim | Held:
+    """Claims a piece of work as `take` does, but waits for a claim that may be of a dead process.
+
+    Returns:
+      `Held` as soon as its holder gives a sign of life.
+    """
+    first = found = take(path, timing, on_loss)
+    if isinstance(first, Held):
+        logging.info("%s is held by %s: waiting to see whether it lives", first.path, first)
+    while isinstance(found, Held) and (found.path, found.touched) == (first.path, first.touched):
+        time.sleep(timing.beat)
+        found = take(path, timing, on_loss)
+    return found
 
 
 def _latest(path: pathlib.Path) -> tuple[int, pathlib.Path] | None:
@@ -147,7 +175,7 @@ def _held(path: pathlib.Path, timing: Timing) -> Held | None:
     if age < -timing.dead:
         raise ValueError(_skewed(path, holder, f"was touched {-age:,.0f} s in the future"))
     if age < timing.dead:
-        return Held(path, holder, age)
+        return Held(path, holder, age, touched)
     logging.info("%s: no sign of %s for %.0f s; watching it before taking over", path, holder, age)
     time.sleep(2 * timing.beat)
     touched_again = path.stat().st_mtime if path.exists() else touched
@@ -155,7 +183,7 @@ def _held(path: pathlib.Path, timing: Timing) -> Held | None:
         return None
     age = _now(path.parent) - touched_again
     if age < timing.dead:  # it had only hung
-        return Held(path, holder, age)
+        return Held(path, holder, age, touched_again)
     raise ValueError(_skewed(path, holder, f"is alive, but its touches are {age:,.0f} s old"))
 
 

@@ -1,18 +1,117 @@
-"""Files that are either whole or absent: atomic writes with errors a user can act on."""
+"""Files that are either whole or absent: atomic writes with errors a user can act on.
+
+Here alone it is decided how a name is opened: `at` makes a path of this machine, or one on an
+object store of `gs://...` and `s3://...` (see `stores`), and what follows takes both.
+"""
 
 import contextlib
 import errno
 import hashlib
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Collection
 from typing import BinaryIO
 
 # Names of temporary files and folders start so: what a killed process leaves can be told apart.
 _PREFIX = ".mpojax-"
+
+
+def at(name: str | os.PathLike) -> pathlib.Path:
+    """The path of a name: `~` is the home folder, gs:// and s3:// are on an object store.
+
+    Raises:
+      ValueError: another address, or one whose slashes `pathlib.Path` has joined.
+      ImportError: the store's client is not installed.
+    """
+    name = os.fspath(name)
+    if is_remote(name):
+        from mpojax import stores  # loads fsspec
+
+        return stores.at(name)
+    if re.match(r"(gs|s3):/", name):
+        raise ValueError(f"{name} has lost a slash; give {name.replace(':/', '://', 1)} as a text.")
+    return pathlib.Path(name).expanduser()
+
+
+def is_remote(name: str | os.PathLike) -> bool:
+    """True of an address, such as gs://bucket/run."""
+    return "://" in os.fspath(name)
+
+
+def join(root: str | os.PathLike, name: str | os.PathLike) -> pathlib.Path:
+    """The path of a name that may start at a folder, or be absolute, or be an address."""
+    return at(name) if is_remote(name) else at(root) / pathlib.Path(name).expanduser()
+
+
+def local(name: str | os.PathLike, names: Collection[str] = ()) -> pathlib.Path:
+    """The file or folder as one of this machine, for libraries that read these alone.
+
+    What lies on a store is fetched into the folder `stores` of `cache_dir`, again only when it has
+    changed there.
+
+    Args:
+      names: of files right below a folder on a store: no others are fetched.
+
+    Raises:
+      FileNotFoundError: nothing of that name is on the store.
+    """
+    found = at(name)
+    if not is_remote(found):
+        return found
+    from mpojax import stores
+
+    return stores.fetch(found, cache_dir(), write_atomic, names)
+
+
+def remove_tree(folder: pathlib.Path) -> None:
+    """Removes a folder with what is in it; errors and absent folders are passed over."""
+    if is_remote(folder):
+        with contextlib.suppress(OSError):
+            folder.remove_tree()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a file or folder; on a store object by object, where a kill leaves both in part."""
+    if not is_remote(source):
+        source.rename(target)
+        return
+    from mpojax import stores
+
+    for each in source.find():
+        inside = target / each.relative_to(source) if each != source else target
+        stores.attempt(each, lambda: stores.system(each).cp_file(str(each), str(inside)))  # noqa: B023
+    source.remove_tree()
+
+
+def create(path: pathlib.Path, content: str) -> None:
+    """Writes a small file that is not there yet: of several processes, one succeeds.
+
+    Raises:
+      FileExistsError: it is there.
+    """
+    if is_remote(path):
+        from mpojax import stores
+
+        stores.create(path, content.encode("utf-8"))
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(content)
+
+
+def renew(path: pathlib.Path) -> None:
+    """Gives a file the time of now; fails where it is gone."""
+    if is_remote(path):
+        path.renew()
+    else:
+        os.utime(path)
 
 
 def write_atomic(
@@ -20,7 +119,8 @@ def write_atomic(
 ) -> None:
     """Writes a whole file through a temporary one next to it; an older file survives errors.
 
-    The file gets the permissions that the user's umask gives to new files.
+    The file gets the permissions that the user's umask gives to new files. On a store one put
+    does it.
 
     Args:
       path: its folder is made where it does not exist.
@@ -30,7 +130,10 @@ def write_atomic(
     Raises:
       OSError: the folder cannot be written or the disk is full; names the path and what to do.
     """
-    path = pathlib.Path(path)
+    path = at(path)
+    if is_remote(path):
+        _put(path, content)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_beside(path) as temporary:
@@ -38,6 +141,17 @@ def write_atomic(
             os.replace(temporary, path)
     except OSError as error:
         raise explain(error, path) from error
+
+
+def _put(path: pathlib.Path, content: str | bytes | Callable[[pathlib.Path], object]) -> None:
+    if not callable(content):
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        return
+    from mpojax import stores
+
+    with temporary_folder(path) as folder:
+        fill(folder / path.name, content)
+        stores.put_file(folder / path.name, path)
 
 
 @contextlib.contextmanager
@@ -52,13 +166,30 @@ def temporary_beside(path: pathlib.Path):
 
 @contextlib.contextmanager
 def temporary_folder(parent: pathlib.Path):
-    """A new folder in `parent`, removed at the end with what is still in it."""
+    """A new folder in `parent`, removed at the end with what is still in it.
+
+    For a parent on a store it is one of this machine.
+    """
+    if is_remote(parent):
+        with tempfile.TemporaryDirectory(prefix="mpojax-") as made:
+            yield pathlib.Path(made)
+        return
     temporary = parent / f"{_PREFIX}{secrets.token_hex(8)}.tmp"
     temporary.mkdir()
     try:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves a file out of a `temporary_folder` to its place, at once."""
+    if is_remote(target):
+        from mpojax import stores
+
+        stores.put_file(source, target)
+    else:
+        os.replace(source, target)
 
 
 def open_own(path: str | os.PathLike, flags: int, *, hard_links: bool = False) -> int:
@@ -98,7 +229,15 @@ def open_own(path: str | os.PathLike, flags: int, *, hard_links: bool = False) -
 
 
 def open_append(path: str | os.PathLike) -> BinaryIO:
-    """Opens a log for appending, see `open_own`; unbuffered, so that `close` writes nothing."""
+    """Opens a log for appending, see `open_own`; unbuffered, so that `close` writes nothing.
+
+    On a store a `stores.Log`, which puts all of it every 30 s and at `flush`.
+    """
+    if is_remote(path):
+        from mpojax import stores
+
+        found = at(path)
+        return stores.Log(found, content=found.read_bytes() if found.is_file() else b"")
     descriptor = open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.fdopen(descriptor, "ab", buffering=0)
 
@@ -109,7 +248,9 @@ def is_leftover(path: pathlib.Path) -> bool:
 
 
 def remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes what killed processes left behind."""
+    """Removes what killed processes left behind; on a store they leave nothing."""
+    if is_remote(folder):
+        return
     for path in folder.iterdir():
         if is_leftover(path) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -157,7 +298,7 @@ def explain(
 
 def check_fetched(path: str | os.PathLike) -> None:
     """Raises ValueError for the text that Git LFS leaves in place of a file it has not fetched."""
-    with open(path, "rb") as file:
+    with at(path).open("rb") as file:
         start = file.read(200)
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         raise ValueError(
@@ -167,7 +308,7 @@ def check_fetched(path: str | os.PathLike) -> None:
 
 def sha256(path: str | os.PathLike) -> str:
     """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with at(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -179,4 +320,4 @@ def cache_dir() -> pathlib.Path:
 
 def data_dir() -> pathlib.Path:
     """Root folder of data sets: `$MPOJAX_DATA`, by default `data` in the current folder."""
-    return pathlib.Path(os.environ.get("MPOJAX_DATA") or "data").expanduser()
+    return at(os.environ.get("MPOJAX_DATA") or "data")

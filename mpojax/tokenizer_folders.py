@@ -4,11 +4,12 @@ The class may stand in config.json alone, which a copy of the tokenizer leaves b
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mpojax import checks
+from mpojax import checks, files
 
 SETTINGS = "tokenizer_config.json"
 FILES = (
@@ -46,6 +47,15 @@ CLASS_OF_MODEL: Mapping[str, str] = {
     )
     for model in names
 }
+
+
+def local(folder: str | os.PathLike) -> pathlib.Path:
+    """The folder of a tokenizer on this machine: of one on a store, a copy of what is read of it.
+
+    Raises:
+      FileNotFoundError: a store has none of the files.
+    """
+    return files.local(folder, (*FILES, "config.json"))
 
 
 def named_class(settings: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ import sys
 
 from experiments import command_line
 from experiments.render import runs, studies
+from mpojax import files
 
 _RESULTS = pathlib.Path(__file__).parents[1] / "results"
 ROUTER = "router"
@@ -30,12 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def render(name: str, folder: str, out: str) -> None:
     """Renders a study, or the routers of a run."""
-    source = pathlib.Path(folder).expanduser()
+    source = files.at(folder)
     if name == ROUTER:
         runs.write_router(source)
         return
     study, target = studies.load()[name], _RESULTS / name
-    target = pathlib.Path(out).expanduser() if out else target
+    target = files.at(out) if out else target
     if folder:
         studies.collect(study, source, target)
     print(studies.report(study, target))

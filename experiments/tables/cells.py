@@ -13,7 +13,7 @@ from configs.mpobert import finetune
 from experiments import sources
 from experiments.tables import counts, scores
 from experiments.tables.schema import Column, Row, Table
-from mpojax import data
+from mpojax import data, files
 
 # Commands that get data; "{task}" is a name of `mpojax.data.load_task`, DATA the folder of all.
 _GLUE = (
@@ -49,7 +49,7 @@ class Folders:
 
     def of(self, cell: "Cell") -> pathlib.Path:
         """The folder of a run."""
-        return pathlib.Path(self.workdir).expanduser() / cell.name
+        return files.at(self.workdir) / cell.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ def find_weights(
       row: that it is of, maybe one whose model we pre-train.
     """
     pretraining = pretraining_command(row, folders) if row else ""
-    made = pathlib.Path(folders.workdir).expanduser() / "pretrain" / name / "model"
+    made = files.at(folders.workdir) / "pretrain" / name / "model"
     if folders.models:
         return _in_folder(model, name, folders.models, pretraining)
     if pretraining:
@@ -227,7 +227,8 @@ def find_weights(
             return str(made), ""
         return "", f"there is no folder {made}; pre-train it\n    {pretraining}"
     try:
-        if model.count("/") != 1 or pathlib.Path(model).exists() or _in_hub_cache(model):
+        is_path = model.count("/") != 1 or files.is_remote(model) or files.at(model).exists()
+        if is_path or _in_hub_cache(model):
             sources.locate(model)
             return "", ""
     except (OSError, ValueError, ImportError) as error:
@@ -236,7 +237,7 @@ def find_weights(
 
 
 def _in_folder(model: str, name: str, folder: str, pretraining: str) -> tuple[str, str]:
-    root, own = pathlib.Path(folder).expanduser(), _name_of(model)
+    root, own = files.at(folder), _name_of(model)
     tried = [root / name, root / name / "model", root / own, root]
     for path in tried:
         # A folder of one model, without others in it, fits rows of that model alone.

@@ -15,6 +15,7 @@ from absl import logging
 
 from configs.mpoe import base as mpoe_base
 from configs.mpop import base
+from mpojax import files
 from mpojax.training import workdir as workdir_lib
 
 # Fields in which a run may differ from the row without being another experiment.
@@ -86,7 +87,7 @@ def find(folder: str | os.PathLike) -> list[Run]:
     Raises:
       FileNotFoundError: there is no such folder.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = files.at(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"--workdir={folder}: there is no such folder.")
     runs = []

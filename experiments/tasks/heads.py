@@ -18,7 +18,7 @@ def read(folder: str | os.PathLike) -> tuple[multitask.TaskHead, ...]:
     Raises:
       ValueError: a file that this library did not write.
     """
-    path = pathlib.Path(folder) / _FILE
+    path = files.at(folder) / _FILE
     if not path.is_file():
         return ()
     try:

@@ -106,7 +106,7 @@ class _Kept:
     """Finished layers in a folder, a safetensors file each; of other arguments nothing is taken."""
 
     def __init__(self, folder: str | os.PathLike, fingerprint: str):
-        self.folder, self.fingerprint = pathlib.Path(folder), fingerprint
+        self.folder, self.fingerprint = files.at(folder), fingerprint
 
     def save(self, result: Approximations, layer: int) -> None:
         """Writes the matrices of a layer, in one step."""
@@ -124,7 +124,7 @@ class _Kept:
         """Puts the matrices of a layer into `result`; False where there are none."""
         if not self._file(layer).is_file():
             return False
-        with safetensors.safe_open(self._file(layer), "numpy") as file:
+        with safetensors.safe_open(files.local(self._file(layer)), "numpy") as file:
             metadata = file.metadata()
             if metadata["fingerprint"] != self.fingerprint:
                 return False

@@ -87,7 +87,7 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
     check_task(name)
     if name == "vader_movie":
         return vader.load()
-    root = pathlib.Path(data_dir or files.data_dir()).expanduser()
+    root = files.at(data_dir or files.data_dir())
     source = _source(name)
     own, hub = ([root / folder for folder in some] for some in (source.own, source.hub))
     for folder in (*own, *hub):
@@ -95,7 +95,7 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
             return source.load(folder)
     prepared = tfds_folders.find(root, source.dataset, source.config)
     if prepared is not None:
-        return tfds_folders.load(name, prepared)
+        return tfds_folders.load(name, files.local(prepared))
     if source.fits(root):
         return source.load(root)
     folders = [folder for folder in own if folder.is_dir()]

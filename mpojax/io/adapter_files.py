@@ -80,7 +80,7 @@ def save_adapter(
     }
     for name in _head_names(model.config, arrays):
         tensors[name] = np.asarray(arrays[name], np.float32)
-    folder = pathlib.Path(folder)
+    folder = files.at(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Settings last: a folder without them is none.
     (folder / SETTINGS).unlink(missing_ok=True)
@@ -97,7 +97,7 @@ def load_adapter(base: models.Model, folder: str | os.PathLike) -> models.Model:
       ValueError: a damaged or newer file, another base model than the one that the adapter was
         tuned on, arrays that are missing, unexpected or of another shape.
     """
-    folder = pathlib.Path(folder)
+    folder = files.local(folder)
     content = _read_settings(folder)
     tensors = weights.read_weights(folder / WEIGHTS)
     check_finite(tensors, str(folder / WEIGHTS))

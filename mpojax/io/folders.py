@@ -250,7 +250,7 @@ def _write_export(model, folder, content: dict, tensors: Mapping, tokenizer_from
 
 def _checked_arrays(model: nnx.Module, folder: str | os.PathLike) -> dict[str, np.ndarray]:
     """Arrays of a model that may be written into the folder."""
-    check_ours(pathlib.Path(folder).expanduser())
+    check_ours(files.at(folder))
     is_own_model = isinstance(model, models.Model)
     arrays = models.to_arrays(model) if is_own_model else module_format.arrays(model)
     check_finite(arrays, "the model")
@@ -270,7 +270,7 @@ def _write(folder, content: dict, tensors: Mapping, metadata: Mapping, tokenizer
             raise FileNotFoundError(f"tokenizer_from={source} holds none of {names}.")
         texts |= copies
         outdated |= set(tokenizer_folders.FILES) - set(copies)  # of another kind: would be read
-    write_folder(pathlib.Path(folder).expanduser(), tensors, metadata, texts, outdated)
+    write_folder(files.at(folder), tensors, metadata, texts, outdated)
 
 
 def _read_config(folder: pathlib.Path) -> dict:

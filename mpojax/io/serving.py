@@ -16,7 +16,6 @@ The shapes are fixed: jax compiles each program once, for the machine it runs on
 import importlib.util
 import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax import checks, models
+from mpojax import checks, files, models
 from mpojax.io import folders
 from mpojax.io.weights import write_folder
 from mpojax.models.model import check_length
@@ -85,7 +84,7 @@ def export_serving(
     platforms = (jax.default_backend(),) if platforms is None else tuple(platforms)
     platforms = tuple("cuda" if name == "gpu" else name for name in platforms)
     checks.check_value("platforms", platforms, checks.sequence(checks.one_of(*_PLATFORMS)))
-    folders.check_ours(pathlib.Path(folder).expanduser())
+    folders.check_ours(files.at(folder))
     _need_flatbuffers()
     weights, model_of = _weights(models.dropless(model))
     cache_length = length + max_new_tokens
@@ -106,7 +105,7 @@ def export_serving(
     }
     contents[_DESCRIPTION] = json.dumps(description, indent=2) + "\n"
     arrays = {name: np.asarray(array) for name, array in weights.items()}
-    write_folder(pathlib.Path(folder).expanduser(), arrays, {folders.MARK: "serving"}, contents)
+    write_folder(files.at(folder), arrays, {folders.MARK: "serving"}, contents)
 
 
 def _need_flatbuffers() -> None:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 
-from mpojax import tokenizer_folders
+from mpojax import files, tokenizer_folders
 from mpojax.io import generation_config
 from mpojax.io.gguf import reader
 from mpojax.io.other_folders import CONFIG_NAME
@@ -45,8 +45,9 @@ def locate(source: str | os.PathLike, option: str = "source") -> pathlib.Path:
     """The folder or GGUF file that a name stands for; one meaning wherever a model is named.
 
     Args:
-      source: a folder or a GGUF file (`~` is the home folder); `package:NAME/PATH`, a folder or
-        GGUF file that an installed package carries; or, where there is no such path, a hub id
+      source: a folder or a GGUF file (`~` is the home folder), also gs://... and s3://..., of which
+        a copy is fetched; `package:NAME/PATH`, a folder or GGUF file that an installed package
+        carries; or, where there is no such path, a hub id
         `owner/name` (older ones are a `name` alone), which needs the optional package
         huggingface_hub and a network, or the model in its cache.
       option: what the caller lets a user set, for errors.
@@ -65,7 +66,7 @@ def locate(source: str | os.PathLike, option: str = "source") -> pathlib.Path:
     name = os.path.expanduser(source)
     if name.startswith(_PACKAGE):
         return _model_at(package_path(name[len(_PACKAGE) :]))
-    path = pathlib.Path(name)
+    path = files.local(name)
     if path.exists() or path.suffix == reader.SUFFIX:
         return _model_at(path)
     if not _HUB_ID.fullmatch(name):

@@ -60,7 +60,7 @@ def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
       ValueError: only files that would need unpickling, or a broken index.
       FileNotFoundError: no weights at all, or shards are missing.
     """
-    folder = pathlib.Path(folder)
+    folder = files.local(folder)
     if (folder / WEIGHTS_NAME).is_file():
         return [folder / WEIGHTS_NAME]
     if (folder / INDEX_NAME).is_file():
@@ -89,7 +89,7 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, StoredArray]:
         twice = sorted(set(part) & set(tensors))
         checks.check_none(twice, f"{shard} repeats tensors of another shard")
         tensors.update(part)
-    index = pathlib.Path(folder) / INDEX_NAME
+    index = files.local(folder) / INDEX_NAME
     promised = set(_read_index(index))
     if promised != set(tensors):
         missing, more = sorted(promised - set(tensors)), sorted(set(tensors) - promised)
@@ -137,7 +137,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
       FileNotFoundError: no such file.
       ValueError: a pickle format, or a corrupt or truncated file.
     """
-    path = pathlib.Path(path)
+    path = files.local(path)
     if path.suffix in other_folders.PICKLE_SUFFIXES:
         raise ValueError(f"{path} is not a safetensors file. {other_folders.how_to_convert(path)}")
     with _opened(path) as file:
@@ -146,6 +146,11 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The text entries in the header of a safetensors file; raises as `read_weights` does."""
+    if files.is_remote(path):  # without the tensors, which may be many
+        path = files.at(path)
+        size = int.from_bytes(path.read_range(0, 8), "little")
+        header = checks.parse_json(path.read_range(8, 8 + size).decode("utf-8"), f"{path} is")
+        return header.get("__metadata__") or {}
     with _opened(pathlib.Path(path)) as file:
         return file.metadata() or {}
 
@@ -201,7 +206,7 @@ def write_folder(
     Raises:
       OSError: the folder cannot be written or the disk is full; says what became of the old files.
     """
-    folder = pathlib.Path(folder)
+    folder = files.at(folder)
     made = not folder.exists()
     renamed = False
     try:
@@ -217,7 +222,7 @@ def write_folder(
             for name in (CONFIG_NAME, *outdated):
                 (folder / name).unlink(missing_ok=True)
             for name in (WEIGHTS_NAME, *sorted(texts, key=CONFIG_NAME.__eq__)):
-                os.replace(temporary / name, folder / name)
+                files.put(temporary / name, folder / name)
     except OSError as error:
         note = "the folder is half-written: save again" if renamed else "nothing has been changed"
         raise files.explain(error, folder, note) from error

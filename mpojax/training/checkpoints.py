@@ -12,10 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from mpojax import checks, files
+from mpojax import checks, files, stores
 from mpojax.training import sharding as sharding_lib
 from mpojax.training import state as state_lib
 
@@ -27,7 +30,8 @@ class Checkpoints:
     the background; the state may be donated as soon as `save` returns.
 
     Args:
-      folder: made if absent; any path (it is made absolute, which Orbax needs).
+      folder: made if absent; any path (it is made absolute, which Orbax needs), or an address on a
+        store.
       keep_last: how many of the latest steps are kept.
       unsaved: parts of the model whose frozen arrays are not saved, see `TrainState.arrays`: the
         state that is restored into has them, such as the teacher of a student.
@@ -37,7 +41,7 @@ class Checkpoints:
         self, folder: str | pathlib.Path, keep_last: int = 1, unsaved: Collection[str] = ()
     ):
         checks.check_value("keep_last", keep_last, checks.integer(1))
-        self.folder, self.unsaved = pathlib.Path(folder).absolute(), unsaved
+        self.folder, self.unsaved = files.at(folder).absolute(), unsaved
         self._intact: set[int] = set()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep_last),
@@ -48,13 +52,9 @@ class Checkpoints:
                 barrier_sync_key_prefix=self.folder.name
             ),
         )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self.folder, options=options, handler_registry=_handlers()
-            )
-        except OSError as error:
-            raise files.explain(error, self.folder) from error
+        if files.is_remote(self.folder):
+            _let_orbax_write_to_stores()
+        self._manager = self._guarded(lambda: self._opened(options))
 
     def save(self, state: state_lib.TrainState, extra: Mapping[str, Any] | None = None) -> None:
         """Saves the state under its step number, unless that step is there already.
@@ -207,7 +207,7 @@ class Checkpoints:
             names = (f"damaged-{step}{'-' * bool(n)}{n or ''}" for n in range(10_000))
             target = next(self.folder / name for name in names if not (self.folder / name).exists())
             with files.explained(target):
-                (self.folder / str(step)).rename(target)
+                files.move(self.folder / str(step), target)
 
     @contextlib.contextmanager
     def _reading(self, step: int):
@@ -253,7 +253,14 @@ class Checkpoints:
                 + "\nUse the config it was made with, or another folder."
             )
 
+    def _opened(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = epath.Path(os.fspath(self.folder))
+        return ocp.CheckpointManager(folder, options=options, handler_registry=_handlers())
+
     def _guarded(self, action) -> Any:
+        if files.is_remote(self.folder):
+            return self._guarded_on_store(action)
         try:
             return action()
         except OSError as error:
@@ -264,6 +271,37 @@ class Checkpoints:
                 raise
             cause = OSError(int(number[1]), os.strerror(int(number[1])))
             raise files.explain(cause, self.folder) from error
+
+    def _guarded_on_store(self, action) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            raise stores.explain(error, self.folder) from error
+
+
+def _let_orbax_write_to_stores() -> None:
+    """Sees to it that Orbax's array writer finds stores, and gives up where they do not answer.
+
+    By itself it knows gs:// alone, and tries for a quarter of an hour. To everything else in Orbax,
+    s3:// is the same as gs://: steps that a file says are whole, since nothing can be renamed.
+    """
+    changed = (
+        (gcs_utils, "_GCS_PATH_PREFIX", tuple(f"{scheme}://" for scheme in stores.SCHEMES)),
+        (gcs_utils, "get_kvstore_for_gcs", stores.array_store),
+        (tensorstore_utils, "_use_gcs_driver", files.is_remote),
+        (tensorstore_utils, "_normalize_path", _normalized),
+    )
+    for module, name, value in changed:
+        if not hasattr(module, name):
+            raise ImportError(
+                f"orbax-checkpoint {ocp.__version__} is not known to write to stores as 0.12 does; "
+                "pip install 'orbax-checkpoint==0.12.8', or use a --workdir of a file system"
+            )
+        setattr(module, name, value)
+
+
+def _normalized(path: str) -> str:
+    return re.sub(r"^(\w+):/+", r"\1://", os.path.normpath(path))
 
 
 # Where Orbax keeps them.
@@ -276,7 +314,7 @@ def _damage(folder: pathlib.Path) -> str:
         for name in (_EXTRA, _TREE):
             checks.read_json(folder / name)
         (folder / _ARRAYS).stat()  # without it the store is empty, which is no error
-        base = {"driver": "file", "path": f"{folder / 'state'}/"}
+        base = stores.array_store(folder / "state")
         store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
         for key in store.list().result():
             store.read(key).result()  # one at a time: a state may not fit into the memory of a host

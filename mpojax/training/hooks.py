@@ -225,7 +225,7 @@ class Checkpoint(Hook):
 
     def _save(self, loop: "Loop") -> None:
         with loop.untimed():
-            loop.flush()  # metrics up to here are on disk; loss and gradient are finite
+            loop.sync()  # metrics up to here are kept; loss and gradient are finite
             metadata = {hook.name: hook.state_dict() for hook in loop.hooks if hook.name}
             self._checkpoints.save(loop.state, {"hooks": metadata, "metrics": loop.last_metrics})
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mpojax import checks
+from mpojax import checks, files
 from mpojax.training import hooks as hooks_lib
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import sharding as sharding_lib
@@ -172,6 +172,12 @@ class Loop:
                 self._writer.write(step, values)
         else:
             self.last_metrics["loss"] = float(known["loss"])
+
+    def sync(self) -> None:
+        """Sees to it that all metrics so far would outlive this process."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def request_stop(self, reason: str) -> None:
         """Ends the run after the current step's hooks."""
@@ -353,7 +359,7 @@ def fit(
         mesh=mesh or sharding_lib.make_mesh(),
         rules=rules,
         hooks=hooks,
-        folder=None if folder is None else pathlib.Path(folder).expanduser().absolute(),
+        folder=None if folder is None else files.at(folder).absolute(),
         log_every=log_every,
     )
     return loop.run()

@@ -31,7 +31,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: str | pathlib.Path, resume_step: int = 0):
-        self.path = pathlib.Path(folder) / "metrics.jsonl"
+        self.path = files.at(folder) / "metrics.jsonl"
         self._lines = self._events = None
         if jax.process_index() != 0:
             return
@@ -51,6 +51,12 @@ class MetricsWriter:
         safe = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._lines.write({"step": step} | safe)
         self._events.write(step, numbers)
+
+    def flush(self) -> None:
+        """Sees to it that all that was written would outlive this process."""
+        if self._lines is not None:
+            self._lines.flush()
+            self._events.flush()
 
     def close(self) -> None:
         lines, events, self._lines, self._events = self._lines, self._events, None, None
@@ -86,8 +92,19 @@ class JsonLines:
             while left:
                 left = left[self._file.write(left) :]
 
+    def flush(self) -> None:
+        with files.explained(self.path):
+            self._file.flush()
+
     def close(self) -> None:
-        self._file.close()
+        with files.explained(self.path):
+            self._file.close()
+
+
+class _StoreWriters:
+    """How tensorboardX opens files of events on a store."""
+
+    open = staticmethod(files.open_append)
 
 
 class _Events:
@@ -108,6 +125,9 @@ class _Events:
         with files.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             files.write_atomic(folder / name, b"")  # in place of a link, which the writer follows
+            if files.is_remote(folder):  # else by tensorboardX's own clients, set up otherwise
+                for scheme in ("gs", "s3"):
+                    record_writer.register_writer_factory(scheme, _StoreWriters)
             self._writer = record_writer.RecordWriter(str(folder / name))
 
     def start(self, step: int) -> None:
@@ -123,6 +143,10 @@ class _Events:
             self._proto.Event(wall_time=now, step=step, summary=self._scalar(name, value))
             for name, value in values.items()
         )
+
+    def flush(self) -> None:
+        with files.explained(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
         if self._is_broken:  # the error was raised; what is left in the buffer raises it again
@@ -145,7 +169,7 @@ class _Events:
 
 def read(path: str | pathlib.Path) -> list[dict]:
     """Lines of a metrics file; a last line cut short by a kill is left out."""
-    path = pathlib.Path(path)
+    path = files.at(path)
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

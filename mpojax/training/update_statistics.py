@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpojax import checks
+from mpojax import checks, files
 from mpojax.training import hooks, metrics
 from mpojax.training import state as state_lib
 
@@ -95,6 +95,7 @@ class UpdateStatistics(hooks.Hook):
                 safe = [x if np.isfinite(x) else None for x in _ratio_and_norm(sums)]
                 line[f"{group}/{role}"] = safe
             self._lines.write(line)
+            self._lines.flush()
 
 
 def read(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -104,7 +105,7 @@ def read(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
       "step": (n,) int64, and for every `<group>/<role>`, such as "layer_03/auxiliary",
       "block_00/central" or "outside/other", (n, 2): ratio and norm; NaN where not finite.
     """
-    lines = metrics.read(pathlib.Path(folder) / NAME)
+    lines = metrics.read(files.at(folder) / NAME)
     names = dict.fromkeys(name for line in lines for name in line if name != "step")
     unknown = [None, None]
     return {"step": np.array([line["step"] for line in lines], np.int64)} | {

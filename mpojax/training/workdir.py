@@ -94,23 +94,19 @@ class Workdir:
     file that is a link is replaced or refused, never written through.
 
     Args:
-      path: absent, empty, or the folder of the same run.
+      path: absent, empty, or the folder of the same run; of a file system that all processes share,
+        or on an object store: gs://..., s3://...
       config: the run's whole config, which tells experiments apart; see `changes`. Once
         `data.json` is there, data may lie elsewhere.
 
     Raises:
       ValueError: the folder holds another experiment; says what differs and how to fix it. Or
-        another process is at work in it, or its lock is a link. Or it is no path: gs://...
+        another process is at work in it, or its lock is a link. Or it is an unknown address.
       OSError: it cannot be written.
     """
 
     def __init__(self, path: str | pathlib.Path, config: Mapping[str, Any]):
-        if "://" in str(path):
-            raise ValueError(
-                f"workdir {path} is in an object store; it must be a folder of a file system "
-                "that the processes of a run share (on a pod, one that is mounted on every host)."
-            )
-        self.path = pathlib.Path(path).expanduser().absolute()
+        self.path = files.at(path).absolute()
         self.config = plain(config)
         self.resuming = False
         self._agree_on(self._claim)
@@ -166,7 +162,7 @@ class Workdir:
     def _claim(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            present = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            present = [p.name for p in _entries(self.path) if not p.name.startswith(".")]
             if "config.json" in present or not present:  # never in a folder that is not a run's
                 locks.hold(self.path)
         except OSError as error:
@@ -189,7 +185,12 @@ class Workdir:
             logging.info("%s holds this run already: resuming", self.path)
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed starts left behind, but for runs of their own inside this folder."""
+        """Removes what killed starts left behind, but for runs of their own inside this folder.
+
+        On a store they leave nothing but what Orbax removes itself.
+        """
+        if files.is_remote(self.path):
+            return
         for parent, folders, _ in os.walk(self.path):
             folders[:] = [n for n in folders if not pathlib.Path(parent, n, locks.NAME).exists()]
             files.remove_leftovers(pathlib.Path(parent))
@@ -233,6 +234,11 @@ class Workdir:
                 raise ValueError(f"process 0 refused the workdir {self.path}; see its message")
         if problem is not None:
             raise problem
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What is in a folder; a store has no empty ones."""
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _examples(parts: Mapping[str, Any], name: str) -> str:

@@ -445,10 +445,10 @@ class TestWorkdir:
         with pytest.raises(ValueError, match="not valid JSON"):
             training.Workdir(tmp_path, self.CONFIG)
 
-    def test_an_object_store_is_refused(self, tmp_path, monkeypatch):
+    def test_an_unknown_address_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ValueError, match="gs://bucket/run is in an object store"):
-            training.Workdir("gs://bucket/run", self.CONFIG)
+        with pytest.raises(ValueError, match="ftp://bucket/run is no address that can be read"):
+            training.Workdir("ftp://bucket/run", self.CONFIG)
         assert not list(tmp_path.iterdir())
 
     def test_a_file_in_place_of_the_folder(self, tmp_path):

@@ -82,9 +82,9 @@ def build(
         something else or a corpus of other settings.
       OSError: `out` cannot be written.
     """
-    out = pathlib.Path(out).expanduser().absolute()
+    out = files.at(out).absolute()
     tokenizer_from = _find_tokenizer(settings)
-    root = pathlib.Path(text).expanduser()
+    root = files.at(text)
     paths = text_documents.find_files(root)
     _check_folder(out)
     pieces = text_documents.cut_files(paths, settings.documents)
@@ -162,7 +162,7 @@ def _find_tokenizer(settings: CorpusSettings) -> pathlib.Path | None:
     """The tokenizer's folder, which has been found usable, or None."""
     if settings.tokenizer is None:
         return None
-    folder = pathlib.Path(settings.tokenizer).expanduser()
+    folder = files.at(settings.tokenizer)
     vocabulary.SpecialTokens.of(Tokenizer.from_folder(folder).vocabulary(), str(folder))
     return folder
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from array_record.python import array_record_data_source
 
-from mpojax import checks
+from mpojax import checks, files
 from mpojax.data import pipeline
 from mpojax.data.tokenizers import vocabulary as vocabulary_lib
 from mpojax.data.tokenizers.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ class Corpus:
     """A corpus folder, opened and checked; documents are read when they are asked for.
 
     Attributes:
-      folder: absolute path.
+      folder: absolute path; of a corpus on a store, that of its copy on this machine.
       vocab_size: largest token id + 1.
       special: ids of the special tokens, `SpecialTokens`.
       splits: {name: shards}, e.g. "train" and "valid".
@@ -125,7 +125,7 @@ class Corpus:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder).expanduser().absolute()
+        self.folder = files.local(folder).absolute()
         description = _read_description(self.folder)
         self.vocab_size = description["vocab_size"]
         self.special = vocabulary_lib.SpecialTokens(**description["special_tokens"])

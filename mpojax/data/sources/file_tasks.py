@@ -1,8 +1,8 @@
 """A user's own files as a task, described in one line."""
 
 import os
-import pathlib
 
+from mpojax import files
 from mpojax.data.text import classification as text_classification
 
 PREFIX = "file:"
@@ -18,21 +18,20 @@ def load(line: str, data_dir: str | os.PathLike | None = None) -> text_classific
         `text_classification.from_files`.
     """
     splits, *rest = line.removeprefix(PREFIX).split(";")
-    files = pairs(splits.split(","), line)
+    named = pairs(splits.split(","), line)
     options = pairs([part for part in rest if part.strip()], line)
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise ValueError(f"{line!r}: unknown options {unknown}; allowed are {list(_OPTIONS)}")
     dev = options.get("dev", "dev")
-    if dev not in files:
+    if dev not in named:
         raise ValueError(
             f"{line!r}: no file for the split {dev!r}, by which models are compared; has "
-            f"{sorted(files)}. Add {dev}=FILE, or name another split as in ;dev=test"
+            f"{sorted(named)}. Add {dev}=FILE, or name another split as in ;dev=test"
         )
-    root = pathlib.Path(data_dir or ".").expanduser()
     return text_classification.from_files(
         options.get("name", "file"),
-        {split: root / pathlib.Path(path).expanduser() for split, path in files.items()},
+        {split: files.join(data_dir or ".", path) for split, path in named.items()},
         text=options.get("text", "text"),
         label=options.get("label", "label"),
         pair=options.get("pair"),

@@ -41,10 +41,11 @@ def read(
       ImportError: a Parquet file without pyarrow installed.
       ValueError: another kind of file, or a row that does not parse; names file and line.
     """
-    path = pathlib.Path(path)
+    path = files.at(path)
     checks.check({"quoting": quoting}, {"quoting": checks.one_of(*QUOTINGS)}, str(path))
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    path = files.local(path)
     files.check_fetched(path)
     suffix = path.suffix.lower()
     if suffix in _TABLES:

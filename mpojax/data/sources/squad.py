@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from mpojax import checks
+from mpojax import checks, files
 from mpojax.data.text import classification
 from mpojax.data.text import task as task_lib
 from mpojax.data.tokenizers import tokenizer as tokenizer_lib
@@ -107,7 +107,7 @@ def load(folder: str | os.PathLike) -> classification.TextTask:
       FileNotFoundError: the folder lacks one of the files.
       ValueError: a file is no SQuAD v1.1 file; names it and the question.
     """
-    folder = pathlib.Path(folder)
+    folder = files.at(folder)
     missing = [name for name in FILES.values() if not (folder / name).is_file()]
     if missing:
         there = sorted(path.name for path in folder.iterdir())

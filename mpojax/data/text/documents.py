@@ -69,7 +69,7 @@ def find_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     Raises:
       FileNotFoundError: no such folder, or no text file in it.
     """
-    folder = pathlib.Path(folder)
+    folder = files.local(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; pass the folder that holds the text files")
     found = [

@@ -88,7 +88,7 @@ def load_texts(
         return _python_docs()
     if name.startswith(file_tasks.PREFIX) and "+" not in name:
         return _files(name, roots)
-    folders = [root / pathlib.Path(name).expanduser() for root in roots]
+    folders = [files.join(root, name) for root in roots]
     folder = next((folder for folder in folders if name and folder.is_dir()), None)
     if folder is not None:
         return _folder(name, folder, held_out)
@@ -114,14 +114,14 @@ def load_documents(
     Raises:
       FileNotFoundError, ValueError: as `load_texts`.
     """
-    paths = [root / pathlib.Path(name).expanduser() for root in _roots(data_dir)]
+    paths = [files.join(root, name) for root in _roots(data_dir)]
     found = next((path for path in paths if name and path.is_file()), None)
     return read_files([found]) if found else load_texts(name, data_dir)[split]
 
 
 def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
     if data_dir is not None:
-        return [pathlib.Path(data_dir).expanduser()]
+        return [files.at(data_dir)]
     return [pathlib.Path(), files.data_dir()]
 
 
@@ -157,7 +157,7 @@ def _python_docs() -> Texts:
 def _files(name: str, roots: list[pathlib.Path]) -> Texts:
     splits = {}
     for split, path in _named_files(name):
-        candidates = [root / pathlib.Path(path).expanduser() for root in roots]
+        candidates = [files.join(root, path) for root in roots]
         found = next((file for file in candidates if file.is_file()), None)
         if split not in SPLITS:
             raise ValueError(f"{name!r}: unknown split {split!r}; allowed are {list(SPLITS)}")
@@ -217,10 +217,11 @@ def read_files(paths: Iterable[str | os.PathLike]) -> tuple[str, ...]:
       FileNotFoundError: a file is missing.
       ValueError: no text, or a file is not UTF-8.
     """
-    paths = [pathlib.Path(path) for path in paths]
+    paths = [files.at(path) for path in paths]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing or not paths:
         raise FileNotFoundError(f"no file {' and no '.join(missing)}")
+    paths = [files.local(path) for path in paths]
     pieces = [text_documents.Piece(path, 0, path.stat().st_size) for path in paths]
     documents = tuple(
         text

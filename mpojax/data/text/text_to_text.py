@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from mpojax import checks
+from mpojax import checks, files
 from mpojax.data import mixture, pipeline, tasks
 from mpojax.data.sources import bible, file_tasks, glue, readers
 from mpojax.data.sources.glue import splits as glue_splits
@@ -311,17 +311,16 @@ def _belongs(part: str, entry: str) -> bool:
 def _load_pairs(line: str, data_dir: str | os.PathLike | None) -> TextToTextTask:
     splits, *rest = line.removeprefix(PAIRS_PREFIX).split(";")
     example = "'pairs:train=a.tsv,dev=b.tsv;source=COLUMN;target=COLUMN'"
-    files = file_tasks.pairs(splits.split(","), line, example)
+    named = file_tasks.pairs(splits.split(","), line, example)
     options = file_tasks.pairs([part for part in rest if part.strip()], line, example)
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise ValueError(f"{line!r}: unknown options {unknown}; allowed are {list(_OPTIONS)}")
     source, target = options.get("source", "source"), options.get("target", "target")
     prefix = f"{options['prefix']} " if "prefix" in options else ""
-    root = os.path.expanduser(data_dir or ".")
     loaded = {}
-    for split, path in files.items():
-        file = os.path.join(root, os.path.expanduser(path))
+    for split, path in named.items():
+        file = files.join(data_dir or ".", path)
         table = readers.read(file, {source, target}, quoting=options.get("quoting", "auto"))
         if not len(table):
             raise ValueError(f"{table.path} holds no examples")

@@ -25,7 +25,7 @@ def read_template(folder: str | os.PathLike) -> str | None:
     Raises:
       ValueError: damaged files.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = tokenizer_folders.local(folder)
     if (folder / _FILE).is_file():
         return (folder / _FILE).read_text(encoding="utf-8")
     found = _settings(folder).get("chat_template")
@@ -53,7 +53,7 @@ def chat_prompt(
     template = read_template(folder)
     if template is None:
         return None
-    settings = _settings(pathlib.Path(folder).expanduser())
+    settings = _settings(tokenizer_folders.local(folder))
     tokens = {role: _content(settings[role]) for role in _ROLES if settings.get(role)}
     try:
         compiled = _environment(str(folder)).from_string(template)

@@ -2,13 +2,12 @@
 
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
 
-from mpojax import checks, files
+from mpojax import checks, files, tokenizer_folders
 from mpojax.data.tokenizers import loading
 
 
@@ -73,12 +72,12 @@ class Tokenizer:
           ValueError: a file is corrupt, a special token that is named is not in the vocabulary, or
             there is none to pad with.
         """
-        backend, found = loading.read(pathlib.Path(folder).expanduser())
+        backend, found = loading.read(tokenizer_folders.local(folder))
         return cls(backend, **found | ({"pad_token": pad_token} if pad_token else {}))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and tokenizer_config.json into a folder, made where needed."""
-        folder = pathlib.Path(folder).expanduser()
+        folder = files.at(folder)
         self._backend.no_truncation()
         self._backend.no_padding()
         roles = {role: getattr(self, role) for role in loading.USUAL_NAMES}

@@ -49,7 +49,7 @@ class GGUFFile:
           FileNotFoundError: no such file.
           ValueError: a damaged file, an unknown quantisation, or one part of a split model.
         """
-        self.path = pathlib.Path(path)
+        self.path = files.local(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"no GGUF file at {self.path}.")
         files.check_fetched(self.path)

@@ -8,7 +8,6 @@ alike.
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Callable
 
 import tokenizers
@@ -103,7 +102,7 @@ def write_gguf_tokenizer(path: str | os.PathLike, folder: str | os.PathLike) -> 
         settings.setdefault("pad_token", settings["eos_token"])
     if (template := file.get("tokenizer.chat_template")) is not None:
         settings["chat_template"] = template
-    folder = pathlib.Path(folder)
+    folder = files.at(folder)
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     files.write_atomic(folder / "tokenizer_config.json", text + "\n")
     files.write_atomic(folder / "tokenizer.json", backend.to_str(pretty=True) + "\n")

@@ -6,7 +6,6 @@ Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 import dataclasses
 import json
 import os
-import pathlib
 import re
 from collections.abc import Mapping
 
@@ -80,7 +79,7 @@ def save_peft(
         "fan_in_fan_out": False,
         "bias": "none",
     }
-    folder = pathlib.Path(folder)
+    folder = files.at(folder)
     files.write_atomic(folder / WEIGHTS, safetensors_numpy.save(tensors))
     files.write_atomic(folder / peft_config.CONFIG, json.dumps(content, indent=1) + "\n")
 
@@ -126,7 +125,7 @@ def load_peft(base: models.Model, folder: str | os.PathLike) -> models.Model:
       ValueError: another method than LoRA or settings that are not known or not supported; tensors
         that are missing, unexpected, of another shape, or not what the settings say.
     """
-    folder = pathlib.Path(folder)
+    folder = files.local(folder)
     lora = peft_config.read(folder)
     if base.config.adapters:
         raise ValueError("the base model has adapters already; merge them, or load it anew.")

@@ -131,7 +131,7 @@ def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
             name: text if name == "layer" else int(text) if name in whole else float(text)
             for name, text in zip(COLUMNS, row, strict=True)
         }
-        for row in _rows(pathlib.Path(folder))
+        for row in _rows(files.at(folder))
     ]
 
 

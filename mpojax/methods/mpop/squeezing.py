@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -160,7 +159,7 @@ class Squeezing:
         self.phases.append(record)
         self.pending = None
         self._save()
-        shutil.rmtree(self._phase_folder(number) / "checkpoints", ignore_errors=True)
+        files.remove_tree(self._phase_folder(number) / "checkpoints")
         # Step and key of the accepted state were donated to the rejected phase: read it again.
         return (result.state if accepted else self._restored(saved)), result.stop_requested is None
 
@@ -269,7 +268,7 @@ class Squeezing:
 
     def _remove_phase_folders(self) -> None:
         for folder in self.folder.glob("phase-*/checkpoints"):
-            shutil.rmtree(folder, ignore_errors=True)
+            files.remove_tree(folder)
 
     def _save(self) -> None:
         content = {

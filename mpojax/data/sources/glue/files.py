@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
+from mpojax import files
 from mpojax.data.sources import readers, tables
 from mpojax.data.text import classification as text_classification
 
@@ -241,7 +242,7 @@ def load(name: str, folder: str | os.PathLike) -> text_classification.TextTask:
       ValueError: a column is missing, a row is broken, a label is unknown or out of range, a file
         holds no examples; names the file and the line.
     """
-    task, folder = TASKS[name], pathlib.Path(folder)
+    task, folder = TASKS[name], files.at(folder)
     splits = {}
     for split, sources in task.splits.items():
         source = task.source(folder, split)

@@ -1,0 +1,1 @@
+"""Object stores, against emulators that the tests start themselves."""
