@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mpojax.compression import Rule, add_adapters, add_experts, calibrate, compress, merge
     from mpojax.io import load_pretrained as load
     from mpojax.io import save_pretrained as save
+    from mpojax.methods.smile import combine
     from mpojax.models import generate
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "add_adapters",
     "add_experts",
     "calibrate",
+    "combine",
     "compress",
     "compression",
     "data",
@@ -68,6 +70,7 @@ _VERBS = {
     "add_adapters": ("compression", "add_adapters"),
     "add_experts": ("compression", "add_experts"),
     "calibrate": ("compression", "calibrate"),
+    "combine": ("methods.smile", "combine"),
     "compress": ("compression", "compress"),
     "generate": ("models", "generate"),
     "load": ("io", "load_pretrained"),

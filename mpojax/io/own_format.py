@@ -13,7 +13,8 @@ from mpojax.io.weights import check_depth
 # 7: scan_boundaries, called stack_breaks before.
 # 8: pivoted chains; positions counted over real tokens, heads on every token.
 # 9: cores in 8 bits.
-FORMAT_VERSION = 9
+# 10: routed experts as adapters.
+FORMAT_VERSION = 10
 READ_VERSIONS = tuple(range(1, FORMAT_VERSION + 1))
 
 # Settings that older versions called otherwise.

@@ -1,8 +1,9 @@
 """Flax NNX modules whose matrices are dense or MPO, with roles as variable types."""
 
-from mpojax.nn.adapters import ADDED as ADDED_KINDS
-from mpojax.nn.adapters import STDDEV as ADAPTER_STDDEV
-from mpojax.nn.adapters import (
+from mpojax.nn.adapters.modules import STDDEV as ADAPTER_STDDEV
+from mpojax.nn.adapters.modules import RoutedAdapter
+from mpojax.nn.adapters.settings import ADDED as ADDED_KINDS
+from mpojax.nn.adapters.settings import (
     AdapterSettings,
     attach_adapters,
     fold_adapter,
@@ -56,6 +57,7 @@ __all__ = [
     "RelativeBias",
     "RopeScaling",
     "Rotary",
+    "RoutedAdapter",
     "Router",
     "RouterStatistics",
     "attach_adapters",

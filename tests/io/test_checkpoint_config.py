@@ -217,7 +217,7 @@ def test_folders_of_format_version_6_load(tmp_path):
     io.save_pretrained(model, tmp_path)
     text = (tmp_path / "config.json").read_text(encoding="utf-8")
     old = text.replace('"scan_boundaries"', '"stack_breaks"').replace(
-        '"format_version": 9', '"format_version": 6'
+        '"format_version": 10', '"format_version": 6'
     )
     assert old.count("stack_breaks") == 1
     assert '"format_version": 6' in old

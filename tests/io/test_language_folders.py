@@ -34,7 +34,7 @@ def test_folders_of_ours(tmp_path, name):
         for path, array in models.to_arrays(again).items():
             np.testing.assert_array_equal(array, arrays[path])
     content = json.loads((tmp_path / "1" / "config.json").read_text(encoding="utf-8"))["mpojax"]
-    assert content["format_version"] == 9
+    assert content["format_version"] == 10
     assert content["kind"] == ("encoder_decoder" if name == "t5" else "decoder")
     assert "encoder" not in content
 

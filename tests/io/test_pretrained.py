@@ -59,7 +59,7 @@ def test_save_and_load_is_the_same_model(small, tmp_path):
     io.save_pretrained(small, tmp_path / "model")
     _equal(io.load_pretrained(str(tmp_path / "model")), small)
     content = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
-    assert content["mpojax"]["format_version"] == 9
+    assert content["mpojax"]["format_version"] == 10
     names = set(safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors"))
     assert names == set(models.to_arrays(small))
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
@@ -265,8 +265,8 @@ def test_damaged_folders_of_ours(small, tmp_path):
         load_with(other)
     for edit, message in (
         (
-            lambda c: c["mpojax"].update(format_version=10),
-            "format version 10; this version .* reads 1, 2, 3, 4",
+            lambda c: c["mpojax"].update(format_version=11),
+            "format version 11; this version .* reads 1, 2, 3, 4",
         ),
         (lambda c: c["mpojax"].pop("shapes"), "not a complete mpojax model: 'shapes'"),
         (lambda c: c["mpojax"]["encoder"].update(depth=3), "not a complete mpojax model: .*depth"),

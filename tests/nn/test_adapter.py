@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mpojax import mpo, nn
-from mpojax.nn import adapters
+from mpojax.nn.adapters import modules
 
 
 def _block(**kwargs):
@@ -52,4 +52,4 @@ def test_adapters_have_a_role_and_a_compute_dtype():
 
 def test_a_rank_below_one_is_refused():
     with pytest.raises(ValueError, match="rank=0 must be an integer of at least 1"):
-        adapters.LowRankAdapter(4, 4, 0, rngs=nnx.Rngs(0))
+        modules.LowRankAdapter(4, 4, 0, rngs=nnx.Rngs(0))

@@ -1,152 +1,17 @@
-"""Adapters of a matrix, dense or MPO: low rank, chains, bottlenecks, rescaling.
-
-Each is a module that a linear map calls three times: `pre(x)` on its input, `parallel(y, x)` on its
-product without the bias, `post(y)` at the end. All start without effect, but for the offset start,
-see `mpojax.compression.add_adapters`.
-"""
+"""Which adapter a matrix has: settings, fresh adapters, and matrices that take one in."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import checks, mpo
+from mpojax.nn.adapters import modules
 from mpojax.nn.feed_forward import ACTIVATIONS
-from mpojax.nn.functional import along_last, matmul
-from mpojax.nn.parameters import AdapterParam, normal, random_cores
-
-# Standard deviation of a fresh down map. The up map starts at zero: nothing changes at first.
-STDDEV = 0.02
-
-
-class Adapter(nnx.Module):
-    """Adapter that changes nothing: the base class of all kinds."""
-
-    def pre(self, x: jax.Array) -> jax.Array:
-        """Input of the map, in place of `x`."""
-        return x
-
-    def parallel(self, y: jax.Array, x: jax.Array) -> jax.Array:
-        """Product of the map before the bias, in place of y = x W."""
-        del x
-        return y
-
-    def post(self, y: jax.Array) -> jax.Array:
-        """Output of the map, in place of y = x W + b."""
-        return y
-
-
-class LowRankAdapter(Adapter):
-    """scale * x @ down @ up, with down (in_features, rank) and up (rank, out_features)."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        scale: float = 1.0,
-        *,
-        dtype: str = "float32",
-        rngs: nnx.Rngs,
-    ):
-        """Draws a float32 down map of standard deviation 0.02 and a zero up map.
-
-        `dtype` is the compute dtype.
-
-        Raises:
-          ValueError: a rank below 1.
-        """
-        checks.check_value("rank", rank, checks.integer(1))
-        self.scale = scale
-        self.dtype = dtype
-        self.down = AdapterParam(normal(rngs.params(), (in_features, rank), STDDEV**2))
-        self.up = AdapterParam(jnp.zeros((rank, out_features), jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., in_features) to (..., out_features) in the compute dtype."""
-        narrow = matmul(x.astype(self.dtype), self.down[...].astype(self.dtype))
-        return self.scale * matmul(narrow, self.up[...].astype(self.dtype))
-
-    def parallel(self, y, x):
-        return y + self(x)
-
-
-class MPOAdapter(Adapter):
-    """scale * x @ T, with T a chain of cores of which the last starts at zero."""
-
-    def __init__(
-        self, shape: mpo.MPOShape, scale: float = 1.0, *, dtype: str = "float32", rngs: nnx.Rngs
-    ):
-        """Draws float32 cores of a chain of variance 1 / in_features; the last is zero."""
-        self.shape = shape
-        self.scale = scale
-        self.dtype = dtype
-        *cores, last = random_cores(rngs.params(), shape, 1.0 / shape.in_features)
-        self.cores = nnx.List([AdapterParam(core) for core in (*cores, jnp.zeros_like(last))])
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., in_features) to (..., out_features) in the compute dtype."""
-        cores = tuple(core[...] for core in self.cores)
-        return self.scale * mpo.apply(cores, x.astype(self.dtype), self.shape)
-
-    def parallel(self, y, x):
-        return y + self(x)
-
-
-class BottleneckAdapter(Adapter):
-    """y + f(y @ down + down_bias) @ up + up_bias, after the map."""
-
-    def __init__(
-        self,
-        features: int,
-        width: int,
-        activation: str = "gelu",
-        *,
-        dtype: str = "float32",
-        rngs: nnx.Rngs,
-    ):
-        """Draws a float32 down map of variance 1 / features; the up map is zero."""
-        self.activation = activation
-        self.dtype = dtype
-        self.down = AdapterParam(normal(rngs.params(), (features, width), 1.0 / features))
-        self.down_bias = AdapterParam(jnp.zeros(width, jnp.float32))
-        self.up = AdapterParam(jnp.zeros((width, features), jnp.float32))
-        self.up_bias = AdapterParam(jnp.zeros(features, jnp.float32))
-
-    def post(self, y):
-        down, down_bias, up, up_bias = (
-            value[...].astype(self.dtype)
-            for value in (self.down, self.down_bias, self.up, self.up_bias)
-        )
-        inner = ACTIVATIONS[self.activation](matmul(y, down) + along_last(down_bias, y))
-        return y + matmul(inner, up) + along_last(up_bias, y)
-
-
-class Rescaling(Adapter):
-    """y * scale after the map, or x * scale before it."""
-
-    def __init__(self, features: int, side: str = "output", *, dtype: str = "float32"):
-        """Ones, float32."""
-        self.side = side
-        self.dtype = dtype
-        self.scale = AdapterParam(jnp.ones(features, jnp.float32))
-
-    def pre(self, x):
-        return x if self.side == "output" else self._scaled(x)
-
-    def post(self, y):
-        return y if self.side == "input" else self._scaled(y)
-
-    def _scaled(self, x):
-        x = x.astype(self.dtype)
-        return x * along_last(self.scale[...].astype(self.dtype), x)
-
 
 # Modules added to a matrix.
-ADDED = ("low_rank", "mpo", "bottleneck", "rescale")
+ADDED = ("low_rank", "mpo", "routed", "bottleneck", "rescale")
 # Parameters that the model has: nothing is added, they are merely tuned. "cores": auxiliary ones.
 IN_PLACE = ("bias", "norm_scale", "cores")
 KINDS = (*ADDED, *IN_PLACE)
@@ -160,6 +25,7 @@ _SIZES = checks.sequence(_SIZE)
 _FIELDS = {
     "low_rank": ("rank", "scale", "offset_seed"),
     "mpo": ("num_cores", "bond", "bonds", "in_factors", "out_factors", "scale"),
+    "routed": ("rank", "experts", "top_k", "gate_rank", "scale"),
     "bottleneck": ("width", "activation"),
     "rescale": ("side",),
 }
@@ -172,13 +38,16 @@ class AdapterSettings:
     | kind       | the map y = x W + b becomes                                                |
     | low_rank   | y + s x D U, D (in, rank), U (rank, out) (LoRA, arXiv:2106.09685)          |
     | mpo        | y + s x T, T a chain of cores                                              |
+    | routed     | y + s sum_e p_e(x) (x D_e U_e + b_e) (SMILE, arXiv:2408.10174)             |
     | bottleneck | y + f(y D + d) U + u, D (out, width), U (width, out) (Houlsby et al. 2019) |
     | rescale    | y * l, or (x * l) W + b (IA3, arXiv:2205.05638)                            |
     | bias, norm_scale, cores | the same with other biases, scales of norms, auxiliary cores  |
 
     Attributes:
       kind: one of `KINDS`.
-      rank: of low rank.
+      rank: of low rank, and of each routed expert.
+      experts, top_k, gate_rank: routed experts, how many of them each token takes, and how many
+        directions of the input the router looks at for each; see `mpojax.nn.RoutedAdapter`.
       num_cores, bond, bonds: of a chain; a cap for every bond, or one number for each.
       in_factors, out_factors: of a chain; None: automatic ones.
       width, activation: of a bottleneck.
@@ -190,6 +59,9 @@ class AdapterSettings:
 
     kind: str = checks.field(checks.one_of(*KINDS), "low_rank")
     rank: int | None = checks.field(_SIZE, None)
+    experts: int | None = checks.field(_SIZE, None)
+    top_k: int = checks.field(_SIZE, 1)
+    gate_rank: int = checks.field(_SIZE, 1)
     num_cores: int = checks.field(checks.integer(2, 64), 3)
     bond: int | None = checks.field(_SIZE, None)
     bonds: tuple[int, ...] | None = checks.field(_SIZES, None)
@@ -206,9 +78,11 @@ class AdapterSettings:
         own = [field.name for field in dataclasses.fields(AdapterSettings)]
         why = f"kind={self.kind!r}, which reads {', '.join(read[1:]) or 'no other field'}"
         checks.check_unread(self, {name: why for name in own if name not in read})
-        needed = {"low_rank": "rank", "bottleneck": "width"}.get(self.kind)
-        if needed is not None:
-            checks.check_value(needed, getattr(self, needed), checks.integer(1))
+        needed = {"low_rank": ("rank",), "routed": ("rank", "experts"), "bottleneck": ("width",)}
+        for name in needed.get(self.kind, ()):
+            checks.check_value(name, getattr(self, name), checks.integer(1))
+        if self.kind == "routed":
+            checks.check_value("top_k", self.top_k, checks.integer(1, self.experts))
         checks.check_clashes(
             {
                 "adapters: kind='mpo' needs bond or bonds, one of them": (
@@ -255,6 +129,9 @@ class AdapterSettings:
             return self.rank * (in_features + out_features)
         if self.kind == "mpo":
             return self.shape(in_features, out_features).num_params
+        if self.kind == "routed":
+            each = in_features * (self.rank + self.gate_rank) + (self.rank + 1) * out_features
+            return self.experts * each
         if self.kind == "bottleneck":
             return 2 * out_features * self.width + self.width + out_features
         if self.kind == "rescale":
@@ -270,20 +147,24 @@ def make_adapter(
     *,
     dtype: str = "float32",
     rngs: nnx.Rngs,
-) -> Adapter:
+) -> modules.Adapter:
     """A fresh adapter for a matrix of this size; `scale` where the settings have none."""
     scale = scale if settings.scale is None else settings.scale
     if settings.kind == "low_rank":
         size = (in_features, out_features, settings.rank, scale)
-        return LowRankAdapter(*size, dtype=dtype, rngs=rngs)
+        return modules.LowRankAdapter(*size, dtype=dtype, rngs=rngs)
     if settings.kind == "mpo":
         shape = settings.shape(in_features, out_features)
-        return MPOAdapter(shape, scale, dtype=dtype, rngs=rngs)
+        return modules.MPOAdapter(shape, scale, dtype=dtype, rngs=rngs)
+    if settings.kind == "routed":
+        size = (in_features, out_features, settings.rank, settings.experts)
+        routing = {"top_k": settings.top_k, "gate_rank": settings.gate_rank}
+        return modules.RoutedAdapter(*size, scale=scale, dtype=dtype, rngs=rngs, **routing)
     if settings.kind == "bottleneck":
         size = (out_features, settings.width, settings.activation)
-        return BottleneckAdapter(*size, dtype=dtype, rngs=rngs)
+        return modules.BottleneckAdapter(*size, dtype=dtype, rngs=rngs)
     features = out_features if settings.side == "output" else in_features
-    return Rescaling(features, settings.side, dtype=dtype)
+    return modules.Rescaling(features, settings.side, dtype=dtype)
 
 
 def submodule(module: nnx.Module, path: Iterable[str | int]) -> nnx.Module:
@@ -323,7 +204,7 @@ def fold_adapter(settings: AdapterSettings, arrays: Mapping, kernel, bias, scale
       scale: where the settings have none.
 
     Raises:
-      ValueError: a bottleneck, which no matrix can stand for.
+      ValueError: a bottleneck or routed experts, which no matrix can stand for.
     """
     scale = scale if settings.scale is None else settings.scale
     if settings.kind == "low_rank":

@@ -1,0 +1,1 @@
+"""Adapters of linear maps: the modules, and the settings that choose them."""
