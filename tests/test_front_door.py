@@ -22,6 +22,7 @@ VERBS = {
     "add_adapters": "compression.add_adapters",
     "add_experts": "compression.add_experts",
     "calibrate": "compression.calibrate",
+    "combine": "methods.smile.combine",
     "compress": "compression.compress",
     "generate": "models.generate",
     "load": "io.load_pretrained",
@@ -53,7 +54,7 @@ def test_importing_the_package_imports_the_kernels_alone():
 
 @pytest.mark.parametrize("name", VERBS)
 def test_verbs_are_the_functions_themselves(name):
-    part, _, theirs = VERBS[name].partition(".")
+    part, _, theirs = VERBS[name].rpartition(".")
     assert getattr(mj, name) is getattr(importlib.import_module(f"mpojax.{part}"), theirs)
     assert name in mj.__all__
     assert ">>> import mpojax as mj" in getattr(mj, name).__doc__
