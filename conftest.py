@@ -47,6 +47,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("mpojax")
 
 
+def pytest_collection_finish():
+    """Modules and tests live to the end, and tracing makes many objects: seldom looked through."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_memory_maps():
     """Lets go of compiled programs before they use up the memory maps of this process.
