@@ -106,6 +106,7 @@ def _start(w, shape, metric):
     plain = decomposition.decompose(w, shape)
     if metric is None or shape.is_full:
         return plain
+    # Neither is always the better start: whitening digit by digit ignores how digits correlate.
     candidates = [plain, weighted.digit_whitened(w, shape, metric.matrix)]
     squares = [
         weighted.weighted_square(w - contract.to_matrix(cores, shape), metric.matrix)
@@ -130,6 +131,7 @@ class _Problem:
 
     def sweep(self, cores, steps: int, backward: bool) -> list[np.ndarray]:
         """Solves for every core once, from the left, or from the right."""
+        # With orthonormal cores on both sides the normal equations are as well conditioned as S.
         cores, n = _orthonormal_towards(list(cores), len(cores) - 1 if backward else 0), len(cores)
         for k in reversed(range(n)) if backward else range(n):
             cores[k] = self._solved(cores, k, steps)
@@ -154,9 +156,11 @@ class _Problem:
             curvature = float(np.vdot(direction, image))
             if curvature <= 0:  # a direction without any input
                 break
+            # alpha = r^T r / p^T A^T S A p
             x = x + (square / curvature) * direction
             residual = residual - (square / curvature) * image
             previous, square = square, float(np.vdot(residual, residual))
+            # beta = r'^T r' / r^T r
             direction = residual + (square / previous) * direction
         return x
 
@@ -227,6 +231,7 @@ def _move_scale(cores, k: int, neighbour: int):
     """Makes core k orthonormal towards its neighbour, which takes the triangular factor."""
     p, i, j, q = cores[k].shape
     if neighbour > k:
+        # T_k = Q r, and r goes to the right; to the left below, of the transpose.
         basis, r = np.linalg.qr(cores[k].reshape(-1, q))
         cores[k] = basis.reshape(p, i, j, -1)
         cores[neighbour] = np.tensordot(r, cores[neighbour], axes=1)

@@ -59,9 +59,11 @@ def apply(
     if shape.pivoted:
         return pivoted.apply(cores, x)
     if plan is None and shape.is_low_rank and shape.num_params < shape.num_dense_params:
+        # (x A) B keeps x and x A for the backward pass: automatic differentiation is as lean.
         return (x @ cores[0][0, :, 0].astype(x.dtype)) @ cores[1][:, 0, :, 0].astype(x.dtype)
     if not isinstance(plan, Plan):
         plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan)
+    # Strategy, variant and shape are static: each combination is a program of its own.
     y = _apply(plan.chosen.strategy, plan.chosen.variant, shape, cores, x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], shape.out_features)
 
@@ -80,6 +82,7 @@ def _apply_backward(strategy, variant, shape, saved, dy):
     cores, x = saved
     if strategy == "rebuild":
         # The value comes from the faster merge, the pull-back from the one that transposes once.
+        # dW = x^T dy, dx = dy W^T.
         w = contract.to_matrix_forward(cores, shape).astype(x.dtype)
         dw = jnp.matmul(x.T, dy, preferred_element_type=cores[0].dtype)
         _, pull_back = jax.vjp(lambda cores: contract.to_matrix(cores, shape), cores)

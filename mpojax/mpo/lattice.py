@@ -44,6 +44,7 @@ class Lattice:
         work, kept = 0.0, []
         for cut in sorted(cuts, key=lambda cut: (shorter[cut], cut)):
             short = shorter[cut]
+            # Gram matrix and its eigenvalues, by the shorter side of the unfolding.
             work += short * sites + 4 * short**3
             if work > _SCREENING_WORK:
                 break
@@ -56,8 +57,10 @@ class Lattice:
         for white in self.white:
             x = white.reshape(a, self.rows // a, b, self.columns // b).transpose(0, 2, 1, 3)
             x = x.reshape(a * b, -1)
+            # Its eigenvalues are the squared singular values of x; the smaller of both has all.
             gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
             squares = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
+            # tails[d] = sum_{a >= d} s_a^2: the squared error of a bond d
             tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
             total = total + tails / (tails[0] or 1.0)
         return total / len(self.white)
@@ -118,6 +121,7 @@ class Lattice:
         losses = [np.maximum(t[:-1] - t[1:], 0.0) for t in tails]
         if sum(sites) > self.budget:  # with all bonds at 1
             return None
+        # Logarithm of the price (relative squared error for a parameter).
         low, high = -40.0, 5.0
         for _ in range(18):
             mid = (low + high) / 2
@@ -128,6 +132,7 @@ class Lattice:
                 high = mid
         bonds = self._bonds_at(math.exp(high), sites, losses, bonds)
         while _num_params(sites, bonds) > self.budget:
+            # Neighbours moved after the last bisection: the largest bonds give the rest.
             bonds = np.maximum(1, bonds - np.maximum(1, bonds // 50) * (bonds == bonds.max()))
         square = sum(t[bond] for t, bond in zip(tails, bonds, strict=True))
         return math.sqrt(square), path, tuple(int(bond) for bond in bonds)
@@ -155,6 +160,7 @@ class Lattice:
             in_features=self.size[0],
             out_features=self.size[1],
         )
+        # The bonds above ignore that cuts interact; a quarter more lets the allocation weigh that.
         roomy = [
             min(full, bond + max(4, bond // 4))
             for bond, full in zip(bonds, shape.full_bond_dims, strict=True)

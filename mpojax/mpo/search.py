@@ -104,6 +104,7 @@ def search_factors(
     if best is not None:
         fits = [alternating.fit(m, best, s, sweeps=sweeps, steps=steps) for m, s in problem.pairs]
         errors = problem.errors([fit.cores for fit in fits], best)
+        # Sharing one shape, no matrix may end worse than as low rank.
         better = all(a <= b for a, b in zip(errors, low_rank_errors, strict=True))
         if base is None or (better and errors != low_rank_errors):
             cores = tuple(fit.cores for fit in fits)
@@ -123,6 +124,7 @@ class _Problem:
         self.ws, self.budget, self.size = ws, budget, ws[0].shape
         self.metrics = [_metric(s, self.size[0], ridge) for s in covariances]
         self.pairs = list(zip(ws, self.metrics, strict=True))
+        # Evenly over depth: neighbouring layers are alike, and screening costs by the matrix.
         picked = np.linspace(0, len(ws) - 1, min(_SCREENED, len(ws))).astype(int)
         self.screened = [self.pairs[index] for index in sorted(set(picked.tolist()))]
 
@@ -139,6 +141,7 @@ class _Problem:
 
     def low_rank(self, low_ranks=None):
         """((shape, cores for each matrix) or None, errors): the better SVD, plain or weighted."""
+        # r (in + out) parameters
         rank = min(self.budget // sum(self.size), min(self.size))
         if rank == 0:
             return None, (1.0,) * len(self.ws)
@@ -178,6 +181,7 @@ def _screened(problem: _Problem, max_cores: int, limit) -> list[tuple[float, MPO
             paths = [(cut,) for cut in lattice.cuts] if n == 2 else lattice.pairs()
         else:
             paths = sorted({p for _, path, _ in beam for p in lattice.insertions(path)})
+        # A longer chain of good cuts has good cuts: the beam of n - 1 cores seeds that of n.
         priced = sorted(
             (e for e in map(lattice.price, paths) if e is not None and lattice.is_proper(*e[1:])),
             key=lambda entry: entry[:2],

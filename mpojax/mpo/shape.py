@@ -96,6 +96,7 @@ class MPOShape:
                     f"bond {k} is {bond}, outside 1..{limit} for factor lists {self.in_factors} x "
                     f"{self.out_factors}. Use with_bonds(cap) to cap all bonds at once."
                 )
+        # A bond is the rank of an unfolding, at most that of its neighbour times the site between.
         bonds = [1, *bonds, 1]
         for k, size in enumerate(self.site_sizes, start=1):
             bonds[k] = min(bonds[k], bonds[k - 1] * size)
@@ -163,6 +164,7 @@ class MPOShape:
     @property
     def full_bond_dims(self) -> tuple[int, ...]:
         """Largest useful bonds, min(a_1..a_k, a_{k+1}..a_n): the chain is exact there."""
+        # Unfolding after core k: prod(a_1..a_k) rows, prod(a_{k+1}..a_n) columns.
         sizes = self.site_sizes
         return tuple(
             min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(1, self.num_cores)

@@ -102,6 +102,7 @@ def cheapest_cut(
                 * tail(shapes[path], spectra[path], new, is_relative=measure != "absolute")
                 for path, new in cut.shapes.items()
             )
+            # The greedy ratio of a knapsack: error for each parameter that goes.
             cost = cost / cut.saved if measure == "per_number" else cost
             if best is None or cost < best.cost:
                 best = dataclasses.replace(cut, cost=cost)
@@ -125,6 +126,7 @@ def tail(
         )
     lost = 0.0
     for spectrum, before, after in zip(spectra, shape.bond_dims, new.bond_dims, strict=True):
+        # sum_{a = after}^{before - 1} s_a^2
         lost += float(np.sum(np.square(spectrum[after:before], dtype=np.float64)))
     if not is_relative:
         return lost
@@ -152,6 +154,7 @@ def _candidates(group: str, paths: Sequence[str], shapes, grid: BondGrid) -> Ite
 
 
 def _lowered(shape: MPOShape, bond: int | None, bond_dim: int) -> MPOShape:
+    # One bond, or (None) all of them at one cap.
     bonds = [
         min(dimension, bond_dim) if bond in (None, index) else dimension
         for index, dimension in enumerate(shape.bond_dims, start=1)
@@ -214,6 +217,7 @@ def transform_gradients(
         # g_k' = p_(k-1)^T g_k p_k^-T
         left, right = maps[k][0].T, maps[k + 1][1].T
         if squared:
+            # E[(sum_a l_a g_a)^2] = sum_a l_a^2 E[g_a^2] for uncorrelated g
             left, right = np.square(left), np.square(right)
         moved = np.tensordot(left, np.asarray(gradient, np.float64), axes=1)
         results.append(np.tensordot(moved, right, axes=1))

@@ -45,6 +45,8 @@ def attend(
     p_BxNxSxT = attention_weights(
         q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias, softcap=softcap
     )
+    # Dropped in float32, mixed in the dtype of the values: a softmax over many keys needs the
+    # bits, a weighted mean does not.
     p_BxNxSxT = dropout(p_BxNxSxT, dropout_rate, dropout_key).astype(v_BxTxKxD.dtype)
     batch, length, heads, size = q_BxSxNxD.shape
     v_BxKxTxD = v_BxTxKxD.transpose(0, 2, 1, 3)
@@ -76,13 +78,16 @@ def attention_weights(
     batch, length, heads, size = q_BxSxNxD.shape
     k_BxKxDxT = k_BxTxKxD.transpose(0, 2, 3, 1)
     q_BxKxRxD = q_BxSxNxD.transpose(0, 2, 1, 3).reshape(batch, k_BxKxDxT.shape[1], -1, size)
+    # N / K queries share a head of keys: as rows R = S N / K of one product, nothing is repeated.
     scores_BxKxRxT = scale * jnp.matmul(q_BxKxRxD, k_BxKxDxT, preferred_element_type=jnp.float32)
     scores_BxNxSxT = scores_BxKxRxT.reshape(batch, heads, length, -1)
     if softcap is not None:
+        # c tanh(s / c): near the identity for |s| << c, never beyond c (Gemma 2).
         scores_BxNxSxT = softcap * jnp.tanh(scores_BxNxSxT / softcap)
     if bias is not None:
         scores_BxNxSxT = scores_BxNxSxT + bias.astype(jnp.float32)
     if mask is not None:
+        # Not -inf: in a row without any key, max - max would be nan. 0.7: finite less the maximum.
         scores_BxNxSxT = jnp.where(mask, scores_BxNxSxT, 0.7 * jnp.finfo(jnp.float32).min)
     return softmax(scores_BxNxSxT)
 
@@ -207,9 +212,11 @@ class Attention(nnx.Module):
         """
         q_BxSxNxD, k_BxSxNxD = (self._heads(project(x)) for project in (self.query, self.key))
         q_1xRxNxD, k_1xRxNxD = (self._heads(f(rows_RxH[None])) for f in (self.query, self.key))
+        # Products with all R rows of distances once, then S x S of them are looked up.
         of_query = jnp.einsum("bsnd,rnd->bnsr", q_BxSxNxD, k_1xRxNxD[0])
         of_key = jnp.einsum("bsnd,rnd->bnsr", k_BxSxNxD, q_1xRxNxD[0])
         query_ij = jnp.take_along_axis(of_query, indices_SxS[None, None], axis=-1)
+        # k_j q(r_ji): gathered by the key j, so that the result is transposed below.
         key_ji = jnp.take_along_axis(of_key, indices_SxS.T[None, None], axis=-1)
         return self.scale * (query_ij + jnp.swapaxes(key_ji, -1, -2))
 

@@ -212,6 +212,7 @@ class MPOLinear(nnx.Module):
         """
         _check_last_axis(x, self.shape.in_features)
         x = x if self.adapter is None else self.adapter.pre(x)
+        # Cores stay float32; merging runs in their dtype, the product in that of x.
         y = mpo.apply(self.all_cores(central), x.astype(self.dtype), self.shape)
         return _finished(y, x, self.adapter, self.bias)
 
@@ -243,6 +244,7 @@ def decomposed(
             "(in_features, out_features) of floats."
         )
     if shape is None:
+        # The papers' factors make counts and results comparable; balanced ones are as good.
         shape = mpo.MPOShape.published(*w.shape) or mpo.MPOShape.balanced(*w.shape)
     shape = shape if bond is None else shape.with_bonds(bond)
     cores = mpo.decompose(w.astype(np.float32), shape)
@@ -309,6 +311,7 @@ def _finished(y: jax.Array, x: jax.Array, adapter, bias: nnx.Param | None) -> ja
     """A product with its bias, and the adapter parallel to it or after it."""
     if adapter is None:
         return _add_bias(y, bias)
+    # post(parallel(y, x) + b): low rank is added before the bias, a bottleneck comes after it.
     return adapter.post(_add_bias(adapter.parallel(y, x), bias))
 
 

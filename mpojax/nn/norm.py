@@ -26,6 +26,7 @@ class LayerNorm(nnx.Module):
         return _layer_norm(x, along_last(self.scale[...], x), bias, self.eps).astype(self.dtype)
 
 
+# remat: the backward pass computes the normalised input anew instead of keeping it in float32.
 @remat
 def _layer_norm(x, scale, bias, eps):
     x = x.astype(jnp.float32)

@@ -58,6 +58,7 @@ def decays(rate: float, without: Sequence[str], to_start: Sequence[str]) -> list
         def decayed(path, update, parameter):
             if path not in start:
                 return update
+            # u + rate (p - p_0)
             return update + jnp.asarray(rate, update.dtype) * (parameter - start[path])
 
         return state_lib.map_with_path(decayed, updates, params), state
@@ -77,6 +78,7 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float, bias_correction: b
     def update(updates, state, params=None):
         mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, beta2, 2)
+        # m / (sqrt(v) + eps), without the 1 / (1 - beta^t) of both.
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
         count = optax.safe_increment(state.count)
         return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
@@ -100,6 +102,7 @@ def scale_by_trust_ratio(
         if any(re.fullmatch(pattern, path) for pattern in excluded):
             return update
         own, change = slice_norm(path, parameter), slice_norm(path, update)
+        # A parameter that starts at zero would never move by a ratio of zero.
         is_zero = (own == 0.0) | (change == 0.0)
         ratio = own / jnp.where(is_zero, jnp.ones_like(change), change)
         if bounds is not None:
@@ -169,6 +172,7 @@ def scale_by_muon(
         return made
 
     def by_shape(path, update):
+        # All singular values 1: the entries have rms 1 / sqrt(max(rows, columns)).
         reduction, output = _matrix_axes(path, update)
         largest = max(math.prod(update.shape[a] for a in axes) for axes in (reduction, output))
         return update * jnp.asarray(rms * math.sqrt(largest), update.dtype)

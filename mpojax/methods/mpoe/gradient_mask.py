@@ -84,6 +84,7 @@ class GradientMask:
             if path in self.central:
                 own = key
                 if self.granularity != "step":
+                    # By path, not position: a core keeps its masks when others are frozen.
                     own = jax.random.fold_in(key, zlib.crc32(path.encode()))
                 masks[path] = jax.random.bernoulli(own, self.rate, self._mask_shape(path, leaf))
         return masks
@@ -91,6 +92,7 @@ class GradientMask:
     def _mask_shape(self, path: str, leaf: Any) -> tuple[int, ...]:
         if self.granularity == "element":
             return tuple(leaf.shape)
+        # One draw for each slice of the stacked axes (layers), whatever the size of the core.
         kept = 0 if self.granularity == "step" else state_lib.stack_axes(path)
         return (*leaf.shape[:kept], *(1,) * (len(leaf.shape) - kept))
 
@@ -199,6 +201,7 @@ def masked(mask: GradientMask, optimizer: Optimizer) -> Optimizer:
         changes, inner = optimizer.update(updates, state.inner, params)
         if mask.mode == "skip":
             changes = _cleared(masks, changes)
+            # As if the step had not been: neither moments nor counts of a masked core move.
             inner = _put_back(masks, state.inner, inner, state_lib.flatten(updates))
         share = _share(masks, updates)
         count = optax.safe_increment(state.count)
@@ -250,12 +253,14 @@ def scale_by_counted_adam(
         updates, made = adam.update(updates, state._replace(count=state.count["all"]), params)
 
         def corrected(moment, decay, count):
+            # m_t / (1 - beta^t), t the updates that this entry took part in.
             return moment / (1 - decay**count).astype(moment.dtype)
 
         def direction(path, usual, m, v):
             if path not in own:
                 return usual
             root = jnp.sqrt(corrected(v, beta2, own[path]))
+            # Where nothing was skipped the usual update, which is then equal to the bit.
             late = own[path] != count["all"]
             return jnp.where(late, corrected(m, beta1, own[path]) / (root + epsilon), usual)
 

@@ -119,6 +119,7 @@ class RouterStatistics(hooks.Hook):
         ):
             if ids in rows:
                 given = np.asarray(rows.get(mask, np.ones_like(rows[ids])))
+                # Copies that fill the last batch up must not count twice.
                 rows[mask] = given * real[:, None].astype(given.dtype)
         return rows
 
@@ -168,6 +169,7 @@ def _by_layer(routing: Sequence[Any]) -> Iterable[Any]:
 def _weighted(layer: Any) -> dict[str, np.ndarray]:
     """Sums over tokens of what `nn.RouterStatistics` has as means."""
     tokens = np.float64(layer.tokens)
+    # A mean times its tokens is a sum: batches with more real tokens weigh more.
     means = {name: np.asarray(getattr(layer, name), np.float64) * tokens for name in _MEANS}
     return {"tokens": tokens} | means
 
@@ -189,6 +191,7 @@ def _added(one: dict, other: dict) -> dict[str, np.ndarray]:
 def _averaged(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     tokens = sums["tokens"]
     means = {name: sums[name] / np.maximum(tokens, 1.0) for name in _MEANS}
+    # E sum_e f_e p_e of the whole data (Switch); the mean of the batches' values is another.
     balance = len(means["load"]) * np.sum(means["load"] * means["probability"])
     return means | {"balance": balance, "tokens": tokens}
 

@@ -112,6 +112,7 @@ def over_parameterise(
     arrays, targets = models.to_arrays(student), {}
 
     def decomposed(matrix, shape):
+        # Singular values split evenly over both sides; signs fixed, as an SVD leaves them open.
         cores = mpo.decompose(matrix, shape, "symmetric")
         return cores if settings.alignment == "raw" else mpo.sign_fix(cores)
 
@@ -121,6 +122,7 @@ def over_parameterise(
         if path in sources:
             goal = decomposed(sources[path], shape)
             if settings.alignment == "procrustes_core":
+                # Rotations of the bonds: the matrix stays, the cores come near to the goal.
                 cores = mpo.align(cores, goal)
             targets[path] = tuple(core.astype(np.float32) for core in goal)
         arrays |= {f"{path}/cores/{k}": np.float32(core) for k, core in enumerate(cores)}
@@ -167,6 +169,7 @@ def layer_map(chosen: Sequence[int], student_layers: int, teacher_layers: int) -
                 f"a student of {student_layers} layers and a teacher of {teacher_layers}: give a "
                 "layer_map."
             )
+        # Layer i of S learns from layer round((i + 1) T / S) - 1 of T.
         step = teacher_layers / student_layers
         return tuple(round((layer + 1) * step) - 1 for layer in range(student_layers))
     if len(chosen) != student_layers:

@@ -58,6 +58,7 @@ def runs_of_layers(layer_map: Sequence[int], teacher_layers: int) -> list[range]
     Raises:
       ValueError: a map that does not grow, or does not end with the teacher's last layer.
     """
+    # Layer i of the student replaces the teacher's from the one after ends[i] to ends[i + 1].
     ends = [-1, *layer_map]
     if any(b <= a for a, b in itertools.pairwise(ends)) or ends[-1] != teacher_layers - 1:
         raise ValueError(
@@ -87,6 +88,7 @@ def mixed_logits(
     runs = runs_of_layers(layer_map, pair.teacher.config.num_layers)
     choice_key, dropout_key = jax.random.split(key)
     embed_key, layers_key, head_key = nn.split_or_none(dropout_key, 3)
+    # r_i ~ Bernoulli(p), one for each module of the student (Xu et al., 2020).
     chosen = jax.random.bernoulli(choice_key, rate, (len(runs),))
     mask = batch.get("attention_mask")
     context = models.Context(mask=models.self_attention_mask(mask))
@@ -104,6 +106,7 @@ def mixed_logits(
                 x = teacher.layer(layer)(x, context)[0]
             return x
 
+        # One branch runs, unlike with a weighted sum of both: a step costs one of the two.
         x = jax.lax.cond(chosen[place], successor, predecessors, x)
     return student.apply_head(x, mask, head_key)
 

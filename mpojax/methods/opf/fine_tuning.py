@@ -69,6 +69,7 @@ class OPFSettings:
           ValueError: the last of them would come after the end.
         """
         every = max(1, round(self.interval * steps) if self.interval < 1 else int(self.interval))
+        # Rounds until each role has N: ceil(N / n).
         times = -(-self.num_per_role // self.num_per_round)
         if times * every >= steps:
             raise ValueError(
@@ -148,6 +149,7 @@ def static_scores(
     whole, found = loss(model), {}
     for path in paths:
         name = models.dense_name(path)
+        # The same structure: the compiled loss is used again for every matrix.
         without = arrays | {name: 0 * arrays[name]}
         found[path] = abs(whole - loss(models.from_arrays(model.config, model.shapes, without)))
     return found
@@ -179,6 +181,7 @@ def dynamic_scores(
         def value(trainable):
             return loss(state.definition.merge(trainable, state.frozen), batch, None)[0]
 
+        # Scored where they are logical: one matrix of each layer, not a stack of all.
         trees = state.trainable, jax.grad(value)(state.trainable)
         params, grads = (models.logical_arrays(model, state_lib.flatten(tree)) for tree in trees)
         return pet_scores.score_groups(params, grads, spec)
@@ -286,6 +289,7 @@ class Dynamic(training.Hook):
         return [path for _, paths in self.chosen for path in paths]
 
     def _choose(self, loop: training.Loop) -> None:
+        # The last metrics belong to the state as it is: fetched before it is replaced.
         loop.flush()
         settings = self.settings
         paths = candidates(loop.state.model(), settings)
@@ -308,6 +312,7 @@ class Dynamic(training.Hook):
             grad_accum_steps=loop.step_function.grad_accum_steps,
             precompute=self.precompute,
         )
+        # Paths of the new cores are sharded by the rules of the new model.
         loop.rules = training.model_rules(state.model())
         loop.replace(state=state, step_function=step)
 

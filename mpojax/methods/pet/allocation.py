@@ -43,6 +43,7 @@ def _smallest(spec: Spec, sizes: Sizes) -> int:
 
 def schedule(whole: int, budget: int, rounds: int) -> list[int]:
     """Budgets of the rounds, falling geometrically from `whole` parameters to `budget`."""
+    # b_t = whole (budget / whole)^(t / rounds): every round drops the same fraction.
     falling = [round(whole * (budget / whole) ** (t / rounds)) for t in range(1, rounds)]
     return [*falling, budget]
 
@@ -115,6 +116,7 @@ def _drop_entries(scores, left: Masks, budget: int) -> Masks:
     flat = np.concatenate([np.ravel(s) for name in left for s in scores[name]])
     alive = np.concatenate([np.ravel(m) for arrays in left.values() for m in arrays])
     order = np.flatnonzero(alive)
+    # Stable: equal scores go in the order of the units.
     order = order[np.argsort(flat[order], kind="stable")]
     alive[order[: max(0, len(order) - budget)]] = False
     found, start = {}, 0
@@ -136,6 +138,7 @@ def _drop_one_by_one(scores, spec: Spec, sizes: Sizes, budget: int, masks: Masks
 
     def push(number: int) -> None:
         name = names[number]
+        # A bond without any index would cut the chain: its last one goes with the whole chain.
         is_least = all(np.count_nonzero(mask) <= 1 for mask in left[name])
         for axis, (score, mask) in enumerate(zip(scores[name], left[name], strict=True)):
             if not mask.any() or (np.count_nonzero(mask) == 1 and not is_least):
@@ -150,10 +153,12 @@ def _drop_one_by_one(scores, spec: Spec, sizes: Sizes, budget: int, masks: Masks
     while current > budget and heap:
         _, number, axis, index, version = heapq.heappop(heap)
         name = names[number]
+        # Pushed with costs that no longer hold; it is on the heap again with those of now.
         if version != versions[name]:
             continue
         current -= spec[name].freed(left[name], axis, sizes)
         left[name][axis].flat[index] = False
+        # A bond fewer makes the indices of the neighbouring bonds cheaper, too.
         if spec[name].after_drop(left[name], axis):
             versions[name] += 1
             push(number)

@@ -47,12 +47,14 @@ def _changes(unit: Unit, params, grads, reference) -> list[jax.Array]:
         value, slope = _wide(params[name]), _wide(grads[name])
         if reference is not None and name in reference:
             value = value - jnp.asarray(reference[name], value.dtype)
+        # -(theta - theta_ref) dL/dtheta, entry by entry; the unit adds up what its groups own.
         changes.append(-value * slope)
     return changes
 
 
 def _wide(x) -> jax.Array:
     x = jnp.asarray(x)
+    # Signed terms that cancel: 16 bits would leave little of their sum.
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
@@ -77,6 +79,7 @@ def batch_scores(
     signed = score_groups(params, grads, spec, reference)
     if criterion == "taylor":
         return signed
+    # s = <g, d> with d = -theta, and d^T F d of one batch is s^2 (empirical Fisher F = g g^T).
     return jax.tree.map(lambda s: s + 0.5 * jnp.square(s), signed)
 
 
@@ -111,6 +114,7 @@ def final_scores(
             for name, unit in spec.items()
         }
     return {
+        # A rise and a fall of the loss are both effects of the group: only the size counts.
         name: tuple(np.abs(np.asarray(s, np.float64)) for s in arrays)
         for name, arrays in total.items()
     }

@@ -158,6 +158,7 @@ class ExpertFeedForward(nnx.Module):
         statistics = routing.statistics.with_kept(kept, self.settings.experts_per_token)
         y = y.reshape(*x.shape[:-1], self.hidden_size)
         if hasattr(self, "shared_expert"):
+            # y + sigmoid(w x) shared(x), whichever experts were chosen (Qwen-MoE).
             share = jax.nn.sigmoid(self.shared_expert_gate(x))
             y = y + share * self.shared_expert(x, dropout_key)
         return y, statistics
@@ -181,12 +182,14 @@ def random_expert_cores(
     """Cores of experts whose rebuilt matrices have entries of the given variance; see
     `random_cores`. Experts are independent but for a shared central core.
     """
+    # var(W) = prod(bonds) prod_k var(core_k), every core the same share.
     share = (variance / math.prod(shape.bond_dims)) ** (1.0 / shape.num_cores)
     cores = []
     for index, core in enumerate(shape.core_shapes):
         shared = share_central and index == shape.central
         size = core if shared else (number, *core)
         draw = jax.random.normal(jax.random.fold_in(key, index), size, jnp.float32)
+        # Scaled to exactly that mean square: outer cores are too small for it to hold by itself.
         square = jnp.mean(jnp.square(draw), axis=(-4, -3, -2, -1), keepdims=True)
         cores.append(draw * jnp.sqrt(share / square))
     return tuple(cores)

@@ -53,6 +53,7 @@ class Block:
         factor, k = self.settings.capacity_factor, self.settings.experts_per_token
         if factor is None:
             return tokens
+        # C = ceil(factor * T k / experts), and no more than all T.
         return min(tokens, dispatch.capacity_of(tokens * k, self.settings.number, factor))
 
 
@@ -75,6 +76,7 @@ def run(
     if x.shape[0] == 0:
         return x, jnp.zeros((), jnp.int32)
     number, capacity = block.settings.number, block.capacity(x.shape[0])
+    # Fewer assignments than experts (decoding): only the experts that are chosen are read.
     if experts.size < number and block.kind != "dense":
         layout, chosen = dispatch.layout_of_few(experts, number, capacity)
         own, shared = parameters
@@ -90,6 +92,7 @@ def maps(block: Block, parameters, layout: dispatch.Layout, rows: jax.Array, tok
     apply = functools.partial(_apply_map, block, parameters, layout, tokens)
     activate = ACTIVATIONS[block.activation]
     inner = apply("up", rows)
+    # Gated: act(gate(x)) * up(x); plain: act(up(x)).
     inner = activate(apply("gate", rows)) * inner if block.gated else activate(inner)
     return apply("down", dropout(inner, block.inner_dropout, key))
 
@@ -100,6 +103,7 @@ def _apply_map(block, parameters, layout, tokens, name, rows):
     if shape is None:
         y = grouped_matmul.matmul(layout, rows[:, None], own["kernel"].astype(rows.dtype))[:, 0]
     else:
+        # MPOE: auxiliary cores of each expert around one central core of all.
         cores = {**own["cores"], **shared.get("cores", {})}
         cores = tuple(cores[str(k)] for k in range(shape.num_cores))
         y = _apply_chains(block.settings, shape, cores, layout, tokens, rows)
