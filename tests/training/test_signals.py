@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from mpojax import training
@@ -38,15 +39,34 @@ def wait_for(process, text):
     pytest.fail(f"the run never said {text!r}: {process.stderr.read()[-2000:]}")
 
 
+def run_here(folder):
+    """The same run in this process; returns its result and the first step that it took."""
+    steps = []
+    report = training.Call(lambda loop: steps.append(loop.step))
+    mesh = training.make_mesh(devices=jax.devices()[:1])
+    hooks = [report, training.Checkpoint(every=5)]
+    result = helpers.run(folder, steps=STEPS, mesh=mesh, hooks=hooks)
+    return result, steps[0]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The same run on one device, never interrupted."""
-    import jax
-
     folder = tmp_path_factory.mktemp("whole")
-    mesh = training.make_mesh(devices=jax.devices()[:1])
-    result = helpers.run(folder, steps=STEPS, mesh=mesh, hooks=[training.Checkpoint(every=5)])
-    return folder, result
+    return folder, run_here(folder)[0]
+
+
+def assert_resumes_to_the_same_bits(folder, whole, at):
+    """The run in `folder` goes on after step `at`, to the end of the one that was left alone."""
+    result, first = run_here(folder)
+    assert first == at + 1
+    assert result.stopped is None
+    assert int(result.state.step) == STEPS
+    with training.Checkpoints(folder / "checkpoints") as saved:
+        helpers.assert_same_bits(saved.restore(whole[1].state), whole[1].state)
+    assert metrics_lib.read(folder / "metrics.jsonl") == metrics_lib.read(
+        whole[0] / "metrics.jsonl"
+    )
 
 
 # That a killed run resumes is also seen, without this mark, where it is killed within a save.
@@ -67,16 +87,7 @@ def test_stopped_run_resumes_to_the_same_bits(tmp_path, whole, number):
     else:
         assert process.returncode == -signal.SIGKILL
         assert at in (5, 10)
-    process = start(tmp_path)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert f"stopped None at {STEPS}" in output
-    assert output.splitlines()[0] == f"step {at + 1}"
-    folder, result = whole
-    with training.Checkpoints(tmp_path / "checkpoints") as saved:
-        helpers.assert_same_bits(saved.restore(result.state), result.state)
-    lines = [metrics_lib.read(f / "metrics.jsonl") for f in (folder, tmp_path)]
-    assert lines[0] == lines[1]
+    assert_resumes_to_the_same_bits(tmp_path, whole, at)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +101,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path, whole, name):
     assert process.returncode == -signal.SIGKILL, errors
     left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert sorted(left) == ["10.orbax-checkpoint-tmp", "5"]
-    process = start(tmp_path)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert output.splitlines()[0] == "step 6"
-    folder, result = whole
-    with training.Checkpoints(tmp_path / "checkpoints") as saved:
-        helpers.assert_same_bits(saved.restore(result.state), result.state)
-    lines = [metrics_lib.read(f / "metrics.jsonl") for f in (folder, tmp_path)]
-    assert lines[0] == lines[1]
+    assert_resumes_to_the_same_bits(tmp_path, whole, 5)
 
 
 LIMITED = """
