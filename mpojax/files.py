@@ -284,7 +284,12 @@ def explained(path: str | os.PathLike):
 def explain(
     error: OSError, path: str | os.PathLike, note: str = "files already there were kept"
 ) -> OSError:
-    """The same kind of error, naming the path, how to fix it, and what became of the files."""
+    """The same kind of error, naming the path, how to fix it, and what became of the files.
+
+    Errors of stores, which have no number, say all that already.
+    """
+    if error.errno is None:
+        return error
     if error.errno == errno.ENOSPC:
         advice = "the disk is full; free some space and start the same command again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

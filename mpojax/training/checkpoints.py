@@ -15,8 +15,6 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
-from orbax.checkpoint._src.path import gcs_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from mpojax import checks, files, stores
 from mpojax.training import sharding as sharding_lib
@@ -285,6 +283,9 @@ def _let_orbax_write_to_stores() -> None:
     By itself it knows gs:// alone, and tries for a quarter of an hour. To everything else in Orbax,
     s3:// is the same as gs://: steps that a file says are whole, since nothing can be renamed.
     """
+    from orbax.checkpoint._src.path import gcs_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
     changed = (
         (gcs_utils, "_GCS_PATH_PREFIX", tuple(f"{scheme}://" for scheme in stores.SCHEMES)),
         (gcs_utils, "get_kvstore_for_gcs", stores.array_store),

@@ -22,12 +22,32 @@ def commands(text: str) -> list[list[str]]:
 
 
 def _found() -> dict[str, list[str]]:
-    return {
-        " ".join(words): words
+    """Commands of all pages, and those that they run on other machines."""
+    found = [
+        words
         for page in pages.PAGES
         for block in pages.blocks(page, "bash")
         for words in commands(block)
-    }
+    ]
+    remote = [
+        words
+        for outer in found
+        for word in outer
+        if word.startswith("--command=")
+        for part in word.removeprefix("--command=").split("&&")
+        for words in commands(part)
+    ]
+    return {" ".join(words): words for words in [*found, *remote]}
+
+
+# What `gcloud help` lists, of the commands that the documentation names.
+_GCLOUD = {
+    "storage buckets create": {"project", "location"},
+    "storage cp": {"recursive"},
+    "compute tpus tpu-vm create": {"project", "zone", "accelerator-type", "version", "spot"},
+    "compute tpus tpu-vm ssh": {"zone", "worker", "command"},
+    "compute tpus tpu-vm delete": {"zone"},
+}
 
 
 COMMANDS = _found()
@@ -74,7 +94,12 @@ def test_every_command_is_known():
     others = [words for words in COMMANDS.values() if "-m" not in words]
     for words in others:
         words = [word for word in words if "=" not in word or word[:1] == "-"]
-        assert words[0] in ("bash", "pip"), words
+        assert words[0] in ("bash", "pip", "gcloud", "git", "cd"), words
+        if words[0] == "gcloud":
+            known = [name for name in _GCLOUD if " ".join(words[1:]).startswith(name)]
+            assert len(known) == 1, words
+            options = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+            assert options <= _GCLOUD[known[0]], words
         if words[0] == "bash":
             path = pages.ROOT / words[1]
             assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0

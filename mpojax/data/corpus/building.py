@@ -84,7 +84,7 @@ def build(
     """
     out = files.at(out).absolute()
     tokenizer_from = _find_tokenizer(settings)
-    root = files.at(text)
+    root = files.local(text)
     paths = text_documents.find_files(root)
     _check_folder(out)
     pieces = text_documents.cut_files(paths, settings.documents)
