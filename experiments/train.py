@@ -8,16 +8,18 @@ r"""Runs one method on one task, as its config says: tuning, compression, search
 workdir gets `result.json`, `summary.txt`, metrics as JSONL and TensorBoard events, what the method
 leaves, and with `--config.save_model=True` the model. Started again on its workdir an interrupted
 run resumes exactly. `--dry_run` prints parameters, memory, FLOPs and the sharding of one step and
-trains nothing. Several processes: see `experiments.processes`.
+trains nothing; with `--topology=v5e:4x8` it compiles for that slice of TPUs, which need not be
+there, and estimates time and memory. Several processes: see `experiments.processes`.
 """
 
 import pathlib
+import sys
 import time
 
 import ml_collections
 from absl import app, flags
 
-from experiments import command_line, launch, runs
+from experiments import command_line, dry_runs, launch, runs
 
 check = runs.read  # what sweeps call before the first cell
 
@@ -25,9 +27,12 @@ check = runs.read  # what sweeps call before the first cell
 def main(argv: list[str]) -> None:
     """Runs what the flags say, or says what it would cost."""
     only_cost = flags.FLAGS.dry_run
+    if flags.FLAGS.topology and not only_cost:
+        sys.exit("error: --topology is for --dry_run: add it, or leave --topology out.")
     with launch.session(("seed", "steps", "optimizer"), needs_workdir=not only_cost) as given:
         if only_cost:
-            print(runs.dry_run(given[0]).text())
+            for text in dry_runs.texts(given[0], flags.FLAGS.topology):
+                print(text)
         else:
             runs.show(given[1], run(*given))
 
@@ -56,5 +61,8 @@ def run(config: ml_collections.ConfigDict, folder: str | pathlib.Path) -> int:
 
 if __name__ == "__main__":
     flags.DEFINE_bool("dry_run", False, "Print what a step would cost; train nothing.")
+    flags.DEFINE_string(
+        "topology", "", "For --dry_run: slices of TPUs, such as v5e:4x8,v6e:2x4 (needs libtpu)."
+    )
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=command_line.parse)

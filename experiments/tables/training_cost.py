@@ -12,16 +12,12 @@ import math
 from experiments.tables import counts
 from experiments.tables.cells import Cell
 from experiments.tables.schema import EXAMPLES
-from mpojax import checks, models
+from mpojax import checks, devices, models
 
 # Peak FLOP/s of one device in its 16-bit format.
 DEVICES = {
-    "v100": 125e12,
-    "a100": 312e12,
-    "h100": 989e12,
-    "tpu-v4": 275e12,
-    "tpu-v5e": 197e12,
-    "tpu-v6e": 918e12,
+    f"tpu-{name}" if chip.platform == "tpu" else name: chip.flops
+    for name, chip in devices.CHIPS.items()
 }
 
 

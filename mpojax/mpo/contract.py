@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpojax import devices
 from mpojax.mpo import pivoted
 from mpojax.mpo.shape import MPOShape
 
@@ -35,7 +36,7 @@ def merge_to_matrix(left, right):
     For forward use; the transpose is the better form to differentiate.
     """
     (_, i, j, q), (_, k, m, _) = left.shape, right.shape
-    if min(j, k) > _MAX_BLOCKS or jax.default_backend() != "cpu" or _all_numpy((left, right)):
+    if min(j, k) > _MAX_BLOCKS or devices.platform() != "cpu" or _all_numpy((left, right)):
         return merge(left, right)[0, :, :, 0]
     if k <= j:
         # One block (i, j m) for each row digit a of the right core: rows (i, a) of the matrix.
@@ -51,11 +52,11 @@ def merge_run(cores, from_right: bool = False):
     if from_right:
         merged = cores[-1]
         for core in reversed(cores[:-1]):
-            merged = merge(core, merged)
+            merged = _apart(merge(core, merged))
         return merged
     merged = cores[0]
     for core in cores[1:]:
-        merged = merge(merged, core)
+        merged = _apart(merge(merged, core))
     return merged
 
 
@@ -142,9 +143,40 @@ def to_matrix(cores, shape: MPOShape | None = None):
     if shape is not None and shape.pivoted:
         return pivoted.to_matrix(cores)
     groups = three_groups(cores)
+    if len(groups) == 3 and _is_on_tpu(groups):
+        return unpadded(_columns_minor(groups), shape)
     from_right = not left_first([group.shape for group in groups])
     matrix = merge_run(groups, from_right)[0, :, :, 0]
     return unpadded(matrix, shape)
+
+
+def _columns_minor(groups):
+    """Merges (L, C, R) so that the columns of C R stay the minor axis of all that is large.
+
+    Lanes of a TPU are 128 wide: an array whose minor axis has 4 entries takes 32 times its size.
+    """
+    left, central, right = groups
+    (_, i, j, p), (_, k, m, _), (_, a, b, _) = left.shape, central.shape, right.shape
+    columns = jnp.einsum("pkmq,qab->pkamb", central, right[..., 0])
+    columns = _apart(columns.reshape(p, k * a, m * b))
+    # W[(i x), (j c)] = sum_p L[i, j, p] (C R)[p, x, c], of which j is moved before i first: then
+    # the compiler writes the product in its final order.
+    rows = left[0].transpose(1, 0, 2).reshape(j * i, p)
+    product = jnp.einsum("rp,pxc->rxc", rows, columns).reshape(j, i, k * a, m * b)
+    return product.transpose(1, 2, 0, 3).reshape(i * k * a, j * m * b)
+
+
+def _apart(x):
+    """The array, on TPU not fused with what uses it.
+
+    Products with several digits are convolutions there; fused into one another three deep they
+    overflow the compiler's stack (libtpu 0.0.42).
+    """
+    return jax.lax.optimization_barrier(x) if _is_on_tpu((x,)) else x
+
+
+def _is_on_tpu(arrays) -> bool:
+    return not _all_numpy(arrays) and devices.platform() == "tpu"
 
 
 def to_matrix_forward(cores, shape: MPOShape | None = None):
@@ -152,6 +184,8 @@ def to_matrix_forward(cores, shape: MPOShape | None = None):
     if shape is not None and shape.pivoted:
         return pivoted.to_matrix(cores)
     groups = three_groups(cores)
+    if len(groups) == 3 and _is_on_tpu(groups):
+        return unpadded(_columns_minor(groups), shape)
     if len(groups) == 3:
         groups = (
             (merge(*groups[:2]), groups[2])

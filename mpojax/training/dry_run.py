@@ -10,10 +10,12 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from mpojax import devices
 from mpojax.training import sharding as sharding_lib
 from mpojax.training import sharding_rules
 from mpojax.training import state as state_lib
 from mpojax.training import step as step_lib
+from mpojax.training.aot import estimate as estimate_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Report:
       compiled_flops: XLA's own count for one device; loops over layers count once.
       compile_seconds: tracing and compilation.
       table: a row for each parameter.
+      estimate: time and memory on the chips of the mesh; None for chips without a data sheet.
     """
 
     mesh: dict[str, int]
@@ -46,6 +49,14 @@ class Report:
     compiled_flops: float | None
     compile_seconds: float
     table: list[sharding_rules.Placement]
+    estimate: estimate_lib.Estimate | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a batch, padding included; rows where it has no texts."""
+        texts = [shape for name, shape in self.batch.items() if name.endswith("input_ids")]
+        shapes = texts or [shape[:1] for shape in list(self.batch.values())[:1]]
+        return sum(map(math.prod, shapes))
 
     @property
     def total(self) -> int:
@@ -53,8 +64,11 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         """Everything but the table, JSON-able."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "table"]
-        return {"total": self.total} | {name: getattr(self, name) for name in names}
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("table", "estimate")]
+        found = {"total": self.total} | {name: getattr(self, name) for name in names}
+        if self.estimate is not None:
+            found["estimate"] = self.estimate.summary(self.model_flops, self.tokens)
+        return found
 
     def text(self) -> str:
         """Human-readable report."""
@@ -73,6 +87,8 @@ class Report:
             note = "one device, by the compiler, loops over layers counted once"
             rows += [("  compiler", _teraflops(self.compiled_flops), note)]
         rows += [("compilation", f"{self.compile_seconds:.1f} s", "")]
+        if self.estimate is not None:
+            rows += [("", "", ""), *self.estimate.rows(self.model_flops, self.tokens)]
         batch = ", ".join(f"{name} {'x'.join(map(str, s))}" for name, s in self.batch.items())
         return "\n".join(
             [
@@ -118,6 +134,7 @@ def dry_run(
 
     Raises:
       ValueError: batch and mesh, or rules and model, do not fit.
+      DoesNotFitError: the step needs more memory than a chip has.
     """
     mesh = mesh or sharding_lib.make_mesh()
     start = time.perf_counter()
@@ -137,7 +154,8 @@ def dry_run(
     )
     with jax.set_mesh(mesh):
         traced = step.trace(placed, batch)
-        compiled = traced.lower().compile()
+        compiled = _compiled(traced)
+        chip = devices.target() if devices.target() in devices.CHIPS else ""
     parameters = state_lib.flatten(state.trainable) | state_lib.flatten(state.frozen)
     return Report(
         mesh=dict(mesh.shape),
@@ -150,7 +168,17 @@ def dry_run(
         compiled_flops=_compiled_flops(compiled),
         compile_seconds=time.perf_counter() - start,
         table=sharding_rules.sharding_table(state, mesh, rules),
+        estimate=estimate_lib.of_compiled(compiled, mesh.size, chip) if chip else None,
     )
+
+
+def _compiled(traced: jax.stages.Traced) -> jax.stages.Compiled:
+    try:
+        return traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if problem := estimate_lib.as_does_not_fit(error):
+            raise problem from error
+        raise
 
 
 def _sizes_by_role(roles: Mapping[str, str], parameters: Mapping[str, Any]) -> dict[str, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mpojax import checks
+from mpojax import devices as devices_lib
 from mpojax.nn import functional
 from mpojax.training import state as state_lib
 
@@ -29,7 +30,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None =
     Args:
       sizes: {axis: size}; one size may be -1 (all remaining devices). Default: all devices on
         `data`.
-      devices: default all devices of all processes.
+      devices: default all devices of all processes, or those of `mpojax.devices.described`.
 
     Raises:
       ValueError: an unknown axis, or sizes that do not multiply to the number of devices.
@@ -37,7 +38,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence | None =
     sizes = dict(sizes or {})
     checks.check_names(sizes, AXES, "mesh axes")
     sizes = {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1} | sizes
-    count = len(devices) if devices is not None else jax.device_count()
+    devices = devices_lib.visible() if devices is None else devices
+    count = len(devices)
     free = [axis for axis in AXES if sizes[axis] == -1]
     wrong = {axis: n for axis, n in sizes.items() if n < 1 and n != -1}
     if wrong or len(free) > 1:
@@ -225,6 +227,8 @@ def local_rows(batch_size: int, mesh: Mesh) -> slice:
     """
     check_batch(batch_size, mesh)
     indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    if not indices:  # the mesh is of devices that are only described
+        return slice(0, batch_size)
     bounds = [index[0].indices(batch_size)[:2] for index in indices.values()]
     start, stop = min(b[0] for b in bounds), max(b[1] for b in bounds)
     if sum(b - a for a, b in set(bounds)) != stop - start:

@@ -205,7 +205,7 @@ def test_it_ends_with_the_table(tmp_path, capsys, monkeypatch):
     [
         (["toys"], "unknown 'toys', did you mean 'toy'"),
         (["toy"], "--workdir='' must be the folder of all runs"),
-        (["toy", "--dry_run", "--device=abacus"], "--device='abacus' must be one of 'v100'"),
+        (["toy", "--dry_run", "--device=abacus"], "--device='abacus' must be one of 'tpu-v4'"),
         (["toy", "--dry_run", "--utilisation=2"], "--utilisation=2.0 must be a finite number"),
     ],
 )

@@ -9,7 +9,7 @@ UP = mpo.MPOShape((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
 
 
 @pytest.mark.parametrize("shape", [SQUARE, UP], ids=["768x768", "768x3072"])
-@pytest.mark.parametrize("machine", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("machine", ["cpu", "gpu", "tpu", "v5e", "v6e", "h200"])
 @pytest.mark.parametrize("training", [True, False])
 def test_many_tokens_rebuild(shape, machine, training):
     # At bonds of about 10 and less a contraction needs fewer multiply-adds: either may win there.

@@ -19,7 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mpojax import checks
+from mpojax import checks, devices
 from mpojax.mpo import contract
 from mpojax.mpo.shape import MPOShape
 
@@ -67,7 +67,7 @@ _matrices.defvjp(_matrices_forward, _matrices_backward)
 
 def _product(cores, shape):
     """All matrices: at once, or on CPU one after the other, whose intermediates fit its caches."""
-    if jax.default_backend() != "cpu":
+    if devices.platform() != "cpu":
         return _merged(grouped(cores, shape), shape)
     own, shared = own_groups(cores, shape)
     of_expert = jax.checkpoint(lambda own: group_matrix(own, shared, shape))  # L C is not saved

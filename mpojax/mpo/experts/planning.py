@@ -74,7 +74,7 @@ def plan_experts(
       remat: in training, rebuilt matrices are built again for the backward pass, not kept.
       structure: consider "rebuild" alone, or "shared_core": all that rebuilds no matrix.
       one_by_one: consider what takes one expert after the other, too.
-      machine: roofline constants, or the name of a preset; default: that of jax's backend.
+      machine: roofline constants, or the name of a preset; default: that of the devices in use.
 
     Raises:
       ValueError: experts or tokens below 1, one core, an unknown structure or machine.

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mpojax import mpo
+from mpojax import devices, mpo
 from mpojax.mpo.experts import chains as expert_chains
 from mpojax.mpo.experts import kernels
 from mpojax.nn.moe.dispatch import Layout
@@ -83,7 +83,7 @@ def runs_one_by_one(layout: Layout) -> bool:
 
     On CPU: there is nothing to gain from more work at a time, and caches to fit into.
     """
-    return layout.kind in ("capacity", "block") and jax.default_backend() == "cpu"
+    return layout.kind in ("capacity", "block") and devices.platform() == "cpu"
 
 
 # Loops over experts, and inside over the blocks of one (a capacity is one block): what is merged of

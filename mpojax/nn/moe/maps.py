@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mpojax import mpo
+from mpojax import devices, mpo
 from mpojax.nn.feed_forward import ACTIVATIONS
 from mpojax.nn.functional import dropout
 from mpojax.nn.moe import dispatch, grouped_matmul
@@ -46,7 +46,7 @@ class Block:
             return self.settings.dispatch
         if self.settings.capacity_factor is not None:
             return "capacity"
-        return "block" if jax.default_backend() == "cpu" else "ragged"
+        return "block" if devices.platform() == "cpu" else "ragged"
 
     def capacity(self, tokens: int) -> int:
         """Most tokens that an expert takes: no more than all, as it sees a token at most once."""

@@ -1,0 +1,85 @@
+"""Work read from the text of compiled programs."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mpojax.training.aot import hlo
+
+# A step as the TPU compiler writes it: a loop of 6 turns whose body slices a stack of matrices,
+# multiplies (as a convolution), updates a stack in place, and gathers over groups of 4.
+TPU = (pathlib.Path(__file__).parent / "step.hlo").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def work():
+    return {work.name: work for work in hlo.Program(TPU).work()}
+
+
+def test_operations_of_loops_count_as_often_as_they_run(work):
+    product = work["fusion.1"]
+    assert (product.times, product.flops) == (6, 2 * 64 * 256 * 128)
+    assert product.cycles == 3000
+    assert product.op_name.endswith("while/body/dot_general")
+
+
+def test_of_slices_and_updates_in_place_only_the_slice_moves(work):
+    # One matrix, the result, and the index; the activations are on the chip.
+    assert work["fusion.1"].bytes == 2 * (256 * 128 + 64 * 128) + 4
+    assert work["fusion.2"].bytes == 2 * 2 * 64 * 128 + 4  # the row is read and written
+
+
+def test_collectives(work):
+    gather, reduction = work["gather-start"], work["sum"]
+    assert (gather.collective, gather.times, gather.group) == ("all-gather", 6, 4)
+    assert gather.sent == 64 * 256 * 2
+    # Rows of 24 are padded to the 128 lanes of a tile, 3 of them to 4.
+    assert (reduction.collective, reduction.group, reduction.sent) == ("all-reduce", 2, 4 * 128 * 4)
+
+
+def test_no_text_of_a_program():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.Program("HloModule nothing")
+
+
+def test_a_loop_of_unknown_length_counts_once():
+    program = hlo.Program(TPU.replace('"known_trip_count":{"n":"6"}', ""))
+    assert {work.times for work in program.work()} == {1}
+    assert program.unknown_loops == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("f32[3,24]", 3 * 24 * 4),
+        ("bf16[12,64,16,192]{3,2,1,0:T(8,128)(2,1)}", 12 * 64 * 16 * 256 * 2),
+        ("bf16[12,64,16,192]{3,1,0,2:T(8,128)(2,1)S(1)}", 12 * 64 * 16 * 256 * 2),
+        ("f8e4m3fn[100]{0:T(1024)}", 1024),
+        ("pred[]{:T(512)}", 1),
+        ("s4[7]", 3),
+    ],
+)
+def test_bytes_of_layouts(text, num_bytes):
+    line = f"  %x = {text} constant(0)"
+    assert hlo._operation(line).num_bytes == num_bytes
+
+
+def test_convolutions_with_windows():
+    """An outer product of digits, as the TPU compiler writes it: every pair once."""
+    program = (pathlib.Path(__file__).parent / "digits.hlo").read_text(encoding="utf-8")
+    (work,) = hlo.Program(program).work()
+    assert work.flops == 2 * (3 * 4) * 12 * (4 * 4 * 32)
+
+
+def test_a_program_of_this_machine():
+    def layers(x, w):
+        return jax.lax.scan(lambda x, one: (x @ one, None), x, w)[0]
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((32, 64), (6, 64, 64))]
+    text = jax.jit(layers).lower(*arrays).compile().as_text()
+    program = hlo.Program(text)
+    work = program.work()
+    assert sum(each.times * each.flops for each in work) == 6 * 2 * 32 * 64 * 64
+    assert program.unknown_loops == 0
