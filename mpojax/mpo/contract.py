@@ -163,7 +163,7 @@ def _columns_minor(groups):
     # the compiler writes the product in its final order.
     rows = left[0].transpose(1, 0, 2).reshape(j * i, p)
     product = jnp.einsum("rp,pxc->rxc", rows, columns).reshape(j, i, k * a, m * b)
-    return product.transpose(1, 2, 0, 3).reshape(i * k * a, j * m * b)
+    return _apart(product.transpose(1, 2, 0, 3).reshape(i * k * a, j * m * b))
 
 
 def _apart(x):

@@ -1,6 +1,7 @@
 """Pre-training runs: from a text folder to a model that fine-tunes; resume, starts, bad input."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from configs.mpobert import paper, pretraining
 from configs.mpop import base as finetuning
 from configs.sweeps import mpobert_sharing
-from experiments import cells, runs, tasks, train
+from experiments import cells, dry_runs, runs, tasks, train
 from mpojax import data, io, models, training
 from mpojax.data.corpus import building
+from mpojax.training.aot import topology
+from mpojax.training.aot.estimate import DoesNotFitError
 from tests.data import corpora
 
 STEPS = 4
@@ -144,6 +147,44 @@ def test_a_dry_run_tells_sizes_without_a_folder(corpus):
     assert report.mesh["fsdp"] == 4
     assert report.mesh["data"] == jax.device_count() // 4
     assert "central" in report.text()
+
+
+class TestDryRunsOfTopologies:
+    def test_names_are_checked_first(self, corpus):
+        with pytest.raises(ValueError, match=r"--topology='v9:2x4' must be CHIP:AxB .* v5e:4x8"):
+            list(dry_runs.texts(_config(corpus), "v5e:2x4,v9:2x4"))
+
+    def test_what_does_not_fit_says_what_would(self, corpus, monkeypatch):
+        tried = []
+
+        def of_topology(config, name):
+            tried.append((config.remat, config.mesh.fsdp))
+            if tried[-1] != (True, -1):
+                raise DoesNotFitError(17 * 2**30, 16 * 2**30)
+            estimate = types.SimpleNamespace(peak_bytes=5 * 2**30)
+            return types.SimpleNamespace(estimate=estimate)
+
+        monkeypatch.setattr(dry_runs, "of_topology", of_topology)
+        (text,) = dry_runs.texts(_config(corpus, remat=False), "v5e:2x4")
+        assert tried == [(False, 1), (True, 1), (False, -1), (True, -1)]
+        assert "needs 17.00 GiB of the 16.00 GiB of a chip, 1.00 GiB too much" in text
+        assert (
+            "It fits with --config.remat=True --config.mesh.data=1 --config.mesh.fsdp=-1: " in text
+        )
+        assert "5.00 GiB" in text
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(
+        not topology.is_installed(), reason="libtpu is not installed: the extra tpu"
+    )
+    def test_a_step_compiled_for_a_slice(self, corpus):
+        config = _config(corpus, **{"mesh.fsdp": 2, "model.num_layers": 1})
+        report = dry_runs.of_topology(config, "v5e:2x2")
+        assert report.estimate.chip == "v5e"
+        assert 0 < report.estimate.peak_bytes < 2**30
+        assert report.estimate.unknown_loops == 0
+        for words in ("ESTIMATE for 4 x v5e", "tokens/s", "MFU", "all-reduce"):
+            assert words in report.text()
 
 
 @pytest.mark.parametrize(

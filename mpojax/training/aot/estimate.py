@@ -1,8 +1,10 @@
 """Estimated time of a compiled step on the chip that it is compiled for.
 
 A roofline, operation by operation: max(FLOPs / peak, bytes / bandwidth, the compiler's cycles /
-clock), times the turns of the loops around it; exchanges between chips come on top. An estimate:
-nothing ran. It knows neither input pipelines nor waiting.
+clock), times the turns of the loops around it. Where the compiler gives no cycles, the bytes of
+arrays on the chip count like others. Copies that it starts ahead run meanwhile, as far as the
+bandwidth allows; exchanges between chips come on top. An estimate: nothing ran. It knows neither
+input pipelines nor waiting.
 """
 
 import dataclasses
@@ -76,7 +78,7 @@ class Estimate:
     @property
     def on_chip(self) -> float:
         """Seconds without exchanges: the step, if all of them ran behind something else."""
-        return sum(part.seconds for part in self.parts)
+        return max(self.memory, sum(part.seconds for part in self.parts))
 
     @property
     def seconds(self) -> float:
@@ -165,10 +167,14 @@ def _parts(works: Sequence[hlo.Work], chip: devices.Chip) -> tuple[Part, ...]:
             name = part_of(work.op_name)
             times, seconds = work.times, _seconds(work, chip)
             parts[name] += Part(name, times * work.flops, times * work.bytes, times * seconds)
-    return tuple(part for part in parts.values() if part.seconds)
+    return tuple(part for part in parts.values() if part.seconds or part.bytes)
 
 
 def _seconds(work: hlo.Work, chip: devices.Chip) -> float:
+    if work.opcode.endswith("-start"):
+        return 0.0
+    if chip.clock and not work.cycles:
+        return max(work.flops / chip.flops, work.touched / chip.hbm_bandwidth)
     cycles = work.cycles / chip.clock if chip.clock else 0.0
     return max(work.flops / chip.flops, work.bytes / chip.hbm_bandwidth, cycles)
 

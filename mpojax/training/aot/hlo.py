@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 COLLECTIVES = (
@@ -27,6 +27,7 @@ _FREE = frozenset(
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLS = "calls|to_apply|branch_computations|true_computation|false_computation"
+_JOINS = 'custom_call_target="ConcatBitcast"'  # parts that were copied side by side
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -99,6 +100,7 @@ class Work:
       op_name: where it comes from, as jax names it: "jit(f)/jvp()/while/body/dot_general".
       times: how often it runs.
       flops, bytes: each time; `bytes` crosses main memory.
+      touched: bytes each time, wherever its arrays are.
       cycles: each time, as the compiler estimates; 0 where it says nothing.
       collective: kind, or "".
       sent: bytes each time of a collective's array: the whole one of a gather or a reduction.
@@ -111,6 +113,7 @@ class Work:
     times: int
     flops: int = 0
     bytes: int = 0
+    touched: int = 0
     cycles: int = 0
     collective: str = ""
     sent: int = 0
@@ -118,6 +121,7 @@ class Work:
 
 
 Computation = dict[str, Operation]
+Size = Callable[[Array], int]
 
 
 class Program:
@@ -150,7 +154,7 @@ class Program:
         scope = self.computations[name]
         for operation in scope.values():
             opcode = operation.opcode
-            if opcode in _FREE or opcode.endswith(("-done", "-update")):
+            if opcode in _FREE or opcode.endswith(("-done", "-update")) or _JOINS in operation.rest:
                 continue
             if opcode == "while":
                 body = _NAME.findall(operation.attribute("body"))[0]
@@ -164,9 +168,16 @@ class Program:
                 yield from self._one(scope, operation, times)
 
     def _turns(self, loop: Operation) -> int:
-        found = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest)
-        self.unknown_loops += not found
-        return int(found[1]) if found else 1
+        if found := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
+            return int(found[1])
+        # The loops of jax count from 0 while they are below a constant.
+        condition = self.computations[_NAME.findall(loop.attribute("condition"))[0]]
+        root = next(part for part in condition.values() if part.is_root)
+        limits = [part.arguments for part in condition.values() if part.opcode == "constant"]
+        if "direction=LT" in root.rest and len(limits) == 1 and limits[0].isdigit():
+            return int(limits[0])
+        self.unknown_loops += 1
+        return 1
 
     def _one(self, scope: Computation, operation: Operation, times: int) -> Iterator[Work]:
         parts = [(scope, operation), *self._inside(operation)]
@@ -183,7 +194,8 @@ class Program:
             operation.opcode,
             **common,
             flops=sum(_flops(inner, part) for inner, part in parts),
-            bytes=self._moved(scope, operation),
+            bytes=self._moved(scope, operation, _in_hbm),
+            touched=self._moved(scope, operation, _anywhere),
             cycles=int(cycles[1]) if cycles else 0,
         )
 
@@ -195,23 +207,23 @@ class Program:
                 yield inner, part
                 yield from self._inside(part)
 
-    def _moved(self, scope: Computation, operation: Operation) -> int:
-        """Bytes read from main memory and written there."""
+    def _moved(self, scope: Computation, operation: Operation, size: Size) -> int:
+        """Bytes read and written, an array's counted by `size`."""
         opcode, results = operation.opcode, operation.results
         operands = [scope[name] for name in operation.operands if name in scope]
         if opcode.endswith("-start"):  # its results hold its operands: each is moved once
-            return sum(_hbm(array) for array in results if array.shape)
+            return sum(size(array) for array in results if array.shape)
         if opcode in _SLICES:
-            return 2 * sum(map(_hbm, results))
+            return 2 * sum(map(size, results))
         if opcode == "dynamic-update-slice":
-            return 2 * sum(map(_hbm, operands[1].results))
+            return 2 * sum(map(size, operands[1].results))
         if opcode == "fusion":
             inner = self.computations[operation.called[0]]
             arrays = [array for operand in operands for array in operand.results]
-            read = [self._read(inner, i, a) for i, a in enumerate(arrays) if not a.on_chip]
+            read = [self._read(inner, i, a) for i, a in enumerate(arrays) if size(a)]
             root = next(part for part in inner.values() if part.is_root)
-            return sum(read) + self._written(inner, root, results)
-        return sum(map(_hbm, results)) + sum(_hbm(a) for each in operands for a in each.results)
+            return sum(read) + self._written(inner, root, results, size)
+        return sum(map(size, results)) + sum(size(a) for each in operands for a in each.results)
 
     def _read(self, inner: Computation, index: int, array: Array) -> int:
         """Bytes that a fusion reads of operand `index`: slices alone, where it uses no more."""
@@ -239,19 +251,22 @@ class Program:
                 return whole
         return total
 
-    def _written(self, inner: Computation, root: Operation, results: Sequence[Array]) -> int:
+    def _written(
+        self, inner: Computation, root: Operation, results: Sequence[Array], size: Size
+    ) -> int:
         """Bytes that a fusion writes: of an array that it updates in place, the slice alone."""
-        whole = sum(map(_hbm, results))
+        whole = sum(map(size, results))
         if whole == 0:
             return 0
         if root.opcode == "bitcast" and root.operands[0] in inner:
-            return self._written(inner, inner[root.operands[0]], results)
+            return self._written(inner, inner[root.operands[0]], results, size)
         if root.opcode == "tuple":
             pairs = zip(root.operands, results, strict=True)
-            return sum(self._written(inner, inner[name], (array,)) for name, array in pairs)
+            return sum(self._written(inner, inner[name], (array,), size) for name, array in pairs)
         if root.opcode == "fusion":
             called = self.computations[root.called[0]]
-            return self._written(called, next(p for p in called.values() if p.is_root), results)
+            root = next(part for part in called.values() if part.is_root)
+            return self._written(called, root, results, size)
         if root.opcode == "dynamic-update-slice":
             return min(whole, inner[root.operands[1]].num_bytes)
         return whole
@@ -284,8 +299,12 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def _hbm(array: Array) -> int:
+def _in_hbm(array: Array) -> int:
     return 0 if array.on_chip else array.num_bytes
+
+
+def _anywhere(array: Array) -> int:
+    return array.num_bytes
 
 
 def _collective(opcode: str) -> str:

@@ -45,9 +45,15 @@ def test_no_text_of_a_program():
 
 
 def test_a_loop_of_unknown_length_counts_once():
-    program = hlo.Program(TPU.replace('"known_trip_count":{"n":"6"}', ""))
+    unknown = TPU.replace('"known_trip_count":{"n":"6"}', "")
+    program = hlo.Program(unknown)
     assert {work.times for work in program.work()} == {1}
     assert program.unknown_loops == 1
+    counted = "%i.1 = s32[] get-tuple-element(%state.1), index=0\n  %n = s32[] constant(9)\n  "
+    compared = "ROOT %less = pred[] compare(%i.1, %n), direction=LT"
+    end = "ROOT %less = pred[]{:T(512)} constant(false)"
+    program = hlo.Program(unknown.replace(end, counted + compared))
+    assert {work.times for work in program.work()} == {1, 9}
 
 
 @pytest.mark.parametrize(
