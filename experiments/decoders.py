@@ -24,6 +24,8 @@ from mpojax.training import workdir as workdir_lib
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
 # Their speed is measured, once for each size.
 _TIMED = ("dense", "best", "healed")
+# Perplexities are drawn up to so many times the dense model's.
+_SHOWN = 50.0
 _COLUMNS = {
     "variant": ("label", str),
     "budget": ("budget", str),
@@ -48,6 +50,7 @@ class Job:
       matched: parameters of the matrices that rules match.
       tokens: of the calibration texts.
       batches: what is read of them for compression.
+      held_out: what method "best" chooses by.
       test: token ids that perplexity is measured on.
       tokenizer: folder of the tokenizer, saved with every model.
     """
@@ -59,6 +62,7 @@ class Job:
     matched: int
     tokens: np.ndarray
     batches: list[dict[str, np.ndarray]]
+    held_out: list[dict[str, np.ndarray]]
     test: np.ndarray
     tokenizer: str | None
     calibration: compression.Calibration | None = None
@@ -101,7 +105,7 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
     settings = config.calibration
     ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
     length = min(settings.length, dense.config.max_positions)
-    windows = min(settings.windows, len(ids) // length)
+    windows = len(ids) // length
     if not windows:
         raise ValueError(
             f"config.calibration.texts={settings.texts!r} has {len(ids)} tokens, fewer than one "
@@ -118,13 +122,25 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
             f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
             f"window of config.evaluation.window={window}; give more text."
         )
-    batches = compression.calibration_batches(rows)
-    given = (dense, int(matched), ids, batches, test, tokenizer_folder)
+    given = (dense, int(matched), ids, *_batches(rows, settings.windows), test, tokenizer_folder)
     job = Job(config, folder, names or DEFAULT, *given)
     for budget in budgets:
         rules = _rules(config, form="low_rank")
         compression.check_rules(dense, rules, budget=job.size(budget))
     return job
+
+
+def _batches(windows: np.ndarray, number: int) -> tuple[list, list]:
+    """(batches to calibrate on, batches to choose by) of the windows of a text.
+
+    An eighth as many are held out, spread over what is not read; of a short text every eighth.
+    """
+    rows, rest = windows[:number], windows[number:]
+    held = max(number // 8, 1)
+    if len(rest) < held:
+        return compression.split_held_out(compression.calibration_batches(rows))
+    rest = rest[np.linspace(0, len(rest) - 1, held).astype(int)]
+    return compression.calibration_batches(rows), compression.calibration_batches(rest)
 
 
 def _rules(config, **settings) -> list[compression.Rule]:
@@ -184,6 +200,7 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
             method=name,
             calibration=job.calibration,
             batches=job.batches if method.layerwise else None,
+            held_out=job.held_out,
             resume=partial,
             progress=advance,
         )
@@ -284,6 +301,7 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
         tables.text(headers, cells, 130, wrap=("variant",)),
         "",
         *(f"{row['variant']}: {row['sample']!r}" for row in rows if row.get("sample")),
+        *(f"{row['variant']}: {_choice(row)}" for row in rows if row.get("choice")),
         protocol,
         f"everything is in {job.folder}: report.md, result.json, plots/, models/",
         f'next: model = mpojax.load("{place}")',
@@ -293,22 +311,46 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
     parts.append("![perplexity against size](plots/perplexity.png)")
     for row in rows:
         if row.get("rows"):
-            parts += [f"## {row['label']}, {row['budget']}", report_lib.matrix_table(row["rows"])]
+            parts.append(f"## {row['label']}, {row['budget']}")
+            if row.get("choice"):
+                parts.append(_choice(row))
+            parts.append(report_lib.matrix_table(row["rows"]))
     files.write_atomic(job.folder / "report.md", "\n\n".join(parts) + "\n")
     workdir.write_result({"rows": slim, "seconds": seconds})
     return "\n".join(summary)
 
 
+def _choice(row: Mapping[str, Any]) -> str:
+    """How the method of a record chose, in a line."""
+    return str(compression.Choice(**row["choice"]))
+
+
 def draw(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Perplexity against parameters, a line for each method, the dense model dotted."""
+    """Perplexity against parameters, a line for each method, the dense model dotted.
+
+    A method that broke down would press all others together: what is beyond `_SHOWN` times the
+    dense model's stands at the upper edge, as an arrow with its number.
+    """
     dense, *others = rows
     frame = frames.of(others)
+    edge = _SHOWN * dense["perplexity"]
+    frame = frame.assign(shown=frame["perplexity"].clip(upper=edge))
     figure, (axes,) = figures.new(1, 1, height=3.6, width=6.0)
+    beyond: dict[float, int] = {}  # numbers at the edge, by size: one below the other
     for index, (method, part) in enumerate(frame.groupby("method", sort=False)):
         part = part.sort_values("parameters")
         look = render.methods.look(method, index, {method: part["label"].iloc[0]})
-        axes.plot(part["parameters"] / 1e6, part["perplexity"], label=look.label, **look.style)
+        axes.plot(part["parameters"] / 1e6, part["shown"], label=look.label, **look.style)
+        for _, row in part[part["perplexity"] > edge].iterrows():
+            place = row["parameters"] / 1e6, edge
+            line = beyond[place[0]] = beyond.get(place[0], 0) + 1
+            axes.plot(*place, **look.style | {"marker": "^", "markersize": 9})
+            note = {"xytext": (0, -4 - 11 * line), "textcoords": "offset points", "ha": "center"}
+            color = look.style["color"]
+            axes.annotate(f"{row['perplexity']:.1e}", place, **note, color=color, fontsize=8)
     axes.axhline(dense["perplexity"], color="black", linestyle=":", label="dense")
     axes.set(xlabel="parameters (millions)", ylabel="perplexity", yscale="log")
+    figures.plain_log_ticks(axes.yaxis)
+    axes.margins(x=0.1)
     figures.legend(figure)
     figures.save_both(figure, folder / "perplexity")

@@ -13,6 +13,7 @@ wider = compression.add_adapters(model, [Rule("layers/.*/(query|value)", rank=8)
 
 from mpojax.compression.adapters import AdapterRule, adapter_settings, add_adapters
 from mpojax.compression.calibration import Calibration, calibrate
+from mpojax.compression.choosing import split as split_held_out
 from mpojax.compression.compressing import (
     calibration_batches,
     check_rules,
@@ -22,7 +23,7 @@ from mpojax.compression.compressing import (
 )
 from mpojax.compression.low_rank import METHODS
 from mpojax.compression.merging import merge
-from mpojax.compression.report import CompressionReport, MatrixRow
+from mpojax.compression.report import Choice, CompressionReport, MatrixRow
 from mpojax.compression.rules import MatrixRule, Rule, named_patterns, planned_shapes
 from mpojax.compression.rules import parse as parse_rule
 from mpojax.compression.upcycling import FORMS as EXPERT_FORMS
@@ -33,6 +34,7 @@ __all__ = [
     "METHODS",
     "AdapterRule",
     "Calibration",
+    "Choice",
     "CompressionReport",
     "ExpertRule",
     "MatrixRow",
@@ -52,4 +54,5 @@ __all__ = [
     "planned_experts",
     "planned_shapes",
     "some_batches",
+    "split_held_out",
 ]

@@ -232,11 +232,7 @@ def calibrate(
             arrays[_SEED] = jnp.uint32(number)
         found = jax.device_get(capture.collect(definition, state, arrays, weights, **options))
         arrays.pop(_SEED, None)
-        if not all(np.all(np.isfinite(value)) for value in jax.tree.leaves(found)):
-            raise ValueError(
-                f"calibration batch {number} gives activations or gradients that are not finite; "
-                "check its ids against the vocabulary, its labels, and the weights."
-            )
+        _check_finite(found, observed, list(matrices.sizes), f"calibration batch {number}")
         if totals is None:
             # Curvatures, large and noisy, stay in 32 bits.
             sums = (jax.tree.map(np.float64, part) for part in found[:2])
@@ -262,6 +258,23 @@ def calibrate(
             )
     _share_equal(statistics)
     return Calibration(statistics, examples)
+
+
+def _check_finite(found: tuple, observed: Mapping, order: Sequence[str], where: str) -> None:
+    """Raises ValueError for sums with NaN or infinity: inputs first, in the order of the model."""
+    for sums, what in zip(found, ("inputs", "gradients", "gradients"), strict=True):
+        bad = [
+            path
+            for location, paths in observed.items()
+            for path, index in paths
+            if not np.isfinite(sums[location][... if index is None else index]).all()
+        ]
+        if bad:
+            first = min(bad, key=order.index)
+            raise ValueError(
+                f"{where}: the {what} of {first} are NaN or infinite, the first of {len(bad)} "
+                "matrices; check the weights before it, and the batch's arrays."
+            )
 
 
 # Entry of a batch that targets are drawn by.

@@ -10,7 +10,7 @@ from flax import nnx
 
 from mpojax import checks
 from mpojax.compression import allocation as allocation_lib
-from mpojax.compression import layerwise, low_rank
+from mpojax.compression import choosing, layerwise, low_rank
 from mpojax.compression import rules as rules_lib
 from mpojax.compression.calibration import Calibration, calibrate
 from mpojax.compression.decomposition import Decomposer
@@ -30,6 +30,7 @@ def compress(
     method: str | None = None,
     calibration: Calibration | Sequence[Any] | np.ndarray | None = None,
     batches: Sequence[Any] | None = None,
+    held_out: Sequence[Any] | np.ndarray | None = None,
     resume: str | os.PathLike | None = None,
     allocation: str = "error",
     keep_dense: bool = True,
@@ -68,10 +69,12 @@ def compress(
         of token ids; the first are held in memory. Or what `compression.calibrate` gave for this
         model: for rules with `data_aware=True` (the report then has the errors of outputs as well),
         or for a method that needs no batches.
-      batches: texts for method "best" beside a calibration with curvature, which is then not
-        measured again.
-      resume: folder in which method "best" keeps finished layers: an interrupted call resumes from
-        there, to the same result.
+      batches: texts for a method that runs layer by layer, such as "best", beside a calibration
+        with curvature, which is then not measured again.
+      held_out: texts by which method "best" chooses, as `calibration`; None: every eighth row of
+        the calibration texts, which then is not calibrated on.
+      resume: folder in which method "best" or "layerwise" keeps finished layers: an interrupted
+        call resumes from there, to the same result.
       allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
         the root of its number of entries. "first_order": by how much it changes the loss to first
         order, from a calibration with a loss.
@@ -126,8 +129,9 @@ def compress(
     """
     matrices = matrices_of(model)
     if method is not None or not isinstance(calibration, Calibration | None):
-        more = (batches or (), bool(share_bonds), resume, progress)
-        return _by_method(matrices, rules, budget, method, calibration, *more)
+        texts = calibration, batches or (), held_out
+        options = {"share_bonds": bool(share_bonds), "resume": resume, "progress": progress}
+        return _by_method(matrices, rules, budget, method, texts, options)
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
     check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
     groups = allocation_lib.grouped(targets, share_bonds is not False)
@@ -143,32 +147,47 @@ def compress(
 
 
 def _by_method(
-    matrices: Matrices, rules, budget, method, calibration, batches, share_bonds, resume, progress
-):
-    """The compressed model and the report, of a method of `mpojax.compression.low_rank`."""
+    matrices: Matrices, rules, budget, method: str | None, texts: tuple, options: Mapping
+) -> tuple[nnx.Module, CompressionReport]:
+    """As `compress`; texts are (calibration, batches, held_out)."""
     if method is None:
         method = "pivoted" if layerwise.refusal(matrices.model) else "best"
     checks.check_value("method", method, checks.one_of(*low_rank.METHODS))
-    if budget is None or calibration is None:
+    if budget is None or texts[0] is None:
         raise ValueError(f"method={method!r} needs a budget and a calibration, such as batches.")
     patterns = rules_lib.patterns([rules_lib.Rule("layers")] if rules is None else rules)
     rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
     targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error")
     paths = [target.path for target in targets]
     check_finite({path: matrices.weights(path) for path in paths}, "the model")
-    if not isinstance(calibration, Calibration):
-        batches = calibration_batches(calibration)
-        curvature = low_rank.METHODS[method].by_loss
-        some = some_batches(batches) if curvature else batches
-        calibration = calibrate(matrices.model, some, curvature=curvature)
+    calibration, batches, held_out = _calibrated(matrices, method, *texts)
     low_rank.check(method, matrices, paths, calibration, batches)
-    given = (paths, parameter_budget, method, calibration, batches, share_bonds, resume, progress)
-    result, rows = low_rank.approximations(matrices, *given)
+    task = low_rank.Task(matrices, paths, parameter_budget, calibration, batches, **options)
+    choice = None
+    if method == "best":
+        result, rows, choice = choosing.best(task, held_out)
+    else:
+        result, rows = low_rank.approximations(task, low_rank.METHODS[method])
     compressed = matrices.with_chains(result.chains, result.dense)
-    return compressed, _report(matrices, compressed, paths, rows, {})
+    return compressed, _report(matrices, compressed, paths, rows, {}, choice)
 
 
-def _report(matrices: Matrices, compressed: nnx.Module, paths, rows, spectra) -> CompressionReport:
+def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out):
+    """(calibration, batches to learn from, batches to choose by)."""
+    held_out = [] if held_out is None else calibration_batches(held_out)
+    if isinstance(calibration, Calibration):
+        return calibration, batches, held_out
+    batches = calibration_batches(calibration)
+    if method == "best" and not held_out:
+        batches, held_out = choosing.split(batches)
+    curvature = low_rank.METHODS[method].by_loss
+    some = some_batches(batches) if curvature else batches
+    return calibrate(matrices.model, some, curvature=curvature), batches, held_out
+
+
+def _report(
+    matrices: Matrices, compressed: nnx.Module, paths, rows, spectra, choice=None
+) -> CompressionReport:
     """The report of a model whose matrices of `paths` have rows, or else were left dense."""
     chains = {row.path for row in rows}
     return CompressionReport(
@@ -178,6 +197,7 @@ def _report(matrices: Matrices, compressed: nnx.Module, paths, rows, spectra) ->
         parameters=matrices_of(compressed).num_parameters,
         kept_dense=tuple(path for path in paths if path not in chains),
         unmatched=tuple(p for p in matrices.sizes if p not in {*paths, *matrices.shapes}),
+        choice=choice,
     )
 
 

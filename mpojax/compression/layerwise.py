@@ -180,6 +180,11 @@ class _Run:
             ]
             sums = [jax.device_get(sums) for _, sums in inputs]
             moments = jax.tree.map(lambda *parts: sum(map(np.float64, parts)) / self.count, *sums)
+            if not all(np.isfinite(part).all() for part in moments):
+                raise ValueError(
+                    f"layers/{index}/{names[0]}: inputs are NaN or infinite on the calibration "
+                    "texts; check the weights before it, and the texts."
+                )
             for name in names:
                 path = f"layers/{index}/{name}"
                 if path in ranks:

@@ -1,16 +1,19 @@
-"""Post-training compression of a whole model by low rank: each published method, and the best.
+"""Post-training compression of a whole model by low rank: the published methods and our own.
 
 | method            | errors count by         | ranks                   | targets        |
 | svd               | the weights             | the same share for all  | weights        |
 | activation_scaled | activation sizes        | the same share for all  | weights        |
 | whitened          | outputs                 | the same share for all  | weights        |
+| whitened_v2       | outputs                 | 1 / log(loss) in a role | weights        |
 | two_sided         | outputs and curvature   | by predicted loss       | weights        |
 | pivoted           | outputs and curvature   | by predicted loss, more | weights        |
-| best              | outputs and curvature   | by predicted loss, more | layer by layer |
+| layerwise         | outputs and curvature   | by predicted loss, more | layer by layer |
+| best              | what predicts held-out text best, see `mpojax.compression.choosing`        |
 
 svd is plain truncation; activation_scaled is ASVD (Yuan et al., 2023, arXiv:2312.05821) with root
 mean squares in the place of mean absolute values; whitened is SVD-LLM (Wang et al., 2024,
-arXiv:2403.07378) in closed form, without inverses.
+arXiv:2403.07378) in closed form, without inverses, whitened_v2 with the budget of SVD-LLM V2 (Wang
+et al., 2025, arXiv:2503.12340).
 """
 
 import dataclasses
@@ -23,11 +26,15 @@ from absl import logging
 from mpojax import checks, mpo
 from mpojax.compression import layerwise
 from mpojax.compression.calibration import Calibration
+from mpojax.compression.layerwise import Approximations
 from mpojax.compression.matrices import Matrices
 from mpojax.compression.report import MatrixRow, role_of_path
 
 # Of curvatures: few tokens know little about most directions.
 CURVATURE_RIDGE = 0.1
+
+Losses = dict[str, np.ndarray]
+Ranks = dict[str, int | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,127 +46,188 @@ class Method:
       inputs: what errors count by at the inputs: "weights" (all alike), "scales" or "covariance".
       by_loss: errors count by the curvature of the loss at the outputs, too, and ranks are those of
         least predicted loss; else every matrix keeps the same share of its parameters.
+      by_log: matrices of a role keep different shares, see `mpojax.mpo.log_shares`.
       pivoted: ranks and chains are pivoted ones, see `mpojax.mpo.pivoted`.
       layerwise: targets are corrected layer by layer, see `mpojax.compression.layerwise`.
+      exponent: of the loss of a whole matrix in what ranks are chosen by, loss(0)^exponent times
+        the relative loss of a rank: below 1 sensitive matrices get less, 0 makes all alike.
     """
 
     label: str
     inputs: str
     by_loss: bool = False
+    by_log: bool = False
     pivoted: bool = False
     layerwise: bool = False
+    exponent: float = 1.0
 
 
+_OURS = {"inputs": "covariance", "by_loss": True, "pivoted": True}
 METHODS = {
     "svd": Method("SVD", "weights"),
     "activation_scaled": Method("activation-scaled SVD (ASVD)", "scales"),
     "whitened": Method("whitened SVD (SVD-LLM)", "covariance"),
+    "whitened_v2": Method("whitened SVD, V2's budget (SVD-LLM V2)", "covariance", by_log=True),
     "two_sided": Method("two-sided whitening", "covariance", by_loss=True),
-    "pivoted": Method("two-sided, pivoted", "covariance", by_loss=True, pivoted=True),
-    "best": Method("ours", "covariance", by_loss=True, pivoted=True, layerwise=True),
+    "pivoted": Method("two-sided, pivoted", **_OURS),
+    "layerwise": Method("two-sided, pivoted, layer by layer", **_OURS, layerwise=True),
+    "best": Method("ours", **_OURS, layerwise=True),
 }
 
 
-def approximations(
-    matrices: Matrices,
-    paths: Sequence[str],
-    budget: int,
-    method: str,
-    calibration: Calibration,
-    batches: Sequence[Mapping] = (),
-    share_bonds: bool = False,
-    resume: str | os.PathLike | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> tuple[layerwise.Approximations, list[MatrixRow]]:
-    """Chains, or changed dense matrices, for some matrices of a model.
+@dataclasses.dataclass
+class Task:
+    """What is compressed, to what size, by what is known of the inputs.
 
-    Args:
+    Attributes:
       matrices: of the model.
       paths: which of them.
       budget: parameters that they may have together.
-      method: a key of `METHODS`.
-      calibration: with curvature where the method counts by it.
+      calibration: with curvature where a method counts by it.
       batches: what a layerwise method runs.
       share_bonds: matrices of one role have the same rank in all layers.
-      resume: see `layerwise.compress`.
-      progress: called as progress(done, total, path).
+      resume: folder of finished layers, see `layerwise.compress`.
+      progress: called as progress(done, total, path) after each of `steps`.
+    """
 
-    Returns:
-      What to put into the model, and a row of the report for each matrix.
+    matrices: Matrices
+    paths: Sequence[str]
+    budget: int
+    calibration: Calibration
+    batches: Sequence[Mapping] = ()
+    share_bonds: bool = False
+    resume: str | os.PathLike | None = None
+    progress: Callable[[int, int, str], None] | None = None
+    steps: int = 0
+
+    def __post_init__(self):
+        self._done, self._inputs = 0, {}
+
+    def advance(self, path: str) -> None:
+        """Tells that a step is done."""
+        self._done += 1
+        if self.progress is not None:
+            self.progress(self._done, self.steps, path)
+
+    def factorised(self, method: Method) -> Callable[[str], mpo.LowRank]:
+        """Best approximations of a matrix by its path, in the norm of a method."""
+        kind = method.inputs
+        if kind not in self._inputs:  # with their roots, which are used by all steps
+            self._inputs[kind] = _input_metrics(self.paths, self.calibration, kind)
+        inputs = self._inputs[kind]
+        curvatures = Curvatures(self.calibration) if method.by_loss else {}
+        return lambda path: mpo.LowRank(
+            self.matrices.weights(path), inputs[path], curvatures.get(path)
+        )
+
+
+def approximations(task: Task, method: Method) -> tuple[Approximations, list[MatrixRow]]:
+    """Chains, or changed dense matrices, and a row of the report for each matrix.
 
     Raises:
       ValueError: a budget below rank 1.
     """
-    settings = METHODS[method]
-    done = 0
-
-    def advance(path: str):
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(paths) * (1 + settings.by_loss), path)
-
-    curvatures = _Curvatures(calibration)
-    inputs = _input_metrics(paths, calibration, settings.inputs)
-
-    def factorised(path: str) -> mpo.LowRank:
-        curvature = curvatures[path] if settings.by_loss else None
-        return mpo.LowRank(matrices.weights(path), inputs[path], curvature)
-
-    predicted: dict[str, float] = {}
-    sizes = [matrices.sizes[path] for path in paths]
-    if settings.by_loss:
-        losses = {}
-        for path in paths:
-            # Half of it is the rise of the loss that the curvature predicts.
-            losses[path] = factorised(path).squared_errors / 2
-            advance(path)
-        ranks = _ranks_by_loss(matrices, losses, budget, settings.pivoted, share_bonds)
-        predicted = {path: float(losses[path][-1 if r is None else r]) for path, r in ranks.items()}
-    else:
-        share = budget / sum(rows * columns for rows, columns in sizes)
-        ranks = {p: _rank_of_share(*size, share) for p, size in zip(paths, sizes, strict=True)}
-    if settings.layerwise:
-        result = layerwise.compress(
-            matrices.model,
-            batches,
-            ranks,
-            curvatures,
-            pivoted=settings.pivoted,
-            resume=resume,
-            progress=advance,
-        )
-    else:
-        result = layerwise.Approximations({}, {}, [])
-        for path, rank in ranks.items():
-            if rank is not None:
-                cores = factorised(path).cores(rank)
-                result.chains[path] = layerwise.chain(cores, settings.pivoted)
-            advance(path)
-    rows = [
-        _row(path, matrices, result, settings, calibration, predicted.get(path))
-        for path in paths
-        if path in result.chains
-    ]
-    return result, rows
+    needs_losses = method.by_loss or method.by_log
+    task.steps = len(task.paths) * (1 + needs_losses)
+    losses = predicted_losses(task, method) if needs_losses else None
+    ranks = ranks_of(task, method, losses)
+    found = (layer_by_layer if method.layerwise else at_once)(task, method, ranks)
+    return found, rows_of(task, method, found, ranks, losses)
 
 
-def _ranks_by_loss(matrices: Matrices, losses, budget: int, pivoted: bool, share_bonds: bool):
-    """{path: rank or None}, for each matrix alone or for those of a role and size together."""
+def predicted_losses(task: Task, method: Method) -> Losses:
+    """Rise of the model's loss that the curvature predicts, nats a token, by path and rank.
+
+    Of a method without curvature half the mean squared error of the outputs.
+    """
+    factorised, losses = task.factorised(method), {}
+    for path in task.paths:
+        losses[path] = factorised(path).squared_errors / 2
+        task.advance(path)
+    return losses
+
+
+def ranks_of(task: Task, method: Method, losses: Losses | None) -> Ranks:
+    """The rank of each matrix by the losses; None for one that stays dense."""
+    if method.by_loss:
+        weighted = {p: s * (s[0] or 1.0) ** (method.exponent - 1) for p, s in losses.items()}
+        return _ranks_by_loss(task, weighted, method.pivoted)
+    sizes = {path: task.matrices.sizes[path] for path in task.paths}
+    share = task.budget / sum(rows * columns for rows, columns in sizes.values())
+    shares = _log_shares(task, losses, share) if method.by_log else dict.fromkeys(sizes, share)
+    return {path: _rank_of_share(*size, shares[path]) for path, size in sizes.items()}
+
+
+def at_once(task: Task, method: Method, ranks: Ranks) -> Approximations:
+    """The best chains of these ranks, each matrix for itself."""
+    factorised, found = task.factorised(method), Approximations({}, {}, [])
+    for path, rank in ranks.items():
+        if rank is not None:
+            found.chains[path] = layerwise.chain(factorised(path).cores(rank), method.pivoted)
+        task.advance(path)
+    return found
+
+
+def layer_by_layer(task: Task, method: Method, ranks: Ranks) -> Approximations:
+    """Chains of these ranks, and changed dense matrices, for what really reaches them."""
+    return layerwise.compress(
+        task.matrices.model,
+        task.batches,
+        ranks,
+        Curvatures(task.calibration),
+        pivoted=method.pivoted,
+        resume=task.resume,
+        progress=task.advance,
+    )
+
+
+def rows_of(
+    task: Task, method: Method, found: Approximations, ranks: Ranks, losses: Losses | None
+) -> list[MatrixRow]:
+    """Rows of the report, in the order of the model."""
+    rows = []
+    for path in task.paths:
+        if path in found.chains:
+            predicted = float(losses[path][ranks[path]]) if method.by_loss else None
+            rows.append(_row(task, path, found, method.label, predicted))
+    return rows
+
+
+def _log_shares(task: Task, losses: Losses, share: float) -> dict[str, float]:
+    """Shares of SVD-LLM V2, by the error of all outputs where each matrix keeps the same share."""
+    shares: dict[str, float] = {}
+    for (_, size), group in _groups(task, by_role=True).items():
+        rank = _rank_of_share(*size, share)
+        # ||X (W - W_hat)||, over all tokens
+        counts = [task.calibration.statistics[path].count for path in group]
+        squares = [2 * losses[path][-1 if rank is None else rank] for path in group]
+        errors = np.sqrt(np.multiply(counts, squares))
+        shares |= zip(group, mpo.log_shares(errors, share), strict=True)
+    return shares
+
+
+def _groups(task: Task, by_role: bool) -> dict[tuple, list[str]]:
+    """Paths by (role or path, size)."""
     groups: dict[tuple, list[str]] = {}
-    for path in losses:
-        role = role_of_path(path) if share_bonds else path
-        groups.setdefault((role, matrices.sizes[path]), []).append(path)
+    for path in task.paths:
+        role = role_of_path(path) if by_role else path
+        groups.setdefault((role, task.matrices.sizes[path]), []).append(path)
+    return groups
+
+
+def _ranks_by_loss(task: Task, losses: Losses, pivoted: bool) -> Ranks:
+    """For each matrix alone or for those of a role and size together."""
+    groups = _groups(task, task.share_bonds)
     pooled = [np.sum([losses[path] for path in group], axis=0) for group in groups.values()]
     sizes, counts = [size for _, size in groups], [len(group) for group in groups.values()]
-    ranks = mpo.allocate_ranks(pooled, sizes, budget, counts, pivoted)
+    ranks = mpo.allocate_ranks(pooled, sizes, task.budget, counts, pivoted)
     chosen = {
         path: rank for group, rank in zip(groups.values(), ranks, strict=True) for path in group
     }
     return {path: chosen[path] for path in losses}
 
 
-class _Curvatures(Mapping):
+class Curvatures(Mapping):
     """Curvatures with their ridge, by path; made when they are used: together they are large."""
 
     def __init__(self, calibration: Calibration):
@@ -193,10 +261,10 @@ def _rank_of_share(rows: int, columns: int, share: float) -> int | None:
     return None if share >= 1 else max(min(rank, rows, columns), 1)
 
 
-def _row(path, matrices, result, settings: Method, calibration, predicted) -> MatrixRow:
-    shape, cores = result.chains[path]
-    w, w_hat = matrices.weights(path), mpo.to_matrix(cores, shape)
-    covariance = calibration.covariance(path)
+def _row(task: Task, path: str, found: Approximations, label: str, predicted) -> MatrixRow:
+    shape, cores = found.chains[path]
+    w, w_hat = task.matrices.weights(path), mpo.to_matrix(cores, shape)
+    covariance = task.calibration.covariance(path)
     return MatrixRow.of(
         path,
         shape,
@@ -204,7 +272,7 @@ def _row(path, matrices, result, settings: Method, calibration, predicted) -> Ma
         error_bound=None,
         entropy=(),
         svd_error=None,
-        method=settings.label,
+        method=label,
         output_error=mpo.weighted_relative_error(w, w_hat, covariance),
         predicted_loss=predicted,
     )

@@ -22,6 +22,7 @@ from mpojax import models, mpo, nn
 from mpojax.compression import layers
 from mpojax.compression.rules import named_patterns
 from mpojax.models import arrays as arrays_lib
+from mpojax.models import evaluation
 
 Dense = Mapping[str, np.ndarray]
 NONE: Dense = MappingProxyType({})
@@ -146,6 +147,8 @@ class _ModelMatrices(Matrices):
         if "decoder_input_ids" in self.model.batch_inputs:
             masks["decoder_input_ids"] = ("decoder_attention_mask", "target_weights")
         weights = [_real_tokens(batch, ids, names, where) for ids, names in masks.items()]
+        for ids, real in zip(masks, weights, strict=True):
+            evaluation.check_vocabulary(self.model, np.asarray(batch[ids])[real], where)
         if len(weights) == 2 and weights[0].shape == weights[1].shape:
             # Sources are told from targets by their lengths: a column of padding changes nothing.
             mask = batch.get("attention_mask", np.ones(weights[0].shape, np.int32))

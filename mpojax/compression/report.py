@@ -110,6 +110,29 @@ def role_of_path(path: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+    """How `method="best"` chose among its candidates, on texts that nothing was fitted to.
+
+    Attributes:
+      measure: "perplexity", or "relative error of the output" of a model that is no decoder.
+      tokens: held-out tokens it was measured on.
+      found: {candidate: value}, the dense model among them; less is better.
+      chosen: the candidate that was taken.
+    """
+
+    measure: str
+    tokens: int
+    found: Mapping[str, float]
+    chosen: str
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} {value:,.4g}" for name, value in self.found.items())
+        return (
+            f"chosen: {self.chosen}, by {self.measure} on {self.tokens:,} held-out tokens: {values}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CompressionReport:
     """Result of `compress`, matrix by matrix and in total.
 
@@ -119,6 +142,7 @@ class CompressionReport:
       dense_parameters, parameters: counts in the whole model before and after.
       kept_dense: matrices that a budget left dense, because an MPO would have saved nothing.
       unmatched: dense matrices that no rule matched.
+      choice: how method "best" chose; None where nothing was to choose.
     """
 
     rows: tuple[MatrixRow, ...]
@@ -127,6 +151,7 @@ class CompressionReport:
     parameters: int
     kept_dense: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     def __repr__(self) -> str:
         return self.table()
@@ -174,7 +199,7 @@ class CompressionReport:
         columns = {n: show for n, show in _columns(rows).items() if n not in left_out}
         wrapped = ("bonds", "parameters", "entropy", *_OF_OUTPUTS)
         text = tables.text(list(columns), tables.cells(columns, rows), width, wrap=wrapped)
-        lines = [*self._factor_lines(), *self._kept_lines(), self.summary()]
+        lines = [*self._factor_lines(), *self._notes(), self.summary()]
         return "\n".join([text, "", *(textwrap.fill(line, width) for line in lines)])
 
     def summary(self) -> str:
@@ -200,6 +225,7 @@ class CompressionReport:
             "output_error": self.output_error,
             "kept_dense": list(self.kept_dense),
             "unmatched": list(self.unmatched),
+            "choice": None if self.choice is None else dataclasses.asdict(self.choice),
             "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in self.rows],
         }
 
@@ -214,7 +240,7 @@ class CompressionReport:
 
     def to_markdown(self) -> str:
         """The rows as a Markdown table, followed by the totals."""
-        lines = [*self._kept_lines(), f"{self.summary()}."]
+        lines = [*self._notes(), f"{self.summary()}."]
         return f"{matrix_table(self.to_dict()['rows'])}\n\n" + "\n\n".join(lines) + "\n"
 
     def plot(self, path: str | os.PathLike):
@@ -292,16 +318,17 @@ class CompressionReport:
             roles.setdefault(row.role, []).append(row)
         return roles
 
-    def _kept_lines(self) -> list[str]:
+    def _notes(self) -> list[str]:
         lines = {
             "kept dense, as a chain saves nothing there": self.kept_dense,
             "dense, as no rule matches them": self.unmatched,
         }
-        return [
+        lines = [
             f"{what}: {', '.join(dict.fromkeys(map(role_of_path, paths)))}"
             for what, paths in lines.items()
             if paths
         ]
+        return lines if self.choice is None else [str(self.choice), *lines]
 
     def _factor_lines(self) -> list[str]:
         lines = {}

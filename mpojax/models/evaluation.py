@@ -261,12 +261,12 @@ def check_decoder(model: Model, needs: str) -> None:
     )
 
 
-def check_vocabulary(model: Model, ids: np.ndarray) -> None:
+def check_vocabulary(model: Model, ids: np.ndarray, where: str = "the text") -> None:
     """Raises ValueError for token ids that the model has no row of: of another tokenizer."""
     ids, size = np.asarray(ids), model.config.vocab_size
     if ids.size and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
-            f"the text has token ids in {ids.min()}..{ids.max()}, the model knows 0..{size - 1}: "
+            f"{where} has token ids in {ids.min()}..{ids.max()}, the model knows 0..{size - 1}: "
             "this tokenizer does not fit; give the one that was saved with the model."
         )
 

@@ -22,7 +22,7 @@ from mpojax.mpo.alignment import (
     projector_distance,
     sign_fix,
 )
-from mpojax.mpo.allocation import allocate, allocate_or_keep, allocate_ranks
+from mpojax.mpo.allocation import allocate, allocate_or_keep, allocate_ranks, log_shares
 from mpojax.mpo.alternating import fit
 from mpojax.mpo.application import apply, apply_prepared, prepare
 from mpojax.mpo.canonical import canonicalize, canonicalize_with_spectra, slice_bonds, truncate
@@ -43,6 +43,7 @@ from mpojax.mpo.planning import STRATEGIES, Machine, Plan, plan
 from mpojax.mpo.search import Searched, search_factors
 from mpojax.mpo.separable import separable_shape
 from mpojax.mpo.shape import MPOShape, shape_from_cores
+from mpojax.mpo.sharing import SharedLowRank
 from mpojax.mpo.spectra import (
     bond_spectra,
     bonds_for_tolerance,
@@ -87,6 +88,7 @@ __all__ = [
     "Metric",
     "Plan",
     "Searched",
+    "SharedLowRank",
     "align",
     "allocate",
     "allocate_or_keep",
@@ -110,6 +112,7 @@ __all__ = [
     "fit",
     "gauge_maps",
     "is_matrix_between_identities",
+    "log_shares",
     "low_rank",
     "low_rank_errors",
     "matrix_to_central",

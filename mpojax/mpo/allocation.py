@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mpojax import checks
 from mpojax.mpo.shape import MPOShape
 
 
@@ -273,6 +274,41 @@ def allocate_ranks(
         if chosen[index] == at and total + cost <= budget:
             total, chosen[index] = total + cost, at + 1
     return [hull[at][2] for hull, at in zip(hulls, chosen, strict=True)]
+
+
+def log_shares(losses, keep: float) -> np.ndarray:
+    """Share of its parameters that each matrix keeps, by SVD-LLM V2: removed ~ 1 / log(loss).
+
+    Not free of units: losses must be above 1, and their scale decides how far shares differ.
+
+    Args:
+      losses: (n,) of matrices of one size at the same rank.
+      keep: their mean share, from 0 to 1.
+
+    Raises:
+      ValueError: a loss of 1 or less.
+
+    Example:
+      >>> log_shares([10.0, 100.0, 1000.0], 0.6).round(3).tolist()
+      [0.345, 0.673, 0.782]
+
+    Wang et al., "SVD-LLM V2" (NAACL 2025, arXiv:2503.12340).
+    """
+    logs = np.log(np.asarray(losses, np.float64))
+    if not logs.min() > 0:
+        raise ValueError(
+            f"losses={checks.shortened(list(losses))}: 1 / log of a loss of 1 or less is no share; "
+            "they are sums over all tokens, in units in which each is well above 1."
+        )
+    removed, free = np.ones_like(logs), np.ones(logs.shape, bool)
+    while free.any():
+        # What is left to remove, (1 - keep) n - (those gone), in the ratio of 1 / log(loss)
+        left = (1 - keep) * len(logs) - np.count_nonzero(~free)
+        removed[free] = left / logs[free] / np.sum(1 / logs[free])
+        if not (gone := free & (removed > 1)).any():
+            break
+        removed[gone], free = 1.0, free & ~gone
+    return 1 - removed
 
 
 def _rank_hull(losses, size: tuple[int, int], count: int, pivoted: bool):

@@ -56,22 +56,24 @@ def apply(
     tokens = math.prod(x.shape[:-1])
     if tokens == 0:
         return jnp.zeros((*x.shape[:-1], shape.out_features), x.dtype)
-    if shape.pivoted:
-        return pivoted.apply(cores, x)
-    if plan is None and shape.is_low_rank and shape.num_params < shape.num_dense_params:
-        # (x A) B keeps x and x A for the backward pass: automatic differentiation is as lean.
-        return (x @ cores[0][0, :, 0].astype(x.dtype)) @ cores[1][:, 0, :, 0].astype(x.dtype)
     if not isinstance(plan, Plan):
         plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan)
     # Strategy, variant and shape are static: each combination is a program of its own.
-    y = _apply(plan.chosen.strategy, plan.chosen.variant, shape, cores, x.reshape(-1, x.shape[-1]))
+    chosen = plan.strategy, plan.chosen.variant, shape, cores
+    # (x A) B keeps x and x A for the backward pass: automatic differentiation is as lean. The order
+    # of a pivoted chain's columns has no derivative.
+    if shape.pivoted or plan.strategy in planning.MATMULS:
+        return _differentiable(*chosen, x)
+    y = _apply(*chosen, x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], shape.out_features)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _apply(strategy, variant, shape, cores, x):
+def _differentiable(strategy, variant, shape, cores, x):
     merged = _merged(strategy, variant, cores, shape, x.dtype)
     return apply_merged(strategy, variant, merged, shape, x)
+
+
+_apply = jax.custom_vjp(_differentiable, nondiff_argnums=(0, 1, 2))
 
 
 def _apply_forward(strategy, variant, shape, cores, x):
@@ -88,10 +90,7 @@ def _apply_backward(strategy, variant, shape, saved, dy):
         _, pull_back = jax.vjp(lambda cores: contract.to_matrix(cores, shape), cores)
         return *pull_back(dw), dy @ w.T
 
-    def forward(cores, x):
-        merged = _merged(strategy, variant, cores, shape, x.dtype)
-        return apply_merged(strategy, variant, merged, shape, x)
-
+    forward = functools.partial(_differentiable, strategy, variant, shape)
     return jax.vjp(forward, cores, x)[1](dy)
 
 
@@ -109,8 +108,6 @@ def prepare(cores, plan: Plan, dtype=None) -> tuple[jax.Array, ...]:
       dtype: dtype of the merged arrays; default that of the cores.
     """
     dtype = dtype or cores[0].dtype
-    if plan.shape.pivoted:
-        return cores[0].astype(dtype), cores[1].astype(dtype), cores[2]
     return _merged(plan.strategy, plan.chosen.variant, tuple(cores), plan.shape, dtype)
 
 
@@ -119,8 +116,6 @@ def apply_prepared(prepared: tuple[jax.Array, ...], plan: Plan, x):
     _check_features(x, plan.shape)
     if x.size == 0:
         return jnp.zeros((*x.shape[:-1], plan.shape.out_features), x.dtype)
-    if plan.shape.pivoted:
-        return pivoted.apply(prepared, x)
     rows = x.reshape(-1, x.shape[-1])
     y = apply_merged(plan.strategy, plan.chosen.variant, prepared, plan.shape, rows)
     return y.reshape(*x.shape[:-1], plan.shape.out_features)
@@ -135,6 +130,9 @@ def _merged(strategy, variant, cores, shape, dtype):
         cores = contract.pack_two_groups(contract.two_groups(cores, cut), left_to_right)
     elif strategy == "three_groups":
         cores = contract.three_groups(cores)
+    elif strategy == "pivoted":
+        *cores, order = cores
+        return *(core.astype(dtype) for core in cores), order
     return tuple(core.astype(dtype) for core in cores)
 
 
@@ -142,6 +140,10 @@ def apply_merged(strategy: str, variant: tuple, arrays, shape: MPOShape, x):
     """x (T, in_features) -> (T, out_features) through what a strategy has merged."""
     if strategy == "rebuild":
         return x @ arrays[0]
+    if strategy == "low_rank":
+        return (x @ arrays[0][0, :, 0]) @ arrays[1][:, 0, :, 0]
+    if strategy == "pivoted":
+        return pivoted.apply(arrays, x)
     missing = shape.padded_in_features - shape.in_features
     x = jnp.pad(x, ((0, 0), (0, missing))) if missing else x
     if strategy == "two_groups":

@@ -6,6 +6,8 @@
 | three_groups        | (L, C, R) contracted one after the other           | few tokens, tiny bond |
 | chain_left_to_right | all cores, one after the other from the left       | few tokens, tiny bond |
 | chain_right_to_left | the same from the right                            | few tokens, tiny bond |
+| low_rank            | (x A) B, two matmuls (two-core chains alone)       | rank below full       |
+| pivoted             | u = x A; u and u B in order (pivoted chains alone) | always, or nearly     |
 
 The number of multiply-adds alone misleads: a path with the fewest trades one compute-bound product
 for intermediates many times larger than the activations. So an operation costs
@@ -27,7 +29,10 @@ STRATEGIES = (
     "chain_left_to_right",
     "chain_right_to_left",
 )
-_ARGUMENTS = {"tokens": checks.integer(1), "strategy": checks.one_of(*STRATEGIES) | checks.null()}
+# Of two-core chains: plain matmuls, which differentiate as they are and keep x A, too.
+MATMULS = ("low_rank", "pivoted")
+_STRATEGY = checks.one_of(*STRATEGIES, *MATMULS) | checks.null()
+_ARGUMENTS = {"tokens": checks.integer(1), "strategy": _STRATEGY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +197,7 @@ def machine_of(machine: Machine | str | None) -> Machine:
 @functools.lru_cache(maxsize=4096)
 def _plan(shape, tokens, training, prepared, strategy, machine):
     costs = []
-    # A pivoted chain costs less than its matrix for any number of tokens.
-    for name in STRATEGIES if not shape.pivoted else ("chain_left_to_right",):
+    for name in _strategies(shape):
         variants = [
             _cost(shape, tokens, training, prepared, name, v, machine)
             for v in _variants(name, shape)
@@ -202,9 +206,17 @@ def _plan(shape, tokens, training, prepared, strategy, machine):
             costs.append(min(variants, key=lambda cost: cost.seconds))
     candidates = [cost for cost in costs if strategy in (None, cost.strategy)]
     if not candidates:
-        raise ValueError(f"strategy {strategy!r} needs more than {shape.num_cores} core(s).")
+        names = ", ".join(cost.strategy for cost in costs)
+        raise ValueError(f"strategy={strategy!r} is not for this chain; for it there are {names}.")
     chosen = min(candidates, key=lambda cost: cost.seconds)
     return Plan(shape, tokens, training, prepared, chosen, tuple(costs))
+
+
+def _strategies(shape: MPOShape) -> tuple[str, ...]:
+    """Those of a shape; of equal cost the first is taken."""
+    if shape.pivoted:
+        return "pivoted", "rebuild"
+    return ("low_rank", *STRATEGIES) if shape.is_low_rank and not shape.is_padded else STRATEGIES
 
 
 def _variants(strategy, shape):
@@ -250,11 +262,14 @@ _NARROW = 8
 
 def _cost(shape, tokens, training, prepared, strategy, variant, machine):
     ledger = Ledger(machine)
+    saved = 4 * tokens * shape.in_features if training else 0
     if strategy == "rebuild":
         _rebuild_cost(ledger, shape, tokens, training, prepared)
+    elif strategy in MATMULS:
+        _matmuls_cost(ledger, shape, tokens, training)
+        saved += 4 * tokens * shape.bonds[0] if training else 0
     else:
         _contraction_cost(ledger, shape, tokens, training, prepared, strategy, variant)
-    saved = 4 * tokens * shape.in_features if training else 0
     return Cost(
         strategy,
         variant,
@@ -273,6 +288,15 @@ def _rebuild_cost(ledger, shape, tokens, training, prepared):
     if prepared:
         return
     _merge_cost(ledger, contract.rebuild_steps(shape), training)
+
+
+def _matmuls_cost(ledger, shape, tokens, training):
+    """u = x A and u B; of a pivoted chain the columns are put in order."""
+    for p, i, j, q in shape.core_shapes:
+        # (T, in) @ (in, r), then (T, r) @ (r, out)
+        ledger.matmul(tokens, p * i, j * q, times=3 if training else 1)
+    if shape.pivoted:
+        ledger.transpose(tokens * shape.out_features, times=2 if training else 1)
 
 
 def _merge_cost(ledger, steps, training):

@@ -126,9 +126,10 @@ class Metric:
 
 
 def ridged(moments, ridge: float) -> np.ndarray:
-    """M + ridge * mean(diag M) * 1 in float64, in the units of M."""
+    """M + ridge * mean(diag M) * 1 in float64, in the units of M; of zeros, the identity."""
     moments = np.asarray(moments, np.float64)
-    return moments + ridge * np.trace(moments) / len(moments) * np.eye(len(moments))
+    mean = np.trace(moments) / len(moments)
+    return moments + (ridge * mean if mean > 0 else 1.0) * np.eye(len(moments))
 
 
 def corrected(w, covariance, cross, residual=None, ridge: float = 1e-3) -> np.ndarray:
@@ -147,6 +148,8 @@ def corrected(w, covariance, cross, residual=None, ridge: float = 1e-3) -> np.nd
     w, covariance = np.asarray(w, np.float64), np.asarray(covariance, np.float64)
     # l = ridge * tr(C) / in
     weight = ridge * np.trace(covariance) / len(covariance)
+    if not np.any(covariance):
+        return w  # nothing has entered
     right = np.asarray(cross, np.float64) @ w + weight * w
     if residual is not None:
         right += residual

@@ -300,12 +300,24 @@ def test_batches_of_an_encoder_decoder_need_both_kinds_of_ids():
         ([BATCH, {"input_ids": IDS[0]}], r"batch 2 has input_ids \(7,\)"),
         ([{"input_ids": IDS, "attention_mask": MASK * 0}], "with 0 real tokens"),
         ([{"input_ids": IDS, "attention_mask": MASK[:2]}], r"a mask \(2, 7\)"),
-        ([{"input_ids": IDS + 40}], "batch 1 gives activations .* not finite"),
+        ([{"input_ids": IDS + 40}], "batch 1 has token ids in .* this tokenizer does not fit"),
     ],
 )
 def test_bad_batches_are_refused(dense, batches, message):
     with pytest.raises(ValueError, match=message):
         compression.calibrate(dense, batches)
+
+
+def test_the_first_layer_whose_inputs_are_not_finite_is_named(dense):
+    for name, place in (
+        ("layers/0/attention/out/kernel", "inputs of layers/0/feed_forward/up"),
+        ("layers/1/feed_forward/down/kernel", "inputs of pooler"),
+    ):
+        arrays = dict(models.to_arrays(dense))
+        arrays[name] = np.full_like(arrays[name], np.nan)
+        broken = models.from_arrays(dense.config, {}, arrays)
+        with pytest.raises(ValueError, match=f"batch 1: the {place} .* NaN or infinite"):
+            compression.calibrate(broken, [BATCH], curvature=True)
 
 
 def test_another_model_is_refused(dense, calibration):

@@ -48,17 +48,26 @@ def test_products_and_gradients_are_those_of_the_matrix():
     def by_chain(first, second, x):
         return mpo.apply((first, second, order), x, shape)
 
+    def rebuilt(first, second, x):
+        return mpo.apply((first, second, order), x, shape, "rebuild")
+
     def by_matrix(first, second, x):
         return x @ mpo.to_matrix((first, second, order), shape)
 
     np.testing.assert_allclose(
         by_chain(first, second, x), by_matrix(first, second, x), rtol=1e-4, atol=1e-4
     )
+    plan = mpo.plan(shape, tokens=10, training=False, prepared=True)
+    prepared = mpo.apply_prepared(mpo.prepare((first, second, order), plan), plan, x)
+    np.testing.assert_allclose(prepared, by_chain(first, second, x), rtol=1e-4, atol=1e-4)
     grads = [
         jax.grad(lambda *args, f=f: jnp.sum(jnp.sin(f(*args))), (0, 1, 2))(first, second, x)
-        for f in (by_chain, by_matrix)
+        for f in (by_matrix, by_chain, rebuilt)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *grads)
+    for found in grads[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), grads[0], found
+        )
 
 
 @pytest.mark.parametrize("rank", [24, 30])

@@ -99,5 +99,23 @@ def test_bad_requests(options, message):
 
 
 def test_two_groups_need_two_cores():
-    with pytest.raises(ValueError, match=r"'two_groups' needs more than 1 core"):
+    with pytest.raises(ValueError, match="'two_groups' is not for this chain"):
         mpo.plan(mpo.MPOShape((6,), (4,)), tokens=1, strategy="two_groups")
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 4096])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_runs_of_low_rank_is_in_the_table(tokens, training):
+    low_rank = mpo.MPOShape.low_rank(576, 1536, 200)
+    pivoted = mpo.MPOShape.low_rank(576, 1536, 200, pivoted=True)
+    for shape, name in ((low_rank, "low_rank"), (pivoted, "pivoted")):
+        plan = mpo.plan(shape, tokens=tokens, training=training, machine="cpu")
+        assert plan.strategy == name
+        assert f"* {name}" in str(plan)
+        # a token's products: 2 r (in + out), or r^2 fewer
+        inner = 200 * (576 + 1536 - 200 * shape.pivoted)
+        assert plan.chosen.flops == 2 * tokens * inner * (3 if training else 1)
+        assert plan.chosen.saved == (4 * tokens * (576 + 200) if training else 0)
+    assert mpo.plan(pivoted, tokens=tokens, strategy="rebuild").strategy == "rebuild"
+    with pytest.raises(ValueError, match="'pivoted' is not for this chain; for it there are low_"):
+        mpo.plan(low_rank, tokens=tokens, strategy="pivoted")

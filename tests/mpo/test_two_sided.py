@@ -1,5 +1,7 @@
 """Closed forms of approximation by inputs, by outputs and for changed inputs; golden cases."""
 
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -141,3 +143,69 @@ def test_no_other_low_rank_is_better_and_columns_may_be_permuted(problem):
         curvature[np.ix_(columns, columns)],
     )
     np.testing.assert_allclose(permuted.spectrum**2, low_rank.spectrum**2, atol=1e-6 * found + 1e-6)
+
+
+@hypothesis.given(problems(), st.sampled_from([1e-30, 1e-9, 1e9]), st.booleans())
+def test_scales_and_dead_inputs_change_nothing(problem, scale, dead):
+    """Whatever the units of inputs and gradients, and where some or all inputs are zero."""
+    w, covariance, curvature, rank = problem
+    if dead:
+        covariance = covariance * np.outer(*[np.arange(len(w)) % 2] * 2)
+    low_rank = mpo.LowRank(w, covariance, curvature)
+    best = mpo.to_matrix(low_rank.cores(rank))
+    scaled = mpo.LowRank(w, scale * covariance, curvature / scale)
+    found = mpo.to_matrix(scaled.cores(rank))
+    assert np.isfinite(found).all()
+    tail = np.sum(low_rank.spectrum[rank:] ** 2)
+    close = 1e-6 * max(np.sum(low_rank.spectrum**2), 1e-9)
+    for other in (best, found):
+        assert loss(w - other, covariance, curvature) == pytest.approx(tail, abs=close)
+    target = mpo.corrected(w, scale * covariance, scale * covariance)
+    np.testing.assert_allclose(target, w, atol=1e-6)
+
+
+def test_matrices_without_inputs_or_gradients_keep_their_weights():
+    nothing = np.zeros((3, 3))
+    np.testing.assert_array_equal(mpo.corrected(W, nothing, nothing), W)
+    np.testing.assert_array_equal(mpo.ridged(np.zeros((2, 2)), 0.1), np.eye(2))
+    assert np.isfinite(mpo.to_matrix(mpo.LowRank(W, nothing, np.eye(2)).cores(1))).all()
+
+
+@st.composite
+def allocations(draw):
+    """(losses, sizes) of some matrices, in no order."""
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    sizes = [tuple(int(n) for n in rng.integers(2, 12, 2)) for _ in range(draw(st.integers(1, 6)))]
+    spectra = [np.sort(rng.exponential(size=min(s)) ** 2)[::-1] * rng.exponential() for s in sizes]
+    return [np.append(np.cumsum(s[::-1])[::-1], 0.0) for s in spectra], sizes
+
+
+def predicted(losses, ranks):
+    return sum(loss[-1 if rank is None else rank] for loss, rank in zip(losses, ranks, strict=True))
+
+
+@hypothesis.given(allocations(), st.booleans(), st.randoms())
+def test_more_parameters_never_predict_more_and_order_is_nothing(problem, pivoted, random):
+    losses, sizes = problem
+    least = sum(min(m * n, mpo.MPOShape.low_rank(m, n, 1, pivoted).num_params) for m, n in sizes)
+    budgets = np.linspace(least, sum(m * n for m, n in sizes), 12).astype(int)
+    found = [mpo.allocate_ranks(losses, sizes, int(b), pivoted=pivoted) for b in budgets]
+    values = [predicted(losses, ranks) for ranks in found]
+    assert all(b <= a + 1e-9 for a, b in itertools.pairwise(values))
+    assert values[-1] == 0.0
+    order = random.sample(range(len(sizes)), len(sizes))
+    permuted = [losses[i] for i in order], [sizes[i] for i in order]
+    ranks = mpo.allocate_ranks(*permuted, int(budgets[6]), pivoted=pivoted)
+    assert ranks == [found[6][i] for i in order]
+
+
+def test_the_budget_of_svd_llm_v2():
+    losses = np.array([10.0, 100, 1000])
+    np.testing.assert_allclose(
+        mpo.log_shares(losses, 0.6), [0.345455, 0.672727, 0.781818], atol=1e-6
+    )
+    np.testing.assert_allclose(mpo.log_shares(losses, 1.0), 1.0)
+    # A matrix cannot lose more than all of itself: the others take the rest.
+    np.testing.assert_allclose(mpo.log_shares(losses, 0.2), [0.0, 0.16, 0.44], atol=1e-9)
+    with pytest.raises(ValueError, match="1 / log of a loss of 1 or less is no share"):
+        mpo.log_shares(losses / 100, 0.6)
