@@ -261,20 +261,23 @@ def calibrate(
 
 
 def _check_finite(found: tuple, observed: Mapping, order: Sequence[str], where: str) -> None:
-    """Raises ValueError for sums with NaN or infinity: inputs first, in the order of the model."""
-    for sums, what in zip(found, ("inputs", "gradients", "gradients"), strict=True):
-        bad = [
-            path
-            for location, paths in observed.items()
-            for path, index in paths
-            if not np.isfinite(sums[location][... if index is None else index]).all()
-        ]
-        if bad:
-            first = min(bad, key=order.index)
-            raise ValueError(
-                f"{where}: the {what} of {first} are NaN or infinite, the first of {len(bad)} "
-                "matrices; check the weights before it, and the batch's arrays."
-            )
+    """Raises ValueError for sums with NaN or infinity; names the first matrix they enter."""
+    bad = [
+        path
+        for location, paths in observed.items()
+        for path, index in paths
+        if not np.isfinite(found[0][location][... if index is None else index]).all()
+    ]
+    if bad:
+        raise ValueError(
+            f"{where}: the inputs of {min(bad, key=order.index)} are NaN or infinite, the first of "
+            f"{len(bad)} matrices; check the weights before it, and the batch."
+        )
+    if not all(np.isfinite(value).all() for value in jax.tree.leaves(found)):
+        raise ValueError(
+            f"{where}: the inputs of all matrices are finite, but the model's output or its loss "
+            "is NaN or infinite; check the weights of the last layer, and the labels."
+        )
 
 
 # Entry of a batch that targets are drawn by.

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from mpojax import models, mpo
-from mpojax.compression import layerwise, low_rank
+from mpojax.compression import layerwise, low_rank, sharing
 from mpojax.compression.layerwise import Approximations
 from mpojax.compression.low_rank import METHODS, Method, Ranks, Task
 from mpojax.compression.matrices import Matrices
@@ -38,6 +38,7 @@ CANDIDATES: dict[str, Method] = {
     for exponent, note in ((1.0, ""), (0.8, "^0.8"), (0.6, "^0.6"))
 }
 LAYERWISE = "layer by layer"
+SHARED = "first cores shared"  # tried where a few pairs of layers promise to gain
 
 
 def split(batches: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
@@ -125,16 +126,21 @@ def best(
         task.advance(name)
     chosen = min(ranks, key=found.get)
     own = ranks[chosen]
-    result = low_rank.layer_by_layer(task, method, own)
-    changed = {path: result.matrix(path) for path in (*result.chains, *result.dense)}
-    found[f"{chosen}, {LAYERWISE}"] = measure(changed)
+    made = {chosen: _chains(factors, own)}
+    name = f"{chosen}, {LAYERWISE}"
+    made[name] = low_rank.layer_by_layer(task, method, own)
+    found[name] = measure(_all(made[name]))
     task.advance(LAYERWISE)
-    if found[f"{chosen}, {LAYERWISE}"] < found[chosen]:
-        chosen = f"{chosen}, {LAYERWISE}"
-    else:
-        result = _chains(factors, own)
-    rows = low_rank.rows_of(task, method, result, own, losses)
-    return result, rows, Choice(measure.unit, measure.tokens, found, chosen)
+    rows = {name: low_rank.rows_of(task, method, each, own, losses) for name, each in made.items()}
+    if sharing.refusal(task) is None and sharing.promising(task, method, losses):
+        made[SHARED], _, rows[SHARED] = sharing.approximations(task, method, losses)
+        found[SHARED] = measure(_all(made[SHARED]))
+    chosen = min(made, key=found.get)
+    return made[chosen], rows[chosen], Choice(measure.unit, measure.tokens, found, chosen)
+
+
+def _all(made: Approximations) -> dict[str, np.ndarray]:
+    return {path: made.matrix(path) for path in (*made.chains, *made.dense)}
 
 
 def _factors(task: Task, method: Method, ranks) -> dict[str, tuple[np.ndarray, np.ndarray]]:

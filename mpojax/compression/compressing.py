@@ -10,7 +10,7 @@ from flax import nnx
 
 from mpojax import checks
 from mpojax.compression import allocation as allocation_lib
-from mpojax.compression import choosing, layerwise, low_rank
+from mpojax.compression import choosing, layerwise, low_rank, sharing
 from mpojax.compression import rules as rules_lib
 from mpojax.compression.calibration import Calibration, calibrate
 from mpojax.compression.decomposition import Decomposer
@@ -166,9 +166,11 @@ def _by_method(
     choice = None
     if method == "best":
         result, rows, choice = choosing.best(task, held_out)
+    elif method == "shared":
+        result, rows = sharing.compress(task)
     else:
         result, rows = low_rank.approximations(task, low_rank.METHODS[method])
-    compressed = matrices.with_chains(result.chains, result.dense)
+    compressed = matrices.with_chains(result.chains, result.dense, result.groups)
     return compressed, _report(matrices, compressed, paths, rows, {}, choice)
 
 

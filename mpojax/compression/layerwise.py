@@ -41,11 +41,14 @@ class Approximations:
       chains: (shape, float32 cores).
       dense: float32 matrices that keep all of their rank, changed for the changed inputs.
       stream_error: ||X - X'|| / ||X|| behind each layer.
+      groups: neighbouring layers that share the first cores of their chains, by their number; None
+        where nothing is shared.
     """
 
     chains: dict[str, tuple[mpo.MPOShape, tuple[np.ndarray, ...]]]
     dense: dict[str, np.ndarray]
     stream_error: list[float]
+    groups: tuple[int, ...] | None = None
 
     def matrix(self, path: str) -> np.ndarray | None:
         """What stands for a matrix, as a dense one; None where nothing has been made yet."""

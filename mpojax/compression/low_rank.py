@@ -8,12 +8,14 @@
 | two_sided         | outputs and curvature   | by predicted loss       | weights        |
 | pivoted           | outputs and curvature   | by predicted loss, more | weights        |
 | layerwise         | outputs and curvature   | by predicted loss, more | layer by layer |
+| shared            | outputs and curvature   | by predicted loss, more | weights        |
 | best              | what predicts held-out text best, see `mpojax.compression.choosing`        |
 
 svd is plain truncation; activation_scaled is ASVD (Yuan et al., 2023, arXiv:2312.05821) with root
 mean squares in the place of mean absolute values; whitened is SVD-LLM (Wang et al., 2024,
 arXiv:2403.07378) in closed form, without inverses, whitened_v2 with the budget of SVD-LLM V2 (Wang
-et al., 2025, arXiv:2503.12340).
+et al., 2025, arXiv:2503.12340). shared is pivoted, with first cores that neighbouring layers share
+where that loses less, see `mpojax.compression.sharing`.
 """
 
 import dataclasses
@@ -71,6 +73,7 @@ METHODS = {
     "two_sided": Method("two-sided whitening", "covariance", by_loss=True),
     "pivoted": Method("two-sided, pivoted", **_OURS),
     "layerwise": Method("two-sided, pivoted, layer by layer", **_OURS, layerwise=True),
+    "shared": Method("two-sided, pivoted, shared", **_OURS),
     "best": Method("ours", **_OURS, layerwise=True),
 }
 
@@ -109,12 +112,15 @@ class Task:
         if self.progress is not None:
             self.progress(self._done, self.steps, path)
 
+    def inputs(self, kind: str) -> Mapping[str, mpo.Metric | None]:
+        """Norms of errors at the inputs by path; with their roots, which all steps use."""
+        if kind not in self._inputs:
+            self._inputs[kind] = _input_metrics(self.paths, self.calibration, kind)
+        return self._inputs[kind]
+
     def factorised(self, method: Method) -> Callable[[str], mpo.LowRank]:
         """Best approximations of a matrix by its path, in the norm of a method."""
-        kind = method.inputs
-        if kind not in self._inputs:  # with their roots, which are used by all steps
-            self._inputs[kind] = _input_metrics(self.paths, self.calibration, kind)
-        inputs = self._inputs[kind]
+        inputs = self.inputs(method.inputs)
         curvatures = Curvatures(self.calibration) if method.by_loss else {}
         return lambda path: mpo.LowRank(
             self.matrices.weights(path), inputs[path], curvatures.get(path)

@@ -6,6 +6,7 @@ NNX module by its layers: `nnx.Linear`, `nnx.LinearGeneral` (the projections of 
 """
 
 import abc
+import dataclasses
 import inspect
 import math
 import re
@@ -55,8 +56,13 @@ class Matrices(abc.ABC):
         """A dense matrix (in_features, out_features), float32."""
 
     @abc.abstractmethod
-    def with_chains(self, chains: Chains, dense: Dense = NONE) -> nnx.Module:
-        """A new model with these chains in place of dense matrices, and other dense ones."""
+    def with_chains(
+        self, chains: Chains, dense: Dense = NONE, groups: tuple[int, ...] | None = None
+    ) -> nnx.Module:
+        """A new model with these chains in place of dense matrices, and other dense ones.
+
+        `groups`: numbers of neighbouring layers that share the central cores of these chains.
+        """
 
     @abc.abstractmethod
     def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
@@ -122,14 +128,23 @@ class _ModelMatrices(Matrices):
     def weights(self, path: str) -> np.ndarray:
         return np.asarray(self.arrays[models.dense_name(path)])
 
-    def with_chains(self, chains: Chains, dense: Dense = NONE) -> models.Model:
-        arrays, shapes = dict(self.arrays), dict(self.shapes)
+    def with_chains(
+        self, chains: Chains, dense: Dense = NONE, groups: tuple[int, ...] | None = None
+    ) -> models.Model:
+        arrays, shapes, config = dict(self.arrays), dict(self.shapes), self.model.config
+        if groups is not None:
+            config = dataclasses.replace(config, layer_groups=groups, shared_roles=("central",))
         arrays |= {models.dense_name(path): w for path, w in dense.items()}
         for path, (shape, cores) in chains.items():
             del arrays[models.dense_name(path)]
-            arrays.update({f"{path}/cores/{k}": core for k, core in enumerate(cores)})
+            is_first = groups is None or _is_first(config, path)
+            arrays |= {
+                f"{path}/cores/{k}": core
+                for k, core in enumerate(cores)
+                if is_first or k != shape.central
+            }
             shapes[path] = shape
-        return models.from_arrays(self.model.config, shapes, arrays)
+        return models.from_arrays(config, shapes, arrays)
 
     def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
         found, sizes = {}, self.model.config.matrix_sizes()
@@ -167,6 +182,12 @@ class _ModelMatrices(Matrices):
             (blocks[path].number if blocks[path] else 1) * shape.num_dense_params
             for path, shape in self.shapes.items()
         )
+
+
+def _is_first(config: models.Config, path: str) -> bool:
+    """True if what a block of layers shares is stored under the layer of a matrix."""
+    layer = int(path.split("/")[1])
+    return layer == config.block_of(layer).start
 
 
 def _real_tokens(batch: Mapping, ids: str, masks: Sequence[str], where: str) -> np.ndarray:
@@ -217,7 +238,7 @@ class _ModuleMatrices(Matrices):
     def weights(self, path: str) -> np.ndarray:
         return np.asarray(layers.matrix(self.found[path].layer), np.float32)
 
-    def with_chains(self, chains: Chains, dense: Dense = NONE) -> nnx.Module:
+    def with_chains(self, chains: Chains, dense: Dense = NONE, groups: None = None) -> nnx.Module:
         entries = {path: self.found[path] for path in dense}
         new = {e.location: layers.with_matrix(e.layer, dense[path]) for path, e in entries.items()}
         for path, (shape, cores) in chains.items():

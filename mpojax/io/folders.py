@@ -220,6 +220,8 @@ def export_huggingface(
 def _export_factors(model, folder, dtype: str, tokenizer_from):
     """Writes a folder with factors and the code that multiplies them, see `hf.factored`."""
     _check_exported(model, "huggingface_mpo")
+    if model.config.shares_parts:
+        model = models.unshared(model)  # its format has layers of their own
     arrays = _checked_arrays(model, folder)
     content, tensors, code = factored.export_model(model.config, model.shapes, arrays, dtype)
     _write_export(model, folder, content, tensors, tokenizer_from, {factored.FILE: code})

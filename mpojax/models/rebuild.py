@@ -69,25 +69,28 @@ class _Matrix:
     """Cores and adapter of one matrix, or of one matrix in all layers of a stack.
 
     `cores` holds {number: (array, leading axes)}, the axes among "blocks" (of layers that share),
-    "layers" and "experts"; `adapter` arrays by name, one for each layer.
+    "layers" and "experts"; `adapter` arrays by name, one for each layer; `block_size` layers share.
     """
 
     cores: dict = dataclasses.field(default_factory=dict)
     adapter: dict = dataclasses.field(default_factory=dict)
+    block_size: int = 1
 
 
 def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
     """{logical name, of stacked values that of their first layer: value with its layer axis}."""
     config = model.config
-    repeats = config.block_size if config.shares_parts else 1
     parts, held, settings = {}, {}, matrices.adapter_settings(config)
     for path, variable, layers in arrays_lib.variables(model):
         name = arrays_lib.logical_names(path, layers)[0][0]
-        is_shared = repeats > 1 and layers is not None and layers.step > 1
+        # Where all is shared a layer of each block stands for it.
+        repeats = 1 if layers is None or not config.shares_parts else layers.step
+        is_shared = repeats > 1
         value = variable[...]
         matrix, _, leaf = name.rpartition("/")
         matrix = matrix.removesuffix("/cores").removesuffix("/adapter")
         entry = held.setdefault(matrix, _Matrix())
+        entry.block_size = max(entry.block_size, repeats)
         if "/adapter/" in name:
             entry.adapter[leaf] = jnp.repeat(value, repeats, 0) if is_shared else value
         elif "/cores/" in name and matrix not in kept:
@@ -100,7 +103,7 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
         key = matrices.dense_name(matrix)
         if entry.cores:
             cores = [entry.cores[k] for k in sorted(entry.cores)]
-            parts[key] = _to_matrix(cores, model.shapes[matrix], repeats)
+            parts[key] = _to_matrix(cores, model.shapes[matrix], entry.block_size)
         if entry.adapter:
             fold = functools.partial(nn.fold_adapter, settings[matrix])
             fold = functools.partial(fold, scale=config.adapter_scale)

@@ -124,7 +124,7 @@ class TransformerStack(nnx.Module):
         """
         for stack, layers in zip(self.stacks, self.stack_ranges, strict=True):
             if index in layers:
-                return _one_layer(self.config, stack, index - layers.start)
+                return _one_layer(self.config, stack, layers, index)
         raise ValueError(f"layer {index}: the layers are 0..{self.num_layers - 1}.")
 
     def empty_cache(
@@ -154,17 +154,18 @@ def stack_ranges(
     Raises:
       ValueError: layers of one block whose shared cores would have different shapes.
     """
-    adapters, size = adapter_settings(config), config.block_size
+    adapters = adapter_settings(config)
 
     def structure(layer: int):
         path = f"{spec.prefix}layers/{layer}/"
         parts = (subtree(entries, path) for entries in (shapes, adapters))
         is_first = layer == 0 and config.first_reads_embeddings
-        return (*parts, config.experts_of(f"{path}feed_forward"), is_first)
+        own = config.experts_of(f"{path}feed_forward"), is_first
+        return (*parts, *own, len(config.block_of(layer)))
 
     ranges: list[range] = []
-    for first in range(0, spec.num_layers, size):
-        block, of_first = range(first, first + size), structure(first)
+    for block in config.blocks(spec.num_layers):
+        first, of_first = block.start, structure(block.start)
         for layer in block[1:] if config.shares_parts else ():
             if structure(layer) != of_first:
                 raise ValueError(
@@ -183,7 +184,7 @@ def stack_ranges(
 def parameter_layers(config: Config, variable: nnx.Variable, layers: range) -> range:
     """The layers under which the entries of a variable's leading axis are named."""
     is_shared = config.layer_groups is not None and nn.role_of(variable) in config.shared_roles
-    return layers[:: config.block_size] if is_shared else layers
+    return layers[:: len(config.block_of(layers.start))] if is_shared else layers
 
 
 def _split_shared(config: Config, stack: nnx.Module):
@@ -203,14 +204,17 @@ def _random_stack(config: Config, shapes, spec: StackSpec, layers: range, key) -
         tuple(subtree(shapes, path).items()),
         tuple(subtree(adapter_settings(config), path).items()),
         config.experts_of(f"{path}feed_forward"),
+        len(config.block_of(layers.start)),
         tuple({"cross_attention": spec.cross_attention, **first_norm}.items()),
     )
 
 
 # Jitted: one program for all random parameters instead of one for each operation, and the same one
 # for other keys and for other layers of equal shapes.
-@functools.partial(jax.jit, static_argnums=range(2, 7))
-def _random_layers(key, indices, config: Config, shapes, adapters, experts, parts) -> nnx.Module:
+@functools.partial(jax.jit, static_argnums=range(2, 8))
+def _random_layers(
+    key, indices, config: Config, shapes, adapters, experts, block_size: int, parts
+) -> nnx.Module:
     def make(layer_key):
         rngs = nnx.Rngs(layer_key)
         if config.bottleneck_size is None:
@@ -226,7 +230,7 @@ def _random_layers(key, indices, config: Config, shapes, adapters, experts, part
 
     if config.layer_groups is None:
         return stacked(indices)
-    graph, shared, _ = _split_shared(config, stacked(indices[:: config.block_size]))
+    graph, shared, _ = _split_shared(config, stacked(indices[::block_size]))
     _, _, own = _split_shared(config, stacked(indices))
     return nnx.merge(graph, shared, own)
 
@@ -259,7 +263,7 @@ def _run_layers(config, stack, layers: range, x, context, key, cache, record):
         carry, found = scan_layers((x, cache), lambda layer: layer, stack, indices)
         return *carry, *found
     graph, shared, own = _split_shared(config, stack)
-    size = config.block_size
+    size = len(config.block_of(layers.start))
     blocks = len(layers) // size
     own, indices = jax.tree.map(
         lambda leaf: leaf.reshape(blocks, size, *leaf.shape[1:]), (own, indices)
@@ -283,9 +287,10 @@ def _run_layers(config, stack, layers: range, x, context, key, cache, record):
     return *carry, *found
 
 
-def _one_layer(config: Config, stack: nnx.Module, place: int) -> nnx.Module:
+def _one_layer(config: Config, stack: nnx.Module, layers: range, layer: int) -> nnx.Module:
+    place = layer - layers.start
     if config.layer_groups is None:
         return jax.tree.map(lambda leaf: leaf[place], stack)
     graph, shared, own = _split_shared(config, stack)
-    shared = jax.tree.map(lambda leaf: leaf[place // config.block_size], shared)
+    shared = jax.tree.map(lambda leaf: leaf[place // len(config.block_of(layer))], shared)
     return nnx.merge(graph, shared, jax.tree.map(lambda leaf: leaf[place], own))

@@ -40,8 +40,8 @@ def unstacked(model: Model) -> Model:
     """
     config = model.config
     depth = max(stack.num_layers for stack in config.stacks)
-    boundaries = range(config.block_size, depth, config.block_size)
-    return reconfigure(model, scan_boundaries=tuple(boundaries))
+    boundaries = tuple(block.start for block in config.blocks(depth)[1:])
+    return reconfigure(model, scan_boundaries=boundaries)
 
 
 def unshared(model: Model) -> Model:
@@ -64,10 +64,11 @@ def _for_each_layer(config: EncoderConfig, entries: Mapping) -> Iterator[tuple[s
     for path, entry in entries.items():
         head, _, rest = path.partition("/")
         layer, _, inner = rest.partition("/")
-        if head != "layers" or int(layer) % config.block_size:
+        block = config.block_of(int(layer)) if head == "layers" else range(0)
+        if head != "layers" or int(layer) != block.start:
             yield path, entry
         else:
-            for copy in range(int(layer), int(layer) + config.block_size):
+            for copy in block:
                 yield f"layers/{copy}/{inner}", entry
 
 

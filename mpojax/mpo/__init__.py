@@ -22,7 +22,14 @@ from mpojax.mpo.alignment import (
     projector_distance,
     sign_fix,
 )
-from mpojax.mpo.allocation import allocate, allocate_or_keep, allocate_ranks, log_shares
+from mpojax.mpo.allocation import (
+    allocate,
+    allocate_or_keep,
+    allocate_ranks,
+    log_shares,
+    price_of_parameters,
+    priced,
+)
 from mpojax.mpo.alternating import fit
 from mpojax.mpo.application import apply, apply_prepared, prepare
 from mpojax.mpo.canonical import canonicalize, canonicalize_with_spectra, slice_bonds, truncate
@@ -122,6 +129,8 @@ __all__ = [
     "plan_experts",
     "pool_spectra",
     "prepare",
+    "price_of_parameters",
+    "priced",
     "projector_distance",
     "regularized",
     "relative_error",

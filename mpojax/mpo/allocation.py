@@ -234,7 +234,7 @@ def allocate_ranks(
     sizes: Sequence[tuple[int, int]],
     budget: int,
     counts: Sequence[int] | None = None,
-    pivoted: bool = True,
+    pivoted: bool | Sequence[bool] = True,
 ) -> list[int | None]:
     """Ranks of least total loss under a budget; None for a matrix that stays dense.
 
@@ -243,11 +243,12 @@ def allocate_ranks(
     come first (Lagrangian relaxation; exact up to the last step).
 
     Args:
-      losses: for each matrix the loss at ranks 0..min(in, out), falling.
+      losses: for each matrix the loss at ranks 0..min(in, out), falling; or up to a largest rank.
       sizes: (in, out) of each.
       budget: largest sum of parameters, of dense matrices among them.
       counts: how many matrices each entry stands for; its losses are their sum.
-      pivoted: ranks of pivoted chains, r (in + out - r) + out numbers, else r (in + out).
+      pivoted: ranks of pivoted chains, r (in + out - r) + out numbers, else r (in + out); for all
+        or for each.
 
     Raises:
       ValueError: the budget is below rank 1 for all.
@@ -258,22 +259,44 @@ def allocate_ranks(
       [None, 1]
     """
     counts = [1] * len(sizes) if counts is None else list(counts)
-    hulls = [_rank_hull(*entry, pivoted) for entry in zip(losses, sizes, counts, strict=True)]
+    pivoted = [pivoted] * len(sizes) if isinstance(pivoted, bool) else pivoted
+    hulls = [_rank_hull(*entry) for entry in zip(losses, sizes, counts, pivoted, strict=True)]
     chosen = [0] * len(hulls)
     total = sum(hull[0][0] for hull in hulls)
     if total > budget:
         raise ValueError(f"budget of {budget} parameters is below the {total} that rank 1 needs.")
+    for _, index, at in _steps(hulls):
+        cost = hulls[index][at + 1][0] - hulls[index][at][0]
+        if chosen[index] == at and total + cost <= budget:
+            total, chosen[index] = total + cost, at + 1
+    return [hull[at][2] for hull, at in zip(hulls, chosen, strict=True)]
+
+
+def _steps(hulls) -> list[tuple[float, int, int]]:
+    """(gain for a parameter, matrix, place on its hull), the largest gain first."""
     steps = [
         ((hull[at][1] - hull[at + 1][1]) / (hull[at + 1][0] - hull[at][0]), index, at)
         for index, hull in enumerate(hulls)
         for at in range(len(hull) - 1)
     ]
     # Gains fall along a convex hull: sorted, the steps of each matrix come in their order.
-    for _, index, at in sorted(steps, key=lambda step: (-step[0], *step[1:])):
-        cost = hulls[index][at + 1][0] - hulls[index][at][0]
-        if chosen[index] == at and total + cost <= budget:
-            total, chosen[index] = total + cost, at + 1
-    return [hull[at][2] for hull, at in zip(hulls, chosen, strict=True)]
+    return sorted(steps, key=lambda step: (-step[0], *step[1:]))
+
+
+def price_of_parameters(losses, sizes, pivoted: Sequence[bool], budget: int) -> float:
+    """Loss that one more parameter would save where a budget is spent as by `allocate_ranks`."""
+    hulls = [_rank_hull(*entry, 1, p) for *entry, p in zip(losses, sizes, pivoted, strict=True)]
+    total = sum(hull[0][0] for hull in hulls)
+    for gain, index, at in _steps(hulls):
+        total += hulls[index][at + 1][0] - hulls[index][at][0]
+        if total > budget:
+            return gain
+    return 0.0
+
+
+def priced(losses, size: tuple[int, int], pivoted: bool, price: float) -> float:
+    """The least loss(rank) + price * parameters(rank) of a matrix, dense among the choices."""
+    return min(loss + price * cost for cost, loss, _ in _rank_hull(losses, size, 1, pivoted))
 
 
 def log_shares(losses, keep: float) -> np.ndarray:
@@ -315,7 +338,7 @@ def _rank_hull(losses, size: tuple[int, int], count: int, pivoted: bool):
     """[(parameters, loss, rank)] on the lower convex hull, from rank 1 to dense (rank None)."""
     rows, columns = size
     points = []
-    for rank in range(1, min(rows, columns)):
+    for rank in range(1, min(rows, columns, len(losses))):
         cost = MPOShape.low_rank(rows, columns, rank, pivoted).num_params
         if cost < rows * columns:
             points.append((count * cost, float(losses[rank]), rank))

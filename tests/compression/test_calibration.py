@@ -310,13 +310,13 @@ def test_bad_batches_are_refused(dense, batches, message):
 
 def test_the_first_layer_whose_inputs_are_not_finite_is_named(dense):
     for name, place in (
-        ("layers/0/attention/out/kernel", "inputs of layers/0/feed_forward/up"),
-        ("layers/1/feed_forward/down/kernel", "inputs of pooler"),
+        ("layers/0/attention/out/kernel", "the inputs of layers/0/feed_forward/up are NaN"),
+        ("layers/1/feed_forward/down/kernel", "the model's output or its loss is NaN"),
     ):
         arrays = dict(models.to_arrays(dense))
         arrays[name] = np.full_like(arrays[name], np.nan)
         broken = models.from_arrays(dense.config, {}, arrays)
-        with pytest.raises(ValueError, match=f"batch 1: the {place} .* NaN or infinite"):
+        with pytest.raises(ValueError, match=f"batch 1: .*{place}"):
             compression.calibrate(broken, [BATCH], curvature=True)
 
 

@@ -1,13 +1,14 @@
 """What the settings of all models share, and the matrices that follow from them."""
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from mpojax import checks
-from mpojax.checks import anything, field, flag, integer, number, one_of, sequence, text
+from mpojax.checks import anything, field, flag, integer, null, number, one_of, sequence, text
 from mpojax.nn import ACTIVATIONS, NORMS, ROLES, AdapterSettings, ExpertSettings, RopeScaling
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -18,6 +19,7 @@ TABLES = ("embeddings/word", "embeddings/position", "embeddings/token_type")
 _OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 # More than any model has, and little enough to enumerate layers and to multiply sizes.
 SIZE, COUNT = integer(1, 2**31 - 1), integer(1, 10_000)
+GROUPS = SIZE | sequence(COUNT) | null()
 RATE = number(0.0, below=1.0)
 TOKEN = integer()
 RULES = sequence(checks.pair(text(), anything()))
@@ -138,16 +140,34 @@ class Config:
         adapters = tuple((pattern, AdapterSettings.of(s)) for pattern, s in self.adapters)
         self._set(adapters=adapters)
         self._check_tokens("pad_id", self.pad_id)
+        self._check_groups()
         depth = max(stack.num_layers for stack in self.stacks)
-        allowed = range(self.block_size, depth, self.block_size)
+        allowed = [block.start for block in self.blocks(depth)[1:]]
         if not all(layer in allowed for layer in self.scan_boundaries):
             shared = "" if self.layer_groups is None else " (first layers of blocks that share)"
             raise ValueError(
                 f"scan_boundaries={checks.shortened(self.scan_boundaries)} must be layers among "
-                f"{checks.shortened(list(allowed))}{shared}."
+                f"{checks.shortened(allowed)}{shared}."
             )
         note = " (tables, heads and experts have no adapters)"
         self._check_rules("adapters", self.adaptable(), "matrix", note)
+
+    def _check_groups(self):
+        """Of layers that share parameters, see `EncoderConfig`."""
+        if not self.shared_roles:
+            raise ValueError(f"shared_roles=() must be one or more of {', '.join(ROLES)}.")
+        groups = self.layer_groups
+        if isinstance(groups, tuple):
+            if sum(groups) != self.num_layers or self.shares_everything:
+                raise ValueError(
+                    f"layer_groups={checks.shortened(groups)}: sizes of groups must add up to "
+                    f"num_layers={self.num_layers}, of layers that share some of their roles."
+                )
+        elif groups is not None and self.num_layers % groups:
+            raise ValueError(
+                f"num_layers={self.num_layers} cannot be divided into layer_groups={groups} equal "
+                "groups; choose a divisor of the depth."
+            )
 
     def _check_distances(self):
         """Of relative positions: buckets for both directions, half of them for single distances."""
@@ -262,8 +282,25 @@ class Config:
 
     @property
     def block_size(self) -> int:
-        """Neighbouring layers that share parameters; 1 where nothing is shared."""
-        return 1 if self.layer_groups is None else self.num_layers // self.layer_groups
+        """Neighbouring layers that share parameters, of blocks of equal size; else 1."""
+        groups = self.layer_groups
+        return self.num_layers // groups if isinstance(groups, int) else 1
+
+    def blocks(self, depth: int | None = None) -> list[range]:
+        """The layers of each block that shares parameters, of a stack of `depth` layers."""
+        depth = self.num_layers if depth is None else depth
+        if isinstance(self.layer_groups, tuple):
+            ends = itertools.accumulate(self.layer_groups)
+            return [range(end - n, end) for end, n in zip(ends, self.layer_groups, strict=True)]
+        size = self.block_size
+        return [range(first, first + size) for first in range(0, depth, size)]
+
+    def block_of(self, layer: int) -> range:
+        """The layers that share parameters with one."""
+        if isinstance(self.layer_groups, tuple):
+            return next(block for block in self.blocks() if layer in block)
+        first = layer - layer % self.block_size
+        return range(first, first + self.block_size)
 
     @property
     def shares_everything(self) -> bool:

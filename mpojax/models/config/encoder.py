@@ -4,7 +4,16 @@ import dataclasses
 
 from mpojax import checks
 from mpojax.checks import field, flag, integer, null, number, one_of, sequence
-from mpojax.models.config.base import COUNT, NORM, RATE, SIZE, TOKEN, Config, StackSpec
+from mpojax.models.config.base import (
+    COUNT,
+    GROUPS,
+    NORM,
+    RATE,
+    SIZE,
+    TOKEN,
+    Config,
+    StackSpec,
+)
 from mpojax.nn import ROLES
 
 POOLINGS = ("none", "pooler", "mean", "first")
@@ -53,7 +62,8 @@ class EncoderConfig(Config):
       trigram_input: the projection sees each word row between its neighbours (MobileBERT).
       layer_groups: None: every layer has parameters of its own. G: the layers form G blocks of
         num_layers / G neighbours, and what `shared_roles` names is stored once for each block,
-        under its first layer (ALBERT: 1; MPOBERT: 1, or more in the "+" variant).
+        under its first layer (ALBERT: 1; MPOBERT: 1, or more in the "+" variant). Or the sizes
+        of the blocks one by one, of layers that share parts.
       shared_roles: roles (`mpojax.nn.ROLES`) of the parameters that a block shares: all for
         ALBERT, ("central", "other") for MPOBERT, whose auxiliary cores and adapters are per layer.
       masked_lm: a masked language model head, tied to the token embedding, for pre-training; a
@@ -92,7 +102,7 @@ class EncoderConfig(Config):
     embedding_size: int | None = field(SIZE, None)
     projection: str = field(one_of("sum", "word"), "sum")
     trigram_input: bool = field(flag(), False)
-    layer_groups: int | None = field(SIZE, None)
+    layer_groups: int | tuple[int, ...] | None = field(GROUPS, None)
     shared_roles: tuple[str, ...] = field(sequence(one_of(*ROLES)), ROLES)
     masked_lm: bool = field(flag(), False)
     bottleneck_size: int | None = field(SIZE, None)
@@ -113,7 +123,7 @@ class EncoderConfig(Config):
         elif self.disentangled:
             raise ValueError("disentangled=True needs relative_buckets.")
         self._check_head()
-        self._check_groups()
+        self._check_bottleneck()
         self._check_embeddings()
         super().__post_init__()
 
@@ -202,14 +212,7 @@ class EncoderConfig(Config):
                 "pooler, mean, first."
             )
 
-    def _check_groups(self):
-        if not self.shared_roles:
-            raise ValueError(f"shared_roles=() must be one or more of {', '.join(ROLES)}.")
-        if self.layer_groups is not None and self.num_layers % self.layer_groups:
-            raise ValueError(
-                f"num_layers={self.num_layers} cannot be divided into layer_groups="
-                f"{self.layer_groups} equal groups; choose a divisor of the depth."
-            )
+    def _check_bottleneck(self):
         if self.bottleneck_size is None:
             names = ("num_feed_forwards", "bottleneck_attention")
             checks.check_unread(self, dict.fromkeys(names, "bottleneck_size=None"))

@@ -8,6 +8,7 @@ from mpojax.checks import anything, field, flag, integer, null, number, one_of, 
 from mpojax.models.config.base import (
     ACTIVATION,
     COUNT,
+    GROUPS,
     JSON_OBJECT,
     NORM,
     RATE,
@@ -18,7 +19,7 @@ from mpojax.models.config.base import (
     StackSpec,
 )
 from mpojax.models.sampling import GREEDY, Sampling
-from mpojax.nn import ExpertSettings, RopeScaling
+from mpojax.nn import ROLES, ExpertSettings, RopeScaling
 from mpojax.nn.positions import SCALING
 
 _ABOVE_0 = number(above=0.0)
@@ -127,6 +128,8 @@ class DecoderConfig(LanguageModelConfig):
         "tokens" for labels of every token, "none" for hidden states alone.
       num_labels: outputs of the classifiers; 1 for a regression.
       classifier_dropout: rate before their head.
+      layer_groups, shared_roles: layers that share parts, such as the first cores of their
+        matrices; see `EncoderConfig`.
     """
 
     num_kv_heads: int | None = field(COUNT, None)
@@ -161,6 +164,8 @@ class DecoderConfig(LanguageModelConfig):
     head: str = field(one_of(*DECODER_HEADS), "lm")
     num_labels: int | None = field(SIZE, None)
     classifier_dropout: float = field(RATE, 0.0)
+    layer_groups: int | tuple[int, ...] | None = field(GROUPS, None)
+    shared_roles: tuple[str, ...] = field(sequence(one_of(*ROLES)), ROLES)
 
     kind = "decoder"
     pooling = "last"

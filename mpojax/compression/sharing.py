@@ -1,0 +1,202 @@
+"""First cores that neighbouring layers share: W_l = A B_l, with A stored once for each group.
+
+Groups are chosen by error. At a price of a parameter, the one at which matrices by themselves meet
+the budget, a group of layers costs
+
+    sum over roles  min over ranks  loss(rank) + price * parameters(rank)
+
+and dynamic programming over the depth finds the division into groups that costs least, groups of
+one among them. What a group shares are the central cores of two-core chains, stored and run as
+those of MPOBERT (`layer_groups` and `shared_roles` of a model's settings).
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mpojax import mpo
+from mpojax.compression import layerwise, low_rank
+from mpojax.compression.layerwise import Approximations
+from mpojax.compression.low_rank import METHODS, Losses, Method, Ranks, Task
+from mpojax.compression.report import MatrixRow
+
+# Layers of a group, at most.
+MOST = 4
+# Pairs that are looked at before all are: of the depth.
+_PROBED = (0.25, 0.5, 0.75)
+_TURNS = 2
+
+
+def compress(task: Task) -> tuple[Approximations, list[MatrixRow]]:
+    """As `low_rank.approximations`, of method "shared".
+
+    Raises:
+      ValueError: a model whose layers cannot share.
+    """
+    if reason := refusal(task):
+        raise ValueError(f"method='shared' has layers share cores, but {reason}; take 'pivoted'.")
+    method = METHODS["shared"]
+    task.steps = 2 * len(task.paths)
+    found, _, rows = approximations(task, method, low_rank.predicted_losses(task, method))
+    return found, rows
+
+
+def refusal(task: Task) -> str | None:
+    """Why layers cannot share here; None where they can."""
+    if reason := layerwise.refusal(task.matrices.model):
+        return reason
+    return "no layers have the same matrices" if len(_layers(task)) < 2 else None
+
+
+def approximations(
+    task: Task, method: Method, losses: Losses
+) -> tuple[Approximations, Ranks, list[MatrixRow]]:
+    """Chains whose first cores neighbouring layers share where that is predicted to lose less.
+
+    Args:
+      losses: of every matrix by itself, see `low_rank.predicted_losses`.
+    """
+    search = _Search(task, method, losses)
+    groups = search.groups()
+    ranks, predicted = search.allocated(groups)
+    alone, by_themselves = search.allocated([[layer] for layer in search.layers])
+    if by_themselves <= predicted:
+        groups, ranks = [[layer] for layer in search.layers], alone
+    found = Approximations({}, {}, [], tuple(map(len, groups)))
+    found.groups = found.groups if max(found.groups) > 1 else None
+    factorised = task.factorised(method)
+    for group, name in itertools.product(groups, search.names):
+        paths = [_path(layer, name) for layer in group]
+        rank = ranks[paths[0]]
+        if rank is not None:
+            cores = _cores(task, method, factorised, paths, rank)
+            found.chains |= {
+                path: layerwise.chain(each, method.pivoted and len(group) == 1)
+                for path, each in zip(paths, cores, strict=True)
+            }
+        for path in paths:
+            task.advance(path)
+    rows = low_rank.rows_of(task, method, found, ranks, losses)
+    return found, ranks, [_own(row, groups, search.curves) for row in rows]
+
+
+def promising(task: Task, method: Method, losses: Losses) -> bool:
+    """True if one of a few pairs of layers gains by sharing."""
+    search = _Search(task, method, losses)
+    firsts = {int(share * (len(search.layers) - 1)) for share in _PROBED}
+    return any(search.gains(search.layers[first : first + 2]) for first in sorted(firsts))
+
+
+class _Search:
+    """Costs of groups of layers at one price of a parameter."""
+
+    def __init__(self, task: Task, method: Method, losses: Losses):
+        self.task, self.method = task, method
+        by_layer = _layers(task)
+        self.layers = list(by_layer)
+        self.names = by_layer[self.layers[0]]
+        self.curves = {(path,): curve for path, curve in losses.items()}
+        entries = [self._entry([layer], name) for layer in self.layers for name in self.names]
+        self.price = mpo.price_of_parameters(*zip(*entries, strict=True), task.budget)
+
+    def _paths(self, group: Sequence[int], name: str) -> tuple[str, ...]:
+        return tuple(_path(layer, name) for layer in group)
+
+    def _entry(self, group: Sequence[int], name: str) -> tuple[np.ndarray, tuple[int, int], bool]:
+        """(losses by rank, size, pivoted) of what stands for one role of a group."""
+        paths = self._paths(group, name)
+        rows, columns = self.task.matrices.sizes[paths[0]]
+        if paths not in self.curves:
+            shared = _shared(self.task, self.method, paths)
+            # A bond of the chains is at most what a matrix alone could have.
+            self.curves[paths] = shared.squared_errors[: min(rows, columns) + 1] / 2
+        return self.curves[paths], (rows, columns * len(group)), len(group) == 1
+
+    def cost(self, group: Sequence[int]) -> float:
+        """Predicted loss and price of the parameters of a group, at its best ranks."""
+        return sum(mpo.priced(*self._entry(group, name), self.price) for name in self.names)
+
+    def gains(self, group: Sequence[int]) -> bool:
+        """True if the layers cost less together than by themselves."""
+        return self.cost(group) < sum(self.cost([layer]) for layer in group)
+
+    def groups(self) -> list[list[int]]:
+        """The division that costs least.
+
+        A group is tried only if it gains without its first and without its last layer.
+        """
+        depth, costs = len(self.layers), {}
+        for size in range(1, MOST + 1):
+            for first in range(depth - size + 1):
+                parts = (first, size - 1), (first + 1, size - 1)
+                if size < 3 or all(part in costs for part in parts):
+                    group = self.layers[first : first + size]
+                    if size == 1 or self.gains(group):
+                        costs[first, size] = self.cost(group)
+        best: list[tuple[float, list]] = [(0.0, [])]
+        for end in range(1, depth + 1):
+            found = [
+                (best[end - size][0] + costs[end - size, size], size)
+                for size in range(1, min(MOST, end) + 1)
+                if (end - size, size) in costs
+            ]
+            least, size = min(found)
+            best.append((least, [*best[end - size][1], self.layers[end - size : end]]))
+        return best[-1][1]
+
+    def allocated(self, groups: Sequence[Sequence[int]]) -> tuple[Ranks, float]:
+        """(rank by path, predicted loss) of a division under the budget."""
+        keys = [(group, name) for group in groups for name in self.names]
+        curves, sizes, pivoted = zip(*(self._entry(*key) for key in keys), strict=True)
+        ranks = mpo.allocate_ranks(curves, sizes, self.task.budget, pivoted=pivoted)
+        pairs = list(zip(keys, curves, ranks, strict=True))
+        by_path = {p: rank for key, _, rank in pairs for p in self._paths(*key)}
+        return by_path, sum(float(c[r]) for _, c, r in pairs if r is not None)
+
+
+def _layers(task: Task) -> dict[int, list[str]]:
+    """{layer: names of its matrices} where all layers have the same ones, else of none."""
+    found: dict[int, list[str]] = {}
+    if not all(path.startswith("layers/") for path in task.paths):
+        return found
+    for path in task.paths:
+        _, layer, name = path.split("/", 2)
+        found.setdefault(int(layer), []).append(name)
+    depth = task.matrices.model.config.num_layers
+    same = all(names == found.get(0) for names in found.values())
+    return found if same and list(found) == list(range(depth)) else {}
+
+
+def _path(layer: int, name: str) -> str:
+    return f"layers/{layer}/{name}"
+
+
+def _shared(task: Task, method: Method, paths: Sequence[str]) -> mpo.SharedLowRank:
+    inputs = task.inputs(method.inputs)
+    curvatures = low_rank.Curvatures(task.calibration)
+    weights = [task.matrices.weights(path) for path in paths]
+    return mpo.SharedLowRank(weights, [inputs[p] for p in paths], [curvatures[p] for p in paths])
+
+
+def _cores(task: Task, method: Method, factorised, paths: Sequence[str], rank: int) -> list[tuple]:
+    """(A, B_l) of each path, A the same array."""
+    if len(paths) == 1:
+        return [factorised(paths[0]).cores(rank)]
+    first, seconds = _shared(task, method, paths).cores(rank, _TURNS)
+    return [(first, second) for second in seconds]
+
+
+def _own(row: MatrixRow, groups: Sequence[Sequence[int]], curves: Mapping) -> MatrixRow:
+    """A row that counts a shared core once, in its first layer."""
+    _, layer, name = row.path.split("/", 2)
+    group = next(group for group in groups if int(layer) in group)
+    if len(group) == 1:
+        return row
+    own = row.bonds[0] * row.out_features
+    own += row.bonds[0] * row.in_features * (int(layer) == group[0])
+    curve = curves[tuple(_path(each, name) for each in group)]
+    label = f"{row.method}, first core shared by layers {group[0]} to {group[-1]}"
+    loss = float(curve[row.bonds[0]]) / len(group)
+    return dataclasses.replace(row, mpo_parameters=own, method=label, predicted_loss=loss)
