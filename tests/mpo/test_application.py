@@ -13,7 +13,6 @@ from tests.mpo import helpers
 from tests.mpo.chains import SHAPES, plans
 
 EVERY_SHAPE = pytest.mark.parametrize("name", SHAPES)
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def dense(cores, shape):
@@ -51,7 +50,7 @@ def test_values_and_gradients_of_every_strategy(name, x64):
     cores, x = make(shape, np.float64)
     choices = plans(shape, tokens=6)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def everything(cores, x):
         products = {"dense": lambda cores, x: x @ dense(cores, shape)}
         products["to_matrix"] = lambda cores, x: x @ mpo.to_matrix(cores, shape)
@@ -75,7 +74,7 @@ def test_shape_is_read_off_the_cores(name):
         shape = mpo.MPOShape(shape.in_factors, shape.out_factors, shape.bond_dims)
     cores, x = make(shape, np.float32, tokens=())
     assert mpo.shape_from_cores(cores) == shape
-    run = jax.jit(lambda *args: mpo.apply(*args, training=False), compiler_options=FAST_COMPILE)
+    run = jax.jit(lambda *args: mpo.apply(*args, training=False))
     y, expected = run(cores, x), np.asarray(x) @ dense(list(map(np.asarray, cores)), shape)
     assert y.shape == (shape.out_features,)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
@@ -86,7 +85,7 @@ def test_shape_is_read_off_the_cores(name):
 def test_random_chains(shape, seed):
     cores, x = make(shape, np.float32, (3,), seed)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def everything(cores, x):
         return [mpo.apply(cores, x, shape, plan) for plan in plans(shape, 3).values()]
 
@@ -116,7 +115,7 @@ def test_bfloat16_activations_with_float32_cores(strategy):
     cores, x = make(shape, np.float32)
     low = x.astype(jnp.bfloat16)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def run(cores, x):
         product = functools.partial(mpo.apply, shape=shape, plan=strategy)
         total = jax.grad(lambda cores, x: jnp.sum(product(cores, x)), argnums=(0, 1))
@@ -154,7 +153,7 @@ def test_prepared_equals_dense(name):
     cores, x = make(shape, np.float32)
     choices = plans(shape, 6, training=False, prepared=True)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def everything(cores, x):
         prepared = {key: mpo.prepare(cores, plan) for key, plan in choices.items()}
         # A pytree of arrays: it can leave and enter transformations.

@@ -12,7 +12,6 @@ from tests.mpo import helpers
 
 SHAPE = mpo.MPOShape((2, 3, 2), (3, 2, 2), (4, 3))
 LAYERS = 4
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def stack(dtype=np.float32):
@@ -68,7 +67,7 @@ def test_stacked_auxiliary_cores_around_one_central_core():
             matrices[layer], helpers.rebuilt(separate(layer)), rtol=0, atol=1e-5
         )
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def every_strategy(cores, x):
         products = (functools.partial(mpo.apply, shape=SHAPE, plan=name) for name in mpo.STRATEGIES)
         return [jax.vmap(product, in_axes=(axes, 0))(cores, x) for product in products]
@@ -118,8 +117,7 @@ def test_gradients_through_a_scan_over_layers(strategy, x64):
     run = jax.jit(
         lambda cores: [
             jax.value_and_grad(functools.partial(loss, f))(cores) for f in (product, dense)
-        ],
-        compiler_options=FAST_COMPILE,
+        ]
     )
     (value, found), (expected, wanted) = run(cores)
     assert float(value) == pytest.approx(float(expected), rel=1e-12)

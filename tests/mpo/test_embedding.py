@@ -1,6 +1,5 @@
 """Embedding look-up: rows of the rebuilt table, by digits or by rebuilding; equal gradients."""
 
-import functools
 import importlib
 
 import jax
@@ -34,7 +33,7 @@ def test_rows_and_gradients_of_both_methods(name, x64):
     ids[0, :2] = 0, shape.in_features - 1
     weights = jnp.asarray(np.random.default_rng(2).standard_normal((2, 5, shape.out_features)))
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def everything(cores, ids):
         ways = {m: lambda cores, m=m: mpo.embed(cores, ids, shape, m) for m in METHODS}
         ways["dense"] = lambda cores: helpers.rebuilt(cores)[:, : shape.out_features][ids]
@@ -64,7 +63,7 @@ def test_several_blocks(blocks, monkeypatch):
             rows, pull_back = jax.vjp(look_up, cores)
             return rows, pull_back(seed)
 
-        return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(cores)
+        return jax.jit(run)(cores)
 
     found = both(lambda cores: mpo.embed(cores, ids, shape, "lookup"))
     wanted = both(lambda cores: mpo.to_matrix(cores, shape)[ids])
