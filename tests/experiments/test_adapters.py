@@ -12,7 +12,7 @@ from experiments import runs
 from mpojax import io, models
 from mpojax.methods import mpobert
 from tests.experiments import toy
-from tests.experiments.test_compress import WORDS
+from tests.experiments.toy_encoder import WORDS
 
 ADAPTERS = ((rows.ATTENTION, {"rank": 2}), (rows.OUTSIDE, {"rank": 1}))
 NUMBERS = 2 * 4 * 2 * (16 + 16) + (16 + 16) + (8 + 16)  # of two layers, the pooler, the mapping

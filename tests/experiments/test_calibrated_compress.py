@@ -9,7 +9,7 @@ from flax import nnx
 from configs import compress as compress_config
 from experiments import compress
 from mpojax import io, models
-from tests.experiments.test_compress import SETTINGS, WORDS
+from tests.experiments.toy_encoder import SETTINGS, WORDS
 from tests.models import small_language
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from experiments import config_fields
 from mpojax import data, io, models
 from mpojax.methods import options
-from tests.experiments.test_compress import SETTINGS, WORDS
+from tests.experiments.toy_encoder import SETTINGS, WORDS
 from tests.io import language_helpers
 
 ROOT = pathlib.Path(__file__).parents[2]

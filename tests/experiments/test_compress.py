@@ -14,17 +14,9 @@ from configs import quickstart_encoder as quickstart
 from experiments import compress, sources, sweep
 from experiments.render import comparison
 from mpojax import compression, io, models, tables, training
+from tests.experiments.toy_encoder import SETTINGS, write_texts, write_vocabulary
 from tests.models import small_language
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "fine", "poor"]
-SETTINGS = models.EncoderConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    intermediate_size=32,
-    max_positions=16,
-)
 POOLER, HEAD = 16 * 16 + 16, 16 * 2 + 2
 
 
@@ -37,7 +29,7 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
         for name, shape in models.array_shapes(SETTINGS).items()
     }
     io.export_huggingface(models.from_arrays(SETTINGS, {}, arrays), folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    write_vocabulary(folder)
     return folder
 
 
@@ -50,9 +42,7 @@ def compiled_once(monkeypatch):
 @pytest.fixture
 def task(tmp_path) -> str:
     """A task that a toy model learns: the label is named in the text."""
-    for name, count in (("train", 32), ("test", 12)):
-        lines = [("good fine film\tgood", "bad poor plot\tbad")[i % 2] for i in range(count)]
-        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    write_texts(tmp_path, train=32, test=12)
     return f"file:train={tmp_path / 'train.tsv'},test={tmp_path / 'test.tsv'};dev=test"
 
 

@@ -9,7 +9,7 @@ import tokenizers
 from configs import compress as compress_config
 from experiments import compress
 from mpojax import io
-from tests.experiments.test_compress import WORDS
+from tests.experiments.toy_encoder import WORDS
 from tests.models import small_language
 
 

@@ -10,22 +10,18 @@ from configs.opdf import base, minilm
 from experiments import runs, train
 from mpojax import compression, io, models, training
 from mpojax.methods import opdf
-from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
+from tests.experiments import toy_encoder
+from tests.experiments.toy import result_of
 
 
-def common(config, checkpoint, texts):  # noqa: F811
-    config.model, config.data_dir = str(checkpoint), str(texts)
-    config.task = "file:train=train.tsv,dev=dev.tsv"
-    config.max_length, config.lengths = 8, (8,)
-    config.batch_size = config.eval_batch_size = 8
-    config.pooling, config.dropout = "", 0.0
-    config.steps, config.checkpoint_every = 6, 4
-    config.optimizer.learning_rate = 1e-2
+def common(config, checkpoint, texts):
+    config = toy_encoder.config(config, checkpoint, texts)
+    config.pooling, config.steps, config.checkpoint_every = "", 6, 4
     return config
 
 
 @pytest.fixture(scope="module")
-def teacher(checkpoint, texts, tmp_path_factory):  # noqa: F811
+def teacher(checkpoint, texts, tmp_path_factory):
     config = common(finetune_base.get_config(), checkpoint, texts)
     config.pooling, config.save_model, config.steps = "mean", True, 20
     folder = tmp_path_factory.mktemp("teacher")
@@ -33,18 +29,35 @@ def teacher(checkpoint, texts, tmp_path_factory):  # noqa: F811
     return folder / "model"
 
 
-@pytest.fixture
-def config(checkpoint, texts, teacher):  # noqa: F811
+def make_config(checkpoint, texts, teacher):
     config = common(base.get_config(), checkpoint, texts)
     config.teacher, config.student_layers = str(teacher), (0,)
     config.weights.task, config.weights.hidden = 0.5, 0.1
     return config
 
 
+@pytest.fixture
+def config(checkpoint, texts, teacher):
+    return make_config(checkpoint, texts, teacher)
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, texts, teacher, tmp_path_factory):
+    """The run of `config`, with its model."""
+    config = make_config(checkpoint, texts, teacher)
+    config.save_model = True
+    folder = tmp_path_factory.mktemp("finished")
+    assert train.run(config, folder) == 0
+    return folder
+
+
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_student_is_a_plain_model(config, tmp_path, teacher, enabled):
-    config.opdf.enabled, config.save_model = enabled, True
-    assert train.run(config, tmp_path) == 0
+def test_the_student_is_a_plain_model(config, finished, tmp_path, teacher, enabled):
+    if enabled:  # the default
+        tmp_path = finished
+    else:
+        config.opdf.enabled, config.save_model = False, True
+        assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     saved = io.load_pretrained(tmp_path / "model")
     assert not saved.shapes
@@ -116,18 +129,11 @@ def test_the_student_starts_where_it_is_pulled_to(config, teacher, start, mapped
     assert float(opdf.alignment_loss(setup.model, setup.extra.targets, "procrustes_core")) < 1e-20
 
 
-def test_a_run_that_is_stopped_goes_on(config, tmp_path, monkeypatch):
-    class StopAtTwo(training.Hook):
-        def after_step(self, loop):
-            if loop.step == 2:
-                loop.request_stop("test")
-
-    assert train.run(config, tmp_path / "straight") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "StopOnSignal", StopAtTwo)
-        assert train.run(config, tmp_path / "stopped") == 1
-    assert train.run(config, tmp_path / "stopped") == 0
-    straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
+def test_a_run_that_is_stopped_goes_on(config, finished, tmp_path, stopped_at):
+    with stopped_at(2):
+        assert train.run(config, tmp_path) == 1
+    assert train.run(config, tmp_path) == 0
+    straight, resumed = result_of(finished), result_of(tmp_path)
     assert straight["metrics"] == resumed["metrics"]
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
 
@@ -195,26 +201,21 @@ def test_a_bad_config_leaves_nothing_behind(config, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):  # noqa: F811
+def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):
     config.teacher = str(checkpoint)
     with pytest.raises(ValueError, match="has no head that was tuned for"):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_signal_in_the_last_step_is_passed_on(config, tmp_path, monkeypatch):
-    class StopAtTheEnd(training.Hook):
-        def after_step(self, loop):
-            if loop.step == config.steps:
-                loop.request_stop("test")
-
-    monkeypatch.setattr(training, "StopOnSignal", StopAtTheEnd)
-    assert train.run(config, tmp_path) == 1
+def test_a_signal_in_the_last_step_is_passed_on(config, tmp_path, stopped_at):
+    with stopped_at(config.steps):
+        assert train.run(config, tmp_path) == 1
     assert (tmp_path / "result.json").is_file()
     assert train.run(config, tmp_path) == 0
 
 
-def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):  # noqa: F811
+def test_a_teacher_of_another_vocabulary(config, tmp_path, checkpoint, teacher):
     for folder, target in ((checkpoint, "model"), (teacher, "teacher")):
         shutil.copytree(folder, tmp_path / target)
     words = (tmp_path / "model" / "vocab.txt").read_text(encoding="utf-8").splitlines()

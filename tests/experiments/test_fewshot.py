@@ -1,7 +1,6 @@
 """Few-shot runs, and runs on folders that this library saved."""
 
 import dataclasses
-import json
 import shutil
 
 import ml_collections
@@ -13,7 +12,8 @@ from configs.mpop import base
 from experiments import sweep, train
 from mpojax import io, models
 from tests.experiments import toy
-from tests.experiments.test_compress import SETTINGS, WORDS
+from tests.experiments.toy import result_of
+from tests.experiments.toy_encoder import SETTINGS, WORDS, write_vocabulary
 
 GOOD, BAD = "good fine film", "bad poor plot"
 
@@ -22,7 +22,7 @@ GOOD, BAD = "good fine film", "bad poor plot"
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "words").mkdir()
-    (folder / "words" / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    write_vocabulary(folder / "words")
     model = models.build(SETTINGS, rngs=nnx.Rngs(0))
     io.save_pretrained(model, folder / "model", tokenizer_from=folder / "words")
     return folder / "model"
@@ -46,10 +46,6 @@ def config(checkpoint, texts):
     config.batch_size = config.eval_batch_size = 8
     config.pooling, config.dropout, config.steps, config.checkpoint_every = "mean", 0.0, 2, 0
     return config
-
-
-def result_of(folder):
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def test_a_few_shot_run(config, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """Fine-tuning runs from end to end, on a checkpoint of toy size."""
 
+import contextlib
 import csv
 import dataclasses
+import io as io_lib
 import json
 import pathlib
 import re
@@ -14,74 +16,70 @@ from configs.mpop import base
 from experiments import train
 from experiments.render import runs
 from experiments.tasks import classification
-from mpojax import data, io, models, training
+from mpojax import data, io, models
 from mpojax.methods import options as options_lib
-from tests.experiments import toy
-from tests.experiments.test_compress import SETTINGS, WORDS
+from tests.experiments import toy, toy_encoder
+from tests.experiments.toy import result_of
+from tests.experiments.toy_encoder import SETTINGS
 
 MATRICES = (".*/(query|up|down)", "embeddings/word")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    io.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """A task of a user's own: two TSV files."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name, count in (("train", 48), ("dev", 12)):
-        lines = [("good fine film\tgood", "bad poor plot\tbad")[i % 2] for i in range(count)]
-        (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
-    return folder
+def make_config(checkpoint, texts):
+    config = toy_encoder.config(base.get_config(), checkpoint, texts)
+    config.steps = 4
+    config.checkpoint_every = 3
+    config.optimizer.role_learning_rates = {"auxiliary": 1e-2}
+    return config
 
 
 @pytest.fixture
 def config(checkpoint, texts):
-    config = base.get_config()
-    config.model, config.data_dir = str(checkpoint), str(texts)
-    config.task = "file:train=train.tsv,dev=dev.tsv"
-    config.max_length, config.lengths = 8, (8,)
-    config.batch_size = config.eval_batch_size = 8
-    config.pooling, config.dropout = "mean", 0.0
-    config.steps = 4
-    config.checkpoint_every = 3
-    config.optimizer.learning_rate = 1e-2
-    config.optimizer.role_learning_rates = {"auxiliary": 1e-2}
-    return config
+    return make_config(checkpoint, texts)
+
+
+@pytest.fixture(scope="module")
+def tuned(checkpoint, texts, tmp_path_factory):
+    """The finished run of `config`, with its model."""
+    config = make_config(checkpoint, texts)
+    config.save_model = True
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    assert train.run(config, folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt(checkpoint, texts, tmp_path_factory):
+    """(config, folder, what it prints) of a run that learns its task."""
+    config = make_config(checkpoint, texts)
+    config.variant, config.steps, config.checkpoint_every = "dense", 40, 0
+    config.save_model = True
+    folder = tmp_path_factory.mktemp("learnt") / "run"
+    with contextlib.redirect_stdout(io_lib.StringIO()) as printed:
+        assert toy.main(config, str(folder)) == 0
+    return config, folder, printed.getvalue()
 
 
 def tuned_options(checkpoint):
     return options_lib.read_all({"init_checkpoint": str(checkpoint), "steps": 4})
 
 
-def result_of(folder):
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-
-def test_a_dense_run(config, tmp_path, capsys):
-    config.variant, config.steps, config.checkpoint_every = "dense", 40, 0
-    assert toy.main(config, str(tmp_path)) == 0
-    result = result_of(tmp_path)
+def test_a_dense_run(learnt):
+    config, folder, printed = learnt
+    result = result_of(folder)
     assert result["metric_name"] == "accuracy"
     assert result["metric"] == result["metrics"]["accuracy"] == 1.0
     assert result["trained"] == result["total"]
     assert (result["steps"], result["train_examples"], result["dev_examples"]) == (40, 48, 12)
-    assert "accuracy 1.0000 on 12 examples" in capsys.readouterr().out
-    assert not (tmp_path / "checkpoints").exists()
-    assert train.run(config, tmp_path) == 0  # finished: nothing is done again
+    assert "accuracy 1.0000 on 12 examples" in printed
+    assert not (folder / "checkpoints").exists()
+    assert train.run(config, folder) == 0  # finished: nothing is done again
 
 
 def test_pairs_need_two_token_types_or_zeros(config, texts, tmp_path):
     """The message of a model with one token type says what to write, and that works."""
     settings = dataclasses.replace(SETTINGS, token_types=1)
-    folder = tmp_path / "model"
-    io.export_huggingface(models.build(settings, rngs=nnx.Rngs(0)), folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    folder = toy_encoder.write_checkpoint(tmp_path / "model", settings)
     rows = ["good\tfine\t1", "bad\tplot\t0"] * 8
     (tmp_path / "pairs.tsv").write_text("\n".join(["a\tb\tlabel", *rows]) + "\n")
     config.model, config.data_dir, config.steps = str(folder), str(tmp_path), 1
@@ -110,10 +108,8 @@ def test_no_steps_only_evaluate(config, checkpoint, tmp_path):
     assert len(set(saved) & set(given)) > 10
 
 
-def test_no_steps_keep_the_head_of_the_model(config, tmp_path, caplog):
-    config.steps, config.save_model = 40, True
-    assert train.run(config, tmp_path / "tuned") == 0
-    config.model, config.steps, config.save_model = str(tmp_path / "tuned" / "model"), 0, False
+def test_no_steps_keep_the_head_of_the_model(config, learnt, tmp_path, caplog):
+    config.model, config.steps = str(learnt[1] / "model"), 0
     for seed in (0, 3):
         config.seed = seed
         assert train.run(config, tmp_path / f"seed{seed}") == 0
@@ -135,20 +131,19 @@ def test_a_head_without_names_says_how_it_is_taken(checkpoint, caplog):
     assert "has no head for mine, whose classes are no, yes, maybe" in caplog.text
 
 
-def test_compute_fields(config, tmp_path):
+def test_compute_fields(config, tuned, tmp_path):
     """Recomputed layers change nothing, bfloat16 little; the saved parameters stay float32."""
     config.save_model = True
-    changes = {"plain": {}, "remat": {"remat": True}, "bfloat16": {"dtype": "bfloat16"}}
-    losses, weights = {}, {}
-    for name, change in changes.items():
+    losses = {"plain": result_of(tuned)["fit"]["metrics"]["loss"]}
+    for name, change in (("remat", {"remat": True}), ("bfloat16", {"dtype": "bfloat16"})):
         config.update(change)
         assert train.run(config, tmp_path / name) == 0
         losses[name] = result_of(tmp_path / name)["fit"]["metrics"]["loss"]
-        weights[name] = models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
+    saved = models.to_arrays(io.load_pretrained(tmp_path / "bfloat16" / "model"))
     np.testing.assert_allclose(losses["remat"], losses["plain"], rtol=1e-5)
     np.testing.assert_allclose(losses["bfloat16"], losses["plain"], rtol=0.05)
     assert losses["bfloat16"] != losses["plain"]
-    assert {array.dtype for array in weights["bfloat16"].values()} == {np.dtype(np.float32)}
+    assert {array.dtype for array in saved.values()} == {np.dtype(np.float32)}
 
 
 def test_a_lightweight_run_at_a_budget(config, tmp_path):
@@ -216,13 +211,11 @@ def test_the_best_development_state_is_reported(config, tmp_path):
     assert 1 <= result["best_step"] <= 4
 
 
-def test_last_layers_train_from_a_model_tuned_before(config, tmp_path):
+def test_last_layers_train_from_a_model_tuned_before(config, tuned, tmp_path):
     config.save_model = True
-    assert train.run(config, tmp_path / "first") == 0
-    config.init_checkpoint, config.trainable = str(tmp_path / "first" / "model"), "last_1"
-    assert train.run(config, tmp_path / "second") == 0
-    first = models.to_arrays(io.load_pretrained(tmp_path / "first" / "model"))
-    second = models.to_arrays(io.load_pretrained(tmp_path / "second" / "model"))
+    config.init_checkpoint, config.trainable = str(tuned / "model"), "last_1"
+    assert train.run(config, tmp_path) == 0
+    first, second = (models.to_arrays(io.load_pretrained(f / "model")) for f in (tuned, tmp_path))
     changed = {path for path in first if not np.array_equal(first[path], second[path])}
     assert not any(path.startswith("layers/0/") for path in changed)
     assert any(path.startswith("layers/1/") for path in changed)
@@ -248,15 +241,8 @@ def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same)
     assert classification.tuned_head(options, model, task, "classifier") == (model, same)
 
 
-def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, monkeypatch):
-    class StopAtTwo(training.Hook):
-        def after_step(self, loop):
-            if loop.step == 2:
-                loop.request_stop("test")
-
-    assert train.run(config, tmp_path / "straight") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "StopOnSignal", StopAtTwo)
+def test_an_interrupted_run_goes_on_with_the_same_data(config, tuned, texts, tmp_path, stopped_at):
+    with stopped_at(2):
         assert toy.main(config, str(tmp_path / "stopped")) == 0
     assert not (tmp_path / "stopped" / "result.json").exists()
     file = texts / "train.tsv"
@@ -268,7 +254,7 @@ def test_an_interrupted_run_goes_on_with_the_same_data(config, texts, tmp_path, 
         train.run(config, tmp_path / "stopped")
     file.write_text(content, encoding="utf-8")
     assert train.run(config, tmp_path / "stopped") == 0
-    straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
+    straight, resumed = result_of(tuned), result_of(tmp_path / "stopped")
     assert straight["metrics"] == resumed["metrics"]
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]
 

@@ -19,7 +19,8 @@ from mpojax import compression, data, io, models, training
 from mpojax.methods import options as options_lib
 from mpojax.methods.mpoe import router_statistics
 from tests.experiments import toy, toy_language
-from tests.experiments.toy_language import logged, put, result_of
+from tests.experiments.toy import result_of
+from tests.experiments.toy_language import logged, put
 
 EXPERTS = {"experts__form": "mpoe", "experts__number": 4, "experts__cores": 3}
 
@@ -198,15 +199,9 @@ class TestExperts:
         assert not [name for name in result["metrics"] if name.startswith("test_")]
         assert {row["step"] for row in router_statistics.read(tmp_path / "run")} == {0, 1}
 
-    def test_an_interrupted_run_goes_on(self, tuned, tmp_path, monkeypatch):
-        class StopAtThree(training.Hook):
-            def after_step(self, loop):
-                if loop.step == 3:
-                    loop.request_stop("test")
-
+    def test_an_interrupted_run_goes_on(self, tuned, tmp_path, stopped_at):
         config, straight = tuned
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "StopOnSignal", StopAtThree)
+        with stopped_at(3):
             assert toy.main(config, str(tmp_path / "run")) == 0
         assert not (tmp_path / "run" / "result.json").exists()
         assert train.run(config, tmp_path / "run") == 0

@@ -11,14 +11,13 @@ import pytest
 from flax import nnx
 
 from configs import heal
+from configs.mpop import base
 from experiments import command_line, launch, runs, train
 from mpojax import io, models, training
 from mpojax.methods import protocol
-from tests.experiments import toy_language
-from tests.experiments.test_finetune import checkpoint, config, texts  # noqa: F401
-from tests.experiments.test_text_to_text import MOOD, PAIR
-from tests.experiments.test_text_to_text import texts as pairs  # noqa: F401
-from tests.experiments.toy_language import result_of
+from tests.experiments import toy_encoder, toy_language
+from tests.experiments.test_text_to_text import MOOD, PAIR, write_texts
+from tests.experiments.toy import result_of
 
 LAYERS = ".*/(query|value|up|down)"
 LOW_RANK, BIASES = ((LAYERS, {"rank": 2}),), ((r"(?!head/).*/bias", {"kind": "bias"}),)
@@ -56,13 +55,25 @@ def words(tmp_path_factory):
     return toy_language.write(tmp_path_factory.mktemp("words"))
 
 
-def decoder(words, pairs):  # noqa: F811
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture
+def config(checkpoint, texts):
+    config = toy_encoder.config(base.get_config(), checkpoint, texts)
+    config.steps = 4
+    return config
+
+
+def decoder(words, pairs):
     made = toy_language.config(words, checkpoint_every=0)
     made.model_config.num_layers = 1
     return made
 
 
-def encoder_decoder(words, pairs):  # noqa: F811
+def encoder_decoder(words, pairs):
     made = toy_language.config(pairs, model_config=dict(PAIR), task=MOOD, checkpoint_every=0)
     made.max_length, made.target_length = 12, 8
     return made
@@ -79,8 +90,8 @@ QUICK = {(decoder, "low rank"), (decoder, "squeezing"), (encoder_decoder, "searc
         for pair in itertools.product((decoder, encoder_decoder), METHODS)
     ],
 )
-def test_every_method_on_language_models(words, pairs, tmp_path, architecture, method):  # noqa: F811
-    config = architecture(words, pairs)  # noqa: F811
+def test_every_method_on_language_models(words, pairs, tmp_path, architecture, method):
+    config = architecture(words, pairs)
     fields = METHODS[method]
     if method == "BitFit" and architecture is encoder_decoder:
         # T5 has no biases.
@@ -105,8 +116,8 @@ def test_every_method_on_language_models(words, pairs, tmp_path, architecture, m
 
 
 @pytest.mark.slow
-def test_a_decoder_over_parameterised(words, pairs, tmp_path):  # noqa: F811
-    config = decoder(words, pairs)  # noqa: F811
+def test_a_decoder_over_parameterised(words, pairs, tmp_path):
+    config = decoder(words, pairs)
     config.method = "opf"
     with config.unlocked():
         config.opf = {"interval": 1, "num_per_role": 1, "num_per_round": 1}
@@ -115,11 +126,11 @@ def test_a_decoder_over_parameterised(words, pairs, tmp_path):  # noqa: F811
     assert result["inference_parameters"] < result["train_parameters"]
 
 
-def test_healing_of_a_decoder_that_the_run_compresses(words, pairs, tmp_path):  # noqa: F811
+def test_healing_of_a_decoder_that_the_run_compresses(words, pairs, tmp_path):
     fields = dict(decoder(words, pairs).model_config) | {"vocab_size": 300}
     original = models.build(models.DecoderConfig(**fields), rngs=nnx.Rngs(0))
     io.save_pretrained(original, tmp_path / "original", tokenizer_from=words / "words")
-    config = heal.get_config()  # noqa: F811
+    config = heal.get_config()
     changes = {"matrices": (LAYERS,), "settings": {"form": "low_rank"}, "bond": 4}
     changes |= {"data_dir": str(words), "dataset": toy_language.TEXTS, "steps": 2}
     changes |= {"length": 16, "batch_size": 8, "eval_batch_size": 8, "log_every": 1}
@@ -135,7 +146,7 @@ def test_healing_of_a_decoder_that_the_run_compresses(words, pairs, tmp_path):  
 
 
 def test_healing_without_a_teacher_says_what_to_give(words, tmp_path):
-    config = heal.get_config()  # noqa: F811
+    config = heal.get_config()
     toy_language.put(config, {"model": "runs/small", "dataset": toy_language.TEXTS})
     with pytest.raises(ValueError, match=r"config\.healing\.teacher is empty.*distill_weight=0"):
         runs.read(config)
@@ -144,8 +155,8 @@ def test_healing_without_a_teacher_says_what_to_give(words, tmp_path):
         runs.read(config)
 
 
-def test_an_optimizer_without_the_field_of_masks(words, pairs, tmp_path):  # noqa: F811
-    config = decoder(words, pairs)  # noqa: F811
+def test_an_optimizer_without_the_field_of_masks(words, pairs, tmp_path):
+    config = decoder(words, pairs)
     config.steps = 1
     with config.unlocked():
         config.optimizer = training.default_config()
@@ -153,8 +164,8 @@ def test_an_optimizer_without_the_field_of_masks(words, pairs, tmp_path):  # noq
     assert result_of(tmp_path)["mask"] is None
 
 
-def test_no_steps_have_no_cost(words, pairs):  # noqa: F811
-    config = decoder(words, pairs)  # noqa: F811
+def test_no_steps_have_no_cost(words, pairs):
+    config = decoder(words, pairs)
     config.steps = 0
     with pytest.raises(ValueError, match=r"config\.steps=0 only evaluates: no step"):
         runs.dry_run(config)
@@ -177,7 +188,7 @@ class Watching(protocol.Method):
         return {"watched": len(self.frames)}
 
 
-def test_a_method_of_ones_own(config, tmp_path):  # noqa: F811
+def test_a_method_of_ones_own(config, tmp_path):
     config.method, config.steps = f"{__name__}:Watching", 1
     assert train.run(config, tmp_path) == 0
     assert result_of(tmp_path)["watched"] == len(Watching.frames) > 0
@@ -190,7 +201,7 @@ def test_a_method_of_ones_own(config, tmp_path):  # noqa: F811
 FRAMES = ("<module>", "main", "run", "train", "fit", "fit", "run", "__call__")
 
 
-def test_eight_frames_from_the_command_line_to_the_compiled_step(config, tmp_path, monkeypatch):  # noqa: F811
+def test_eight_frames_from_the_command_line_to_the_compiled_step(config, tmp_path, monkeypatch):
     """The module, and what its `main` calls up to `TrainStep.__call__`."""
     seen, call = [], training.TrainStep.__call__
 

@@ -5,16 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from configs.mpobert import multitask as multitask_config
 from configs.mpop import base
 from experiments import train
 from experiments.tasks import heads
-from mpojax import io, models, training
+from mpojax import io, models
 from mpojax.methods.multitask import single_task
 from tests.experiments import toy
-from tests.experiments.test_compress import SETTINGS, WORDS
+from tests.experiments.toy import result_of
 
 GOOD, BAD = "good fine film", "bad poor plot"
 # name -> (line of the config, labels of a good and of a bad text, examples)
@@ -25,14 +24,6 @@ TASKS = {
 }
 # The average is a metric of the whole; these are of the tasks.
 METRICS = {"mood/accuracy", "score/spearman", "score/pearson", "odd/f1", "average"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    io.export_huggingface(models.build(SETTINGS, rngs=nnx.Rngs(0)), folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +48,6 @@ def config(checkpoint, texts):
     config.steps, config.checkpoint_every = 4, 3
     config.optimizer.learning_rate = 1e-2
     return config
-
-
-def result_of(folder):
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +156,10 @@ def test_no_steps_only_evaluate(finished, tmp_path):
     assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
 
 
-def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
-    class StopAtTwo(training.Hook):
-        def after_step(self, loop):
-            if loop.step == 2:
-                loop.request_stop("test")
-
+def test_an_interrupted_run_goes_on(config, tmp_path, stopped_at):
     config.save_model = True
     assert train.run(config, tmp_path / "straight") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "StopOnSignal", StopAtTwo)
+    with stopped_at(2):
         assert toy.main(config, str(tmp_path / "stopped")) == 0
     assert not (tmp_path / "stopped" / "result.json").exists()
     assert train.run(config, tmp_path / "stopped") == 0

@@ -1,6 +1,7 @@
 """Searches from end to end, on a checkpoint of toy size."""
 
 import csv
+import functools
 import itertools
 
 import jax
@@ -13,28 +14,46 @@ from experiments import train
 from mpojax import io, models, training
 from mpojax.methods import moments
 from mpojax.methods.pet import search as method
-from tests.experiments.test_finetune import checkpoint, result_of, texts  # noqa: F401
+from tests.experiments import toy_encoder
+from tests.experiments.toy import result_of
 
 
-@pytest.fixture
-def config(checkpoint, texts):  # noqa: F811
-    config = base.get_config()
-    config.model, config.data_dir = str(checkpoint), str(texts)
-    config.task = "file:train=train.tsv,dev=dev.tsv"
-    config.max_length, config.lengths = 8, (8,)
-    config.batch_size = config.eval_batch_size = 8
-    config.pooling, config.dropout = "mean", 0.0
+def make_config(checkpoint, texts, mode="structured"):
+    config = toy_encoder.config(base.get_config(), checkpoint, texts)
+    config.optimizer.learning_rate = 1e-3
     config.steps, config.checkpoint_every = 12, 5
-    config.adapters = ((base.LAYERS, {"rank": 3}), (base.BIASES, {"kind": "bias"}))
+    start = {"start": "offset"} if mode == "unstructured" else {}
+    config.adapters = ((base.LAYERS, {"rank": 3} | start), (base.BIASES, {"kind": "bias"}))
     config.search.budget, config.search.rounds, config.search.last_round = 150, 3, 0.7
-    config.search.score_batches = 2
+    config.search.mode, config.search.score_batches = mode, 2
     return config
 
 
+@pytest.fixture
+def config(checkpoint, texts):
+    return make_config(checkpoint, texts)
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, texts, tmp_path_factory):
+    """Folder of an uninterrupted search, by mode."""
+
+    @functools.cache
+    def search(mode):
+        folder = tmp_path_factory.mktemp(mode)
+        assert train.run(make_config(checkpoint, texts, mode), folder) == 0
+        return folder
+
+    return search
+
+
 @pytest.mark.parametrize("gauge", ["svd", pytest.param("raw", marks=pytest.mark.slow)])
-def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
-    config.search.gauge = gauge
-    assert train.run(config, tmp_path) == 0
+def test_a_structured_search(config, finished, tmp_path, checkpoint, gauge):
+    if gauge == "svd":  # the default
+        tmp_path = finished("structured")
+    else:
+        config.search.gauge = gauge
+        assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
     history = result["search"]["history"]
     assert [line["budget"] for line in history][-1] == 150
@@ -63,13 +82,13 @@ def test_a_structured_search(config, tmp_path, checkpoint, gauge):  # noqa: F811
         *(pytest.param(c, marks=pytest.mark.slow) for c in ("hybrid", "magnitude", "random")),
     ],
 )
-def test_an_unstructured_search(config, tmp_path, criterion):
-    config.search.mode, config.search.criterion = "unstructured", criterion
-    config.adapters = (
-        (base.LAYERS, {"rank": 3, "start": "offset"}),
-        (base.BIASES, {"kind": "bias"}),
-    )
-    assert train.run(config, tmp_path) == 0
+def test_an_unstructured_search(checkpoint, texts, finished, tmp_path, criterion):
+    if criterion == "taylor":  # the default
+        tmp_path = finished("unstructured")
+    else:
+        config = make_config(checkpoint, texts, "unstructured")
+        config.search.criterion = criterion
+        assert train.run(config, tmp_path) == 0
     assert result_of(tmp_path)["updates"] == 150
 
 
@@ -83,7 +102,7 @@ def test_chains_and_the_training_from_the_start(config, tmp_path):
     assert result["retrain_fit"]["step"] == 12
 
 
-def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
+def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):
     config.search.budget = 0
     assert train.run(config, tmp_path) == 0
     result = result_of(tmp_path)
@@ -101,34 +120,29 @@ def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):  # noqa: F811
 @pytest.mark.parametrize(
     "mode", ["unstructured", pytest.param("structured", marks=pytest.mark.slow)]
 )
-def test_the_same_is_kept_on_one_and_on_eight_devices(config, tmp_path, monkeypatch, mode):
-    config.search.mode = mode
-    assert train.run(config, tmp_path / "eight") == 0
+def test_the_same_is_kept_on_one_and_on_eight_devices(
+    checkpoint, texts, finished, tmp_path, monkeypatch, mode
+):
     one = training.make_mesh(devices=jax.devices()[:1])
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "make_mesh", lambda sizes: one)
-        assert train.run(config, tmp_path / "one") == 0
-    eight, alone = (result_of(tmp_path / name) for name in ("eight", "one"))
-    assert eight["search"] == alone["search"]
-    assert (tmp_path / "eight/kept.csv").read_text() == (tmp_path / "one/kept.csv").read_text()
+    monkeypatch.setattr(training, "make_mesh", lambda sizes: one)
+    assert train.run(make_config(checkpoint, texts, mode), tmp_path) == 0
+    monkeypatch.undo()
+    eight = finished(mode)
+    assert result_of(eight)["search"] == result_of(tmp_path)["search"]
+    assert (eight / "kept.csv").read_text() == (tmp_path / "kept.csv").read_text()
 
 
 @pytest.mark.parametrize(
     "mode", ["structured", pytest.param("unstructured", marks=pytest.mark.slow)]
 )
-def test_a_search_that_is_stopped_goes_on_to_the_same_end(config, tmp_path, monkeypatch, mode):
-    class StopAtSix(training.Hook):
-        def after_step(self, loop):
-            if loop.step == 6:
-                loop.request_stop("test")
-
-    config.search.mode = mode
-    assert train.run(config, tmp_path / "straight") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "StopOnSignal", StopAtSix)
-        assert train.run(config, tmp_path / "stopped") == 1
-    assert train.run(config, tmp_path / "stopped") == 0
-    straight, resumed = (result_of(tmp_path / name) for name in ("straight", "stopped"))
+def test_a_search_that_is_stopped_goes_on_to_the_same_end(
+    checkpoint, texts, finished, tmp_path, stopped_at, mode
+):
+    config = make_config(checkpoint, texts, mode)
+    with stopped_at(6):
+        assert train.run(config, tmp_path) == 1
+    assert train.run(config, tmp_path) == 0
+    straight, resumed = result_of(finished(mode)), result_of(tmp_path)
     assert straight["metrics"] == resumed["metrics"]
     assert straight["search"] == resumed["search"]
     assert straight["fit"]["metrics"]["loss"] == resumed["fit"]["metrics"]["loss"]

@@ -70,18 +70,10 @@ def test_a_run_leaves_numbers_samples_and_a_model(finished, corpus):
     assert train.run(_config(corpus, variant="small"), finished) == 0  # nothing left to do
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, corpus, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, corpus, tmp_path, stopped_at):
     config = _config(corpus, variant="small")
-
-    class StopAtTwo(training.Hook):
-        def after_step(self, loop):
-            if loop.step == 2:
-                loop.request_stop("test")
-
-    original = training.StopOnSignal
-    monkeypatch.setattr(training, "StopOnSignal", StopAtTwo)
-    assert train.run(config, tmp_path / "run") == 1
-    monkeypatch.setattr(training, "StopOnSignal", original)
+    with stopped_at(2):
+        assert train.run(config, tmp_path / "run") == 1
     assert train.run(config, tmp_path / "run") == 0
     assert _result(tmp_path / "run")["metrics"] == _result(finished)["metrics"]
     whole, parts = (

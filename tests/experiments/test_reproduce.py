@@ -9,7 +9,7 @@ from experiments import reproduce, train
 from experiments.tables import cells, schema, training_cost, work
 from mpojax import claims, files, io, models
 from mpojax.training import workdir
-from tests.experiments.test_compress import SETTINGS, WORDS
+from tests.experiments.toy_encoder import SETTINGS, WORDS
 
 TOY = """
 title = "A toy table"

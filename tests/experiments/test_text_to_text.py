@@ -11,7 +11,8 @@ from mpojax import data, io, models, training
 from mpojax.methods.mpoe import router_statistics
 from mpojax.training.tasks import language_modeling
 from tests.experiments import toy, toy_language
-from tests.experiments.toy_language import logged, put, result_of
+from tests.experiments.toy import result_of
+from tests.experiments.toy_language import logged, put
 
 PAIR = {
     "kind": "encoder_decoder",
@@ -32,10 +33,8 @@ ECHO = "pairs:train=echo.tsv,dev=echo.tsv;prefix=say:;name=echo"
 EXPERTS = {"experts__form": "mpoe", "experts__number": 2, "experts__cores": 3}
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """Eight examples of each task."""
-    folder = tmp_path_factory.mktemp("texts")
+def write_texts(folder):
+    """Eight examples of each task, and a tokenizer in `words`."""
 
     def table(name, columns, rows):
         lines = ["\t".join(columns), *("\t".join(row) for row in rows)]
@@ -53,6 +52,11 @@ def texts(tmp_path_factory):
     words = "mood score say: sentence: a such one 0 1 2 3 4 5 . good bad fine poor film plot\n"
     data.train_bpe([words] * 3, 290).save(folder / "words")
     return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 def config_of(texts, **fields):
@@ -151,19 +155,13 @@ class TestOneTask:
         assert metrics["accuracy"] == metrics["test_accuracy"] == 0.0
 
     @pytest.mark.slow
-    def test_an_interrupted_run_goes_on(self, learnt, texts, tmp_path, monkeypatch):
-        class StopAtTwo(training.Hook):
-            def after_step(self, loop):
-                if loop.step == 2:
-                    loop.request_stop("test")
-
+    def test_an_interrupted_run_goes_on(self, texts, tmp_path, stopped_at):
         config = config_of(
             texts, steps=3, checkpoint_every=0, dropout=0.1, save_model=True, **EXPERTS
         )
         config.optimizer.central_mask.rate = 0.5
         assert train.run(config, tmp_path / "straight") == 0
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "StopOnSignal", StopAtTwo)
+        with stopped_at(2):
             assert train.run(config, tmp_path / "stopped") == 1
         assert train.run(config, tmp_path / "stopped") == 0
         one, other = (result_of(tmp_path / name) for name in ("straight", "stopped"))

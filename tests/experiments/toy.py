@@ -1,4 +1,4 @@
-"""A sweep whose cells take no time."""
+"""A sweep whose cells take no time, and what all runs of the tests do."""
 
 import json
 import pathlib
@@ -57,6 +57,10 @@ def main(config, folder) -> int:
     """What the command line does with a config."""
     runs.show(folder, train.run(config, folder))
     return 0
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def install(monkeypatch) -> None:

@@ -66,10 +66,6 @@ def put(made, fields):
     return made
 
 
-def result_of(folder):
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-
 def logged(folder, name):
     """{step: value} of a metric."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -158,9 +158,15 @@ def dynamic(steps=9, settings=SETTINGS):
     )
 
 
-def test_matrices_become_chains_until_each_role_has_enough():
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The hook and the model of a run that nothing stopped."""
     hook = dynamic()
-    model = fit(hook, 9).state.model()
+    return hook, fit(hook, 9, tmp_path_factory.mktemp("whole"), every=20).state.model()
+
+
+def test_matrices_become_chains_until_each_role_has_enough(whole):
+    hook, model = whole
     assert [step for step, _ in hook.chosen] == [3, 6]
     counts = {}
     for path in hook.paths:
@@ -175,13 +181,12 @@ def test_matrices_become_chains_until_each_role_has_enough():
     assert [entry["step"] for entry in facts["chosen"]] == [3, 6]
 
 
-def test_a_dynamic_run_that_is_stopped_goes_on_to_the_same_end(tmp_path):
-    whole = fit(dynamic(), 9, tmp_path / "whole", every=20)
-    fit(dynamic(), 7, tmp_path / "parts", every=20)  # after the second choice
+def test_a_dynamic_run_that_is_stopped_goes_on_to_the_same_end(whole, tmp_path):
+    fit(dynamic(), 7, tmp_path, every=20)  # after the second choice
     hook = dynamic()
-    again = fit(hook, 9, tmp_path / "parts", every=20)
+    again = fit(hook, 9, tmp_path, every=20)
     assert [step for step, _ in hook.chosen] == [3, 6]
-    one, other = (models.to_arrays(result.state.model()) for result in (whole, again))
+    one, other = (models.to_arrays(model) for model in (whole[1], again.state.model()))
     assert one.keys() == other.keys()
     for name, array in one.items():
         np.testing.assert_array_equal(other[name], array)

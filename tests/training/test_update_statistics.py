@@ -43,13 +43,24 @@ def norms(states, step, select):
     return change / size, size
 
 
-def test_against_the_states_themselves(tmp_path):
-    keep = Keep()
-    result = run(tmp_path, hooks=[keep])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder, result, states) of a run that is measured at every step."""
+    folder, keep = tmp_path_factory.mktemp("whole"), Keep()
+    return folder, run(folder, every=1, hooks=[keep, training.Checkpoint(every=2)]), keep.states
+
+
+def measured_lines(folder):
+    """{step: line of the metrics} where updates were measured."""
+    lines = metrics_lib.read(folder / "metrics.jsonl")
+    return {x["step"]: x for x in lines if "update_ratio/layer_00" in x}
+
+
+def test_against_the_states_themselves(whole):
+    folder, result, states = whole
     assert not [name for name in result.metrics if "layer" in name]
-    lines = metrics_lib.read(tmp_path / "metrics.jsonl")
-    lines = {x["step"]: x for x in lines if "update_ratio/layer_00" in x}
-    assert sorted(lines) == [2, 4]
+    lines = measured_lines(folder)
+    assert sorted(lines) == [1, 2, 3, 4, 5]
     roles = training.roles(small_encoder.model("shared"))
     stack = "encoder/stacks/0/"
 
@@ -69,14 +80,14 @@ def test_against_the_states_themselves(tmp_path):
         ratios = {x.partition("/")[2] for x in line if x.startswith("update_ratio/")}
         assert ratios == set(groups)
         for name, select in groups.items():
-            ratio, norm = norms(keep.states, step, select)
+            ratio, norm = norms(states, step, select)
             assert line[f"update_ratio/{name}"] == pytest.approx(ratio, rel=1e-4), name
             assert line[f"parameter_norm/{name}"] == pytest.approx(norm, rel=1e-5), name
 
 
-def test_file_for_plots_and_resume(tmp_path):
-    whole = run(tmp_path / "whole", every=1, hooks=[training.Checkpoint(every=2)])
-    read = update_statistics.read(tmp_path / "whole")
+def test_file_for_plots_and_resume(whole, tmp_path):
+    folder, result, _ = whole
+    read = update_statistics.read(folder)
     assert read["step"].tolist() == [1, 2, 3, 4, 5]
     assert read["layer_03/auxiliary"].shape == (5, 2)
     assert {"block_01/central", "block_00/other", "outside/other"} <= set(read)
@@ -87,12 +98,13 @@ def test_file_for_plots_and_resume(tmp_path):
     resumed = update_statistics.read(tmp_path / "resumed")
     for name, values in read.items():
         np.testing.assert_array_equal(values, resumed[name], err_msg=name)
-    helpers.assert_same_bits(whole.state, again.state)
+    helpers.assert_same_bits(result.state, again.state)
 
 
-def test_training_is_not_touched():
+def test_training_is_not_touched(tmp_path):
     plain = small_encoder.run("shared", steps=4)
-    measured = run(every=2, steps=4)
+    measured = run(tmp_path, every=2, steps=4)
+    assert sorted(measured_lines(tmp_path)) == [2, 4]
     assert measured.traces == 1
     helpers.assert_same_bits(plain.state, measured.state)
 
