@@ -68,6 +68,7 @@ def next_tokens(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw(key, row):
+        # argmax of logits + Gumbel noise, by row and step: no row depends on its neighbours.
         return jax.random.categorical(jax.random.fold_in(key, step), row)
 
     return jax.vmap(draw)(keys, filtered(logits, sampling)).astype(jnp.int32)
@@ -84,6 +85,7 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     vocabulary = logits.shape[-1]
     k = vocabulary if sampling.top_k is None else min(sampling.top_k, vocabulary)
     if k < vocabulary:
+        # Ties with the k-th largest stay, as in transformers.
         last = jax.lax.top_k(logits, k)[0][..., -1:]
         logits = jnp.where(logits >= last, logits, -jnp.inf)
     if sampling.top_p is not None and sampling.top_p < 1.0:
@@ -95,6 +97,7 @@ def _last_of_top_p(logits: jax.Array, top_p: float) -> jax.Array:
     """The smallest logit (rows, 1) that is needed to reach a probability of `top_p`."""
     ordered = -jnp.sort(-logits, axis=-1)
     probabilities = jax.nn.softmax(ordered, axis=-1)
+    # Mass of what is more probable: the first token is always kept.
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     return jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
 

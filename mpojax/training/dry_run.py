@@ -80,6 +80,7 @@ class Report:
         rows += [("FLOPs of one step, whole batch", "", "")]
         rows += [("  program", _teraflops(self.program_flops), "matrix products, all that are run")]
         if self.model_flops is not None:
+            # Model FLOPs over those that run: remat and rebuilding of matrices are the difference.
             share = self.model_flops / max(1, self.program_flops)
             note = f"dense model, forward and backward once: {share:.0%} of the program's"
             rows += [("  model", _teraflops(self.model_flops), note)]
@@ -144,6 +145,7 @@ def dry_run(
     if len(rows) != 1:
         raise ValueError(f"the arrays of a batch need equally many rows; got {sorted(rows)}")
     sharding_lib.check_batch(rows.pop(), mesh)
+    # Shapes with shardings: nothing is allocated, whatever the size.
     split = NamedSharding(mesh, sharding_lib.BATCH)
     batch = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
@@ -191,6 +193,7 @@ def _sizes_by_role(roles: Mapping[str, str], parameters: Mapping[str, Any]) -> d
 def _memory(state: state_lib.TrainState, batch: Mapping, compiled) -> dict[str, int | None]:
     def size(tree) -> int:
         return sum(
+            # Of one device: what is replicated counts whole, what is sharded by its part.
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(tree)
         )

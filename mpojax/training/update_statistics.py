@@ -74,6 +74,7 @@ class UpdateStatistics(hooks.Hook):
 
     def _keep(self, loop: "Loop") -> None:
         if (loop.step + 1) % self.every == 0 and loop.step < loop.steps:
+            # A copy: the step gives the buffers of its input away.
             self._before = self._copy(loop.state.trainable)
 
     def _write(self, loop: "Loop") -> None:
@@ -118,6 +119,7 @@ def _squares(before: Any, after: Any) -> dict[str, jax.Array]:
 
     def sums(path, old, new):
         axes = tuple(range(state_lib.layer_axes(path), old.ndim))
+        # |new - old|^2 and |old|^2 of each layer; sums of squares add up over arrays.
         pair = [jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes) for x in (new - old, old)]
         return jnp.stack(pair).reshape(2, -1)
 
@@ -139,6 +141,7 @@ def _by_layer_and_role(squares: dict, roles: dict[str, str]) -> dict[tuple[str, 
         for index in range(sums.shape[1]):
             if stack is None:
                 group = "outside"
+            # What a block of layers shares has fewer slices than the stack has layers.
             elif sums.shape[1] == depths[stack]:
                 group = f"{names[stack]}layer_{starts[stack] + index:02d}"
             else:

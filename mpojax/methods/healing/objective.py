@@ -94,9 +94,11 @@ def healing_loss(distill_weight: float) -> objectives.LossFunction:
     def loss_fn(pair: Pair, batch: dict, key: jax.Array | None) -> tuple[jax.Array, dict]:
         output = language_modeling.forward(pair.student, batch, key)
         teacher = jax.lax.stop_gradient(language_modeling.forward(pair.teacher, batch).logits)
+        # The loss by labels reads the logits that are there: one forward pass for both terms.
         known = types.SimpleNamespace(forward=lambda *_, **__: output)
         labels, metrics = by_labels(known, batch, key)
         weights = batch["target_weights"]
+        # Of the whole batch where this is a micro-batch, so that parts add up to the same mean.
         total = batch.get("target_weights_total", jnp.sum(weights))
         divergence = jnp.sum(_divergences(output.logits, teacher) * weights)
         divergence = divergence / jnp.maximum(total, 1e-6)

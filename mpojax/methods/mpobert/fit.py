@@ -30,11 +30,13 @@ def fit_auxiliary(w, start, shape: mpo.MPOShape, sweeps: int = 8, tolerance: flo
     middle = cores[centre]
     left, right = _side(cores[:centre], True), _side(cores[centre + 1 :], False)
     bond_left, bond_right = middle.shape[0], middle.shape[-1]
+    # W as (left sites) x (central site) x (right sites): W ~ L M R, M fixed.
     target = decomposition._interleave(w, shape).reshape(left.shape[0], -1, right.shape[1])
     norm = np.linalg.norm(target) or 1.0
     middle = middle.reshape(bond_left, -1, bond_right)
     error = _error(target, left, middle, right) / norm
     for _ in range(sweeps):
+        # L = argmin ||L (M R) - W||, then R = argmin ||(L M) R - W||: each is least squares.
         with_right = (middle @ right).reshape(bond_left, -1)
         new_left = _solve(with_right, target.reshape(left.shape[0], -1))
         with_left = np.einsum("pa,amb->pmb", new_left, middle).reshape(-1, bond_right)
@@ -69,6 +71,7 @@ def _side(cores, is_left: bool) -> np.ndarray:
 
 def _solve(inputs, target):
     """X with the least ||X inputs - target||; the shortest such where it is not unique."""
+    # Normal equations: inputs has few rows (a bond) and many columns.
     return np.linalg.lstsq(inputs @ inputs.T, inputs @ target.T, rcond=1e-12)[0].T
 
 
@@ -82,6 +85,7 @@ def _split_left(left, shape: mpo.MPOShape) -> list[np.ndarray]:
     cores, rest = [], left
     bonds = (1, *shape.bond_dims)
     for k in range(shape.central - 1):
+        # L = U (S V^T): U is the core, the rest goes to the right.
         u, s, vt = np.linalg.svd(
             rest.reshape(bonds[k] * shape.site_sizes[k], -1), full_matrices=False
         )

@@ -36,6 +36,7 @@ class Teacher:
 
     def layer(self, layer: int) -> int:
         """The teacher's layer that a layer begins as."""
+        # floor(i T / S): neighbouring layers of a deeper student begin alike.
         return layer * self.config.num_layers // self._student.num_layers
 
     def kernel(self, layer: int, role: str) -> np.ndarray:
@@ -98,6 +99,7 @@ class Teacher:
         known = {}
         for path, shape in shapes.items():
             source = self.layer(layer_of(path))
+            # Layers that copy one matrix take one decomposition.
             key = role_of(path), source - source % self.config.block_size, shape
             if key not in known:
                 w = np.asarray(self.kernel(key[1], key[0]), np.float64)
@@ -113,6 +115,7 @@ class Teacher:
             for role, shape in roles(shapes).items():
                 own = {layer: self.kernel(self.layer(layer), role) for layer in block}
                 if central == "mean":
+                    # Of the mean matrix: nearest on average to all layers that share it.
                     middle = np.mean(np.stack(list(own.values())), axis=0, dtype=np.float64)
                 else:
                     middle = np.asarray(self.kernel(central, role), np.float64)

@@ -180,6 +180,7 @@ def logit_distance(student: jax.Array, teacher: jax.Array, temperature: float = 
       student, teacher: logits (batch, classes).
     """
     one, other = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (student, teacher))
+    # KL(p || q) = sum_c p_c (log p_c - log q_c)
     return jnp.mean(jnp.sum(jnp.exp(other) * (other - one), axis=-1))
 
 
@@ -216,6 +217,7 @@ def attention_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array |
     # The student's is zero where the teacher's is, at padding: there the product is to be zero.
     least = jnp.finfo(teacher.dtype).tiny
     logs = jnp.log(jnp.maximum(teacher, least)) - jnp.log(jnp.maximum(student, least))
+    # Means over layers and heads; positions are weighed by the mask below.
     divergence = jnp.mean(jnp.sum(teacher * logs, axis=-1), axis=(0, 2))
     real = jnp.ones_like(divergence) if mask is None else (mask != 0).astype(divergence.dtype)
     return jnp.sum(real * divergence) / jnp.sum(real)
@@ -251,6 +253,7 @@ def _distance(cores, goal, alignment: str, relative: bool) -> jax.Array:
         return mpo.projector_distance(cores, goal)
     if alignment != "weight":
         return mpo.core_distance(cores, goal, relative)
+    # ||W - W_t||^2 / ||W_t||^2: independent of gauges, reaches the central core.
     one, other = (mpo.to_matrix(tuple(c)) for c in (cores, goal))
     scale = jnp.mean(jnp.square(other)) if relative else 1.0
     return jnp.mean(jnp.square(one - other)) / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
@@ -279,8 +282,10 @@ def optimizer_fields(setup: Any, model: models.Model, chains: student.OPDFSettin
     planned = student.planned_shapes(model.config, chains)
     cores = max(shape.num_cores for shape in planned.values())
     own = setup.options.training
+    # A step of e on each of n cores moves the matrix by about n e.
     rate = cores**-own.rate_exponent * own.optimizer["learning_rate"]
     fields = setup.optimizer_fields(model, central=rate, auxiliary=rate)
     if fields["weight_decay"]:
+        # Zero would pull a product of cores away from the matrix it starts as.
         fields["decay_to_start"] = (r".*/cores/\d+",)
     return fields

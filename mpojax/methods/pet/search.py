@@ -111,10 +111,12 @@ def masked(optimizer: Optimizer, masks: Mapping | None = None) -> Optimizer:
     """
 
     def init(params):
+        # Own buffers: the given ones may be donated by a step.
         mask = jax.tree.map(jnp.ones_like, params) if masks is None else masks
         return MaskedState(jax.tree.map(jnp.array, mask), optimizer.init(params))
 
     def update(updates, state, params=None):
+        # m o g: dropped entries have no part in the norm by which gradients are clipped.
         updates = jax.tree.map(jnp.multiply, updates, state.mask)
         updates, inner = optimizer.update(updates, state.inner, params)
         return jax.tree.map(jnp.multiply, updates, state.mask), MaskedState(state.mask, inner)
@@ -235,6 +237,7 @@ class Search(training.Hook):
             self._logical(state.trainable),
             _host(total),
             reference=self.superset.reference,
+            # By round: a resumed run ranks as the first one would have.
             rng=np.random.default_rng((settings.seed, index)),
         )
 
@@ -271,6 +274,7 @@ class Search(training.Hook):
         entries = {n: m.astype(np.float32) for n, m in self.superset.entry_masks(masks).items()}
         mask = self._stacked(state.optimizer.mask, entries)
         optimizer = state.optimizer._replace(mask=mask)
+        # An entry that is gone must not come back by its momentum.
         held = [_multiplied(tree, mask) for tree, _ in moments.trees(optimizer)]
         optimizer = moments.with_trees(optimizer, held)
         trainable = self._stacked(state.trainable, params)
