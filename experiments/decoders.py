@@ -104,6 +104,7 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
     )
     settings = config.calibration
     ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
+    evaluation.check_vocabulary(dense, ids, f"config.calibration.texts={settings.texts!r}")
     length = min(settings.length, dense.config.max_positions)
     windows = len(ids) // length
     if not windows:

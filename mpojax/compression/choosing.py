@@ -32,6 +32,9 @@ from mpojax.models import evaluation
 # One of so many rows of the calibration texts is held out.
 HELD_OUT = 8
 
+# Factors are kept from the first pass to the candidates up to this size, else made again.
+_KEPT_BYTES = 2**30
+
 # Measured for every budget: they differ in ranks alone.
 CANDIDATES: dict[str, Method] = {
     f"ranks by loss{note}": dataclasses.replace(METHODS["pivoted"], exponent=exponent)
@@ -115,24 +118,26 @@ def best(
         )
         return *low_rank.approximations(task, method), None
     task.steps = 3 * len(task.paths) + len(CANDIDATES) + 2
-    losses = low_rank.predicted_losses(task, method)
+    factors = _Factors(task)
+    losses = low_rank.predicted_losses(task, method, factors.keep)
     ranks = {name: low_rank.ranks_of(task, m, losses) for name, m in CANDIDATES.items()}
     measure = Measure(task.matrices, held_out)
-    factors = _factors(task, method, ranks.values())
+    factors.complete(method, ranks.values())
     found = {"dense": measure({})}
     task.advance("the dense model")
     for name, own in ranks.items():
-        found[name] = measure(_matrices(factors, own))
+        found[name] = measure(factors.matrices(own))
         task.advance(name)
     chosen = min(ranks, key=found.get)
     own = ranks[chosen]
-    made = {chosen: _chains(factors, own)}
+    made = {chosen: factors.chains(own)}
     name = f"{chosen}, {LAYERWISE}"
     made[name] = low_rank.layer_by_layer(task, method, own)
     found[name] = measure(_all(made[name]))
     task.advance(LAYERWISE)
     rows = {name: low_rank.rows_of(task, method, each, own, losses) for name, each in made.items()}
     if sharing.refusal(task) is None and sharing.promising(task, method, losses):
+        task.steps += len(task.paths)
         made[SHARED], _, rows[SHARED] = sharing.approximations(task, method, losses)
         found[SHARED] = measure(_all(made[SHARED]))
     chosen = min(made, key=found.get)
@@ -143,26 +148,41 @@ def _all(made: Approximations) -> dict[str, np.ndarray]:
     return {path: made.matrix(path) for path in (*made.chains, *made.dense)}
 
 
-def _factors(task: Task, method: Method, ranks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """float32 (A, B) of each matrix with the largest rank that a candidate gives it."""
-    factorised, factors = task.factorised(method), {}
-    for path in task.paths:
-        if most := max(own[path] or 0 for own in ranks):
-            factors[path] = tuple(np.float32(core) for core in factorised(path).cores(most))
-        task.advance(path)
-    return factors
+class _Factors:
+    """float32 (A, B) of each matrix, from which chains of any smaller rank are cut."""
 
+    def __init__(self, task: Task):
+        self.task = task
+        self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        sizes = [task.matrices.sizes[path] for path in task.paths]
+        numbers = sum(min(size) * sum(size) for size in sizes)
+        self.keeps_all = 4 * numbers <= _KEPT_BYTES
 
-def _cut(factors, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The chain of a smaller rank: the leading columns of A and rows of B."""
-    first, second = factors
-    return first[..., :rank], second[:rank]
+    def keep(self, path: str, low_rank: mpo.LowRank) -> None:
+        """Those of every rank, where all of them fit into memory."""
+        if self.keeps_all:
+            self._add(path, low_rank, min(low_rank.w.shape))
 
+    def complete(self, method: Method, ranks) -> None:
+        """Else, by factorising again, those of the largest rank that a candidate has."""
+        factorised = self.task.factorised(method)
+        for path in self.task.paths:
+            most = max(own[path] or 0 for own in ranks)
+            if most and not self.keeps_all:
+                self._add(path, factorised(path), most)
+            self.task.advance(path)
 
-def _matrices(factors: Mapping, ranks: Ranks) -> dict[str, np.ndarray]:
-    return {p: mpo.to_matrix(_cut(factors[p], r)) for p, r in ranks.items() if r is not None}
+    def _add(self, path: str, low_rank: mpo.LowRank, rank: int) -> None:
+        self.found[path] = tuple(np.float32(core) for core in low_rank.cores(rank))
 
+    def _cut(self, ranks: Ranks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The chains of smaller ranks: the leading columns of A and rows of B."""
+        chosen = {path: rank for path, rank in ranks.items() if rank is not None}
+        return {p: (self.found[p][0][..., :r], self.found[p][1][:r]) for p, r in chosen.items()}
 
-def _chains(factors: Mapping, ranks: Ranks) -> Approximations:
-    cut = {p: _cut(factors[p], r) for p, r in ranks.items() if r is not None}
-    return Approximations({p: layerwise.chain(c, pivoted=True) for p, c in cut.items()}, {}, [])
+    def matrices(self, ranks: Ranks) -> dict[str, np.ndarray]:
+        return {path: mpo.to_matrix(cores) for path, cores in self._cut(ranks).items()}
+
+    def chains(self, ranks: Ranks) -> Approximations:
+        cut = self._cut(ranks).items()
+        return Approximations({p: layerwise.chain(c, pivoted=True) for p, c in cut}, {}, [])

@@ -141,14 +141,20 @@ def approximations(task: Task, method: Method) -> tuple[Approximations, list[Mat
     return found, rows_of(task, method, found, ranks, losses)
 
 
-def predicted_losses(task: Task, method: Method) -> Losses:
+def predicted_losses(
+    task: Task, method: Method, visit: Callable[[str, mpo.LowRank], None] | None = None
+) -> Losses:
     """Rise of the model's loss that the curvature predicts, nats a token, by path and rank.
 
-    Of a method without curvature half the mean squared error of the outputs.
+    Of a method without curvature half the mean squared error of the outputs. `visit` may take more
+    of each factorisation, which is then dropped: together they are large.
     """
     factorised, losses = task.factorised(method), {}
     for path in task.paths:
-        losses[path] = factorised(path).squared_errors / 2
+        found = factorised(path)
+        losses[path] = found.squared_errors / 2
+        if visit is not None:
+            visit(path, found)
         task.advance(path)
     return losses
 

@@ -61,6 +61,14 @@ def test_it_is_deterministic(model, compressed):
     np.testing.assert_array_equal(again(ids), compressed[0](ids))
 
 
+def test_factors_that_do_not_fit_are_made_again(model, compressed, monkeypatch):
+    monkeypatch.setattr(choosing, "_KEPT_BYTES", 0)
+    _, report = mj.compress(model, budget=0.7, calibration=IDS)
+    assert report.choice.chosen == compressed[1].choice.chosen
+    for name, value in compressed[1].choice.found.items():
+        assert report.choice.found[name] == pytest.approx(value, rel=1e-5)
+
+
 def test_layer_by_layer_is_kept_only_if_it_is_better(model, monkeypatch):
     whole = layerwise.compress
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import tokenizers
@@ -98,6 +99,16 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path, chan
     with pytest.raises(ValueError, match=message):
         compress.main(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(config, model, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["plot"] = 77
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config.model = str(other)
+    with pytest.raises(ValueError, match=r"token ids in \d+..77.*this tokenizer does not fit"):
+        compress.main(config, str(tmp_path / "run"))
 
 
 def test_a_budget_of_the_matrices(config, tmp_path):
