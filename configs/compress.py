@@ -50,6 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
         "texts": "python_docs",
         "windows": 64,
         "length": 512,
+        "order": "spread",  # over the text; "first", or "random" by the seed
+        "seed": 0,
         "task": "",
         "data_dir": "",
         "split": "train",

@@ -24,6 +24,7 @@ from mpojax.training import workdir as workdir_lib
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
 # Their speed is measured, once for each size.
 _TIMED = ("dense", "best", "healed")
+_ORDERS = ("spread", "first", "random")
 # Perplexities are drawn up to so many times the dense model's.
 _SHOWN = 50.0
 _COLUMNS = {
@@ -103,6 +104,7 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
         for path in compression.matched(dense, _rules(config))
     )
     settings = config.calibration
+    checks.check_value("config.calibration.order", settings.order, checks.one_of(*_ORDERS))
     ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
     evaluation.check_vocabulary(dense, ids, f"config.calibration.texts={settings.texts!r}")
     length = min(settings.length, dense.config.max_positions)
@@ -123,7 +125,7 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
             f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
             f"window of config.evaluation.window={window}; give more text."
         )
-    given = (dense, int(matched), ids, *_batches(rows, settings.windows), test, tokenizer_folder)
+    given = (dense, int(matched), ids, *_batches(rows, settings), test, tokenizer_folder)
     job = Job(config, folder, names or DEFAULT, *given)
     for budget in budgets:
         rules = _rules(config, form="low_rank")
@@ -131,17 +133,25 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
     return job
 
 
-def _batches(windows: np.ndarray, number: int) -> tuple[list, list]:
+def _batches(windows: np.ndarray, settings) -> tuple[list, list]:
     """(batches to calibrate on, batches to choose by) of the windows of a text.
 
-    An eighth as many are held out, spread over what is not read; of a short text every eighth.
+    An eighth as many are held out; of a text without more windows every eighth.
     """
-    rows, rest = windows[:number], windows[number:]
-    held = max(number // 8, 1)
-    if len(rest) < held:
-        return compression.split_held_out(compression.calibration_batches(rows))
-    rest = rest[np.linspace(0, len(rest) - 1, held).astype(int)]
-    return compression.calibration_batches(rows), compression.calibration_batches(rest)
+    number = min(settings.windows, len(windows))
+    wanted = number + max(number // 8, 1)
+    if len(windows) < wanted:
+        return compression.split_held_out(compression.calibration_batches(windows[:number]))
+    rows = {
+        "first": lambda: np.arange(wanted),
+        "spread": lambda: np.linspace(0, len(windows) - 1, wanted).astype(int),
+        "random": lambda: np.random.default_rng(settings.seed).permutation(len(windows))[:wanted],
+    }[settings.order]()
+    held = np.linspace(0, wanted - 1, wanted - number).astype(int)
+    if settings.order == "first":
+        held = np.arange(number, wanted)
+    held = np.isin(np.arange(wanted), held)
+    return tuple(compression.calibration_batches(windows[rows[of]]) for of in (~held, held))
 
 
 def _rules(config, **settings) -> list[compression.Rule]:

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import tokenizers
 
 from configs import compress as compress_config
-from experiments import compress
+from experiments import compress, decoders
 from mpojax import io
 from tests.experiments.toy_encoder import WORDS
 from tests.models import small_language
@@ -84,6 +85,7 @@ def _failing(done, save, after):
     [
         ({"budgets": ()}, "a decoder needs a size"),
         ({"budget_of": "half"}, "config.budget_of='half'"),
+        ({"calibration.order": "last"}, "config.calibration.order='last'"),
         ({"budgets": (0.01,)}, "smallest feasible budget"),
         ({"calibration.length": 32, "calibration.texts": "SHORT"}, "fewer than one window"),
         ({"evaluation.window": 32}, "fewer than one window of config.evaluation"),
@@ -99,6 +101,24 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path, chan
     with pytest.raises(ValueError, match=message):
         compress.main(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("order", ["spread", "first", "random"])
+def test_windows_of_calibration(config, order):
+    config.calibration.update(order=order, windows=16)
+    windows = np.arange(100)[:, None]
+    found = [
+        np.concatenate([batch["input_ids"][:, 0] for batch in batches])
+        for batches in decoders._batches(windows, config.calibration)
+    ]
+    assert [len(rows) for rows in found] == [16, 2]
+    assert not set(found[0]) & set(found[1])
+    if order == "first":
+        assert np.concatenate(found).tolist() == list(range(18))
+    if order == "spread":
+        assert (found[1].tolist(), np.ptp(np.diff(np.sort(np.concatenate(found))))) == ([0, 99], 1)
+    short = decoders._batches(windows[:16], config.calibration)
+    assert [len(batches[0]["input_ids"]) for batches in short] == [14, 2]
 
 
 def test_a_tokenizer_of_another_model_is_refused(config, model, tmp_path):
