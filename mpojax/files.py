@@ -48,6 +48,17 @@ def join(root: str | os.PathLike, name: str | os.PathLike) -> pathlib.Path:
     return at(name) if is_remote(name) else at(root) / pathlib.Path(name).expanduser()
 
 
+def here(name: str | os.PathLike) -> pathlib.Path:
+    """The path of a name on this machine, for folders that are made by one rename.
+
+    Raises:
+      ValueError: an address, where nothing can be renamed.
+    """
+    if is_remote(name):
+        raise ValueError(f"{name}: give a folder of this machine, and copy it there afterwards")
+    return at(name)
+
+
 def local(name: str | os.PathLike, names: Collection[str] = ()) -> pathlib.Path:
     """The file or folder as one of this machine, for libraries that read these alone.
 

@@ -53,7 +53,7 @@ def convert(task: data.TextTask, out: str | os.PathLike) -> pathlib.Path:
     dataset, config = ("squad", tfds_folders.SQUAD_CONFIG)
     if task.name != "squad":
         dataset, config = "glue", task.name
-    target = pathlib.Path(out).expanduser().absolute() / dataset / config / _VERSIONS[dataset]
+    target = files.here(out).absolute() / dataset / config / _VERSIONS[dataset]
     if target.exists():
         logging.info("%s is already there; remove it to convert again", target)
         return target
@@ -82,7 +82,7 @@ def convert_all(data_dir: str, names: str, out: str) -> list[pathlib.Path]:
       FileNotFoundError: a named task, or with "all" every one, is missing.
       ValueError: an unknown name.
     """
-    if not pathlib.Path(data_dir).expanduser().is_dir():
+    if not files.at(data_dir).is_dir():
         raise FileNotFoundError(f"no folder {data_dir}; pass another --data_dir")
     chosen = TASKS if names == "all" else tuple(name.strip() for name in names.split(","))
     unknown = sorted(set(chosen) - set(TASKS))

@@ -9,12 +9,11 @@ gives the same files.
 """
 
 import os
-import pathlib
 
 from absl import flags
 
 from experiments import command_line
-from mpojax import data
+from mpojax import data, files
 
 _TEXT = flags.DEFINE_string("text", None, "Text by name: see data.load_texts.")
 _DATA_DIR = flags.DEFINE_string(
@@ -34,7 +33,7 @@ def train(
       FileNotFoundError, ValueError: as `data.load_texts` and `data.train_bpe`.
       OSError: `out` cannot be written.
     """
-    out = pathlib.Path(out).expanduser()
+    out = files.at(out)
     if (out / "tokenizer.json").exists():
         raise FileExistsError(f"{out} already has a tokenizer.json; choose another folder")
     tokenizer = data.train_bpe(data.load_texts(text, data_dir)["train"], vocab_size)

@@ -95,6 +95,8 @@ def find(folder: str | os.PathLike) -> list[Run]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        except (ConnectionError, PermissionError):  # what is passed over would be missed
+            raise
         except (OSError, json.JSONDecodeError) as error:
             logging.info("%s: passed over (%s)", path, error)
             continue

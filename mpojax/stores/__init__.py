@@ -7,7 +7,7 @@ machine for libraries that read local files alone. Credentials are those that gc
 """
 
 from mpojax.stores.copies import Log, array_store, fetch, put_file
-from mpojax.stores.errors import attempt, explain
+from mpojax.stores.errors import attempt, explain, is_outage
 from mpojax.stores.paths import SCHEMES, StorePath, at, create, system
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "create",
     "explain",
     "fetch",
+    "is_outage",
     "put_file",
     "system",
 ]

@@ -79,6 +79,11 @@ def explain(error: Exception, path: Any) -> Exception:
     return error if known else OSError(f"{path}: {_line(error)}")
 
 
+def is_outage(error: Exception) -> bool:
+    """True where the store does not answer or refuses, which says nothing about its objects."""
+    return _meaning(error) in (ConnectionError, PermissionError)
+
+
 def _meaning(error: Exception) -> type[Exception] | None:
     """PermissionError, ConnectionError (it may go away), an error of files, or None."""
     if isinstance(error, _OWN_MEANING):
@@ -92,7 +97,7 @@ def _meaning(error: Exception) -> type[Exception] | None:
     if code in (408, 429) or code >= 500 or (not code and names & _UNREACHED):
         return ConnectionError
     # How the array writer reports them.
-    if text.startswith(_STATUS_REFUSED) or "HTTP response code: 403" in text:
+    if text.startswith(_STATUS_REFUSED):
         return PermissionError
     if text.startswith(_STATUS_UNREACHED):
         return ConnectionError

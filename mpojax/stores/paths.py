@@ -68,7 +68,12 @@ class StorePath(gpath.PosixGPath):
         return self._call("isfile")
 
     def iterdir(self) -> Iterator["StorePath"]:
-        names = {found.rstrip("/").rpartition("/")[2] for found in self._call("ls", detail=False)}
+        """What is right below it: nothing, too, where there is no such folder."""
+        try:
+            found = self._call("ls", detail=False)
+        except FileNotFoundError:
+            return iter(())
+        names = {name.rstrip("/").rpartition("/")[2] for name in found}
         return (self / name for name in sorted(names - {self.name, ""}))
 
     def glob(self, pattern: str) -> Iterator["StorePath"]:

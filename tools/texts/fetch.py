@@ -47,7 +47,7 @@ def fetch_all(out: str | os.PathLike, names: list[str]) -> dict[str, pathlib.Pat
     if unknown or not names:
         allowed = list(text_sources.SOURCES)
         raise ValueError(f"unknown sources {unknown}; allowed are {allowed}, at least one")
-    return {name: fetch(name, pathlib.Path(out).expanduser() / name) for name in names}
+    return {name: fetch(name, files.here(out) / name) for name in names}
 
 
 def fetch(name: str, target: pathlib.Path) -> pathlib.Path:
