@@ -255,9 +255,10 @@ def _run_layers(config, stack, layers: range, x, context, key, cache, record):
             recorded = None if record is None else record(layer, x, y, seen)
             return (y, cache), (statistics, recorded)
 
-        return jax.lax.scan(
-            remat(body) if config.remat and cache is None else body, carry, (own, indices)
-        )
+        if config.remat and cache is None:
+            # A loop of one layer is unrolled: what its two passes share would be merged again.
+            body = remat(body, prevent_cse=len(indices) == 1)
+        return jax.lax.scan(body, carry, (own, indices))
 
     if config.layer_groups is None:
         carry, found = scan_layers((x, cache), lambda layer: layer, stack, indices)

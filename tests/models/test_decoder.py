@@ -186,6 +186,14 @@ def test_recomputed_layers_give_the_same(config):
     small.close(remat.forward(IDS, MASK, cache=cache).logits, small.run(plain, IDS, MASK))
 
 
+def test_a_layer_by_itself_is_recomputed_behind_a_barrier():
+    """A loop of one layer is unrolled, and what its two passes share would be merged again."""
+    stacked = models.reconfigure(small.dense(small.LLAMA), remat=True)
+    for model, barrier in ((stacked, False), (models.unstacked(stacked), True)):
+        program = jax.make_jaxpr(jax.grad(lambda m: jnp.sum(m(IDS, MASK))))(model)
+        assert ("prevent_cse=True" in str(program)) == barrier
+
+
 @every_kind
 def test_half_precision(config):
     plain = small.dense(config)
