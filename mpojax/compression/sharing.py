@@ -25,7 +25,7 @@ from mpojax.compression.report import MatrixRow
 # Layers of a group, at most.
 MOST = 4
 # Pairs that are looked at before all are: of the depth.
-_PROBED = (0.25, 0.5, 0.75)
+_PROBED = (1 / 3, 2 / 3)
 _TURNS = 2
 
 

@@ -63,13 +63,6 @@ class SharedLowRank:
             total += np.sum(np.square(white))
         return np.maximum(total - np.append(0.0, np.cumsum(gains)), 0.0)
 
-    def error(self, first, seconds) -> float:
-        """Summed squared error of A (in, r) and the B_l (r, out) in coordinates of R_l."""
-        return sum(
-            np.sum(np.square(metric.whitened(target - first @ second)))
-            for metric, target, second in zip(self.metrics, self.targets, seconds, strict=True)
-        )
-
     def cores(self, rank: int, turns: int = 4) -> tuple[np.ndarray, list[np.ndarray]]:
         """The shared core (1, in, 1, rank), and each matrix' own (rank, 1, out, 1).
 
