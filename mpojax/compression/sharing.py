@@ -47,6 +47,10 @@ def refusal(task: Task) -> str | None:
     """Why layers cannot share here; None where they can."""
     if reason := layerwise.refusal(task.matrices.model):
         return reason
+    if task.share_bonds:
+        return "share_bonds=True has all layers of a role keep one rank"
+    if any(path.startswith("layers/") for path in task.matrices.shapes):
+        return "some matrices of the layers are in MPO form already"
     return "no layers have the same matrices" if len(_layers(task)) < 2 else None
 
 

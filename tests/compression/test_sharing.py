@@ -104,6 +104,19 @@ def test_the_best_may_share(model):
         mj.compress(encoder_decoder, budget=0.7, calibration=[batch], method="shared")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share_bonds": True}, "share_bonds=True has all layers of a role keep one rank"),
+        ({"rules": [mj.Rule("layers/[012]/.*")]}, "no layers have the same matrices"),
+    ],
+)
+def test_layers_that_cannot_share_say_why(model, calibration, options, message):
+    given = {"budget": 0.8, "calibration": calibration, "method": "shared"}
+    with pytest.raises(ValueError, match=message):
+        mj.compress(model, **given, **options)
+
+
 def test_sizes_of_groups_are_checked():
     with pytest.raises(ValueError, match="sizes of groups must add up to num_layers=4"):
         dataclasses.replace(CONFIG, layer_groups=(1, 2), shared_roles=("central",))
