@@ -15,7 +15,6 @@ class Classification(protocol.Task):
     """One task, named by `config.task`."""
 
     def check(self, options: options_lib.Options) -> None:
-        check_encoder(options)
         data.check_task(options.data.task)
 
     def setup(self, options: options_lib.Options) -> protocol.Setup:
@@ -81,13 +80,6 @@ def sizes_lines(result: Mapping[str, Any]) -> list[str]:
     if result["relative_error"]:
         lines.append(f"  relative weight error {result['relative_error']:.4f} before training")
     return lines
-
-
-def check_encoder(options: options_lib.Options) -> None:
-    """Checks what tasks for encoders have in common, without weights or data."""
-    name = options.model.architecture
-    if name and name not in models.PRESETS:
-        raise ValueError(f"config.architecture={name!r} must be one of {sorted(models.PRESETS)}.")
 
 
 def load_encoder(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.tasks import loading
-from mpojax import data, models, training
+from mpojax import checks, data, models, training
 from mpojax.methods import options as options_lib
 from mpojax.methods import protocol
 from mpojax.methods.mpoe import gradient_mask, router_statistics
@@ -26,15 +26,7 @@ class LanguageTask(protocol.Task):
                 "fresh one: just one of them."
             )
         kind = own.model_config.get("kind", "decoder")
-        if kind not in loading.FRESH:
-            raise ValueError(
-                f"config.model_config.kind={kind!r} must be one of {', '.join(loading.FRESH)}."
-            )
-        if own.architecture and own.architecture not in models.PRESETS:
-            raise ValueError(
-                f"config.architecture={own.architecture!r} must be one of "
-                f"{', '.join(models.PRESETS)}, or empty."
-            )
+        checks.check_value("config.model_config.kind", kind, checks.one_of(*loading.FRESH))
         _check_mesh(options)
         _check_mask(options)
 

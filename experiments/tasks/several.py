@@ -22,7 +22,6 @@ class SeveralTasks(protocol.Task):
     """Tasks named by `config.tasks`."""
 
     def check(self, options: options_lib.Options) -> None:
-        classification.check_encoder(options)
         names = data.task_names(options.data.tasks)
         if not names:
             raise ValueError("config.tasks is empty: name the tasks, such as sst2,cola,mrpc,rte.")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from mpojax import checks, compression, mpo, nn
+from mpojax import checks, compression, models, mpo, nn
 from mpojax.checks import field, integer, mapping, null, number, one_of, pair, sequence
 from mpojax.methods.mpobert import start as mpobert_start
 from mpojax.models.config import COMPUTE_DTYPES
@@ -57,7 +57,7 @@ class Model:
       experts: fields of `compression.ExpertRule`, and `blocks`, the pattern of these.
     """
 
-    architecture: str = field(TEXT, "")
+    architecture: str = field(one_of("", *models.PRESETS), "")
     model: str = field(TEXT, "")
     tokenizer: str = field(TEXT, "")
     init_checkpoint: str = field(TEXT, "")
@@ -139,18 +139,21 @@ class Compression:
                     f"config.{name}={getattr(self, name)!r} has no matrices to work on: name them "
                     "in config.matrices or config.rules."
                 )
-        if self.rules and (self.matrices or self.settings):
-            raise ValueError(
-                "config.rules takes the place of config.matrices and settings: give one."
-            )
-        if self.budget is not None and self.bond is not None:
-            raise ValueError("config.budget and config.bond exclude each other; give one.")
         needs_texts = any(each.data_aware for each in parsed) or self.allocation == "first_order"
-        if needs_texts and not self.calibration_examples:
-            raise ValueError(
+        checks.check_clashes(
+            {
+                "config.rules takes the place of config.matrices and settings: give one": (
+                    self.rules and (self.matrices or self.settings)
+                ),
+                "config.budget and config.bond exclude each other; give one": (
+                    self.budget is not None and self.bond is not None
+                ),
                 "data_aware settings and allocation='first_order' look at activations: give "
-                "config.calibration_examples, such as 1024."
-            )
+                "config.calibration_examples, such as 1024": (
+                    needs_texts and not self.calibration_examples
+                ),
+            }
+        )
         for rule in self.adapter_rules:
             compression.parse_rule(rule, compression.AdapterRule)
 
@@ -192,13 +195,17 @@ class Data:
     temperature: float = field(number(above=0), 1.0)
 
     def __post_init__(self):
-        if self.draw and not self.shots:
-            raise ValueError(f"config.draw={self.draw} has nothing to draw: give config.shots.")
-        if self.shots and self.train_examples:
-            raise ValueError(
+        checks.check_clashes(
+            {
+                f"config.draw={self.draw} has nothing to draw: give config.shots": (
+                    self.draw and not self.shots
+                ),
                 f"config.shots={self.shots} and config.train_examples={self.train_examples} both "
-                "say how many examples are trained on: give one."
-            )
+                "say how many examples are trained on: give one": (
+                    self.shots and self.train_examples
+                ),
+            }
+        )
 
     @property
     def folder(self) -> str | None:

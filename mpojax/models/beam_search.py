@@ -88,6 +88,7 @@ def search(
     )
     # All beams hold the same prompt: the first tokens come from one of them.
     running = dataclasses.replace(none, scores=none.scores.at[:, 0].set(0.0))
+    # beams copies of each row: texts of one prompt share nothing but their start.
     state = _State(jnp.int32(0), cache.repeated(beams), running, none, jnp.ones(batch, bool))
     state = _advance(state, jnp.repeat(logits, beams, axis=0), end[0], sampling)
 
@@ -112,23 +113,28 @@ def _advance(state: _State, logits, end_ids: tuple[int, ...], sampling: Sampling
     tokens = jax.lax.dynamic_slice_in_dim(candidates.ids, state.position, 1, axis=2)[..., 0]
     ended = is_last | is_one_of(tokens, end_ids)
 
+    # A text that ends leaves the running ones, whatever its score.
     running_scores = candidates.scores + jnp.where(ended, _NEVER, 0.0)
     which = jax.lax.top_k(running_scores, beams)[1]
     next_running = dataclasses.replace(candidates, scores=running_scores).pick(which)
+    # Row of the cache of each kept text: that of its parent.
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None] * beams + _pick(parents, which)
     cache = state.cache.reordered(rows.reshape(-1))
 
     # As float64 and rounded once, as the reference does.
     powers = np.arange(1, num + 1, dtype=np.float64) ** sampling.length_penalty
     power = jnp.asarray(powers.astype(np.float32))[state.position]
+    # Ends count among the best `beams` candidates only, as in transformers.
     among_best = jnp.arange(ended.shape[1], dtype=jnp.int32)[None] < beams
     new = ended & among_best
+    # score = sum of log p / length^penalty
     scores = candidates.scores / power
     scores = scores + jnp.where(state.may_improve[:, None], 0.0, _NEVER)
     scores = scores + jnp.where(new, 0.0, _NEVER)
     finished = state.finished.joined(dataclasses.replace(candidates, scores=scores, full=new))
     finished = finished.pick(jax.lax.top_k(finished.scores, beams)[1])
 
+    # No running text can overtake once its best at this length is below the worst finished.
     possible = next_running.scores[:, 0] / power
     worst = jnp.where(finished.full, jnp.min(finished.scores, axis=1, keepdims=True), _NEVER)
     improves = state.may_improve & jnp.any(possible[:, None] > worst, axis=1)
@@ -146,6 +152,7 @@ def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array
     totals = gains + running.scores[:, :, None]
     kept = min(max(2, 1 + num_ends), gains.shape[-1]) * beams
     scores, flat = jax.lax.top_k(totals.reshape(batch, -1), kept)
+    # flat = parent * vocabulary + token
     parents, tokens = (part.astype(jnp.int32) for part in jnp.divmod(flat, gains.shape[-1]))
     longer = running.pick(parents)
     ids = jax.lax.dynamic_update_slice(longer.ids, tokens[..., None], (0, 0, state.position))

@@ -107,6 +107,7 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
         if entry.adapter:
             fold = functools.partial(nn.fold_adapter, settings[matrix])
             fold = functools.partial(fold, scale=config.adapter_scale)
+            # A stack of layers: each its own update.
             fold = jax.vmap(fold) if parts[key].ndim == 3 else fold
             bias = f"{matrix}/bias"
             parts[key], folded = fold(entry.adapter, parts[key], parts.get(bias))
@@ -128,6 +129,7 @@ def _to_matrix(cores, shape: mpo.MPOShape, block_size: int) -> jax.Array:
         return jnp.repeat(jax.vmap(rebuild)(*arrays), block_size, axis=0)
     if not any(has["blocks"]):
         return jax.vmap(rebuild)(*arrays) if any(has["layers"]) else rebuild(*arrays)
+    # Cores of the block are the same for its layers, the others have an axis of their own.
     in_axes = [None if is_shared else 0 for is_shared in has["blocks"]]
     arrays = [
         core if is_shared else core.reshape(-1, block_size, *core.shape[1:])

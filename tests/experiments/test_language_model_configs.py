@@ -115,7 +115,7 @@ class TestMistakes:
             ({"sampling": {"temperature": -1.0, "top_k": 0, "top_p": 1.0}}, "temperature=-1.0"),
             (
                 {"model_config": {"kind": "encoder"}},
-                "config.model_config.kind='encoder' must be one of decoder",
+                "config.model_config.kind='encoder' must be one of 'decoder'",
             ),
         ],
     )

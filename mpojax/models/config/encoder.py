@@ -193,24 +193,21 @@ class EncoderConfig(Config):
         return sizes
 
     def _check_head(self):
-        if self.masked_lm and self.head != "classifier":
-            raise ValueError(f"masked_lm=True goes with head='classifier', not {self.head!r}.")
-        if self.num_labels is None:
-            return
-        if self.head == "span" and self.num_labels != 2:
-            raise ValueError(
-                f"num_labels={self.num_labels} must be 2 for head='span': the start and the end."
-            )
-        if self.head != "classifier" and self.pooling != "none":
-            raise ValueError(
+        has_head, is_classifier = self.num_labels is not None, self.head == "classifier"
+        checks.check_clashes(
+            {
+                f"masked_lm=True goes with head='classifier', not {self.head!r}": (
+                    self.masked_lm and not is_classifier
+                ),
+                f"num_labels={self.num_labels} must be 2 for head='span': the start and the end": (
+                    has_head and self.head == "span" and self.num_labels != 2
+                ),
                 f"pooling={self.pooling!r} must be 'none' for head={self.head!r}, which reads "
-                "every token."
-            )
-        if self.head == "classifier" and self.pooling == "none":
-            raise ValueError(
+                "every token": has_head and not is_classifier and self.pooling != "none",
                 f"num_labels={self.num_labels} needs a sentence vector; choose pooling= one of "
-                "pooler, mean, first."
-            )
+                "pooler, mean, first": has_head and is_classifier and self.pooling == "none",
+            }
+        )
 
     def _check_bottleneck(self):
         if self.bottleneck_size is None:
@@ -218,10 +215,11 @@ class EncoderConfig(Config):
             checks.check_unread(self, dict.fromkeys(names, "bottleneck_size=None"))
 
     def _check_embeddings(self):
-        if self.trigram_input and (self.embedding_size is None or self.projection != "word"):
-            raise ValueError(
+        is_small, by_word = self.embedding_size is not None, self.projection == "word"
+        checks.check_clashes(
+            {
                 "trigram_input=True needs embedding_size and projection='word': it is part of how "
-                "word rows are projected."
-            )
-        if self.projection == "word" and self.embedding_size is None:
-            raise ValueError("projection='word' needs embedding_size.")
+                "word rows are projected": self.trigram_input and not (is_small and by_word),
+                "projection='word' needs embedding_size": by_word and not is_small,
+            }
+        )
