@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mpojax import data, files, models, training
+from mpojax import checks, data, files, models, training
 from mpojax.methods import options as options_lib
 from mpojax.training.scores import bleu
 
@@ -17,12 +17,16 @@ _BATCH = 32
 
 def check(options: options_lib.Generation, test_split: str) -> None:
     """Raises ValueError for fields about generated texts that cannot be."""
-    if options.bleu_prompts and not test_split:
-        raise ValueError("config.bleu_prompts continues the test text: give config.test_split.")
-    if options.samples == 1:
-        raise ValueError(
-            "config.samples=1: Self-BLEU compares each sample with the others; draw at least 2."
-        )
+    checks.check_clashes(
+        {
+            "config.bleu_prompts continues the test text: give config.test_split": (
+                options.bleu_prompts and not test_split
+            ),
+            "config.samples=1: Self-BLEU compares each sample with the others; draw at least 2": (
+                options.samples == 1
+            ),
+        }
+    )
     sampling(options)
     bleu_signature(options)  # says early that sacrebleu is missing, or does not know the words
 

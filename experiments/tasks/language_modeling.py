@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 
 from experiments.tasks import generating, language, loading
-from mpojax import data, models
+from mpojax import checks, data, models
 from mpojax.methods import options as options_lib
 from mpojax.methods import protocol
 from mpojax.training.tasks import language_modeling
@@ -22,18 +22,21 @@ class LanguageModeling(language.LanguageTask):
     def check(self, options: options_lib.Options) -> None:
         super().check(options)
         own = options.data
-        if not own.dev_split:
-            raise ValueError("config.dev_split is empty: a run reports the loss of some split.")
         is_evaluated = own.train_split in (own.dev_split, own.test_split)
-        if options.training.steps and is_evaluated and not own.dev_dataset:
-            raise ValueError(
-                f"config.train_split={own.train_split!r} is evaluated, too: choose other splits."
-            )
-        if own.dev_split == own.test_split and not own.test_dataset:
-            raise ValueError(
+        checks.check_clashes(
+            {
+                "config.dev_split is empty: a run reports the loss of some split": (
+                    not own.dev_split
+                ),
+                f"config.train_split={own.train_split!r} is evaluated, too: choose other splits": (
+                    options.training.steps and is_evaluated and not own.dev_dataset
+                ),
                 f"config.dev_split and config.test_split are both {own.dev_split!r}: no state may "
-                "be chosen by the test text; leave test_split empty for one evaluation."
-            )
+                "be chosen by the test text; leave test_split empty for one evaluation": (
+                    own.dev_split == own.test_split and not own.test_dataset
+                ),
+            }
+        )
         generating.check(self.generation, own.test_split)
 
     def setup(self, options: options_lib.Options) -> protocol.Setup:

@@ -10,7 +10,7 @@ from absl import logging
 from configs.mpobert import pretraining as defaults
 from experiments import sources
 from experiments.tasks import loading
-from mpojax import compression, data, io, models, mpo, nn, training
+from mpojax import checks, compression, data, io, models, mpo, nn, training
 from mpojax.methods import mpobert, mpop, protocol
 from mpojax.methods import options as options_lib
 from mpojax.methods.mpobert import start as mpobert_start
@@ -58,15 +58,15 @@ class Pretraining(protocol.Task):
 
     def check(self, options: options_lib.Options) -> None:
         own, start = self.own, self.own.start
-        if not own.corpus:
-            raise ValueError(
+        checks.check_clashes(
+            {
                 "config.corpus is empty: pass --config.corpus=FOLDER, made by python -m "
-                "tools.prepare_corpus --text=TEXTS --out=FOLDER --vocab_size=8000."
-            )
-        if start["kind"] == "teacher" and not start["teacher"]:
-            raise ValueError(
-                "config.start.kind='teacher' needs config.start.teacher, a model folder."
-            )
+                "tools.prepare_corpus --text=TEXTS --out=FOLDER --vocab_size=8000": not own.corpus,
+                "config.start.kind='teacher' needs config.start.teacher, a model folder": (
+                    start["kind"] == "teacher" and not start["teacher"]
+                ),
+            }
+        )
         if start["kind"] == "scratch":
             self._check_length(own.model["max_positions"])
         if start["central"] != "mean" and not str(start["central"]).isdigit():

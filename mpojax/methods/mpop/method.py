@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mpojax import training
+from mpojax import checks, training
 from mpojax.methods import mpop, protocol
 from mpojax.methods import options as options_lib
 from mpojax.methods.mpop import costs, settings, squeezing
@@ -21,24 +21,21 @@ class Squeezing(protocol.Method):
 
     def check(self, options: options_lib.Options) -> None:
         own = options.training
-        if own.trainable not in mpop.FILTERS:
-            raise ValueError(
+        has_rules = bool(options.compression.compression_rules)
+        checks.check_clashes(
+            {
                 f"config.trainable={own.trainable!r} cannot be squeezed; allowed are "
-                f"{sorted(mpop.FILTERS)}."
-            )
-        if not options.compression.compression_rules and not options.model.init_checkpoint:
-            raise ValueError(
-                "config.squeeze needs a model in MPO form: give config.matrices or rules."
-            )
-        if not own.steps:
-            raise ValueError(
+                f"{sorted(mpop.FILTERS)}": own.trainable not in mpop.FILTERS,
+                "config.squeeze needs a model in MPO form: give config.matrices or rules": (
+                    not has_rules and not options.model.init_checkpoint
+                ),
                 "config.steps=0 only evaluates: give the steps before the first cut, or no "
-                "config.squeeze."
-            )
-        if own.keep_best:
-            raise ValueError(
-                "config.keep_best has no meaning with config.squeeze, which decides itself."
-            )
+                "config.squeeze": not own.steps,
+                "config.keep_best has no meaning with config.squeeze, which decides itself": (
+                    own.keep_best
+                ),
+            }
+        )
 
     def train(self, setup: protocol.Setup, folder: pathlib.Path) -> protocol.Result | None:
         own, train = setup.options.training, setup.train

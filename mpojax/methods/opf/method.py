@@ -115,14 +115,14 @@ class OPF(protocol.Method):
 
 def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
     """What the state of a run in which matrices become chains can follow."""
-    if optimizer["name"] == "muon":
-        raise ValueError(
+    decay = optimizer.get("weight_decay")
+    checks.check_clashes(
+        {
             "config.optimizer.name='muon' has state that cannot follow a matrix that becomes a "
-            "chain: take adam, adamw, lamb or sgd, or config.opf.strategy='static'."
-        )
-    if optimizer.get("weight_decay"):
-        raise ValueError(
-            f"config.optimizer.weight_decay={optimizer['weight_decay']!r}: cores decay towards "
-            "their start, and have none when training begins. Set it to 0, or "
-            "config.opf.strategy='static'."
-        )
+            "chain: take adam, adamw, lamb or sgd, or config.opf.strategy='static'": (
+                optimizer["name"] == "muon"
+            ),
+            f"config.optimizer.weight_decay={decay!r}: cores decay towards their start, and have "
+            "none when training begins. Set it to 0, or config.opf.strategy='static'": decay,
+        }
+    )

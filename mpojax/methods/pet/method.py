@@ -54,16 +54,14 @@ class PETSearch(protocol.Method):
             return
         own = options.training
         self.settings.round_steps(own.steps)
-        if not options.compression.adapters:
-            raise ValueError(
+        checks.check_clashes(
+            {
                 "config.search has nothing to search: give the super-set as config.adapters, such "
-                'as ((".*/(query|value)", {"rank": 8}),).'
-            )
-        if own.trainable != "adapters":
-            raise ValueError(
+                'as ((".*/(query|value)", {"rank": 8}),)': not options.compression.adapters,
                 f"config.trainable={own.trainable!r}: a search trains the adapters; set it to "
-                "'adapters'."
-            )
+                "'adapters'": own.trainable != "adapters",
+            }
+        )
         why = ": a search reports its last state"
         options_lib.check_default(options, ("keep_best", "eval_every"), why)
 

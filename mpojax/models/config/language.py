@@ -180,16 +180,19 @@ class DecoderConfig(LanguageModelConfig):
                     f"{self.num_heads}; give head_size."
                 )
             self._set(head_size=self.hidden_size // self.num_heads)
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+        takes_labels = self.head in ("classifier", "tokens")
+        checks.check_clashes(
+            {
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
-                f"{self.num_kv_heads}: each key head serves equally many query heads."
-            )
-        if (self.num_labels is not None) != (self.head in ("classifier", "tokens")):
-            raise ValueError(
+                f"{self.num_kv_heads}: each key head serves equally many query heads": (
+                    self.num_heads % self.num_kv_heads
+                ),
                 f"head={self.head!r} with num_labels={self.num_labels}: head='classifier' and "
-                "head='tokens' have labels, the others have none."
-            )
+                "head='tokens' have labels, the others have none": (
+                    (self.num_labels is not None) != takes_labels
+                ),
+            }
+        )
         self._check_rotary()
         self._check_layers()
         self._check_tokens("bos_id", self.bos_id)
