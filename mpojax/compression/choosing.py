@@ -53,18 +53,14 @@ def split(batches: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
     held = np.arange(sum(counts)) % HELD_OUT == min(sum(counts), HELD_OUT) - 1
     if len(held) < 2:
         return list(batches), []
-    parts = [
-        (batch, own)
-        for batch, own in zip(batches, np.split(held, np.cumsum(counts)[:-1]), strict=True)
-    ]
-    return tuple(
-        [
-            jax.tree.map(lambda leaf, rows=own == wanted: leaf[rows], batch)
-            for batch, own in parts
-            if (own == wanted).any()
-        ]
-        for wanted in (False, True)
-    )
+    parts = np.split(held, np.cumsum(counts)[:-1])
+    return _rows(batches, [~part for part in parts]), _rows(batches, parts)
+
+
+def _rows(batches: Sequence[Mapping], chosen: Sequence[np.ndarray]) -> list[Mapping]:
+    """Some rows of each batch; batches without any are left out."""
+    pairs = zip(batches, chosen, strict=True)
+    return [jax.tree.map(lambda leaf, o=own: leaf[o], batch) for batch, own in pairs if own.any()]
 
 
 class Measure:
@@ -122,12 +118,7 @@ def best(
     losses = low_rank.predicted_losses(task, method, factors.keep)
     ranks = {name: low_rank.ranks_of(task, m, losses) for name, m in CANDIDATES.items()}
     measure = Measure(task.matrices, held_out)
-    factors.complete(method, ranks.values())
-    found = {"dense": measure({})}
-    task.advance("the dense model")
-    for name, own in ranks.items():
-        found[name] = measure(factors.matrices(own))
-        task.advance(name)
+    found = _compared(task, measure, factors, ranks)
     chosen = min(ranks, key=found.get)
     own = ranks[chosen]
     made = {chosen: factors.chains(own)}
@@ -135,13 +126,25 @@ def best(
     made[name] = low_rank.layer_by_layer(task, method, own)
     found[name] = measure(_all(made[name]))
     task.advance(LAYERWISE)
-    rows = {name: low_rank.rows_of(task, method, each, own, losses) for name, each in made.items()}
     if sharing.refusal(task) is None and sharing.promising(task, method, losses):
         task.steps += len(task.paths)
-        made[SHARED], _, rows[SHARED] = sharing.approximations(task, method, losses)
+        made[SHARED], _, rows = sharing.approximations(task, method, losses)
         found[SHARED] = measure(_all(made[SHARED]))
     chosen = min(made, key=found.get)
-    return made[chosen], rows[chosen], Choice(measure.unit, measure.tokens, found, chosen)
+    if chosen != SHARED:
+        rows = low_rank.rows_of(task, method, made[chosen], own, losses)
+    return made[chosen], rows, Choice(measure.unit, measure.tokens, found, chosen)
+
+
+def _compared(task: Task, measure: Measure, factors: "_Factors", ranks) -> dict[str, float]:
+    """What is measured of the dense model, and of each candidate."""
+    factors.complete(METHODS["best"], ranks.values())
+    found = {"dense": measure({})}
+    task.advance("dense")
+    for name, own in ranks.items():
+        found[name] = measure(factors.matrices(own))
+        task.advance(name)
+    return found
 
 
 def _all(made: Approximations) -> dict[str, np.ndarray]:
