@@ -156,14 +156,36 @@ def _columns_minor(groups):
     Lanes of a TPU are 128 wide: an array whose minor axis has 4 entries takes 32 times its size.
     """
     left, central, right = groups
-    (_, i, j, p), (_, k, m, _), (_, a, b, _) = left.shape, central.shape, right.shape
+    (p, k, m, _), (_, a, b, _) = central.shape, right.shape
     columns = jnp.einsum("pkmq,qab->pkamb", central, right[..., 0])
     columns = _apart(columns.reshape(p, k * a, m * b))
-    # W[(i x), (j c)] = sum_p L[i, j, p] (C R)[p, x, c], of which j is moved before i first: then
-    # the compiler writes the product in its final order.
-    rows = left[0].transpose(1, 0, 2).reshape(j * i, p)
-    product = jnp.einsum("rp,pxc->rxc", rows, columns).reshape(j, i, k * a, m * b)
-    return _apart(product.transpose(1, 2, 0, 3).reshape(i * k * a, j * m * b))
+    return _apart(_matrix_of(left[0], columns))
+
+
+@jax.custom_vjp
+def _matrix_of(left, columns):
+    """W[(i x), (j c)] = sum_p L[i, j, p] (C R)[p, x, c]."""
+    (i, j, p), (_, x, c) = left.shape, columns.shape
+    # j is moved before i first: then the compiler writes the product in its final order.
+    rows = left.transpose(1, 0, 2).reshape(j * i, p)
+    w = jnp.einsum("rp,pxc->rxc", rows, columns).reshape(j, i, x, c)
+    return w.transpose(1, 2, 0, 3).reshape(i * x, j * c)
+
+
+def _matrix_of_forward(left, columns):
+    return _matrix_of(left, columns), (left, columns)
+
+
+def _matrix_of_backward(saved, dw):
+    left, columns = saved
+    (i, j, _), (_, x, c) = left.shape, columns.shape
+    dw = dw.reshape(i, x, j, c)
+    # With x in front the compiler takes it as a batch, and dW need not be transposed.
+    dcolumns = jnp.einsum("ijp,ixjc->xpc", left, dw).transpose(1, 0, 2)
+    return jnp.einsum("ixjc,pxc->ijp", dw, columns), dcolumns
+
+
+_matrix_of.defvjp(_matrix_of_forward, _matrix_of_backward)
 
 
 def _apart(x):

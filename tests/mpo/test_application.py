@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from mpojax import mpo
+from mpojax import devices, mpo
 from tests.mpo import helpers
 from tests.mpo.chains import SHAPES, plans
 
@@ -182,3 +182,17 @@ def test_empty_batch(leading):
     cores, x = make(shape, np.float32, leading)
     for strategy in (None, *mpo.STRATEGIES):
         assert mpo.apply(cores, x, shape, strategy).shape == (*leading, shape.out_features)
+
+
+@EVERY_SHAPE
+def test_the_form_of_matrices_on_tpus(name, x64, monkeypatch):
+    """Value, gradients and batching of what runs where a step is compiled for a TPU."""
+    shape = SHAPES[name]
+    cores, x = make(shape, np.float64)
+    product = functools.partial(mpo.apply, shape=shape, plan="rebuild")
+    wanted = dense(cores, shape)
+    gradients = jax.grad(loss_of(product), (0, 1))(cores, x)
+    monkeypatch.setattr(devices, "platform", lambda: "tpu")
+    found = jax.vmap(lambda *c: mpo.to_matrix(c, shape))(*(core[None] for core in cores))
+    np.testing.assert_allclose(found[0], wanted, atol=1e-12 * np.abs(wanted).max())
+    assert_tree_close(jax.grad(loss_of(product), (0, 1))(cores, x), gradients, 1e-12)
