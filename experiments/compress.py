@@ -7,21 +7,23 @@ r"""Compresses a pre-trained model and shows what was gained and lost.
 For each variant of the config (dense, MPO at full bonds, MPO at a budget, low rank at the same
 budget): compress, save, and, where the config has a `cell`, fine-tune what the variant trains and
 measure, as a sweep over seeds and variants. Every finished part is kept in the workdir; started
-again, the command resumes where it was.
+again, the command resumes where it was. `--dry_run` prints what compressing a decoder would cost
+and does nothing: it needs no workdir, and reads no more than the headers of the files.
 """
 
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
-from absl import logging
+from absl import app, flags, logging
 
 from experiments import cells as cells_lib
-from experiments import config_fields, decoders, launch, sources, sweep
+from experiments import command_line, config_fields, decoders, launch, plans, sources, sweep
 from experiments.render import comparison, frames
 from mpojax import checks, compression, data, files, io, models, training
 from mpojax.checks import field, flag, integer, mapping, number, one_of, sequence, text
@@ -75,6 +77,13 @@ class Variant:
         return bool(self.rules) and limits == (None, None, None) and not own
 
 
+def plan(config: ml_collections.ConfigDict) -> str:
+    """What the job would cost, of a decoder, from the headers of its files."""
+    config_fields.check(config)
+    stored = io.open_pretrained(sources.locate(config.model), check=False)
+    return plans.plan(config, stored, _compared(config)).text(plans.Rates.measured())
+
+
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
     """The whole job; returns the exit status."""
     start = time.perf_counter()
@@ -87,14 +96,14 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
     source = sources.locate(config.model)
-    dense = io.load_pretrained(source)
-    names = _compared(config)
-    if isinstance(dense, models.LanguageModel) and {*names} <= {*compression.METHODS}:
-        job = decoders.prepare(config, files.at(folder), dense, source, names)
+    stored, names = io.open_pretrained(source), _compared(config)
+    if isinstance(stored.abstract, models.LanguageModel) and {*names} <= {*compression.METHODS}:
+        job = decoders.prepare(config, files.at(folder), stored, source, names)
         workdir = workdir or workdir_lib.Workdir(folder, config)
-        print(f"model: {config.model}, {sources.describe(dense)}")
+        print(f"model: {config.model}, {sources.describe(stored.abstract)}")
         print(decoders.run(job, workdir, start))
         return 0
+    dense = stored.load(keep_16_bits=False, release=True)
     variants = read_variants(config)
     cells = training_cells(config, variants, files.at(folder).absolute())
     if cells and not isinstance(dense.config, models.EncoderConfig):
@@ -335,5 +344,18 @@ def compress_variant(
     return content
 
 
+def command(argv: list[str]) -> None:
+    """Does what the flags say, or says what it would cost."""
+    only_cost = flags.FLAGS.dry_run
+    fields = ("model", "matrices", "variants", "compare")
+    with launch.session(fields, needs_workdir=not only_cost) as given:
+        if only_cost:
+            print(plan(given[0]))
+        elif status := main(*given):
+            sys.exit(status)
+
+
 if __name__ == "__main__":
-    launch.run(main, ("model", "matrices", "variants", "compare"))
+    flags.DEFINE_bool("dry_run", False, "Print what compressing a decoder would cost; do nothing.")
+    flags.mark_flag_as_required("config")
+    app.run(command, flags_parser=command_line.parse)

@@ -22,6 +22,10 @@ from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
 
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
+NO_BUDGET = (
+    "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
+    '--config.budgets="(0.8, 0.6)".'
+)
 # Their speed is measured, once for each size.
 _TIMED = ("dense", "best", "healed")
 _ORDERS = ("spread", "first", "random")
@@ -47,7 +51,7 @@ class Job:
     Attributes:
       config, folder: of the run.
       methods: that are compared.
-      dense: the model as it was loaded.
+      stored: the dense model; its arrays are read where they are used.
       matched: parameters of the matrices that rules match.
       tokens: of the calibration texts.
       batches: what is read of them for compression.
@@ -59,7 +63,7 @@ class Job:
     config: ml_collections.ConfigDict
     folder: pathlib.Path
     methods: Sequence[str]
-    dense: models.Model
+    stored: models.StoredModel
     matched: int
     tokens: np.ndarray
     batches: list[dict[str, np.ndarray]]
@@ -71,18 +75,23 @@ class Job:
     @property
     def total(self) -> int:
         """Parameters of the dense model."""
-        return sum(models.count_parameters(self.dense).values())
+        return sum(models.count_parameters(self.stored.abstract).values())
 
     def size(self, budget: float) -> int:
         """Parameters of the whole model that a budget of the config allows."""
-        if budget > 1:
-            return int(budget)
-        if self.config.budget_of == "model":
-            return int(budget * self.total)
-        return self.total - self.matched + int(budget * self.matched)
+        return size_of(self.config, budget, self.total, self.matched)
 
 
-def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, names) -> Job:
+def size_of(config, budget: float, total: int, matched: int) -> int:
+    """Parameters that a budget allows a model of so many, so many of them in matched matrices."""
+    if budget > 1:
+        return int(budget)
+    if config.budget_of == "model":
+        return int(budget * total)
+    return total - matched + int(budget * matched)
+
+
+def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: str, names) -> Job:
     """Reads all texts and checks everything, before anything is written.
 
     Args:
@@ -92,22 +101,19 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
       ValueError: texts shorter than a window, or budgets that do not fit.
     """
     checks.check_value("config.budget_of", config.budget_of, checks.one_of("model", "matrices"))
-    budgets = _budgets(config)
+    budgets = budgets_of(config)
     if not budgets:
-        raise ValueError(
-            "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
-            '--config.budgets="(0.8, 0.6)".'
-        )
+        raise ValueError(NO_BUDGET)
     tokenizer, tokenizer_folder = sources.load_tokenizer(source)
     matched = sum(
-        np.prod(dense.config.matrix_sizes()[path])
-        for path in compression.matched(dense, _rules(config))
+        np.prod(stored.config.matrix_sizes()[path])
+        for path in compression.matched(stored, rules_of(config))
     )
     settings = config.calibration
     checks.check_value("config.calibration.order", settings.order, checks.one_of(*_ORDERS))
     ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
-    evaluation.check_vocabulary(dense, ids, f"config.calibration.texts={settings.texts!r}")
-    length = min(settings.length, dense.config.max_positions)
+    evaluation.check_vocabulary(stored, ids, f"config.calibration.texts={settings.texts!r}")
+    length = min(settings.length, stored.config.max_positions)
     windows = len(ids) // length
     if not windows:
         raise ValueError(
@@ -119,17 +125,17 @@ def prepare(config, folder: pathlib.Path, dense: models.Model, source: str, name
     rows = ids[: windows * length].reshape(windows, length)
     measured = config.evaluation
     test = _tokens(measured.texts, measured.split, measured.data_dir, tokenizer)
-    window = min(measured.window, dense.config.max_positions)
+    window = min(measured.window, stored.config.max_positions)
     if len(test) < window:
         raise ValueError(
             f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
             f"window of config.evaluation.window={window}; give more text."
         )
-    given = (dense, int(matched), ids, *_batches(rows, settings), test, tokenizer_folder)
+    given = (stored, int(matched), ids, *_batches(rows, settings), test, tokenizer_folder)
     job = Job(config, folder, names or DEFAULT, *given)
     for budget in budgets:
-        rules = _rules(config, form="low_rank")
-        compression.check_rules(dense, rules, budget=job.size(budget))
+        rules = rules_of(config, form="low_rank")
+        compression.check_rules(stored, rules, budget=job.size(budget))
     return job
 
 
@@ -154,12 +160,14 @@ def _batches(windows: np.ndarray, settings) -> tuple[list, list]:
     return tuple(compression.calibration_batches(windows[rows[of]]) for of in (~held, held))
 
 
-def _rules(config, **settings) -> list[compression.Rule]:
+def rules_of(config, **settings) -> list[compression.Rule]:
+    """Rules for the matrices that a config names."""
     patterns = ("layers",) if tuple(config.matrices) == ("all",) else config.matrices
     return [compression.Rule(pattern, **settings) for pattern in patterns]
 
 
-def _budgets(config) -> tuple[float, ...]:
+def budgets_of(config) -> tuple[float, ...]:
+    """Sizes that a config asks for, as it says them."""
     return tuple(config.budgets) or ((config.budget,) if config.budget is not None else ())
 
 
@@ -170,22 +178,28 @@ def _tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
 
 def run(job: Job, workdir: workdir_lib.Workdir, start: float) -> str:
     """Compresses, measures, writes; returns the text to print. Finished variants are kept."""
-    rows = [_record(job, "dense", lambda: _measured(job, "dense", job.dense, {"label": "dense"}))]
+    rows = [
+        _record(
+            job, "dense", lambda: _measured(job, "dense", job.stored.load(), {"label": "dense"})
+        )
+    ]
     print(f"dense: perplexity {rows[0]['perplexity']:.2f}", flush=True)
-    for budget in _budgets(job.config):
+    for budget in budgets_of(job.config):
         for method in job.methods:
-            name = f"{method}_{_text(budget)}"
+            name = f"{method}_{text_of(budget)}"
             row = _record(job, name, lambda m=method, b=budget, n=name: _compressed(job, m, b, n))
             rows.append(row)
             print(f"{name}: perplexity {row['perplexity']:,.2f}", flush=True)
             if method == "best" and job.config.heal.steps:
-                name = f"healed_{_text(budget)}"
+                name = f"healed_{text_of(budget)}"
                 rows.append(_record(job, name, lambda r=row, n=name: _healed(job, r, n)))
                 print(f"{name}: perplexity {rows[-1]['perplexity']:,.2f}", flush=True)
+    files.remove_tree(job.folder / "calibration")  # may be larger than the model
     return write(job, workdir, rows, time.perf_counter() - start)
 
 
-def _text(budget: float) -> str:
+def text_of(budget: float) -> str:
+    """A budget in a name: percent, or parameters."""
     return f"{100 * budget:g}" if budget <= 1 else f"{budget:g}"
 
 
@@ -201,12 +215,12 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
     method = compression.METHODS[name]
     start = time.perf_counter()
     partial = job.folder / "compression" / f"{variant}.partial"
-    with progress_lib.progress(f"{method.label} at {_text(budget)} %") as advance:
+    with progress_lib.progress(f"{method.label} at {text_of(budget)} %") as advance:
         if job.calibration is None:
             job.calibration = _calibrated(job, advance)
         model, report = compression.compress(
-            job.dense,
-            _rules(job.config),
+            job.stored,
+            rules_of(job.config),
             budget=job.size(budget),
             method=name,
             calibration=job.calibration,
@@ -225,7 +239,7 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
     content = {
         "label": method.label,
         "method": name,
-        "budget": f"{_text(budget)} %",
+        "budget": f"{text_of(budget)} %",
         "matrices_ratio": 1 - removed / job.matched,
         "stored_bytes": (target / "model.safetensors").stat().st_size,
         "seconds": seconds,
@@ -238,7 +252,7 @@ def _healed(job: Job, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """The record of a compressed model after healing; saves the model."""
     start, settings = time.perf_counter(), job.config.heal
     student = io.load_pretrained(job.folder / "models" / row["variant"])
-    given = (student, job.dense, job.tokens)
+    given = (student, job.stored.load(), job.tokens)
     model = healing.heal(*given, **settings, workdir=job.folder / "heal" / variant)
     if model is None:
         raise SystemExit(0)  # by a signal: the same command resumes
@@ -250,19 +264,15 @@ def _healed(job: Job, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
 
 
 def _calibrated(job: Job, advance) -> compression.Calibration:
-    """Covariances of all texts, curvatures of some."""
-    some, number = compression.some_batches(job.batches), len(job.batches)
-    total = number + len(some)
-    inputs = compression.calibrate(
-        job.dense, job.batches, progress=lambda done: advance(done, total, "covariances")
+    """Covariances of all texts, and curvatures of some where a method needs them."""
+    return compression.calibrate(
+        job.stored,
+        job.batches,
+        curvature=any(compression.METHODS[name].by_loss for name in job.methods),
+        curvature_tokens=compression.CURVATURE_TOKENS,
+        folder=job.folder / "calibration",
+        progress=lambda done: advance(done, len(job.batches), "statistics"),
     )
-    curved = compression.calibrate(
-        job.dense,
-        some,
-        curvature=True,
-        progress=lambda done: advance(number + done, total, "curvatures"),
-    )
-    return inputs.with_curvature(curved)
 
 
 def _measured(job: Job, method: str, model: models.Model, content: Mapping) -> dict[str, Any]:

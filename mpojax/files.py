@@ -7,6 +7,7 @@ object store of `gs://...` and `s3://...` (see `stores`), and what follows takes
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import pathlib
 import re
@@ -14,8 +15,10 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Collection
-from typing import BinaryIO
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
 
 # Names of temporary files and folders start so: what a killed process leaves can be told apart.
 _PREFIX = ".mpojax-"
@@ -337,3 +340,39 @@ def cache_dir() -> pathlib.Path:
 def data_dir() -> pathlib.Path:
     """Root folder of data sets: `$MPOJAX_DATA`, by default `data` in the current folder."""
     return at(os.environ.get("MPOJAX_DATA") or "data")
+
+
+class StoredArray:
+    """An array of a file, read when it is asked for: `numpy.asarray(stored)`, each time anew.
+
+    Attributes:
+      shape, dtype: of the array.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: Any, read: Callable[[], np.ndarray]):
+        """`read` gives the array."""
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._read = read
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """The array; numpy calls this."""
+        array = self._read()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        """Entries of the first axis."""
+        return self.shape[0]
+
+    def astype(self, dtype: Any) -> "StoredArray":
+        """The array in another type, made when it is read."""
+        return StoredArray(self.shape, dtype, lambda: self._read().astype(dtype))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)

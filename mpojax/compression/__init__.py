@@ -15,13 +15,13 @@ from mpojax.compression.adapters import AdapterRule, adapter_settings, add_adapt
 from mpojax.compression.calibration import Calibration, calibrate
 from mpojax.compression.choosing import split as split_held_out
 from mpojax.compression.compressing import (
+    CURVATURE_TOKENS,
     calibration_batches,
     check_rules,
     compress,
     matched,
-    some_batches,
 )
-from mpojax.compression.low_rank import METHODS
+from mpojax.compression.low_rank import METHODS, Method
 from mpojax.compression.merging import merge
 from mpojax.compression.report import Choice, CompressionReport, MatrixRow
 from mpojax.compression.rules import MatrixRule, Rule, named_patterns, planned_shapes
@@ -30,6 +30,7 @@ from mpojax.compression.upcycling import FORMS as EXPERT_FORMS
 from mpojax.compression.upcycling import ExpertRule, add_experts, planned_experts
 
 __all__ = [
+    "CURVATURE_TOKENS",
     "EXPERT_FORMS",
     "METHODS",
     "AdapterRule",
@@ -39,6 +40,7 @@ __all__ = [
     "ExpertRule",
     "MatrixRow",
     "MatrixRule",
+    "Method",
     "Rule",
     "adapter_settings",
     "add_adapters",
@@ -53,6 +55,5 @@ __all__ = [
     "parse_rule",
     "planned_experts",
     "planned_shapes",
-    "some_batches",
     "split_held_out",
 ]

@@ -7,6 +7,8 @@ S = mean x^T x of the inputs; for a table S is diagonal, the frequency of each r
 
 import dataclasses
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
@@ -14,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import models, mpo
-from mpojax.compression import capture
-from mpojax.compression.matrices import matrices_of
+from mpojax import files, models, mpo
+from mpojax.compression import capture, layer_statistics, layerwise
+from mpojax.compression.matrices import Matrices, fingerprint, matrices_of
 
+_NO_BATCHES = "calibration needs at least one batch; batches was empty."
 # Adds the mean frequency to every row of a table, as add-one smoothing does with counts.
 TABLE_RIDGE = 1.0
 
@@ -28,7 +31,8 @@ class InputStatistics:
 
     Attributes:
       covariance: mean over the inputs of x^T x, float64: (in_features, in_features) of a linear
-        map, (rows,) of a table: the frequencies of its rows, which is the diagonal.
+        map, (rows,) of a table: the frequencies of its rows, which is the diagonal. In a folder
+        float32, and read each time that it is asked for.
       count: inputs (tokens, or sentences behind the pooling) that entered.
       gradient: mean over the inputs of the squared norm of the gradient of the summed loss with
         respect to the output of the matrix; None where no loss was given.
@@ -36,13 +40,15 @@ class InputStatistics:
       curvature: mean over the inputs of g^T g (out_features, out_features), float32, with g the
         gradient of the summed loss at the output of the matrix: E of the weights then raises the
         loss of each token by about tr(G E^T S E) / 2 nats. None where it was not collected.
+      reads: path of the first matrix that reads the same input, and so has the same covariance.
     """
 
-    covariance: np.ndarray
+    covariance: "np.ndarray | files.StoredArray"
     count: int
     gradient: float | None
     fingerprint: str
-    curvature: np.ndarray | None = None
+    curvature: "np.ndarray | files.StoredArray | None" = None
+    reads: str = ""
 
 
 class Calibration:
@@ -56,24 +62,16 @@ class Calibration:
     def __init__(self, statistics: Mapping[str, InputStatistics], num_examples: int):
         self.statistics = dict(statistics)
         self.num_examples = num_examples
-        self._metrics: dict[tuple[int, float], mpo.Metric] = {}
+        self._metrics: dict[tuple[str, float], mpo.Metric] = {}
 
     @property
     def has_gradients(self) -> bool:
         """True if a loss was given, so that `allocation="first_order"` is possible."""
         return all(s.gradient is not None for s in self.statistics.values())
 
-    def with_curvature(self, other: "Calibration") -> "Calibration":
-        """These statistics, with the curvatures of another calibration of the same model."""
-        merged = {
-            path: dataclasses.replace(entry, curvature=other.statistics[path].curvature)
-            for path, entry in self.statistics.items()
-        }
-        return Calibration(merged, self.num_examples)
-
     def covariance(self, path: str) -> np.ndarray:
         """Covariance of the inputs of one matrix, see `InputStatistics`."""
-        return self.statistics[path].covariance
+        return np.asarray(self.statistics[path].covariance)
 
     def default_ridge(self, path: str) -> float:
         """0.001, and 1 for a table, whose unseen rows else would count nothing."""
@@ -101,7 +99,7 @@ class Calibration:
                 f"{path}: no input has entered this matrix on the calibration set; the model does "
                 "not run it there. Leave it out of data_aware rules."
             )
-        key = id(covariance), ridge
+        key = self.statistics[path].reads, ridge
         try:
             if key not in self._metrics:
                 matrix = mpo.regularized(covariance, len(covariance), ridge)
@@ -134,7 +132,7 @@ class Calibration:
         The calibration must have gradients.
         """
         entry = self.statistics[path]
-        s = entry.covariance
+        s = np.asarray(entry.covariance)
         # T g ||e||^2 / out with ||e||^2 = tr(W^T S W), or tr(S) ||W||^2 / in
         if data_aware:
             square = mpo.weighted_square(w, s)
@@ -161,17 +159,21 @@ class Calibration:
 
 
 def calibrate(
-    model: nnx.Module,
+    model: nnx.Module | models.StoredModel,
     batches: Iterable[Mapping[str, np.ndarray] | Sequence | np.ndarray],
     *,
     loss: Callable | None = None,
     curvature: bool = False,
+    curvature_tokens: int | None = None,
+    folder: str | os.PathLike | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Collects the covariance of the inputs of every dense matrix, in one pass over batches.
 
     Products are float32 within a batch and are added up in float64 on the host. Padding does not
-    count. Compiles once for each shape of batch.
+    count. Compiles once for each shape of batch. A decoder is run layer by layer: all batches, and
+    hidden states of them, are in memory, but no more of the model than a layer; anything else, and
+    with a `loss`, batch by batch.
 
     Args:
       model: the dense model (matrices in MPO form already are left out), or any Flax NNX module.
@@ -189,6 +191,11 @@ def calibrate(
         own: the negative log-likelihood of targets drawn from what it predicts (the true Fisher
         information, no labels needed), of a model without predictions the product of its output
         with normal noise (Gauss-Newton for the squared error of the output).
+      curvature_tokens: of a decoder, evenly spaced batches with at least so many tokens are enough
+        for curvatures; None: all. Between the two passes the inputs of all layers are kept:
+        layers * tokens * hidden size * 4 bytes.
+      folder: of a decoder, keeps statistics in files of this folder and reads them when they are
+        used: of large models they are larger than the model. An interrupted call resumes there.
       progress: called with the number of batches done after each one.
 
     Raises:
@@ -214,11 +221,67 @@ def calibrate(
     arXiv:2210.17323), and data-aware low rank, Chen et al., "DRONE" (NeurIPS 2021).
     """
     matrices = matrices_of(model)
+    if curvature and loss is not None:
+        raise ValueError("curvature=True takes the model's own loss; leave out loss=.")
+    is_decoder = isinstance(matrices.model, models.LanguageModel)
+    if is_decoder and loss is None and layerwise.refusal(matrices.model) is None:
+        tokens = (curvature_tokens or sys.maxsize) if curvature else 0
+        return _by_layers(matrices, batches, tokens, folder, progress)
+    return _at_once(matrices, batches, loss, curvature, progress)
+
+
+def some_batches(batches: Sequence, tokens: int) -> list[int]:
+    """Indices of evenly spaced batches that hold at least so many tokens, where there are any."""
+    if not tokens:
+        return []
+    sizes = [max(np.size(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches]
+    number = min(max(tokens // max(max(sizes), 1), 1), len(batches))
+    return [int(index) for index in np.linspace(0, len(batches) - 1, number)]
+
+
+def _by_layers(matrices: Matrices, batches, tokens: int, folder, progress) -> Calibration:
+    """Of a decoder; curvatures on so many tokens."""
+    inputs = [matrices.inputs(b, f"calibration batch {i}") for i, b in enumerate(batches, 1)]
+    if not inputs:
+        raise ValueError(_NO_BATCHES)
+    inputs = [(arrays, np.float32(weights[0])) for arrays, weights in inputs]
+    curved = some_batches([arrays for arrays, _ in inputs], tokens)
+    observed = [path for found in matrices.observed().values() for path, _ in found]
+    total = (len(inputs) + len(curved)) * matrices.stored.num_layers
+    done = 0
+
+    def advance():
+        nonlocal done
+        before, done = len(inputs) * done // total, done + 1
+        if progress is not None and len(inputs) * done // total > before:
+            progress(len(inputs) * done // total)
+
+    found = layer_statistics.collect(matrices.stored, observed, inputs, curved, folder, advance)
+    count = round(float(sum(weights.sum() for _, weights in inputs)))
+    statistics = {
+        path: InputStatistics(
+            covariance=found[path].covariance,
+            count=count,
+            gradient=_trace(found[path].curvature),
+            fingerprint=fingerprint(matrices.weights(path)),
+            curvature=found[path].curvature,
+            reads=found[path].reads,
+        )
+        for path in observed
+    }
+    return Calibration(statistics, sum(_num_examples(arrays, [w]) for arrays, w in inputs))
+
+
+def _trace(moments) -> float | None:
+    return None if moments is None else float(np.trace(np.asarray(moments)))
+
+
+def _at_once(matrices: Matrices, batches, loss, curvature: bool, progress) -> Calibration:
+    """Of any model, through which each batch goes as a whole."""
+    model = matrices.whole()
     observed = matrices.observed()
     definition, state = nnx.split(model)
     if curvature:
-        if loss is not None:
-            raise ValueError("curvature=True takes the model's own loss; leave out loss=.")
         loss = _Sampled(matrices.call, isinstance(model, models.LanguageModel))
     options = {"locations": tuple(observed), "call": matrices.call, "loss": loss}
     options["curvature"] = curvature
@@ -243,7 +306,7 @@ def calibrate(
         if progress is not None:
             progress(number)
     if totals is None:
-        raise ValueError("calibration needs at least one batch; batches was empty.")
+        raise ValueError(_NO_BATCHES)
     statistics = {}
     for location, paths in observed.items():
         for path, index in paths:
@@ -311,16 +374,11 @@ def _num_examples(arrays: Mapping, weights: Sequence[np.ndarray]) -> int:
     return max(len(array) if array.ndim else 1 for array in arrays.values())
 
 
-def fingerprint(w) -> str:
-    """Short hash of a matrix."""
-    return hashlib.blake2b(np.ascontiguousarray(w, np.float32), digest_size=8).hexdigest()
-
-
 def _share_equal(statistics: dict[str, InputStatistics]):
     """Lets matrices that read the same input (query, key, value) hold one covariance."""
-    seen: dict[tuple, np.ndarray] = {}
+    seen: dict[tuple, tuple[str, np.ndarray]] = {}
     for path, entry in statistics.items():
         # With the shape: where nothing has entered, all are zero.
         key = entry.covariance.shape, hashlib.blake2b(entry.covariance, digest_size=16).digest()
-        shared = seen.setdefault(key, entry.covariance)
-        statistics[path] = dataclasses.replace(entry, covariance=shared)
+        reads, shared = seen.setdefault(key, (path, entry.covariance))
+        statistics[path] = dataclasses.replace(entry, covariance=shared, reads=reads)

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mpojax import models, mpo
+from mpojax import files, models, mpo
 from mpojax.compression import layerwise, low_rank, sharing
 from mpojax.compression.layerwise import Approximations
 from mpojax.compression.low_rank import METHODS, Method, Ranks, Task
-from mpojax.compression.matrices import Matrices
+from mpojax.compression.matrices import Matrices, stored_type
 from mpojax.compression.report import Choice, MatrixRow
 from mpojax.models import evaluation
 
@@ -78,25 +78,24 @@ class Measure:
 
     def __call__(self, dense: Mapping[str, np.ndarray]) -> float:
         """Of the model with these matrices, by path, in place of its own."""
-        model = self.matrices.with_chains({}, dense) if dense else self.matrices.model
-        sums = [self._sums(model, batch, weights[0]) for batch, weights in self.batches]
+        original = self.matrices.whole() if not dense or not self.predicts else None
+        model = self.matrices.with_chains({}, dense) if dense else original
+        sums = [self._sums(model, original, batch, weights[0]) for batch, weights in self.batches]
         total, norm = np.sum(sums, axis=0)
         return evaluation.per_unit(total, norm) if self.predicts else float(np.sqrt(total / norm))
 
-    def _sums(self, model, batch: Mapping, weights: np.ndarray) -> tuple[float, float]:
+    def _sums(self, model, original, batch: Mapping, weights: np.ndarray) -> tuple[float, float]:
         """(nats, tokens) of a decoder, else (squared error, squared norm) of the output."""
         if self.predicts:
             mask = batch.get("attention_mask")
             scores = evaluation.token_scores(model, jnp.asarray(batch["input_ids"]), mask)
             counted = weights[:, 1:] != 0
             return float(np.sum(np.asarray(scores.nats, np.float64)[counted])), counted.sum()
-        found, original = (
-            np.asarray(self.matrices.call(m, batch)) for m in (model, self.matrices.model)
-        )
+        found, wanted = (np.asarray(self.matrices.call(m, batch)) for m in (model, original))
         real = weights.reshape(*weights.shape, *(1,) * (found.ndim - weights.ndim))
         if found.shape[: weights.ndim] != weights.shape:  # one output for a whole text
             real = np.ones_like(found)
-        return tuple(float(np.sum(np.square(y * real))) for y in (found - original, original))
+        return tuple(float(np.sum(np.square(y * real))) for y in (found - wanted, wanted))
 
 
 def best(
@@ -147,8 +146,16 @@ def _compared(task: Task, measure: Measure, factors: "_Factors", ranks) -> dict[
     return found
 
 
-def _all(made: Approximations) -> dict[str, np.ndarray]:
-    return {path: made.matrix(path) for path in (*made.chains, *made.dense)}
+def _all(made: Approximations) -> dict[str, files.StoredArray]:
+    """Every matrix of an approximation, multiplied out when it is put into a model."""
+    sizes = {
+        path: (shape.in_features, shape.out_features) for path, (shape, _) in made.chains.items()
+    }
+    sizes |= {path: w.shape for path, w in made.dense.items()}
+    return {
+        path: files.StoredArray(size, np.float32, lambda path=path: made.matrix(path))
+        for path, size in sizes.items()
+    }
 
 
 class _Factors:
@@ -183,9 +190,17 @@ class _Factors:
         chosen = {path: rank for path, rank in ranks.items() if rank is not None}
         return {p: (self.found[p][0][..., :r], self.found[p][1][:r]) for p, r in chosen.items()}
 
-    def matrices(self, ranks: Ranks) -> dict[str, np.ndarray]:
-        return {path: mpo.to_matrix(cores) for path, cores in self._cut(ranks).items()}
+    def matrices(self, ranks: Ranks) -> dict[str, files.StoredArray]:
+        """The matrix of each chain, multiplied out when it is put into a model."""
+        return {path: _product(cores) for path, cores in self._cut(ranks).items()}
 
     def chains(self, ranks: Ranks) -> Approximations:
+        kinds = {path: stored_type(self.task.matrices.weights(path)) for path in ranks}
         cut = self._cut(ranks).items()
-        return Approximations({p: layerwise.chain(c, pivoted=True) for p, c in cut}, {}, [])
+        chains = {p: layerwise.chain(c, pivoted=True, dtype=kinds[p]) for p, c in cut}
+        return Approximations(chains, {}, [])
+
+
+def _product(cores) -> files.StoredArray:
+    shape = cores[0].shape[1], cores[1].shape[2]
+    return files.StoredArray(shape, np.float32, lambda: mpo.to_matrix(cores))

@@ -1,18 +1,19 @@
 """Compression of a model by rules: its dense matrices become chains."""
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
-from mpojax import checks
+from mpojax import checks, files, models
 from mpojax.compression import allocation as allocation_lib
 from mpojax.compression import choosing, layerwise, low_rank, sharing
 from mpojax.compression import rules as rules_lib
-from mpojax.compression.calibration import Calibration, calibrate
+from mpojax.compression.calibration import Calibration, calibrate, some_batches
 from mpojax.compression.decomposition import Decomposer
 from mpojax.compression.matrices import Matrices, matrices_of
 from mpojax.compression.report import CompressionReport
@@ -21,7 +22,7 @@ from mpojax.models.arrays import check_finite
 
 
 def compress(
-    model: nnx.Module,
+    model: nnx.Module | models.StoredModel,
     rules: rules_lib.Rules | None = None,
     *,
     budget: float | int | None = None,
@@ -47,7 +48,8 @@ def compress(
     Args:
       model: its matrices must be dense where a rule matches. Any Flax NNX module: of one of your
         own, `nnx.Linear`, `nnx.LinearGeneral` and `nnx.Embed` layers become chains, named by their
-        paths, and the result is a new module of the same class.
+        paths, and the result is a new module of the same class. Or what `io.open_pretrained` gives,
+        of which a layer at a time is in memory. Matrices in 16 bits become chains in bfloat16.
       rules: (regular expression over matrix paths, settings) or `Rule`; settings are the fields of
         `mpojax.compression.MatrixRule`, for example
         `[Rule(".*/(query|key|value|out|up|down)", bond=64), Rule("embeddings/word", rank=64)]`.
@@ -73,8 +75,9 @@ def compress(
         with curvature, which is then not measured again.
       held_out: texts by which method "best" chooses, as `calibration`; None: every eighth row of
         the calibration texts, which then is not calibrated on.
-      resume: folder in which method "best" or "layerwise" keeps finished layers: an interrupted
-        call resumes from there, to the same result.
+      resume: folder in which a method keeps the statistics that it measures, and "best" and
+        "layerwise" their finished layers: an interrupted call resumes from there, to the same
+        result.
       allocation: what a budget weighs errors by. "error": each matrix' relative squared error times
         the root of its number of entries. "first_order": by how much it changes the loss to first
         order, from a calibration with a loss.
@@ -133,7 +136,7 @@ def compress(
         options = {"share_bonds": bool(share_bonds), "resume": resume, "progress": progress}
         return _by_method(matrices, rules, budget, method, texts, options)
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
-    check_finite({t.path: matrices.weights(t.path) for t in targets}, "the model")
+    check_finite(matrices.of_paths([t.path for t in targets]), "the model")
     groups = allocation_lib.grouped(targets, share_bonds is not False)
     decomposer = Decomposer(matrices.weights, groups, calibration, progress)
     decomposer.run(parameter_budget, allocation, keep_dense)
@@ -159,22 +162,24 @@ def _by_method(
     rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
     targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error")
     paths = [target.path for target in targets]
-    check_finite({path: matrices.weights(path) for path in paths}, "the model")
-    calibration, batches, held_out = _calibrated(matrices, method, *texts)
-    low_rank.check(method, matrices, paths, calibration, batches)
-    task = low_rank.Task(matrices, paths, parameter_budget, calibration, batches, **options)
-    choice = None
-    if method == "best":
-        result, rows, choice = choosing.best(task, held_out)
-    elif method == "shared":
-        result, rows = sharing.compress(task)
-    else:
-        result, rows = low_rank.approximations(task, low_rank.METHODS[method])
+    check_finite(matrices.of_paths(paths), "the model")
+    with contextlib.ExitStack() as stack:
+        folder = _statistics_folder(matrices, paths, options["resume"], stack)
+        calibration, batches, held_out = _calibrated(matrices, method, *texts, folder)
+        low_rank.check(method, matrices, paths, calibration, batches)
+        task = low_rank.Task(matrices, paths, parameter_budget, calibration, batches, **options)
+        choice = None
+        if method == "best":
+            result, rows, choice = choosing.best(task, held_out)
+        elif method == "shared":
+            result, rows = sharing.compress(task)
+        else:
+            result, rows = low_rank.approximations(task, low_rank.METHODS[method])
     compressed = matrices.with_chains(result.chains, result.dense, result.groups)
     return compressed, _report(matrices, compressed, paths, rows, {}, choice)
 
 
-def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out):
+def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out, folder):
     """(calibration, batches to learn from, batches to choose by)."""
     held_out = [] if held_out is None else calibration_batches(held_out)
     if isinstance(calibration, Calibration):
@@ -183,8 +188,20 @@ def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out)
     if method == "best" and not held_out:
         batches, held_out = choosing.split(batches)
     curvature = low_rank.METHODS[method].by_loss
-    some = some_batches(batches) if curvature else batches
-    return calibrate(matrices.model, some, curvature=curvature), batches, held_out
+    some = some_batches(batches, CURVATURE_TOKENS) if curvature else range(len(batches))
+    model = matrices.model if matrices.stored is None else matrices.stored
+    some = [batches[i] for i in some]
+    return calibrate(model, some, curvature=curvature, folder=folder), batches, held_out
+
+
+def _statistics_folder(matrices: Matrices, paths, resume, stack):
+    """Where statistics are kept: to resume, or for as long as they are used if they are large."""
+    if resume is not None:
+        return files.at(resume) / "calibration"
+    sizes = [matrices.sizes[path] for path in paths]
+    if 4 * sum(rows**2 + columns**2 for rows, columns in sizes) < _LARGE_STATISTICS:
+        return None
+    return stack.enter_context(tempfile.TemporaryDirectory(prefix="mpojax-statistics-"))
 
 
 def _report(
@@ -206,14 +223,9 @@ def _report(
 # Token ids of a batch, where an array is cut into batches.
 _BATCH_TOKENS = 4096
 # Tokens whose curvature is measured, at least; it costs three times a pass and needs fewer.
-_CURVATURE_TOKENS = 16_384
-
-
-def some_batches(batches: Sequence) -> Sequence:
-    """Evenly spaced batches that hold enough tokens for curvatures, which cost three passes."""
-    sizes = [max(np.size(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches]
-    number = min(max(_CURVATURE_TOKENS // max(max(sizes), 1), 1), len(batches))
-    return [batches[i] for i in np.linspace(0, len(batches) - 1, number).astype(int)]
+CURVATURE_TOKENS = 16_384
+# Bytes of statistics that are kept in files instead of memory.
+_LARGE_STATISTICS = 2**30
 
 
 def matched(model: nnx.Module, rules: rules_lib.Rules | None = None) -> list[str]:
@@ -306,7 +318,7 @@ def _check_calibration(targets, matrices: Matrices, calibration, allocation, par
     )
     if calibration is None:
         return
-    calibration.check({target.path: matrices.weights(target.path) for target in targets})
+    calibration.check(matrices.of_paths([target.path for target in targets]))
     for target in aware:
         calibration.metric(target.path, target.settings.ridge)
     if by_loss:

@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,10 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from mpojax import files, models, mpo, nn
-from mpojax.compression.calibration import fingerprint
+from mpojax import files, models, mpo
+from mpojax.compression import tapping
+from mpojax.compression.matrices import stored_type
+from mpojax.nn.functional import matmul
 
 # A ridge for targets, relative to the mean square of an input: few tokens, or none in a direction,
 # then leave the weights there as they are.
@@ -38,8 +41,8 @@ class Approximations:
     """What came out, by matrix path.
 
     Attributes:
-      chains: (shape, float32 cores).
-      dense: float32 matrices that keep all of their rank, changed for the changed inputs.
+      chains: (shape, cores): bfloat16 where the matrix is in 16 bits, else float32.
+      dense: matrices that keep all of their rank, changed for the changed inputs; likewise.
       stream_error: ||X - X'|| / ||X|| behind each layer.
       groups: neighbouring layers that share the first cores of their chains, by their number; None
         where nothing is shared.
@@ -51,11 +54,16 @@ class Approximations:
     groups: tuple[int, ...] | None = None
 
     def matrix(self, path: str) -> np.ndarray | None:
-        """What stands for a matrix, as a dense one; None where nothing has been made yet."""
+        """What stands for a matrix, as a dense float32 one; None where nothing is made yet."""
         if path in self.chains:
             shape, cores = self.chains[path]
-            return mpo.to_matrix(cores, shape)
-        return self.dense.get(path)
+            return mpo.to_matrix([_lifted(core) for core in cores], shape)
+        return _lifted(self.dense[path]) if path in self.dense else None
+
+
+def _lifted(array: np.ndarray) -> np.ndarray:
+    is_short = array.dtype == jnp.bfloat16
+    return array.astype(np.float32) if is_short else array
 
 
 def refusal(model: nnx.Module) -> str | None:
@@ -74,7 +82,7 @@ def _inner(model: nnx.Module) -> nnx.Module:
 
 
 def compress(
-    model: models.Model,
+    model: models.Model | models.StoredModel,
     batches: Iterable[Mapping[str, np.ndarray]],
     ranks: Mapping[str, int | None],
     curvatures: Mapping[str, np.ndarray],
@@ -84,6 +92,9 @@ def compress(
     progress: Callable[[str], None] | None = None,
 ) -> Approximations:
     """Approximates matrices of the layers, one after the other.
+
+    In memory are one layer, the hidden states of all tokens in two streams, and what enters the
+    matrices of a layer: tokens * (about 6 hidden sizes) * 4 bytes.
 
     Args:
       model: dense where a matrix has a rank, see `refusal`.
@@ -95,9 +106,11 @@ def compress(
       resume: folder that keeps finished layers, so that an interrupted call resumes from them.
       progress: called with each path when it is done.
     """
-    run = _Run(model, batches, pivoted)
-    kept = None if resume is None else _Kept(resume, _fingerprint(model, ranks, pivoted, run.count))
-    for index in range(run.num_layers):
+    run = _Run(models.StoredModel.of(model), batches, pivoted)
+    kept = None
+    if resume is not None:
+        kept = _Kept(resume, _fingerprint(run.model, ranks, pivoted, run.count))
+    for index in range(run.model.num_layers):
         known = kept is not None and kept.load(run.result, index)
         run.layer(index, ranks, curvatures, progress)
         if kept is not None and not known:
@@ -144,23 +157,46 @@ class _Kept:
         return self.folder / f"{layer}.safetensors"
 
 
-def _fingerprint(model: models.Model, ranks: Mapping, pivoted: bool, count: float) -> str:
+def _fingerprint(model: models.StoredModel, ranks: Mapping, pivoted: bool, count: float) -> str:
     """Digest of what decides the result."""
-    weights = {path: fingerprint(array) for path, array in models.to_arrays(model).items()}
-    known = sorted(ranks.items()), pivoted, count, weights
-    return hashlib.blake2b(repr(known).encode()).hexdigest()
+    digest = hashlib.blake2b(repr((sorted(ranks.items()), pivoted, count)).encode())
+    for name in sorted(model.arrays):
+        digest.update(np.ascontiguousarray(model.arrays[name]).view(np.uint8))
+    return digest.hexdigest()
+
+
+class Step(NamedTuple):
+    """Matrices of a layer that read one input.
+
+    Attributes:
+      names: in the layer.
+      stream: the part whose input is the residual stream that they write to, or None.
+      by_outputs: targets are fitted to outputs, X W + D; else to inputs X, where these are fewer.
+    """
+
+    names: tuple[str, ...]
+    stream: str | None
+    by_outputs: bool
+
+
+def _steps(layer, x, context) -> tuple[Step, ...]:
+    steps = []
+    for names in tapping.groups(layer, x, context):
+        parts = [tapping.part(layer, name) for name in names]
+        stream = layer.stream_of(names[0])
+        narrow = sum(part.out_features for part in parts) <= parts[0].in_features
+        steps.append(Step(names, stream, stream is not None or narrow))
+    return tuple(steps)
 
 
 class _Run:
     """The two streams, batch by batch, and what has been made so far."""
 
-    def __init__(self, model: models.Model, batches, pivoted: bool):
-        model = _inner(model)
-        self.stack = getattr(model, "tower", model)
-        self.num_layers = self.stack.num_layers
-        self.pivoted = pivoted
+    def __init__(self, model: models.StoredModel, batches, pivoted: bool):
+        self.model, self.pivoted = model, pivoted
         self.result = Approximations({}, {}, [])
-        starts = [_start(model, batch) for batch in batches]
+        outside = model.outside()
+        starts = [tapping.start(outside, batch) for batch in batches]
         self.contexts = [context for _, context, _ in starts]
         self.weights = [weights for *_, weights in starts]
         self.count = sum(float(weights.sum()) for weights in self.weights)
@@ -169,52 +205,68 @@ class _Run:
 
     def layer(self, index: int, ranks, curvatures, progress):
         """Makes the matrices of one layer, and moves both streams behind it."""
-        before, after = self.stack.layer(index), self.stack.layer(index)
+        before = self.model.layer(index)
+        after = nnx.clone(before)
         contexts = [context.of_layer(index) for context in self.contexts]
-        pairs = zip(self.original, contexts, strict=True)
-        # Of the original all that enters its parts, of the changed layer step by step.
-        entered, outputs = zip(*(_inputs(before, x, context) for x, context in pairs), strict=True)
+        steps = _steps(before, self.original[0], contexts[0])
+        # Of the original what its parts need, of the changed layer step by step.
+        entered = []
+        for batch, context in enumerate(contexts):
+            more, self.original[batch] = _entered(
+                before, self.original[batch], context, steps=steps
+            )
+            entered.append(more)
         given: list[dict] = [{} for _ in self.changed]
-        for names, stream in _steps(before, self.original[0], contexts[0]):
-            wanted = names[0], stream
-            inputs = [
-                _step(after, *each, wanted=wanted)
-                for each in zip(self.changed, contexts, given, entered, self.weights, strict=True)
-            ]
-            sums = [jax.device_get(sums) for _, sums in inputs]
-            moments = jax.tree.map(lambda *parts: sum(map(np.float64, parts)) / self.count, *sums)
-            if not all(np.isfinite(part).all() for part in moments):
-                raise ValueError(
-                    f"layers/{index}/{names[0]}: inputs are NaN or infinite on the calibration "
-                    "texts; check the weights before it, and the texts."
-                )
-            for name in names:
-                path = f"layers/{index}/{name}"
-                if path in ranks:
-                    w = self.result.matrix(path)
-                    if w is None:
-                        w = self._approximated(path, before, name, moments, ranks, curvatures)
-                    _place(after, name).kernel = nnx.Param(jnp.asarray(w, jnp.float32))
-                    if progress is not None:
-                        progress(path)
-            for kept, (x, _) in zip(given, inputs, strict=True):
-                kept.update({name: _apply(_place(after, name), x) for name in names})
-        self.original = list(outputs)
-        rest = zip(self.changed, contexts, given, strict=True)
-        self.changed = [_output(after, *each) for each in rest]
+        for step in steps:
+            paths = {name: f"layers/{index}/{name}" for name in step.names}
+            made = {n: self.result.matrix(path) for n, path in paths.items() if path in ranks}
+            is_new = any(w is None for w in made.values())
+            inputs, moments = self._moments(after, contexts, given, entered, step, is_new)
+            for name, w in made.items():
+                path = paths[name]
+                if w is None:
+                    w = self._approximated(path, before, name, step, moments, ranks, curvatures)
+                tapping.part(after, name).kernel = nnx.Param(jnp.asarray(w, jnp.float32))
+                if progress is not None:
+                    progress(path)
+            for kept, x in zip(given, inputs, strict=True):
+                kept.update({name: _apply(tapping.part(after, name), x) for name in step.names})
+        for batch, (context, kept) in enumerate(zip(contexts, given, strict=True)):
+            self.changed[batch] = _output(after, self.changed[batch], context, kept)
         self.result.stream_error.append(self._stream_error())
 
-    def _approximated(self, path, before, name, moments, ranks, curvatures) -> np.ndarray:
+    def _moments(self, after, contexts, given, entered, step: Step, is_new: bool):
+        """(inputs of a step by batch, mean products over all tokens; None where not asked for)."""
+        inputs, totals = [], None
+        for each in zip(self.changed, contexts, given, entered, self.weights, strict=True):
+            x, sums = _step(after, *each, step=step, moments=is_new)
+            inputs.append(x)
+            if totals is None:
+                totals = [np.array(part, np.float64) for part in sums]
+            else:
+                for total, part in zip(totals, sums, strict=True):
+                    total += np.asarray(part)
+        for total in totals:
+            total /= self.count
+        return inputs, totals
+
+    def _approximated(self, path, before, name, step, moments, ranks, curvatures) -> np.ndarray:
         """Stores the approximation of a matrix, and gives it as a dense one."""
-        w = np.asarray(_place(before, name).kernel[...])
-        covariance, cross, residual = moments
-        residual = residual if residual.size else None
-        target = mpo.corrected(w, covariance, cross, residual, TARGET_RIDGE)
+        w = np.asarray(tapping.part(before, name).kernel[...])
+        covariance, product = moments
+        if step.by_outputs:
+            sizes = [tapping.part(before, each).out_features for each in step.names]
+            place = step.names.index(name)
+            product = np.split(product, np.cumsum(sizes)[:-1], axis=1)[place]
+            target = mpo.corrected(w, covariance, None, product, TARGET_RIDGE)
+        else:
+            target = mpo.corrected(w, covariance, product, None, TARGET_RIDGE)
         if ranks[path] is None:
-            self.result.dense[path] = np.float32(target)
-            return target
-        low_rank = mpo.LowRank(target, covariance, curvatures[path])
-        self.result.chains[path] = chain(low_rank.cores(ranks[path]), self.pivoted)
+            self.result.dense[path] = target.astype(stored_type(w))
+        else:
+            low_rank = mpo.LowRank(target, covariance, curvatures[path])
+            cores = low_rank.cores(ranks[path])
+            self.result.chains[path] = chain(cores, self.pivoted, stored_type(w))
         return self.result.matrix(path)
 
     def _stream_error(self) -> float:
@@ -226,101 +278,48 @@ class _Run:
         return float(np.sqrt(error / norm)) if norm else 0.0
 
 
-def chain(cores, pivoted: bool) -> tuple[mpo.MPOShape, tuple[np.ndarray, ...]]:
-    """(shape, float32 cores) of a two-core chain, pivoted where that is asked for and possible."""
+def chain(cores, pivoted: bool, dtype=np.float32) -> tuple[mpo.MPOShape, tuple[np.ndarray, ...]]:
+    """(shape, cores) of a two-core chain, pivoted where that is asked for and possible."""
     shape = mpo.MPOShape.low_rank(cores[0].shape[1], cores[1].shape[2], cores[0].shape[-1])
     if pivoted and shape.bonds[0] < shape.out_features:
         cores, shape = mpo.pivot(cores)
-    kinds = ("float32", "float32", "int32")  # the last one is the order of a pivoted chain
+    kinds = (dtype, dtype, np.int32)  # the last one is the order of a pivoted chain
     return shape, tuple(np.asarray(c, kind) for c, kind in zip(cores, kinds, strict=False))
 
 
-def _start(model: models.Model, batch: Mapping):
-    """(hidden states before the first layer, context, weights of the tokens (B, S))."""
-    ids = jnp.asarray(batch["input_ids"])
-    arrays = [batch.get(name) for name in model.batch_inputs]
-    arrays = [None if array is None else jnp.asarray(array) for array in arrays]
-    x, context = _begin(model, *arrays)
-    mask = batch.get("attention_mask")
-    weights = np.ones(ids.shape) if mask is None else np.asarray(mask) != 0
-    return x, context, weights.astype(np.float32)
-
-
-@jax.jit
-def _begin(model, *arrays):
-    return model.begin(*arrays)
-
-
-class _Tap(nnx.Module):
-    """A part of a layer that notes what enters it, and may give what it gave before."""
-
-    def __init__(self, inner, name: str, given, seen: dict):
-        self.inner, self.name = inner, name
-        self.given, self.seen = nnx.data(given), nnx.static(seen)
-
-    def __call__(self, x, *args, **options):
-        self.seen[self.name] = x
-        return self.inner(x, *args, **options) if self.given is None else self.given
-
-    def __getattr__(self, name):
-        return getattr(object.__getattribute__(self, "inner"), name)
-
-
-def _tapped(layer, x, context, given: Mapping[str, jax.Array]) -> tuple[dict, jax.Array]:
-    """({part: its input}, output) of a layer; where given, parts are not run."""
-    seen: dict[str, jax.Array] = {}
-
-    def tap(path, node):
-        if not isinstance(node, (nn.Dense, nn.LayerNorm, nn.RMSNorm)):
-            return node
-        name = "/".join(map(str, path))
-        return _Tap(node, name, given.get(name), seen)
-
-    graph, state = nnx.split(layer)
-    output, *_ = nnx.recursive_map(tap, nnx.merge(graph, state))(x, context)
-    return seen, output
-
-
-@jax.jit
-def _inputs(layer, x, context):
+@functools.partial(jax.jit, static_argnames="steps")
+def _entered(layer, x, context, *, steps: tuple[Step, ...]):
+    """({part: what its targets are fitted to}, output) of an original layer."""
     with jax.default_matmul_precision("highest"):
-        return _tapped(layer, x, context, {})
+        seen, output = tapping.tapped(layer, x, context)
+        found = {}
+        for names, stream, by_outputs in steps:
+            entering = seen[names[0]]
+            if by_outputs:
+                parts = [tapping.part(layer, name) for name in names]
+                outputs = [matmul(entering, p.kernel[...].astype(entering.dtype)) for p in parts]
+                found[names[0]] = jnp.concatenate(outputs, axis=-1)
+            else:
+                found[names[0]] = entering
+            if stream is not None:
+                found[stream] = seen[stream]
+        return found, output
 
 
-def _steps(layer, x, context) -> list[tuple[tuple[str, ...], str | None]]:
-    """Matrices that read one input, in the order of a call, and the part whose input is the stream
-    that they write to.
-    """
-    groups: dict[int, list[str]] = {}
-    keep = []
-
-    def trace(layer, x, context):
-        seen, output = _tapped(layer, x, context, {})
-        for name, entering in seen.items():
-            if isinstance(_place(layer, name), nn.Dense):
-                groups.setdefault(id(entering), []).append(name)
-                keep.append(entering)  # so that no other tracer gets its id
-        return output
-
-    jax.eval_shape(trace, layer, x, context)
-    return [(tuple(names), layer.stream_of(names[0])) for names in groups.values()]
-
-
-@functools.partial(jax.jit, static_argnames="wanted")
-def _step(layer, x, context, given, entered, weights, *, wanted):
-    """The changed input of a matrix, and (X'^T X', X'^T X, X'^T D or empty) over the tokens."""
-    name, stream = wanted
+@functools.partial(jax.jit, static_argnames=("step", "moments"))
+def _step(layer, x, context, given, entered, weights, *, step: Step, moments: bool):
+    """The changed input of a step, and (X'^T X', X'^T X or X'^T (X W + D)) over the tokens."""
+    names, stream, _ = step
     with jax.default_matmul_precision("highest"):
-        seen, _ = _tapped(layer, x, context, given)
-        changed = seen[name]
+        seen, _ = tapping.tapped(layer, x, context, given=given)
+        changed, goal = seen[names[0]], entered[names[0]].astype(jnp.float32)
+        if not moments:
+            return changed, ()
+        if stream is not None:
+            goal += entered[stream].astype(jnp.float32) - seen[stream].astype(jnp.float32)
         rows = changed.reshape(-1, changed.shape[-1]).astype(jnp.float32)
         left = (rows * weights.reshape(-1, 1)).T
-        original = entered[name].reshape(rows.shape).astype(jnp.float32)
-        residual = jnp.zeros((0,))
-        if stream is not None:
-            missing = entered[stream].astype(jnp.float32) - seen[stream].astype(jnp.float32)
-            residual = left @ missing.reshape(len(rows), -1)
-        return changed, (left @ rows, left @ original, residual)
+        return changed, (tapping.gram(changed, weights), left @ goal.reshape(len(rows), -1))
 
 
 @jax.jit
@@ -332,7 +331,7 @@ def _apply(part, x):
 @jax.jit
 def _output(layer, x, context, given):
     with jax.default_matmul_precision("highest"):
-        return _tapped(layer, x, context, given)[1]
+        return tapping.tapped(layer, x, context, given=given)[1]
 
 
 @jax.jit
@@ -341,7 +340,3 @@ def _squares(original, changed, weights):
     error = jnp.sum(jnp.square(original - changed), axis=-1)
     norm = jnp.sum(jnp.square(original), axis=-1)
     return jnp.stack([jnp.sum(error * weights), jnp.sum(norm * weights)])
-
-
-def _place(layer: nnx.Module, name: str) -> nnx.Module:
-    return nn.submodule(layer, name.split("/"))

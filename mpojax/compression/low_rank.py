@@ -29,7 +29,7 @@ from mpojax import checks, mpo
 from mpojax.compression import layerwise
 from mpojax.compression.calibration import Calibration
 from mpojax.compression.layerwise import Approximations
-from mpojax.compression.matrices import Matrices
+from mpojax.compression.matrices import Matrices, stored_type
 from mpojax.compression.report import MatrixRow, role_of_path
 
 # Of curvatures: few tokens know little about most directions.
@@ -104,7 +104,8 @@ class Task:
     steps: int = 0
 
     def __post_init__(self):
-        self._done, self._inputs = 0, {}
+        self._done = 0
+        self._inputs: dict[str, _Inputs] = {}
 
     def advance(self, path: str) -> None:
         """Tells that a step is done."""
@@ -112,11 +113,9 @@ class Task:
         if self.progress is not None:
             self.progress(self._done, self.steps, path)
 
-    def inputs(self, kind: str) -> Mapping[str, mpo.Metric | None]:
-        """Norms of errors at the inputs by path; with their roots, which all steps use."""
-        if kind not in self._inputs:
-            self._inputs[kind] = _input_metrics(self.paths, self.calibration, kind)
-        return self._inputs[kind]
+    def inputs(self, kind: str) -> "_Inputs":
+        """Norms of errors at the inputs, by path."""
+        return self._inputs.setdefault(kind, _Inputs(self.calibration, kind))
 
     def factorised(self, method: Method) -> Callable[[str], mpo.LowRank]:
         """Best approximations of a matrix by its path, in the norm of a method."""
@@ -152,9 +151,9 @@ def predicted_losses(
     factorised, losses = task.factorised(method), {}
     for path in task.paths:
         found = factorised(path)
-        losses[path] = found.squared_errors / 2
         if visit is not None:
-            visit(path, found)
+            visit(path, found)  # first: eigenvalues alone would not serve it
+        losses[path] = found.squared_errors / 2
         task.advance(path)
     return losses
 
@@ -175,7 +174,8 @@ def at_once(task: Task, method: Method, ranks: Ranks) -> Approximations:
     factorised, found = task.factorised(method), Approximations({}, {}, [])
     for path, rank in ranks.items():
         if rank is not None:
-            found.chains[path] = layerwise.chain(factorised(path).cores(rank), method.pivoted)
+            kind = stored_type(task.matrices.weights(path))
+            found.chains[path] = layerwise.chain(factorised(path).cores(rank), method.pivoted, kind)
         task.advance(path)
     return found
 
@@ -183,7 +183,7 @@ def at_once(task: Task, method: Method, ranks: Ranks) -> Approximations:
 def layer_by_layer(task: Task, method: Method, ranks: Ranks) -> Approximations:
     """Chains of these ranks, and changed dense matrices, for what really reaches them."""
     return layerwise.compress(
-        task.matrices.model,
+        task.matrices.stored,
         task.batches,
         ranks,
         Curvatures(task.calibration),
@@ -246,7 +246,7 @@ class Curvatures(Mapping):
         self.statistics = calibration.statistics
 
     def __getitem__(self, path: str) -> mpo.Metric:
-        return mpo.Metric(mpo.ridged(self.statistics[path].curvature, CURVATURE_RIDGE))
+        return mpo.Metric(mpo.ridged(np.asarray(self.statistics[path].curvature), CURVATURE_RIDGE))
 
     def __iter__(self):
         return iter(self.statistics)
@@ -255,17 +255,22 @@ class Curvatures(Mapping):
         return len(self.statistics)
 
 
-def _input_metrics(paths, calibration: Calibration, kind: str) -> dict[str, mpo.Metric | None]:
-    """Norms of errors by path; matrices that read the same input share one."""
-    if kind == "weights":
-        return dict.fromkeys(paths)
-    made: dict[int, mpo.Metric] = {}
-    for path in paths:
-        covariance = calibration.covariance(path)
-        if id(covariance) not in made:
+class _Inputs:
+    """Norms of errors by path; matrices that read the same input share one, and its factors."""
+
+    def __init__(self, calibration: Calibration, kind: str):
+        self.calibration, self.kind = calibration, kind
+        self.last: tuple[str, mpo.Metric] | None = None
+
+    def __getitem__(self, path: str) -> mpo.Metric | None:
+        if self.kind == "weights":
+            return None
+        reads = self.calibration.statistics[path].reads
+        if self.last is None or self.last[0] != reads:  # those of one input follow each other
+            covariance = self.calibration.covariance(path)
             scales = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
-            made[id(covariance)] = mpo.Metric(scales if kind == "scales" else covariance)
-    return {path: made[id(calibration.covariance(path))] for path in paths}
+            self.last = reads, mpo.Metric(scales if self.kind == "scales" else covariance)
+        return self.last[1]
 
 
 def _rank_of_share(rows: int, columns: int, share: float) -> int | None:
@@ -274,12 +279,11 @@ def _rank_of_share(rows: int, columns: int, share: float) -> int | None:
 
 
 def _row(task: Task, path: str, found: Approximations, label: str, predicted) -> MatrixRow:
-    shape, cores = found.chains[path]
-    w, w_hat = task.matrices.weights(path), mpo.to_matrix(cores, shape)
+    w, w_hat = task.matrices.weights(path), found.matrix(path)
     covariance = task.calibration.covariance(path)
     return MatrixRow.of(
         path,
-        shape,
+        found.chains[path][0],
         relative_error=mpo.relative_error(w, w_hat),
         error_bound=None,
         entropy=(),
@@ -305,13 +309,13 @@ def check(
     """
     checks.check_value("method", method, checks.one_of(*METHODS))
     settings = METHODS[method]
-    calibration.check({path: matrices.weights(path) for path in paths})
+    calibration.check(matrices.of_paths(paths))
     if unused := [path for path in paths if not calibration.statistics[path].count]:
         raise ValueError(
             f"{unused[0]}: no input has entered this matrix on the calibration set; leave it out "
             "of the rules."
         )
-    if tables := [path for path in paths if calibration.covariance(path).ndim == 1]:
+    if tables := [p for p in paths if calibration.statistics[p].covariance.ndim == 1]:
         raise ValueError(
             f"{tables[0]}: a method is for the linear maps, whose inputs vary; compress a table by "
             "a rule of its own, such as Rule('embeddings/word', rank=64), or leave it out."

@@ -7,6 +7,7 @@ NNX module by its layers: `nnx.Linear`, `nnx.LinearGeneral` (the projections of 
 
 import abc
 import dataclasses
+import hashlib
 import inspect
 import math
 import re
@@ -36,7 +37,8 @@ class Matrices(abc.ABC):
     """The matrices of one model.
 
     Attributes:
-      model: as it was given; never changed.
+      model: as it was given, never changed; of a stored one with shapes in the place of arrays.
+      stored: a model of this library, taken apart.
       sizes: {path: (in_features, out_features)} of all matrices that may become chains.
       shapes: {path: shape} of those in MPO form.
       named: {name: patterns} that a rule may use instead of a pattern.
@@ -45,6 +47,7 @@ class Matrices(abc.ABC):
     """
 
     model: nnx.Module
+    stored: models.StoredModel | None = None
     sizes: dict[str, tuple[int, int]]
     shapes: dict[str, mpo.MPOShape]
     named: dict[str, tuple[str, ...]]
@@ -53,7 +56,7 @@ class Matrices(abc.ABC):
 
     @abc.abstractmethod
     def weights(self, path: str) -> np.ndarray:
-        """A dense matrix (in_features, out_features), float32."""
+        """A dense matrix (in_features, out_features), of the type that the model holds it in."""
 
     @abc.abstractmethod
     def with_chains(
@@ -61,8 +64,17 @@ class Matrices(abc.ABC):
     ) -> nnx.Module:
         """A new model with these chains in place of dense matrices, and other dense ones.
 
+        What stands for a matrix in 16 bits is in bfloat16, everything else in float32.
         `groups`: numbers of neighbouring layers that share the central cores of these chains.
         """
+
+    def of_paths(self, paths: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """`weights` by path, each made when it is asked for."""
+        return _Weights(self, paths)
+
+    def whole(self) -> nnx.Module:
+        """The model, with all of its arrays in memory."""
+        return self.model
 
     @abc.abstractmethod
     def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
@@ -97,13 +109,40 @@ class Matrices(abc.ABC):
         return sum(counts.values()) - in_chains + self._num_dense_in_chains()
 
 
-def matrices_of(model: nnx.Module) -> Matrices:
+class _Weights(Mapping):
+    def __init__(self, matrices: Matrices, paths: Sequence[str]):
+        self.matrices, self.paths = matrices, paths
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return self.matrices.weights(path)
+
+    def __iter__(self):
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def fingerprint(w) -> str:
+    """Short hash of a matrix."""
+    return hashlib.blake2b(np.ascontiguousarray(w, np.float32), digest_size=8).hexdigest()
+
+
+def stored_type(w) -> np.dtype:
+    """Of what stands for a matrix: bfloat16 for one in 16 bits, else float32.
+
+    Cores of a matrix in float16 could leave the range of that.
+    """
+    return np.dtype(jnp.bfloat16 if np.dtype(w.dtype).itemsize == 2 else np.float32)
+
+
+def matrices_of(model: nnx.Module | models.StoredModel) -> Matrices:
     """The matrices of a model of this library, or of any Flax NNX module.
 
     Raises:
       TypeError: neither of them.
     """
-    if isinstance(model, models.Model):
+    if isinstance(model, models.Model | models.StoredModel):
         return _ModelMatrices(model)
     layers.check_module(model)
     return _ModuleMatrices(model)
@@ -112,10 +151,12 @@ def matrices_of(model: nnx.Module) -> Matrices:
 class _ModelMatrices(Matrices):
     """Of a model of this library: its layers are stacked, its matrices have logical paths."""
 
-    def __init__(self, model: models.Model):
-        self.model, self.shapes, self.refused = model, model.shapes, {}
+    def __init__(self, model: models.Model | models.StoredModel):
+        self.stored = models.StoredModel.of(model)
+        self.model = self.stored.abstract if model is self.stored else model
+        self.shapes, self.refused = self.stored.shapes, {}
         self.shares_parts = model.config.shares_parts
-        self.arrays = models.to_arrays(model)
+        self.arrays = self.stored.arrays
         self.sizes = model.config.matrix_sizes()
         if model.config.experts:
             # Theirs are many matrices under one path: compress before `add_experts`.
@@ -134,17 +175,26 @@ class _ModelMatrices(Matrices):
         arrays, shapes, config = dict(self.arrays), dict(self.shapes), self.model.config
         if groups is not None:
             config = dataclasses.replace(config, layer_groups=groups, shared_roles=("central",))
-        arrays |= {models.dense_name(path): w for path, w in dense.items()}
+        arrays |= {models.dense_name(path): self._stored(path, w) for path, w in dense.items()}
         for path, (shape, cores) in chains.items():
-            del arrays[models.dense_name(path)]
             is_first = groups is None or _is_first(config, path)
             arrays |= {
-                f"{path}/cores/{k}": core
+                f"{path}/cores/{k}": self._stored(path, core)
                 for k, core in enumerate(cores)
                 if is_first or k != shape.central
             }
+            del arrays[models.dense_name(path)]
             shapes[path] = shape
-        return models.from_arrays(config, shapes, arrays)
+        return models.from_arrays(config, shapes, arrays, release=True, keep_16_bits=True)
+
+    def _stored(self, path: str, array) -> np.ndarray:
+        """An array that stands for a matrix, in the type that is for it; integers as they are."""
+        dtype = stored_type(self.arrays[models.dense_name(path)])
+        is_final = array.dtype == dtype or np.issubdtype(array.dtype, np.integer)
+        return array if is_final else array.astype(dtype)
+
+    def whole(self) -> models.Model:
+        return self.stored.load() if self.model is self.stored.abstract else self.model
 
     def observed(self) -> dict[tuple, list[tuple[str, int | None]]]:
         found, sizes = {}, self.model.config.matrix_sizes()
@@ -240,7 +290,10 @@ class _ModuleMatrices(Matrices):
 
     def with_chains(self, chains: Chains, dense: Dense = NONE, groups: None = None) -> nnx.Module:
         entries = {path: self.found[path] for path in dense}
-        new = {e.location: layers.with_matrix(e.layer, dense[path]) for path, e in entries.items()}
+        new = {
+            e.location: layers.with_matrix(e.layer, np.asarray(dense[path]))
+            for path, e in entries.items()
+        }
         for path, (shape, cores) in chains.items():
             entry = self.found[path]
             new[entry.location] = layers.to_chain(entry.layer, shape, cores)

@@ -20,6 +20,7 @@ from mpojax import mpo
 from mpojax.compression import layerwise, low_rank
 from mpojax.compression.layerwise import Approximations
 from mpojax.compression.low_rank import METHODS, Losses, Method, Ranks, Task
+from mpojax.compression.matrices import stored_type
 from mpojax.compression.report import MatrixRow
 
 # Layers of a group, at most.
@@ -76,8 +77,9 @@ def approximations(
         rank = ranks[paths[0]]
         if rank is not None:
             cores = _cores(task, method, factorised, paths, rank)
+            kind = stored_type(task.matrices.weights(paths[0]))
             found.chains |= {
-                path: layerwise.chain(each, method.pivoted and len(group) == 1)
+                path: layerwise.chain(each, method.pivoted and len(group) == 1, kind)
                 for path, each in zip(paths, cores, strict=True)
             }
         for path in paths:

@@ -6,7 +6,12 @@ io.export_huggingface(model, "other-folder")
 """
 
 from mpojax.io.adapter_files import fingerprint, load_adapter, save_adapter
-from mpojax.io.folders import export_huggingface, load_pretrained, save_pretrained
+from mpojax.io.folders import (
+    export_huggingface,
+    load_pretrained,
+    open_pretrained,
+    save_pretrained,
+)
 from mpojax.io.gguf.tokenizer import gguf_tokenizer, write_gguf_tokenizer
 from mpojax.io.peft.adapter_folder import load_peft, save_peft
 from mpojax.io.serving import export_serving
@@ -23,6 +28,7 @@ __all__ = [
     "load_pretrained",
     "local_folder",
     "locate",
+    "open_pretrained",
     "read_weights",
     "save_adapter",
     "save_peft",

@@ -1,5 +1,6 @@
 """Folders with models: load any supported one, save ours, export to Hugging Face."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,6 @@ from mpojax.io.hf.family import COMMON
 from mpojax.io.other_folders import CONFIG_NAME, WEIGHTS_NAME
 from mpojax.io.sources import local_folder, locate
 from mpojax.io.weights import (
-    StoredArray,
     check_version,
     read_checkpoint,
     read_metadata,
@@ -64,9 +64,9 @@ def load_pretrained(
         and for the order of sentences: a `models.PretrainingModel`, where the checkpoint has them.
       into: for a module of your own, a dense one of the same class, which stays as it is: its copy
         gets the weights, chains and adapters of the folder.
-      keep_16_bits: of Hugging Face's folders, matrices that are stored in bfloat16 or float16 stay
-        so in memory, half of what float32 needs; they are computed with in `config.dtype` all the
-        same. To compress and to evaluate large models, not to train them.
+      keep_16_bits: matrices that are stored in bfloat16 or float16 stay so in memory, half of what
+        float32 needs; they are computed with in `config.dtype` all the same. To compress and to
+        evaluate large models, not to train them.
 
     Raises:
       FileNotFoundError: no such folder, no config.json, no weights.
@@ -100,25 +100,75 @@ def load_pretrained(
         'MPOLinear'
     """
     folder = locate(source)
-    if not folder.is_dir():
-        _check_into(folder, {}, into)
-        config, arrays = gguf_models.import_file(folder)
-        return models.from_arrays(config, {}, arrays, release=True)
-    content = _read_config(folder)
+    content = _read_config(folder) if folder.is_dir() else {}
     _check_into(folder, content, into)
+    if into is not None:
+        return _into_module(folder, content[MARK], into)
+    stored = _opened(folder, content, pretraining_head, check_finite)
+    return stored.load(keep_16_bits=keep_16_bits, release=True)
+
+
+def open_pretrained(
+    source: str | os.PathLike, *, check: bool = True, pretraining_head: bool = False
+) -> models.StoredModel:
+    """A model whose arrays are read from its files when they are used, one by one.
+
+    `compression.compress` and `compression.calibrate` take it as it is: of a decoder a layer at a
+    time is in memory. `.load()` is the whole model.
+
+    Args:
+      source, pretraining_head: see `load_pretrained`. The weights of a GGUF file are in memory.
+      check: reads all weights once and checks that they are finite; False reads the headers of the
+        files alone.
+
+    Raises:
+      As `load_pretrained`.
+
+    Example:
+
+        >>> import tempfile
+        >>> import mpojax as mj
+        >>> from flax import nnx
+        >>> from mpojax import io, models
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+        >>> model = models.build(models.DecoderConfig(vocab_size=99, **sizes), rngs=nnx.Rngs(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mj.save(model, folder)
+        ...     stored = io.open_pretrained(folder)
+        ...     small, report = mj.compress(stored, budget=0.9)
+        >>> report.parameters <= 0.9 * report.dense_parameters
+        True
+    """
+    folder = locate(source)
+    content = _read_config(folder) if folder.is_dir() else {}
+    _check_into(folder, content, None)
+    return _opened(folder, content, pretraining_head, check_finite if check else _unchecked)
+
+
+def _unchecked(tensors: Mapping, where: str) -> None:
+    pass
+
+
+def _opened(folder: pathlib.Path, content: Mapping, pretraining_head, check) -> models.StoredModel:
+    if not folder.is_dir():
+        return models.StoredModel(*_of_gguf(folder))
     if MARK in content:
-        return _from_own_folder(folder, content[MARK], into)
+        return _own_model(folder, content[MARK], check)
     if factored.ENTRY in content:
         raise ValueError(
             f"{folder} holds a compressed model for transformers (format='huggingface_mpo'), which "
             "is not read back: load the folder of mj.save(model, folder) with the same model."
         )
     checkpoints.family_of(content, str(folder))  # Before weights are looked for.
-    tensors = _checked_tensors(folder)
+    tensors = read_checkpoint(folder)
+    check(tensors, str(folder))
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
-    config = generation_config.read(config, folder)
-    del tensors
-    return models.from_arrays(config, {}, arrays, release=True, keep_16_bits=keep_16_bits)
+    return models.StoredModel(generation_config.read(config, folder), {}, arrays)
+
+
+def _of_gguf(file: pathlib.Path) -> tuple:
+    config, arrays = gguf_models.import_file(file)
+    return config, {}, arrays
 
 
 def save_pretrained(
@@ -129,7 +179,10 @@ def save_pretrained(
     dtype: str = "float32",
     tokenizer_from: str | os.PathLike | None = None,
 ):
-    """Writes config.json and model.safetensors (logical names, cores as they are, float32).
+    """Writes config.json and model.safetensors (logical names, cores as they are).
+
+    Arrays are written in the type that the model holds them in: float32, or bfloat16 of a model
+    that was loaded so and of what was compressed of it.
 
     Args:
       model: any model, or any Flax NNX module: `load(folder, into=...)` puts it back.
@@ -139,7 +192,7 @@ def save_pretrained(
         load them, by `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` and its
         like, with torch and without this library.
       dtype: of the cores of chains: "int8" keeps 8 bits and a scale for each column, and is
-        multiplied out on loading; all else stays float32.
+        multiplied out on loading; all else stays as it is.
       tokenizer_from: folder whose tokenizer files are copied along; where its config.json alone
         tells the class, tokenizer_config.json of the copy names it.
 
@@ -292,30 +345,41 @@ def _check_into(folder: pathlib.Path, content: Mapping, into: nnx.Module | None)
         raise ValueError(f"{folder} holds a whole model; load it without into=.")
 
 
-def _checked_tensors(folder: pathlib.Path) -> dict[str, StoredArray]:
+def _own_tensors(folder: pathlib.Path, content: Mapping, versions, check) -> dict:
+    """The arrays of a folder of ours, which is of a known version and of one save."""
     tensors = read_checkpoint(folder)
-    check_finite(tensors, str(folder))
-    return tensors
-
-
-def _from_own_folder(folder: pathlib.Path, content: Mapping, into: nnx.Module | None):
-    tensors = _checked_tensors(folder)
-    versions = own_format.READ_VERSIONS if into is None else module_format.READ_VERSIONS
+    check(tensors, str(folder))
     check_version(content.get("format_version"), versions, str(folder))
     if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(MARK):
         raise ValueError(
             f"{CONFIG_NAME} and {WEIGHTS_NAME} in {folder} are not from the same save; copy both "
             "files of one save."
         )
+    return tensors
+
+
+@contextlib.contextmanager
+def _complete(folder: pathlib.Path):
+    """Errors inside it say that a folder of ours is not complete."""
     try:
-        tensors = quantization.dequantized(tensors)
-        if into is not None:
-            arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-            return module_format.build(content, arrays, into)
-        return own_format.build(content, tensors)
+        yield
     except (TypeError, KeyError, ValueError) as error:
         reason = checks.cut(str(error), 1200)
         raise ValueError(f"{folder} is not a complete mpojax model: {reason}") from error
+
+
+def _own_model(folder: pathlib.Path, content: Mapping, check) -> models.StoredModel:
+    tensors = _own_tensors(folder, content, own_format.READ_VERSIONS, check)
+    with _complete(folder):
+        return own_format.read(content, quantization.dequantized(tensors)).checked()
+
+
+def _into_module(folder: pathlib.Path, content: Mapping, into: nnx.Module) -> nnx.Module:
+    tensors = _own_tensors(folder, content, module_format.READ_VERSIONS, check_finite)
+    with _complete(folder):
+        tensors = quantization.dequantized(tensors)
+        arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+        return module_format.build(content, arrays, into)
 
 
 def check_ours(folder: pathlib.Path):
@@ -345,7 +409,7 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
     digest = hashlib.blake2b(_json(description).encode(), digest_size=16)
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

@@ -58,8 +58,8 @@ def describe(model: models.Model) -> dict:
     }
 
 
-def build(content: Mapping, tensors: Mapping) -> models.Model:
-    """The model of a description.
+def read(content: Mapping, tensors: Mapping) -> models.StoredModel:
+    """The model of a description, with its arrays where they are.
 
     Raises:
       TypeError, KeyError, ValueError: it is incomplete, or the tensors do not fit.
@@ -68,7 +68,7 @@ def build(content: Mapping, tensors: Mapping) -> models.Model:
     shapes = read_shapes(content["shapes"], tensors)
     config = _config(content)
     check_depth(config, tensors, "the folder")
-    return models.from_arrays(config, shapes, tensors, release=True)
+    return models.StoredModel(config, shapes, tensors)
 
 
 def read_shapes(content: Mapping[str, Mapping], tensors: Mapping) -> dict[str, mpo.MPOShape]:

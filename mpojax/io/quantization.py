@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from mpojax.models.arrays import is_floating
+
 DTYPES = ("float32", "int8")
 SCALE = "_scale"  # ends the name of the array with the scales, float32
 _ROWS = (-4, -3)
@@ -15,7 +17,7 @@ _ROWS = (-4, -3)
 
 def core_names(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Paths of the cores of chains; the order of a pivoted one's columns, integers, is none."""
-    return [name for name, a in arrays.items() if "/cores/" in name and a.dtype.kind == "f"]
+    return [name for name, a in arrays.items() if "/cores/" in name and is_floating(a)]
 
 
 def quantized(arrays: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:

@@ -1,13 +1,11 @@
 """Weight files: safetensors only, read whole or not at all; never pickle."""
 
 import contextlib
-import errno
 import json
 import math
 import os
 import pathlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,28 +29,6 @@ _INDEX = {
 }
 
 
-class StoredArray:
-    """An array of a file, read when it is asked for: `numpy.asarray(stored)`, each time anew.
-
-    Attributes:
-      shape, dtype: of the array.
-    """
-
-    def __init__(self, shape: Sequence[int], dtype: Any, read: Callable[[], np.ndarray]):
-        """`read` gives the array."""
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._read = read
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """The array; numpy calls this."""
-        array = self._read()
-        return array if dtype is None else array.astype(dtype, copy=False)
-
-    def __len__(self) -> int:
-        """Entries of the first axis."""
-        return self.shape[0]
-
-
 def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     """The safetensors files of a checkpoint folder: one, or the shards that its index names.
 
@@ -73,7 +49,7 @@ def find_weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     raise other_folders.without_weights(folder)
 
 
-def read_checkpoint(folder: str | os.PathLike) -> dict[str, StoredArray]:
+def read_checkpoint(folder: str | os.PathLike) -> dict[str, files.StoredArray]:
     """All tensors of a checkpoint folder, from one file or from shards, to be read one by one.
 
     Raises:
@@ -83,7 +59,7 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, StoredArray]:
     shards = find_weight_files(folder)
     if shards[0].name == WEIGHTS_NAME:
         return _stored(shards[0])
-    tensors: dict[str, StoredArray] = {}
+    tensors: dict[str, files.StoredArray] = {}
     for shard in shards:
         part = _stored(shard)
         twice = sorted(set(part) & set(tensors))
@@ -100,7 +76,7 @@ def read_checkpoint(folder: str | os.PathLike) -> dict[str, StoredArray]:
     return tensors
 
 
-def _stored(path: pathlib.Path) -> dict[str, StoredArray]:
+def _stored(path: pathlib.Path) -> dict[str, files.StoredArray]:
     """The tensors of a file; what is read is not kept in memory, as a mapped file would be."""
     with _opened(path) as file:
         views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -108,7 +84,9 @@ def _stored(path: pathlib.Path) -> dict[str, StoredArray]:
         others = {name: file.get_tensor(name) for name in views.keys() - floating.keys()}
     starts = _starts(path)
     stored = {name: _stored_tensor(path, starts[name], view) for name, view in floating.items()}
-    return stored | {n: StoredArray(t.shape, t.dtype, lambda t=t: t) for n, t in others.items()}
+    return stored | {
+        n: files.StoredArray(t.shape, t.dtype, lambda t=t: t) for n, t in others.items()
+    }
 
 
 def _starts(path: pathlib.Path) -> dict[str, int]:
@@ -120,14 +98,14 @@ def _starts(path: pathlib.Path) -> dict[str, int]:
     return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()}
 
 
-def _stored_tensor(path: pathlib.Path, start: int, view) -> StoredArray:
+def _stored_tensor(path: pathlib.Path, start: int, view) -> files.StoredArray:
     shape, dtype = view.get_shape(), np.dtype(_DTYPES[view.get_dtype()])
 
     def read() -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         return np.fromfile(path, np.uint8, size, offset=start).view(dtype).reshape(shape)
 
-    return StoredArray(shape, dtype, read)
+    return files.StoredArray(shape, dtype, read)
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -232,15 +210,33 @@ def write_folder(
                 folder.rmdir()  # Only where it is still empty.
 
 
+# Names of types in headers.
+_TYPE_NAMES = {
+    **{np.dtype(dtype): name for name, dtype in _DTYPES.items()},
+    **{np.dtype(f"i{size}"): f"I{8 * size}" for size in (1, 2, 4, 8)},
+    **{np.dtype(f"u{size}"): f"U{8 * size}" for size in (1, 2, 4, 8)},
+    np.dtype(bool): "BOOL",
+}
+
+
 def _write_weights(path: pathlib.Path, tensors: Mapping, metadata: Mapping[str, str]):
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    try:
-        safetensors.numpy.save_file(contiguous, path, dict(metadata))
-    except safetensors.SafetensorError as error:
-        # The system error is wrapped into a text of its own.
-        found = re.search(r"os error (\d+)", str(error))
-        number = int(found.group(1)) if found else errno.EIO
-        raise OSError(number, os.strerror(number) if found else str(error)) from error
+    """A safetensors file, written tensor by tensor: no copy of all of them is made."""
+    # Wider types first, so that every tensor is aligned; a header says where each begins.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name in names:
+        shape, dtype = tensors[name].shape, tensors[name].dtype
+        stop = start + math.prod(shape) * dtype.itemsize
+        offsets = {"data_offsets": [start, stop]}
+        header[name] = {"dtype": _TYPE_NAMES[np.dtype(dtype)], "shape": list(shape), **offsets}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:

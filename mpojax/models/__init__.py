@@ -58,6 +58,7 @@ from mpojax.models.model import Model
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
 from mpojax.models.sampling import Sampling
+from mpojax.models.stored import StoredModel
 from mpojax.models.variants import (
     dropless,
     head_columns,
@@ -94,6 +95,7 @@ __all__ = [
     "SequenceClassifier",
     "SourceEncoder",
     "Speed",
+    "StoredModel",
     "TokenClassifier",
     "TokenScores",
     "adapter_arrays",

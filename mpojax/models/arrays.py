@@ -80,19 +80,22 @@ def from_arrays(
       arrays: by logical path; what `numpy.asarray` reads counts as an array.
       release: takes each array out of `arrays` once it is copied, so that those of a file and the
         whole model are never in memory together.
-      keep_16_bits: dense matrices in bfloat16 and float16 stay so.
+      keep_16_bits: matrices, embeddings and cores in bfloat16 and float16 stay so.
 
     Raises:
       ValueError: arrays missing, unexpected, of another shape or not floating point.
     """
-    abstract = nnx.eval_shape(lambda: build(config, shapes, rngs=nnx.Rngs(0)))
+    abstract = check_arrays(config, shapes, arrays)
+    return filled(abstract, arrays, release=release, keep_16_bits=keep_16_bits)
+
+
+def filled(
+    abstract: Model, arrays: Mapping, *, release: bool = False, keep_16_bits: bool = False
+) -> Model:
+    """An abstract model, that `check_arrays` gave, with these arrays; see `from_arrays`."""
     graphdef, _ = nnx.split(abstract)
-    entries = list(variables(abstract))
-    orders = [entry for entry in entries if isinstance(entry[1], nn.ColumnOrder)]
-    checked = "arrays do not fit the model"
-    check_coverage(dict(_expected(entries)), arrays, checked, dict(_expected(orders)))
-    filled = []
-    for path, variable, layer_range in entries:
+    found = []
+    for path, variable, layer_range in variables(abstract):
         names = [name for name, _ in logical_names(path, layer_range)]
         parts = [arrays.pop(name) if release else arrays[name] for name in names]
         if isinstance(variable, nn.ColumnOrder):
@@ -101,8 +104,22 @@ def from_arrays(
         else:
             dtype = _kept_dtype(path, parts) if keep_16_bits else np.float32
             value = _copied(parts, layer_range is not None, dtype)
-        filled.append((path, variable.replace(value)))
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+        found.append((path, variable.replace(value)))
+    return nnx.merge(graphdef, nnx.from_flat_state(found))
+
+
+def check_arrays(config: Config, shapes: Mapping[str, mpo.MPOShape] | None, arrays: Mapping):
+    """The abstract model of these settings, for which the arrays are checked by name and shape.
+
+    Raises:
+      ValueError: see `from_arrays`.
+    """
+    abstract = nnx.eval_shape(lambda: build(config, shapes, rngs=nnx.Rngs(0)))
+    entries = list(variables(abstract))
+    orders = [entry for entry in entries if isinstance(entry[1], nn.ColumnOrder)]
+    checked = "arrays do not fit the model"
+    check_coverage(dict(_expected(entries)), arrays, checked, dict(_expected(orders)))
+    return abstract
 
 
 def array_shapes(
@@ -236,9 +253,9 @@ def _expected(entries) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _kept_dtype(path: tuple, parts: list) -> np.dtype:
-    """That of a dense matrix or embedding in 16 bits; float32 for everything else."""
+    """That of a matrix, an embedding or a core in 16 bits; float32 for everything else."""
     dtype = np.dtype(parts[0].dtype)
-    is_matrix = path[-1] in ("kernel", "table") and len(parts[0].shape) == 2
+    is_matrix = (path[-1] in ("kernel", "table") and len(parts[0].shape) == 2) or "cores" in path
     return dtype if is_matrix and dtype.itemsize == 2 else np.dtype(np.float32)
 
 

@@ -20,7 +20,7 @@ def reconfigure(model: Model, **changes) -> Model:
     For example `reconfigure(model, dtype="bfloat16", remat=True, dropout=0.0)`.
     """
     config = dataclasses.replace(model.config, **changes)
-    return from_arrays(config, model.shapes, to_arrays(model))
+    return from_arrays(config, model.shapes, to_arrays(model), keep_16_bits=True)
 
 
 def unstacked(model: Model) -> Model:

@@ -51,11 +51,19 @@ def pivot(cores) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], MPOShape]:
     rank, columns = a.shape[-1], b.shape[2]
     shape = MPOShape.low_rank(a.shape[1], columns, rank, pivoted=True)
     q, r, chosen = scipy.linalg.qr(b[:, 0, :, 0], mode="economic", pivoting=True)
-    rest = scipy.linalg.lstsq(r[:, :rank], r[:, rank:], cond=1e-12)[0]  # B_p^-1 B_rest
+    rest = _solved(r[:, :rank], r[:, rank:])  # B_p^-1 B_rest
     order = np.empty(columns, np.int32)
     order[chosen] = np.arange(columns, dtype=np.int32)
     first = a[0, :, 0] @ (q @ r[:, :rank])  # A B_p
     return (first[None, :, None, :], rest[:, None, :, None], order), shape
+
+
+def _solved(triangle, right) -> np.ndarray:
+    """triangle^-1 right; of a singular one the shortest solution."""
+    diagonal = np.abs(np.diagonal(triangle))  # falling, of a QR factorisation with pivots
+    if diagonal[-1] > 1e-10 * diagonal[0]:
+        return scipy.linalg.solve_triangular(triangle, right)
+    return scipy.linalg.lstsq(triangle, right, cond=1e-12)[0]
 
 
 def to_matrix(cores):

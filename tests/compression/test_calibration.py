@@ -348,7 +348,8 @@ def test_curvature_is_that_of_the_gradients_at_drawn_targets():
     model = models.build(config, rngs=nnx.Rngs(3))
     calibration = compression.calibrate(model, [BATCH], curvature=True)
     logits = np.asarray(model(IDS, MASK), np.float64)
-    targets = jax.random.categorical(jax.random.key(np.uint32(1)), jnp.asarray(logits, jnp.float32))
+    keys = jax.random.split(jax.random.key(np.uint32(1)), len(IDS))  # a row has its own
+    targets = jax.vmap(jax.random.categorical)(keys, jnp.asarray(logits, jnp.float32))
     # d(logsumexp - logit of the target) / d logits = p - onehot, at the real tokens
     g = np.exp(logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True)))
     g -= np.eye(config.vocab_size)[np.asarray(targets)]

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from mpojax import compression, files, io, models
-from mpojax.io import sources
+from mpojax.io import sources, weights
 from tests.io import helpers
 
 IDS = jnp.asarray([[1, 5, 9, 2], [7, 0, 0, 0]])
@@ -176,7 +176,7 @@ def test_a_failed_save_keeps_the_old_model(small, tmp_path, monkeypatch):
     def full_disk(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
+    monkeypatch.setattr(weights, "_write_weights", full_disk)
     with pytest.raises(OSError, match=r"the disk is full.*\(nothing has been changed\)"):
         io.save_pretrained(helpers.model(), tmp_path)
     assert helpers.snapshot(tmp_path) == before

@@ -177,7 +177,7 @@ def test_an_interrupted_write_leaves_no_trace(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", interrupt)
+    monkeypatch.setattr(safe_weights, "_write_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         safe_weights.write_folder(tmp_path / "new", WEIGHTS, {}, {"config.json": "x"})
     assert not (tmp_path / "new").exists()

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from mpojax import models
-from mpojax.io.weights import StoredArray
+from mpojax import files, models
 
 Shapes = Mapping[str, tuple[int, ...]]
 # {mark: (what it stands for in the checkpoint's name, in the path) for each value}.
@@ -196,7 +195,7 @@ def _array(path: str, sources: list[tuple[Tensor, Any]], shapes: Shapes, config:
 
     stored = sources[0][1]
     is_read = isinstance(stored, np.ndarray)
-    return read() if is_read else StoredArray(shapes[path], stored.dtype, read)
+    return read() if is_read else files.StoredArray(shapes[path], stored.dtype, read)
 
 
 def bare(
