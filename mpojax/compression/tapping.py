@@ -10,7 +10,7 @@ from flax import nnx
 from mpojax import models, nn
 
 # A product x^T x is symmetric: of blocks of more columns the lower half is not computed.
-_BLOCK = 400
+_BLOCK = 256
 
 
 def gram(x, weights) -> jax.Array:
