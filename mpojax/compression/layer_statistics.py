@@ -7,6 +7,7 @@ again from its stored input, and g^T g of the gradients at its outputs is added 
 
 import functools
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,10 +38,24 @@ class Arrays:
         self.folder.mkdir(parents=True, exist_ok=True)
         mark = self.folder / "fingerprint"
         if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint:
-            mark.unlink(missing_ok=True)
-            for old in self.folder.glob("*.npy"):
-                old.unlink()
+            for old in (mark, self._notes, *self.folder.glob("*.npy")):
+                old.unlink(missing_ok=True)
             files.write_atomic(mark, fingerprint)
+
+    @property
+    def _notes(self) -> pathlib.Path:
+        return self.folder / "finished.json"
+
+    def finish(self, notes: dict[str, str]) -> None:
+        """Notes that everything is there."""
+        if self.folder is not None:
+            files.write_atomic(self._notes, json.dumps(notes))
+
+    def finished(self) -> dict[str, str] | None:
+        """The notes of `finish`; None before it."""
+        if self.folder is None or not self._notes.is_file():
+            return None
+        return json.loads(self._notes.read_text(encoding="utf-8"))
 
     def __contains__(self, name: str) -> bool:
         return name in self.held if self.folder is None else self._file(name).is_file()
@@ -114,10 +129,12 @@ def collect(
       advance: called once for each batch and layer, and once more for each of those in `curved`.
     """
     kept = Arrays(folder, _fingerprint(model, paths, inputs, curved) if folder else "")
-    run = _Run(model, paths, inputs, curved, kept, advance)
-    reads = run.forward()
-    if curved:
-        run.backward()
+    if (reads := kept.finished()) is None:
+        run = _Run(model, paths, inputs, curved, kept, advance)
+        reads = run.forward()
+        if curved:
+            run.backward()
+        kept.finish(reads)
     found = {}
     for path, first in reads.items():
         curvature = kept.get(f"{path}/curvature")

@@ -92,6 +92,9 @@ def test_statistics_in_files_are_found_again(model, calibration, tmp_path, monke
             moments = found.statistics[path].curvature
             np.testing.assert_allclose(moments, entry.curvature, rtol=1e-5, atol=1e-9)
     assert not list((tmp_path / "files").glob("input of*"))
+    calls.clear()
+    same(found, mj.calibrate(model, BATCHES, **options))
+    assert not calls  # everything is there
     # Of other texts nothing is taken.
     other = mj.calibrate(model, BATCHES[:1], **options)
     assert other.num_examples == 4

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import tokenizers
 
 from configs import compress as compress_config
 from experiments import compress, decoders
-from mpojax import io
+from mpojax import io, models
 from tests.experiments.toy_encoder import WORDS
 from tests.models import small_language
 
@@ -136,3 +139,57 @@ def test_a_budget_of_the_matrices(config, tmp_path):
     assert compress.main(config, str(tmp_path / "run")) == 0
     row = json.loads((tmp_path / "run" / "result.json").read_text())["rows"][1]
     assert 0.6 < row["matrices_ratio"] <= 0.8
+
+
+def command(model, folder) -> list[str]:
+    """The whole job on few texts, as a user types it."""
+    text = model.parent / "text.txt"
+    fields = {
+        "model": model,
+        "budget": 0.8,
+        "compare": "best,whitened",
+        "calibration.texts": text,
+        "calibration.windows": 6,
+        "calibration.length": 12,
+        "evaluation.texts": text,
+        "evaluation.window": 12,
+        "evaluation.num_windows": 3,
+        "evaluation.speed_rounds": 0,
+        "sample.new_tokens": 0,
+        "heal.steps": 3,
+        "heal.batch_size": 2,
+        "heal.length": 12,
+    }
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    start = [sys.executable, "-m", "experiments.compress", "--config=configs/compress.py"]
+    return [*start, *given, f"--workdir={folder}"]
+
+
+def killed(model, folder, pattern: str) -> None:
+    """Kills the command, with no chance to clean up, as soon as it has made such a file."""
+    process = subprocess.Popen(command(model, folder), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not any(folder.glob(pattern)):
+        time.sleep(0.02)
+    assert process.poll() is None, f"ended before {pattern} was there"
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_kills_in_calibration_compression_and_healing_change_nothing(model, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(model, whole), check=True)
+    # Statistics are there; a layer is finished; the model that is healed is.
+    places = ("calibration/*.npy", "compression/*.partial/*.safetensors", "models/best_80/*.json")
+    for pattern in places:
+        killed(model, cut, pattern)
+    subprocess.run(command(model, cut), check=True)
+    assert not (cut / "calibration").exists()
+    results = [json.loads((run / "result.json").read_text()) for run in (whole, cut)]
+    for one, other in zip(*(result["rows"] for result in results), strict=True):
+        assert one["perplexity"] == other["perplexity"]
+        if one["variant"] != "dense":
+            loaded = [io.load_pretrained(run / "models" / one["variant"]) for run in (whole, cut)]
+            pair = [models.to_arrays(each) for each in loaded]
+            for name, array in pair[0].items():
+                np.testing.assert_array_equal(array, pair[1][name])
