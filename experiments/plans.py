@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments import decoders
 from mpojax import checks, compression, models, tables
+from mpojax.compression import choosing
 
 # Bytes of the process itself: Python, jax, compiled programs.
 _PROCESS = 0.6e9
@@ -115,9 +116,9 @@ class Plan:
         for budget in self.budgets:
             size = decoders.size_of(self.config, budget, self.total, self.matched)
             kept = size / self.total
-            for name, method in zip(self.names, self.methods, strict=True):
+            for name in self.names:
                 label = f"{name}, {decoders.text_of(budget)} %"
-                found += [self._compressed(label, method, kept), self._measured(label, kept)]
+                found += [self._compressed(name, label, kept), self._measured(label, kept)]
                 if name == "best" and self.config.heal.steps:
                     found.append(self._healed(kept))
         return found
@@ -172,10 +173,11 @@ class Plan:
         """Embeddings and head."""
         return self.stored_bytes * (1 - self.matched / self.total)
 
-    def _compressed(self, label: str, method: compression.Method, kept: float) -> Phase:
+    def _compressed(self, name: str, label: str, kept: float) -> Phase:
+        method = compression.METHODS[name]
         flops = double = eigen = 0.0
         memory = _PROCESS + self._layer_bytes() + kept * self.stored_bytes
-        times = 1 + method.by_loss  # spectra first, then factors
+        times = 1 + (method.by_loss or method.by_log)  # spectra first, then factors
         for rows, columns in self.sizes.values():
             small = min(rows, columns)
             eigen += small**3 * (1 + 0.4 * method.by_loss)
@@ -193,6 +195,14 @@ class Plan:
                 rows, columns = sizes[0][0], sum(size[1] for size in sizes)
                 flops += self.tokens * 2.0 * (_SYMMETRIC * rows**2 + rows * min(rows, columns))
             memory += 4.0 * self.tokens * (8 * self.model.hidden_size)
+        if name == "best":
+            held = max(self.config.calibration.windows // choosing.HELD_OUT, 1) * self.length
+            tried = len(choosing.CANDIDATES) + 2
+            passes = f"2 forward, {tried} of {held:,} tokens"
+            flops += tried * self._forward(held, self.length, logits=True)
+            eigen, double = 1.7 * eigen, 1.5 * double  # factors of all candidates as well
+            # A whole model is measured, beside the factors of its matrices in float32.
+            memory += (1 - kept) * self.stored_bytes + 5 * kept * self.matched + _LOGITS
         disk = kept * self.stored_bytes * (1 + method.layerwise)
         return Phase(label, passes, flops, memory, double, eigen, disk)
 
