@@ -1,8 +1,6 @@
 """Folders with models: load any supported one, save ours, export to Hugging Face."""
 
 import contextlib
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -142,11 +140,7 @@ def open_pretrained(
     folder = locate(source)
     content = _read_config(folder) if folder.is_dir() else {}
     _check_into(folder, content, None)
-    return _opened(folder, content, pretraining_head, check_finite if check else _unchecked)
-
-
-def _unchecked(tensors: Mapping, where: str) -> None:
-    pass
+    return _opened(folder, content, pretraining_head, check_finite if check else lambda *_: None)
 
 
 def _opened(folder: pathlib.Path, content: Mapping, pretraining_head, check) -> models.StoredModel:
@@ -230,7 +224,7 @@ def save_pretrained(
     description = (own_format if is_own_model else module_format).describe(model)
     if dtype == "int8":
         arrays = quantization.quantized(arrays, quantization.core_names(arrays))
-    fingerprint = _fingerprint(arrays, description)
+    fingerprint = own_format.fingerprint(arrays, description)
     content = {"model_type": "mpojax", MARK: {**description, "fingerprint": fingerprint}}
     _write(folder, content, arrays, {MARK: fingerprint}, tokenizer_from)
 
@@ -297,7 +291,7 @@ def _check_has_chains(model: nnx.Module, what: str):
 def _write_export(model, folder, content: dict, tensors: Mapping, tokenizer_from, texts=()):
     texts = dict(texts)
     if model.config.generates:
-        texts[generation_config.NAME] = _json(generation_config.written(model.config))
+        texts[generation_config.NAME] = own_format.to_json(generation_config.written(model.config))
     # transformers requires the entry "format".
     metadata = {"format": "pt", MARK: "export"}
     _write(folder, content, tensors, metadata, tokenizer_from, texts)
@@ -313,7 +307,7 @@ def _checked_arrays(model: nnx.Module, folder: str | os.PathLike) -> dict[str, n
 
 
 def _write(folder, content: dict, tensors: Mapping, metadata: Mapping, tokenizer_from, texts=()):
-    texts = {**dict(texts), CONFIG_NAME: _json(content)}
+    texts = {**dict(texts), CONFIG_NAME: own_format.to_json(content)}
     outdated = {factored.FILE} - set(texts)
     if tokenizer_from is not None:
         source = local_folder(tokenizer_from)
@@ -402,16 +396,3 @@ def _has_our_mark(folder: pathlib.Path, names: list[str]) -> bool:
         return MARK in read_metadata(folder / WEIGHTS_NAME)
     except (FileNotFoundError, ValueError):
         return False
-
-
-def _fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
-    """Ties config.json and the weights of one save together."""
-    digest = hashlib.blake2b(_json(description).encode(), digest_size=16)
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
-
-
-def _json(content: dict) -> str:
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -1,7 +1,11 @@
 """The entry of our own folders in config.json: kind, settings and shapes of a model."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
+
+import numpy as np
 
 from mpojax import checks, models, mpo
 from mpojax.io.weights import check_depth
@@ -100,3 +104,17 @@ def _config(content: Mapping):
 def _renamed(settings: Mapping) -> dict:
     """Settings with the names of now."""
     return {_RENAMED.get(name, name): value for name, value in settings.items()}
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray], description: dict) -> str:
+    """Ties config.json and the weights of one save together."""
+    digest = hashlib.blake2b(to_json(description).encode(), digest_size=16)
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def to_json(content: dict) -> str:
+    """Text of config.json and its like."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
