@@ -90,6 +90,7 @@ def regauge_and_slice(
             cores = mpo.transform_gradients(cores, gauge, squared=squared)
             for name, core, shape in zip(names, cores, new.shapes[path].core_shapes, strict=True):
                 if core is not None:
+                    # Re-gauged first: the leading indices are those of the largest singular values.
                     by_path[name] = core[: shape[0], :, :, : shape[3]]
         return _like(after, new, by_path)
 
@@ -107,6 +108,7 @@ def copy_by_name(state: Any, fresh: Any, old: models.Model, new: models.Model) -
 
     def move(before, after, squared):
         by_path, known = _logical(new, after), _logical(old, before)
+        # What is new keeps its zeros.
         by_path |= {name: known[name] for name in by_path if name in known}
         return _like(after, new, by_path)
 

@@ -89,6 +89,7 @@ def make_heads(
         start, scale, shift = heads[-1].stop if heads else 0, 1.0, 0.0
         if task.kind == "regression":
             values = np.asarray(labels[name], np.float64)
+            # Scores of mean 0 and variance 1 have losses of the size of a classification's.
             scale, shift = float(values.std()) or 1.0, float(values.mean())
         stop = start + task.num_labels
         heads.append(TaskHead(name, task.kind, start, stop, scale, shift, task.label_names))
@@ -118,12 +119,14 @@ def mixture_loss(heads: Sequence[TaskHead]) -> objectives.LossFunction:
         logits = _checked(objectives.outputs(model, batch, key), len(columns))
         task, labels = batch["task"], objectives.labels_of(batch)
         scored = jnp.asarray(is_regression)[task]
+        # A row's softmax is over the classes of its own task alone.
         masked = jnp.where(jnp.asarray(own)[task], logits, jnp.finfo(logits.dtype).min)
         start = jnp.asarray(first)[task]
         targets = start + jnp.where(scored, 0, labels.astype(jnp.int32))
         entropies = optax.softmax_cross_entropy_with_integer_labels(masked, targets)
         scores = jnp.take_along_axis(logits, start[:, None], axis=1)[:, 0]
         wanted = (labels - jnp.asarray(shift)[task]) / jnp.asarray(scale)[task]
+        # Both are computed for every row: shapes must not depend on the mixture of a batch.
         losses = jnp.where(scored, (scores - wanted) ** 2, entropies)
         hits = (jnp.argmax(masked, axis=-1) == targets) & ~scored
         count = jnp.maximum(jnp.sum(~scored), 1).astype(jnp.float32)

@@ -108,13 +108,16 @@ class RopeScaling:
         if self.rope_type == "linear":
             return inv_freq / self.factor
         if self.rope_type == "dynamic":
+            # base grows with the text: base' = base * stretch^(size / (size - 2)).
             stretch = self.factor * max(length / first, 1.0) - (self.factor - 1)
             return inv_freq * stretch ** -(waves / max(len(inv_freq) - 1, 1))
         if self.rope_type == "longrope":
             return inv_freq / np.array(self.long_factor if length > first else self.short_factor)
+        # Fast waves have seen whole turns in training and stay, slow ones are stretched by factor.
         periods = first * inv_freq / (2 * math.pi)  # of each wave within the first positions
         if self.rope_type == "llama3":
             low, high = self.low_freq_factor, self.high_freq_factor
+            # 0 below low periods, 1 above high ones, linear between (LLaMA 3).
             kept = np.clip((periods - low) / (high - low), 0.0, 1.0)
         else:
             kept = self._kept_by_yarn(waves, base)
@@ -175,6 +178,7 @@ def apply_rope(x_BxSxNxD: jax.Array, rotary: Rotary) -> jax.Array:
     cos, sin = rotary
     half = cos.shape[-1]
     first, second, rest = jnp.split(x_BxSxNxD.astype(jnp.float32), (half, 2 * half), axis=-1)
+    # (x_1 + i x_2) e^(i angle)
     rotated = [first * cos - second * sin, second * cos + first * sin, rest]
     return jnp.concatenate(rotated, axis=-1).astype(x_BxSxNxD.dtype)
 
@@ -191,6 +195,7 @@ def relative_buckets(
     """
     start = jnp.zeros_like(distances)
     if bidirectional:
+        # Half of the buckets for keys before, half for keys after the query.
         num //= 2
         start = jnp.where(distances > 0, num, 0).astype(distances.dtype)
         distances = jnp.abs(distances)
@@ -199,6 +204,7 @@ def relative_buckets(
     exact = num // 2
     # log(0) is never chosen, but must not be infinite.
     share = jnp.log(jnp.maximum(distances, 1).astype(jnp.float32) / exact)
+    # exact + (num - exact) log(d / exact) / log(max_distance / exact)
     share = share / math.log(max_distance / exact) * (num - exact)
     far = jnp.minimum(exact + share.astype(distances.dtype), num - 1)
     return start + jnp.where(distances < exact, distances, far)

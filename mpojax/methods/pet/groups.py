@@ -161,6 +161,7 @@ class Entries(Unit):
         sizes = [np.abs(s[m]) for s, m in zip(scores, masks, strict=True)]
         means = [float(size.mean()) if size.size else 0.0 for size in sizes]
         whole = float(np.concatenate(sizes).mean()) if any(s.size for s in sizes) else 0.0
+        # s / mean(array) [* mean(unit)]: the factors of a unit level with each other.
         factor = whole if balance == "unit_mean" else 1.0
         return tuple(
             s / mean * factor if mean else s for s, mean in zip(scores, means, strict=True)
@@ -221,6 +222,7 @@ class Chain(Unit):
         """
         left = [np.linalg.norm(e.reshape(-1, e.shape[-1]), axis=0) for e in entries[:-1]]
         right = [np.linalg.norm(e.reshape(len(e), -1), axis=1) for e in entries[1:]]
+        # |u_a| |v_a|: the norm of the rank-one matrix through index a.
         return tuple(one * other for one, other in zip(left, right, strict=True))
 
     def entry_masks(self, masks, sizes):
@@ -228,6 +230,7 @@ class Chain(Unit):
         for k, shape in enumerate(self.shapes(sizes)):
             part = np.ones(shape, bool)
             if k > 0:
+                # An entry is left if both indices of its bonds are.
                 part &= masks[k - 1].reshape(-1, *(1,) * (len(shape) - 1))
             if k < len(masks):
                 part &= masks[k]
@@ -261,6 +264,7 @@ class Chain(Unit):
           The masks afterwards.
         """
         cores = self._alive(trees[0][0], masks)
+        # Indices by descending singular value, which both neighbours share evenly.
         new = mpo.canonicalize(tuple(cores), "symmetric")
         maps = mpo.gauge_maps(cores, new)
         self._put(trees[0][0], new)

@@ -106,6 +106,7 @@ def _by_blocks(op, layout, own, shared, rows):
 
             return jax.lax.fori_loop(0, _blocks(layout, e), of_block, y)
 
+        # cond, not a product with zero: an expert without tokens is not even read.
         return jax.lax.cond(layout.counts[e] > 0, used, lambda y: y, y), None
 
     outer = own.shape[2] if op is None else op[0].out_features
@@ -151,9 +152,11 @@ def _block_gradients(op, layout, e, merged, rows, dy, dx):
         dx, sums = carry
         at = layout.starts[e] + b * layout.block
         row = at + jnp.arange(layout.block, dtype=jnp.int32)
+        # Rows of the next expert in the last block have no part in this one's gradient.
         mine = jnp.repeat(row < end, rows.shape[1])[:, None]
         d, x = jnp.where(mine, _block(layout, dy, at), 0), _block(layout, rows, at)
         if op is None or op[1] == "rebuild":
+            # dW = x^T dy, dx = dy W^T
             more = (jnp.matmul(x.T, d, preferred_element_type=sums[0].dtype),)
             d_block = d @ merged[0].astype(d.dtype).T
         else:
@@ -182,6 +185,7 @@ def _each(layout):
 
 
 def _blocks(layout, e):
+    # ceil(tokens / block)
     return (layout.counts[e] + layout.block - 1) // layout.block
 
 
