@@ -12,6 +12,7 @@ from flax import nnx
 
 import mpojax as mj
 from mpojax import data, files, io, models, training
+from tests.data import glue_files
 from tests.stores import emulators
 
 CONFIG = models.EncoderConfig(
@@ -59,7 +60,11 @@ def test_an_adapter_is_saved_and_loaded(store):
     check_equal(io.load_adapter(base, f"{store}/adapter"), tuned)
 
 
-def test_data(store):
+def test_data(store, tmp_path):
+    folder = glue_files.write(tmp_path, "rte")
+    for path in folder.iterdir():
+        files.write_atomic(f"{store}/glue/RTE/{path.name}", path.read_bytes())
+    assert set(data.load_task("rte", store).splits) >= {"train", "dev"}
     rows = "\n".join(["sentence\tlabel", *(f"a film {n}\t{n % 2}" for n in range(8))])
     for split in ("train", "dev"):
         files.write_atomic(f"{store}/data/{split}.tsv", rows)

@@ -84,6 +84,7 @@ def read_header(path: pathlib.Path) -> tuple[str, ...]:
     Raises:
       ImportError, ValueError: as `read`.
     """
+    path = files.local(path)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _parquet_header(path)
