@@ -6,7 +6,6 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from mpojax import mpo
 
@@ -28,42 +27,29 @@ print(len(mpojax.mpo.__all__))
 """
 
 
-def test_import_needs_only_jax_and_flax():
-    command = [sys.executable, "-W", "error", "-c", BLOCK]
-    run = subprocess.run(
+def run(code: str) -> str:
+    """Output of a program in a process of its own, where a warning is an error."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) > 20
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize("module", ["nn", "models"])
-def test_layers_and_models_need_nothing_heavy(module):
-    code = BLOCK.replace("'optax', 'orbax', 'rich.progress', ", "") + f"import mpojax.{module}"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+def test_import_needs_only_jax_and_flax():
+    assert int(run(BLOCK)) > 20
+
+
+def test_layers_and_models_need_nothing_heavy():
+    block = BLOCK.replace("'optax', 'orbax', 'rich.progress', ", "")
+    run(block + "import mpojax.nn\nimport mpojax.models")
 
 
 def test_experiments_start_without_what_only_some_runs_use():
     """tensorboardX alone would load all of torch."""
     late = ["matplotlib", "sklearn", "tensorboardX", "torch", "transformers"]
-    code = f"import sys\nsys.modules |= dict.fromkeys({late})\nimport experiments.train"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    run(f"import sys\nsys.modules |= dict.fromkeys({late})\nimport experiments.train")
 
 
 def test_the_kernel_example_of_the_readme(capsys):
