@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mpojax import devices
 from mpojax.mpo import contract, pivoted, planning
 from mpojax.mpo.planning import Plan
 from mpojax.mpo.shape import MPOShape, shape_from_cores
@@ -86,8 +87,10 @@ def _apply_backward(strategy, variant, shape, saved, dy):
         # The value comes from the faster merge, the pull-back from the one that transposes once.
         # dW = x^T dy, dx = dy W^T.
         w = contract.to_matrix_forward(cores, shape).astype(x.dtype)
-        dw = jnp.matmul(x.T, dy, preferred_element_type=cores[0].dtype)
-        _, pull_back = jax.vjp(lambda cores: contract.to_matrix(cores, shape), cores)
+        # Products on TPUs round what they read to 16 bits: a wider dW would only be moved.
+        dtype = x.dtype if devices.platform() == "tpu" else cores[0].dtype
+        dw = jnp.matmul(x.T, dy, preferred_element_type=dtype)
+        _, pull_back = jax.vjp(lambda cores: contract.to_matrix(cores, shape).astype(dtype), cores)
         return *pull_back(dw), dy @ w.T
 
     forward = functools.partial(_differentiable, strategy, variant, shape)

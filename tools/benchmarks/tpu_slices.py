@@ -191,15 +191,13 @@ def _is_needed(folder: pathlib.Path, name: str, slice_name: str) -> bool:
 
 
 def smallest(folder: pathlib.Path, name: str, chip: str) -> tuple[str, dict] | None:
-    """The smallest slice that holds a workload, of those that were compiled, and its report."""
+    """The smallest slice that holds a workload, as text, and its report; None: not compiled."""
+    known = True
     for size in topology.SLICES[chip]:
         found = _found(folder, name, f"{chip}:{size}")
-        if found is None and not any(
-            _found(folder, name, f"{chip}:{larger}") for larger in topology.SLICES[chip]
-        ):
-            return None
         if found and "estimate" in found:
-            return size, found
+            return f"{chip}:{size}{'' if known else ' or smaller'}", found
+        known = known and found is not None
     return None
 
 
@@ -221,9 +219,7 @@ def page(folder: pathlib.Path) -> str:
         for chip in CHIPS:
             found = smallest(folder, name, chip)
             lines += _row(
-                [name, chip, "not run", *[""] * 4]
-                if found is None
-                else _cells(name, work, chip, *found)
+                [name, chip, "not run", *[""] * 4] if found is None else _cells(name, work, *found)
             )
     lines += ["", "## More chips", ""]
     heads = ("run", "slice", "chips", "GiB a chip", "step, ms", "interconnect", "tokens/s a chip")
@@ -243,7 +239,8 @@ Written by `python -m tools.benchmarks.tpu_slices --out=FOLDER` on {date}, jax {
 libtpu 0.0.42, on a machine without a TPU. **Estimates: nothing ran.** Each step was compiled for
 the slice by the TPU compiler; memory is what the compiler plans, time is a roofline over the
 operations of the compiled program (`mpojax.training.aot.estimate`), exchanges not overlapped.
-"not run": not compiled yet.
+"not run": not compiled yet (a step of a large model takes minutes); "or smaller": smaller slices
+were not compiled yet.
 
 MPOBERT: 4,096 rows of 128 tokens, 10,000 steps, LAMB, remat, up to 8 chips on `fsdp`. MPOP:
 BERT-base on SST-2, 32 rows of 128. MPOE: 64 rows of 1,024 tokens for GPT-2, 256 of 128 for
@@ -258,10 +255,10 @@ def _row(entries) -> list[str]:
     return ["| " + " | ".join(map(str, entries)) + " |"]
 
 
-def _cells(name: str, work: Workload, chip: str, size: str, found: dict) -> list[str]:
+def _cells(name: str, work: Workload, slice_name: str, found: dict) -> list[str]:
     estimate = found["estimate"]
     hours = estimate["seconds"] * work.steps * estimate["num_chips"] / 3600
-    return [name, f"{chip}:{size}", *_numbers(estimate), f"{hours:,.1f}"]
+    return [name, slice_name, *_numbers(estimate), f"{hours:,.1f}"]
 
 
 def _numbers(estimate: Mapping[str, Any]) -> list[str]:
