@@ -140,13 +140,16 @@ class Plan:
         return found
 
     def _layer_bytes(self) -> float:
-        """A layer as it is stored and in float32, and activations of a batch."""
-        model, layers = self.model, self.model.num_layers
+        """A layer as it is stored and in float32."""
         item = max(a.dtype.itemsize for a in self.stored.arrays.values())
+        return self.matched / self.model.num_layers * (item + 4)
+
+    def _activations(self) -> float:
+        """Of a batch, in one layer."""
+        model = self.model
         wide = 6 * model.hidden_size + 3 * model.intermediate_size
         batch = max(4096 // self.length, 1) * self.length
-        activations = 4 * batch * (wide + 4 * model.num_heads * self.length)
-        return self.matched / layers * (item + 4) + activations
+        return 4.0 * batch * (wide + 4 * model.num_heads * self.length)
 
     def _statistics(self) -> Phase:
         tokens, model = self.tokens, self.model
@@ -166,7 +169,7 @@ class Plan:
             passes = f"1 forward; of {some:,} tokens 1 more and 1 back"
             memory += 4.0 * sum(n**2 for n in outputs) / model.num_layers
             memory += 3 * 4.0 * self.length * model.vocab_size
-        memory += _PROCESS + self._layer_bytes() + self._outside_bytes()
+        memory += _PROCESS + self._layer_bytes() + self._outside_bytes() + self._activations()
         return Phase("statistics", passes, flops, memory, disk=disk)
 
     def _outside_bytes(self) -> float:
@@ -194,7 +197,7 @@ class Plan:
             for sizes in self._inputs().values():
                 rows, columns = sizes[0][0], sum(size[1] for size in sizes)
                 flops += self.tokens * 2.0 * (_SYMMETRIC * rows**2 + rows * min(rows, columns))
-            memory += 4.0 * self.tokens * (8 * self.model.hidden_size)
+            memory += 4.0 * self.tokens * (8 * self.model.hidden_size) + self._activations()
         if name == "best":
             held = max(self.config.calibration.windows // choosing.HELD_OUT, 1) * self.length
             tried = len(choosing.CANDIDATES) + 2
