@@ -107,7 +107,7 @@ def test_a_compressed_teacher_learns_back_what_it_lost(config, tmp_path, teacher
 
 @pytest.mark.slow
 def test_the_alignment_is_in_the_metrics_and_falls(config, tmp_path):
-    config.log_every, config.steps, config.opdf.lam = 1, 12, 10.0
+    config.log_every, config.steps, config.opdf.alignment_weight = 1, 12, 10.0
     config.opdf.layer_map = (1,)  # not what the student starts as
     assert train.run(config, tmp_path) == 0
     values = [m["alignment"] for m in training.metrics.read(tmp_path / "metrics.jsonl")]
