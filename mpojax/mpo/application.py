@@ -84,13 +84,15 @@ def _apply_forward(strategy, variant, shape, cores, x):
 def _apply_backward(strategy, variant, shape, saved, dy):
     cores, x = saved
     if strategy == "rebuild":
-        # The value comes from the faster merge, the pull-back from the one that transposes once.
-        # dW = x^T dy, dx = dy W^T.
-        w = contract.to_matrix_forward(cores, shape).astype(x.dtype)
-        # Products on TPUs round what they read to 16 bits: a wider dW would only be moved.
-        dtype = x.dtype if devices.platform() == "tpu" else cores[0].dtype
+        # dW = x^T dy, dx = dy W^T. Products on TPUs round what they read to 16 bits: a wider dW
+        # would only be moved.
+        on_tpu = devices.platform() == "tpu"
+        dtype = x.dtype if on_tpu else cores[0].dtype
+        w, pull_back = jax.vjp(lambda cores: contract.to_matrix(cores, shape).astype(dtype), cores)
+        # Elsewhere the value comes from the faster merge, the pull-back from the one that
+        # transposes once.
+        w = w if on_tpu else contract.to_matrix_forward(cores, shape).astype(x.dtype)
         dw = jnp.matmul(x.T, dy, preferred_element_type=dtype)
-        _, pull_back = jax.vjp(lambda cores: contract.to_matrix(cores, shape).astype(dtype), cores)
         return *pull_back(dw), dy @ w.T
 
     forward = functools.partial(_differentiable, strategy, variant, shape)
