@@ -223,19 +223,23 @@ def calibrate(
     matrices = matrices_of(model)
     if curvature and loss is not None:
         raise ValueError("curvature=True takes the model's own loss; leave out loss=.")
-    is_decoder = isinstance(matrices.model, models.LanguageModel)
-    if is_decoder and loss is None and layerwise.refusal(matrices.model) is None:
+    if loss is None and runs_by_layers(matrices.model):
         tokens = (curvature_tokens or sys.maxsize) if curvature else 0
         return _by_layers(matrices, batches, tokens, folder, progress)
     return _at_once(matrices, batches, loss, curvature, progress)
 
 
+def runs_by_layers(model: nnx.Module) -> bool:
+    """True for a decoder that `calibrate` runs layer by layer."""
+    return isinstance(model, models.LanguageModel) and layerwise.refusal(model) is None
+
+
 def some_batches(batches: Sequence, tokens: int) -> list[int]:
-    """Indices of evenly spaced batches that hold at least so many tokens, where there are any."""
+    """Indices of evenly spaced batches that hold about so many tokens at least: all if fewer."""
     if not tokens:
         return []
     sizes = [max(np.size(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches]
-    number = min(max(tokens // max(max(sizes), 1), 1), len(batches))
+    number = min(-(-tokens // max(max(sizes), 1)), len(batches))
     return [int(index) for index in np.linspace(0, len(batches) - 1, number)]
 
 

@@ -25,7 +25,7 @@ from mpojax import files, models, mpo
 from mpojax.compression import layerwise, low_rank, sharing
 from mpojax.compression.layerwise import Approximations
 from mpojax.compression.low_rank import METHODS, Method, Ranks, Task
-from mpojax.compression.matrices import Matrices, stored_type
+from mpojax.compression.matrices import MASKS, Matrices, stored_type
 from mpojax.compression.report import Choice, MatrixRow
 from mpojax.models import evaluation
 
@@ -47,14 +47,27 @@ SHARED = "first cores shared"  # tried where a few pairs of layers promise to ga
 def split(batches: Sequence[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
     """(batches to learn from, batches that are held out): every eighth row of all batches.
 
-    Of fewer than eight rows the last one; of a single row nothing is held out.
+    Of fewer than eight rows the last one; of a single row nothing is held out. Rows of padding
+    alone are left out of both.
     """
-    counts = [max(len(leaf) for leaf in jax.tree.leaves(batch)) for batch in batches]
-    held = np.arange(sum(counts)) % HELD_OUT == min(sum(counts), HELD_OUT) - 1
-    if len(held) < 2:
+    real = [_real_rows(batch) for batch in batches]
+    counted = np.concatenate(real)
+    number = int(counted.sum())
+    if number < 2:
         return list(batches), []
-    parts = np.split(held, np.cumsum(counts)[:-1])
-    return _rows(batches, [~part for part in parts]), _rows(batches, parts)
+    held = counted & (np.cumsum(counted) % HELD_OUT == min(number, HELD_OUT) % HELD_OUT)
+    parts = np.split(held, np.cumsum([len(rows) for rows in real])[:-1])
+    kept = [rows & ~part for rows, part in zip(real, parts, strict=True)]
+    return _rows(batches, kept), _rows(batches, parts)
+
+
+def _real_rows(batch) -> np.ndarray:
+    """Booleans: the rows of a batch that count."""
+    real = np.ones(max(len(leaf) for leaf in jax.tree.leaves(batch)), bool)
+    for name in MASKS if isinstance(batch, Mapping) else ():
+        if batch.get(name) is not None:
+            real &= np.reshape(batch[name], (len(real), -1)).any(axis=1)
+    return real
 
 
 def _rows(batches: Sequence[Mapping], chosen: Sequence[np.ndarray]) -> list[Mapping]:

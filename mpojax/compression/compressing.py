@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -13,7 +14,12 @@ from mpojax import checks, files, models
 from mpojax.compression import allocation as allocation_lib
 from mpojax.compression import choosing, layerwise, low_rank, sharing
 from mpojax.compression import rules as rules_lib
-from mpojax.compression.calibration import Calibration, calibrate, some_batches
+from mpojax.compression.calibration import (
+    Calibration,
+    calibrate,
+    runs_by_layers,
+    some_batches,
+)
 from mpojax.compression.decomposition import Decomposer
 from mpojax.compression.matrices import Matrices, matrices_of
 from mpojax.compression.report import CompressionReport
@@ -30,7 +36,7 @@ def compress(
     share_bonds: bool | None = None,
     method: str | None = None,
     calibration: Calibration | Sequence[Any] | np.ndarray | None = None,
-    batches: Sequence[Any] | None = None,
+    batches: Sequence[Any] | np.ndarray | None = None,
     held_out: Sequence[Any] | np.ndarray | None = None,
     resume: str | os.PathLike | None = None,
     allocation: str = "error",
@@ -132,7 +138,8 @@ def compress(
     """
     matrices = matrices_of(model)
     if method is not None or not isinstance(calibration, Calibration | None):
-        texts = calibration, batches or (), held_out
+        _check_is_of_method(bond, allocation, keep_dense)
+        texts = calibration, () if batches is None else batches, held_out
         options = {"share_bonds": bool(share_bonds), "resume": resume, "progress": progress}
         return _by_method(matrices, rules, budget, method, texts, options)
     targets, parameter_budget = _checked(matrices, rules, budget, bond, calibration, allocation)
@@ -147,6 +154,17 @@ def compress(
     if budget is not None:
         allocation_lib.warn_if_uneven(report, matrices.sizes)
     return compressed, report
+
+
+def _check_is_of_method(bond, allocation: str, keep_dense: bool) -> None:
+    why = "a method chooses ranks by a budget and what it loses"
+    checks.check_clashes(
+        {
+            f"{why}; leave bond={bond!r} out": bond is not None,
+            f"{why}; leave allocation={allocation!r} out": allocation != "error",
+            f"{why}; leave keep_dense={keep_dense!r} out": not keep_dense,
+        }
+    )
 
 
 def _by_method(
@@ -183,15 +201,20 @@ def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out,
     """(calibration, batches to learn from, batches to choose by)."""
     held_out = [] if held_out is None else calibration_batches(held_out)
     if isinstance(calibration, Calibration):
-        return calibration, batches, held_out
+        return calibration, calibration_batches(batches), held_out
     batches = calibration_batches(calibration)
     if method == "best" and not held_out:
         batches, held_out = choosing.split(batches)
-    curvature = low_rank.METHODS[method].by_loss
-    some = some_batches(batches, CURVATURE_TOKENS) if curvature else range(len(batches))
+    options = {"curvature": low_rank.METHODS[method].by_loss, "folder": folder}
     model = matrices.model if matrices.stored is None else matrices.stored
-    some = [batches[i] for i in some]
-    return calibrate(model, some, curvature=curvature, folder=folder), batches, held_out
+    if runs_by_layers(matrices.model):
+        found = calibrate(model, batches, curvature_tokens=CURVATURE_TOKENS, **options)
+    elif options["curvature"]:
+        chosen = some_batches(batches, CURVATURE_TOKENS)
+        found = calibrate(model, [batches[index] for index in chosen], **options)
+    else:
+        found = calibrate(model, batches, **options)
+    return found, batches, held_out
 
 
 def _statistics_folder(matrices: Matrices, paths, resume, stack):
@@ -238,8 +261,9 @@ def matched(model: nnx.Module, rules: rules_lib.Rules | None = None) -> list[str
 
 def calibration_batches(texts) -> list[Mapping]:
     """Batches as a list; an array (N, length) of token ids is cut into batches of 4,096 tokens."""
-    if not isinstance(texts, np.ndarray):
+    if not isinstance(texts, np.ndarray | jax.Array):
         return list(texts)
+    texts = np.asarray(texts)
     if texts.ndim != 2 or not np.issubdtype(texts.dtype, np.integer):
         raise ValueError(
             f"calibration has shape {texts.shape} and dtype {texts.dtype}; it must be token ids "

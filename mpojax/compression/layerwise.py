@@ -14,6 +14,7 @@ matrices gave is kept and not computed again.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -109,7 +110,7 @@ def compress(
     run = _Run(models.StoredModel.of(model), batches, pivoted)
     kept = None
     if resume is not None:
-        kept = _Kept(resume, _fingerprint(run.model, ranks, pivoted, run.count))
+        kept = _Kept(resume, _fingerprint(run, ranks, curvatures))
     for index in range(run.model.num_layers):
         known = kept is not None and kept.load(run.result, index)
         run.layer(index, ranks, curvatures, progress)
@@ -157,11 +158,15 @@ class _Kept:
         return self.folder / f"{layer}.safetensors"
 
 
-def _fingerprint(model: models.StoredModel, ranks: Mapping, pivoted: bool, count: float) -> str:
-    """Digest of what decides the result."""
-    digest = hashlib.blake2b(repr((sorted(ranks.items()), pivoted, count)).encode())
-    for name in sorted(model.arrays):
-        digest.update(np.ascontiguousarray(model.arrays[name]).view(np.uint8))
+def _fingerprint(run: "_Run", ranks: Mapping, curvatures: Mapping) -> str:
+    """Digest of what decides the result: settings, weights, texts and curvatures."""
+    digest = hashlib.blake2b(repr((sorted(ranks.items()), run.pivoted)).encode())
+    weights = (run.model.arrays[name] for name in sorted(run.model.arrays))
+    cut = (path for path in sorted(ranks) if ranks[path] is not None)
+    metrics = (mpo.Metric.of(curvatures[path]).matrix for path in cut)
+    # One at a time: together they are large.
+    for array in itertools.chain(weights, run.original, run.weights, metrics):
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
     return digest.hexdigest()
 
 

@@ -30,7 +30,7 @@ Dense = Mapping[str, np.ndarray]
 NONE: Dense = MappingProxyType({})
 Chains = Mapping[str, tuple[mpo.MPOShape, Sequence[np.ndarray]]]
 # Arrays of a batch that say which inputs count.
-_MASKS = ("attention_mask", "example_mask")
+MASKS = ("attention_mask", "example_mask")
 
 
 class Matrices(abc.ABC):
@@ -314,7 +314,7 @@ class _ModuleMatrices(Matrices):
                 f"{where} holds no input: {type(self.model).__name__} takes {', '.join(names)}; "
                 "give an array, a tuple of them in this order, or a mapping by these names."
             )
-        return batch, tuple(np.asarray(batch[name]) != 0 for name in _MASKS if name in batch)
+        return batch, tuple(np.asarray(batch[name]) != 0 for name in MASKS if name in batch)
 
     @staticmethod
     def call(model: nnx.Module, batch: Mapping) -> jax.Array:

@@ -9,7 +9,7 @@ from flax import nnx
 
 import mpojax as mj
 from mpojax import models
-from mpojax.compression import choosing, layerwise
+from mpojax.compression import choosing, compressing, layerwise
 from mpojax.compression.matrices import matrices_of
 from tests.models import small, small_language
 
@@ -38,6 +38,37 @@ def test_every_eighth_row_is_held_out(sizes, held):
     for batches, expected in ((kept, np.setdiff1d(rows, held)), (out, np.array(held))):
         found = [batch["input_ids"][:, 0] for batch in batches]
         assert np.concatenate([*found, []]).tolist() == expected.tolist()
+
+
+def test_rows_of_padding_are_neither_held_out_nor_learned_from():
+    batches = [{"input_ids": IDS[:8], "example_mask": np.ones(8, bool)}]
+    batches += [{"input_ids": IDS[8:], "example_mask": np.arange(8) < 3}]
+    kept, out = choosing.split(batches)
+    assert [len(batch["input_ids"]) for batch in (*kept, *out)] == [7, 3, 1]
+    assert all(batch["example_mask"].all() for batch in (*kept, *out))
+
+
+def test_all_texts_count_at_the_inputs_and_some_for_curvatures(model, monkeypatch):
+    monkeypatch.setattr(compressing, "CURVATURE_TOKENS", 24)
+    found = compressing._calibrated(
+        matrices_of(model),
+        "pivoted",
+        [{"input_ids": part} for part in np.split(IDS, 8)],
+        (),
+        (),
+        None,
+    )[0]
+    alone = mj.calibrate(model, [{"input_ids": IDS[:2]}], curvature=True)
+    path = "layers/1/attention/query"
+    one, other = (each.statistics[path] for each in (found, alone))
+    assert (one.count, other.count) == (IDS.size, 24)
+    np.testing.assert_allclose(one.curvature, other.curvature, rtol=1e-5)
+
+
+def test_settings_that_a_method_does_not_have(model):
+    for name, value in (("bond", 4), ("allocation", "first_order"), ("keep_dense", False)):
+        with pytest.raises(ValueError, match=f"leave {name}={value!r} out"):
+            mj.compress(model, budget=0.7, calibration=IDS, **{name: value})
 
 
 def test_the_best_on_held_out_texts_comes_out(model, compressed):
@@ -88,7 +119,7 @@ def test_layer_by_layer_is_kept_only_if_it_is_better(model, monkeypatch):
 
 def test_texts_to_choose_by_may_be_given(model, caplog):
     calibration = mj.calibrate(model, [{"input_ids": IDS}], curvature=True)
-    given = {"budget": 0.7, "calibration": calibration, "batches": [{"input_ids": IDS}]}
+    given = {"budget": 0.7, "calibration": calibration, "batches": jnp.asarray(IDS)}
     _, report = mj.compress(model, held_out=IDS[:3], method="best", **given)
     assert report.choice.tokens == 36
     _, report = mj.compress(model, method="best", **given)
