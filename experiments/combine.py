@@ -7,8 +7,8 @@ r"""Combines models that were fine-tuned from one base: SMILE beside merges of n
 Each of `--methods` makes one model of all: `smile` adds routed low-rank experts to every matrix,
 `mean`, `task_arithmetic` and `ties` keep the size of the base. With a `--task` for each model, each
 is measured on all of them, with the heads of the fine-tuned models, beside those models
-themselves. Prints a table; writes it, `result.json` and `models/<method>` to the workdir, and
-measures nothing twice.
+themselves. Prints a table; writes it, `result.json` and `models/<method>` to the workdir; of a
+finished run it only shows the table again.
 """
 
 import dataclasses
@@ -92,7 +92,9 @@ def _rows(settings: Combination, folder: pathlib.Path, base, tuned) -> Iterator[
         logging.info("combining by %s", method)
         made = _made(settings, method, base, tuned)
         io.save_pretrained(made, folder / "models" / method)
-        heads = {name: smile.with_head_of(made, model) for name, model in tuned.items()}
+        heads = {}
+        if settings.task:
+            heads = {name: smile.with_head_of(made, model) for name, model in tuned.items()}
         size = sum(models.count_parameters(made).values())
         yield {"method": method, "parameters": size, "scores": _scores(settings, heads)}
 

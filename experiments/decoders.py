@@ -203,6 +203,11 @@ def text_of(budget: float) -> str:
     return f"{100 * budget:g}" if budget <= 1 else f"{budget:g}"
 
 
+def shown(budget: float) -> str:
+    """A budget in a table."""
+    return f"{text_of(budget)} %" if budget <= 1 else f"{budget:,.0f} parameters"
+
+
 def _record(job: Job, name: str, make) -> dict[str, Any]:
     path = job.folder / "compression" / f"{name}.json"
     if not path.is_file():
@@ -215,7 +220,7 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
     method = compression.METHODS[name]
     start = time.perf_counter()
     partial = job.folder / "compression" / f"{variant}.partial"
-    with progress_lib.progress(f"{method.label} at {text_of(budget)} %") as advance:
+    with progress_lib.progress(f"{method.label} at {shown(budget)}") as advance:
         if job.calibration is None:
             job.calibration = _calibrated(job, advance)
         model, report = compression.compress(
@@ -230,7 +235,6 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
             progress=advance,
         )
     seconds = time.perf_counter() - start
-    files.remove_tree(partial)
     report.to_csv(job.folder / "compression" / f"{variant}.csv")
     report.plot(job.folder / "plots" / f"{variant}_layers.png")
     target = job.folder / "models" / variant
@@ -239,13 +243,15 @@ def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, A
     content = {
         "label": method.label,
         "method": name,
-        "budget": f"{text_of(budget)} %",
+        "budget": shown(budget),
         "matrices_ratio": 1 - removed / job.matched,
         "stored_bytes": (target / "model.safetensors").stat().st_size,
         "seconds": seconds,
         **{key: value for key, value in report.to_dict().items() if key != "unmatched"},
     }
-    return _measured(job, name, model, content)
+    content = _measured(job, name, model, content)
+    files.remove_tree(partial)  # not before: layers take the longest, should this be stopped
+    return content
 
 
 def _healed(job: Job, row: Mapping[str, Any], variant: str) -> dict[str, Any]:

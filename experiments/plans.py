@@ -117,7 +117,7 @@ class Plan:
             size = decoders.size_of(self.config, budget, self.total, self.matched)
             kept = size / self.total
             for name in self.names:
-                label = f"{name}, {decoders.text_of(budget)} %"
+                label = f"{name}, {decoders.shown(budget)}"
                 found += [self._compressed(name, label, kept), self._measured(label, kept)]
                 if name == "best" and self.config.heal.steps:
                     found.append(self._healed(kept))

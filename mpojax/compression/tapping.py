@@ -106,6 +106,8 @@ def start(model: models.Model, batch: Mapping):
     x, context = _begin(model, *arrays)
     mask = batch.get("attention_mask")
     weights = np.ones(ids.shape) if mask is None else np.asarray(mask) != 0
+    if batch.get("example_mask") is not None:
+        weights = weights * (np.asarray(batch["example_mask"]) != 0)[:, None]
     return x, context, weights.astype(np.float32)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import glob
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -73,11 +74,12 @@ class StorePath(gpath.PosixGPath):
             found = self._call("ls", detail=False)
         except FileNotFoundError:
             return iter(())
-        names = {name.rstrip("/").rpartition("/")[2] for name in found}
-        return (self / name for name in sorted(names - {self.name, ""}))
+        own = str(self).partition("://")[2].rstrip("/")  # a store may list the folder itself
+        names = {name.rstrip("/") for name in found} - {own}
+        return iter(self._at(name) for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator["StorePath"]:
-        found = attempt(self, lambda: system(self).glob(f"{self}/{pattern}"))
+        found = attempt(self, lambda: system(self).glob(f"{glob.escape(str(self))}/{pattern}"))
         return iter(self._at(name) for name in found)
 
     def rglob(self, pattern: str) -> Iterator["StorePath"]:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mpojax import compression, models, mpo, nn
-from mpojax.compression import layerwise
+from mpojax.compression import layerwise, tapping
 from tests.models import small, small_language
 
 CONFIGS = {
@@ -156,6 +156,13 @@ def test_models_that_have_no_single_stack_are_refused():
     assert layerwise.refusal(models.build(small_language.LLAMA, rngs=nnx.Rngs(0))) is None
 
 
+def test_rows_of_padding_do_not_count(setting):
+    outside = models.StoredModel.of(setting[0]).outside()
+    rows = np.array([True, False, True, True])
+    *_, weights = tapping.start(outside, BATCHES[0] | {"example_mask": rows})
+    np.testing.assert_array_equal(weights, MASK[:4] * rows[:, None])
+
+
 def test_an_interrupted_run_resumes_to_the_same_result(setting, tmp_path):
     model, ranks, curvatures = setting
     whole = layerwise.compress(model, BATCHES, ranks, curvatures)
@@ -173,6 +180,10 @@ def test_an_interrupted_run_resumes_to_the_same_result(setting, tmp_path):
     assert whole.stream_error == again.stream_error
     for path in ranks:
         np.testing.assert_array_equal(whole.matrix(path), again.matrix(path))
-    # Of other arguments nothing is taken.
+    # Of other arguments nothing is taken: other ranks, other texts of as many tokens.
+    texts = [{**batch, "input_ids": batch["input_ids"][:, ::-1]} for batch in BATCHES]
+    given = texts, ranks, curvatures
+    changed = layerwise.compress(model, *given, resume=folder)
+    assert changed.stream_error == layerwise.compress(model, *given).stream_error
     other = layerwise.compress(model, BATCHES, dict.fromkeys(ranks), curvatures, resume=folder)
     assert not other.chains

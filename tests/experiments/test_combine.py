@@ -4,11 +4,13 @@ import json
 
 import jax
 import pytest
+from flax import nnx
 
 import mpojax as mj
 from experiments import combine
 from mpojax import io, models
 from tests.experiments.test_evaluate import TASK, classifier  # noqa: F401
+from tests.models import small_language
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,18 @@ def test_each_method_beside_the_models_and_a_finished_run_is_shown(folders, tmp_
     assert json.loads((tmp_path / "run" / "result.json").read_text())["rows"] == found["rows"]
     assert combine.run(settings, str(tmp_path / "run")) == found
     assert capsys.readouterr().out == first
+
+
+def test_models_without_heads_and_tasks(tmp_path, capsys):
+    decoder = models.build(small_language.LLAMA, rngs=nnx.Rngs(0))
+    for name, factor in (("whole", 1.0), ("first", 1.01), ("second", 0.98)):
+        mj.save(jax.tree.map(lambda w, f=factor: f * w, decoder), tmp_path / name)
+    given = {"base": str(tmp_path / "whole"), "methods": "mean"}
+    given["model"] = (str(tmp_path / "first"), str(tmp_path / "second"))
+    found = combine.run(combine.Combination(**given), str(tmp_path / "run"))
+    assert [row["scores"] for row in found["rows"]] == [[], []]
+    assert "mean" in capsys.readouterr().out
+    mj.load(tmp_path / "run" / "models" / "mean")
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,14 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path, chan
     assert not (tmp_path / "run").exists()
 
 
+def test_budgets_in_words():
+    assert [decoders.shown(budget) for budget in (0.6, 1, 134_515_008)] == [
+        "60 %",
+        "100 %",
+        "134,515,008 parameters",
+    ]
+
+
 @pytest.mark.parametrize("order", ["spread", "first", "random"])
 def test_windows_of_calibration(config, order):
     config.calibration.update(order=order, windows=16)

@@ -72,6 +72,14 @@ def test_files(folder):
     assert path.stat().st_mtime > before.st_mtime
 
 
+def test_names_that_are_patterns_or_those_of_their_folder(folder):
+    odd = folder / "run[1]"
+    for name in ("run[1]", "a.1"):
+        files.write_atomic(odd / name, name)
+    assert [each.name for each in odd.iterdir()] == ["a.1", "run[1]"]
+    assert list(odd.glob("a.*")) == [odd / "a.1"]
+
+
 def test_files_on_s3():
     with emulators.running("s3") as emulator:
         check_files(files.at(f"{emulator.address}/run"))
