@@ -35,7 +35,6 @@ CHIPS = ("v5e", "v5p", "v6e")
 # Chips of the scaling table, and the models in it.
 SCALING = {"v5e": ("2x4", "4x8", "8x16", "16x16")}
 SCALED = ("MPOBERT48", "MPOE-8 T5-large")
-ORDINALS = {"input_ids", "token_type_ids", "mlm_positions", "mlm_labels", "sop_positions"}
 
 
 @dataclasses.dataclass(frozen=True)

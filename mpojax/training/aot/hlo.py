@@ -332,10 +332,13 @@ def _group(operation: Operation) -> int:
 
 def _flops(scope: Computation, operation: Operation) -> int:
     """FLOPs of a product, 2 for a multiply-add; 0 of other operations."""
-    if operation.opcode == "dot":
+    # Of GPUs most products are calls of cuBLAS.
+    called = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', operation.rest)
+    if operation.opcode == "dot" or (operation.opcode == "custom-call" and called):
         left = scope[operation.operands[0]].results[0].shape
-        summed = re.findall(r"\d+", operation.attribute("lhs_contracting_dims"))
-        return 2 * math.prod(operation.results[0].shape) * math.prod(left[int(d)] for d in summed)
+        text = called[1] if called else operation.attribute("lhs_contracting_dims")
+        summed = math.prod(left[int(d)] for d in re.findall(r"\d+", text))
+        return 2 * math.prod(operation.results[0].shape) * summed
     if operation.opcode == "convolution":
         return _convolution_flops(scope, operation)
     if operation.opcode == "custom-call":  # of a Pallas kernel, by its own estimate

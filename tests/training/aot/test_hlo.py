@@ -79,6 +79,21 @@ def test_convolutions_with_windows():
     assert work.flops == 2 * (3 * 4) * 12 * (4 * 4 * 32)
 
 
+def test_products_that_a_gpu_leaves_to_a_library():
+    dimensions = '"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"]'
+    config = (
+        f'{{"gemm_backend_config":{{"alpha_real":1,"dot_dimension_numbers":{{{dimensions}}}}}}}'
+    )
+    call = (
+        "  ROOT %gemm = (bf16[4,8,32]{2,1,0}, s8[4096]{0}) custom-call(%x, %w), "
+        f'custom_call_target="__cublas$gemm", backend_config={config}'
+    )
+    lines = ["ENTRY %main (x: bf16[4,8,16], w: bf16[4,16,32]) -> bf16[4,8,32] {"]
+    lines += ["  %x = bf16[4,8,16]{2,1,0} parameter(0)", "  %w = bf16[4,16,32]{2,1,0} parameter(1)"]
+    (work,) = hlo.Program("\n".join([*lines, call, "}"])).work()
+    assert work.flops == 2 * 4 * 8 * 16 * 32
+
+
 def test_a_program_of_this_machine():
     def layers(x, w):
         return jax.lax.scan(lambda x, one: (x @ one, None), x, w)[0]
