@@ -179,7 +179,8 @@ class _Run:
             reads |= {start + name: start + first for name, first in first_of.items()}
             wanted = tuple(sorted({n for n in first_of.values() if not self._has(start + n)}))
             for batch in self.curved:
-                self.kept[_of_input(index, batch)] = np.asarray(self.x[batch])
+                # Files of numpy know no bfloat16.
+                self.kept[_of_input(index, batch)] = np.asarray(self.x[batch], np.float32)
             self._store(start, "inputs", self._through(layer, index, wanted), self.count)
         if self.head is not None:
             reads[self.head] = self.head
@@ -229,7 +230,7 @@ class _Run:
 
     def _back(self, layer, index: int, gradients: list, wanted) -> Iterator[dict]:
         for place, batch in enumerate(self.curved):
-            x = jnp.asarray(self.kept.pop(_of_input(index, batch)))
+            x = jnp.asarray(self.kept.pop(_of_input(index, batch)), self.x[batch].dtype)
             given = (self.contexts[batch].of_layer(index), gradients[place], self.weights[batch])
             gradients[place], sums = _backward(layer, x, *given, names=wanted)
             yield sums
@@ -333,7 +334,7 @@ def _end_backward(model, x, weights, key, *, moments: bool):
             copy = nnx.merge(*nnx.split(model))
             if moments:
                 copy.head = tapping.Tap(copy.head, "head", None, added, {})
-            logits = logits_of(copy, _normed(copy, x))
+            logits = logits_of(copy, _normed(copy, x)).astype(jnp.float32)
         targets = jax.random.categorical(key, jax.lax.stop_gradient(logits))
         found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - found) * weights)

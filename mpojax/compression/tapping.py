@@ -43,7 +43,7 @@ class Tap(nnx.Module):
     def __call__(self, x, *args, **options):
         self.seen[self.name] = x
         y = self.inner(x, *args, **options) if self.given is None else self.given
-        return y if self.added is None else y + self.added
+        return y if self.added is None else y + self.added.astype(y.dtype)
 
     def __getattr__(self, name):
         return getattr(object.__getattribute__(self, "inner"), name)

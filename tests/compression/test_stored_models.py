@@ -68,6 +68,18 @@ def test_curvatures_of_some_batches(model, calibration):
     np.testing.assert_allclose(some.statistics[path].curvature, wanted, rtol=1e-5)
 
 
+def test_statistics_in_files_of_a_model_that_computes_in_16_bits(tmp_path):
+    config = dataclasses.replace(CONFIG, num_layers=1, dtype="bfloat16")
+    model = models.build(config, rngs=nnx.Rngs(0))
+    whole = mj.calibrate(model, BATCHES[:1], curvature=True)
+    found = mj.calibrate(model, BATCHES[:1], curvature=True, folder=tmp_path)
+    same(whole, found, rtol=1e-6, atol=1e-9)
+    for path, entry in whole.statistics.items():
+        if entry.curvature is not None:
+            moments = found.statistics[path].curvature
+            np.testing.assert_allclose(moments, entry.curvature, rtol=1e-6, atol=1e-9)
+
+
 def test_statistics_in_files_are_found_again(model, calibration, tmp_path, monkeypatch):
     forward, calls = layer_statistics._forward, []
 
