@@ -54,6 +54,15 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(scope="module")
+def as_users_compile():
+    """Programs are optimised: for tests that compare to the last digits."""
+    name = "jax_disable_most_optimizations"
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, os.environ[name.upper()] != "0")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_memory_maps():
     """Lets go of compiled programs before they use up the memory maps of this process.

@@ -200,7 +200,7 @@ def run(job: Job, workdir: workdir_lib.Workdir, start: float) -> str:
 
 def text_of(budget: float) -> str:
     """A budget in a name: percent, or parameters."""
-    return f"{100 * budget:g}" if budget <= 1 else f"{budget:g}"
+    return f"{100 * budget:g}" if budget <= 1 else f"{budget:.0f}"
 
 
 def shown(budget: float) -> str:

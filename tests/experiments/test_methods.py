@@ -215,7 +215,7 @@ def test_eight_frames_from_the_command_line_to_the_compiled_step(config, tmp_pat
     given = contextlib.nullcontext((config, str(tmp_path / "run")))
     monkeypatch.setattr(training.TrainStep, "__call__", watched)
     monkeypatch.setattr(launch, "session", lambda *_, **more: given)
-    chosen = types.SimpleNamespace(FLAGS=types.SimpleNamespace(dry_run=False))
+    chosen = types.SimpleNamespace(FLAGS=types.SimpleNamespace(dry_run=False, topology=None))
     monkeypatch.setattr(train, "flags", chosen)
     train.main([])
     assert ("<module>", *seen[0], "__call__") == FRAMES

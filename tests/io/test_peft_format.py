@@ -12,6 +12,8 @@ from mpojax import compression, io, models
 from mpojax.io.peft import adapter_config as peft_config
 from tests.io.test_adapter_kinds import IDS, MODELS, TEXTS, add, moved, outputs
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
+
 peft = pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

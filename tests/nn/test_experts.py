@@ -13,6 +13,8 @@ from flax import nnx
 from mpojax import mpo, nn
 from mpojax.nn.moe import maps
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
+
 HIDDEN, INNER = 24, 96
 SHAPES = {
     "up": mpo.MPOShape((2, 3, 2, 2, 1), (2, 2, 6, 2, 2)),

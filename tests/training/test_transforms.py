@@ -10,6 +10,8 @@ from mpojax.mpo import decomposition
 from mpojax.training import state as state_lib
 from tests.training import small_decoder
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
+
 LAYERS, EXPERTS = 3, 2
 # Path inside a layer: (shape, role).
 INSIDE = {
