@@ -160,12 +160,10 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags; an absent one is left to its default."""
+    """Runs what the flags say."""
     del argv
     command_line.quiet_libraries()
-    given = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Combination)}
-    given = {name: value for name, value in given.items() if value is not None}
-    run(Combination(**given), flags.FLAGS.workdir)
+    run(command_line.settings(Combination), flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ value is wrong, what is allowed, and what was probably meant.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -46,6 +47,12 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             sys.exit(main(argv) or 0)
 
     app.run(work, flags_parser=parse)
+
+
+def settings(kind: type) -> Any:
+    """The settings of a dataclass by the flags of its fields' names; absent flags: the defaults."""
+    given = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def quiet_libraries() -> None:
