@@ -62,6 +62,7 @@ from mpojax.models.stored import StoredModel
 from mpojax.models.variants import (
     dropless,
     head_columns,
+    is_of_head,
     reconfigure,
     unshared,
     unstacked,
@@ -112,6 +113,7 @@ __all__ = [
     "from_arrays",
     "generate",
     "head_columns",
+    "is_of_head",
     "logical_arrays",
     "logical_names",
     "merged",

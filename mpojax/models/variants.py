@@ -102,8 +102,7 @@ def with_head(
     config = dataclasses.replace(model.config, **changes).with_label_names(label_names)
     sizes = config.matrix_sizes()
     shapes = {path: s for path, s in model.shapes.items() if path in sizes and path != "head"}
-    dropped = ("head/", "masked_lm/")
-    arrays = {p: a for p, a in to_arrays(model).items() if not p.startswith(dropped)}
+    arrays = {p: a for p, a in to_arrays(model).items() if not is_of_head(p)}
     if pooling != "pooler":
         arrays = {p: a for p, a in arrays.items() if not p.startswith("pooler/")}
     for path in ("head", "pooler"):
@@ -112,6 +111,11 @@ def with_head(
             arrays[f"{path}/kernel"] = np.asarray(fresh.kernel[...])
             arrays[f"{path}/bias"] = np.asarray(fresh.bias[...])
     return from_arrays(config, shapes, arrays)
+
+
+def is_of_head(path: str) -> bool:
+    """True for an array of a head, by its path: of a task, of pre-training, or an output map."""
+    return path.startswith(("head/", "masked_lm/"))
 
 
 def head_columns(

@@ -120,6 +120,20 @@ def test_saved_and_loaded_and_run_from_a_task(base, tuned, tmp_path):
         mj.merge(model)
 
 
+def test_a_pooler_comes_with_the_head(base):
+    models_with = {}
+    for seed, factor in ((1, 1.01), (2, 0.98)):
+        moved = jax.tree.map(lambda w, f=factor: f * w, base)
+        made = models.with_head(moved, 2, pooling="pooler", rngs=nnx.Rngs(seed))
+        models_with[str(seed)] = made
+    for made in (mj.combine(base, models_with, rank=2), smile.merged(base, models_with)):
+        model = smile.with_head_of(made, models_with["2"])
+        arrays, theirs = (models.to_arrays(m) for m in (model, models_with["2"]))
+        for name in ("head/kernel", "pooler/kernel"):
+            np.testing.assert_array_equal(arrays[name], theirs[name])
+        assert np.all(np.isfinite(model(IDS)))
+
+
 def test_merges_against_their_formulas(base, tuned):
     name = "layers/0/feed_forward/up/kernel"
     w, *others = (models.to_arrays(model)[name] for model in (base, *tuned.values()))

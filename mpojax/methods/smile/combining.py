@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mpojax import checks, models, nn
-from mpojax.methods.smile.family import Family, is_of_head
+from mpojax.methods.smile.family import Family
 
 REST = ("base", "mean")
 _SIZE = checks.integer(1)
@@ -78,18 +78,22 @@ def combine(
             checks.check_value(f"{name} at {path}", value, limit)
     arrays = dict(models.to_arrays(base))
     if rest == "mean":
-        arrays |= {p: _mean([each[p] for each in family.tuned]) for p in family.base}
-        own = [leaf for path in paths for leaf in _leaves(path, arrays)]
-        arrays |= {leaf: family.base[leaf] for leaf in own}
+        routed = {leaf for path in paths for leaf in (models.dense_name(path), f"{path}/bias")}
+        changes = {
+            p: np.mean(family.differences(p), axis=0) for p in family.base if p not in routed
+        }
+        arrays |= {p: np.float32(family.base[p] + change) for p, change in changes.items()}
     for done, path in enumerate(paths):
         experts = _experts(family, path, rank, gate_rank)
         arrays |= {f"{path}/adapter/{leaf}": np.float32(value) for leaf, value in experts.items()}
         if progress is not None:
             progress(done + 1, len(paths), path)
-    routed = nn.AdapterSettings(
+    settings = nn.AdapterSettings(
         kind="routed", rank=rank, experts=count, top_k=top_k, gate_rank=gate_rank, scale=1.0
     )
-    config = dataclasses.replace(base.config, adapters=((".*", routed),))
+    # A pooler that comes with a head, see `with_head_of`, has no experts.
+    pattern = ".*" if "pooler" in paths else "(?!pooler$).*"
+    config = dataclasses.replace(base.config, adapters=((pattern, settings),))
     return models.from_arrays(config, {}, arrays)
 
 
@@ -109,14 +113,6 @@ def _experts(family: Family, path: str, rank: int, gate_rank: int) -> dict[str, 
     return made | {"bias": np.stack(biases)}
 
 
-def _leaves(path: str, arrays: Mapping) -> list[str]:
-    return [name for name in (models.dense_name(path), f"{path}/bias") if name in arrays]
-
-
-def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.float32(np.mean(np.stack([np.float64(array) for array in arrays]), axis=0))
-
-
 def with_head_of(model: models.Model, tuned: models.Model) -> models.Model:
     """`model` with the head of a fine-tuned one, and with its pooler where it has none of its own.
 
@@ -133,14 +129,10 @@ def with_head_of(model: models.Model, tuned: models.Model) -> models.Model:
     names = known & {"num_labels", "head", "pooling", "masked_lm"}
     changes = {name: getattr(tuned.config, name) for name in names}
     config = dataclasses.replace(model.config, **changes)
-    arrays = {p: a for p, a in models.to_arrays(model).items() if not is_of_head(p)}
-    if "pooler" not in config.matrix_sizes():
-        arrays = {p: a for p, a in arrays.items() if not p.startswith("pooler/")}
-    arrays |= {p: a for p, a in models.to_arrays(tuned).items() if is_of_head(p)}
-    arrays |= {
-        p: a
-        for p, a in models.to_arrays(tuned).items()
-        if p.startswith("pooler/") and "pooler" not in model.config.matrix_sizes()
-    }
     config = config.with_label_names(tuned.config.label_names)
+    own, theirs = models.to_arrays(model), models.to_arrays(tuned)
+    arrays = {
+        path: theirs[path] if models.is_of_head(path) or path not in own else own[path]
+        for path in models.array_shapes(config, model.shapes)
+    }
     return models.from_arrays(config, model.shapes, arrays)

@@ -7,8 +7,6 @@ import numpy as np
 
 from mpojax import models
 
-# Parameters of a task, which models of one base need not share.
-_HEADS = ("head/", "masked_lm/")
 # ||W_e - W|| / ||W|| over all matrices of two unrelated models is about the root of 2.
 _UNRELATED = 1.0
 
@@ -61,18 +59,13 @@ class Family:
         return [np.float64(each[path]) - base for each in self.tuned]
 
 
-def is_of_head(path: str) -> bool:
-    """True for an array that a head has."""
-    return path.startswith(_HEADS)
-
-
 def _of_task(path: str) -> bool:
     """A pooler counts where the base has none: it came with the head."""
-    return is_of_head(path) or path.startswith("pooler/")
+    return models.is_of_head(path) or path.startswith("pooler/")
 
 
 def _body(model: models.Model) -> dict[str, np.ndarray]:
-    return {path: a for path, a in models.to_arrays(model).items() if not is_of_head(path)}
+    return {path: a for path, a in models.to_arrays(model).items() if not models.is_of_head(path)}
 
 
 def _check_alike(name: str, base: Mapping, other: Mapping) -> None:
