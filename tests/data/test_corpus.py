@@ -370,7 +370,7 @@ def test_no_workers(text, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_command_goes_on(tmp_path):
+def test_killed_command_resumes(tmp_path):
     """kill -9 in the middle: no worker stays behind, and the same command finishes the work."""
     text, draw = tmp_path / "text", random.Random(0)
     text.mkdir()

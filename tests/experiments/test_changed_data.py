@@ -54,7 +54,7 @@ def test_changed_data_are_refused(tmp_path, changes, message):
     training.Workdir(tmp_path, CONFIG).check_data(described())
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path):
+def test_a_run_of_an_older_version_resumes(tmp_path):
     run = training.Workdir(tmp_path, CONFIG)
     assert not (tmp_path / "data.json").exists()
     run.check_data(described())

@@ -117,7 +117,7 @@ def test_central_cores_and_word_table_stay_as_they_were(checkpoint, task, tmp_pa
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_goes_on(checkpoint, task, tmp_path, monkeypatch):
+def test_an_interrupted_study_resumes(checkpoint, task, tmp_path, monkeypatch):
     config, folder = study(checkpoint, task), tmp_path / "run"
     config.compare, config.seeds = ("dense", "mpo_budget"), (0, 1)
     whole = tmp_path / "whole"

@@ -129,7 +129,7 @@ def test_the_student_starts_where_it_is_pulled_to(config, teacher, start, mapped
     assert float(opdf.alignment_loss(setup.model, setup.extra.targets, "procrustes_core")) < 1e-20
 
 
-def test_a_run_that_is_stopped_goes_on(config, finished, tmp_path, stopped_at):
+def test_a_run_that_is_stopped_resumes(config, finished, tmp_path, stopped_at):
     with stopped_at(2):
         assert train.run(config, tmp_path) == 1
     assert train.run(config, tmp_path) == 0

@@ -241,7 +241,7 @@ def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same)
     assert classification.tuned_head(options, model, task, "classifier") == (model, same)
 
 
-def test_an_interrupted_run_goes_on_with_the_same_data(config, tuned, texts, tmp_path, stopped_at):
+def test_an_interrupted_run_resumes_with_the_same_data(config, tuned, texts, tmp_path, stopped_at):
     with stopped_at(2):
         assert toy.main(config, str(tmp_path / "stopped")) == 0
     assert not (tmp_path / "stopped" / "result.json").exists()

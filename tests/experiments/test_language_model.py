@@ -199,7 +199,7 @@ class TestExperts:
         assert not [name for name in result["metrics"] if name.startswith("test_")]
         assert {row["step"] for row in router_statistics.read(tmp_path / "run")} == {0, 1}
 
-    def test_an_interrupted_run_goes_on(self, tuned, tmp_path, stopped_at):
+    def test_an_interrupted_run_resumes(self, tuned, tmp_path, stopped_at):
         config, straight = tuned
         with stopped_at(3):
             assert toy.main(config, str(tmp_path / "run")) == 0

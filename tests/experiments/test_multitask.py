@@ -156,7 +156,7 @@ def test_no_steps_only_evaluate(finished, tmp_path):
     assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
 
 
-def test_an_interrupted_run_goes_on(config, tmp_path, stopped_at):
+def test_an_interrupted_run_resumes(config, tmp_path, stopped_at):
     config.save_model = True
     assert train.run(config, tmp_path / "straight") == 0
     with stopped_at(2):

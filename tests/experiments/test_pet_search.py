@@ -135,7 +135,7 @@ def test_the_same_is_kept_on_one_and_on_eight_devices(
 @pytest.mark.parametrize(
     "mode", ["structured", pytest.param("unstructured", marks=pytest.mark.slow)]
 )
-def test_a_search_that_is_stopped_goes_on_to_the_same_end(
+def test_a_search_that_is_stopped_resumes_to_the_same_end(
     checkpoint, texts, finished, tmp_path, stopped_at, mode
 ):
     config = make_config(checkpoint, texts, mode)

@@ -70,7 +70,7 @@ def test_a_run_leaves_numbers_samples_and_a_model(finished, corpus):
     assert train.run(_config(corpus, variant="small"), finished) == 0  # nothing left to do
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, corpus, tmp_path, stopped_at):
+def test_an_interrupted_run_resumes_to_the_same_numbers(finished, corpus, tmp_path, stopped_at):
     config = _config(corpus, variant="small")
     with stopped_at(2):
         assert train.run(config, tmp_path / "run") == 1

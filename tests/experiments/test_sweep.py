@@ -101,7 +101,7 @@ def without(config, names):
     return {n: without(v, names) if isinstance(v, dict) else v for n, v in older.items()}
 
 
-def test_a_sweep_begun_before_a_field_existed_goes_on(tmp_path):
+def test_a_sweep_begun_before_a_field_existed_resumes(tmp_path):
     sweep.main(toy_config(), str(tmp_path))
     records = [tmp_path / "config.json"]
     for cell in cells.expand(toy_config()):

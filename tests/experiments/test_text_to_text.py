@@ -155,7 +155,7 @@ class TestOneTask:
         assert metrics["accuracy"] == metrics["test_accuracy"] == 0.0
 
     @pytest.mark.slow
-    def test_an_interrupted_run_goes_on(self, texts, tmp_path, stopped_at):
+    def test_an_interrupted_run_resumes(self, texts, tmp_path, stopped_at):
         config = config_of(
             texts, steps=3, checkpoint_every=0, dropout=0.1, save_model=True, **EXPERTS
         )

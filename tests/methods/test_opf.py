@@ -181,7 +181,7 @@ def test_matrices_become_chains_until_each_role_has_enough(whole):
     assert [entry["step"] for entry in facts["chosen"]] == [3, 6]
 
 
-def test_a_dynamic_run_that_is_stopped_goes_on_to_the_same_end(whole, tmp_path):
+def test_a_dynamic_run_that_is_stopped_resumes_to_the_same_end(whole, tmp_path):
     fit(dynamic(), 7, tmp_path, every=20)  # after the second choice
     hook = dynamic()
     again = fit(hook, 9, tmp_path, every=20)

@@ -355,7 +355,7 @@ class TestWorkdir:
         training.Workdir(tmp_path, self.CONFIG | {"mesh": {"fsdp": 1}})
         assert training.Workdir(tmp_path, self.CONFIG | {"mesh": {"fsdp": 4}}).resuming
 
-    def test_a_run_begun_before_a_field_existed_goes_on(self, tmp_path):
+    def test_a_run_begun_before_a_field_existed_resumes(self, tmp_path):
         """What it did is what the field's default says."""
         training.Workdir(tmp_path, self.CONFIG | {"variants": {"mpo": {"bond": 4}}})
         model = self.CONFIG["model"]
@@ -523,7 +523,7 @@ class TestWorkdir:
         assert (run / name).is_symlink()
         assert list(disk.iterdir())
 
-    def test_a_folder_backed_up_with_hard_links_goes_on(self, tmp_path):
+    def test_a_folder_backed_up_with_hard_links_resumes(self, tmp_path):
         """As by `cp -al`: the copy stays as it is."""
         run, copy = tmp_path / "run", tmp_path / "copy"
 
