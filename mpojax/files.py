@@ -242,6 +242,15 @@ def open_own(path: str | os.PathLike, flags: int, *, hard_links: bool = False) -
     raise ValueError(f"{path} {what}, which would be overwritten: remove it, or use another folder")
 
 
+def array_store(folder: str | os.PathLike) -> dict[str, Any]:
+    """Where the array writer of checkpoints (TensorStore) finds a folder: its `kvstore` spec."""
+    if is_remote(folder):
+        from mpojax import stores
+
+        return stores.array_store(folder)
+    return {"driver": "file", "path": f"{os.fspath(folder).rstrip('/')}/"}
+
+
 def open_append(path: str | os.PathLike) -> BinaryIO:
     """Opens a log for appending, see `open_own`; unbuffered, so that `close` writes nothing.
 

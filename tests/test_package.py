@@ -47,8 +47,8 @@ def test_layers_and_models_need_nothing_heavy():
 
 
 def test_experiments_start_without_what_only_some_runs_use():
-    """tensorboardX alone would load all of torch."""
-    late = ["matplotlib", "sklearn", "tensorboardX", "torch", "transformers"]
+    """tensorboardX alone would load all of torch; fsspec is for stores."""
+    late = ["fsspec", "matplotlib", "sklearn", "tensorboardX", "torch", "transformers"]
     run(f"import sys\nsys.modules |= dict.fromkeys({late})\nimport experiments.train")
 
 

@@ -101,8 +101,6 @@ class Log:
 def array_store(folder: str | os.PathLike) -> dict[str, Any]:
     """Where the array writer of checkpoints (TensorStore) finds a folder: its `kvstore` spec."""
     scheme, _, rest = os.fspath(folder).partition("://")
-    if not rest:
-        return {"driver": "file", "path": f"{os.fspath(folder).rstrip('/')}/"}
     bucket, _, inside = rest.partition("/")
     # Delays double from 1 to 8 s; by default it tries for a quarter of an hour.
     retries = {"max_retries": max(1, int(errors.PATIENCE / 8.0)), "max_delay": "8s"}

@@ -16,7 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from mpojax import checks, files, stores
+from mpojax import checks, files
 from mpojax.training import sharding as sharding_lib
 from mpojax.training import state as state_lib
 
@@ -274,6 +274,8 @@ class Checkpoints:
         try:
             return action()
         except Exception as error:
+            from mpojax import stores
+
             raise stores.explain(error, self.folder) from error
 
 
@@ -285,6 +287,8 @@ def _let_orbax_write_to_stores() -> None:
     """
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    from mpojax import stores
 
     changed = (
         (gcs_utils, "_GCS_PATH_PREFIX", tuple(f"{scheme}://" for scheme in stores.SCHEMES)),
@@ -319,15 +323,22 @@ def _damage(folder: pathlib.Path) -> str:
         for name in (_EXTRA, _TREE):
             checks.read_json(folder / name)
         (folder / _ARRAYS).stat()  # without it the store is empty, which is no error
-        base = stores.array_store(folder / "state")
+        base = files.array_store(folder / "state")
         store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
         for key in store.list().result():
             store.read(key).result()  # one at a time: a state may not fit into the memory of a host
     except (OSError, ValueError) as error:
-        if files.is_remote(folder) and stores.is_outage(error):
-            raise stores.explain(error, folder) from error
+        if files.is_remote(folder):
+            _raise_outage(error, folder)
         return _one_line(error)
     return ""
+
+
+def _raise_outage(error: Exception, folder: pathlib.Path) -> None:
+    from mpojax import stores
+
+    if stores.is_outage(error):
+        raise stores.explain(error, folder) from error
 
 
 def _one_line(error: Exception) -> str:
