@@ -93,15 +93,10 @@ def remove_tree(folder: pathlib.Path) -> None:
 
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
     """Renames a file or folder; on a store object by object, where a kill leaves both in part."""
-    if not is_remote(source):
+    if is_remote(source):
+        source.move(target)
+    else:
         source.rename(target)
-        return
-    from mpojax import stores
-
-    for each in source.find():
-        inside = target / each.relative_to(source) if each != source else target
-        stores.attempt(each, lambda: stores.system(each).cp_file(str(each), str(inside)))  # noqa: B023
-    source.remove_tree()
 
 
 def create(path: pathlib.Path, content: str) -> None:

@@ -8,7 +8,7 @@ machine for libraries that read local files alone. Credentials are those that gc
 
 from mpojax.stores.copies import Log, array_store, fetch, put_file
 from mpojax.stores.errors import attempt, explain, is_outage
-from mpojax.stores.paths import SCHEMES, StorePath, at, create, system
+from mpojax.stores.paths import SCHEMES, StorePath, at, create
 
 __all__ = [
     "SCHEMES",
@@ -22,5 +22,4 @@ __all__ = [
     "fetch",
     "is_outage",
     "put_file",
-    "system",
 ]

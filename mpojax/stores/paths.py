@@ -136,6 +136,13 @@ class StorePath(gpath.PosixGPath):
         """All objects below it, at any depth."""
         return {self._at(n): _stat(info) for n, info in self._call("find", detail=True).items()}
 
+    def move(self, target: "StorePath") -> None:
+        """Copies it, or all objects below it, to another place, then removes them here."""
+        for each in self.find():
+            inside = target / each.relative_to(self) if each != self else target
+            each._call("cp_file", str(inside))
+        self.remove_tree()
+
     def remove_tree(self) -> None:
         """Removes all objects below it."""
         for name in self._call("find"):
