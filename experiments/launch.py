@@ -37,7 +37,7 @@ def _keep_programs(folder: str) -> None:
     Raises:
       OSError: it cannot be made.
     """
-    if "://" not in folder:  # jax itself knows gs:// and the like
+    if not files.is_remote(folder):  # jax itself knows gs:// and the like
         path = files.at(folder).absolute()
         with files.explained(path):
             path.mkdir(parents=True, exist_ok=True)

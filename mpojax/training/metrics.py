@@ -126,7 +126,9 @@ class _Events:
             folder.mkdir(parents=True, exist_ok=True)
             files.write_atomic(folder / name, b"")  # in place of a link, which the writer follows
             if files.is_remote(folder):  # else by tensorboardX's own clients, set up otherwise
-                for scheme in ("gs", "s3"):
+                from mpojax import stores
+
+                for scheme in stores.SCHEMES:
                     record_writer.register_writer_factory(scheme, _StoreWriters)
             self._writer = record_writer.RecordWriter(str(folder / name))
 
