@@ -157,7 +157,7 @@ def dry_run(
     with jax.set_mesh(mesh):
         traced = step.trace(placed, batch)
         compiled = _compiled(traced)
-        chip = devices.target() if devices.target() in devices.CHIPS else ""
+        chip = devices.target()
     parameters = state_lib.flatten(state.trainable) | state_lib.flatten(state.frozen)
     return Report(
         mesh=dict(mesh.shape),
@@ -170,7 +170,9 @@ def dry_run(
         compiled_flops=_compiled_flops(compiled),
         compile_seconds=time.perf_counter() - start,
         table=sharding_rules.sharding_table(state, mesh, rules),
-        estimate=estimate_lib.of_compiled(compiled, mesh.size, chip) if chip else None,
+        estimate=(
+            estimate_lib.of_compiled(compiled, mesh.size, chip) if chip in devices.CHIPS else None
+        ),
     )
 
 

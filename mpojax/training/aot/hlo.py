@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 COLLECTIVES = (
@@ -384,14 +384,3 @@ def _pairs(size, window, outputs, stride, pad, dilation, window_dilation) -> int
             for o in range(outputs)
         )
     return total
-
-
-def by_collective(works: Sequence[Work]) -> Mapping[str, tuple[int, int]]:
-    """{kind: (how often, bytes sent in all)} of the collectives of a program."""
-    found: dict[str, tuple[int, int]] = {}
-    for work in works:
-        if work.collective:
-            times, sent = found.get(work.collective, (0, 0))
-            times, sent = times + work.times, sent + work.times * work.sent
-            found[work.collective] = times, sent
-    return found
