@@ -15,7 +15,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from configs.mpop import bert
 from experiments.tables import training_cost
-from mpojax import compression, devices, files, models, training
+from mpojax import compression, devices, files, models, tables, training
 from mpojax.methods import mpobert, mpoe, mpop
 from mpojax.training import objectives
 from mpojax.training.aot import topology
@@ -35,6 +35,12 @@ CHIPS = ("v5e", "v5p", "v6e")
 # Chips of the scaling table, and the models in it.
 SCALING = {"v5e": ("2x4", "4x8", "8x16", "16x16")}
 SCALED = ("MPOBERT48", "MPOE-8 T5-large")
+# Headers of the two tables.
+NEEDS = (
+    *("run", "slice", "GiB a chip", "step, ms", "MFU", "interconnect"),
+    "chip-hours of the run",
+)
+MORE = ("run", "slice", "chips", "GiB a chip", "step, ms", "interconnect", "tokens/s a chip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,34 +208,26 @@ def smallest(folder: pathlib.Path, name: str, chip: str) -> tuple[str, dict] | N
 
 def page(folder: pathlib.Path) -> str:
     """The page of the documentation."""
-    lines = [_HEAD.format(date=datetime.date.today(), jax=jax.__version__)]
-    lines += ["## The smallest slice that holds it", ""]
-    heads = (
-        "run",
-        "slice",
-        "GiB a chip",
-        "step, ms",
-        "MFU",
-        "interconnect",
-        "chip-hours of the run",
+    head = _HEAD.format(date=datetime.date.today(), jax=jax.__version__)
+    needs = [
+        _needed(name, work, chip, smallest(folder, name, chip))
+        for name, work in WORKLOADS.items()
+        for chip in CHIPS
+    ]
+    scaled = [
+        _scaled(name, f"{chip}:{size}", _found(folder, name, f"{chip}:{size}"))
+        for name in SCALED
+        for chip, sizes in SCALING.items()
+        for size in sizes
+    ]
+    return (
+        f"{head}\n## The smallest slice that holds it\n\n{_table(NEEDS, needs)}\n\n"
+        f"## More chips\n\n{_table(MORE, scaled)}\n"
     )
-    lines += _row(heads) + _row(["---"] * len(heads))
-    for name, work in WORKLOADS.items():
-        for chip in CHIPS:
-            found = smallest(folder, name, chip)
-            lines += _row(
-                [name, chip, "not run", *[""] * 4] if found is None else _cells(name, work, *found)
-            )
-    lines += ["", "## More chips", ""]
-    heads = ("run", "slice", "chips", "GiB a chip", "step, ms", "interconnect", "tokens/s a chip")
-    lines += _row(heads) + _row(["---"] * len(heads))
-    for name in SCALED:
-        for chip, sizes in SCALING.items():
-            for size in sizes:
-                lines += _row(
-                    _scaled(name, f"{chip}:{size}", _found(folder, name, f"{chip}:{size}"))
-                )
-    return "\n".join(lines) + "\n"
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tables.markdown(headers, rows, left=len(headers))
 
 
 _HEAD = """# TPUs: what runs need
@@ -250,12 +248,10 @@ The same for any config: `python -m experiments.train --config=... --dry_run --t
 """
 
 
-def _row(entries) -> list[str]:
-    return ["| " + " | ".join(map(str, entries)) + " |"]
-
-
-def _cells(name: str, work: Workload, slice_name: str, found: dict) -> list[str]:
-    estimate = found["estimate"]
+def _needed(name: str, work: Workload, chip: str, found: tuple[str, dict] | None) -> list[str]:
+    if found is None:
+        return [name, chip, "not run", *[""] * 4]
+    slice_name, estimate = found[0], found[1]["estimate"]
     hours = estimate["seconds"] * work.steps * estimate["num_chips"] / 3600
     return [name, slice_name, *_numbers(estimate), f"{hours:,.1f}"]
 
@@ -274,7 +270,7 @@ def _scaled(name: str, slice_name: str, found: dict | None) -> list[str]:
     memory, step, _, share = _numbers(estimate)
     chips = estimate["num_chips"]
     speed = f"{estimate['tokens_per_second'] / chips:,.0f}"
-    return [name, slice_name, chips, memory, step, share, speed]
+    return [name, slice_name, str(chips), memory, step, share, speed]
 
 
 def main() -> None:
