@@ -25,7 +25,10 @@ def read_template(folder: str | os.PathLike) -> str | None:
     Raises:
       ValueError: damaged files.
     """
-    folder = tokenizer_folders.local(folder)
+    return _template(tokenizer_folders.local(folder))
+
+
+def _template(folder: pathlib.Path) -> str | None:
     if (folder / _FILE).is_file():
         return (folder / _FILE).read_text(encoding="utf-8")
     found = _settings(folder).get("chat_template")
@@ -50,10 +53,10 @@ def chat_prompt(
       ImportError: there is a template, and jinja2 is not installed.
       ValueError: a template that fails on these messages; says why.
     """
-    template = read_template(folder)
+    here = tokenizer_folders.local(folder)
+    template, settings = _template(here), _settings(here)
     if template is None:
         return None
-    settings = _settings(tokenizer_folders.local(folder))
     tokens = {role: _content(settings[role]) for role in _ROLES if settings.get(role)}
     try:
         compiled = _environment(str(folder)).from_string(template)
