@@ -45,6 +45,9 @@ class Hook:
     def after_step(self, loop: "Loop") -> None:
         """After each step; `loop.step` steps are finished."""
 
+    def sync(self) -> None:
+        """Before each checkpoint: what a hook has written of its own is to outlive this process."""
+
     def end(self, loop: "Loop") -> None:
         """After the last step, or a requested stop; not after an error."""
 

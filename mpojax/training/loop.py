@@ -174,10 +174,12 @@ class Loop:
             self.last_metrics["loss"] = float(known["loss"])
 
     def sync(self) -> None:
-        """Sees to it that all metrics so far would outlive this process."""
+        """Sees to it that all that was written so far would outlive this process."""
         self.flush()
         if self._writer is not None:
             self._writer.flush()
+        for hook in self.hooks:
+            hook.sync()
 
     def request_stop(self, reason: str) -> None:
         """Ends the run after the current step's hooks."""

@@ -66,6 +66,10 @@ class UpdateStatistics(hooks.Hook):
             self._before = None
         self._keep(loop)
 
+    def sync(self) -> None:
+        if self._lines is not None:
+            self._lines.flush()
+
     def close(self) -> None:
         self._before = None
         if self._lines is not None:
@@ -96,7 +100,6 @@ class UpdateStatistics(hooks.Hook):
                 safe = [x if np.isfinite(x) else None for x in _ratio_and_norm(sums)]
                 line[f"{group}/{role}"] = safe
             self._lines.write(line)
-            self._lines.flush()
 
 
 def read(folder: str | pathlib.Path) -> dict[str, np.ndarray]:

@@ -39,6 +39,19 @@ class TestHooks:
         evaluator = training.Evaluator(helpers.predict, training.accuracy)
         assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
 
+    def test_a_checkpoint_comes_after_what_hooks_have_written(self, tmp_path):
+        told = []
+
+        class Writes(training.Hook):
+            def after_step(self, loop):
+                self.step, self.folder = loop.step, tmp_path / "checkpoints" / str(loop.step)
+
+            def sync(self):
+                told.append((self.step, self.folder.exists()))
+
+        helpers.run(tmp_path, hooks=[Writes(), training.Checkpoint(every=10, at_end=False)])
+        assert told == [(10, False), (20, False)]
+
     @pytest.mark.parametrize("damage", ["emptied", "absent"])
     @pytest.mark.parametrize("stop", [10, 20])
     def test_a_best_state_that_is_damaged_is_forgotten(self, tmp_path, caplog, damage, stop):
