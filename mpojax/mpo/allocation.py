@@ -1,5 +1,6 @@
 """Choosing the bonds of many matrices under one budget of parameters."""
 
+import functools
 import heapq
 from collections.abc import Sequence
 
@@ -338,8 +339,7 @@ def _rank_hull(losses, size: tuple[int, int], count: int, pivoted: bool):
     """[(parameters, loss, rank)] on the lower convex hull, from rank 1 to dense (rank None)."""
     rows, columns = size
     points = []
-    for rank in range(1, min(rows, columns, len(losses))):
-        cost = MPOShape.low_rank(rows, columns, rank, pivoted).num_params
+    for rank, cost in zip(range(1, len(losses)), _rank_costs(rows, columns, pivoted), strict=False):
         if cost < rows * columns:
             points.append((count * cost, float(losses[rank]), rank))
     points.append((count * rows * columns, 0.0, None))
@@ -349,6 +349,13 @@ def _rank_hull(losses, size: tuple[int, int], count: int, pivoted: bool):
             hull.pop()
         hull.append(point)
     return hull
+
+
+@functools.lru_cache(maxsize=256)
+def _rank_costs(rows: int, columns: int, pivoted: bool) -> tuple[int, ...]:
+    """Parameters of each rank below full; the matrices of a model have few sizes."""
+    ranks = range(1, min(rows, columns))
+    return tuple(MPOShape.low_rank(rows, columns, rank, pivoted).num_params for rank in ranks)
 
 
 def _is_above(left, middle, right) -> bool:
