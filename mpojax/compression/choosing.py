@@ -138,9 +138,10 @@ def best(
     made[name] = low_rank.layer_by_layer(task, method, own)
     found[name] = measure(_all(made[name]))
     task.advance(LAYERWISE)
-    if sharing.refusal(task) is None and sharing.promising(task, method, losses):
+    search = None if sharing.refusal(task) else sharing.Search(task, method, losses)
+    if search is not None and search.promising():
         task.steps += len(task.paths)
-        made[SHARED], _, rows = sharing.approximations(task, method, losses)
+        made[SHARED], rows = search.approximations()
         found[SHARED] = measure(_all(made[SHARED]))
     chosen = min(made, key=found.get)
     if chosen != SHARED:

@@ -40,8 +40,7 @@ def compress(task: Task) -> tuple[Approximations, list[MatrixRow]]:
         raise ValueError(f"method='shared' has layers share cores, but {reason}; take 'pivoted'.")
     method = METHODS["shared"]
     task.steps = 2 * len(task.paths)
-    found, _, rows = approximations(task, method, low_rank.predicted_losses(task, method))
-    return found, rows
+    return Search(task, method, low_rank.predicted_losses(task, method)).approximations()
 
 
 def refusal(task: Task) -> str | None:
@@ -55,57 +54,53 @@ def refusal(task: Task) -> str | None:
     return "no layers have the same matrices" if len(_layers(task)) < 2 else None
 
 
-def approximations(
-    task: Task, method: Method, losses: Losses
-) -> tuple[Approximations, Ranks, list[MatrixRow]]:
-    """Chains whose first cores neighbouring layers share where that is predicted to lose less.
-
-    Args:
-      losses: of every matrix by itself, see `low_rank.predicted_losses`.
-    """
-    search = _Search(task, method, losses)
-    groups = search.groups()
-    ranks, predicted = search.allocated(groups)
-    alone, by_themselves = search.allocated([[layer] for layer in search.layers])
-    if by_themselves <= predicted:
-        groups, ranks = [[layer] for layer in search.layers], alone
-    found = Approximations({}, {}, [], tuple(map(len, groups)))
-    found.groups = found.groups if max(found.groups) > 1 else None
-    factorised = task.factorised(method)
-    for group, name in itertools.product(groups, search.names):
-        paths = [_path(layer, name) for layer in group]
-        rank = ranks[paths[0]]
-        if rank is not None:
-            cores = _cores(task, method, factorised, paths, rank)
-            kind = stored_type(task.matrices.weights(paths[0]))
-            found.chains |= {
-                path: layerwise.chain(each, method.pivoted and len(group) == 1, kind)
-                for path, each in zip(paths, cores, strict=True)
-            }
-        for path in paths:
-            task.advance(path)
-    rows = low_rank.rows_of(task, method, found, ranks, losses)
-    return found, ranks, [_own(row, groups, search.curves) for row in rows]
-
-
-def promising(task: Task, method: Method, losses: Losses) -> bool:
-    """True if one of a few pairs of layers gains by sharing."""
-    search = _Search(task, method, losses)
-    firsts = {int(share * (len(search.layers) - 1)) for share in _PROBED}
-    return any(search.gains(search.layers[first : first + 2]) for first in sorted(firsts))
-
-
-class _Search:
-    """Costs of groups of layers at one price of a parameter."""
+class Search:
+    """Costs of groups of layers at one price of a parameter, each found once."""
 
     def __init__(self, task: Task, method: Method, losses: Losses):
-        self.task, self.method = task, method
+        """`losses` are of every matrix by itself, see `low_rank.predicted_losses`."""
+        self.task, self.method, self.losses = task, method, losses
         by_layer = _layers(task)
         self.layers = list(by_layer)
         self.names = by_layer[self.layers[0]]
         self.curves = {(path,): curve for path, curve in losses.items()}
         entries = [self._entry([layer], name) for layer in self.layers for name in self.names]
         self.price = mpo.price_of_parameters(*zip(*entries, strict=True), task.budget)
+        self._costs: dict[tuple[int, ...], float] = {}
+
+    def promising(self) -> bool:
+        """True if one of a few pairs of layers gains by sharing."""
+        firsts = {int(share * (len(self.layers) - 1)) for share in _PROBED}
+        return any(self.gains(self.layers[first : first + 2]) for first in sorted(firsts))
+
+    def approximations(self) -> tuple[Approximations, list[MatrixRow]]:
+        """Chains whose first cores neighbouring layers share where that loses less.
+
+        By prediction; with a row of the report for each matrix.
+        """
+        task, method, groups = self.task, self.method, self.groups()
+        ranks, predicted = self.allocated(groups)
+        by_themselves = [[layer] for layer in self.layers]
+        alone, predicted_alone = self.allocated(by_themselves)
+        if predicted_alone <= predicted:
+            groups, ranks = by_themselves, alone
+        found = Approximations({}, {}, [], tuple(map(len, groups)))
+        found.groups = found.groups if max(found.groups) > 1 else None
+        factorised = task.factorised(method)
+        for group, name in itertools.product(groups, self.names):
+            paths = self._paths(group, name)
+            rank = ranks[paths[0]]
+            if rank is not None:
+                cores = _cores(task, method, factorised, paths, rank)
+                kind = stored_type(task.matrices.weights(paths[0]))
+                found.chains |= {
+                    path: layerwise.chain(each, method.pivoted and len(group) == 1, kind)
+                    for path, each in zip(paths, cores, strict=True)
+                }
+            for path in paths:
+                task.advance(path)
+        rows = low_rank.rows_of(task, method, found, ranks, self.losses)
+        return found, [_own(row, groups, self.curves) for row in rows]
 
     def _paths(self, group: Sequence[int], name: str) -> tuple[str, ...]:
         return tuple(_path(layer, name) for layer in group)
@@ -122,7 +117,10 @@ class _Search:
 
     def cost(self, group: Sequence[int]) -> float:
         """Predicted loss and price of the parameters of a group, at its best ranks."""
-        return sum(mpo.priced(*self._entry(group, name), self.price) for name in self.names)
+        if (key := tuple(group)) not in self._costs:
+            entries = (self._entry(group, name) for name in self.names)
+            self._costs[key] = sum(mpo.priced(*entry, self.price) for entry in entries)
+        return self._costs[key]
 
     def gains(self, group: Sequence[int]) -> bool:
         """True if the layers cost less together than by themselves."""
