@@ -75,7 +75,8 @@ class Calibration:
 
     def default_ridge(self, path: str) -> float:
         """0.001, and 1 for a table, whose unseen rows else would count nothing."""
-        return TABLE_RIDGE if self.covariance(path).ndim == 1 else mpo.DEFAULT_RIDGE
+        is_table = self.statistics[path].covariance.ndim == 1
+        return TABLE_RIDGE if is_table else mpo.DEFAULT_RIDGE
 
     def metric(self, path: str, ridge: float | None = None) -> mpo.Metric:
         """Norm of the outputs, with a ridge as fits use it: see `mpojax.mpo.regularized`.
@@ -86,15 +87,15 @@ class Calibration:
           ValueError: no input has entered the matrix; fewer inputs than features, unless a ridge is
           given; or the covariance is not usable, see there.
         """
-        covariance, count = self.covariance(path), self.statistics[path].count
-        if ridge is None and covariance.ndim == 2 and 0 < count < len(covariance):
+        stored, count = self.statistics[path].covariance, self.statistics[path].count
+        if ridge is None and stored.ndim == 2 and 0 < count < len(stored):
             raise ValueError(
                 f"{path}: {count} calibration inputs are too few for a covariance of "
-                f"{len(covariance)} features. Calibrate on more text, or accept it by giving the "
+                f"{len(stored)} features. Calibrate on more text, or accept it by giving the "
                 f"rule a ridge of its own, such as ridge={mpo.DEFAULT_RIDGE}."
             )
         ridge = self.default_ridge(path) if ridge is None else ridge
-        if not self.statistics[path].count:
+        if not count:
             raise ValueError(
                 f"{path}: no input has entered this matrix on the calibration set; the model does "
                 "not run it there. Leave it out of data_aware rules."
@@ -102,13 +103,12 @@ class Calibration:
         key = self.statistics[path].reads, ridge
         try:
             if key not in self._metrics:
+                covariance = self.covariance(path)
                 matrix = mpo.regularized(covariance, len(covariance), ridge)
                 self._metrics[key] = mpo.Metric(covariance, matrix)
             return self._metrics[key]
         except ValueError as error:
-            raise ValueError(
-                f"{path}, calibrated with {self.statistics[path].count} inputs: {error}"
-            ) from error
+            raise ValueError(f"{path}, calibrated with {count} inputs: {error}") from error
 
     def check_gradients(self, paths: Iterable[str]):
         """Raises ValueError unless the loss depends on at least one of these matrices."""
