@@ -365,9 +365,7 @@ class _Sampled:
         if not self.predicts:
             noise = jax.random.normal(key, output.shape)
             return jnp.sum(output * noise)
-        targets = jax.random.categorical(key, jax.lax.stop_gradient(output))
-        found = jnp.take_along_axis(output, targets[..., None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(output, axis=-1) - found
+        losses = layer_statistics.sampled_losses(output, key)
         real = batch.get("attention_mask")  # predictions at padding count nothing
         return jnp.sum(losses if real is None else jnp.where(real != 0, losses, 0.0))
 

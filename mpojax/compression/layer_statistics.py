@@ -171,9 +171,8 @@ class _Run:
         reads = self._tables()
         for index in range(self.model.num_layers):
             layer = self.model.layer(index)
-            context = self.contexts[0].of_layer(index)
             start, first_of = f"layers/{index}/", {}
-            for names in tapping.groups(layer, self.x[0], context):
+            for names in self._groups(layer, index):
                 if names := [name for name in names if start + name in self.paths]:
                     first_of |= dict.fromkeys(names, names[0])
             reads |= {start + name: start + first for name, first in first_of.items()}
@@ -335,9 +334,7 @@ def _end_backward(model, x, weights, key, *, moments: bool):
             if moments:
                 copy.head = tapping.Tap(copy.head, "head", None, added, {})
             logits = logits_of(copy, _normed(copy, x)).astype(jnp.float32)
-        targets = jax.random.categorical(key, jax.lax.stop_gradient(logits))
-        found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - found) * weights)
+        return jnp.sum(sampled_losses(logits, key) * weights)
 
     size = model.config.vocab_size if moments else 0
 
@@ -350,6 +347,13 @@ def _end_backward(model, x, weights, key, *, moments: bool):
     rows = (x, weights, jax.random.split(key, len(x)))
     total, gradient = jax.lax.scan(of_row, jnp.zeros((size, size)), rows)
     return gradient, total if moments else None
+
+
+def sampled_losses(logits, key) -> jax.Array:
+    """-log p of targets drawn from p = softmax(logits) (..., words); of shape (...)."""
+    targets = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+    found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - found
 
 
 def _normed(model, x):
