@@ -223,6 +223,21 @@ def calibrate(
     matrices = matrices_of(model)
     if curvature and loss is not None:
         raise ValueError("curvature=True takes the model's own loss; leave out loss=.")
+    kinds = {"loss": loss, "curvature": curvature, "curvature_tokens": curvature_tokens}
+    return calibrated(matrices, batches, **kinds, folder=folder, progress=progress)
+
+
+def calibrated(
+    matrices: Matrices,
+    batches: Iterable,
+    *,
+    loss: Callable | None = None,
+    curvature: bool = False,
+    curvature_tokens: int | None = None,
+    folder: str | os.PathLike | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """As `calibrate`, of a model that is taken apart already."""
     if loss is None and runs_by_layers(matrices.model):
         tokens = (curvature_tokens or sys.maxsize) if curvature else 0
         return _by_layers(matrices, batches, tokens, folder, progress)

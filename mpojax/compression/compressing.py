@@ -16,7 +16,7 @@ from mpojax.compression import choosing, layerwise, low_rank, sharing
 from mpojax.compression import rules as rules_lib
 from mpojax.compression.calibration import (
     Calibration,
-    calibrate,
+    calibrated,
     runs_by_layers,
     some_batches,
 )
@@ -206,15 +206,12 @@ def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out,
     if method == "best" and not held_out:
         batches, held_out = choosing.split(batches)
     options = {"curvature": low_rank.METHODS[method].by_loss, "folder": folder}
-    model = matrices.model if matrices.stored is None else matrices.stored
+    learned = batches
     if runs_by_layers(matrices.model):
-        found = calibrate(model, batches, curvature_tokens=CURVATURE_TOKENS, **options)
+        options["curvature_tokens"] = CURVATURE_TOKENS
     elif options["curvature"]:
-        chosen = some_batches(batches, CURVATURE_TOKENS)
-        found = calibrate(model, [batches[index] for index in chosen], **options)
-    else:
-        found = calibrate(model, batches, **options)
-    return found, batches, held_out
+        learned = [batches[index] for index in some_batches(batches, CURVATURE_TOKENS)]
+    return calibrated(matrices, learned, **options), batches, held_out
 
 
 def _statistics_folder(matrices: Matrices, paths, resume, stack):
