@@ -166,17 +166,14 @@ def _compared(config: ml_collections.ConfigDict) -> list[str]:
     return [name for entry in config.compare for name in str(entry).split(",")]
 
 
-def read_variants(config: ml_collections.ConfigDict, default: Sequence[str] = ()) -> list[Variant]:
-    """The variants that `config.compare` names, in that order, checked; `default` for none.
+def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
+    """The variants that `config.compare` names, in that order, checked; "mpo" and "svd" for none.
 
     Raises:
       ValueError: a name without an entry, an unknown field, or a reference to a later variant.
     """
     variants: list[Variant] = []
-    # A command line gives several names as one text.
-    for name in [
-        name for entry in config.compare or ("mpo", "svd") for name in str(entry).split(",")
-    ]:
+    for name in _compared(config) or ("mpo", "svd"):
         checks.check_names([name], config.variants, "config.compare")
         fields = {"name": name, **config.variants[name].to_dict()}
         variant = checks.from_mapping(Variant, fields, f"variant {name!r}")
