@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from experiments import evaluate, sources
 from experiments.render import comparison, frames
 from experiments.render import figures as render
 from mpojax import checks, compression, data, figures, files, io, models, tables
+from mpojax.compression import choosing
 from mpojax.compression import report as report_lib
 from mpojax.methods import healing
 from mpojax.models import evaluation
@@ -22,10 +24,6 @@ from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
 
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
-NO_BUDGET = (
-    "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
-    '--config.budgets="(0.8, 0.6)".'
-)
 # Their speed is measured, once for each size.
 _TIMED = ("dense", "best", "healed")
 _ORDERS = ("spread", "first", "random")
@@ -100,15 +98,9 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
     Raises:
       ValueError: texts shorter than a window, or budgets that do not fit.
     """
-    checks.check_value("config.budget_of", config.budget_of, checks.one_of("model", "matrices"))
-    budgets = budgets_of(config)
-    if not budgets:
-        raise ValueError(NO_BUDGET)
+    check_budgets(config)
     tokenizer, tokenizer_folder = sources.load_tokenizer(source)
-    matched = sum(
-        np.prod(stored.config.matrix_sizes()[path])
-        for path in compression.matched(stored, rules_of(config))
-    )
+    matched = sum(math.prod(size) for size in matched_sizes(config, stored).values())
     settings = config.calibration
     checks.check_value("config.calibration.order", settings.order, checks.one_of(*_ORDERS))
     ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
@@ -131,9 +123,9 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
             f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
             f"window of config.evaluation.window={window}; give more text."
         )
-    given = (stored, int(matched), ids, *_batches(rows, settings), test, tokenizer_folder)
+    given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
     job = Job(config, folder, names or DEFAULT, *given)
-    for budget in budgets:
+    for budget in budgets_of(config):
         rules = rules_of(config, form="low_rank")
         compression.check_rules(stored, rules, budget=job.size(budget))
     return job
@@ -145,7 +137,7 @@ def _batches(windows: np.ndarray, settings) -> tuple[list, list]:
     An eighth as many are held out; of a text without more windows every eighth.
     """
     number = min(settings.windows, len(windows))
-    wanted = number + max(number // 8, 1)
+    wanted = number + max(number // choosing.HELD_OUT, 1)
     if len(windows) < wanted:
         return compression.split_held_out(compression.calibration_batches(windows[:number]))
     rows = {
@@ -164,6 +156,22 @@ def rules_of(config, **settings) -> list[compression.Rule]:
     """Rules for the matrices that a config names."""
     patterns = ("layers",) if tuple(config.matrices) == ("all",) else config.matrices
     return [compression.Rule(pattern, **settings) for pattern in patterns]
+
+
+def matched_sizes(config, stored: models.StoredModel) -> dict[str, tuple[int, int]]:
+    """Sizes of the matrices that a config names, by path."""
+    sizes = stored.config.matrix_sizes()
+    return {path: sizes[path] for path in compression.matched(stored, rules_of(config))}
+
+
+def check_budgets(config) -> None:
+    """Raises ValueError unless a config has budgets, of something that there is."""
+    checks.check_value("config.budget_of", config.budget_of, checks.one_of("model", "matrices"))
+    if not budgets_of(config):
+        raise ValueError(
+            "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
+            '--config.budgets="(0.8, 0.6)".'
+        )
 
 
 def budgets_of(config) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import decoders
-from mpojax import checks, compression, models, tables
+from mpojax import compression, models, tables
 from mpojax.compression import choosing
 
 # Bytes of the process itself: Python, jax, compiled programs.
@@ -93,9 +93,7 @@ class Plan:
         self.config, self.model, self.stored = config, stored.config, stored
         self.methods = [compression.METHODS[n] for n in names or decoders.DEFAULT]
         self.names = list(names or decoders.DEFAULT)
-        rules = decoders.rules_of(config)
-        sizes = stored.config.matrix_sizes()
-        self.sizes = {path: sizes[path] for path in compression.matched(stored, rules)}
+        self.sizes = decoders.matched_sizes(config, stored)
         self.matched = sum(math.prod(size) for size in self.sizes.values())
         self.total = sum(models.count_parameters(stored.abstract).values())
         self.stored_bytes = sum(
@@ -104,6 +102,7 @@ class Plan:
         self.budgets = decoders.budgets_of(config)
         for budget in self.budgets:
             size = decoders.size_of(config, budget, self.total, self.matched)
+            rules = decoders.rules_of(config)
             compression.check_rules(stored, rules, budget=size)
         settings = config.calibration
         self.length = min(settings.length, self.model.max_positions)
@@ -269,7 +268,5 @@ def plan(config, stored: models.StoredModel, names) -> Plan:
             f"--dry_run plans the compression of a decoder; {config.model} is none, and takes "
             "seconds to minutes: leave --dry_run out."
         )
-    checks.check_value("config.budget_of", config.budget_of, checks.one_of("model", "matrices"))
-    if not decoders.budgets_of(config):
-        raise ValueError(decoders.NO_BUDGET)
+    decoders.check_budgets(config)
     return Plan(config, stored, names)
