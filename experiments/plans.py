@@ -102,7 +102,7 @@ class Plan:
         self.budgets = decoders.budgets_of(config)
         for budget in self.budgets:
             size = decoders.size_of(config, budget, self.total, self.matched)
-            rules = decoders.rules_of(config)
+            rules = decoders.rules_of(config, form="low_rank")
             compression.check_rules(stored, rules, budget=size)
         settings = config.calibration
         self.length = min(settings.length, self.model.max_positions)
