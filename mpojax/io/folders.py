@@ -145,7 +145,8 @@ def open_pretrained(
 
 def _opened(folder: pathlib.Path, content: Mapping, pretraining_head, check) -> models.StoredModel:
     if not folder.is_dir():
-        return models.StoredModel(*_of_gguf(folder))
+        config, arrays = gguf_models.import_file(folder)
+        return models.StoredModel(config, {}, arrays)
     if MARK in content:
         return _own_model(folder, content[MARK], check)
     if factored.ENTRY in content:
@@ -158,11 +159,6 @@ def _opened(folder: pathlib.Path, content: Mapping, pretraining_head, check) -> 
     check(tensors, str(folder))
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
     return models.StoredModel(generation_config.read(config, folder), {}, arrays)
-
-
-def _of_gguf(file: pathlib.Path) -> tuple:
-    config, arrays = gguf_models.import_file(file)
-    return config, {}, arrays
 
 
 def save_pretrained(
