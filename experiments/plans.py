@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import decoders
 from mpojax import compression, models, tables
-from mpojax.compression import choosing
+from mpojax.compression import choosing, compressing
 
 # Bytes of the process itself: Python, jax, compiled programs.
 _PROCESS = 0.6e9
@@ -147,7 +147,7 @@ class Plan:
         """Of a batch, in one layer."""
         model = self.model
         wide = 6 * model.hidden_size + 3 * model.intermediate_size
-        batch = max(4096 // self.length, 1) * self.length
+        batch = max(compressing.BATCH_TOKENS // self.length, 1) * self.length
         return 4.0 * batch * (wide + 4 * model.num_heads * self.length)
 
     def _statistics(self) -> Phase:

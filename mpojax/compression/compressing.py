@@ -241,7 +241,7 @@ def _report(
 
 
 # Token ids of a batch, where an array is cut into batches.
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
 # Tokens whose curvature is measured, at least; it costs three times a pass and needs fewer.
 CURVATURE_TOKENS = 16_384
 # Bytes of statistics that are kept in files instead of memory.
@@ -266,7 +266,7 @@ def calibration_batches(texts) -> list[Mapping]:
             f"calibration has shape {texts.shape} and dtype {texts.dtype}; it must be token ids "
             "(N, length), or a list of batches."
         )
-    rows = max(_BATCH_TOKENS // texts.shape[1], 1)
+    rows = max(BATCH_TOKENS // texts.shape[1], 1)
     return [{"input_ids": texts[i : i + rows]} for i in range(0, len(texts), rows)]
 
 
