@@ -30,6 +30,7 @@ _READ_BY = {
     "teacher": "distillation",
     "scoring_checkpoint": "opf",
     "healing": "healing",
+    "deep_lora": "deep_lora",
 }
 
 

@@ -28,6 +28,7 @@ METHODS = {
     "distillation": "mpojax.methods.opdf.method:Distillation",
     "opf": "mpojax.methods.opf.method:OPF",
     "healing": "mpojax.methods.healing.method:Healing",
+    "deep_lora": "mpojax.methods.deep_lora.method:DeepLoRA",
 }
 
 
