@@ -21,8 +21,8 @@ class Context:
     """Inputs that all layers of a call share.
 
     Attributes:
-      mask: booleans that broadcast to (batch, heads, length, keys), True where a key may be
-        attended to; None for all.
+      mask: keys that may be attended to, see `nn.Mask`; booleans that broadcast to (batch, heads,
+        length, keys) will do, too; None for all.
       bias: added to the scores of self-attention, or None.
       distances: (rows of distances, their indices (queries, keys)) of disentangled attention.
       positions: ((queries,), (keys,)) of self-attention, for layers that make a bias of their own.
@@ -34,12 +34,12 @@ class Context:
       encoder_mask: as `mask`, for the encoder's output.
     """
 
-    mask: jax.Array | None = None
+    mask: nn.Mask | jax.Array | None = None
     bias: jax.Array | None = None
     rotary: nn.Rotary | None = None
     tokens: jax.Array | None = None
     encoder_output: jax.Array | None = None
-    encoder_mask: jax.Array | None = None
+    encoder_mask: nn.Mask | jax.Array | None = None
     kinds: jax.Array | None = None
     distances: tuple[jax.Array, jax.Array] | None = None
     positions: tuple[jax.Array, jax.Array] | None = None
@@ -49,7 +49,8 @@ class Context:
         if self.kinds is None:
             return self
         kind = self.kinds[layer]
-        mask, rotary = jax.tree.map(lambda entries: entries[kind], (self.mask, self.rotary))
+        mask = None if self.mask is None else self.mask.of_layer(kind)
+        rotary = jax.tree.map(lambda entries: entries[kind], self.rotary)
         return dataclasses.replace(self, mask=mask, rotary=rotary, kinds=None)
 
 
@@ -59,9 +60,10 @@ def of_kinds(layers: Sequence[LayerKind], make: Callable[[LayerKind], tuple]) ->
     each = [make(kind) for kind in kinds]
     if len(kinds) == 1:
         return dict(zip(("mask", "rotary"), each[0], strict=True))
-    mask, rotary = jax.tree.map(lambda *entries: jnp.stack(entries), *each)
+    masks, rotary = zip(*each, strict=True)
+    rotary = jax.tree.map(lambda *entries: jnp.stack(entries), *rotary)
     indices = jnp.asarray([kinds.index(kind) for kind in layers], jnp.int32)
-    return {"mask": mask, "rotary": rotary, "kinds": indices}
+    return {"mask": nn.stack_masks(masks), "rotary": rotary, "kinds": indices}
 
 
 def norm(config: Config, features: int | None = None) -> nnx.Module:

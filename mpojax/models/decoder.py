@@ -242,8 +242,7 @@ def context_of(
         tokens = jax.lax.dynamic_slice_in_dim(real, start, length, axis=1)
 
     def of_kind(kind: LayerKind):
-        mask = causal_mask(queries, total, kind.window)
-        mask = mask if real is None else jnp.logical_and(mask, real[:, None, None, :])
+        mask = causal_mask(queries, total, kind.window, real, is_whole=cache is None)
         return mask, rotary_of(config, kind, positions, total)
 
     return Context(**of_kinds(config.layer_kinds, of_kind), tokens=tokens), positions
@@ -261,16 +260,30 @@ def rotary_of(config: Config, kind: LayerKind, positions, total: int) -> nn.Rota
     return positions_lib.rotary_embedding(positions, inv_freq, amplitude)
 
 
-def causal_mask(queries: jax.Array, length: int, window: int | None = None) -> jax.Array:
-    """(1, 1, queries, length) booleans: keys at or before the position of each query.
+def causal_mask(
+    queries: jax.Array,
+    length: int,
+    window: int | None = None,
+    real: jax.Array | None = None,
+    *,
+    is_whole: bool,
+) -> nn.Mask:
+    """Keys 0..length - 1 at or before the position of each query.
 
-    Of a window only the last ones: the query itself and the window - 1 before it.
+    Args:
+      queries: (queries,) positions.
+      length: number of keys.
+      window: the query itself and the window - 1 keys before it alone.
+      real: (batch, length) booleans, False at padding, which nothing sees.
+      is_whole: the queries are at 0..length - 1, too, not behind those of a KV cache.
     """
     keys, queries = jnp.arange(length, dtype=jnp.int32)[None], queries[:, None]
-    seen = keys <= queries
+    near = keys <= queries
     if window is not None and window < length:
-        seen = jnp.logical_and(seen, keys > queries - window)
-    return seen[None, None]
+        near = jnp.logical_and(near, keys > queries - window)
+    reach = (None if window is None else window - 1, 0) if is_whole else None
+    mask = nn.Mask(jnp.ones((1, 1, 1, 1), bool)) if real is None else nn.mask_of_keys(real)
+    return mask.within(near[None, None], reach)
 
 
 def logits_head(

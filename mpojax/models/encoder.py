@@ -150,13 +150,12 @@ def _outputs_and_attention(layer, x, y, context):
 
 def self_attention_mask(
     attention_mask: jax.Array | None, segments: jax.Array | None = None
-) -> jax.Array | None:
-    """Mask for the scores (batch, heads, length, keys) of attention in both directions."""
-    mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
+) -> nn.Mask | None:
+    """Mask of attention in both directions, of padding and of packed texts (batch, length)."""
+    real = None if attention_mask is None else attention_mask.astype(bool)
     if segments is None:
-        return mask
-    same = (segments[:, :, None] == segments[:, None, :])[:, None]
-    return same if mask is None else jnp.logical_and(same, mask)
+        return None if real is None else nn.mask_of_keys(real)
+    return nn.mask_of_segments(segments, real)
 
 
 def _positions(config: EncoderConfig, input_ids, segments) -> jax.Array | None:
@@ -207,11 +206,12 @@ def _of_kinds(config: EncoderConfig, mask, positions, length: int) -> dict:
     positions = indices[None] if positions is None else positions
 
     def of_kind(kind: LayerKind):
-        seen = jnp.ones((1, 1, 1, 1), bool) if mask is None and config.sliding_window else mask
+        seen = mask
         if config.sliding_window:  # One shape for the layers with it and for those without.
             reach = length if kind.window is None else kind.window
-            near = jnp.abs(indices[:, None] - indices[None]) <= reach
-            seen = jnp.logical_and(seen, near[None, None])
+            near = (jnp.abs(indices[:, None] - indices[None]) <= reach)[None, None]
+            seen = nn.Mask(jnp.ones((1, 1, 1, 1), bool)) if mask is None else mask
+            seen = seen.within(near, (kind.window, kind.window))
         return seen, rotary_of(config, kind, positions, length)
 
     return of_kinds(config.layer_kinds, of_kind)

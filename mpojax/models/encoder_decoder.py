@@ -219,10 +219,8 @@ def _decode(model: EncoderDecoder, ids, encoder_output, encoder_mask, tokens, dr
     start = jnp.int32(0) if cache is None else cache.position
     queries = start + jnp.arange(ids.shape[1], dtype=jnp.int32)
     keys = jnp.arange(ids.shape[1] if cache is None else cache.length, dtype=jnp.int32)
-    mask = causal_mask(queries, keys.size)
-    if tokens is not None:
-        tokens = tokens.astype(bool)
-        mask = jnp.logical_and(mask, tokens[:, None, None, :])
+    tokens = None if tokens is None else tokens.astype(bool)
+    mask = causal_mask(queries, keys.size, real=tokens, is_whole=cache is None)
     x = model.embeddings(ids, dropout_key=first_key)
     context = Context(
         mask=mask,

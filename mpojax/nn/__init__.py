@@ -15,6 +15,10 @@ from mpojax.nn.embed import Embed, MPOEmbed, embedding
 from mpojax.nn.feed_forward import ACTIVATIONS, FeedForward
 from mpojax.nn.functional import dropout, split_or_none
 from mpojax.nn.linear import Dense, MPOLinear, linear, rebuilt_once
+from mpojax.nn.masks import Mask
+from mpojax.nn.masks import of_keys as mask_of_keys
+from mpojax.nn.masks import of_segments as mask_of_segments
+from mpojax.nn.masks import stack as stack_masks
 from mpojax.nn.moe.experts import ExpertFeedForward, random_expert_cores
 from mpojax.nn.moe.routing import Router, RouterStatistics
 from mpojax.nn.moe.settings import ExpertSettings
@@ -53,6 +57,7 @@ __all__ = [
     "LayerNorm",
     "MPOEmbed",
     "MPOLinear",
+    "Mask",
     "RMSNorm",
     "RelativeBias",
     "RopeScaling",
@@ -67,10 +72,13 @@ __all__ = [
     "linear",
     "log_distances",
     "make_adapter",
+    "mask_of_keys",
+    "mask_of_segments",
     "random_cores",
     "random_expert_cores",
     "rebuilt_once",
     "role_of",
     "split_or_none",
+    "stack_masks",
     "submodule",
 ]

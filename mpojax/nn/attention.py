@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mpojax import mpo
+from mpojax.nn import flash, masks
 from mpojax.nn.functional import BATCH, TENSOR, dropout, shard, softmax
 from mpojax.nn.linear import linear
+from mpojax.nn.masks import Mask
 from mpojax.nn.norm import RMSNorm
 from mpojax.nn.positions import Rotary, apply_rope
 
@@ -22,18 +24,21 @@ def attend(
     q_BxSxNxD: jax.Array,
     k_BxTxKxD: jax.Array,
     v_BxTxKxD: jax.Array,
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
     *,
     scale: float,
     bias: jax.Array | None = None,
     softcap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    path: str | None = None,
 ) -> jax.Array:
     """Values (batch, S, heads N, size D) mixed for each of S positions from T of them.
 
-    `jax.nn.dot_product_attention` has no dropout, keeps two arrays of the scores' size for the
-    backward pass, and in 16 bits its derivative mixes dtypes, which strict promotion refuses.
+    By a kernel that never forms the scores where there is one (`flash.path`), else by products:
+    XLA's own `jax.nn.dot_product_attention` has no dropout, keeps two arrays of the scores' size
+    for the backward pass, and in 16 bits its derivative mixes dtypes, which strict promotion
+    refuses.
 
     Args:
       q_BxSxNxD: queries.
@@ -41,7 +46,17 @@ def attend(
       mask, scale, bias, softcap: see `attention_weights`.
       dropout_rate: of the weights, with a key.
       dropout_key: None for no dropout.
+      path: one of `flash.PATHS`; None: `flash.path` chooses. Kernels know neither bias nor dropout.
     """
+    if path is None:
+        path = flash.path(
+            *(q_BxSxNxD, k_BxTxKxD, mask),
+            has_bias=bias is not None,
+            softcap=softcap,
+            has_dropout=dropout_rate > 0.0 and dropout_key is not None,
+        )
+    if path != "products":
+        return flash.attend(path, q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, scale, softcap)
     p_BxNxSxT = attention_weights(
         q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias, softcap=softcap
     )
@@ -59,7 +74,7 @@ def attend(
 def attention_weights(
     q_BxSxNxD: jax.Array,
     k_BxTxKxD: jax.Array,
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
     *,
     scale: float,
     bias: jax.Array | None = None,
@@ -69,8 +84,9 @@ def attention_weights(
 
     Args:
       q_BxSxNxD, k_BxTxKxD: queries and keys, see `attend`.
-      mask: booleans that broadcast to the result, True where a position may be attended to. A row
-        without any True attends evenly to all positions: finite, and meant to be thrown away.
+      mask: booleans that broadcast to the result, True where a position may be attended to, or a
+        `Mask`. A row without any True attends evenly to all positions: finite, and meant to be
+        thrown away.
       scale: multiplies the scores.
       bias: added to them, broadcasts to the result.
       softcap: c of c * tanh(scores / c), taken before the bias; None for none.
@@ -86,9 +102,9 @@ def attention_weights(
         scores_BxNxSxT = softcap * jnp.tanh(scores_BxNxSxT / softcap)
     if bias is not None:
         scores_BxNxSxT = scores_BxNxSxT + bias.astype(jnp.float32)
-    if mask is not None:
+    if (seen := masks.as_array(mask)) is not None:
         # Not -inf: in a row without any key, max - max would be nan. 0.7: finite less the maximum.
-        scores_BxNxSxT = jnp.where(mask, scores_BxNxSxT, 0.7 * jnp.finfo(jnp.float32).min)
+        scores_BxNxSxT = jnp.where(seen, scores_BxNxSxT, 0.7 * jnp.finfo(jnp.float32).min)
     return softmax(scores_BxNxSxT)
 
 
@@ -170,7 +186,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None = None,
+        mask: Mask | jax.Array | None = None,
         *,
         keys_values: KeysValues | None = None,
         bias: jax.Array | None = None,
@@ -182,7 +198,7 @@ class Attention(nnx.Module):
         Args:
           x: what attends.
           mask: booleans that broadcast to (batch, heads, length, keys), True where a key may be
-            attended to; see `attention_weights`.
+            attended to, or a `Mask`; see `attention_weights`.
           keys_values: from the method of this name; None for those of `x`.
           bias: added to scores, broadcasts to the same shape as the mask.
           rotary: (cos, sin) of the positions of `x`.
@@ -223,7 +239,7 @@ class Attention(nnx.Module):
     def weights(
         self,
         x: jax.Array,
-        mask: jax.Array | None = None,
+        mask: Mask | jax.Array | None = None,
         bias: jax.Array | None = None,
         rotary: Rotary | None = None,
     ) -> jax.Array:

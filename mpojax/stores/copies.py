@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import os
 import pathlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -14,6 +15,10 @@ from absl import logging
 from mpojax.stores import errors
 from mpojax.stores.errors import attempt
 from mpojax.stores.paths import StorePath, system
+
+# Copies that were not used for a day go, the oldest first, while all take more than so many bytes.
+CACHE_BYTES = int(float(os.environ.get("MPOJAX_STORE_CACHE_GIB") or 100.0) * 2**30)
+_IN_USE = 24 * 3600.0  # seconds
 
 
 def put_file(source: pathlib.Path, target: StorePath) -> None:
@@ -27,7 +32,8 @@ def fetch(
     """A copy of an object, or of all below a folder, in a folder of this machine.
 
     Of each state of the source there is one copy: when an object changes, another one is made. What
-    a killed process has fetched is not fetched again.
+    a killed process has fetched is not fetched again. Copies that nothing has used for a day are
+    removed where all take more than `CACHE_BYTES`.
 
     Args:
       cache: folder of all copies.
@@ -60,7 +66,26 @@ def fetch(
         jobs = [pool.submit(write, local, _getter(path)) for local, path in missing.items()]
     for job in jobs:
         job.result()
+    os.utime(target.parent)  # used now
+    if missing:
+        _remove_unused(target.parent.parent)
     return target
+
+
+def _remove_unused(copies: pathlib.Path) -> None:
+    """Removes copies, those first that were used least recently, until the others fit."""
+    used = {folder: folder.stat().st_mtime for folder in copies.iterdir() if folder.is_dir()}
+    sizes = {
+        folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in used
+    }
+    total = sum(sizes.values())
+    for folder in sorted(used, key=used.get):
+        if total <= CACHE_BYTES or used[folder] > time.time() - _IN_USE:
+            return
+        logging.info("removing a copy that nothing has used for a day: %s", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        total -= sizes[folder]
 
 
 def _getter(path: StorePath) -> Callable[[pathlib.Path], None]:

@@ -89,7 +89,8 @@ def _meaning(error: Exception) -> type[Exception] | None:
     if isinstance(error, _OWN_MEANING):
         return type(error)
     names = {base.__name__ for each in _chain(error) for base in type(each).__mro__}
-    text, code = str(error), _code(error)
+    # Clients wrap errors in others, without their status: of s3fs 400 comes as one of the system.
+    text, code = str(error), next(filter(None, map(_code, _chain(error))), 0)
     if code in (401, 403) or names & _REFUSED or text.startswith("Forbidden"):
         return PermissionError
     if code == 404 or "NoSuchBucket" in text:
@@ -104,7 +105,7 @@ def _meaning(error: Exception) -> type[Exception] | None:
     return None
 
 
-def _code(error: Exception) -> int:
+def _code(error: BaseException) -> int:
     """The HTTP status that an error of a client is about; 0 where there is none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # of botocore

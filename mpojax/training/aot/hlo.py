@@ -130,10 +130,13 @@ class Program:
     Attributes:
       computations: {name: {name: operation}}.
       entry: name of the first.
+      num_devices: that run it together.
       unknown_loops: loops whose number of turns the compiler does not tell; these count once.
     """
 
     def __init__(self, text: str):
+        counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
+        self.num_devices = math.prod(map(int, counts))
         self.computations: dict[str, Computation] = {}
         self.entry, self.unknown_loops, current = "", 0, None
         for line in text.splitlines():
@@ -186,7 +189,7 @@ class Program:
         common = {"op_name": op_name[1] if op_name else "", "times": times}
         for inner, part in parts:
             if kind := _collective(part.opcode):
-                yield Work(part.name, part.opcode, **common, **_exchange(inner, part, kind))
+                yield Work(part.name, part.opcode, **common, **self._exchange(inner, part, kind))
                 if part is operation:
                     return
         yield Work(
@@ -198,6 +201,23 @@ class Program:
             touched=self._moved(scope, operation, _anywhere),
             cycles=int(cycles[1]) if cycles else 0,
         )
+
+    def _exchange(self, scope: Computation, operation: Operation, kind: str) -> dict:
+        operands = [scope[name].num_bytes for name in operation.operands if name in scope]
+        # An asynchronous start has its operands among its results; a gather's result is larger.
+        sent = max(sum(operands), *(array.num_bytes for array in operation.results))
+        if kind == "all-reduce":
+            sent = sum(operands)
+        return {"collective": kind, "sent": sent, "group": self._group(operation)}
+
+    def _group(self, operation: Operation) -> int:
+        """Chips of one group: of {{0,1},{2,3}}, or of [2,4]<=[8]; of {}: all."""
+        if found := re.search(r"replica_groups=\[([\d,]+)\]<=", operation.rest):
+            return int(found[1].split(",")[-1])
+        if "replica_groups={}" in operation.rest:
+            return self.num_devices
+        found = re.search(r"replica_groups=\{\{([\d,]*)\}", operation.rest)
+        return len(found[1].split(",")) if found else 2  # collective-permute: neighbours
 
     def _inside(self, operation: Operation) -> Iterator[tuple[Computation, Operation]]:
         """Operations of a fusion, those of fusions in it too."""
@@ -313,23 +333,6 @@ def _collective(opcode: str) -> str:
     return kind if kind in COLLECTIVES else ""
 
 
-def _exchange(scope: Computation, operation: Operation, kind: str) -> dict:
-    operands = [scope[name].num_bytes for name in operation.operands if name in scope]
-    # An asynchronous start has its operands among its results; of a gather the result is larger.
-    sent = max(sum(operands), *(array.num_bytes for array in operation.results))
-    if kind == "all-reduce":
-        sent = sum(operands)
-    return {"collective": kind, "sent": sent, "group": _group(operation)}
-
-
-def _group(operation: Operation) -> int:
-    """Chips of one group: of {{0,1},{2,3}}, or of [2,4]<=[8]."""
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=", operation.rest):
-        return int(found[1].split(",")[-1])
-    found = re.search(r"replica_groups=\{\{([\d,]*)\}", operation.rest)
-    return len(found[1].split(",")) if found else 2  # collective-permute: neighbours
-
-
 def _flops(scope: Computation, operation: Operation) -> int:
     """FLOPs of a product, 2 for a multiply-add; 0 of other operations."""
     # Of GPUs most products are calls of cuBLAS.
@@ -343,8 +346,23 @@ def _flops(scope: Computation, operation: Operation) -> int:
         return _convolution_flops(scope, operation)
     if operation.opcode == "custom-call":  # of a Pallas kernel, by its own estimate
         found = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', operation.rest)
-        return int(found[1]) if found else 0
+        return int(found[1]) if found else _attention_flops(scope, operation)
     return 0
+
+
+# Products in the kernels of splash attention: forward q k^T and p v; backward once more q k^T and
+# dp = do v^T, then dq = ds k, or dk = ds^T q and dv = p^T do.
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def _attention_flops(scope: Computation, operation: Operation) -> int:
+    """FLOPs of splash attention, which makes no estimate; what a mask leaves out counts, too."""
+    found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)_", operation.name)
+    if not found:
+        return 0
+    # After three arrays about the mask: q (..., S, D) and k (..., T, D).
+    q, k = (scope[name].results[0].shape for name in operation.operands[3:5])
+    return _PRODUCTS[found[1]] * 2 * math.prod(q) * k[-2]
 
 
 def _convolution_flops(scope: Computation, operation: Operation) -> int:

@@ -39,6 +39,25 @@ def test_collectives(work):
     assert (reduction.collective, reduction.group, reduction.sent) == ("all-reduce", 2, 4 * 128 * 4)
 
 
+def test_a_collective_over_all():
+    head, _, rest = TPU.partition("\n")
+    text = rest.replace("replica_groups=[2,4]<=[8]", "replica_groups={}")
+    program = hlo.Program(f"{head}, num_partitions=8\n{text}")
+    assert program.num_devices == 8
+    assert {work.group for work in program.work() if work.collective == "all-gather"} == {8}
+
+
+def test_kernels_of_attention_count_their_products():
+    sizes = ["bf16[2,12,1024,64]{3,2,1,0}", "bf16[2,4,512,64]{3,2,1,0}"]
+    lines = ["ENTRY %main (q: bf16[2,12,1024,64], k: bf16[2,4,512,64]) -> bf16[2,12,1024,64] {"]
+    lines += ["  %m = s8[1,2,2]{2,1,0} constant(0)"]
+    lines += [f"  %q = {sizes[0]} parameter(0)", f"  %k = {sizes[1]} parameter(1)"]
+    call = "custom-call(%m, %m, %m, %q, %k)"
+    lines += [f"  ROOT %splash_mha_dq_no_residuals.1 = {sizes[0]} {call}", "}"]
+    (work,) = hlo.Program("\n".join(lines)).work()
+    assert work.flops == 3 * 2 * 2 * 12 * 1024 * 512 * 64
+
+
 def test_no_text_of_a_program():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.Program("HloModule nothing")
