@@ -8,8 +8,8 @@ def get_config() -> ml_collections.ConfigDict:
     """A dense model, everything trained."""
     config = ml_collections.ConfigDict()
     config.variant = ""  # name of the row in tables and plots
-    # "tuning", "squeezing", "pet_search", "distillation", "opf", "healing", "deep_lora", or
-    # module:Class of your own.
+    # "tuning", "squeezing", "pet_search", "distillation", "opf", "healing", "deep_lora",
+    # "branches", or module:Class of your own.
     config.method = "tuning"
     config.architecture = ""  # a preset of mpojax.models: the row of a table it belongs to
     config.model = ""  # folder, hub id, package:NAME/SUBFOLDER or .gguf file

@@ -31,6 +31,7 @@ _READ_BY = {
     "scoring_checkpoint": "opf",
     "healing": "healing",
     "deep_lora": "deep_lora",
+    "branches": "branches",
 }
 
 

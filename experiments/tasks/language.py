@@ -31,7 +31,11 @@ class LanguageTask(protocol.Task):
         _check_mask(options)
 
     def load(
-        self, options: options_lib.Options, tokenizer: data.Tokenizer, folder: str, kind: type
+        self,
+        options: options_lib.Options,
+        tokenizer: data.Tokenizer,
+        folder: str,
+        kind: type | tuple,
     ) -> models.Model:
         """The model with its experts and adapters, before it is compressed.
 
@@ -94,7 +98,9 @@ class LanguageTask(protocol.Task):
         }
 
 
+GENERATING = (models.LanguageModel, models.EncoderDecoder)
 _KINDS = {
+    GENERATING: "decoder or encoder-decoder; encoders are tuned by configs/mpop/base.py",
     models.LanguageModel: "decoder; encoder-decoders are tuned by config.task or config.tasks",
     models.EncoderDecoder: "encoder-decoder; decoders are tuned by config.dataset, without a task",
 }

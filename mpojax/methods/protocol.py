@@ -29,6 +29,7 @@ METHODS = {
     "opf": "mpojax.methods.opf.method:OPF",
     "healing": "mpojax.methods.healing.method:Healing",
     "deep_lora": "mpojax.methods.deep_lora.method:DeepLoRA",
+    "branches": "mpojax.methods.branches.method:Branches",
 }
 
 

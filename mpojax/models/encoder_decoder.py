@@ -128,7 +128,8 @@ class EncoderDecoder(SourceEncoder):
         Args:
           input_ids: (batch, source length) integers; an id outside the vocabulary gives NaN.
           attention_mask: (batch, source length), True or nonzero at real tokens; None: all real.
-          decoder_input_ids: (batch, target length): the start token, then the target.
+          decoder_input_ids: (batch, target length): the start token, then the target; or
+            (batch k, target length), k targets of each source one after another.
           decoder_attention_mask: the same for them.
           dropout_key: turns dropout, and the noise of a noisy router, on.
 
@@ -140,6 +141,11 @@ class EncoderDecoder(SourceEncoder):
         check_shape("decoder_attention_mask", decoder_attention_mask, decoder_input_ids.shape)
         encoder_key, decoder_key = split_or_none(dropout_key, 2)
         encoder_output, routing = _encode(self, input_ids, attention_mask, encoder_key)
+        each = _targets_each(input_ids, decoder_input_ids)
+        if each > 1:
+            encoder_output = jnp.repeat(encoder_output, each, axis=0)
+            if attention_mask is not None:
+                attention_mask = jnp.repeat(attention_mask, each, axis=0)
         output = _decode(
             self,
             decoder_input_ids,
@@ -188,6 +194,21 @@ class EncoderDecoder(SourceEncoder):
 def _check_source(input_ids, attention_mask):
     check_ids("input_ids", input_ids)
     check_shape("attention_mask", attention_mask, input_ids.shape)
+
+
+def _targets_each(input_ids: jax.Array, decoder_input_ids: jax.Array) -> int:
+    """Targets of each source.
+
+    Raises:
+      ValueError: sources have different numbers of them.
+    """
+    each, rest = divmod(decoder_input_ids.shape[0], input_ids.shape[0])
+    if rest or not each:
+        raise ValueError(
+            f"decoder_input_ids has {decoder_input_ids.shape[0]} rows for {input_ids.shape[0]} "
+            "sources; it must have a multiple of that."
+        )
+    return each
 
 
 def _distances(stack: TransformerStack, x, queries, keys) -> dict:

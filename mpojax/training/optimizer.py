@@ -29,7 +29,7 @@ NO_MUON = (r"(.*/)?table", r"(.*/)?(head|classifier)/.*")
 _RATE, _DECAY_RATE = checks.number(0), checks.number(0, below=1)
 _PATTERNS = checks.sequence(checks.expression())
 _FIELDS = {
-    "name": checks.one_of("adam", "adamw", "lamb", "muon", "sgd"),
+    "name": checks.one_of("adafactor", "adam", "adamw", "lamb", "muon", "sgd"),
     "schedule": checks.one_of("constant", "linear", "cosine"),
     **dict.fromkeys(("learning_rate", "warmup_steps", "end_factor", "muon_rms"), _RATE),
     **dict.fromkeys(("epsilon", "weight_decay", "clip_norm"), _RATE),
@@ -140,6 +140,8 @@ def _directions(config: ml_collections.ConfigDict, roles: Mapping[str, str], cha
     """Transformations of gradients into directions."""
     if config.name == "sgd":
         return [optax.trace(config.beta1)] if config.beta1 else []
+    if config.name == "adafactor":
+        return transforms.scale_by_adafactor()
     adam = adam(config.beta1, config.beta2, config.epsilon, config.bias_correction)
     if config.name != "muon":
         return [adam]

@@ -86,6 +86,33 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float, bias_correction: b
     return optax.GradientTransformation(adam.init, update)
 
 
+def scale_by_adafactor(clip: float = 1.0, least: float = 1e-3) -> list:
+    """Adafactor without momentum, as parts of an optax chain; one RMS for each stacked slice.
+
+        v = average of g^2 + 1e-30 with decay 1 - t^-0.8;  u = g / sqrt(v)
+        update = max(least, RMS(parameter)) u / max(1, RMS(u) / clip)
+
+    Of matrices whose sides have 128 and more entries only the sums of v over rows and columns are
+    kept.
+
+    Shazeer, Stern, "Adafactor: adaptive learning rates with sublinear memory cost" (2018,
+    arXiv:1804.04235), algorithm 4.
+    """
+
+    def rms(path, leaf):
+        norm = slice_norm(path, leaf)
+        return norm * math.sqrt(norm.size / leaf.size)
+
+    def scale(path, update, parameter):
+        update = update / jnp.maximum(1.0, rms(path, update) / clip)
+        return update * jnp.maximum(least, rms(path, parameter))
+
+    scaled = optax.stateless(
+        lambda updates, params: state_lib.map_with_path(scale, updates, params)
+    )
+    return [optax.scale_by_factored_rms(decay_rate=0.8, epsilon=1e-30), scaled]
+
+
 def scale_by_trust_ratio(
     bounds: tuple[float, float] | None = None, excluded: Sequence[str] = ()
 ) -> optax.GradientTransformation:

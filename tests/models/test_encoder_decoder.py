@@ -49,6 +49,15 @@ def test_padding_of_the_source_changes_nothing(config):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_several_targets_of_one_source():
+    model = small.dense(next(iter(small.PAIRS.values())))
+    targets = jnp.concatenate([TARGETS, TARGETS[::-1]], axis=1).reshape(6, 6)
+    each = (jnp.repeat(IDS, 2, axis=0), jnp.repeat(MASK, 2, axis=0), targets)
+    small.close(model(IDS, MASK, targets), model(*each))
+    with pytest.raises(ValueError, match="has 5 rows for 3 sources; it must have a multiple"):
+        model(IDS, MASK, targets[:5])
+
+
 @every_kind
 def test_who_sees_whom(config):
     model = small.dense(config)

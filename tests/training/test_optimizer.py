@@ -33,6 +33,7 @@ class TestOptimizer:
             ("adam", optax.adam(0.1, 0.8, 0.95, 1e-6)),
             ("sgd", optax.sgd(0.1, 0.8)),
             ("lamb", optax.lamb(0.1, 0.8, 0.95, 1e-6)),
+            ("adafactor", optax.adafactor(0.1)),
         ],
     )
     def test_equals_optax(self, name, oracle):

@@ -111,6 +111,7 @@ def updates(config, layout=lambda values: values, steps=3):
     "config",
     [
         {"name": "adamw", "weight_decay": 0.1},
+        {"name": "adafactor"},
         {"name": "lamb", "weight_decay": 0.1},
         {"name": "lamb", "trust_bounds": (0.01, 0.3), "bias_correction": False},
         {"name": "muon", "weight_decay": 0.1},

@@ -1,0 +1,1 @@
+"""Configs of matrices trained as sums: majority kernels, re-parameterised optimizers."""

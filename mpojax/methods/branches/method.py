@@ -1,0 +1,75 @@
+"""Expanded training as a method of runs: `config.method="branches"`, settings `config.branches`."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mpojax import models
+from mpojax.methods import branches, mpop, protocol
+from mpojax.methods import options as options_lib
+from mpojax.methods.branches import expanded as expanded_lib
+
+_COMPRESSION = ("matrices", "rules", "budget", "bond", "calibration_examples", "adapters")
+
+
+class Branches(protocol.Method):
+    """Tuning of a dense model whose matrices are sums while they learn, and summed at the end."""
+
+    Settings = branches.BranchSettings
+    section = "branches"
+    can_only_evaluate = False
+
+    def check(self, options: options_lib.Options) -> None:
+        options_lib.check_default(
+            options,
+            (*_COMPRESSION, "trainable", "keep_best", "eval_every"),
+            ": the whole dense model is trained, and its last state reported",
+        )
+        name = options.training.optimizer["name"]
+        if self.settings.form == "gradients" and name != "sgd":
+            raise ValueError(
+                f"config.optimizer.name={name!r} with config.branches.form='gradients': constant "
+                "factors of gradients change nothing where steps do not depend on their size; set "
+                "config.optimizer.name='sgd', or config.branches.form='branches'."
+            )
+
+    def setup(self, setup: protocol.Setup) -> protocol.Setup:
+        """Finds the matrices; `extra` is the expanded model, or their paths."""
+        own = self.settings
+        if own.form != "gradients":
+            seed = setup.options.training.seed
+            return dataclasses.replace(setup, extra=branches.expand(setup.model, own, seed))
+        paths = expanded_lib.chosen(setup.model, own.matrices)
+        return dataclasses.replace(setup, extra=paths)
+
+    def train(self, setup: protocol.Setup, folder: pathlib.Path) -> protocol.Result | None:
+        own, trainable = self.settings, mpop.trainable_filter("all")
+        is_expanded = own.form != "gradients"
+        model = setup.extra if is_expanded else setup.model
+        loss = branches.expanded_loss(setup.loss) if is_expanded else setup.loss
+        optimizer = setup.make_optimizer(model, fields=setup.optimizer_fields(model))
+        if not is_expanded:
+            optimizer = branches.multiplied(optimizer, own, setup.extra)
+        state = setup.state(model, trainable, optimizer)
+        result = setup.fit(state, optimizer, folder, loss_fn=loss)
+        if result.interrupted:
+            return None
+        learnt = result.state.model()
+        extra = {
+            "fit": result.summary(),
+            "train_parameters": sum(models.count_parameters(learnt).values()),
+            "unmerged_metrics": setup.evaluate(learnt, setup.dev),
+        }
+        plain = branches.combined(learnt) if is_expanded else learnt
+        made = setup.finished(plain, trainable, extra)
+        return dataclasses.replace(made, stop_requested=result.stop_requested is not None)
+
+    def report(self, setup: protocol.Setup, result: protocol.Result) -> dict[str, Any]:
+        return {"form": self.settings.form, "number": self.settings.count}
+
+    def summary(self, result: Mapping[str, Any]) -> list[str]:
+        return [
+            f"  {result['form']}: {result['train_parameters']:,} parameters trained, "
+            f"{result['inference_parameters']:,} left after merging"
+        ]

@@ -1,0 +1,75 @@
+"""Training with matrices as sums from end to end, on a checkpoint of toy size."""
+
+import numpy as np
+import pytest
+
+from configs.branches import base, minilm
+from experiments import train
+from mpojax import io, models
+from tests.experiments import toy_encoder
+from tests.experiments.toy import result_of
+
+SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.1}
+
+
+@pytest.fixture
+def config(checkpoint, texts):
+    config = toy_encoder.config(base.get_config(), checkpoint, texts)
+    config.steps, config.checkpoint_every, config.save_model = 6, 3, True
+    return config
+
+
+def model_of(folder):
+    return models.to_arrays(io.load_pretrained(folder / "model"))
+
+
+def test_majority_kernels_leave_a_plain_model_and_resume(config, tmp_path, stopped_at):
+    assert train.run(config, tmp_path / "whole") == 0
+    with stopped_at(3):
+        assert train.run(config, tmp_path / "stopped") == 1
+    assert train.run(config, tmp_path / "stopped") == 0
+    saved, again = model_of(tmp_path / "whole"), model_of(tmp_path / "stopped")
+    assert saved.keys() == again.keys()
+    assert all((saved[name] == again[name]).all() for name in saved)
+    result = result_of(tmp_path / "whole")
+    assert result["inference_parameters"] == result["total"]
+    matrices = 2 * (4 * 16 * 16 + 2 * 16 * 32)
+    assert result["train_parameters"] == result["total"] + 2 * matrices
+    assert result["metrics"] == result["unmerged_metrics"]
+    assert "left after merging" in (tmp_path / "whole/summary.txt").read_text()
+
+
+def test_gradients_and_branches_leave_the_same_model(config, tmp_path):
+    config.update_from_flattened_dict(SGD)
+    config.optimizer.clip_norm = 0.0
+    for form in ("branches", "gradients"):
+        config.branches.form = form
+        assert train.run(config, tmp_path / form) == 0
+    one, other = model_of(tmp_path / "branches"), model_of(tmp_path / "gradients")
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=2e-6, err_msg=name)
+    wide, narrow = (result_of(tmp_path / form) for form in ("branches", "gradients"))
+    assert wide["train_parameters"] > narrow["train_parameters"] == wide["inference_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"branches.form": "gradients"}, "config.optimizer.name='adamw' with .*set config.optimi"),
+        ({"keep_best": True}, "config.keep_best=True: the whole dense model"),
+        ({"branches.matrices": "layers/0/.*"}, "is in the same stack: name all or none"),
+        ({"method": "tuning"}, "config.branches=.* has no meaning with config.method='tuning'"),
+    ],
+)
+def test_bad_configs(config, tmp_path, fields, message):
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=message):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_configs_load():
+    for variant in minilm.VARIANTS:
+        train.check(minilm.get_config(f"{variant},mrpc"))
+    with pytest.raises(ValueError, match="the argument is VARIANT,TASK"):
+        minilm.get_config("majority_4,sst2")
