@@ -17,10 +17,11 @@ the best result on the calibration texts, as the original would answer.
 **An encoder**, or an encoder-decoder: `--config.bond=64` caps every bond instead; with neither the
 MPO is exact. A plain low rank of the same size stands next to the result. Seconds for a small
 encoder, about a minute for BERT-base. Far better where texts of the model's use are at hand
-(minutes, not seconds):
+(minutes, not seconds; `best` and the other methods of decoders are there, too, `similarity` is the
+mean cosine of sentence vectors on the development texts):
 
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
-        --config.budget=0.5 --config.compare=mpo,svd,svd_aware,searched \
+        --config.budget=0.6 --config.compare=best,whitened,mpo,svd,searched \
         --config.calibration.task="file:train=texts.tsv;dev=train;text=sentence;label=label" \
         --workdir=runs/aware
 """
@@ -28,6 +29,7 @@ encoder, about a minute for BERT-base. Far better where texts of the model's use
 import ml_collections
 from ml_collections import config_dict
 
+from mpojax import compression
 from mpojax.methods import healing
 
 
@@ -76,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample = {"prompt": "The moon is", "new_tokens": 24}
     low_rank = {"form": "low_rank"}
     config.variants = {
+        **{name: _by_method(config, name) for name in compression.METHODS if name != "svd"},
         "mpo": {
             "label": "MPO",
             "budget": config.get_ref("budget"),
@@ -92,6 +95,13 @@ def get_config() -> ml_collections.ConfigDict:
     # activation_scaled, svd; else of the variants above, by default mpo, svd.
     config.compare = ()
     return config
+
+
+def _by_method(config: ml_collections.ConfigDict, name: str) -> dict:
+    """A variant by what the model does on the calibration texts."""
+    settings = {"method": name, "budget": config.get_ref("budget")}
+    label = compression.METHODS[name].label
+    return {"label": label, "matrices": config.get_ref("matrices"), **settings}
 
 
 def _same_size(label: str, shared: dict, **settings) -> dict:

@@ -11,77 +11,28 @@ again, the command resumes where it was. `--dry_run` prints what compressing a d
 and does nothing: it needs no workdir, and reads no more than the headers of the files.
 """
 
-import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 from absl import app, flags, logging
 
 from experiments import cells as cells_lib
 from experiments import command_line, config_fields, decoders, launch, plans, sources, sweep
+from experiments import variants as variants_lib
 from experiments.render import comparison, frames
-from mpojax import checks, compression, data, files, io, models, training
-from mpojax.checks import field, flag, integer, mapping, number, one_of, sequence, text
-from mpojax.methods import mpop
-from mpojax.training import progress as progress_lib
+from mpojax import compression, files, io, models
 from mpojax.training import workdir as workdir_lib
-
-
-@checks.settings()
-class Variant:
-    """One row of the comparison, as the config describes it.
-
-    Attributes:
-      name, label: key of its files and text in tables and plots.
-      matrices: regular expressions over matrix paths, or "all", as in the rules of
-        `mpojax.compression.compress`; none leaves the model dense.
-      settings: rule settings for all of them, fields of `mpojax.compression.MatrixRule`.
-      budget: parameters of the whole model, a fraction of the dense count or a number.
-      bond: cap for every bond.
-      same_size_as: name of an earlier variant whose parameter count is the budget.
-      allocation, keep_dense: how a budget is met, see `mpojax.compression.compress`.
-      trainable: a name in `mpojax.methods.mpop.FILTERS`.
-    """
-
-    name: str = field(text())
-    label: str = field(text())
-    matrices: tuple[str, ...] = field(sequence(checks.expression()), ())
-    settings: Mapping[str, Any] | None = field(mapping(checks.anything()), None)
-    budget: float | None = field(number(above=0), None)
-    bond: int | None = field(integer(1), None)
-    same_size_as: str | None = field(text(), None)
-    allocation: str = field(one_of("error", "first_order"), "error")
-    keep_dense: bool = field(flag(), True)
-    trainable: str = field(text(), "all")
-
-    @property
-    def needs_calibration(self) -> bool:
-        """True if activations (or gradients) of texts decide something."""
-        return bool((self.settings or {}).get("data_aware")) or self.allocation != "error"
-
-    @property
-    def rules(self) -> list[tuple[str, dict]]:
-        """Compression rules as `compression.compress` takes them."""
-        return [(pattern, dict(self.settings or {})) for pattern in self.matrices]
-
-    @property
-    def is_uncut(self) -> bool:
-        """True if nothing limits the bonds."""
-        limits = (self.budget, self.bond, self.same_size_as)
-        own = {"bond", "bonds", "rank", "tolerance"} & set(self.settings or {})
-        return bool(self.rules) and limits == (None, None, None) and not own
 
 
 def plan(config: ml_collections.ConfigDict) -> str:
     """What the job would cost, of a decoder, from the headers of its files."""
     config_fields.check(config)
     stored = io.open_pretrained(sources.locate(config.model), check=False)
-    return plans.plan(config, stored, _compared(config)).text(plans.Rates.measured())
+    return plans.plan(config, stored, variants_lib.compared(config)).text(plans.Rates.measured())
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -96,7 +47,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
     source = sources.locate(config.model)
-    stored, names = io.open_pretrained(source), _compared(config)
+    stored, names = io.open_pretrained(source), variants_lib.compared(config)
     if isinstance(stored.abstract, models.LanguageModel) and {*names} <= {*compression.METHODS}:
         job = decoders.prepare(config, files.at(folder), stored, source, names)
         workdir = workdir or workdir_lib.Workdir(folder, config)
@@ -104,20 +55,22 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         print(decoders.run(job, workdir, start))
         return 0
     dense = stored.load(keep_16_bits=False, release=True)
-    variants = read_variants(config)
+    variants = variants_lib.read_variants(config)
     cells = training_cells(config, variants, files.at(folder).absolute())
     if cells and not isinstance(dense.config, models.EncoderConfig):
         raise ValueError(
             f"config.cell: a comparison fine-tunes encoders, and {config.model} is none. Take "
             "configs/compress.py: the result can be tuned by other experiments."
         )
-    check_variants(dense, [variant for variant in variants if not variant.needs_calibration])
-    calibration = calibrate(config, dense, variants, source)
-    check_variants(dense, variants, calibration)
+    before = [v for v in variants if v.method or not v.needs_calibration]
+    variants_lib.check_variants(config, dense, before)
+    known = variants_lib.calibrate(config, dense, variants, source)
+    variants_lib.check_variants(config, dense, variants, known)
     workdir = workdir or workdir_lib.Workdir(folder, config)
     print(f"model: {config.model}, {sources.describe(dense)}")
-    compressed = compress_all(workdir.path, dense, variants, calibration, source)
-    curve = comparison.error_curve(workdir.path, dense, [variant.rules for variant in variants])
+    compressed = compress_all(config, workdir.path, dense, variants, known, source)
+    chains = [variant.rules for variant in variants if variant.method is None]
+    curve = comparison.error_curve(workdir.path, dense, chains)
     rows = sweep.run_cells(cells, workdir.path / "cells") if cells else []
     if rows is None:
         return 0
@@ -131,14 +84,15 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
 
 
 def compress_all(
+    config: ml_collections.ConfigDict,
     folder: pathlib.Path,
     dense: models.Model,
-    variants: Sequence[Variant],
-    calibration: compression.Calibration | None,
+    variants: Sequence[variants_lib.Variant],
+    known: variants_lib.Known | None,
     source: str,
 ) -> dict[str, dict[str, Any]]:
     """Compresses and saves all variants; {name: record}. `source` has the tokenizer."""
-    tokenizer = sources.tokenizer_folder(source)
+    given = (known, sources.tokenizer_folder(source))
     records: dict[str, dict[str, Any]] = {}
     for variant in variants:
         if variant.is_uncut:
@@ -147,8 +101,9 @@ def compress_all(
                 "matrices",
                 variant.name,
             )
-        given = (calibration, tokenizer)
-        records[variant.name] = compress_variant(folder, dense, variant, records, *given)
+        records[variant.name] = variants_lib.compress_variant(
+            config, folder, dense, variant, records, *given
+        )
     return records
 
 
@@ -161,33 +116,10 @@ def results_of(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> dict[st
     return results
 
 
-def _compared(config: ml_collections.ConfigDict) -> list[str]:
-    # A command line gives several names as one text.
-    return [name for entry in config.compare for name in str(entry).split(",")]
-
-
-def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:
-    """The variants that `config.compare` names, in that order, checked; "mpo" and "svd" for none.
-
-    Raises:
-      ValueError: a name without an entry, an unknown field, or a reference to a later variant.
-    """
-    variants: list[Variant] = []
-    for name in _compared(config) or ("mpo", "svd"):
-        checks.check_names([name], config.variants, "config.compare")
-        fields = {"name": name, **config.variants[name].to_dict()}
-        variant = checks.from_mapping(Variant, fields, f"variant {name!r}")
-        if variant.same_size_as not in (None, *(v.name for v in variants)):
-            raise ValueError(
-                f"variant {name!r}: same_size_as={variant.same_size_as!r} must name an earlier "
-                "variant."
-            )
-        variants.append(variant)
-    return variants
-
-
 def training_cells(
-    config: ml_collections.ConfigDict, variants: Sequence[Variant], folder: pathlib.Path
+    config: ml_collections.ConfigDict,
+    variants: Sequence[variants_lib.Variant],
+    folder: pathlib.Path,
 ) -> list[cells_lib.Cell]:
     """The runs that tune the variants, seed by seed, checked; none where the config has no `cell`.
 
@@ -209,136 +141,6 @@ def training_cells(
     cells = cells_lib.expand(study)
     sweep.check_cells(cells, folder, models=())
     return cells
-
-
-def calibrate(
-    config: ml_collections.ConfigDict, dense: models.Model, variants: Sequence[Variant], source: str
-) -> compression.Calibration | None:
-    """Runs the calibration texts through the model, where a variant needs them.
-
-    Raises:
-      ValueError: a variant needs them and the config names none; or texts that do not fit.
-    """
-    needing = [variant.name for variant in variants if variant.needs_calibration]
-    if not needing:
-        return None
-    settings = config.calibration
-    if not settings.task:
-        raise ValueError(
-            f"variant {needing[0]!r} looks at activations: name texts, such as "
-            "--config.calibration.task=sst2 --config.calibration.data_dir=DATA, or your own file "
-            "(see mpojax.data.load_task)."
-        )
-    task = data.load_task(settings.task, settings.data_dir or None)
-    split = task[settings.split].take(settings.examples)
-    tokens = split.encode(sources.load_tokenizer(source)[0], settings.max_length)
-    batches = data.EvalData(tokens, 32, lengths=(16, 32, 64, settings.max_length))
-    first_order = [v.name for v in variants if v.allocation == "first_order"]
-    if first_order and not isinstance(dense, models.ModelWithHead):
-        raise ValueError(
-            f"variant {first_order[0]!r}: allocation='first_order' weighs by the loss on the "
-            f"calibration task, and {config.model} has no head for one: load a fine-tuned model, "
-            "or leave allocation='error'."
-        )
-    loss = training.objective(task.kind) if first_order else None
-    with progress_lib.progress(f"calibrating on {len(split)} examples of {task.name}") as advance:
-        return compression.calibrate(
-            dense,
-            (_readable(dense, batches[index]) for index in range(len(batches))),
-            loss=loss,
-            progress=lambda done: advance(done, len(batches), ""),
-        )
-
-
-def _readable(dense: models.Model, batch: Mapping) -> Mapping:
-    """A batch of texts for any model: the decoder of an encoder-decoder reads them, too."""
-    if not isinstance(dense, models.EncoderDecoder):
-        return batch
-    ids, mask = (np.asarray(batch[name]) for name in ("input_ids", "attention_mask"))
-    start = dense.config.decoder_start_id
-    shifted = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=start)
-    return {**batch, "decoder_input_ids": shifted, "decoder_attention_mask": mask}
-
-
-def check_variants(
-    dense: models.Model,
-    variants: Sequence[Variant],
-    calibration: compression.Calibration | None = None,
-) -> None:
-    """Checks rules, budgets and trainable sets against the model before anything is written.
-
-    Raises:
-      ValueError: rules or a budget that do not fit the model, or an unknown trainable set.
-    """
-    budgets = {variant.name: variant.budget for variant in variants}
-    for variant in variants:
-        mpop.check_trainable(variant.trainable)
-        if variant.rules:
-            # The size of another variant is known only later; a variant without a budget of its own
-            # is no smaller than all matrices dense.
-            budget = variant.budget
-            if variant.same_size_as is not None:
-                budget = budgets.get(variant.same_size_as) or 1.0
-            compression.check_rules(
-                dense,
-                variant.rules,
-                budget=budget,
-                bond=variant.bond,
-                calibration=calibration if variant.needs_calibration else None,
-                allocation=variant.allocation,
-            )
-
-
-def compress_variant(
-    folder: pathlib.Path,
-    dense: models.Model,
-    variant: Variant,
-    earlier: Mapping[str, dict],
-    calibration: compression.Calibration | None = None,
-    tokenizer: str | None = None,
-) -> dict[str, Any]:
-    """Compresses, saves to `models/<name>`, returns the record: counts, bytes on disk, errors.
-
-    The files of the folder `tokenizer` are saved with the model. The record of a variant that an
-    earlier start has finished is read instead.
-    """
-    target = folder / "models" / variant.name
-    record = folder / "compression" / f"{variant.name}.json"
-    if record.is_file():
-        return json.loads(record.read_text(encoding="utf-8"))
-    files.remove_tree(target)  # of a start that was killed while saving
-    model, report = dense, None
-    if variant.rules:
-        budget = variant.budget
-        if variant.same_size_as is not None:
-            budget = earlier[variant.same_size_as]["parameters"]
-        with progress_lib.progress(f"compressing: {variant.label}") as advance:
-            model, report = compression.compress(
-                dense,
-                variant.rules,
-                budget=budget,
-                bond=variant.bond,
-                # For all variants: the report then has the errors of outputs next to those of
-                # weights.
-                calibration=calibration,
-                allocation=variant.allocation,
-                keep_dense=variant.keep_dense,
-                progress=advance,
-            )
-        print(f"\n{variant.label}\n{report.table()}\n", flush=True)
-        report.to_csv(folder / "compression" / f"{variant.name}.csv")
-        report.plot(folder / "plots" / f"{variant.name}_roles.png")
-    io.save_pretrained(model, target, tokenizer_from=tokenizer)
-    total = sum(models.count_parameters(model).values())
-    content = report.to_dict() if report else {"dense_parameters": total, "rows": []}
-    content |= {
-        "parameters": total,
-        "relative_error": report.relative_error if report else 0.0,
-        "relative_output_error": report.output_error if report else None,
-        "stored_bytes": (target / "model.safetensors").stat().st_size,
-    }
-    files.write_atomic(record, json.dumps(content, indent=1) + "\n")
-    return content
 
 
 def command(argv: list[str]) -> None:

@@ -27,6 +27,7 @@ _COLUMNS = {
     "stored": ("stored_bytes", lambda value: f"{value / 1e6:.1f} MB"),
     "weight error": ("relative_weight_error", tables.error),
     "output error": ("relative_output_error", tables.error),
+    "similarity": ("similarity", "{:.4f}".format),
     "accuracy": ("accuracy", "{:.4f}".format),
     "steps/s": ("steps_per_second", "{:.2f}".format),
 }
@@ -107,8 +108,8 @@ def rows_of(
             "stored_bytes": compression["stored_bytes"],
             "relative_weight_error": compression["relative_error"],
         }
-        if compression.get("relative_output_error") is not None:
-            row["relative_output_error"] = compression["relative_output_error"]
+        measured = ("relative_output_error", "similarity")
+        row |= {n: v for n in measured if (v := compression.get(n)) is not None}
         if cells:
             metrics = np.array([cell["metric"] for cell in cells])
             speeds = [s for cell in cells if (s := cell["fit"]["steps_per_second"])]

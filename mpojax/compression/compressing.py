@@ -176,10 +176,7 @@ def _by_method(
     checks.check_value("method", method, checks.one_of(*low_rank.METHODS))
     if budget is None or texts[0] is None:
         raise ValueError(f"method={method!r} needs a budget and a calibration, such as batches.")
-    patterns = rules_lib.patterns([rules_lib.Rule("layers")] if rules is None else rules)
-    rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
-    targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error")
-    paths = [target.path for target in targets]
+    paths, parameter_budget = _matched_by_method(matrices, rules, budget)
     check_finite(matrices.of_paths(paths), "the model")
     with contextlib.ExitStack() as stack:
         folder = _statistics_folder(matrices, paths, options["resume"], stack)
@@ -195,6 +192,14 @@ def _by_method(
             result, rows = low_rank.approximations(task, low_rank.METHODS[method])
     compressed = matrices.with_chains(result.chains, result.dense, result.groups)
     return compressed, _report(matrices, compressed, paths, rows, {}, choice)
+
+
+def _matched_by_method(matrices: Matrices, rules, budget) -> tuple[list[str], int]:
+    """Matrices that a method makes chains of, and parameters that they may have together."""
+    patterns = rules_lib.patterns([rules_lib.Rule("layers")] if rules is None else rules)
+    rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
+    targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error")
+    return [target.path for target in targets], parameter_budget
 
 
 def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out, folder):
@@ -276,11 +281,19 @@ def check_rules(
     *,
     budget: float | int | None = None,
     bond: int | None = None,
+    method: str | None = None,
     calibration: Calibration | None = None,
+    batches: Sequence[Any] | None = None,
     allocation: str = "error",
 ) -> None:
     """Raises what `compress` would raise about these arguments, without any decomposition."""
-    _checked(matrices_of(model), rules, budget, bond, calibration, allocation)
+    matrices = matrices_of(model)
+    if method is None:
+        _checked(matrices, rules, budget, bond, calibration, allocation)
+        return
+    paths, _ = _matched_by_method(matrices, rules, budget)
+    if calibration is not None:
+        low_rank.check(method, matrices, paths, calibration, batches or ())
 
 
 def _checked(

@@ -48,6 +48,7 @@ from mpojax.models.heads import (
     SequenceClassifier,
     TokenClassifier,
     pool,
+    similarity,
 )
 from mpojax.models.matrices import (
     adapter_settings,
@@ -123,6 +124,7 @@ __all__ = [
     "reconfigure",
     "scan_boundaries",
     "self_attention_mask",
+    "similarity",
     "speed",
     "stacked_arrays",
     "to_arrays",

@@ -1,10 +1,11 @@
 """Sentence vectors, and models with a head: on the vector, on every token, for pre-training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mpojax import mpo, nn
@@ -54,6 +55,42 @@ def _last_real(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array
     indices = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
     last = jnp.max(jnp.where(attention_mask.astype(bool), indices, 0), axis=1)
     return _rows_at(hidden, last[:, None])[:, 0]
+
+
+def similarity(model: Model, other: Model, batches: Iterable[Mapping[str, Any]]) -> float:
+    """Mean cosine between the sentence vectors that two encoders give the same texts.
+
+    Vectors are the mean over the tokens of a text, whatever pooling the models have.
+
+    Args:
+      model, other: encoders, with a head or without.
+      batches: of `input_ids` (B, S), `attention_mask`, `token_type_ids`; rows that `example_mask`
+        (B,) has False at do not count.
+
+    Raises:
+      ValueError: no row that counts.
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        mask = batch.get("attention_mask")
+        mask = np.ones(np.shape(batch["input_ids"])) if mask is None else np.asarray(mask) != 0
+        counted = mask.any(axis=1) & np.asarray(batch.get("example_mask", True))
+        arrays = jnp.asarray(batch["input_ids"]), jnp.asarray(mask), batch.get("token_type_ids")
+        u, v = (_mean_vectors(getattr(m, "encoder", m), *arrays) for m in (model, other))
+        # cos = <u, v> of unit vectors
+        total += float(np.sum(np.asarray(jnp.sum(u * v, axis=-1))[counted]))
+        count += int(counted.sum())
+    if not count:
+        raise ValueError("similarity needs at least one text: the batches have no row that counts.")
+    return total / count
+
+
+@jax.jit
+def _mean_vectors(encoder: Encoder, input_ids, mask, token_type_ids) -> jax.Array:
+    """Unit sentence vectors (B, D), float32."""
+    hidden = encoder(input_ids, mask, token_type_ids).astype(jnp.float32)
+    mean = jnp.sum(hidden * mask[..., None].astype(jnp.float32), axis=1)  # of any length
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
 class ModelWithHead(Model):

@@ -46,6 +46,41 @@ def test_variants_by_outputs_stand_beside_the_plain_ones(config, tmp_path):
         assert row["output_error"] <= row["data_svd_output_error"] + 1e-5
 
 
+def test_methods_of_decoders_take_encoders_too(config, tmp_path):
+    config.compare, config.budget_of = ("best,whitened,svd_aware",), "matrices"
+    config.variants.svd_aware.same_size_as = "whitened"
+    assert compress.main(config, str(tmp_path / "run")) == 0
+    found = {
+        name: json.loads((tmp_path / "run" / "compression" / f"{name}.json").read_text())
+        for name in ("best", "whitened", "svd_aware")
+    }
+    matched = 2 * (16 * 16 + 16 * 32)  # two layers: query and up
+    removed = [record["dense_parameters"] - record["parameters"] for record in found.values()]
+    assert min(removed) >= 0.2 * matched
+    assert found["best"]["choice"]["chosen"] in found["best"]["choice"]["found"]
+    assert all(0 < record["similarity"] <= 1 for record in found.values())
+    assert "similarity" in (tmp_path / "run" / "summary.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "bets"}, "best"),
+        ({"settings": {"form": "low_rank"}}, "leave settings out"),
+        ({"bond": 4}, "leave bond=4 out"),
+        ({"budget": None}, "give it a budget"),
+    ],
+)
+def test_a_method_chooses_by_itself(config, tmp_path, changes, message):
+    config.variants.best.unlock()
+    for name, value in changes.items():
+        config.variants.best[name] = value
+    config.compare = ("best",)
+    with pytest.raises(ValueError, match=message):
+        compress.main(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_texts_are_asked_for_before_anything_is_written(config, tmp_path):
     config.calibration.task = ""
     with pytest.raises(ValueError, match=r"config.calibration.task"):

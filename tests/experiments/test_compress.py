@@ -12,6 +12,7 @@ import pytest
 from configs import compress as compress_config
 from configs import quickstart_encoder as quickstart
 from experiments import compress, sources, sweep
+from experiments import variants as variants_lib
 from experiments.render import comparison
 from mpojax import compression, io, models, tables, training
 from tests.experiments.toy_encoder import SETTINGS, write_texts, write_vocabulary
@@ -222,7 +223,7 @@ def test_language_models_whole(tmp_path, capsys, name):
 
 def test_error_curve_is_monotone_and_exact(checkpoint, tmp_path):
     dense = io.load_pretrained(checkpoint)
-    variants = compress.read_variants(own(checkpoint, bond=4))
+    variants = variants_lib.read_variants(own(checkpoint, bond=4))
     rules = [variant.rules for variant in variants]
     curve = comparison.error_curve(tmp_path, dense, rules).to_dict("records")
     errors = [point["mpo_error"] for point in curve]
@@ -282,7 +283,7 @@ def test_unknown_variant_field(checkpoint):
     config.variants.mpo.unlock()
     config.variants.mpo.bnod = 3
     with pytest.raises(ValueError, match=r"unknown 'bnod', did you mean 'bond'"):
-        compress.read_variants(config)
+        variants_lib.read_variants(config)
 
 
 def test_package_files_are_found_without_importing(tmp_path, monkeypatch):

@@ -247,3 +247,23 @@ def test_inputs_that_do_not_fit_are_refused(dense, args, message):
 
 def test_a_token_outside_the_vocabulary_is_loud(dense):
     assert np.isnan(run(dense, IDS.at[0, 0].set(50))).any()
+
+
+def test_similarity_is_the_mean_cosine_of_mean_vectors(dense, arrays):
+    changed = dict(arrays)
+    changed["layers/1/feed_forward_norm/bias"] = changed["layers/1/feed_forward_norm/bias"][::-1]
+    other = models.from_arrays(dense.config, {}, changed)
+    ids = np.arange(1, 13).reshape(3, 4)
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    batch = {"input_ids": ids, "attention_mask": mask}
+    vectors = []
+    for model in (dense, other):
+        hidden = np.asarray(model(jnp.asarray(ids), jnp.asarray(mask)), np.float64)
+        vectors.append(np.stack([hidden[0].mean(0), hidden[1, :2].mean(0)]))
+    u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in vectors)
+    wanted = np.mean(np.sum(u * v, axis=1))  # the last row is padding alone
+    assert wanted < 0.9999
+    np.testing.assert_allclose(models.similarity(dense, other, [batch]), wanted, atol=1e-5)
+    np.testing.assert_allclose(models.similarity(dense, dense, [batch]), 1.0, atol=1e-5)
+    with pytest.raises(ValueError, match="at least one text"):
+        models.similarity(dense, other, [batch | {"example_mask": np.zeros(3, bool)}])
