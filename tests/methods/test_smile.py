@@ -12,6 +12,7 @@ import mpojax as mj
 from mpojax import io, models, nn
 from mpojax.methods import smile
 from mpojax.methods.smile import merging
+from tools.benchmarks import shared_experts
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24}
 CONFIG = models.EncoderConfig(vocab_size=31, max_positions=16, pooling="mean", **SIZES)
@@ -190,3 +191,18 @@ def test_what_does_not_fit_is_said_in_one_line(base, tuned, arguments, message):
     given, options = arguments(base, tuned)
     with pytest.raises(ValueError, match=message):
         mj.combine(*given, **{"rank": 2, **options})
+
+
+def test_changes_with_one_planted_central_core_come_back():
+    rng = np.random.default_rng(0)
+    left, core, right = (rng.standard_normal(s) for s in ((3, 4, 2), (2, 24, 2), (3, 2, 4)))
+    tensors = np.einsum("kar,rbs,ksc->kabc", left, core, right)
+    changes = np.stack([shared_experts._as_matrix(t, 2, (16, 24)) for t in tensors])
+    np.testing.assert_array_equal(shared_experts._as_tensor(changes[1], 2), tensors[1])
+    made = shared_experts.shared_central(changes, 2, 2)
+    np.testing.assert_allclose(made, changes, atol=2e-3)
+    found = dict(shared_experts.approximations(changes, 3))
+    error = {name: np.sum((each - changes) ** 2) for name, each in found.items()}
+    assert error["shared central"] < 1e-3 * error["private SVD"]
+    shared = rng.standard_normal((16, 2)) @ rng.standard_normal((3, 2, 24))
+    np.testing.assert_allclose(shared_experts.shared_inputs(shared, 2), shared, atol=1e-9)
