@@ -55,7 +55,11 @@ def test_gradients_and_branches_leave_the_same_model(config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"branches.form": "gradients"}, "config.optimizer.name='adamw' with .*set config.optimi"),
+        ({"branches.form": "gradients", "optimizer.name": "lamb"}, "name='lamb' must be one of"),
+        (
+            {"branches.form": "gradients", "optimizer.weight_decay": 0.1},
+            "config.optimizer.weight_decay=0.1: steps of Adam are multiplied",
+        ),
         ({"keep_best": True}, "config.keep_best=True: the whole dense model"),
         ({"branches.matrices": "layers/0/.*"}, "is in the same stack: name all or none"),
         ({"method": "tuning"}, "config.branches=.* has no meaning with config.method='tuning'"),

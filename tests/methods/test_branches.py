@@ -24,9 +24,9 @@ def model():
     return models.with_head(models.build(CONFIG, rngs=nnx.Rngs(0)), 2, rngs=nnx.Rngs(1))
 
 
-def trained(start, loss, wrap=lambda optimizer: optimizer, steps=5, seed=0):
-    """A model after some steps of momentum."""
-    optimizer = wrap(training.make_optimizer(SGD, training.roles(start), steps))
+def trained(start, loss, wrap=lambda optimizer: optimizer, steps=5, seed=0, fields=SGD):
+    """A model after some steps."""
+    optimizer = wrap(training.make_optimizer(fields, training.roles(start), steps))
     state = training.TrainState.create(start, nnx.Param, optimizer, seed=seed)
     batch = {name: jnp.asarray(value) for name, value in BATCH.items()}
 
@@ -83,6 +83,26 @@ def test_multiplied_gradients_learn_as_branches_do(model):
     plain = trained(model, LOSS)
     path = "layers/0/attention/query/kernel"
     assert np.abs(models.to_arrays(plain)[path] - models.to_arrays(narrow)[path]).max() > 1e-4
+
+
+def test_multiplied_steps_of_adam_are_those_of_branches(model):
+    """As the authors' code has it: power 1, of what is independent of the size of gradients."""
+    of_branches = branches.BranchSettings(form="branches", **TWO)
+    of_gradients = branches.BranchSettings(form="gradients", **TWO)
+    fields = {"name": "adam", "learning_rate": 1e-3, "epsilon": 1e-16, "clip_norm": 0.0}
+    start = branches.expand(model, of_branches)
+    wide = branches.combined(trained(start, branches.expanded_loss(LOSS), steps=1, fields=fields))
+    paths = expanded_lib.chosen(model, of_gradients.matrices)
+
+    def wrap(optimizer):
+        return branches.multiplied(optimizer, of_gradients, paths, power=1)
+
+    narrow = trained(model, LOSS, wrap, steps=1, fields=fields)
+    path = "layers/0/feed_forward/up/kernel"
+    one, other, before = (models.to_arrays(m)[path] for m in (wide, narrow, model))
+    np.testing.assert_allclose(one - before, other - before, atol=2e-6)
+    factors = branches.multiplier(of_gradients, before.shape, 1)
+    np.testing.assert_allclose(np.abs(other - before), 1e-3 * factors, atol=2e-6)
 
 
 def test_the_multiplier_by_hand():

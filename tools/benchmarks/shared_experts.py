@@ -18,6 +18,7 @@ each has the least; `--models` gets each fine-tuning with its changes so approxi
 
 import collections
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ from tools.benchmarks import timing
 _BASE = flags.DEFINE_string("base", None, "Folder, hub id or package:NAME/PATH of the base.")
 _MODEL = flags.DEFINE_multi_string("model", None, "Folder of a fine-tuned model; once for each.")
 _RANK = flags.DEFINE_integer("rank", 16, "r of the private SVDs; the others have its size.")
+_MATRICES = flags.DEFINE_string("matrices", ".*", "Regular expression over matrix paths.")
 _OUT = flags.DEFINE_string("out", None, "Folder for shared_experts.md.")
 _MODELS = flags.DEFINE_string("models", None, "Folder for the approximated models.")
 
@@ -163,7 +165,8 @@ def main(argv):
     base = io.load_pretrained(sources.locate(_BASE.value, "base"))
     tuned = {name: io.load_pretrained(name) for name in _MODEL.value}
     family = Family.of(base, tuned)
-    errors, made = measure(family, base.config.adaptable(), _RANK.value)
+    paths = [p for p in base.config.adaptable() if re.fullmatch(_MATRICES.value, p)]
+    errors, made = measure(family, paths, _RANK.value)
     text = f"{timing.machine()}\n\n{markdown(errors, _RANK.value)}"
     print(text)
     if _OUT.value:

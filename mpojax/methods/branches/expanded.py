@@ -221,24 +221,33 @@ def expanded_loss(loss: objectives.LossFunction) -> objectives.LossFunction:
     return value
 
 
-def multiplier(settings: BranchSettings, shape: tuple[int, ...]) -> np.ndarray:
-    """sum_b a_b^2 M_b (1, ..., in, out), or () where no branch is masked.
-
-    With W = sum_b a_b M_b W_b each branch descends along a_b M_b dL/dW, and so W along
-    dL/dW times this (proposition 1 of Ding et al.).
-    """
+def multiplier(settings: BranchSettings, shape: tuple[int, ...], power: int = 2) -> np.ndarray:
+    """sum_b a_b^power M_b (1, ..., in, out), or () where no branch is masked."""
     masks = _masks(settings, shape)
-    parts = [a**2 * (1.0 if m is None else m) for a, m in zip(settings.scales, masks, strict=True)]
-    return np.float32(sum(parts))
+    pairs = zip(settings.scales, masks, strict=True)
+    return np.float32(sum(a**power * (1.0 if mask is None else mask) for a, mask in pairs))
 
 
-def multiplied(optimizer: Optimizer, settings: BranchSettings, paths: list[str]) -> Optimizer:
-    """The optimizer, with the gradients of these matrices multiplied before anything else."""
+def multiplied(
+    optimizer: Optimizer, settings: BranchSettings, paths: list[str], power: int = 2
+) -> Optimizer:
+    """The optimizer by which these matrices learn as their branches would.
+
+    With W = sum_b a_b M_b W_b the gradient of branch b is a_b M_b dL/dW. SGD moves W along dL/dW
+    times the multiplier of power 2 (proposition 1 of Ding et al.). Adam's steps do not depend on
+    a_b: it moves W by its own step times the multiplier of power 1, without weight decay.
+
+    Args:
+      power: 2: gradients are multiplied, before anything else; 1: steps are.
+    """
+
+    def scaled(path, leaf):
+        return leaf * multiplier(settings, leaf.shape, power) if path in paths else leaf
 
     def update(gradients, state, params=None):
-        def scaled(path, gradient):
-            return gradient * multiplier(settings, gradient.shape) if path in paths else gradient
-
-        return optimizer.update(state_lib.map_with_path(scaled, gradients), state, params)
+        if power == 2:
+            return optimizer.update(state_lib.map_with_path(scaled, gradients), state, params)
+        changes, state = optimizer.update(gradients, state, params)
+        return state_lib.map_with_path(scaled, changes), state
 
     return optimizer._replace(update=update)

@@ -5,11 +5,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mpojax import models
+from mpojax import checks, models
+from mpojax.checks import one_of
 from mpojax.methods import branches, mpop, protocol
 from mpojax.methods import options as options_lib
 from mpojax.methods.branches import expanded as expanded_lib
 
+# Of what scales of branches are multiplied by, see `branches.multiplied`.
+_POWERS = {"sgd": 2, "adam": 1, "adamw": 1}
 _COMPRESSION = ("matrices", "rules", "budget", "bond", "calibration_examples", "adapters")
 
 
@@ -26,12 +29,17 @@ class Branches(protocol.Method):
             (*_COMPRESSION, "trainable", "keep_best", "eval_every"),
             ": the whole dense model is trained, and its last state reported",
         )
-        name = options.training.optimizer["name"]
-        if self.settings.form == "gradients" and name != "sgd":
-            raise ValueError(
-                f"config.optimizer.name={name!r} with config.branches.form='gradients': constant "
-                "factors of gradients change nothing where steps do not depend on their size; set "
-                "config.optimizer.name='sgd', or config.branches.form='branches'."
+        if self.settings.form == "gradients":
+            own = options.training.optimizer
+            checks.check_value("config.optimizer.name", own["name"], one_of(*_POWERS))
+            decay = own.get("weight_decay")
+            checks.check_clashes(
+                {
+                    f"config.optimizer.weight_decay={decay!r}: steps of Adam are multiplied, which "
+                    "would multiply the decay; set it to 0, or config.branches.form='branches'": (
+                        decay and _POWERS[own["name"]] == 1
+                    )
+                }
             )
 
     def setup(self, setup: protocol.Setup) -> protocol.Setup:
@@ -50,7 +58,8 @@ class Branches(protocol.Method):
         loss = branches.expanded_loss(setup.loss) if is_expanded else setup.loss
         optimizer = setup.make_optimizer(model, fields=setup.optimizer_fields(model))
         if not is_expanded:
-            optimizer = branches.multiplied(optimizer, own, setup.extra)
+            power = _POWERS[setup.options.training.optimizer["name"]]
+            optimizer = branches.multiplied(optimizer, own, setup.extra, power)
         state = setup.state(model, trainable, optimizer)
         result = setup.fit(state, optimizer, folder, loss_fn=loss)
         if result.interrupted:
