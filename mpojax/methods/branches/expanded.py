@@ -222,7 +222,12 @@ def expanded_loss(loss: objectives.LossFunction) -> objectives.LossFunction:
 
 
 def multiplier(settings: BranchSettings, shape: tuple[int, ...], power: int = 2) -> np.ndarray:
-    """sum_b a_b^power M_b (1, ..., in, out), or () where no branch is masked."""
+    """sum_b a_b^power M_b (1, ..., in, out), or () where no branch is masked.
+
+    >>> settings = BranchSettings(form="gradients", scales=(1.0, 2.0), groups=(1, 2))
+    >>> multiplier(settings, (2, 2)).tolist()
+    [[5.0, 1.0], [1.0, 5.0]]
+    """
     masks = _masks(settings, shape)
     pairs = zip(settings.scales, masks, strict=True)
     return np.float32(sum(a**power * (1.0 if mask is None else mask) for a, mask in pairs))

@@ -58,7 +58,12 @@ class DeepLoRASettings:
         return self.depth + (0 if self.basis_rate is None else 2)
 
     def adapter(self, in_features: int, out_features: int) -> nn.AdapterSettings:
-        """A chain of cores (in, rank), (rank, rank), ..., (rank, out) for a matrix of this size."""
+        """A chain of cores (in, rank), (rank, rank), ..., (rank, out) for a matrix of this size.
+
+        >>> three = DeepLoRASettings(rank=4, basis_rate=None).adapter(16, 24)
+        >>> three.num_params(16, 24) == 16 * 4 + 4 * 4 + 4 * 24
+        True
+        """
         ones = (1,) * (self.num_cores - 1)
         return nn.AdapterSettings(
             kind="mpo",
@@ -121,14 +126,13 @@ def first_gradients(
     definition, trained, frozen = state_lib.split(
         model, lambda path, variable: path[-1] == "kernel" and isinstance(variable, nnx.Param)
     )
-    abstract = nnx.eval_shape(lambda: model)
 
     @jax.jit
     def gradients(trained, frozen, batch):
         def value(trained):
             return loss(definition.merge(trained, frozen), batch, None)[0]
 
-        found = models.logical_arrays(abstract, state_lib.flatten(jax.grad(value)(trained)))
+        found = models.logical_arrays(model, state_lib.flatten(jax.grad(value)(trained)))
         return {path: found[name] for path, name in names.items()}
 
     total: dict[str, np.ndarray] = {}

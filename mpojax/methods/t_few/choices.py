@@ -179,7 +179,13 @@ def log_likelihoods(
 
 
 def scores(log_p_BxCxT: jax.Array, weights_BxCxT: jax.Array, length_norm: float) -> jax.Array:
-    """beta (B, C) of every choice, see the module."""
+    """beta (B, C) of every choice, see the module.
+
+    >>> log_p = jnp.log(jnp.array([[[0.5, 0.5], [0.2, 1.0]]]))
+    >>> beta = scores(log_p, jnp.array([[[1.0, 1.0], [1.0, 0.0]]]), 1.0)
+    >>> [round(float(p), 3) for p in jnp.exp(beta[0])]
+    [0.5, 0.2]
+    """
     total = jnp.sum(log_p_BxCxT * weights_BxCxT, axis=-1)
     return total / jnp.sum(weights_BxCxT, axis=-1) ** length_norm
 
