@@ -14,6 +14,9 @@ stands beside the result. `--config.budgets="(0.8, 0.6)"` makes a curve;
 `--config.budget_of=matrices` counts the compressed matrices alone; `--config.heal.steps=300` tunes
 the best result on the calibration texts, as the original would answer.
 
+**A mixture of experts** (Mixtral, Qwen-MoE, OLMoE, or one made here) as any decoder; each map of
+its experts takes the form that loses least on the tokens that reach them.
+
 **An encoder**, or an encoder-decoder: `--config.bond=64` caps every bond instead; with neither the
 MPO is exact. A plain low rank of the same size stands next to the result. Seconds for a small
 encoder, about a minute for BERT-base. Far better where texts of the model's use are at hand
@@ -91,8 +94,9 @@ def get_config() -> ml_collections.ConfigDict:
             "searched factors for the outputs", shared, search=True, data_aware=True
         ),
     }
-    # Of a decoder names of methods (mpojax.compression.METHODS), by default best, whitened,
-    # activation_scaled, svd; else of the variants above, by default mpo, svd.
+    # Of a decoder names of methods (mpojax.compression.METHODS), by default best (of a mixture of
+    # experts: experts), whitened, activation_scaled, svd; else of the variants above, by default
+    # mpo, svd.
     config.compare = ()
     return config
 

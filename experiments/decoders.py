@@ -24,8 +24,9 @@ from mpojax.training import progress as progress_lib
 from mpojax.training import workdir as workdir_lib
 
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
+OF_MIXTURES = ("experts", "whitened", "activation_scaled", "svd")
 # Their speed is measured, once for each size.
-_TIMED = ("dense", "best", "healed")
+_TIMED = ("dense", "best", "experts", "healed")
 _ORDERS = ("spread", "first", "random")
 # Perplexities are drawn up to so many times the dense model's.
 _SHOWN = 50.0
@@ -93,14 +94,15 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
     """Reads all texts and checks everything, before anything is written.
 
     Args:
-      names: of methods, keys of `compression.METHODS`; none for the usual ones.
+      names: of methods, keys of `compression.METHODS`; none for `default`.
 
     Raises:
       ValueError: texts shorter than a window, or budgets that do not fit.
     """
     check_budgets(config)
     tokenizer, tokenizer_folder = sources.load_tokenizer(source)
-    matched = sum(math.prod(size) for size in matched_sizes(config, stored).values())
+    matched = sum(matched_sizes(config, stored).values())
+    names = names or default(stored)
     settings = config.calibration
     checks.check_value("config.calibration.order", settings.order, checks.one_of(*_ORDERS))
     ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
@@ -124,10 +126,10 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
             f"window of config.evaluation.window={window}; give more text."
         )
     given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
-    job = Job(config, folder, names or DEFAULT, *given)
+    job = Job(config, folder, names, *given)
     for budget in budgets_of(config):
         rules = rules_of(config, form="low_rank")
-        compression.check_rules(stored, rules, budget=job.size(budget))
+        compression.check_rules(stored, rules, budget=job.size(budget), method=names[0])
     return job
 
 
@@ -158,10 +160,15 @@ def rules_of(config, **settings) -> list[compression.Rule]:
     return [compression.Rule(pattern, **settings) for pattern in patterns]
 
 
-def matched_sizes(config, stored: models.StoredModel) -> dict[str, tuple[int, int]]:
-    """Sizes of the matrices that a config names, by path."""
-    sizes = stored.config.matrix_sizes()
-    return {path: sizes[path] for path in compression.matched(stored, rules_of(config))}
+def default(stored: models.StoredModel) -> tuple[str, ...]:
+    """The methods that are compared where nobody says which."""
+    return OF_MIXTURES if stored.config.experts else DEFAULT
+
+
+def matched_sizes(config, stored: models.StoredModel) -> dict[str, int]:
+    """Parameters of the matrices that a config names, by path; of all experts together."""
+    paths = compression.matched(stored, rules_of(config))
+    return {path: math.prod(stored.arrays[models.dense_name(path)].shape) for path in paths}
 
 
 def check_budgets(config) -> None:
@@ -329,7 +336,7 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
     slim = [{k: v for k, v in row.items() if k != "rows"} for row in rows]
     headers, cells = comparison.cells_of(slim, _COLUMNS)
     draw(job.folder / "plots", slim)
-    best = next((row for row in rows if row.get("method") == "best"), rows[-1])
+    best = next((row for row in rows if row.get("method") in ("best", "experts")), rows[-1])
     place = job.folder / "models" / best["variant"]
     protocol = f"perplexity: {rows[0]['protocol']}, on {job.config.evaluation.texts}"
     summary = [
@@ -337,6 +344,7 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
         "",
         *(f"{row['variant']}: {row['sample']!r}" for row in rows if row.get("sample")),
         *(f"{row['variant']}: {_choice(row)}" for row in rows if row.get("choice")),
+        *(f"{row['variant']}: {note}" for row in rows for note in row.get("notes", ())),
         protocol,
         f"everything is in {job.folder}: report.md, result.json, plots/, models/",
         f'next: model = mpojax.load("{place}")',
@@ -347,8 +355,8 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
     for row in rows:
         if row.get("rows"):
             parts.append(f"## {row['label']}, {row['budget']}")
-            if row.get("choice"):
-                parts.append(_choice(row))
+            parts += [_choice(row)] if row.get("choice") else []
+            parts += row.get("notes", ())
             parts.append(report_lib.matrix_table(row["rows"]))
     files.write_atomic(job.folder / "report.md", "\n\n".join(parts) + "\n")
     workdir.write_result({"rows": slim, "seconds": seconds})

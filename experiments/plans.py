@@ -93,7 +93,8 @@ class Plan:
         self.config, self.model, self.stored = config, stored.config, stored
         self.methods = [compression.METHODS[n] for n in names or decoders.DEFAULT]
         self.names = list(names or decoders.DEFAULT)
-        self.sizes = decoders.matched_sizes(config, stored)
+        sizes = stored.config.matrix_sizes()
+        self.sizes = {path: sizes[path] for path in decoders.matched_sizes(config, stored)}
         self.matched = sum(math.prod(size) for size in self.sizes.values())
         self.total = sum(models.count_parameters(stored.abstract).values())
         self.stored_bytes = sum(
@@ -267,6 +268,11 @@ def plan(config, stored: models.StoredModel, names) -> Plan:
         raise ValueError(
             f"--dry_run plans the compression of a decoder; {config.model} is none, and takes "
             "seconds to minutes: leave --dry_run out."
+        )
+    if stored.config.experts:
+        raise ValueError(
+            f"--dry_run plans models whose tokens go through all matrices; {config.model} is a "
+            "mixture of experts: leave --dry_run out."
         )
     decoders.check_budgets(config)
     return Plan(config, stored, names)

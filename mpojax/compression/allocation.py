@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from absl import logging
@@ -103,7 +104,14 @@ def _allocated(
     )
 
 
-def open_budget(targets, now: int, dense_total: int, budget, bond) -> int:
+def open_budget(
+    targets,
+    now: int,
+    dense_total: int,
+    budget,
+    bond,
+    numbers: Mapping[str, int] = MappingProxyType({}),
+) -> int:
     """Parameters that the matrices whose bonds a budget may choose can have together.
 
     Args:
@@ -111,6 +119,7 @@ def open_budget(targets, now: int, dense_total: int, budget, bond) -> int:
       now: parameters in the model as it is.
       dense_total: parameters in the model with every matrix dense.
       budget, bond: as given to `compress`.
+      numbers: {path: experts} of maps that stand for the matrices of several experts.
 
     Raises:
       ValueError: a budget that is no budget, clashes with other settings, or cannot be met.
@@ -133,10 +142,13 @@ def open_budget(targets, now: int, dense_total: int, budget, bond) -> int:
         )
     fixed = now + sum(
         (0 if target.settings.leaves_bonds_open else target.cut.num_params)
-        - target.full.num_dense_params
+        - target.full.num_dense_params * numbers.get(target.path, 1)
         for target in targets
     )
-    smallest = fixed + sum(target.full.with_bonds(1).num_params for target in open_targets)
+    smallest = fixed + sum(
+        target.full.with_bonds(1).num_params * numbers.get(target.path, 1)
+        for target in open_targets
+    )
     if smallest > limit:
         raise ValueError(
             f"budget={budget!r} allows {limit:,} parameters, but with every open bond at 1 the "

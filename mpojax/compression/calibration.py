@@ -41,6 +41,8 @@ class InputStatistics:
         gradient of the summed loss at the output of the matrix: E of the weights then raises the
         loss of each token by about tr(G E^T S E) / 2 nats. None where it was not collected.
       reads: path of the first matrix that reads the same input, and so has the same covariance.
+      loads: of the map of experts, whose covariance is (experts, in, in), sums over the tokens of
+        each over `count`: how many of all tokens each gets, as a share.
     """
 
     covariance: "np.ndarray | files.StoredArray"
@@ -49,6 +51,7 @@ class InputStatistics:
     fingerprint: str
     curvature: "np.ndarray | files.StoredArray | None" = None
     reads: str = ""
+    loads: np.ndarray | None = None
 
 
 class Calibration:
@@ -246,7 +249,7 @@ def calibrated(
 
 def runs_by_layers(model: nnx.Module) -> bool:
     """True for a decoder that `calibrate` runs layer by layer."""
-    return isinstance(model, models.LanguageModel) and layerwise.refusal(model) is None
+    return isinstance(model, models.LanguageModel) and layerwise.refusal_to_run(model) is None
 
 
 def some_batches(batches: Sequence, tokens: int) -> list[int]:
@@ -266,6 +269,7 @@ def _by_layers(matrices: Matrices, batches, tokens: int, folder, progress) -> Ca
     inputs = [(arrays, np.float32(weights[0])) for arrays, weights in inputs]
     curved = some_batches([arrays for arrays, _ in inputs], tokens)
     observed = [path for found in matrices.observed().values() for path, _ in found]
+    observed += matrices.expert_sizes
     total = (len(inputs) + len(curved)) * matrices.stored.num_layers
     done = 0
 
@@ -285,6 +289,7 @@ def _by_layers(matrices: Matrices, batches, tokens: int, folder, progress) -> Ca
             fingerprint=fingerprint(matrices.weights(path)),
             curvature=found[path].curvature,
             reads=found[path].reads,
+            loads=found[path].loads,
         )
         for path in observed
     }

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mpojax import checks, files, models
 from mpojax.compression import allocation as allocation_lib
-from mpojax.compression import choosing, layerwise, low_rank, sharing
+from mpojax.compression import choosing, experts, layerwise, low_rank, sharing
 from mpojax.compression import rules as rules_lib
 from mpojax.compression.calibration import (
     Calibration,
@@ -173,6 +173,7 @@ def _by_method(
     """As `compress`; texts are (calibration, batches, held_out)."""
     if method is None:
         method = "pivoted" if layerwise.refusal(matrices.model) else "best"
+        method = "experts" if matrices.expert_sizes else method
     checks.check_value("method", method, checks.one_of(*low_rank.METHODS))
     if budget is None or texts[0] is None:
         raise ValueError(f"method={method!r} needs a budget and a calibration, such as batches.")
@@ -182,7 +183,9 @@ def _by_method(
         folder = _statistics_folder(matrices, paths, options["resume"], stack)
         calibration, batches, held_out = _calibrated(matrices, method, *texts, folder)
         low_rank.check(method, matrices, paths, calibration, batches)
-        task = low_rank.Task(matrices, paths, parameter_budget, calibration, batches, **options)
+        plain = [path for path in paths if path in matrices.sizes]
+        options |= {"expert_paths": [path for path in paths if path not in plain]}
+        task = low_rank.Task(matrices, plain, parameter_budget, calibration, batches, **options)
         choice = None
         if method == "best":
             result, rows, choice = choosing.best(task, held_out)
@@ -190,15 +193,20 @@ def _by_method(
             result, rows = sharing.compress(task)
         else:
             result, rows = low_rank.approximations(task, low_rank.METHODS[method])
-    compressed = matrices.with_chains(result.chains, result.dense, result.groups)
-    return compressed, _report(matrices, compressed, paths, rows, {}, choice)
+        of_experts = experts.approximations(task, low_rank.METHODS[method])
+        notes = (*of_experts.notes, *experts.unreached(calibration, task.expert_paths))
+    chains, dense = result.chains | of_experts.chains, result.dense | of_experts.bases
+    compressed = matrices.with_chains(chains, dense, result.groups)
+    by_path = {row.path: row for row in (*rows, *of_experts.rows)}
+    rows = [by_path[path] for path in paths if path in by_path]
+    return compressed, _report(matrices, compressed, paths, rows, {}, choice, notes)
 
 
 def _matched_by_method(matrices: Matrices, rules, budget) -> tuple[list[str], int]:
     """Matrices that a method makes chains of, and parameters that they may have together."""
     patterns = rules_lib.patterns([rules_lib.Rule("layers")] if rules is None else rules)
     rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
-    targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error")
+    targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error", True)
     return [target.path for target in targets], parameter_budget
 
 
@@ -223,14 +231,14 @@ def _statistics_folder(matrices: Matrices, paths, resume, stack):
     """Where statistics are kept: to resume, or for as long as they are used if they are large."""
     if resume is not None:
         return files.at(resume) / "calibration"
-    sizes = [matrices.sizes[path] for path in paths]
-    if 4 * sum(rows**2 + columns**2 for rows, columns in sizes) < _LARGE_STATISTICS:
+    numbers = {path: (*matrices.all_sizes[path], matrices.num_matrices(path)) for path in paths}
+    if 4 * sum(n * (i**2 + o**2) for i, o, n in numbers.values()) < _LARGE_STATISTICS:
         return None
     return stack.enter_context(tempfile.TemporaryDirectory(prefix="mpojax-statistics-"))
 
 
 def _report(
-    matrices: Matrices, compressed: nnx.Module, paths, rows, spectra, choice=None
+    matrices: Matrices, compressed: nnx.Module, paths, rows, spectra, choice=None, notes=()
 ) -> CompressionReport:
     """The report of a model whose matrices of `paths` have rows, or else were left dense."""
     chains = {row.path for row in rows}
@@ -240,8 +248,9 @@ def _report(
         dense_parameters=matrices.num_dense_parameters,
         parameters=matrices_of(compressed).num_parameters,
         kept_dense=tuple(path for path in paths if path not in chains),
-        unmatched=tuple(p for p in matrices.sizes if p not in {*paths, *matrices.shapes}),
+        unmatched=tuple(p for p in matrices.all_sizes if p not in {*paths, *matrices.shapes}),
         choice=choice,
+        notes=notes,
     )
 
 
@@ -254,11 +263,12 @@ _LARGE_STATISTICS = 2**30
 
 
 def matched(model: nnx.Module, rules: rules_lib.Rules | None = None) -> list[str]:
-    """Paths of the matrices that rules match; None: those of the layers."""
+    """Paths of the matrices that rules match, maps of experts among them; None: of the layers."""
     matrices = matrices_of(model)
     rules = [rules_lib.Rule("layers")] if rules is None else rules
-    more = {"named": matrices.named, "refused": matrices.refused}
-    return [t.path for t in rules_lib.resolve(rules, matrices.sizes, matrices.shapes, **more)]
+    more = {"named": matrices.named, "refused": {} if matrices.expert_sizes else matrices.refused}
+    targets = rules_lib.resolve(rules, matrices.all_sizes, matrices.shapes, **more)
+    return [target.path for target in targets]
 
 
 def calibration_batches(texts) -> list[Mapping]:
@@ -297,7 +307,7 @@ def check_rules(
 
 
 def _checked(
-    matrices: Matrices, rules, budget, bond, calibration, allocation
+    matrices: Matrices, rules, budget, bond, calibration, allocation, with_experts: bool = False
 ) -> tuple[list[Target], int | None]:
     """What the rules match, and what a budget leaves for the matrices with open bonds."""
     if matrices.shares_parts:
@@ -307,13 +317,14 @@ def _checked(
         )
     if rules is None:
         rules = _default_rules(budget, bond, calibration)
-    targets = rules_lib.resolve(
-        rules, matrices.sizes, matrices.shapes, bond, named=matrices.named, refused=matrices.refused
-    )
+    more = {"named": matrices.named, "refused": {} if with_experts else matrices.refused}
+    sizes = matrices.all_sizes if with_experts else matrices.sizes
+    targets = rules_lib.resolve(rules, sizes, matrices.shapes, bond, **more)
     parameter_budget = None
     if budget is not None:
         totals = matrices.num_parameters, matrices.num_dense_parameters
-        parameter_budget = allocation_lib.open_budget(targets, *totals, budget, bond)
+        numbers = {path: matrices.num_matrices(path) for path in matrices.expert_sizes}
+        parameter_budget = allocation_lib.open_budget(targets, *totals, budget, bond, numbers)
     open_search = [t for t in targets if t.settings.search and t.settings.leaves_bonds_open]
     if open_search and parameter_budget is None:
         raise ValueError(

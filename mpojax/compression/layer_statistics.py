@@ -18,10 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mpojax import files, models
+from mpojax import files, models, nn
 from mpojax.compression import capture, tapping
 from mpojax.models.decoder import logits_of
 
+# {map of experts: map that reads the same input}; and where the loads of experts are.
+_OF_EXPERTS = {
+    f"feed_forward/{name}": f"feed_forward/{first}"
+    for name, first in (("up", "up"), ("gate", "up"), ("down", "down"))
+}
+_LOADS = "router"
 # A head of more words has no curvature here: of 32,000 it would fill 4 GB.
 _WIDEST_OUTPUT = 16_384
 
@@ -101,13 +107,16 @@ class Collected(NamedTuple):
 
     Attributes:
       reads: the first matrix that reads the same input.
-      covariance: mean of x^T x, of a table its diagonal.
+      covariance: mean of x^T x, of a table its diagonal; of experts (experts, in, in): of each the
+        sum over its tokens, over the number of all tokens.
       curvature: mean of g^T g, or None.
+      loads: of experts: tokens that each of them gets, over all tokens.
     """
 
     reads: str
     covariance: "np.ndarray | files.StoredArray"
     curvature: "np.ndarray | files.StoredArray | None"
+    loads: np.ndarray | None = None
 
 
 def collect(
@@ -139,6 +148,8 @@ def collect(
     for path, first in reads.items():
         curvature = kept.get(f"{path}/curvature")
         found[path] = Collected(first, kept[f"{first}/inputs"], curvature)
+        if (loads := kept.get(f"{path.rpartition('/')[0]}/{_LOADS}/inputs")) is not None:
+            found[path] = found[path]._replace(loads=np.asarray(loads))
     return found
 
 
@@ -175,6 +186,8 @@ class _Run:
             for names in self._groups(layer, index):
                 if names := [name for name in names if start + name in self.paths]:
                     first_of |= dict.fromkeys(names, names[0])
+            first_of |= {n: first for n, first in _OF_EXPERTS.items() if self._is_experts(layer, n)}
+            first_of = {n: first for n, first in first_of.items() if start + n in self.paths}
             reads |= {start + name: start + first for name, first in first_of.items()}
             wanted = tuple(sorted({n for n in first_of.values() if not self._has(start + n)}))
             for batch in self.curved:
@@ -198,9 +211,16 @@ class _Run:
         """Moves all hidden states behind a layer; gives the sums of each batch."""
         for batch, (x, weights) in enumerate(zip(self.x, self.weights, strict=True)):
             context = self.contexts[batch].of_layer(index)
-            self.x[batch], sums = _forward(layer, x, context, weights, names=wanted)
+            names = tuple(name for name in wanted if not self._is_experts(layer, name))
+            self.x[batch], sums, block = _forward(layer, x, context, weights, names=names)
+            if len(names) < len(wanted):
+                sums |= _of_experts(layer.feed_forward, block, weights)
             yield sums
             self.advance()
+
+    def _is_experts(self, layer, name: str) -> bool:
+        """True for a map of experts."""
+        return name in _OF_EXPERTS and isinstance(layer.feed_forward, nn.ExpertFeedForward)
 
     def backward(self) -> None:
         """Stores curvatures, from the last layer to the first."""
@@ -295,10 +315,37 @@ def _embedded(model, batch):
 
 @functools.partial(jax.jit, static_argnames="names")
 def _forward(layer, x, context, weights, *, names):
-    """(output, {matrix: x^T x of its input})."""
+    """(output, {matrix: x^T x of its input}, what enters a mixture of experts or None)."""
     with jax.default_matmul_precision("highest"):
         seen, y = tapping.tapped(layer, x, context)
-        return y, {name: tapping.gram(seen[name], weights) for name in names}
+        sums = {name: tapping.gram(seen[name], weights) for name in names}
+        return y, sums, seen.get("feed_forward")
+
+
+def _of_experts(block: nn.ExpertFeedForward, x, weights) -> dict[str, jax.Array]:
+    """{map: x^T x of its inputs (experts, in, in)}, and how many tokens each expert gets."""
+    most = int(_loads(block, x, weights).max())
+    capacity = 1 << max(most - 1, 0).bit_length()  # powers of two: few programs
+    return _expert_moments(block, x, weights, capacity=capacity)
+
+
+@jax.jit
+def _loads(block, x, weights):
+    """(experts,) int32: tokens of each."""
+    chosen = block.router(x.reshape(weights.size, -1), weights.reshape(-1) > 0).experts
+    each = jnp.arange(block.settings.number, dtype=jnp.int32)
+    return jnp.sum(chosen.reshape(-1, 1) == each[None], 0, dtype=jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def _expert_moments(block, x, weights, *, capacity: int):
+    with jax.default_matmul_precision("highest"):
+        rows, inner, counts = block.entering(x, weights > 0, capacity)
+        names = dict.fromkeys(_OF_EXPERTS.values())
+        moments = (
+            jnp.einsum("eci,ecj->eij", *(part.astype(jnp.float32),) * 2) for part in (rows, inner)
+        )
+        return {**dict(zip(names, moments, strict=True)), f"feed_forward/{_LOADS}": counts}
 
 
 @functools.partial(jax.jit, static_argnames="names")

@@ -69,11 +69,17 @@ def _lifted(array: np.ndarray) -> np.ndarray:
 
 def refusal(model: nnx.Module) -> str | None:
     """Why a model cannot be compressed layer by layer; None where it can."""
+    if model_refusal := refusal_to_run(model):
+        return model_refusal
+    return "its layers have experts" if model.config.experts else None
+
+
+def refusal_to_run(model: nnx.Module) -> str | None:
+    """Why the layers of a model cannot be run one by one; None where they can."""
     if not isinstance(_inner(model), (models.LanguageModel, models.Encoder)):
         return f"a {type(model).__name__} is no single stack of layers"
-    config = model.config
-    if config.shares_parts or config.experts or getattr(config, "bottleneck_size", None):
-        return "its layers share parts, have experts or a bottleneck"
+    if model.config.shares_parts or getattr(model.config, "bottleneck_size", None):
+        return "its layers share parts or have a bottleneck"
     return None
 
 

@@ -9,13 +9,16 @@
 | pivoted           | outputs and curvature   | by predicted loss, more | weights        |
 | layerwise         | outputs and curvature   | by predicted loss, more | layer by layer |
 | shared            | outputs and curvature   | by predicted loss, more | weights        |
+| experts           | outputs                 | the same share for all  | weights        |
 | best              | what predicts held-out text best, see `mpojax.compression.choosing`        |
 
 svd is plain truncation; activation_scaled is ASVD (Yuan et al., 2023, arXiv:2312.05821) with root
 mean squares in the place of mean absolute values; whitened is SVD-LLM (Wang et al., 2024,
 arXiv:2403.07378) in closed form, without inverses, whitened_v2 with the budget of SVD-LLM V2 (Wang
 et al., 2025, arXiv:2503.12340). shared is pivoted, with first cores that neighbouring layers share
-where that loses less, see `mpojax.compression.sharing`.
+where that loses less, see `mpojax.compression.sharing`. The first three give each expert of a
+mixture an SVD of its own; experts is whitened, and of the matrices of experts the form that loses
+least, see `mpojax.compression.experts`.
 """
 
 import dataclasses
@@ -51,6 +54,7 @@ class Method:
       by_log: matrices of a role keep different shares, see `mpojax.mpo.log_shares`.
       pivoted: ranks and chains are pivoted ones, see `mpojax.mpo.pivoted`.
       layerwise: targets are corrected layer by layer, see `mpojax.compression.layerwise`.
+      forms: of the matrices of experts, see `mpo.EXPERT_FORMS`; none for a method that knows none.
       exponent: of the loss of a whole matrix in what ranks are chosen by, loss(0)^exponent times
         the relative loss of a rank: below 1 sensitive matrices get less, 0 makes all alike.
     """
@@ -61,19 +65,21 @@ class Method:
     by_log: bool = False
     pivoted: bool = False
     layerwise: bool = False
+    forms: tuple[str, ...] = ()
     exponent: float = 1.0
 
 
 _OURS = {"inputs": "covariance", "by_loss": True, "pivoted": True}
 METHODS = {
-    "svd": Method("SVD", "weights"),
-    "activation_scaled": Method("activation-scaled SVD (ASVD)", "scales"),
-    "whitened": Method("whitened SVD (SVD-LLM)", "covariance"),
+    "svd": Method("SVD", "weights", forms=("own",)),
+    "activation_scaled": Method("activation-scaled SVD (ASVD)", "scales", forms=("own",)),
+    "whitened": Method("whitened SVD (SVD-LLM)", "covariance", forms=("own",)),
     "whitened_v2": Method("whitened SVD, V2's budget (SVD-LLM V2)", "covariance", by_log=True),
     "two_sided": Method("two-sided whitening", "covariance", by_loss=True),
     "pivoted": Method("two-sided, pivoted", **_OURS),
     "layerwise": Method("two-sided, pivoted, layer by layer", **_OURS, layerwise=True),
     "shared": Method("two-sided, pivoted, shared", **_OURS),
+    "experts": Method("experts around shared cores", "covariance", forms=mpo.EXPERT_FORMS),
     "best": Method("ours", **_OURS, layerwise=True),
 }
 
@@ -85,6 +91,7 @@ class Task:
     Attributes:
       matrices: of the model.
       paths: which of them.
+      expert_paths: maps of experts, each with the matrices of all.
       budget: parameters that they may have together.
       calibration: with curvature where a method counts by it.
       batches: what a layerwise method runs.
@@ -101,6 +108,7 @@ class Task:
     share_bonds: bool = False
     resume: str | os.PathLike | None = None
     progress: Callable[[int, int, str], None] | None = None
+    expert_paths: Sequence[str] = ()
     steps: int = 0
 
     def __post_init__(self):
@@ -112,6 +120,14 @@ class Task:
         self._done += 1
         if self.progress is not None:
             self.progress(self._done, self.steps, path)
+
+    @property
+    def share(self) -> float:
+        """Of the parameters of all matrices that are compressed, those that they may have."""
+        sizes = [self.matrices.sizes[path] for path in self.paths]
+        dense = sum(rows * columns for rows, columns in sizes)
+        dense += sum(self.matrices.weights(path).size for path in self.expert_paths)
+        return self.budget / dense
 
     def inputs(self, kind: str) -> "_Inputs":
         """Norms of errors at the inputs, by path."""
@@ -133,7 +149,7 @@ def approximations(task: Task, method: Method) -> tuple[Approximations, list[Mat
       ValueError: a budget below rank 1.
     """
     needs_losses = method.by_loss or method.by_log
-    task.steps = len(task.paths) * (1 + needs_losses)
+    task.steps = len(task.paths) * (1 + needs_losses) + len(task.expert_paths)
     losses = predicted_losses(task, method) if needs_losses else None
     ranks = ranks_of(task, method, losses)
     found = (layer_by_layer if method.layerwise else at_once)(task, method, ranks)
@@ -163,8 +179,7 @@ def ranks_of(task: Task, method: Method, losses: Losses | None) -> Ranks:
     if method.by_loss:
         weighted = {p: s * (s[0] or 1.0) ** (method.exponent - 1) for p, s in losses.items()}
         return _ranks_by_loss(task, weighted, method.pivoted)
-    sizes = {path: task.matrices.sizes[path] for path in task.paths}
-    share = task.budget / sum(rows * columns for rows, columns in sizes.values())
+    sizes, share = {path: task.matrices.sizes[path] for path in task.paths}, task.share
     shares = _log_shares(task, losses, share) if method.by_log else dict.fromkeys(sizes, share)
     return {path: _rank_of_share(*size, shares[path]) for path, size in sizes.items()}
 
@@ -309,6 +324,18 @@ def check(
     """
     checks.check_value("method", method, checks.one_of(*METHODS))
     settings = METHODS[method]
+    experts = [path for path in paths if path in matrices.expert_sizes]
+    if experts and not settings.forms:
+        knowing = checks.listed([repr(name) for name, each in METHODS.items() if each.forms])
+        raise ValueError(
+            f"{experts[0]}: method={method!r} knows no experts; take one of {knowing}, or rules "
+            "that leave the experts as they are."
+        )
+    if unknown := [path for path in experts if path not in calibration.statistics]:
+        raise ValueError(
+            f"{unknown[0]}: the calibration has no inputs of experts, which are known of decoders "
+            "alone; compress an encoder-decoder before it gets experts."
+        )
     calibration.check(matrices.of_paths(paths))
     if unused := [path for path in paths if not calibration.statistics[path].count]:
         raise ValueError(
@@ -321,12 +348,12 @@ def check(
             "a rule of its own, such as Rule('embeddings/word', rank=64), or leave it out."
         )
     counts = {path: calibration.statistics[path].count for path in paths}
-    if few := [path for path in paths if counts[path] < matrices.sizes[path][0]]:
+    if few := [path for path in paths if counts[path] < matrices.all_sizes[path][0]]:
         logging.warning(
             "calibration: %d tokens are fewer than the %d inputs of %s; the result fits them, and "
             "other texts less well. Give more text.",
             counts[few[0]],
-            matrices.sizes[few[0]][0],
+            matrices.all_sizes[few[0]][0],
             few[0],
         )
     without = [path for path in paths if calibration.statistics[path].curvature is None]

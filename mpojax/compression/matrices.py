@@ -29,6 +29,10 @@ from mpojax.models import evaluation
 Dense = Mapping[str, np.ndarray]
 NONE: Dense = MappingProxyType({})
 Chains = Mapping[str, tuple[mpo.MPOShape, Sequence[np.ndarray]]]
+_OF_EXPERTS = (
+    "it is a map of experts, which methods compress: compress(model, method='experts', budget=..., "
+    "calibration=batches)"
+)
 # Arrays of a batch that say which inputs count.
 MASKS = ("attention_mask", "example_mask")
 
@@ -44,6 +48,8 @@ class Matrices(abc.ABC):
       named: {name: patterns} that a rule may use instead of a pattern.
       refused: {path: reason} of layers that no chain can stand for.
       shares_parts: layers share parts of their matrices.
+      expert_sizes: {path: (in_features, out_features)} of maps whose experts have a dense matrix
+        each, (experts, in, out) together.
     """
 
     model: nnx.Module
@@ -52,6 +58,7 @@ class Matrices(abc.ABC):
     shapes: dict[str, mpo.MPOShape]
     named: dict[str, tuple[str, ...]]
     refused: dict[str, str]
+    expert_sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})
     shares_parts: bool = False
 
     @abc.abstractmethod
@@ -95,6 +102,15 @@ class Matrices(abc.ABC):
     @abc.abstractmethod
     def _num_dense_in_chains(self) -> int:
         """Parameters of the dense matrices that the chains of the model stand for."""
+
+    @property
+    def all_sizes(self) -> dict[str, tuple[int, int]]:
+        """`sizes` and `expert_sizes`."""
+        return {**self.sizes, **self.expert_sizes}
+
+    def num_matrices(self, path: str) -> int:
+        """Dense matrices that a path stands for, of experts less one that all share beside them."""
+        return 1
 
     @property
     def num_parameters(self) -> int:
@@ -159,11 +175,12 @@ class _ModelMatrices(Matrices):
         self.arrays = self.stored.arrays
         self.sizes = model.config.matrix_sizes()
         if model.config.experts:
-            # Theirs are many matrices under one path: compress before `add_experts`.
+            # Theirs are many matrices under one path, which only some methods know.
             experts_of = model.config.experts_of
-            self.sizes = {
-                p: size for p, size in self.sizes.items() if not experts_of(p.rpartition("/")[0])
-            }
+            theirs = {p: size for p, size in self.sizes.items() if experts_of(p.rpartition("/")[0])}
+            self.sizes = {p: size for p, size in self.sizes.items() if p not in theirs}
+            self.expert_sizes = {p: size for p, size in theirs.items() if p not in self.shapes}
+            self.refused = dict.fromkeys(theirs, _OF_EXPERTS)
         self.named = named_patterns(self.sizes)
 
     def weights(self, path: str) -> np.ndarray:
@@ -176,6 +193,9 @@ class _ModelMatrices(Matrices):
         if groups is not None:
             config = dataclasses.replace(config, layer_groups=groups, shared_roles=("central",))
         arrays |= {models.dense_name(path): self._stored(path, w) for path, w in dense.items()}
+        experts = {path for path in chains if path in self.expert_sizes}
+        if experts:
+            config = config.with_experts(_settings_of_experts(config, experts, chains, dense))
         for path, (shape, cores) in chains.items():
             is_first = groups is None or _is_first(config, path)
             arrays |= {
@@ -183,7 +203,8 @@ class _ModelMatrices(Matrices):
                 for k, core in enumerate(cores)
                 if is_first or k != shape.central
             }
-            del arrays[models.dense_name(path)]
+            if path not in dense:  # a matrix that experts share beside their chains
+                del arrays[models.dense_name(path)]
             shapes[path] = shape
         return models.from_arrays(config, shapes, arrays, release=True, keep_16_bits=True)
 
@@ -226,12 +247,25 @@ class _ModelMatrices(Matrices):
         return model(*(batch.get(name) for name in model.batch_inputs))
 
     def _num_dense_in_chains(self) -> int:
-        experts_of = getattr(self.model.config, "experts_of", lambda block: None)
-        blocks = {path: experts_of(path.rpartition("/")[0]) for path in self.shapes}
         return sum(
-            (blocks[path].number if blocks[path] else 1) * shape.num_dense_params
-            for path, shape in self.shapes.items()
+            self.num_matrices(path) * shape.num_dense_params for path, shape in self.shapes.items()
         )
+
+    def num_matrices(self, path: str) -> int:
+        block, _, name = path.rpartition("/")
+        experts = self.model.config.experts_of(block)
+        return 1 if experts is None else experts.number - (name in experts.shared_base)
+
+
+def _settings_of_experts(config: models.Config, paths, chains: Chains, dense: Dense) -> dict:
+    """{block: settings of its experts} where the maps of these paths become chains."""
+    found: dict[str, nn.ExpertSettings] = {}
+    for path in sorted(paths):
+        block, _, name = path.rpartition("/")
+        shape, cores = chains[path]
+        settings = found.get(block) or config.experts_of(block)
+        found[block] = settings.with_map(name, cores[shape.central].ndim == 4, path in dense)
+    return found
 
 
 def _is_first(config: models.Config, path: str) -> bool:

@@ -1,6 +1,5 @@
 """MPO model -> dense model: chains and adapters go into their matrices."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -57,9 +56,10 @@ def merge(model: nnx.Module, dtype: str = "float32") -> nnx.Module:
     arrays = models.to_arrays(model)
     for path, shape in model.shapes.items():
         cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_arrays)]
-        arrays[models.dense_name(path)] = _to_matrices(
-            [layers.in_float64(core) for core in cores], shape
-        )
+        w = _to_matrices([layers.in_float64(core) for core in cores], shape)
+        # A dense matrix beside a chain is common to all experts.
+        base = arrays.get(models.dense_name(path))
+        arrays[models.dense_name(path)] = w if base is None else w + base
     for path, settings in models.adapter_settings(model.config).items():
         start = f"{path}/adapter/"
         held = {name: arrays.pop(name) for name in list(arrays) if name.startswith(start)}
@@ -71,7 +71,7 @@ def merge(model: nnx.Module, dtype: str = "float32") -> nnx.Module:
         arrays |= {} if folded is None else {bias: folded}
     arrays = {name: np.float32(array) for name, array in arrays.items()}
     _check_dtype(arrays, dtype)
-    return models.from_arrays(dataclasses.replace(model.config, adapters=()), {}, arrays)
+    return models.from_arrays(model.config.merged(), {}, arrays)
 
 
 def _check_dtype(arrays: Mapping[str, np.ndarray], dtype: str) -> None:

@@ -17,6 +17,7 @@ _OF_OUTPUTS = {
     "output error": "output_error",
     "SVD output error": "svd_output_error",
     "data-aware SVD output error": "data_svd_output_error",
+    "best baseline": "baseline_output_error",
 }
 
 
@@ -43,6 +44,8 @@ class MatrixRow:
       data_svd_output_error: the same of the data-aware one.
       predicted_loss: rise of the model's loss in nats a token that the curvature predicts, for the
         matrix alone.
+      baseline_output_error: of experts' matrices the output error of the best form without a core
+        that all share, of the same size.
       pivoted: low rank in the form with r^2 fewer numbers, see `mpojax.mpo.pivoted`.
     """
 
@@ -63,6 +66,7 @@ class MatrixRow:
     svd_output_error: float | None = None
     data_svd_output_error: float | None = None
     predicted_loss: float | None = None
+    baseline_output_error: float | None = None
     pivoted: bool = False
 
     @classmethod
@@ -143,6 +147,7 @@ class CompressionReport:
       kept_dense: matrices that a budget left dense, because an MPO would have saved nothing.
       unmatched: dense matrices that no rule matched.
       choice: how method "best" chose; None where nothing was to choose.
+      notes: what else there is to know.
     """
 
     rows: tuple[MatrixRow, ...]
@@ -152,6 +157,7 @@ class CompressionReport:
     kept_dense: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     choice: Choice | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return self.table()
@@ -193,6 +199,8 @@ class CompressionReport:
         left_out = {"in factors", "out factors", "method"}
         if self.output_error is not None:
             left_out |= {"bound", "entropy"}
+        if all(row.baseline_output_error is None for row in self.rows):
+            left_out |= {"best baseline"}
         if all(row.svd_error is None for row in self.rows):
             left_out |= {"SVD error", "SVD output error", "data-aware SVD output error"}
         rows = self.to_dict()["rows"]
@@ -225,6 +233,7 @@ class CompressionReport:
             "output_error": self.output_error,
             "kept_dense": list(self.kept_dense),
             "unmatched": list(self.unmatched),
+            "notes": list(self.notes),
             "choice": None if self.choice is None else dataclasses.asdict(self.choice),
             "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in self.rows],
         }
@@ -328,7 +337,7 @@ class CompressionReport:
             for what, paths in lines.items()
             if paths
         ]
-        return lines if self.choice is None else [str(self.choice), *lines]
+        return [*([] if self.choice is None else [str(self.choice)]), *self.notes, *lines]
 
     def _factor_lines(self) -> list[str]:
         lines = {}

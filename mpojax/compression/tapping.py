@@ -58,7 +58,7 @@ def tapped(
     """({part: its input}, output) of a layer called with these inputs.
 
     Args:
-      layer: its maps and norms are the parts, by path in it.
+      layer: its maps, norms and mixtures of experts are the parts, by path in it.
       inputs: (hidden states, context).
       given: outputs of parts, which are then not run.
       added: arrays that are added to outputs of parts.
@@ -66,7 +66,7 @@ def tapped(
     seen: dict[str, jax.Array] = {}
 
     def tap(path, node):
-        if not isinstance(node, (nn.Dense, nn.LayerNorm, nn.RMSNorm)):
+        if not isinstance(node, (nn.Dense, nn.LayerNorm, nn.RMSNorm, nn.ExpertFeedForward)):
             return node
         name = "/".join(map(str, path))
         return Tap(node, name, (given or {}).get(name), (added or {}).get(name), seen)

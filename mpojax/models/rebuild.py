@@ -58,10 +58,16 @@ def _kept(model, keep: str | None) -> dict[str, mpo.MPOShape]:
             f"keep={keep!r} matches no matrix; it must match a whole path such as embeddings/word "
             "or layers/0/attention/query."
         )
+    kept = {p: s for p, s in model.shapes.items() if re.fullmatch(keep, p)}
+    blocks = {path: model.config.experts_of(path.rpartition("/")[0]) for path in kept}
+    if mixed := [
+        path for path, experts in blocks.items() if experts and experts != experts.merged()
+    ]:
+        raise ValueError(f"keep={keep!r} matches {mixed[0]}, where maps of experts differ in form.")
     adapted = [p for p in matrices.adapter_settings(model.config) if re.fullmatch(keep, p)]
     if adapted:
         raise ValueError(f"keep={keep!r} matches {adapted[0]}, whose adapter would be lost.")
-    return {p: s for p, s in model.shapes.items() if re.fullmatch(keep, p)}
+    return kept
 
 
 @dataclasses.dataclass
@@ -103,7 +109,10 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
         key = matrices.dense_name(matrix)
         if entry.cores:
             cores = [entry.cores[k] for k in sorted(entry.cores)]
-            parts[key] = _to_matrix(cores, model.shapes[matrix], entry.block_size)
+            rebuilt = _to_matrix(cores, model.shapes[matrix], entry.block_size)
+            # A matrix beside a chain is common to all experts, whose axis is the one before it.
+            base = parts.get(key)
+            parts[key] = rebuilt if base is None else rebuilt + jnp.expand_dims(base, -3)
         if entry.adapter:
             fold = functools.partial(nn.fold_adapter, settings[matrix])
             fold = functools.partial(fold, scale=config.adapter_scale)

@@ -69,12 +69,12 @@ class StoredModel:
         """What surrounds the layers, in a model that has none: `begin`, the last norm, a head."""
         model = nnx.clone(self.inner)
         _stack(model).stacks = nnx.List([])
-        return self._filled(model, lambda path: arrays_lib.logical_names(path, None)[0][0])
+        return self._filled(model, _name)
 
     def layer(self, index: int) -> nnx.Module:
         """One layer as a module of its own, with arrays of the type that they are stored in."""
         layer = jax.eval_shape(lambda stack: stack.layer(index), _stack(self.inner))
-        return self._filled(layer, lambda path: f"layers/{index}/" + "/".join(map(str, path)))
+        return self._filled(layer, lambda path: f"layers/{index}/{_name(path)}")
 
     def _filled(self, abstract: nnx.Module, name_of: Callable[[tuple], str]) -> nnx.Module:
         graphdef, state = nnx.split(abstract)
@@ -83,6 +83,10 @@ class StoredModel:
             for path, variable in nnx.to_flat_state(state)
         ]
         return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def _name(path: tuple) -> str:
+    return arrays_lib.logical_names(path, None)[0][0]
 
 
 def _stack(model: Model) -> TransformerStack:

@@ -11,7 +11,7 @@ functions. Arrays of numpy are treated on the host in float64, arrays of jax und
 | bonds: spectra, cuts, gauges      | bond_spectra, truncate, canonicalize, slice_bonds; pivot|
 | which bonds, under a budget       | bonds_for_tolerance, allocate, allocate_or_keep         |
 | products with activations         | plan, apply; prepare, apply_prepared; embed             |
-| experts that share a central core | plan_experts, expert_matrices, apply_shared_core        |
+| experts that share a central core | plan_experts, expert_matrices, ExpertMatrices           |
 | training on the cores             | align, core_distance, gauge_maps, transform_gradients   |
 """
 
@@ -43,6 +43,9 @@ from mpojax.mpo.decomposition import (
     matrix_to_central,
 )
 from mpojax.mpo.embedding import embed
+from mpojax.mpo.experts.fitting import BASELINES as EXPERT_BASELINES
+from mpojax.mpo.experts.fitting import FORMS as EXPERT_FORMS
+from mpojax.mpo.experts.fitting import ExpertFit, ExpertMatrices
 from mpojax.mpo.experts.kernels import apply_shared_core, expert_matrices
 from mpojax.mpo.experts.planning import ExpertPlan, plan_experts
 from mpojax.mpo.pivoted import pivot
@@ -83,11 +86,15 @@ from mpojax.mpo.weighted import (
 
 __all__ = [
     "DEFAULT_RIDGE",
+    "EXPERT_BASELINES",
+    "EXPERT_FORMS",
     "GAUGES",
     "MEASURES",
     "STRATEGIES",
     "BondGrid",
     "Cut",
+    "ExpertFit",
+    "ExpertMatrices",
     "ExpertPlan",
     "LowRank",
     "MPOShape",

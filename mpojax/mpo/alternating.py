@@ -7,6 +7,7 @@ core is solved its neighbours are made orthonormal, which leaves S alone to cond
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -84,7 +85,7 @@ def fit(
             f"start has cores {[np.shape(c) for c in start]}; {shape.core_shapes} are needed."
         )
     cores = [np.asarray(core, np.float64) for core in start]
-    problem = _Problem(w, shape, s)
+    problem = Problem(w, shape, s)
     errors = [problem.error(cores)]
     for sweep in range(0 if shape.is_full or shape.is_low_rank else sweeps):
         if errors[-1] <= _EXACT:
@@ -115,7 +116,7 @@ def _start(w, shape, metric):
     return candidates[int(np.argmin(squares))]
 
 
-class _Problem:
+class Problem:
     """The quadratic problems of one matrix; matrices are padded here, padding weighs nothing."""
 
     def __init__(self, w, shape: MPOShape, s):
@@ -134,35 +135,31 @@ class _Problem:
         # With orthonormal cores on both sides the normal equations are as well conditioned as S.
         cores, n = _orthonormal_towards(list(cores), len(cores) - 1 if backward else 0), len(cores)
         for k in reversed(range(n)) if backward else range(n):
-            cores[k] = self._solved(cores, k, steps)
+            cores[k] = self.solved(cores, k, steps)
             follower = k - 1 if backward else k + 1
             if 0 <= follower < n:
                 _move_scale(cores, k, follower)
         return cores
 
-    def _solved(self, cores, k: int, steps: int) -> np.ndarray:
+    def solved(self, cores, k: int, steps: int) -> np.ndarray:
         """Core k after conjugate gradients on its normal equations."""
-        # A: core k -> matrix, linear. min_x tr((W - A x)^T S (W - A x)) is A^T S A x = A^T S W.
-        site = _Site(cores, k)
-        x = cores[k]
-        residual = site.adjoint(self._padded(self.weighted_w - self._weighted_chain(site, x)))
-        square = float(np.vdot(residual, residual))
-        scale = np.abs(self.weighted_w).max()
-        direction = residual
-        for _ in range(min(steps, x.size)):
-            if square <= (_EXACT * scale) ** 2:
-                break
-            image = site.adjoint(self._padded(self._weighted_chain(site, direction)))
-            curvature = float(np.vdot(direction, image))
-            if curvature <= 0:  # a direction without any input
-                break
-            # alpha = r^T r / p^T A^T S A p
-            x = x + (square / curvature) * direction
-            residual = residual - (square / curvature) * image
-            previous, square = square, float(np.vdot(residual, residual))
-            # beta = r'^T r' / r^T r
-            direction = residual + (square / previous) * direction
-        return x
+        site = Site(cores, k)
+        operator = functools.partial(self.normal, site)
+        residual = self.residual(site, cores[k])
+        return conjugate_gradients(cores[k], residual, steps, self.scale, operator)
+
+    def residual(self, site: "Site", core) -> np.ndarray:
+        """A^T S (W - A x), with the linear map A from core x to the matrix."""
+        return site.adjoint(self._padded(self.weighted_w - self._weighted_chain(site, core)))
+
+    def normal(self, site: "Site", core) -> np.ndarray:
+        """A^T S A x."""
+        return site.adjoint(self._padded(self._weighted_chain(site, core)))
+
+    @property
+    def scale(self) -> float:
+        """The largest entry of S W."""
+        return float(np.abs(self.weighted_w).max())
 
     def _weighted_chain(self, site, core):
         matrix = site.matrix(core)
@@ -177,7 +174,30 @@ class _Problem:
         return np.pad(matrix, ((0, rows), (0, columns))) if rows or columns else matrix
 
 
-class _Site:
+def conjugate_gradients(x, residual, steps: int, scale: float, operator) -> np.ndarray:
+    """A solution of operator(x) = b, improved from `x` by so many steps; b is of size `scale`.
+
+    min_x tr((W - A x)^T S (W - A x)) has the operator A^T S A and the residual A^T S (W - A x).
+    """
+    square = float(np.vdot(residual, residual))
+    direction = residual
+    for _ in range(min(steps, x.size)):
+        if square <= (_EXACT * scale) ** 2:
+            break
+        image = operator(direction)
+        curvature = float(np.vdot(direction, image))
+        if curvature <= 0:  # a direction without any input
+            break
+        # alpha = r^T r / p^T A^T S A p
+        x = x + (square / curvature) * direction
+        residual = residual - (square / curvature) * image
+        previous, square = square, float(np.vdot(residual, residual))
+        # beta = r'^T r' / r^T r
+        direction = residual + (square / previous) * direction
+    return x
+
+
+class Site:
     """The linear map from one core to the (padded) matrix, and its adjoint."""
 
     def __init__(self, cores, k: int):

@@ -10,10 +10,12 @@ import time
 import numpy as np
 import pytest
 import tokenizers
+from flax import nnx
 
+import mpojax
 from configs import compress as compress_config
 from experiments import compress, decoders
-from mpojax import io, models
+from mpojax import compression, io, models
 from tests.experiments.toy_encoder import WORDS
 from tests.models import small_language
 
@@ -201,3 +203,21 @@ def test_kills_in_calibration_compression_and_healing_change_nothing(model, tmp_
             pair = [models.to_arrays(each) for each in loaded]
             for name, array in pair[0].items():
                 np.testing.assert_array_equal(array, pair[1][name])
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts(config, model, tmp_path):
+    folder = tmp_path / "mixture"
+    rule = mpojax.Rule(".*feed_forward", number=3, form="switch", router="topk_normalized")
+    mixture = compression.add_experts(io.load_pretrained(model), [rule], rngs=nnx.Rngs(0))
+    io.save_pretrained(mixture, folder, tokenizer_from=str(model))
+    config.model, config.compare, config.heal.steps = str(folder), ("experts,svd",), 0
+    assert compress.main(config, str(tmp_path / "run")) == 0
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["dense", "experts_80", "svd_80"]
+    assert all(row["parameters"] <= 0.8 * rows[0]["parameters"] for row in rows[1:])
+    # All experts are copies of one: a common matrix is exact, and leaves the rest to the others.
+    assert abs(rows[1]["perplexity"] - rows[0]["perplexity"]) < rows[0]["perplexity"]
+    assert "baseline" in (tmp_path / "run" / "report.md").read_text()
+    with pytest.raises(ValueError, match="--dry_run plans models whose tokens"):
+        compress.plan(config)

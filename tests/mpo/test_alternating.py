@@ -124,7 +124,7 @@ def test_many_sweeps_end_where_no_core_can_improve():
     fit = mpo.fit(w, shape, s, sweeps=400, steps=50, tolerance=0.0)
     slope = s @ (w - mpo.to_matrix(fit.cores))
     for k in range(3):
-        gradient = alternating._Site(list(fit.cores), k).adjoint(slope)
+        gradient = alternating.Site(list(fit.cores), k).adjoint(slope)
         assert np.abs(gradient).max() < 1e-4 * np.abs(s @ w).max()
 
 

@@ -328,7 +328,7 @@ class Config:
         return next((s for pattern, s in self.experts if re.fullmatch(pattern, path)), None)
 
     def merged(self) -> "Config":
-        """Settings of the model whose adapters are folded into its matrices."""
+        """Settings of the model whose adapters and chains are folded into its matrices."""
         return dataclasses.replace(self, adapters=())
 
     def matrix_sizes(self) -> dict[str, tuple[int, int]]:

@@ -73,6 +73,22 @@ class LanguageModelConfig(Config):
         self._check_rules("experts", self.feed_forwards(), "feed-forward block")
         super().__post_init__()
 
+    def merged(self) -> "LanguageModelConfig":
+        experts = tuple((pattern, settings.merged()) for pattern, settings in self.experts)
+        return dataclasses.replace(super().merged(), experts=experts)
+
+    def with_experts(self, changed: Mapping[str, ExpertSettings]) -> "LanguageModelConfig":
+        """The settings with other experts in the blocks of these paths, such as
+        layers/3/feed_forward.
+        """
+        paths: dict[ExpertSettings, list[str]] = {}
+        for path in self.feed_forwards():
+            settings = changed.get(path) or self.experts_of(path)
+            if settings is not None:
+                paths.setdefault(settings, []).append(path)
+        experts = tuple(("|".join(own), settings) for settings, own in paths.items())
+        return dataclasses.replace(self, experts=experts)
+
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end a generated text."""

@@ -10,9 +10,9 @@ from flax import nnx
 from mpojax import mpo
 from mpojax.nn.feed_forward import ACTIVATIONS, FeedForward
 from mpojax.nn.linear import linear
-from mpojax.nn.moe import parallel
+from mpojax.nn.moe import dispatch, maps, parallel
 from mpojax.nn.moe.maps import Block
-from mpojax.nn.moe.routing import Router, RouterStatistics
+from mpojax.nn.moe.routing import Router, RouterStatistics, route
 from mpojax.nn.moe.settings import ExpertSettings
 from mpojax.nn.parameters import AuxiliaryCore, CentralCore, normal
 
@@ -77,7 +77,7 @@ class ExpertFeedForward(nnx.Module):
         shapes = dict(shapes or {})
         names = [name for name in shapes if name.startswith(_SHARED) and settings.shared_size]
         of_shared = {name.removeprefix(_SHARED): shapes.pop(name) for name in names}
-        shapes = _checked_shapes(shapes, sizes)
+        shapes = _checked_shapes(shapes, sizes, settings)
         self.block = Block(settings, activation, gated, shapes, inner_dropout)
         self.hidden_size = hidden_size
         self.dtype = dtype
@@ -85,7 +85,7 @@ class ExpertFeedForward(nnx.Module):
         experts, shared = {}, {}
         for name, size in sizes.items():
             own, common = _random_map(
-                rngs.params(), size, dict(shapes).get(name), settings, use_bias
+                rngs.params(), size, dict(shapes).get(name), settings, use_bias, name
             )
             experts[name] = own
             if common:
@@ -111,6 +111,15 @@ class ExpertFeedForward(nnx.Module):
     def settings(self) -> ExpertSettings:
         """Experts, router, dispatch."""
         return self.block.settings
+
+    @property
+    def _parameters(self):
+        """(own, shared) as arrays."""
+        return jax.tree.map(
+            lambda variable: variable[...],
+            (self.experts, self.shared),
+            is_leaf=lambda part: isinstance(part, nnx.Variable),
+        )
 
     def __call__(
         self,
@@ -141,15 +150,13 @@ class ExpertFeedForward(nnx.Module):
             )
         tokens = jnp.asarray(x).reshape(-1, self.hidden_size)
         mask = None if mask is None else jnp.asarray(mask).reshape(-1)
-        routing = self.router(tokens, mask, router_key)
-        parameters = jax.tree.map(
-            lambda variable: variable[...],
-            (self.experts, self.shared),
-            is_leaf=lambda part: isinstance(part, nnx.Variable),
-        )
+        if self.settings.router == "oracle":
+            routing = route(self._activity(tokens), self.settings, mask)
+        else:
+            routing = self.router(tokens, mask, router_key)
         y, kept = parallel.run(
             self.block,
-            parameters,
+            self._parameters,
             tokens.astype(self.dtype),
             routing.experts,
             routing.gates,
@@ -163,8 +170,39 @@ class ExpertFeedForward(nnx.Module):
             y = y + share * self.shared_expert(x, dropout_key)
         return y, statistics
 
+    def _activity(self, tokens: jax.Array) -> jax.Array:
+        """(T, experts): sum of the sizes of what `down` of each expert would read."""
+        number, total = self.settings.number, tokens.shape[0]
+        everywhere = dispatch.make_layout(jnp.zeros((total, 1), jnp.int32), number, "dense")
+        rows = dispatch.gather(everywhere, tokens.astype(self.dtype))
+        inner = maps.inner(self.block, self._parameters, everywhere, rows, number * total)
+        return jnp.abs(inner.astype(jnp.float32)).reshape(number, total, -1).sum(-1).T
 
-def _checked_shapes(shapes, sizes):
+    def entering(
+        self, x: jax.Array, mask: jax.Array, capacity: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What enters the matrices of each expert: of `up` and `gate`, and of `down`.
+
+        Args:
+          x: (..., hidden), tokens.
+          mask: (...) booleans, False for those that do not count.
+          capacity: rows of an expert, at least as many as the tokens that any of them gets.
+
+        Returns:
+          (experts, capacity, hidden) and (experts, capacity, width), 0 where a row is empty, and
+          (experts,) int32: rows that are filled.
+        """
+        tokens, number = x.reshape(-1, self.hidden_size), self.settings.number
+        chosen = self.router(tokens, mask.reshape(-1)).experts
+        layout = dispatch.make_layout(chosen, number, "capacity", capacity=capacity)
+        rows = dispatch.gather(layout, tokens.astype(self.dtype))
+        inner = maps.inner(self.block, self._parameters, layout, rows, chosen.size)
+        filled = jnp.arange(capacity, dtype=jnp.int32)[None] < layout.counts[:, None]
+        shaped = (part.reshape(number, capacity, -1) for part in (rows, inner))
+        return *(jnp.where(filled[..., None], part, 0) for part in shaped), layout.counts
+
+
+def _checked_shapes(shapes, sizes, settings):
     for name, shape in shapes.items():
         if name not in sizes:
             raise ValueError(f"shapes has a map {name!r}; the block has {', '.join(sizes)}.")
@@ -173,6 +211,11 @@ def _checked_shapes(shapes, sizes):
                 f"shape of {name!r} is of a matrix {shape.in_features} x {shape.out_features}; the "
                 f"block needs {sizes[name][0]} x {sizes[name][1]}."
             )
+    if alone := [name for name in settings.shared_base if name not in shapes]:
+        raise ValueError(
+            f"experts: shared_base names {alone[0]!r}, which has no shape: beside a common matrix "
+            "experts own chains."
+        )
     return tuple(sorted(shapes.items()))  # hashable, as a static part of a module must be
 
 
@@ -195,20 +238,24 @@ def random_expert_cores(
     return tuple(cores)
 
 
-def _random_map(key, size, shape, settings, use_bias):
+def _random_map(key, size, shape, settings, use_bias, name):
     """(variables of each expert, variables all experts share) of one map."""
     own, common = {}, {}
     variance = 1.0 / size[0]
+    share_central = settings.shares_core(name)
+    if name in settings.shared_base:
+        variance /= 2  # half of it is that of the base
+        common["kernel"] = nnx.Param(normal(jax.random.fold_in(key, 1), size, variance))
     if shape is None:
         kernel = normal(key, (settings.number, *size), variance)
         own["kernel"] = nnx.Param(kernel)
     else:
-        cores = random_expert_cores(key, shape, variance, settings.number, settings.share_central)
+        cores = random_expert_cores(key, shape, variance, settings.number, share_central)
         own["cores"] = {}
         for index, core in enumerate(cores):
             if index != shape.central:
                 own["cores"][str(index)] = AuxiliaryCore(core)
-            elif settings.share_central:
+            elif share_central:
                 common["cores"] = {str(index): CentralCore(core)}
             else:
                 own["cores"][str(index)] = CentralCore(core)

@@ -89,12 +89,19 @@ def run(
 
 def maps(block: Block, parameters, layout: dispatch.Layout, rows: jax.Array, tokens: int, key):
     """down(activation(up(rows))) with each row's expert; `tokens` is how many rows to expect."""
+    y = inner(block, parameters, layout, rows, tokens)
+    return _apply_map(
+        *(block, parameters, layout, tokens, "down"), dropout(y, block.inner_dropout, key)
+    )
+
+
+def inner(block: Block, parameters, layout: dispatch.Layout, rows: jax.Array, tokens: int):
+    """What `down` reads, of each row's expert."""
     apply = functools.partial(_apply_map, block, parameters, layout, tokens)
     activate = ACTIVATIONS[block.activation]
-    inner = apply("up", rows)
+    y = apply("up", rows)
     # Gated: act(gate(x)) * up(x); plain: act(up(x)).
-    inner = activate(apply("gate", rows)) * inner if block.gated else activate(inner)
-    return apply("down", dropout(inner, block.inner_dropout, key))
+    return activate(apply("gate", rows)) * y if block.gated else activate(y)
 
 
 def _apply_map(block, parameters, layout, tokens, name, rows):
@@ -106,18 +113,20 @@ def _apply_map(block, parameters, layout, tokens, name, rows):
         # MPOE: auxiliary cores of each expert around one central core of all.
         cores = {**own["cores"], **shared.get("cores", {})}
         cores = tuple(cores[str(k)] for k in range(shape.num_cores))
-        y = _apply_chains(block.settings, shape, cores, layout, tokens, rows)
+        y = _apply_chains(block.settings, shape, cores, layout, tokens, rows, name)
+    if "kernel" in shared:
+        y = y + rows @ shared["kernel"].astype(rows.dtype)
     if "bias" in own:
         return grouped_matmul.add_bias(layout, y, own["bias"].astype(y.dtype))
     return y + shared["bias"].astype(y.dtype)[None] if "bias" in shared else y
 
 
-def _apply_chains(settings, shape, cores, layout, tokens, rows):
+def _apply_chains(settings, shape, cores, layout, tokens, rows, name):
     plan = mpo.plan_experts(
         shape,
         layout.number,
         tokens,
-        share_central=settings.share_central,
+        share_central=settings.shares_core(name),
         remat=settings.remat,
         structure=None if settings.structure == "auto" else settings.structure,
         one_by_one=grouped_matmul.runs_one_by_one(layout),
