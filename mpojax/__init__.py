@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mpojax.compression import Rule, add_adapters, add_experts, calibrate, compress, merge
     from mpojax.io import load_pretrained as load
     from mpojax.io import save_pretrained as save
+    from mpojax.methods.moefication import moefy
     from mpojax.methods.smile import combine
     from mpojax.models import generate
 
@@ -58,6 +59,7 @@ __all__ = [
     "merge",
     "methods",
     "models",
+    "moefy",
     "mpo",
     "nn",
     "save",
@@ -75,6 +77,7 @@ _VERBS = {
     "generate": ("models", "generate"),
     "load": ("io", "load_pretrained"),
     "merge": ("compression", "merge"),
+    "moefy": ("methods.moefication", "moefy"),
     "save": ("io", "save_pretrained"),
 }
 

@@ -27,6 +27,7 @@ VERBS = {
     "generate": "models.generate",
     "load": "io.load_pretrained",
     "merge": "compression.merge",
+    "moefy": "methods.moefication.moefy",
     "save": "io.save_pretrained",
 }
 FRESH = """

@@ -4,8 +4,10 @@ Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to
 (JMLR 2020).
 """
 
+import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from mpojax.models.config import EncoderDecoderConfig
 from mpojax.models.decoder import LanguageModelOutput, causal_mask, logits_head, logits_of
 from mpojax.models.encoder import self_attention_mask
 from mpojax.models.model import Embeddings, Model, check_ids, check_shape
-from mpojax.models.stack import TransformerStack
+from mpojax.models.stack import Record, TransformerStack
 from mpojax.nn import dropout, split_or_none
 
 
@@ -140,12 +142,10 @@ class EncoderDecoder(SourceEncoder):
         check_ids("decoder_input_ids", decoder_input_ids)
         check_shape("decoder_attention_mask", decoder_attention_mask, decoder_input_ids.shape)
         encoder_key, decoder_key = split_or_none(dropout_key, 2)
-        encoder_output, routing = _encode(self, input_ids, attention_mask, encoder_key)
-        each = _targets_each(input_ids, decoder_input_ids)
-        if each > 1:
-            encoder_output = jnp.repeat(encoder_output, each, axis=0)
-            if attention_mask is not None:
-                attention_mask = jnp.repeat(attention_mask, each, axis=0)
+        encoder_output, routing, _ = _encode(self, input_ids, attention_mask, encoder_key)
+        encoder_output, attention_mask = _for_targets(
+            input_ids, decoder_input_ids, encoder_output, attention_mask
+        )
         output = _decode(
             self,
             decoder_input_ids,
@@ -174,6 +174,20 @@ class EncoderDecoder(SourceEncoder):
         output = self.decode(start, attention_mask, cache)
         return output.logits[:, 0], attention_mask, output.cache
 
+    def recorded(
+        self,
+        record: Record,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None,
+        decoder_input_ids: jax.Array,
+        decoder_attention_mask: jax.Array | None = None,
+    ) -> dict[str, Any]:
+        """{prefix of a stack: what `record` keeps of its layers, leading axis = layer}."""
+        encoded, _, of_encoder = _encode(self, input_ids, attention_mask, None, record)
+        encoded, mask = _for_targets(input_ids, decoder_input_ids, encoded, attention_mask)
+        given = (decoder_input_ids, encoded, mask, decoder_attention_mask, None, None)
+        return {"encoder/": of_encoder, "decoder/": _decode(self, *given, record)}
+
     def decode(
         self, decoder_input_ids: jax.Array, attention_mask: jax.Array | None, cache: Cache
     ) -> LanguageModelOutput:
@@ -194,6 +208,15 @@ class EncoderDecoder(SourceEncoder):
 def _check_source(input_ids, attention_mask):
     check_ids("input_ids", input_ids)
     check_shape("attention_mask", attention_mask, input_ids.shape)
+
+
+def _for_targets(input_ids, decoder_input_ids, encoder_output, mask):
+    """The encoder's output and its mask, a row for each target."""
+    each = _targets_each(input_ids, decoder_input_ids)
+    if each == 1:
+        return encoder_output, mask
+    mask = None if mask is None else jnp.repeat(mask, each, axis=0)
+    return jnp.repeat(encoder_output, each, axis=0), mask
 
 
 def _targets_each(input_ids: jax.Array, decoder_input_ids: jax.Array) -> int:
@@ -218,8 +241,9 @@ def _distances(stack: TransformerStack, x, queries, keys) -> dict:
     return {"bias": stack.relative_bias(queries, keys).astype(x.dtype)}
 
 
-@jax.jit  # So that a call outside of any jit compiles once, not at every call.
-def _encode(model: SourceEncoder, input_ids, attention_mask, dropout_key):
+# Jitted, so that a call outside of any jit compiles once, not at every call.
+@functools.partial(jax.jit, static_argnames="record")
+def _encode(model: SourceEncoder, input_ids, attention_mask, dropout_key, record=None):
     stack, rate = model.towers["encoder"], model.config.dropout
     first_key, layers_key, last_key = split_or_none(dropout_key, 3)
     positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
@@ -229,12 +253,21 @@ def _encode(model: SourceEncoder, input_ids, attention_mask, dropout_key):
         **_distances(stack, x, positions, positions),
         tokens=None if attention_mask is None else attention_mask.astype(bool),
     )
-    output = stack.run(x, context, layers_key)
-    return dropout(output.hidden, rate, last_key), output.routing
+    output = stack.run(x, context, layers_key, record=record)
+    return dropout(output.hidden, rate, last_key), output.routing, output.recorded
 
 
-@jax.jit
-def _decode(model: EncoderDecoder, ids, encoder_output, encoder_mask, tokens, dropout_key, cache):
+@functools.partial(jax.jit, static_argnames="record")
+def _decode(
+    model: EncoderDecoder,
+    ids,
+    encoder_output,
+    encoder_mask,
+    tokens,
+    dropout_key,
+    cache,
+    record=None,
+):
     stack, config = model.towers["decoder"], model.config
     first_key, layers_key, last_key = split_or_none(dropout_key, 3)
     start = jnp.int32(0) if cache is None else cache.position
@@ -250,7 +283,9 @@ def _decode(model: EncoderDecoder, ids, encoder_output, encoder_mask, tokens, dr
         encoder_output=encoder_output,
         encoder_mask=self_attention_mask(encoder_mask),
     )
-    output = stack.run(x, context, layers_key, cache)
+    output = stack.run(x, context, layers_key, cache, record)
+    if record is not None:
+        return output.recorded
     x = dropout(output.hidden, config.dropout, last_key)
     if config.tied and config.scale_logits:
         x = x / jnp.asarray(math.sqrt(config.hidden_size), x.dtype)

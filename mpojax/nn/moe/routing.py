@@ -5,6 +5,8 @@
 | switch_scale | 1       | p, the probability ("Switch Transformers", Fedus et al., JMLR 2022)   |
 | top2         | 2       | the two probabilities, scaled to sum 1; nothing is dropped at random  |
 | topk         | k       | the k probabilities; topk_normalized: scaled to sum 1                 |
+| unweighted   | k       | 1; logits are of x / norm(x) (MoEfication, Zhang et al., ACL 2022)    |
+| oracle       | k       | 1; by the sizes of what is inside the experts, not by logits          |
 | noisy_topk   | k       | softmax over the k largest logits with learned noise (Shazeer et al., |
 |              |         | ICLR 2017)                                                            |
 """
@@ -82,6 +84,11 @@ class Router(nnx.Module):
         The noise kernel of "noisy_topk" starts at zero.
         """
         self.settings = settings
+        width = settings.router_size
+        if width is not None:
+            normal = jax.random.normal(rngs.params(), (hidden_size, width), jnp.float32)
+            self.inner = nnx.Param(normal / math.sqrt(hidden_size))
+            hidden_size = width
         bound, size = 1.0 / math.sqrt(hidden_size), (hidden_size, settings.number)
         draw = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
         self.kernel = nnx.Param(draw(rngs.params(), size, jnp.float32))
@@ -103,6 +110,10 @@ class Router(nnx.Module):
         x = x.astype(jnp.float32)
         if mask is not None:  # what padding holds must not reach a gradient
             x = jnp.where(mask[:, None], x, 0.0)
+        if self.settings.router == "unweighted":
+            x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        if self.settings.router_size is not None:
+            x = jnp.tanh(_linear(x, self.inner[...]))
         logits = _linear(x, self.kernel[...])
         if self.bias is not None:
             logits = logits + self.bias[...][None]
@@ -142,7 +153,9 @@ def route(
         gates = jax.nn.softmax(jnp.sum(one_hot * chosen_by[:, None], -1), -1)
     else:
         gates = jnp.sum(one_hot * probability[:, None], -1)
-        if settings.router == "switch":
+        if settings.router in ("unweighted", "oracle"):
+            gates = jnp.ones_like(gates)
+        elif settings.router == "switch":
             # 1, with the gradient of log p (straight-through)
             gates = gates / jax.lax.stop_gradient(gates)
         elif settings.router in ("top2", "topk_normalized"):
