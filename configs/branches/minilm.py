@@ -9,6 +9,7 @@ r"""all-MiniLM-L6-v2 fine-tuned with larger matrices than are left: sums beside 
     majority_K          K kernels under random weights
     branches            a dense and a block-diagonal branch, with momentum
     gradients           the matrix alone, its gradients multiplied: learns the same
+    search              as branches, but their scales are trained, too, for the other two
 
 `configs/opf/minilm.py` has the chains, with the same steps, batches and rate of AdamW. Rates are
 ours.
@@ -30,6 +31,7 @@ VARIANTS = {
     "majority_5": {"branches": {"kernels": 5}},
     "branches": {"branches": {"form": "branches"}, "optimizer": _SGD},
     "gradients": {"branches": {"form": "gradients"}, "optimizer": _SGD},
+    "search": {"branches": {"form": "search"}, "optimizer": _SGD},
 }
 
 

@@ -52,6 +52,15 @@ def test_gradients_and_branches_leave_the_same_model(config, tmp_path):
     assert wide["train_parameters"] > narrow["train_parameters"] == wide["inference_parameters"]
 
 
+def test_a_search_reports_scales(config, tmp_path):
+    config.update_from_flattened_dict(SGD | {"branches.form": "search"})
+    assert train.run(config, tmp_path) == 0
+    result = result_of(tmp_path)
+    assert len(result["scales"]) == 2
+    assert result["scales"] != [1.0, 1.0]
+    assert "scales found: " in (tmp_path / "summary.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

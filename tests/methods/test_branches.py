@@ -52,7 +52,7 @@ def close(one, other, **more):
         np.testing.assert_allclose(one[name], other[name], err_msg=name, **more)
 
 
-@pytest.mark.parametrize("form", ["branches", "majority"])
+@pytest.mark.parametrize("form", ["branches", "majority", "search"])
 def test_the_start_computes_the_same(model, form):
     settings = branches.BranchSettings(form=form, spread=0.1, **TWO)
     made = branches.expand(model, settings)
@@ -61,7 +61,8 @@ def test_the_start_computes_the_same(model, form):
     own = sum(models.count_parameters(model).values())
     sizes = model.config.matrix_sizes()
     extra = 2 * 2 * sum(i * o for p, (i, o) in sizes.items() if p in _CHOSEN_OF_ONE)
-    assert sum(models.count_parameters(made).values()) == own + extra
+    trained_scales = 3 * 2 * 2 if form == "search" else 0
+    assert sum(models.count_parameters(made).values()) == own + extra + trained_scales
 
 
 _CHOSEN_OF_ONE = ("layers/0/attention/query", "layers/0/feed_forward/up")
@@ -83,6 +84,29 @@ def test_multiplied_gradients_learn_as_branches_do(model):
     plain = trained(model, LOSS)
     path = "layers/0/attention/query/kernel"
     assert np.abs(models.to_arrays(plain)[path] - models.to_arrays(narrow)[path]).max() > 1e-4
+
+
+def test_a_search_trains_scales_by_what_their_branches_do(model):
+    """dL/da_b = <M_b W_b, dL/dW>, and with scales at rest branches learn as under constants."""
+    searched = branches.expand(model, branches.BranchSettings(form="search", **TWO))
+    assert searched.found == pytest.approx(TWO["scales"])
+    loss = branches.expanded_loss(LOSS)
+    after = trained(searched, loss, steps=1)
+    constant = branches.BranchSettings(form="branches", **TWO)
+    plain = trained(branches.expand(model, constant), loss, steps=1)
+    for one, other in zip(after.extras, plain.extras, strict=True):
+        a, b = state_lib.flatten_variables(one), state_lib.flatten_variables(other)
+        for path in a:
+            np.testing.assert_allclose(a[path], b[path], atol=1e-7)
+    # Only the first branch is not zero at the start, so that only its scales move, but for decay.
+    path = next(iter(state_lib.flatten_variables(after.scales[0])))
+    moved, rest = (state_lib.flatten_variables(after.scales[k])[path] for k in (0, 1))
+    np.testing.assert_allclose(rest, 1.5 * (1 - 0.1 * 0.1), rtol=1e-5)
+    gradient = state_lib.flatten_variables(after.model)[path]
+    before = state_lib.flatten_variables(searched.model)[path]
+    slope = (0.99 * before - gradient) / (0.1 * 0.8)  # dL/dW from the step of the first branch
+    expected = 0.99 * 0.8 - 0.1 * np.sum(before * slope, axis=(-2, -1), keepdims=True)
+    np.testing.assert_allclose(moved, expected, rtol=1e-4)
 
 
 def test_multiplied_steps_of_adam_are_those_of_branches(model):

@@ -15,7 +15,7 @@ from mpojax.training import objectives
 from mpojax.training import state as state_lib
 from mpojax.training.optimizer import Optimizer
 
-FORMS = ("majority", "branches", "gradients")
+FORMS = ("majority", "branches", "gradients", "search")
 # Of the weights of kernels among all that is drawn from the key of a step.
 _STREAM = 0x6B65726E
 
@@ -26,7 +26,8 @@ class BranchSettings:
 
     Attributes:
       form: "majority": kernels under random weights; "branches": under constant ones; "gradients":
-        no branches, but the multiplied gradients by which a matrix learns as their sum does.
+        no branches, but the multiplied gradients by which a matrix learns as their sum does;
+        "search": branches whose scales are trained, from `scales`, to be given to these two.
       kernels: of "majority", of every matrix.
       spread: of "majority": standard deviation of a kernel around its matrix at the start, relative
         to that of the matrix; the mean of all is the matrix.
@@ -90,11 +91,19 @@ class Expanded(nnx.Module):
     Attributes:
       model: its chosen matrices are the first summands.
       extras: the others: for each a tree of variables like those of the model.
+      scales: of "search": for each summand a tree of its scales, (..., 1, 1); else empty.
     """
 
-    def __init__(self, model: models.Model, settings: BranchSettings, extras: list[Mapping]):
+    def __init__(
+        self,
+        model: models.Model,
+        settings: BranchSettings,
+        extras: list[Mapping],
+        scales: list[Mapping] = (),
+    ):
         self.model, self.settings = model, settings
         self.extras = nnx.List([_tree(extra) for extra in extras])
+        self.scales = nnx.List([_tree(scale) for scale in scales])
 
     @property
     def config(self):
@@ -103,6 +112,12 @@ class Expanded(nnx.Module):
     @property
     def shapes(self):
         return self.model.shapes
+
+    @property
+    def found(self) -> list[float]:
+        """Mean size of the scales of every summand over all matrices; empty unless "search"."""
+        trees = [state_lib.flatten_variables(scale).values() for scale in self.scales]
+        return [float(np.mean([np.mean(np.abs(v)) for v in tree])) for tree in trees]
 
     def __call__(self, *args, **more):
         return combined(self)(*args, **more)
@@ -134,11 +149,15 @@ def expand(model: models.Model, settings: BranchSettings, seed: int = 0) -> Expa
         firsts[path], *others = _starts(matrix, settings, rng)
         for extra, other in zip(extras, others, strict=True):
             extra[path] = jnp.asarray(other)
-    return Expanded(_with_variables(model, firsts), settings, extras)
+    scales = []
+    if settings.form == "search":
+        shapes = {path: (*matrix.shape[:-2], 1, 1) for path, matrix in firsts.items()}
+        scales = [{p: jnp.full(s, a) for p, s in shapes.items()} for a in settings.scales]
+    return Expanded(_with_variables(model, firsts), settings, extras, scales)
 
 
 def _starts(matrix: np.ndarray, settings: BranchSettings, rng) -> list[np.ndarray]:
-    if settings.form == "branches":
+    if settings.form != "majority":
         zeros = [np.zeros_like(matrix) for _ in settings.scales[1:]]
         return [matrix / np.float32(settings.scales[0]), *zeros]
     noise = rng.standard_normal((settings.kernels, *matrix.shape), np.float32)
@@ -181,12 +200,16 @@ def combined(expanded: Expanded, key: jax.Array | None = None) -> models.Model:
       key: of the weights of "majority".
     """
     settings = expanded.settings
-    extras = [state_lib.flatten_variables(extra) for extra in expanded.extras]
+    extras, scales = (
+        [state_lib.flatten_variables(tree) for tree in trees]
+        for trees in (expanded.extras, expanded.scales)
+    )
     flat, sums = state_lib.flatten_variables(expanded.model), {}
     for number, path in enumerate(extras[0] if extras else ()):
         own = None if key is None else jax.random.fold_in(key, number)
         parts = [flat[path], *(extra[path] for extra in extras)]
-        weights = settings.weights(flat[path].shape, own)
+        learnt = [scale[path] for scale in scales]
+        weights = learnt or settings.weights(flat[path].shape, own)
         sums[path] = sum(
             weight * part if mask is None else weight * (mask * part)
             for weight, part, mask in zip(

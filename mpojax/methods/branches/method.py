@@ -69,7 +69,10 @@ class Branches(protocol.Method):
             "fit": result.summary(),
             "train_parameters": sum(models.count_parameters(learnt).values()),
             "unmerged_metrics": setup.evaluate(learnt, setup.dev),
+            "scales": list(own.scales) if own.form != "majority" else None,
         }
+        if own.form == "search":
+            extra["scales"] = learnt.found
         plain = branches.combined(learnt) if is_expanded else learnt
         made = setup.finished(plain, trainable, extra)
         return dataclasses.replace(made, stop_requested=result.stop_requested is not None)
@@ -78,7 +81,11 @@ class Branches(protocol.Method):
         return {"form": self.settings.form, "number": self.settings.count}
 
     def summary(self, result: Mapping[str, Any]) -> list[str]:
-        return [
+        lines = [
             f"  {result['form']}: {result['train_parameters']:,} parameters trained, "
             f"{result['inference_parameters']:,} left after merging"
         ]
+        if result["form"] == "search":
+            scales = ", ".join(f"{scale:.4f}" for scale in result["scales"])
+            lines.append(f"  scales found: {scales}; give them as config.branches.scales")
+        return lines
