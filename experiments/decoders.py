@@ -105,7 +105,7 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
     names = names or default(stored)
     settings = config.calibration
     checks.check_value("config.calibration.order", settings.order, checks.one_of(*_ORDERS))
-    ids = _tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
+    ids = read_tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
     evaluation.check_vocabulary(stored, ids, f"config.calibration.texts={settings.texts!r}")
     length = min(settings.length, stored.config.max_positions)
     windows = len(ids) // length
@@ -118,7 +118,7 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
         logging.warning("calibration: %d windows of text instead of %d", windows, settings.windows)
     rows = ids[: windows * length].reshape(windows, length)
     measured = config.evaluation
-    test = _tokens(measured.texts, measured.split, measured.data_dir, tokenizer)
+    test = read_tokens(measured.texts, measured.split, measured.data_dir, tokenizer)
     window = min(measured.window, stored.config.max_positions)
     if len(test) < window:
         raise ValueError(
@@ -186,7 +186,8 @@ def budgets_of(config) -> tuple[float, ...]:
     return tuple(config.budgets) or ((config.budget,) if config.budget is not None else ())
 
 
-def _tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
+def read_tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
+    """Token ids of the texts that a name stands for, see `data.load_documents`."""
     documents = data.load_documents(name, split, data_dir or None)
     return data.TokenStream.from_documents(documents, tokenizer, name).tokens
 

@@ -118,12 +118,13 @@ def moefy(
     return models.from_arrays(config, {}, arrays)
 
 
-def with_share(model: models.Model, share: float) -> models.Model:
+def with_share(model: models.Model, share: float, *, truth: bool = False) -> models.Model:
     """A moefied model whose tokens use another share of the experts.
 
     Args:
       model: what `moefy` gave, also compressed.
       share: above 0, at most 1; one expert at least.
+      truth: the most active experts are used instead of those that the router says.
 
     Raises:
       ValueError: blocks that were not moefied.
@@ -134,7 +135,11 @@ def with_share(model: models.Model, share: float) -> models.Model:
         p for p, s in known.items() if s is None or s.router not in ("unweighted", "oracle")
     ]:
         raise ValueError(f"{bad[0]} was not split by moefy: its experts are no shares of a block.")
-    changed = {p: dataclasses.replace(s, k=_number(share, s.number)) for p, s in known.items()}
+    routers_of = {path: "oracle" if truth else s.router for path, s in known.items()}
+    changed = {
+        path: dataclasses.replace(s, k=_number(share, s.number), router=routers_of[path])
+        for path, s in known.items()
+    }
     arrays = dict(models.to_arrays(model))
     for path, settings in changed.items():
         if (bias := f"{path}/down/bias") in arrays:
