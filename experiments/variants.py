@@ -67,7 +67,9 @@ class Variant:
 
     @property
     def rules(self) -> list[tuple[str, dict]]:
-        """Compression rules as `compression.compress` takes them."""
+        """Compression rules as `compression.compress` takes them; a method is for layers alone."""
+        if self.method and tuple(self.matrices) == ("all",):
+            return [("layers", {})]
         return [(pattern, dict(self.settings or {})) for pattern in self.matrices]
 
     @property
