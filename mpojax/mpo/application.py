@@ -58,7 +58,8 @@ def apply(
     if tokens == 0:
         return jnp.zeros((*x.shape[:-1], shape.out_features), x.dtype)
     if not isinstance(plan, Plan):
-        plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan)
+        dtypes = {"dtype": x.dtype.name, "core_dtype": cores[0].dtype.name}
+        plan = planning.plan(shape, tokens=tokens, training=training, strategy=plan, **dtypes)
     # Strategy, variant and shape are static: each combination is a program of its own.
     chosen = plan.strategy, plan.chosen.variant, shape, cores
     # (x A) B keeps x and x A for the backward pass: automatic differentiation is as lean. The order

@@ -11,12 +11,16 @@
 
 The number of multiply-adds alone misleads: a path with the fewest trades one compute-bound product
 for intermediates many times larger than the activations. So an operation costs
-max(FLOPs / peak, bytes / bandwidth) + transposed bytes / transpose bandwidth + a constant.
+max(FLOPs / peak, bytes / bandwidth) + transposed bytes / transpose bandwidth + a constant. Bytes
+follow from the dtypes of activations and cores, and on TPUs from their tiles: a minor axis of 4
+entries takes 128 lanes there.
 """
 
 import dataclasses
 import functools
 import math
+
+import jax.numpy as jnp
 
 from mpojax import checks, devices
 from mpojax.mpo import contract
@@ -42,10 +46,12 @@ class Machine:
     Attributes:
       flops: floating-point operations per second of a large matmul.
       bandwidth: bytes per second read or written by a fused operation.
-      transpose_bandwidth: bytes per second of a transpose in memory.
+      transpose_bandwidth: bytes per second of a transpose in memory, each counted once.
       overhead: seconds for each operation, however small.
       cache: bytes above which a transposed intermediate costs `spill` times as much.
       spill: that factor.
+      lanes: entries to which the two axes of products and the minor one of all arrays are padded.
+      itemsize: bytes that a number counts, whatever its dtype; None: those of its dtype.
     """
 
     flops: float
@@ -54,26 +60,32 @@ class Machine:
     overhead: float
     cache: float = math.inf
     spill: float = 1.0
+    lanes: int = 1
+    itemsize: int | None = None
 
 
-# Of a chip: its data sheet. Sizes are counted in float32, 16-bit activations move half of that.
-# Transposes of TPUs: as the compiler estimates those of a 768 x 3072 matrix in bfloat16 (46 us on
-# v5e), in proportion to the memory's bandwidth elsewhere.
+# Part of the peak that products reach. TPUs: as the compiler estimates a 768 x 3072 matrix at 4,096
+# tokens (`tools.benchmarks.tpu_kernels`); others: what large products of libraries reach.
+_REACHED = {"v5e": 0.88, "v6e": 0.55}
+# Of a chip: its data sheet (`devices.CHIPS`). Transposes of TPUs: as the compiler estimates those
+# of a 768 x 3072 matrix (46 us in float32 on v5e), in proportion to the bandwidth of the memory; of
+# GPUs: read once, written once.
 _OF_CHIPS = {
     name: Machine(
-        0.9 * chip.flops,
-        2 * chip.hbm_bandwidth,
-        chip.hbm_bandwidth / (4 if chip.platform == "tpu" else 1),
-        overhead=2e-6 if chip.platform == "tpu" else 4e-6,
+        _REACHED.get(name, 0.9) * chip.flops,
+        chip.hbm_bandwidth,
+        chip.hbm_bandwidth / (4 if chip.platform == "tpu" else 2),
+        overhead=5e-7 if chip.platform == "tpu" else 4e-6,
+        lanes=128 if chip.platform == "tpu" else 1,
     )
     for name, chip in devices.CHIPS.items()
 }
-# CPU: fitted to two cores of a server processor, float32. "gpu" and "tpu", for parts without a data
-# sheet here: those of current parts.
+# CPU: fitted to two cores of a server processor, float32, in which XLA computes 16 bits there, too.
+# "gpu" and "tpu", for parts without a data sheet here: those of current parts.
 MACHINES = {
-    "cpu": Machine(160e9, 40e9, 4e9, overhead=4e-6, cache=4e6, spill=3.0),
-    "gpu": Machine(60e12, 3e12, 1.5e12, overhead=4e-6),
-    "tpu": Machine(60e12, 1e12, 0.4e12, overhead=2e-6),
+    "cpu": Machine(160e9, 40e9, 4e9, overhead=4e-6, cache=4e6, spill=3.0, itemsize=4),
+    "gpu": Machine(60e12, 3e12, 1.5e12, overhead=4e-6, itemsize=4),
+    "tpu": Machine(60e12, 1e12, 0.4e12, overhead=2e-6, lanes=128, itemsize=4),
     **_OF_CHIPS,
 }
 
@@ -153,6 +165,8 @@ def plan(
     prepared: bool = False,
     strategy: str | None = None,
     machine: Machine | str | None = None,
+    dtype: str = "float32",
+    core_dtype: str = "float32",
 ) -> Plan:
     """Chooses how to compute x @ W for W in MPO form; a pure function of static values.
 
@@ -163,6 +177,7 @@ def plan(
       prepared: merging is paid beforehand by `prepare` and not counted; excludes `training`.
       strategy: use this one whatever it costs.
       machine: roofline constants, or the name of a preset; default: that of the devices in use.
+      dtype, core_dtype: of activations, in which products run, and of cores, in which these merge.
 
     Raises:
       ValueError: unknown strategy or machine, tokens below 1, or training with prepared.
@@ -178,7 +193,8 @@ def plan(
     checks.check({"tokens": tokens, "strategy": strategy}, _ARGUMENTS)
     if training and prepared:
         raise ValueError("a prepared plan is for inference: pass training=False.")
-    return _plan(shape, tokens, training, prepared, strategy, machine_of(machine))
+    sizes = (jnp.dtype(dtype).itemsize, jnp.dtype(core_dtype).itemsize)
+    return _plan(shape, tokens, training, prepared, strategy, machine_of(machine), sizes)
 
 
 def machine_of(machine: Machine | str | None) -> Machine:
@@ -195,11 +211,11 @@ def machine_of(machine: Machine | str | None) -> Machine:
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(shape, tokens, training, prepared, strategy, machine):
+def _plan(shape, tokens, training, prepared, strategy, machine, sizes):
     costs = []
     for name in _strategies(shape):
         variants = [
-            _cost(shape, tokens, training, prepared, name, v, machine)
+            _cost(shape, tokens, training, prepared, name, v, Ledger(machine, *sizes))
             for v in _variants(name, shape)
         ]
         if variants:
@@ -230,44 +246,55 @@ def _variants(strategy, shape):
 
 
 class Ledger:
-    """Adds up operations in float32: FLOPs, bytes and seconds on a machine."""
+    """Adds up operations: FLOPs, bytes and seconds on a machine.
 
-    def __init__(self, machine):
+    Args:
+      machine: its constants.
+      of_x, of_cores: bytes of a number of activations, and of one of cores.
+    """
+
+    def __init__(self, machine: Machine, of_x: int = 4, of_cores: int = 4):
         self.machine, self.seconds = machine, 0.0
+        self.saved_size = of_x
+        self._sizes = (machine.itemsize or of_x, machine.itemsize or of_cores)
         self.flops = self.bytes = self.transposed = self.operations = 0
 
-    def matmul(self, rows, inner, columns, times=1):
-        flops = 2 * rows * inner * columns
-        moved = 4 * (rows * inner + inner * columns + rows * columns)
-        # Narrow products leave vector units idle.
-        speed = self.machine.flops * min(1.0, min(rows, columns, inner) / _NARROW)
+    def matmul(self, rows, inner, columns, times=1, cores=False):
+        lanes, size = self.machine.lanes, self._sizes[cores]
+        wide_inner, wide_columns = (-(-n // lanes) * lanes for n in (inner, columns))
+        moved = size * (rows * wide_inner + inner * wide_columns + rows * wide_columns)
+        # Narrow products leave vector units idle; of lanes, whole ones are paid for.
+        idle = 1.0 if lanes > 1 else min(1.0, min(rows, columns, inner) / _NARROW)
+        work = 2 * rows * wide_inner * wide_columns
         # roofline: bound by arithmetic or by memory, whichever takes longer
-        seconds = max(flops / speed, moved / self.machine.bandwidth) + self.machine.overhead
-        self.seconds += times * seconds
-        self.flops += times * flops
+        slower = max(work / (self.machine.flops * idle), moved / self.machine.bandwidth)
+        self.seconds += times * (slower + self.machine.overhead)
+        self.flops += times * 2 * rows * inner * columns
         self.bytes += times * moved
         self.operations += times
 
-    def transpose(self, size, times=1, intermediate=False):
-        machine = self.machine
-        spill = machine.spill if intermediate and 4 * size > machine.cache else 1.0
-        self.transposed += times * 4 * size
-        self.bytes += times * 8 * size
+    def transpose(self, size, times=1, intermediate=False, cores=False, minor=None):
+        """`size` numbers; `minor`: entries of their widest axis, which compilers make the minor."""
+        machine, lanes = self.machine, self.machine.lanes
+        minor = minor or lanes
+        moved = self._sizes[cores] * (size // minor) * (-(-minor // lanes) * lanes)
+        spill = machine.spill if intermediate and moved > machine.cache else 1.0
+        self.transposed += times * moved
+        self.bytes += times * 2 * moved
         self.operations += times
-        self.seconds += times * (4 * size * spill / machine.transpose_bandwidth + machine.overhead)
+        self.seconds += times * (moved * spill / machine.transpose_bandwidth + machine.overhead)
 
 
 _NARROW = 8
 
 
-def _cost(shape, tokens, training, prepared, strategy, variant, machine):
-    ledger = Ledger(machine)
-    saved = 4 * tokens * shape.in_features if training else 0
+def _cost(shape, tokens, training, prepared, strategy, variant, ledger):
+    saved = tokens * shape.in_features
     if strategy == "rebuild":
         _rebuild_cost(ledger, shape, tokens, training, prepared)
     elif strategy in MATMULS:
         _matmuls_cost(ledger, shape, tokens, training)
-        saved += 4 * tokens * shape.bonds[0] if training else 0
+        saved += tokens * shape.bonds[0]
     else:
         _contraction_cost(ledger, shape, tokens, training, prepared, strategy, variant)
     return Cost(
@@ -277,7 +304,7 @@ def _cost(shape, tokens, training, prepared, strategy, variant, machine):
         ledger.bytes,
         ledger.transposed,
         ledger.operations,
-        saved,
+        ledger.saved_size * saved if training else 0,
         ledger.seconds,
     )
 
@@ -287,7 +314,18 @@ def _rebuild_cost(ledger, shape, tokens, training, prepared):
     ledger.matmul(tokens, rows, columns, times=3 if training else 1)
     if prepared:
         return
-    _merge_cost(ledger, contract.rebuild_steps(shape), training)
+    groups = contract.group_shapes(shape)
+    if ledger.machine.lanes == 1 or len(groups) < 3:
+        _merge_cost(ledger, contract.rebuild_steps(shape), training)
+        return
+    # As `contract.to_matrix` on TPUs: C R with wide minor columns, then L times it.
+    _merge_cost(ledger, contract.side_merge_steps(shape), training)
+    (_, i, j, p), (_, k, m, q), (_, a, b, _) = groups
+    products, moves = (4, 3) if training else (1, 1)
+    ledger.matmul(p * k * m, q, a * b, times=products, cores=True)
+    ledger.transpose(p * k * a * m * b, times=moves, cores=True, minor=m * b)
+    ledger.matmul(i * j, p, k * a * m * b, times=products, cores=True)
+    ledger.transpose(rows * columns, times=moves, minor=m * b)  # written for the product
 
 
 def _matmuls_cost(ledger, shape, tokens, training):
@@ -303,8 +341,11 @@ def _merge_cost(ledger, steps, training):
     """Merging pairs of cores; in training twice (none is kept), and two products to pull back."""
     rebuilds = 2 if training else 1
     for (p, i, j, q), (_, k, m, r) in steps:
-        ledger.matmul(p * i * j, q, k * m * r, times=rebuilds + (2 if training else 0))
-        ledger.transpose(p * i * j * k * m * r, times=rebuilds + (1 if training else 0))
+        times = rebuilds + (2 if training else 0), rebuilds + (1 if training else 0)
+        ledger.matmul(p * i * j, q, k * m * r, times=times[0], cores=True)
+        ledger.transpose(
+            p * i * j * k * m * r, times=times[1], cores=True, minor=max(p, i * k, j * m, r)
+        )
 
 
 def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, variant):
@@ -315,7 +356,7 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
         if not prepared:
             _merge_cost(ledger, contract.side_merge_steps(shape, cut), training)
             for group in groups:
-                ledger.transpose(math.prod(group))
+                ledger.transpose(math.prod(group), cores=True, minor=max(group))
     elif strategy == "three_groups":
         left_to_right = variant[1]
         groups = contract.group_shapes(shape)
@@ -333,9 +374,10 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
         # One token through two groups needs no transpose; otherwise every step moves its state,
         # and in a longer chain what it starts from as well.
         if strategy != "two_groups" or tokens > 1:
+            times, minor = 3 if training else 1, max(tokens, done, todo)
             state = tokens * done * todo * j * after
-            ledger.transpose(state, times=3 if training else 1, intermediate=True)
+            ledger.transpose(state, times=times, intermediate=True, minor=minor)
             if strategy != "two_groups" and before > 1:
                 state = tokens * done * todo * i * before
-                ledger.transpose(state, times=3 if training else 1, intermediate=True)
+                ledger.transpose(state, times=times, intermediate=True, minor=minor)
         done *= j

@@ -8,159 +8,65 @@ the page docs/benchmarks/tpu.md from all that are there. Models are abstract: no
 """
 
 import argparse
-import dataclasses
 import datetime
 import json
 import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from configs.mpop import bert
-from experiments.tables import training_cost
-from mpojax import compression, devices, files, models, tables, training
-from mpojax.methods import mpobert, mpoe, mpop
-from mpojax.training import objectives
+from mpojax import devices, files, tables, training
+from mpojax.methods import mpop
 from mpojax.training.aot import topology
 from mpojax.training.aot.estimate import DoesNotFitError
-from mpojax.training.tasks import pretraining
+from tools.benchmarks.workloads import WORKLOADS, Workload
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/benchmarks/tpu.md"
 CHIPS = ("v5e", "v5p", "v6e")
 # Chips of the scaling table, and the models in it.
 SCALING = {"v5e": ("2x4", "4x8", "8x16", "16x16")}
 SCALED = ("MPOBERT48", "MPOE-8 T5-large")
-# Headers of the two tables.
+# Runs beside what they are compared with, on the smallest slice that holds both.
+PAIRS = (
+    ("MPOBERT48", "48 layers, nothing shared"),
+    ("MPOE-8 GPT-2", "Switch-8 GPT-2"),
+    ("MPOE-8 T5-base", "Switch-8 T5-base"),
+    ("MPOP BERT, lightweight", "BERT dense, all trained"),
+    ("MPOP BERT, lightweight", "MPOP BERT, all trained"),
+    ("OPDF, BERT's student in chains", "BERT's student, dense"),
+    ("PET search, BERT's super-set", "BERT dense, all trained"),
+)
+# Headers of the tables.
 NEEDS = (
     *("run", "slice", "GiB a chip", "step, ms", "MFU", "interconnect"),
     "chip-hours of the run",
 )
+BESIDE = ("run", "beside", "slice", "GiB a chip", "step, ms", "over")
 MORE = ("run", "slice", "chips", "GiB a chip", "step, ms", "interconnect", "tokens/s a chip")
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """A row of a table, or what it is compared with.
-
-    Attributes:
-      model: () -> (settings, shapes).
-      batch: {name: shape} of the global batch.
-      loss: of a step.
-      steps: of the run.
-      optimizer: its name.
-      trainable: see `mpop.trainable_filter`.
-      axes: most chips of a mesh axis; the others are on `data`.
-    """
-
-    model: Callable[[], tuple[models.Config, Mapping]]
-    batch: Mapping[str, tuple[int, ...]]
-    loss: Any
-    steps: int
-    optimizer: str = "adamw"
-    trainable: str = "all"
-    axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Tokens of a text."""
-        return self.batch["input_ids"][1]
-
-
-def _pretrained(name: str, **changes) -> Workload:
-    """MPOBERT's recipe: 10,000 steps of 4,096 rows of 128 tokens, 20 of them masked."""
-    rows, length, masked = 4096, 128, 20
-    names = ("mlm_positions", "mlm_labels", "mlm_weights")
-    orders = ("sop_positions", "sop_labels", "sop_weights")
-    batch = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (rows, length))
-    batch |= dict.fromkeys(names, (rows, masked)) | dict.fromkeys(orders, (rows, 1))
-
-    def model():
-        config, shapes = mpobert.variant(name, vocab_size=30000, dtype="bfloat16", remat=True)
-        return dataclasses.replace(config, **changes), {} if changes else shapes
-
-    return Workload(model, batch, pretraining.pretraining_loss, 10_000, "lamb", axes={"fsdp": 8})
-
-
-def _classifier(variant: str) -> Workload:
-    """BERT-base on SST-2, as MPOP tunes it: 3 epochs of 67,349 texts."""
-    config = bert.get_config(f"{variant},sst2")
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    batch = dict.fromkeys(names, (config.batch_size, config.max_length))
-    batch |= {"labels": (config.batch_size,)}
-    rules = [(pattern, dict(fields)) for pattern, fields in config.rules]
-
-    def model():
-        settings = dataclasses.replace(
-            models.PRESETS[config.architecture], num_labels=2, dtype="bfloat16"
-        )
-        return settings, compression.planned_shapes(settings, rules) if rules else {}
-
-    loss = objectives.classification_loss
-    return Workload(model, batch, loss, config.steps, trainable=config.trainable)
-
-
-def _language(preset: str, variant: str, rows: int, length: int, steps: int) -> Workload:
-    """A decoder or an encoder-decoder with experts; all of them on an axis of the mesh."""
-    names = ["input_ids", "targets", "target_weights"]
-    names += ["decoder_input_ids"] if preset.startswith("t5") else []
-
-    def model():
-        settings, shapes = mpoe.planned(preset, variant)
-        return dataclasses.replace(settings, dtype="bfloat16", remat=True), shapes
-
-    batch = dict.fromkeys(names, (rows, length))
-    axes = {} if variant == "dense" else {"expert": 8}
-    return Workload(model, batch, training.language_model_loss(), steps, axes=axes)
-
-
-WORKLOADS: dict[str, Workload] = {
-    "MPOBERT12": _pretrained("mpobert12"),
-    "MPOBERT24": _pretrained("mpobert24"),
-    "MPOBERT48": _pretrained("mpobert48"),
-    "MPOBERT48+": _pretrained("mpobert48plus"),
-    "48 layers, nothing shared": _pretrained("mpobert48", layer_groups=None),
-    "MPOP BERT, lightweight": _classifier("full_lfa"),
-    "MPOP BERT, all trained": _classifier("full"),
-    "BERT dense, all trained": _classifier("dense"),
-    "MPOE-8 GPT-2": _language("gpt2", "mpoe8", 64, 1024, 10_000),
-    "Switch-8 GPT-2": _language("gpt2", "switch8", 64, 1024, 10_000),
-    "MPOE-8 T5-base": _language("t5-base", "mpoe8", 256, 128, 10_000),
-    "MPOE-8 T5-large": _language("t5-large", "mpoe8", 512, 512, 10_000),
-}
 
 
 def measure(name: str, slice_name: str) -> dict[str, Any]:
     """The step of a workload on a slice: `training.Report.summary`, or how much does not fit."""
     work = WORKLOADS[name]
-    config, shapes = work.model()
     chips = topology.describe(slice_name)
     axes = {axis: min(most, len(chips)) for axis, most in work.axes.items()}
-    model, trainable = mpop.with_trainable(mpop.abstract(config, shapes), work.trainable)
-    optimizer = training.make_optimizer({"name": work.optimizer}, training.roles(model), work.steps)
-    rows = work.batch["input_ids"][0]
-    batch = {n: jax.ShapeDtypeStruct(shape, _dtype(n)) for n, shape in work.batch.items()}
-    target = work.batch.get("decoder_input_ids", (0, 0))[1]
-    flops = 3 * rows * training_cost.forward_flops(config, work.length, target)
+    model, trainable = mpop.with_trainable(mpop.abstract(*work.model()), work.trainable)
+    optimizer = work.make_optimizer(model)
     with devices.described(chips):
         report = training.dry_run(
             training.abstract_state(model, trainable, optimizer),
             work.loss,
-            batch,
+            work.abstract_batch(),
             optimizer=optimizer,
             mesh=training.make_mesh(axes),
             rules=training.model_rules(model),
-            model_flops=flops,
+            model_flops=work.flops(),
         )
     return report.summary()
-
-
-def _dtype(name: str):
-    return jnp.float32 if name.endswith("weights") else jnp.int32
 
 
 def cells() -> Iterator[tuple[str, str]]:
@@ -220,14 +126,30 @@ def page(folder: pathlib.Path) -> str:
         for chip, sizes in SCALING.items()
         for size in sizes
     ]
+    beside = [_beside(folder, *pair, chip) for pair in PAIRS for chip in CHIPS]
     return (
         f"{head}\n## The smallest slice that holds it\n\n{_table(NEEDS, needs)}\n\n"
+        f"## Side by side\n\n{_table(BESIDE, filter(None, beside))}\n\n"
         f"## More chips\n\n{_table(MORE, scaled)}\n"
     )
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return tables.markdown(headers, rows, left=len(headers))
+def _beside(folder: pathlib.Path, name: str, other: str, chip: str) -> list[str] | None:
+    """A run and its peer on the smallest slice where both are known; None: there is none yet."""
+    for size in topology.SLICES[chip]:
+        found = [_found(folder, each, f"{chip}:{size}") for each in (name, other)]
+        if all(each and "estimate" in each for each in found):
+            one, two = (each["estimate"] for each in found)
+            memory = [f"{each['peak_bytes'] / 2**30:.2f}" for each in (one, two)]
+            times = [f"{1e3 * each['seconds']:,.1f}" for each in (one, two)]
+            ratio = f"{one['seconds'] / two['seconds']:.2f}"
+            pairs = (" / ".join(memory), " / ".join(times))
+            return [name, other, f"{chip}:{size}", *pairs, ratio]
+    return None
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return tables.markdown(headers, list(rows), left=len(headers))
 
 
 _HEAD = """# TPUs: what runs need
@@ -239,10 +161,11 @@ operations of the compiled program (`mpojax.training.aot.estimate`), exchanges n
 "not run": not compiled yet (a step of a large model takes minutes); "or smaller": smaller slices
 were not compiled yet.
 
-MPOBERT: 4,096 rows of 128 tokens, 10,000 steps, LAMB, remat, up to 8 chips on `fsdp`. MPOP:
-BERT-base on SST-2, 32 rows of 128. MPOE: 64 rows of 1,024 tokens for GPT-2, 256 of 128 for
-T5-base, 512 of 512 for T5-large, 10,000 steps, experts over up to 8 chips. All in bfloat16 with
-float32 parameters.
+MPOBERT: 4,096 rows of 128 tokens, 10,000 steps, LAMB, remat, up to 8 chips on `fsdp`. MPOP, OPDF
+and PET search: BERT-base on SST-2, 32 rows of 128; of OPDF the student's own layers, of a search
+the super-set of adapters before anything is dropped. MPOE: 64 rows of 1,024 tokens for GPT-2, 256
+of 128 for T5-base, 512 of 512 for T5-large, 10,000 steps, experts over up to 8 chips. All in
+bfloat16 with float32 parameters.
 
 The same for any config: `python -m experiments.train --config=... --dry_run --topology=v5e:4x8`.
 """

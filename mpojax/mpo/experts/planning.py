@@ -13,6 +13,8 @@ Costs are those of `mpojax.mpo.planning`, with the same constants of machines.
 import dataclasses
 import functools
 
+import jax.numpy as jnp
+
 from mpojax import checks
 from mpojax.mpo import contract, planning
 from mpojax.mpo.experts.kernels import ORDERS, group_factors, left_product_first
@@ -62,6 +64,7 @@ def plan_experts(
     structure: str | None = None,
     one_by_one: bool = False,
     machine: Machine | str | None = None,
+    dtype: str = "float32",
 ) -> ExpertPlan:
     """Chooses how tokens meet the matrices of their experts; a pure function of static values.
 
@@ -75,6 +78,7 @@ def plan_experts(
       structure: consider "rebuild" alone, or "shared_core": all that rebuilds no matrix.
       one_by_one: consider what takes one expert after the other, too.
       machine: roofline constants, or the name of a preset; default: that of the devices in use.
+      dtype: of the tokens.
 
     Raises:
       ValueError: experts or tokens below 1, one core, an unknown structure or machine.
@@ -85,14 +89,25 @@ def plan_experts(
         raise ValueError(f"experts need at least two cores, got factor lists {shape.in_factors}.")
     machine = planning.machine_of(machine)
     options = (training, share_central, remat, structure, one_by_one)
-    return _plan(shape, experts, tokens, *options, machine)
+    return _plan(shape, experts, tokens, *options, machine, dtype)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(shape, experts, tokens, training, share_central, remat, structure, one_by_one, machine):
-    costs = []
+def _plan(
+    shape,
+    experts,
+    tokens,
+    training,
+    share_central,
+    remat,
+    structure,
+    one_by_one,
+    machine,
+    dtype,
+):
+    costs, size = [], jnp.dtype(dtype).itemsize
     for name in ("rebuild", *ORDERS):
-        ledger = Ledger(machine)
+        ledger = Ledger(machine, size, size)
         if name == "rebuild":
             rows, columns = shape.padded_in_features, shape.padded_out_features
             _of_experts(ledger, experts, tokens, rows, columns, times=3 if training else 1)
@@ -101,18 +116,20 @@ def _plan(shape, experts, tokens, training, share_central, remat, structure, one
         else:
             kept = _shared_cost(ledger, shape, experts, tokens, training, share_central, name)
         totals = (ledger.flops, ledger.bytes, ledger.transposed, ledger.operations)
-        costs.append(Cost(name, (), *totals, 4 * kept if training else 0, ledger.seconds))
+        costs.append(Cost(name, (), *totals, size * kept if training else 0, ledger.seconds))
     if one_by_one:
-        costs += _one_by_one(shape, experts, tokens, training, machine)
+        costs += _one_by_one(shape, experts, tokens, training, machine, dtype)
     allowed = {None: costs, "rebuild": costs[:1], "shared_core": costs[1:]}[structure]
     chosen = min(allowed, key=lambda cost: cost.seconds)
     return ExpertPlan(shape, experts, tokens, training, chosen, tuple(costs))
 
 
-def _one_by_one(shape, experts, tokens, training, machine):
+def _one_by_one(shape, experts, tokens, training, machine, dtype):
     """Costs of contracting each expert's chain for its tokens: so many times those of one."""
     each = -(-tokens // experts)
-    of_one = planning.plan(shape, tokens=each, training=training, machine=machine)
+    of_one = planning.plan(
+        shape, tokens=each, training=training, machine=machine, dtype=dtype, core_dtype=dtype
+    )
     sums = ("flops", "bytes", "transposed", "operations", "saved", "seconds")
     return [
         dataclasses.replace(cost, **{name: experts * getattr(cost, name) for name in sums})

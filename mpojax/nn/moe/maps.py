@@ -130,5 +130,6 @@ def _apply_chains(settings, shape, cores, layout, tokens, rows, name):
         remat=settings.remat,
         structure=None if settings.structure == "auto" else settings.structure,
         one_by_one=grouped_matmul.runs_one_by_one(layout),
+        dtype=rows.dtype.name,
     )
     return grouped_matmul.chain_matmul(layout, shape, cores, rows, plan, settings.remat)

@@ -69,11 +69,13 @@ def run(block: Block, parameters, x, experts, gates, key) -> tuple[jax.Array, ja
         return y, jax.lax.psum(kept, axes)
 
     own = P(EXPERT) if size > 1 else P()
+    # Axes of one device, too: kernels ask for all.
+    manual = {*axes, *(axis for axis, count in mesh.shape.items() if count == 1)}
     y, kept = jax.shard_map(
         of_device,
         in_specs=((own, P()), P(axes), P(axes), P(axes), P()),
         out_specs=(P(axes), P()),
-        axis_names=set(axes),
+        axis_names=manual,
         check_vma=False,  # the derivatives of `dispatch` are written for one device
     )(parameters, x, experts, gates, key)
     return y[:tokens], kept

@@ -76,6 +76,11 @@ class Estimate:
         return sum(exchange.seconds for exchange in self.exchanges)
 
     @property
+    def exchanged_bytes(self) -> int:
+        """Bytes of the arrays of all exchanges of a step, on each chip."""
+        return sum(exchange.bytes for exchange in self.exchanges)
+
+    @property
     def on_chip(self) -> float:
         """Seconds without exchanges: the step, if all of them ran behind something else."""
         return max(self.memory, sum(part.seconds for part in self.parts))
@@ -91,7 +96,7 @@ class Estimate:
 
     def summary(self, model_flops: float | None, tokens: int) -> dict[str, Any]:
         """All of it as numbers, JSON-able."""
-        names = ("compute", "memory", "interconnect", "on_chip", "seconds")
+        names = ("compute", "memory", "interconnect", "exchanged_bytes", "on_chip", "seconds")
         return dataclasses.asdict(self) | {
             **{name: getattr(self, name) for name in names},
             "tokens_per_second": tokens / self.seconds,
@@ -111,7 +116,8 @@ class Estimate:
         rows += [("    compute alone", _ms(self.compute), f"at {chip.flops / 1e12:.0f} TFLOP/s")]
         rows += [("    memory alone", _ms(self.memory), f"at {chip.hbm_bandwidth / 1e9:.0f} GB/s")]
         share = self.interconnect / self.seconds if self.seconds else 0.0
-        rows += [("    interconnect alone", _ms(self.interconnect), f"{share:.0%} of the step")]
+        note = f"{share:.0%} of the step, {self.exchanged_bytes / 2**20:,.1f} MiB exchanged a chip"
+        rows += [("    interconnect alone", _ms(self.interconnect), note)]
         rows += [("  tokens/s", f"{tokens / self.seconds:,.0f}", f"{tokens:,} tokens a step")]
         if model_flops is not None:
             mfu = f"{self.utilisation(model_flops):.1%}"
