@@ -3,8 +3,8 @@ r"""Defaults of deep low-rank updates: one model, one task, one seed.
     python -m experiments.train --config=configs/deep_lora/base.py --config.model=FOLDER \
         --config.task=sst2 --config.data_dir=DATA --config.train_examples=256 --workdir=runs/mine
 
-All other fields are those of `configs/mpop/base.py`. The depth, the scale of the start and the rate
-of the bases are the paper's; rank and learning rates depend on the model.
+All other fields are those of `configs/mpop/base.py`. Depth and scale of the start are the paper's,
+whose bases learn apart (--config.deep_lora.basis_rate=0.01); rank and learning rates are ours.
 """
 
 import dataclasses
@@ -22,7 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.deep_lora = dataclasses.asdict(deep_lora.DeepLoRASettings())
     with config.deep_lora.ignore_type():
         config.deep_lora.basis_rate = ml_collections.config_dict.placeholder(float)
-        config.deep_lora.basis_rate = deep_lora.DeepLoRASettings().basis_rate
     config.trainable = "adapters"  # and the head
     config.optimizer.learning_rate = 1e-3
     config.optimizer.role_learning_rates = {"adapter": 1e-2}

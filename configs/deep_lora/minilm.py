@@ -8,7 +8,7 @@ drawn by `config.seed`, variants
 
     deep_R      chains of five cores, the outer ones at 1/100 of the rate, as in the paper
     three_R     chains of three cores, all at one rate
-    random_R    as deep_R, but from a random subspace
+    random_R    as three_R, but from a random subspace
     lora_R      LoRA of the same rank
 
 of R in `RANKS`, parallel to query and value. All see the same number of steps.
@@ -25,8 +25,8 @@ EXAMPLES = (16, 256, 1024)
 STEPS = 200
 MATRICES = "layers/.*/(query|value)"
 _KINDS = {
-    "deep": {},
-    "three": {"basis_rate": None},
+    "deep": {"basis_rate": 0.01},
+    "three": {},
     "random": {"start": "random"},
 }
 

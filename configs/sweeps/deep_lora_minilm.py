@@ -4,7 +4,7 @@ r"""Deep updates of all-MiniLM-L6-v2 beside LoRA of equal rank, for few examples
         --workdir=runs/deep_lora_minilm --config.cell.data_dir=DATA
 
 SST-2 and MRPC; 16, 256 and 1,024 examples; ranks 1 to 64; three seeds, which also draw the
-examples. 234 cells of 200 steps of 16 sentences, one to two minutes each on idle cores; seeds are
+examples. 360 cells of 200 steps of 16 sentences, one to two minutes each on idle cores; seeds are
 the slowest axis. `:smoke` runs all variants of rank 8 on 16 examples of SST-2 for a few steps.
 """
 
@@ -12,7 +12,7 @@ import ml_collections
 
 from configs.deep_lora import minilm
 
-_KINDS = ("deep", "lora")
+_KINDS = ("deep", "three", "lora")
 # Fields in which variants differ.
 _FIELDS = ("method", "variant", "adapters", "deep_lora", "optimizer")
 

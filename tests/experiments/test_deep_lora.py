@@ -36,7 +36,7 @@ def test_the_result_is_a_model_with_low_ranks_and_a_stopped_run_resumes(
     model = io.load_pretrained(tmp_path / "whole/model")
     found = {p: s.rank for p, s in models.adapter_settings(model.config).items()}
     assert found == result["ranks"]
-    assert result["train_parameters"] == 4 * (2 * 16 * 4 + 3 * 4 * 4)
+    assert result["train_parameters"] == 4 * (2 * 16 * 4 + 4 * 4)
     assert "updates of rank 4 found ranks" in (tmp_path / "whole/summary.txt").read_text()
 
 
@@ -48,7 +48,7 @@ _PAIR = ("query", "value")
     [
         ({"trainable": "all"}, "config.trainable='all' must be 'adapters'"),
         ({"keep_best": True}, "config.keep_best=True: config.deep_lora makes the adapters"),
-        ({"deep_lora.rank": 5}, "config.deep_lora.rank=5 must be even"),
+        ({"deep_lora.rank": 5, "deep_lora.basis_rate": 0.01}, "config.deep_lora.rank=5 must be ev"),
         ({"deep_lora.rank": 18}, "config.deep_lora.rank at layers/0/attention/query=18"),
         ({"method": "tuning"}, "config.deep_lora=.* has no meaning with config.method='tuning'"),
     ],
@@ -69,12 +69,13 @@ def test_configs_load():
             minilm.get_config(wrong)
 
 
-@pytest.mark.parametrize(("size", "count"), [("full", 3 * 2 * 3 * 13), ("smoke", 2)])
+@pytest.mark.parametrize(("size", "count"), [("full", 3 * 2 * 3 * 20), ("smoke", 3)])
 def test_the_sweep_expands(size, count):
     found = cells.expand(deep_lora_minilm.get_config(size))
     assert len(found) == count
-    for cell in found[-2:]:
+    for cell in found[-3:]:
         train.check(cell.config)
-    deep, lora = (cell.config for cell in found[-2:])
+    deep, three, lora = (cell.config for cell in found[-3:])
+    assert (deep.deep_lora.basis_rate, three.deep_lora.basis_rate) == (0.01, None)
     assert deep.deep_lora.rank == (8 if size == "smoke" else 64)
     assert lora.adapters[0][1]["rank"] == deep.deep_lora.rank

@@ -29,8 +29,11 @@ def model():
     return models.with_head(models.build(CONFIG, rngs=nnx.Rngs(0)), 2, rngs=nnx.Rngs(1))
 
 
+APART = {"rank": 4, "basis_rate": 0.01, "matrices": ".*/(query|up)"}
+
+
 def start(model, **changes):
-    settings = deep_lora.DeepLoRASettings(**{"rank": 4, "matrices": ".*/(query|up)"} | changes)
+    settings = deep_lora.DeepLoRASettings(**APART | changes)
 
     def gradients(paths):
         return deep_lora.first_gradients(model, paths, LOSS, [BATCH])

@@ -24,9 +24,9 @@ class DeepLoRASettings:
     Attributes:
       rank: of every update as it is trained; the paper's 2 r.
       depth: factors between input and output that learn at the full rate.
-      basis_rate: rate of the two bases, relative to that of the cores between them (the paper's
-        gamma; 0 freezes them). None: the outer of the `depth` cores begin as the bases, and there
-        are no others.
+      basis_rate: None: the outer of the `depth` cores begin as the bases and learn as the others.
+        A number: the bases are two more cores, whose rate is so much of that of the others (the
+        paper's gamma, 0.01; 0 freezes them).
       init_scale: singular values of every factor at the start; the update starts at its power.
       start: "gradient": in the subspace of the first gradient; "random": in a random one.
       gradient_batches: of training data, over which the first gradient is summed.
@@ -37,7 +37,7 @@ class DeepLoRASettings:
 
     rank: int = checks.field(checks.integer(1), 16)
     depth: int = checks.field(checks.integer(2, 62), 3)
-    basis_rate: float | None = checks.field(checks.number(0) | checks.null(), 0.01)
+    basis_rate: float | None = checks.field(checks.number(0) | checks.null(), None)
     init_scale: float = checks.field(checks.number(above=0), 1e-3)
     start: str = checks.field(checks.one_of(*STARTS), "gradient")
     gradient_batches: int = checks.field(checks.integer(1), 1)
