@@ -128,7 +128,7 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
     given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
     job = Job(config, folder, names, *given)
     for budget in budgets_of(config):
-        rules = rules_of(config, form="low_rank")
+        rules = rules_of(config)
         compression.check_rules(stored, rules, budget=job.size(budget), method=names[0])
     return job
 
