@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,9 @@ def test_a_budget_of_the_matrices(config, tmp_path):
     assert 0.6 < row["matrices_ratio"] <= 0.8
 
 
+ONE_DEVICE = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+
+
 def command(model, folder) -> list[str]:
     """The whole job on few texts, as a user types it."""
     text = model.parent / "text.txt"
@@ -177,7 +181,8 @@ def command(model, folder) -> list[str]:
 
 def killed(model, folder, pattern: str) -> None:
     """Kills the command, with no chance to clean up, as soon as it has made such a file."""
-    process = subprocess.Popen(command(model, folder), stdout=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "env": ONE_DEVICE}
+    process = subprocess.Popen(command(model, folder), **quiet)
     while process.poll() is None and not any(folder.glob(pattern)):
         time.sleep(0.02)
     assert process.poll() is None, f"ended before {pattern} was there"
@@ -188,12 +193,12 @@ def killed(model, folder, pattern: str) -> None:
 @pytest.mark.slow
 def test_kills_in_calibration_compression_and_healing_change_nothing(model, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command(model, whole), check=True)
+    subprocess.run(command(model, whole), check=True, env=ONE_DEVICE)
     # Statistics are there; a layer is finished; the model that is healed is.
     places = ("calibration/*.npy", "compression/*.partial/*.safetensors", "models/best_80/*.json")
     for pattern in places:
         killed(model, cut, pattern)
-    subprocess.run(command(model, cut), check=True)
+    subprocess.run(command(model, cut), check=True, env=ONE_DEVICE)
     assert not (cut / "calibration").exists()
     results = [json.loads((run / "result.json").read_text()) for run in (whole, cut)]
     for one, other in zip(*(result["rows"] for result in results), strict=True):
