@@ -22,7 +22,7 @@ from mpojax import files, mpo, tables, training
 from mpojax.training.aot import estimate, topology
 
 SHAPE = mpo.MPOShape.published(768, 3072)
-CHIPS, BONDS, TOKENS = ("v5e", "v6e"), (8, 32, 64), (1, 64, 512, 4096)
+CHIPS, BONDS, TOKENS = ("v5e", "v6e"), (32, 8, 64), (1, 64, 512, 4096)
 # A strategy predicted to take so many times the best cannot be it: it is not compiled.
 HOPELESS = 5.0
 NEAR = 1.2  # a choice within so many times the best strategy is a good one

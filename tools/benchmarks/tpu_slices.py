@@ -13,6 +13,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -115,23 +116,30 @@ def smallest(folder: pathlib.Path, name: str, chip: str) -> tuple[str, dict] | N
 def page(folder: pathlib.Path) -> str:
     """The page of the documentation."""
     head = _HEAD.format(date=datetime.date.today(), jax=jax.__version__)
-    needs = [
-        _needed(name, work, chip, smallest(folder, name, chip))
-        for name, work in WORKLOADS.items()
-        for chip in CHIPS
-    ]
-    scaled = [
-        _scaled(name, f"{chip}:{size}", _found(folder, name, f"{chip}:{size}"))
-        for name in SCALED
-        for chip, sizes in SCALING.items()
-        for size in sizes
-    ]
+    found = {(n, c): smallest(folder, n, c) for n in WORKLOADS for c in CHIPS}
+    needs = [_needed(name, WORKLOADS[name], each) for (name, _), each in found.items() if each]
+    missing = {c: [n for n in WORKLOADS if found[n, c] is None] for c in CHIPS}
+    slices = [(name, f"{c}:{size}") for name in SCALED for c in SCALING for size in SCALING[c]]
+    scaled = {place: _found(folder, *place) for place in slices}
+    missing |= {place[1]: [n for n in SCALED if scaled[n, place[1]] is None] for place in slices}
+    rows = [_scaled(*place, each) for place, each in scaled.items() if each is not None]
     beside = [_beside(folder, *pair, chip) for pair in PAIRS for chip in CHIPS]
     return (
         f"{head}\n## The smallest slice that holds it\n\n{_table(NEEDS, needs)}\n\n"
         f"## Side by side\n\n{_table(BESIDE, filter(None, beside))}\n\n"
-        f"## More chips\n\n{_table(MORE, scaled)}\n"
+        f"## More chips\n\n{_table(MORE, rows)}\n\n"
+        f"## Not compiled yet\n\n{_listed(missing)}\n{_KERNEL}"
     )
+
+
+def _listed(missing: Mapping[str, Sequence[str]]) -> str:
+    """A line for each chip or slice with runs that are missing on it."""
+    lines = [
+        textwrap.fill(f"- {place}: {'; '.join(names)}", 98, subsequent_indent="  ")
+        for place, names in missing.items()
+        if names
+    ]
+    return "\n".join(lines or ["Nothing."])
 
 
 def _beside(folder: pathlib.Path, name: str, other: str, chip: str) -> list[str] | None:
@@ -158,8 +166,7 @@ Written by `python -m tools.benchmarks.tpu_slices --out=FOLDER` on {date}, jax {
 libtpu 0.0.42, on a machine without a TPU. **Estimates: nothing ran.** Each step was compiled for
 the slice by the TPU compiler; memory is what the compiler plans, time is a roofline over the
 operations of the compiled program (`mpojax.training.aot.estimate`), exchanges not overlapped.
-"not run": not compiled yet (a step of a large model takes minutes); "or smaller": smaller slices
-were not compiled yet.
+"or smaller": smaller slices were not compiled yet (a step of a large model takes minutes).
 
 MPOBERT: 4,096 rows of 128 tokens, 10,000 steps, LAMB, remat, up to 8 chips on `fsdp`. MPOP, OPDF
 and PET search: BERT-base on SST-2, 32 rows of 128; of OPDF the student's own layers, of a search
@@ -171,9 +178,31 @@ The same for any config: `python -m experiments.train --config=... --dry_run --t
 """
 
 
-def _needed(name: str, work: Workload, chip: str, found: tuple[str, dict] | None) -> list[str]:
-    if found is None:
-        return [name, chip, "not run", *[""] * 4]
+# Of experiments with kernels that are not in the code: what they came to.
+_KERNEL = """
+## No kernel of its own for the matrix
+
+A Pallas kernel that makes a 768 x 3072 matrix of bonds 32 in the chip's own memory, on the matrix
+units (a product with each row digit, the rows then put in order by moving sublanes), was written,
+found equal to `to_matrix` within bfloat16 and compiled for v5e. It is left out:
+
+| what, v5e, bonds 32 | us | by |
+| --- | ---: | --- |
+| `to_matrix` as it is | 66 | cycles of its operations |
+| the kernel alone | 11 | bundles of its schedule: 2 x (64 x 66 + 3,850) at 1.5 GHz |
+| what must run before it, cores to C R and L | 26 | cycles of its operations |
+| C R by a product with R in a block-diagonal matrix instead | 31 | the same |
+| on the vector units instead (sums over the bond), alone | 33 | 196,000 operations, 4 a cycle |
+
+So it would take 28 us off a rebuild, 6 % of forward and backward at 4,096 tokens (457 us, dense
+336): 1.28 over dense in the place of 1.36. Most of what is left are small operations of 1.5 us
+each. Multiplying at once what is rebuilt saves nothing further: the compiler keeps the matrix on
+the chip already (84 MB cross the main memory, dense 120). At full bonds the vector units would take
+200 us. Against it: the compiler cannot divide a kernel over a mesh, and nothing was measured.
+"""
+
+
+def _needed(name: str, work: Workload, found: tuple[str, dict]) -> list[str]:
     slice_name, estimate = found[0], found[1]["estimate"]
     hours = estimate["seconds"] * work.steps * estimate["num_chips"] / 3600
     return [name, slice_name, *_numbers(estimate), f"{hours:,.1f}"]
@@ -185,9 +214,9 @@ def _numbers(estimate: Mapping[str, Any]) -> list[str]:
     return [memory, f"{1e3 * estimate['seconds']:,.1f}", f"{estimate['mfu']:.0%}", f"{share:.0%}"]
 
 
-def _scaled(name: str, slice_name: str, found: dict | None) -> list[str]:
-    if found is None or "estimate" not in found:
-        text = "not run" if found is None else f"does not fit: {found['used'] / 2**30:.1f} GiB"
+def _scaled(name: str, slice_name: str, found: dict) -> list[str]:
+    if "estimate" not in found:
+        text = f"does not fit: {found['used'] / 2**30:.1f} GiB"
         return [name, slice_name, "", text, "", "", ""]
     estimate = found["estimate"]
     memory, step, _, share = _numbers(estimate)

@@ -44,6 +44,7 @@ class TestRoofline:
     def test_exchanges_on_a_ring(self, kind, group, seconds):
         found = made(collective=kind, group=group, sent=90_000_000)
         assert found.interconnect == pytest.approx(seconds)
+        assert found.exchanged_bytes == (90_000_000 if group > 1 else 0)
         assert found.on_chip == 0.0
 
     def test_utilisation_and_text(self):
