@@ -75,9 +75,13 @@ def _cudnn(q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, *, reach: Reach, scale: float)
     # The kernel knows causal masks and their windows; what else there is goes in as a bias.
     is_whole = mask is None or (mask.key_segments is None and (is_causal or reach == EVERYWHERE))
     window = {} if before is None or not is_causal else {"local_window_size": (before, 0)}
+    seen = None
+    if not is_whole:  # it broadcasts a bias over rows and heads, not over positions
+        lengths = q_BxSxNxD.shape[1], k_BxTxKxD.shape[1]
+        seen = jnp.broadcast_to(mask.array, (*mask.array.shape[:2], *lengths))
     return jax.nn.dot_product_attention(
         *(q_BxSxNxD, k_BxTxKxD, v_BxTxKxD),
-        mask=None if is_whole else mask.array,
+        mask=seen,
         scale=scale,
         is_causal=is_causal,
         implementation="cudnn",

@@ -247,10 +247,19 @@ def _equation(equation) -> int:
         sizes = equation.invars[0].aval.shape
         depth = math.prod(sizes[axis] for axis in contracted)
         return 2 * depth * math.prod(equation.outvars[0].aval.shape)
+    if name == "ragged_dot_general":  # each row with the matrix of one group
+        numbers = parameters["ragged_dot_dimension_numbers"]
+        (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+        left, right = (variable.aval.shape for variable in equation.invars[:2])
+        used = {*contracted, *batch, *numbers.rhs_group_dimensions}
+        return 2 * math.prod(left) * math.prod(n for k, n in enumerate(right) if k not in used)
     parts = [part for value in parameters.values() for part in _programs(value)]
     if name == "scan":
         return parameters["length"] * sum(map(program_flops, parts))
-    if name == "pallas_call":  # a program for each cell of its grid
+    if name == "pallas_call":
+        if (estimate := parameters.get("cost_estimate")) is not None:
+            return estimate.flops  # its grid may not be known when tracing
+        # a program for each cell of its grid
         return math.prod(parameters["grid_mapping"].grid) * sum(map(program_flops, parts))
     if name == "cond":
         return max(map(program_flops, parts))

@@ -121,6 +121,10 @@ def test_what_cudnn_is_asked_for(monkeypatch):
     flash.attend("cudnn", *arrays, masks.of_segments(SEGMENTS, REAL), 0.2)
     assert asked["mask"].shape == (2, 1, LENGTH, LENGTH)
     assert not asked["is_causal"]
+    # It refuses a mask of (2, 1, 1, keys).
+    flash.attend("cudnn", *arrays, models.self_attention_mask(REAL), 0.2)
+    assert asked["mask"].shape == (2, 1, LENGTH, LENGTH)
+    np.testing.assert_array_equal(asked["mask"][:, 0, 7], REAL)
 
 
 @pytest.mark.skipif(not topology.is_installed(), reason="libtpu is not installed: the extra tpu")

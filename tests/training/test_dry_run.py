@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from mpojax import models, mpo, training
+from mpojax.nn.moe import grouped_matmul
 from mpojax.training import state as state_lib
 from mpojax.training.dry_run import program_flops
 from tests.training import helpers
@@ -113,6 +114,17 @@ class TestProgramFlops:
             7 * 2 * 3 * 4 * 5
         )
         assert self.count(jnp.add, (3,), (3,)) == 0
+
+    @pytest.mark.parametrize("product", [jax.lax.ragged_dot, grouped_matmul.ragged_dot])
+    def test_products_of_groups(self, product):
+        """Each row with one matrix, forward and twice backward; of a kernel by its estimate."""
+        counts = jnp.asarray([100, 20, 8], jnp.int32)
+
+        def loss(x, w):
+            return jnp.sum(product(x, w, counts) ** 2)
+
+        counted = self.count(jax.grad(loss, (0, 1)), (128, 16), (3, 16, 24))
+        assert counted == 3 * 2 * 128 * 16 * 24
 
     def test_loops_branches_and_recomputation(self):
         def layers(x, w):
