@@ -214,7 +214,9 @@ class _Run:
             names = tuple(name for name in wanted if not self._is_experts(layer, name))
             self.x[batch], sums, block = _forward(layer, x, context, weights, names=names)
             if len(names) < len(wanted):
-                sums |= _of_experts(layer.feed_forward, block, weights)
+                *moments, loads = tapping.of_experts(layer.feed_forward, block, weights)
+                sums |= dict(zip(dict.fromkeys(_OF_EXPERTS.values()), moments, strict=True))
+                sums[f"feed_forward/{_LOADS}"] = loads
             yield sums
             self.advance()
 
@@ -320,32 +322,6 @@ def _forward(layer, x, context, weights, *, names):
         seen, y = tapping.tapped(layer, x, context)
         sums = {name: tapping.gram(seen[name], weights) for name in names}
         return y, sums, seen.get("feed_forward")
-
-
-def _of_experts(block: nn.ExpertFeedForward, x, weights) -> dict[str, jax.Array]:
-    """{map: x^T x of its inputs (experts, in, in)}, and how many tokens each expert gets."""
-    most = int(_loads(block, x, weights).max())
-    capacity = 1 << max(most - 1, 0).bit_length()  # powers of two: few programs
-    return _expert_moments(block, x, weights, capacity=capacity)
-
-
-@jax.jit
-def _loads(block, x, weights):
-    """(experts,) int32: tokens of each."""
-    chosen = block.router(x.reshape(weights.size, -1), weights.reshape(-1) > 0).experts
-    each = jnp.arange(block.settings.number, dtype=jnp.int32)
-    return jnp.sum(chosen.reshape(-1, 1) == each[None], 0, dtype=jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnames="capacity")
-def _expert_moments(block, x, weights, *, capacity: int):
-    with jax.default_matmul_precision("highest"):
-        rows, inner, counts = block.entering(x, weights > 0, capacity)
-        names = dict.fromkeys(_OF_EXPERTS.values())
-        moments = (
-            jnp.einsum("eci,ecj->eij", *(part.astype(jnp.float32),) * 2) for part in (rows, inner)
-        )
-        return {**dict(zip(names, moments, strict=True)), f"feed_forward/{_LOADS}": counts}
 
 
 @functools.partial(jax.jit, static_argnames="names")

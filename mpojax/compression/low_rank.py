@@ -22,6 +22,7 @@ least, see `mpojax.compression.experts`.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -124,10 +125,9 @@ class Task:
     @property
     def share(self) -> float:
         """Of the parameters of all matrices that are compressed, those that they may have."""
-        sizes = [self.matrices.sizes[path] for path in self.paths]
-        dense = sum(rows * columns for rows, columns in sizes)
-        dense += sum(self.matrices.weights(path).size for path in self.expert_paths)
-        return self.budget / dense
+        paths = (*self.paths, *self.expert_paths)
+        sizes = ((*self.matrices.all_sizes[p], self.matrices.num_matrices(p)) for p in paths)
+        return self.budget / sum(math.prod(size) for size in sizes)
 
     def inputs(self, kind: str) -> "_Inputs":
         """Norms of errors at the inputs, by path."""

@@ -1,5 +1,6 @@
 """A layer whose matrices are watched: what enters them, and products of it over the tokens."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -91,6 +92,37 @@ def groups(layer: nnx.Module, x, context) -> list[tuple[str, ...]]:
 
     jax.eval_shape(trace, layer, x, context)
     return [tuple(names) for names in found.values()]
+
+
+def of_experts(block: nn.ExpertFeedForward, x, weights) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x^T x of what enters `up` (and `gate`) and `down` of each expert; how many tokens each gets.
+
+    Args:
+      block: experts.
+      x: what it reads (..., hidden).
+      weights: (...), 1 for a token that counts, else 0.
+
+    Returns:
+      (experts, hidden, hidden), (experts, width, width) and (experts,) int32.
+    """
+    most = int(_loads(block, x, weights).max())
+    # Powers of two: few programs.
+    return _expert_moments(block, x, weights, capacity=1 << max(most - 1, 0).bit_length())
+
+
+@jax.jit
+def _loads(block, x, weights):
+    chosen = block.routed(x.reshape(weights.size, -1), weights.reshape(-1) > 0).experts
+    each = jnp.arange(block.settings.number, dtype=jnp.int32)
+    return jnp.sum(chosen.reshape(-1, 1) == each[None], 0, dtype=jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def _expert_moments(block, x, weights, *, capacity: int):
+    with jax.default_matmul_precision("highest"):
+        *parts, counts = block.entering(x, weights > 0, capacity)
+        parts = [part.astype(jnp.float32) for part in parts]
+        return *(jnp.einsum("eci,ecj->eij", part, part) for part in parts), counts
 
 
 def part(layer: nnx.Module, name: str) -> nnx.Module:

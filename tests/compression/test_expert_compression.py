@@ -118,8 +118,11 @@ def test_methods_with_an_svd_for_each_expert(model, calibration, compressed):
     assert np.mean(ranks["whitened"]) < np.mean(ranks["svd"])
 
 
-def test_a_mixture_in_files_and_rules_for_experts_alone(model, tmp_path):
-    mj.save(model, tmp_path / "mixture")
+def test_a_mixture_in_files_and_rules_for_experts_alone(tmp_path):
+    dense = models.build(CONFIG, rngs=nnx.Rngs(0))
+    fields = {"number": 4, "form": "switch", "router": "topk_normalized", "router_bias": False}
+    mixture = mj.add_experts(dense, [mj.Rule(".*feed_forward", **fields)], rngs=nnx.Rngs(1))
+    io.export_huggingface(mj.merge(mixture), tmp_path / "mixture")  # as a Mixtral
     stored = io.open_pretrained(tmp_path / "mixture")
     small, report = mj.compress(
         stored, [mj.Rule(".*/feed_forward/down")], budget=0.9, calibration=IDS

@@ -5,6 +5,7 @@ import pytest
 
 from mpojax import mpo
 from mpojax.mpo.experts import fitting
+from tools.benchmarks import mixtures
 
 NUMBER, ROWS, COLUMNS = 3, 12, 8
 SHAPE = mpo.MPOShape((2, 3, 2), (2, 2, 2), (3, 3))
@@ -128,3 +129,10 @@ def test_sweeps_never_lose():
 def test_a_budget_below_rank_one_has_no_form():
     experts = mpo.ExpertMatrices(np.ones((NUMBER, ROWS, COLUMNS)))
     assert not list(experts.fits(10))
+
+
+def test_the_benchmark_of_random_mixtures(monkeypatch):
+    monkeypatch.setattr(mixtures, "SIZES", {"tiny": (3, 12, 8)})
+    rows = list(mixtures.rows_of("tiny", 0.7, 0.3))
+    assert {row[1] for row in rows} >= {"own", "base + shared_first", "shared_centre"}
+    assert all(float(row[3].removesuffix(" %")) <= 70 for row in rows)

@@ -12,7 +12,7 @@ from mpojax.nn.feed_forward import ACTIVATIONS, FeedForward
 from mpojax.nn.linear import linear
 from mpojax.nn.moe import dispatch, maps, parallel
 from mpojax.nn.moe.maps import Block
-from mpojax.nn.moe.routing import Router, RouterStatistics, route
+from mpojax.nn.moe.routing import Router, RouterStatistics, Routing, route
 from mpojax.nn.moe.settings import ExpertSettings
 from mpojax.nn.parameters import AuxiliaryCore, CentralCore, normal
 
@@ -150,10 +150,7 @@ class ExpertFeedForward(nnx.Module):
             )
         tokens = jnp.asarray(x).reshape(-1, self.hidden_size)
         mask = None if mask is None else jnp.asarray(mask).reshape(-1)
-        if self.settings.router == "oracle":
-            routing = route(self._activity(tokens), self.settings, mask)
-        else:
-            routing = self.router(tokens, mask, router_key)
+        routing = self.routed(tokens, mask, router_key)
         y, kept = parallel.run(
             self.block,
             self._parameters,
@@ -169,6 +166,12 @@ class ExpertFeedForward(nnx.Module):
             share = jax.nn.sigmoid(self.shared_expert_gate(x))
             y = y + share * self.shared_expert(x, dropout_key)
         return y, statistics
+
+    def routed(self, tokens: jax.Array, mask=None, key=None) -> Routing:
+        """Assignments of (T, hidden) tokens; arguments as of `Router`."""
+        if self.settings.router == "oracle":
+            return route(self._activity(tokens), self.settings, mask)
+        return self.router(tokens, mask, key)
 
     def _activity(self, tokens: jax.Array) -> jax.Array:
         """(T, experts): sum of the sizes of what `down` of each expert would read."""
@@ -193,7 +196,7 @@ class ExpertFeedForward(nnx.Module):
           (experts,) int32: rows that are filled.
         """
         tokens, number = x.reshape(-1, self.hidden_size), self.settings.number
-        chosen = self.router(tokens, mask.reshape(-1)).experts
+        chosen = self.routed(tokens, mask.reshape(-1)).experts
         layout = dispatch.make_layout(chosen, number, "capacity", capacity=capacity)
         rows = dispatch.gather(layout, tokens.astype(self.dtype))
         inner = maps.inner(self.block, self._parameters, layout, rows, chosen.size)
