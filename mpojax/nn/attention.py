@@ -57,6 +57,20 @@ def attend(
         )
     if path != "products":
         return flash.attend(path, q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, scale, softcap)
+    lengths = q_BxSxNxD.shape[1], k_BxTxKxD.shape[1]
+    blocks = masks.blocks(mask, *lengths)
+    if len(blocks) > 1 and bias is None and dropout_key is None:
+        mixed = [
+            attend(
+                *(q_BxSxNxD[:, rows], k_BxTxKxD[:, keys], v_BxTxKxD[:, keys]),
+                masks.part(mask, rows, keys),
+                scale=scale,
+                softcap=softcap,
+                path=path,
+            )
+            for rows, keys in blocks
+        ]
+        return jnp.concatenate(mixed, axis=1)
     p_BxNxSxT = attention_weights(
         q_BxSxNxD, k_BxTxKxD, mask, scale=scale, bias=bias, softcap=softcap
     )

@@ -79,3 +79,31 @@ def of_segments(segments: jax.Array, real: jax.Array | None = None) -> Mask:
 def as_array(mask: Mask | jax.Array | None) -> jax.Array | None:
     """The booleans of a mask, which may be such an array itself."""
     return mask.array if isinstance(mask, Mask) else mask
+
+
+# Queries of a block; a text is cut into four blocks at most.
+_SHORTEST, _MOST = 128, 4
+
+
+def blocks(mask: Mask | jax.Array | None, queries: int, keys: int) -> list[tuple[slice, slice]]:
+    """(queries, keys that they may see) for blocks of queries that see no later keys.
+
+    Of a causal text in four blocks 10 of 16 pairs of blocks are left. One block for other masks,
+    short texts, and layers that differ.
+    """
+    is_causal = isinstance(mask, Mask) and len(mask.reaches) == 1 and mask.reaches[0][1] == 0
+    if not is_causal or queries != keys or queries < 2 * _SHORTEST:
+        return [(slice(None), slice(None))]
+    size, before = max(_SHORTEST, -(-queries // _MOST)), mask.reaches[0][0]
+    found = []
+    for start in range(0, queries, size):
+        end, first = min(start + size, queries), 0 if before is None else max(start - before, 0)
+        found.append((slice(start, end), slice(first, end)))
+    return found
+
+
+def part(mask: Mask, rows: slice, keys: slice) -> jax.Array:
+    """The array of a mask for some queries and keys."""
+    *_, queries, columns = mask.array.shape
+    array = mask.array if queries == 1 else mask.array[..., rows, :]
+    return array if columns == 1 else array[..., keys]

@@ -1,5 +1,6 @@
 """Attention and what its layers keep for the backward pass, against the library's functions."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 
 from mpojax import nn
 from mpojax.nn import attention as attention_lib
-from mpojax.nn import functional
+from mpojax.nn import functional, masks
 
 BATCH, LENGTH, KEYS, SIZE = 2, 5, 7, 4
 
@@ -101,3 +102,34 @@ def test_a_norm_is_the_formula_with_its_gradient():
         jax.grad(written_out, (0, 1))(x, scale), jax.grad(own, (0, 1))(x, scale), strict=True
     ):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("before", [None, 40])
+@pytest.mark.parametrize("has_padding", [False, True])
+def test_causal_texts_in_blocks_are_the_whole(before, has_padding):
+    batch, length, heads, kv_heads, size = 2, 300, 4, 2, 8
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.standard_normal((batch, length, n, size)), jnp.float32)
+        for n in (heads, kv_heads, kv_heads)
+    )
+    distance = np.arange(length)[:, None] - np.arange(length)
+    array = jnp.asarray((distance >= 0) & (distance <= (length if before is None else before)))
+    mask = masks.Mask(array[None, None], reaches=((before, 0),))
+    if has_padding:
+        real = jnp.arange(length)[None] < jnp.asarray([[length], [170]])
+        mask = dataclasses.replace(mask, array=mask.array & real[:, None, None])
+    assert len(masks.blocks(mask, length, length)) == 3
+    # Rows of padding see nothing of their text where a window has left it behind.
+    counted = np.asarray(mask.array.any(axis=-1))[:, 0, :, None, None]
+
+    def loss(q, k, v, mask):
+        mixed = attention_lib.attend(q, k, v, mask, scale=0.3)
+        return jnp.sum(jnp.where(counted, jnp.sin(mixed), 0.0)), mixed
+
+    run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    (_, found), slopes = run(q, k, v, mask)
+    (_, wanted), plain = run(q, k, v, mask.array)
+    np.testing.assert_allclose(*(np.where(counted, x, 0) for x in (found, wanted)), atol=1e-6)
+    for one, other in zip(slopes, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
