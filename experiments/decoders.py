@@ -28,7 +28,7 @@ OF_MIXTURES = ("experts", "whitened", "activation_scaled", "svd")
 # Their speed is measured, once for each size.
 _TIMED = ("dense", "best", "experts", "healed")
 _ORDERS = ("spread", "first", "random")
-# Perplexities are drawn up to so many times the dense model's.
+# Perplexities are plotted up to so many times the dense model's.
 _SHOWN = 50.0
 _COLUMNS = {
     "variant": ("label", str),

@@ -280,7 +280,7 @@ def _prompt(subject: Subject, settings: Evaluation) -> tuple[str, bool]:
 
 
 def speed(model: models.Model, settings: Evaluation) -> dict[str, Any]:
-    """Tokens per second of one sequence; a short model's prompt leaves room to decode."""
+    """Tokens per second of one sequence; a short model's prompt leaves positions to decode."""
     length, new = _timed_lengths(model, settings)
     found = models.speed(model, prompt_length=length, new_tokens=new, rounds=settings.rounds)
     return {

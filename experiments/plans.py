@@ -204,7 +204,7 @@ class Plan:
             passes = f"2 forward, {tried} of {held:,} tokens"
             flops += tried * self._forward(held, self.length, logits=True)
             eigen, double = 1.7 * eigen, 1.5 * double  # factors of all candidates as well
-            # A whole model is measured, beside the factors of its matrices in float32.
+            # A whole model is measured, next to the factors of its matrices in float32.
             memory += (1 - kept) * self.stored_bytes + 5 * kept * self.matched + _LOGITS
         disk = kept * self.stored_bytes * (1 + method.layerwise)
         return Phase(label, passes, flops, memory, double, eigen, disk)

@@ -76,7 +76,7 @@ def style(index: int) -> dict[str, str]:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour, dashes and width of a line that others may cover: those drawn first show through."""
+    """Colour, dashes and width of a line that others may cover: earlier ones show through."""
     dashes = ("-", (0, (5, 3)), (0, (2, 2)), (0, (6, 2, 1, 2)))
     width = (3.2, 2.4, 1.8, 1.4)[min(index // 2, 3)]
     color = list(COLORS.values())[(index + 1) % len(COLORS)]

@@ -3,7 +3,7 @@ r"""A few examples of one task: `configs/mpobert/fewshot.py:VARIANT,TASK`.
     python -m experiments.train --config=configs/mpobert/fewshot.py:mpobert12,sst2 \
         --config.model=FOLDER --config.data_dir=DATA --config.shots=10 --workdir=runs/sst2-10
 
-Table 3 of the paper, whose protocol is not published. Ours: `shots` examples of every class, drawn
+Table 3 of the paper, whose protocol is not published. Ours: `shots` examples of a class, sampled
 anew by `draw` (10 shots of one draw are among its 20 shots); no development set decides anything,
 the last state is reported. All variants have one learning rate. Variants: those of
 `configs/mpobert/finetune.py`, which says where each model comes from, and minilm; tasks: the eight

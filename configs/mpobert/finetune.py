@@ -172,13 +172,13 @@ def _apply_squad(config: ml_collections.ConfigDict) -> None:
 
 def _apply_ranges(config: ml_collections.ConfigDict, task: str) -> None:
     """The middle of what the tuning of the 48-layer models drew from; as long as with 12 layers."""
-    drawn = ranges(task)
-    middle = float(f"{math.sqrt(math.prod(drawn.rates)):.2g}")
+    recipe = ranges(task)
+    middle = float(f"{math.sqrt(math.prod(recipe.rates)):.2g}")
     config.optimizer = recipes.optimizer(middle, middle)
-    config.optimizer.weight_decay = drawn.weight_decay / 2
+    config.optimizer.weight_decay = recipe.weight_decay / 2
     examples = config.steps * config.batch_size
-    config.grad_accum_steps = drawn.grad_accum_steps[0]
-    config.batch_size = drawn.batch_sizes[0] * config.grad_accum_steps
+    config.grad_accum_steps = recipe.grad_accum_steps[0]
+    config.batch_size = recipe.batch_sizes[0] * config.grad_accum_steps
     config.steps = examples // config.batch_size
     config.eval_every = max(1, config.steps // 10)
     warmup = recipes.WARMUPS_48[len(recipes.WARMUPS_48) // 2]

@@ -9,7 +9,7 @@ The argument is a task (default vader_movie), or "smoke" (or "TASK,smoke"): two 
 three steps. Each cell cuts every attention and feed-forward matrix of all-MiniLM-L6-v2 at one cap
 (a low rank at rank = cap), then tunes lightly: central cores frozen, as in the quickstart.
 
-The dense model, tuned as a whole, is the line beside them.
+The dense model, tuned as a whole, is the line to compare them with.
 Cost: 2 forms x 5 caps x 2 seeds, a minute or two each on two cores; `smoke` two minutes in all.
 Expected: the error falls with the cap, and a plain low rank has the smaller error at equal size.
 """

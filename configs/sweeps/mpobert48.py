@@ -33,8 +33,8 @@ def get_config(argument: str = "mpobert48,rte") -> ml_collections.ConfigDict:
         )
     config = ml_collections.ConfigDict()
     config.cell = finetune.get_config(argument)
-    drawn = finetune.ranges(task)
-    low, high = drawn.rates
+    recipe = finetune.ranges(task)
+    low, high = recipe.rates
     rates = (low, config.cell.optimizer.learning_rate, high)
     config.learning_rates = rates
     config.weight_decays = (config.cell.optimizer.weight_decay,)
@@ -47,8 +47,8 @@ def get_config(argument: str = "mpobert48,rte") -> ml_collections.ConfigDict:
             "batch",
             {
                 f"{size}x{grad_accum_steps}": _batch(config.cell, size, grad_accum_steps)
-                for size in drawn.batch_sizes
-                for grad_accum_steps in drawn.grad_accum_steps
+                for size in recipe.batch_sizes
+                for grad_accum_steps in recipe.grad_accum_steps
             },
         ),
         ("optimizer.weight_decay", "weight_decays"),

@@ -1,5 +1,5 @@
 """Tables and figures of experiments, each made in one place from one data frame.
 
 `frames` has means over seeds and paired differences, `methods` the colour of every method,
-`figures` draws, `runs` and `studies` say what is drawn of a run and of a study.
+`figures` draws, `runs` and `studies` say what is plotted of a run and of a study.
 """

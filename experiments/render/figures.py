@@ -1,4 +1,4 @@
-"""Figures from a data frame of means: lines against a number, dots beside each other, heat maps.
+"""Figures from a data frame of means: lines against a number, dots side by side, heat maps.
 
 A sweep's `config.plots` is a tuple of dicts with the fields of `Plot`:
 
@@ -34,7 +34,7 @@ class Plot:
     Attributes:
       x, y: axes or columns of the results (`metrics.f1` reaches into the metrics).
       lines, panels: axes; one line and one panel for each value. Rows without x, such as those of a
-        dense model beside bond dimensions, are horizontal lines.
+        dense model next to bond dimensions, are horizontal lines.
       kind: "lines", or "dots": a row for each value of `lines`, y across.
       log_x, log_y: whether the axes are logarithmic.
       size: column whose mean follows the names of dots, such as "total".

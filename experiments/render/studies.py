@@ -152,7 +152,7 @@ def _points(
 def report(study: Study, out: pathlib.Path) -> str:
     """Draws and tabulates what `collect` wrote; returns the table.
 
-    A study whose runs are gone has the means alone, in `summary.csv`: they are drawn.
+    A study whose runs are gone has the means alone, in `summary.csv`: they are plotted.
 
     Raises:
       FileNotFoundError: there is neither.
@@ -170,9 +170,9 @@ def report(study: Study, out: pathlib.Path) -> str:
         means.loc[means[column].isin(names), plots[0].x] = float("nan")
     render.draw_all(out, means, plots)
     if (out / "curves.csv").is_file():
-        drawn = frames.means(frames.read(out / "curves.csv"), (*axes, "curve", "x"))
+        curves = frames.means(frames.read(out / "curves.csv"), (*axes, "curve", "x"))
         for plot in render.read(study.curve_plots, axes, frames.REPEATS):
-            render.draw_all(out, drawn[drawn["curve"] == plot.y], [plot])
+            render.draw_all(out, curves[curves["curve"] == plot.y], [plot])
     if (out / "kept.csv").is_file():
         figures.save_both(_kept(frames.read(out / "kept.csv")), out / "kept")
     return (out / "summary.md").read_text(encoding="utf-8")

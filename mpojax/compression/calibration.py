@@ -191,7 +191,7 @@ def calibrate(
         gradients are kept.
       curvature: whether to collect the second moments of the gradients at the outputs, too, for
         approximations that predict the loss; about three times the time. The loss is the model's
-        own: the negative log-likelihood of targets drawn from what it predicts (the true Fisher
+        own: the negative log-likelihood of targets sampled from what it predicts (the true Fisher
         information, no labels needed), of a model without predictions the product of its output
         with normal noise (Gauss-Newton for the squared error of the output).
       curvature_tokens: of a decoder, evenly spaced batches with at least so many tokens are enough
@@ -367,8 +367,8 @@ def _check_finite(found: tuple, observed: Mapping, order: Sequence[str], where: 
         )
 
 
-# Entry of a batch that targets are drawn by.
-_SEED = "seed of drawn targets"
+# Entry of a batch that targets are sampled by.
+_SEED = "seed of sampled targets"
 
 
 @dataclasses.dataclass(frozen=True)

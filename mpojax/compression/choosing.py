@@ -121,7 +121,7 @@ def best(
     method = METHODS["best"]
     if not held_out:
         logging.warning(
-            "method='best' has no text to choose by: give more than one text, or held_out= beside "
+            "method='best' has no text to choose by: give more than one text, or held_out= next to "
             "a calibration. Layer by layer is taken, unmeasured."
         )
         return *low_rank.approximations(task, method), None

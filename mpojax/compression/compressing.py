@@ -77,7 +77,7 @@ def compress(
         of token ids; the first are held in memory. Or what `compression.calibrate` gave for this
         model: for rules with `data_aware=True` (the report then has the errors of outputs as well),
         or for a method that needs no batches.
-      batches: texts for a method that runs layer by layer, such as "best", beside a calibration
+      batches: texts for a method that runs layer by layer, such as "best", and a calibration
         with curvature, which is then not measured again.
       held_out: texts by which method "best" chooses, as `calibration`; None: every eighth row of
         the calibration texts, which then is not calibrated on.

@@ -347,7 +347,7 @@ def _end_inputs(model, x, weights):
 def _end_backward(model, x, weights, key, *, moments: bool):
     """(gradient of x, behind the last layer; g^T g at the logits or None).
 
-    Of the loss -log p of targets drawn from the model's own p, summed over the tokens that count.
+    Of the loss -log p of targets sampled from the model's own p, summed over the tokens that count.
     Row by row, so that the logits of one text exist at a time.
     """
 
@@ -373,7 +373,7 @@ def _end_backward(model, x, weights, key, *, moments: bool):
 
 
 def sampled_losses(logits, key) -> jax.Array:
-    """-log p of targets drawn from p = softmax(logits) (..., words); of shape (...)."""
+    """-log p of targets sampled from p = softmax(logits) (..., words); of shape (...)."""
     targets = jax.random.categorical(key, jax.lax.stop_gradient(logits))
     found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - found

@@ -66,14 +66,14 @@ def tapped(
     """
     seen: dict[str, jax.Array] = {}
 
-    def tap(path, node):
+    def capture(path, node):
         if not isinstance(node, (nn.Dense, nn.LayerNorm, nn.RMSNorm, nn.ExpertFeedForward)):
             return node
         name = "/".join(map(str, path))
         return Tap(node, name, (given or {}).get(name), (added or {}).get(name), seen)
 
     graph, state = nnx.split(layer)
-    output, *_ = nnx.recursive_map(tap, nnx.merge(graph, state))(*inputs)
+    output, *_ = nnx.recursive_map(capture, nnx.merge(graph, state))(*inputs)
     return seen, output
 
 

@@ -178,7 +178,7 @@ def save_pretrained(
       model: any model, or any Flax NNX module: `load(folder, into=...)` puts it back.
       folder: new, empty, or written by this library before.
       format: "mpojax"; "huggingface" for what `export_huggingface` writes, of a dense model; or
-        "huggingface_mpo": chains stay chains, and a file of code beside them makes transformers
+        "huggingface_mpo": chains stay chains, and a file of code next to them makes transformers
         load them, by `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` and its
         like, with torch and without this library.
       dtype: of the cores of chains: "int8" keeps 8 bits and a scale for each column, and is

@@ -21,7 +21,7 @@ def core_names(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def quantized(arrays: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
-    """The arrays with those of these names as int8, each with float32 scales beside it.
+    """The arrays with those of these names as int8, each with float32 scales next to it.
 
     Example:
       >>> import numpy as np

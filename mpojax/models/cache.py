@@ -28,7 +28,7 @@ class Cache:
 
     @property
     def length(self) -> int:
-        """Tokens that the cache has room for."""
+        """Tokens that the cache can hold."""
         return self.keys.shape[2]
 
     def update(self, layer: jax.Array | int, keys_values: KeysValues) -> tuple["Cache", KeysValues]:

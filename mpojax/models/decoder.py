@@ -145,7 +145,7 @@ class LanguageModel(Decoder):
 
         Raises:
           ValueError: shapes that do not fit, a sequence longer than `config.max_positions`, or more
-            ids than the cache has room for (inside of a jax transformation only what shapes show).
+            ids than the cache can hold (inside of a jax transformation only what shapes show).
         """
         check_ids("input_ids", input_ids)
         length = input_ids.shape[1] if cache is None else cache.length

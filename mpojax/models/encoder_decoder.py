@@ -196,7 +196,7 @@ class EncoderDecoder(SourceEncoder):
         `attention_mask` is that of the source.
 
         Raises:
-          ValueError: shapes that do not fit, or more ids than the cache has room for (inside of a
+          ValueError: shapes that do not fit, or more ids than the cache can hold (inside of a
             jax transformation only what shapes show).
         """
         check_ids("decoder_input_ids", decoder_input_ids)

@@ -336,7 +336,7 @@ def _forward(model, ids):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _prefill(model, ids, max_new_tokens):
-    """(first new token (batch,), cache with room for the others)."""
+    """(first new token (batch,), cache that can hold the others)."""
     logits, _, cache = dropless(model).prefill(ids, None, max_new_tokens)
     return jnp.argmax(logits, axis=-1), cache
 

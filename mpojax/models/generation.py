@@ -67,7 +67,7 @@ def generate(
       max_new_tokens: rows without an end are cut after so many.
       sampling: how tokens are chosen; None: as `config.sampling` says, which is greedy unless the
         checkpoint of the model says otherwise.
-      key: of the draws, where tokens are drawn. What is drawn for row i depends on the key, on i
+      key: of the samples, where tokens are sampled. The sample of row i depends on the key, on i
         and on its prompt alone.
 
     Raises:
@@ -126,7 +126,7 @@ def _generate(model, input_ids, attention_mask, key, *, max_new_tokens, sampling
 
 
 def _one_by_one(step, logits, cache: Cache, num: int, end, sampling, key) -> Generated:
-    """Greedy, or drawn: a row ends with one of `end[0]` and is filled up with `end[1]`."""
+    """Greedy, or sampled: a row ends with one of `end[0]` and is filled up with `end[1]`."""
     batch = logits.shape[0]
     keys = None if key is None else sampling_lib.row_keys(key, batch)
     ids = jnp.full((batch, num), end[1], jnp.int32)

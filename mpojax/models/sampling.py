@@ -11,10 +11,10 @@ class Sampling:
     """Settings of how `generate` chooses tokens; by default the likeliest ones (greedy).
 
     Attributes:
-      temperature: logits are divided by it before a token is drawn; 0: nothing is drawn.
-      top_k: only the k likeliest tokens, and any as likely as the last of them, may be drawn.
+      temperature: logits are divided by it before a token is sampled; 0: the likeliest token.
+      top_k: only the k likeliest tokens, and any as likely as the last of them, may be sampled.
       top_p: only the likeliest tokens that together reach this probability, and any as likely as
-        the last of them, may be drawn (Holtzman et al., "The Curious Case of Neural Text
+        the last of them, may be sampled (Holtzman et al., "The Curious Case of Neural Text
         Degeneration", 2020). After temperature and `top_k`.
       beams: 1, or how many continuations of each row beam search keeps; it draws nothing.
       length_penalty: of beam search: texts are compared by log probability / length^penalty, so
@@ -46,7 +46,7 @@ class Sampling:
 
     @property
     def draws(self) -> bool:
-        """True if tokens are drawn, which takes a key."""
+        """True if tokens are sampled, which takes a key."""
         return self.temperature > 0.0
 
 
@@ -75,9 +75,9 @@ def next_tokens(
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits (rows, vocabulary), float32, of the distribution tokens are drawn from.
+    """Logits (rows, vocabulary), float32, of the distribution tokens are sampled from.
 
-    Temperature, then `top_k`, then `top_p`; -inf at tokens that may not be drawn.
+    Temperature, then `top_k`, then `top_p`; -inf at tokens that may not be sampled.
     """
     logits = logits.astype(jnp.float32)
     # The largest becomes 0, so that no temperature makes a logit infinitely large.

@@ -4,7 +4,7 @@
 
 with covariances S_l of the inputs and curvatures R_l R_l^T of the outputs (see `mpojax.mpo.
 weighted`); r (in + n out) numbers instead of the n r (in + out) of chains of their own. Start: A is
-the one of the best low rank of all matrices beside each other, [W_1 R_1, W_2 R_2, ...], in the
+the one of the best low rank of all matrices side by side, [W_1 R_1, W_2 R_2, ...], in the
 summed metric S_1 + S_2 + ... (Basis Sharing: Wang et al., ICLR 2025, arXiv:2410.03765). Then by
 turns, each a least-squares problem, so that the error falls:
 

@@ -346,8 +346,15 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
+# Bytes above which the replicas of an array write a slice of it each. Every slice is a program of
+# its own, by shape and replica: of small arrays, compiling them takes longer than all of the save.
+_SLICE_BYTES = 2**20
+
+
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     """Says beforehand what the items are, so that a fresh process can look into a checkpoint."""
+    of_arrays = ocp.type_handlers.get_type_handler(jax.Array)
+    of_arrays._min_slice_bytes_for_replica_parallel = _SLICE_BYTES
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     tree, metadata = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
     registry.add("state", ocp.args.StandardSave, tree)

@@ -79,7 +79,8 @@ class TrainState:
           ValueError: the filter matches nothing, or something that has no gradient.
         """
         definition, trained, frozen = split(model, trainable)
-        trained, frozen = jax.tree.map(lambda x: jnp.array(x, copy=True), (trained, frozen))
+        # Not jnp.copy, which compiles a program for every shape.
+        trained, frozen = jax.device_put((trained, frozen), may_alias=False)
         return cls(
             step=jnp.zeros((), jnp.int32),
             trainable=trained,

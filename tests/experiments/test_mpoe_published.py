@@ -75,10 +75,10 @@ def test_notes_of_t5_hold_the_numbers_they_state():
 def test_notes_of_gpt2_hold_the_numbers_they_state():
     dense = gpt2.counts("dense")["total"]
     switch = ROWS["mpoe_table1_gpt2", "+MoE"].note
-    beside = dense + 12 * 8 * 2 * 768 * 3072
-    assert f"{beside / 1e6:.1f} M" in switch
+    parallel = dense + 12 * 8 * 2 * 768 * 3072
+    assert f"{parallel / 1e6:.1f} M" in switch
     more = gpt2.counts("switch8")["router"] + 12 * 8 * (768 + 3072)
-    assert f"{(beside + more) / 1e6:.1f} M" in switch
+    assert f"{(parallel + more) / 1e6:.1f} M" in switch
     for label, number in (("+MPOE", 8), ("+MPOE++", 16)):
         note = ROWS["mpoe_table1_gpt2", label].note
         for name in (f"mpoe{number}", f"mpoe{number}_sharedbias"):

@@ -80,7 +80,7 @@ def measure(cell: str) -> dict:
 
 
 def table(found: dict[str, dict]) -> str:
-    """All cells, each beside the dense matrix at as many tokens."""
+    """All cells, each next to the dense matrix at as many tokens."""
     rows = []
     for cell in cells():
         chip, tokens, bonds = cell.split("_")

@@ -219,7 +219,7 @@ class Corpus:
                 arrays = [self.folder / shard.array_file(n) for n in ("lengths", "sentences")]
                 if size == shard.bytes and all(array.is_file() for array in arrays):
                     continue
-                found = "or an array beside it is missing"
+                found = "or an array next to it is missing"
                 if size is not None and size != shard.bytes:
                     found = f"is {size} bytes long, expected {shard.bytes}"
                 raise ValueError(

@@ -91,14 +91,14 @@ class _Rows:
         """
         if not self.sop:
             return size, np.zeros(len(size), bool)
-        drawn = random.uniform(_BOUNDARY, slot, row)
-        cut = 1 + (drawn * (size - 1)).astype(np.int64)
+        uniform = random.uniform(_BOUNDARY, slot, row)
+        cut = 1 + (uniform * (size - 1)).astype(np.int64)
         # Sentences that start within the piece, but not with it.
         sentences = documents.sentences
         low = np.searchsorted(sentences, start, "right")
         choices = np.searchsorted(sentences, start + size, "left") - low
         several = np.flatnonzero(choices)
-        chosen = low[several] + (drawn * choices)[several].astype(np.int64)
+        chosen = low[several] + (uniform * choices)[several].astype(np.int64)
         cut[several] = sentences[chosen] - start[several]
         # Words likewise.
         single = np.flatnonzero(choices == 0)
@@ -106,7 +106,7 @@ class _Rows:
         tokens = documents.tokens[start[single][piece] + n]
         words = np.flatnonzero(self._corpus.word_starts[tokens] & (n > 0))
         choices = np.bincount(piece[words], minlength=len(single))
-        chosen = np.cumsum(choices) - choices + (drawn[single] * choices).astype(np.int64)
+        chosen = np.cumsum(choices) - choices + (uniform[single] * choices).astype(np.int64)
         several = choices > 0
         cut[single[several]] = n[words[chosen[several]]]
         swapped = random.uniform(_ORDER, slot, row) < 0.5

@@ -20,7 +20,7 @@ class Masking:
       rate: fraction of a row's tokens, special ones not counted.
       whole_words: whole words are chosen; else single tokens.
       mask_share, random_share: of the chosen tokens so many become `[MASK]`, and so many another
-        token drawn from all that are not special; the rest stay as they are.
+        token sampled from all that are not special; the rest stay as they are.
       max_predictions: most tokens of a row, the static size P of a batch; None: rate · length,
         rounded up.
     """
@@ -114,9 +114,9 @@ def mask_tokens(
     result["mlm_labels"][row, column] = labels
     result["mlm_weights"][row, column] = 1
     kind = random.uniform(1, position, row)
-    drawn = replacements[random.integers(2, position, row) % np.uint64(len(replacements))]
-    drawn = np.where(kind < masking.mask_share + masking.random_share, drawn, labels)
-    result["input_ids"][row, position] = np.where(kind < masking.mask_share, special.mask, drawn)
+    sampled = replacements[random.integers(2, position, row) % np.uint64(len(replacements))]
+    sampled = np.where(kind < masking.mask_share + masking.random_share, sampled, labels)
+    result["input_ids"][row, position] = np.where(kind < masking.mask_share, special.mask, sampled)
     return result
 
 

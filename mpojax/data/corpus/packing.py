@@ -63,10 +63,10 @@ def build_index(
       max_segments: most pieces of a row.
 
     Raises:
-      ValueError: there is no document, or a row has no room for text.
+      ValueError: there is no document, or a row holds no token of text.
     """
-    room = length - overhead
-    if room < 1 or max_segments < 1:
+    capacity = length - overhead
+    if capacity < 1 or max_segments < 1:
         raise ValueError(
             f"length={length} must be above the {overhead} special tokens of a piece, and "
             f"max_segments={max_segments} at least 1"
@@ -75,9 +75,9 @@ def build_index(
     if not lengths.size or lengths.min() < 1:
         raise ValueError("there is no document, or one without a token")
     if sentences is None:
-        document, start = _full_pieces(lengths, room)
+        document, start = _full_pieces(lengths, capacity)
     else:
-        document, start = _sentence_pieces(lengths, np.asarray(sentences, np.int64), room)
+        document, start = _sentence_pieces(lengths, np.asarray(sentences, np.int64), capacity)
     # The next piece starts where this one ends, or is that of another document.
     last = np.append(document[1:] != document[:-1], True)
     size = np.where(last, lengths[document], np.append(start[1:], 0)) - start
@@ -88,17 +88,19 @@ def build_index(
     return RowIndex(length, overhead, offsets, document[order], start[order], size[order])
 
 
-def _full_pieces(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """(document, start) of pieces of `room` tokens, the last of each document perhaps of less."""
-    count = -(-lengths // room)
+def _full_pieces(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """(document, start) of pieces of `capacity` tokens; the last of a document may be shorter."""
+    count = -(-lengths // capacity)
     document = np.repeat(np.arange(len(lengths)), count)
-    return document, (np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)) * room
+    return document, (
+        np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
+    ) * capacity
 
 
 def _sentence_pieces(
-    lengths: np.ndarray, sentences: np.ndarray, room: int
+    lengths: np.ndarray, sentences: np.ndarray, capacity: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(document, start) of pieces of as many whole sentences as `room` tokens hold."""
+    """(document, start) of pieces of as many whole sentences as `capacity` tokens hold."""
     ends = np.cumsum(lengths)
     begins = ends - lengths
     if np.count_nonzero(sentences == 0) != len(lengths):
@@ -108,8 +110,8 @@ def _sentence_pieces(
     sizes = np.diff(begins_at, append=ends[-1])
     if sentences[0] or sizes.min() < 1:
         raise ValueError("sentences must ascend within each document, from 0, below its length")
-    parts = -(-sizes // room)
-    begins_at = np.repeat(begins_at, parts) + room * (
+    parts = -(-sizes // capacity)
+    begins_at = np.repeat(begins_at, parts) + capacity * (
         np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
     )
     document = np.searchsorted(ends, begins_at, "right")
@@ -117,7 +119,7 @@ def _sentence_pieces(
     stop = np.append(first[1:], len(begins_at))[document]
     # The sentence with which the next piece starts, for a piece that starts with each.
     bounds = np.append(begins_at, ends[-1])
-    following = np.minimum(np.searchsorted(bounds, begins_at + room, "right") - 1, stop)
+    following = np.minimum(np.searchsorted(bounds, begins_at + capacity, "right") - 1, stop)
     chosen, current = [], first  # one step in all documents at once
     while current.size:
         chosen.append(current)

@@ -79,7 +79,7 @@ class TextPairs(task_lib.Examples):
           two.
 
         Raises:
-          ValueError: no end-of-text token, or a length without room for text.
+          ValueError: no end-of-text token, or a length that holds no text.
         """
         if tokenizer.eos_id is None:
             raise ValueError(

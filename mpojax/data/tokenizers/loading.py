@@ -195,7 +195,7 @@ def _advice(folder: pathlib.Path, settings: TokenizerSettings) -> str:
     call = f"{name}.from_pretrained({place}).save_pretrained({place})"
     code = f"import transformers; transformers.{call}"
     return (
-        "let transformers write a tokenizer.json beside it once, which is read whatever the class: "
+        "let transformers write a tokenizer.json into it once, which is read whatever the class: "
         f"python -c {shlex.quote(code)}"
     )
 
@@ -283,7 +283,7 @@ def _check_ids(backend, declared: Mapping[int, tokenizers.AddedToken], path) -> 
     ]
     if wrong:
         raise ValueError(
-            f"the added tokens beside {path} do not continue its vocabulary: "
+            f"the added tokens next to {path} do not continue its vocabulary: "
             f"{checks.listed(wrong)}; their ids must follow those of the vocabulary without a gap"
         )
 

@@ -177,15 +177,15 @@ class Tokenizer:
           token in its own text), example_index (F,) int32 (the pair a window comes from).
 
         Raises:
-          ValueError: max_length leaves no more room for the context than `overlap`, or none.
+          ValueError: max_length leaves no more tokens for the context than `overlap`, or none.
         """
         self._check(questions, contexts, max_length)
         questions, longest = self._cut(questions, max_question_length)
-        room = max_length - longest - self._backend.num_special_tokens_to_add(True)
-        overlap = min(128, room // 2) if overlap is None else overlap
-        if not 0 <= overlap < room:
+        capacity = max_length - longest - self._backend.num_special_tokens_to_add(True)
+        overlap = min(128, capacity // 2) if overlap is None else overlap
+        if not 0 <= overlap < capacity:
             raise ValueError(
-                f"overlap={overlap} must be from 0 to below the {room} context tokens that "
+                f"overlap={overlap} must be from 0 to below the {capacity} context tokens that "
                 f"max_length={max_length} leaves besides questions of up to {longest} tokens; "
                 "raise max_length, or lower overlap or max_question_length"
             )
@@ -208,7 +208,7 @@ class Tokenizer:
         special = self._backend.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
             raise ValueError(
-                f"max_length={max_length} leaves no room for text besides {special} special tokens"
+                f"max_length={max_length} leaves no token for text besides {special} special tokens"
             )
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"{len(texts)} texts but {len(pairs)} pairs; lengths must be equal")

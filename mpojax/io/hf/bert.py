@@ -170,7 +170,7 @@ OWN_POOLER = {"classifier.dense": linear("pooler"), "classifier.out_proj": linea
 
 
 def _projected(values: Mapping) -> dict:
-    """Tables as wide as the hidden states are not mapped."""
+    """Embeddings as wide as the hidden states are not projected."""
     size, hidden = values["embedding_size"], values["hidden_size"]
     return {"embedding_size": None if size == hidden else size}
 

@@ -1,7 +1,7 @@
 """Compressed models as folders of transformers: factors, and a modeling file that multiplies them.
 
 The folder is one of a dense model (`checkpoints`), but for the layers that hold a matrix in MPO
-form. `templates/modeling_mpo.py` is copied beside the weights, with the classes of the family at
+form. `templates/modeling_mpo.py` is copied next to the weights, with the classes of the family at
 its end; it says how a layer's tensors are named.
 """
 

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia, and OPT: decoders with layer norms and biases beside GPT-2."""
+"""GPT-NeoX and Pythia, and OPT: decoders with layer norms and biases, as GPT-2 is."""
 
 import numpy as np
 

@@ -92,7 +92,7 @@ _BASE_AND_PART = ("rope_theta", "partial_rotary_factor")
 
 
 def _written(config: models.DecoderConfig, plain: Mapping, content: Mapping) -> dict:
-    """The keys of the scaling, and those beside it that it decides."""
+    """The keys of the scaling, and its neighbours that it decides."""
     entries = entries_of(config)
     keys = {
         "rope_scaling": entries,

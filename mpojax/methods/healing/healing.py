@@ -69,7 +69,7 @@ def heal(
       learning_rate: its peak. It warms up over a twentieth of the steps and falls like a cosine.
       distill_weight: 1 learns from the teacher alone, 0 from the text alone.
       trainable: what is trained: "cores_and_norms", "cores", "auxiliary", "adapters" (those that
-        `compression.add_adapters` put beside the matrices), "all", or another set of
+        `compression.add_adapters` put parallel to the matrices), "all", or another set of
         `mpop.FILTERS`.
       optimizer: fields of `training.default_config()` that replace those of `OPTIMIZER`.
       grad_accum_steps: parts of a batch that are worked on one after another, for less memory.

@@ -1,4 +1,4 @@
-"""What a healed model learns: the trained parameters, the original beside them, and the loss."""
+"""What a healed model learns: the trained parameters, the original as its teacher, the loss."""
 
 import dataclasses
 import types

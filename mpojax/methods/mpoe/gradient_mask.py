@@ -1,7 +1,7 @@
 """A random mask on the gradients of central cores: experts share them, so they learn less often.
 
 "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language Models" (COLING 2022),
-section 3.2, equation 4 and algorithm 1: in each iteration b ~ Bernoulli(rate) is drawn, and the
+section 3.2, equation 4 and algorithm 1: in each iteration b ~ Bernoulli(rate) is sampled, and the
 gradient of a central core is multiplied with 1 - b. The paper's algorithm is plain SGD, where
 leaving an update out and giving a gradient of zero are the same; see `mode` for the others.
 
@@ -35,7 +35,7 @@ _FIELDS = {
     "granularity": checks.one_of(*GRANULARITIES),
 }
 _DEFAULTS = {"rate": None, "mode": "skip", "granularity": "step"}
-# Of the masks among all that is drawn from a seed; the run's own key may come from the same one.
+# Of the masks among all that is sampled from a seed; the run's own key may come from the same one.
 _STREAM = 0x6D61736B
 
 

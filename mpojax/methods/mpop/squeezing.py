@@ -59,8 +59,9 @@ class Result:
 class Squeezing:
     """One run: tunes, then cuts and tunes until the budget, the metric or the bond grid ends it.
 
-    A record of a phase: phase, cuts ([{group, bond, rung, cost, saved}]), bonds ({role or path:
-    bonds}), parameters, trained, metric, drop (against phase 0), accepted, step, compilations.
+    A record of a phase: phase, cuts ([{group, bond, "rung": its new dimension, cost, saved}]),
+    bonds ({role or path: bonds}), parameters, trained, metric, drop (against phase 0), accepted,
+    step, compilations.
 
     Args:
       model: in MPO form, usually at full bonds.

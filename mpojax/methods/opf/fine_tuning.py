@@ -121,8 +121,8 @@ def convert(
     new, _ = opdf.over_parameterise(old, only(settings, paths))
     optimizer = make_optimizer(new)
     fresh = training.TrainState.create(new, trainable, optimizer).optimizer
-    carried = moments.copy_by_name(state.optimizer, fresh, old, new)
-    return state.with_model(new, trainable, optimizer, carried), optimizer
+    copied = moments.copy_by_name(state.optimizer, fresh, old, new)
+    return state.with_model(new, trainable, optimizer, copied), optimizer
 
 
 def candidates(model: models.Model, settings: OPFSettings) -> list[str]:

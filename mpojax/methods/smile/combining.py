@@ -44,8 +44,8 @@ def combine(
       progress: called as progress(done, total, path).
 
     Returns:
-      The base with an adapter of kind "routed" beside every matrix that may have one: saved and
-      loaded as any model with adapters is.
+      The base with an adapter of kind "routed" parallel to every matrix that may have one: saved
+      and loaded as any model with adapters is.
 
     Raises:
       ValueError: no model, top_k above K, a rank above a matrix' size, models that do not belong

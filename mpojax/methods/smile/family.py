@@ -36,7 +36,7 @@ class Family:
         if not isinstance(tuned, Mapping):
             tuned = {f"models[{index}]": model for index, model in enumerate(tuned)}
         if not tuned:
-            raise ValueError("there is no model to combine: give one or more beside the base.")
+            raise ValueError("there is no model to combine: give one or more besides the base.")
         for name, model in {"the base": base, **tuned}.items():
             if model.shapes or model.config.adapters:
                 raise ValueError(

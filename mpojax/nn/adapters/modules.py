@@ -14,7 +14,7 @@ from mpojax.nn.feed_forward import ACTIVATIONS
 from mpojax.nn.functional import along_last, matmul
 from mpojax.nn.parameters import AdapterParam, normal, random_cores
 
-# Standard deviation of a fresh down map. The up map starts at zero: nothing changes at first.
+# Stddev of a fresh down map. The up map starts at zero: nothing changes at first.
 STDDEV = 0.02
 
 

@@ -32,8 +32,8 @@ class ExpertSettings:
         inner activations are largest, for which all are computed; gates of 1).
       k: experts of a token with the routers "topk", "unweighted" and "oracle"; the others fix it.
       intermediate_size: width inside an expert; None: that of the model's feed-forward blocks.
-      shared_size: width of a dense feed-forward block beside the experts, which every token goes
-        through, times sigmoid(w x); None for none (Qwen2-MoE).
+      shared_size: width of a dense feed-forward block parallel to the experts, which every token
+        goes through, times sigmoid(w x); None for none (Qwen2-MoE).
       share_central: chains of all experts have one central core; or the maps of which they do.
       shared_base: maps whose matrix is the sum of what each expert owns and of one dense matrix of
         all experts.

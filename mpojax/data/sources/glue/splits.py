@@ -29,7 +29,7 @@ def paper_splits(
     Args:
       task: a GLUE task as `load_task` gives it.
       held_out: training examples that become dev.
-      seed: of what is drawn; the same for all runs that are compared.
+      seed: of what is sampled; the same for all runs that are compared.
 
     Raises:
       ValueError: not a GLUE task, or too few examples.

@@ -157,7 +157,7 @@ class Tied(nn.Module):
 
 
 class Factored:
-    """Exchanges layers of the class of transformers beside it."""
+    """Exchanges layers of the class of transformers next to it."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
