@@ -14,9 +14,9 @@ from mpojax import locks, training
 ROOT = pathlib.Path(__file__).parents[1]
 HOLD = """
 import sys, time
-from mpojax import training
+from mpojax import locks
 
-training.Workdir(sys.argv[1], {"a": 1})
+locks.hold(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
 """
@@ -25,6 +25,8 @@ time.sleep(60)
 @pytest.fixture
 def holder(tmp_path):
     """A process that works in the folder."""
+    training.Workdir(tmp_path, {"a": 1})
+    locks.release(tmp_path)
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"

@@ -118,7 +118,7 @@ def test_gradients_are_those_of_the_summed_loss():
     one["attention_mask"][0, 0] = 1
     found = compression.calibrate(model, [BATCH | one], loss=squared_logits)
     arrays = {name: jnp.asarray(value) for name, value in (BATCH | one).items()}
-    gradients = nnx.grad(lambda m: 4 * squared_logits(m, arrays, None)[0])(model)
+    gradients = jax.jit(jax.grad(lambda m: 4 * squared_logits(m, arrays, None)[0]))(model)
     flat = {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(gradients)}
     for part, name in (("feed_forward", "up"), ("feed_forward", "down"), ("attention", "value")):
         for layer in (0, 1):
@@ -174,11 +174,11 @@ class NaiveT5:
         mean_square = np.mean(x**2, axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + self.config.norm_eps) * self.arrays[f"{path}/scale"]
 
-    def attention(self, path, x, memory, mask, bias):
+    def attention(self, path, x, encoded, mask, bias):
         heads = (*x.shape[:1], -1, self.config.num_heads, self.config.head_size)
         q, k, v = (
             self.map(f"{path}/{name}", y).reshape(heads)
-            for name, y in (("query", x), ("key", memory), ("value", memory))
+            for name, y in (("query", x), ("key", encoded), ("value", encoded))
         )
         scores = np.where(mask, np.einsum("bqhd,bkhd->bhqk", q, k) + bias, -1e30)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -194,14 +194,16 @@ class NaiveT5:
         )
         return np.moveaxis(self.arrays[f"{stack}/relative_bias/table"][np.asarray(numbers)], 2, 0)
 
-    def run(self, stack, depth, ids, mask, memory=None, memory_mask=None):
+    def run(self, stack, depth, ids, mask, encoded=None, encoded_mask=None):
         x, bias = self.arrays["embeddings/word/table"][ids], self.bias(stack, ids.shape[1])
         for layer in (f"{stack}/layers/{i}" for i in range(depth)):
             normed = self.norm(f"{layer}/attention_norm", x)
             x = x + self.attention(f"{layer}/attention", normed, normed, mask, bias)
-            if memory is not None:
+            if encoded is not None:
                 normed = self.norm(f"{layer}/cross_attention_norm", x)
-                x = x + self.attention(f"{layer}/cross_attention", normed, memory, memory_mask, 0.0)
+                x = x + self.attention(
+                    f"{layer}/cross_attention", normed, encoded, encoded_mask, 0.0
+                )
             inner = self.map(f"{layer}/feed_forward/up", self.norm(f"{layer}/feed_forward_norm", x))
             x = x + self.map(f"{layer}/feed_forward/down", np.maximum(inner, 0.0))
         return self.norm(f"{stack}/final_norm", x)
@@ -219,9 +221,9 @@ def test_encoder_decoders_against_a_naive_reference(length):
     found = compression.calibrate(model, [batch | {"decoder_attention_mask": real}])
     naive = NaiveT5(arrays, config)
     mask = MASK[:, None, None, :] > 0
-    memory = naive.run("encoder", 2, IDS, mask)
+    encoded = naive.run("encoder", 2, IDS, mask)
     causal = np.tril(np.ones((length, length), bool)) & (real[:, None, None, :] > 0)
-    naive.run("decoder", 3, targets, causal, memory, mask)
+    naive.run("decoder", 3, targets, causal, encoded, mask)
     assert {*naive.inputs, "embeddings/word"} == set(found.statistics)
     for path, x in naive.inputs.items():
         of_source = path.startswith("encoder") or path.endswith(

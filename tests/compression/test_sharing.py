@@ -76,7 +76,9 @@ def test_a_shared_core_has_one_gradient_and_generates(shared):
     made = shared[0]
     graph, cores, rest = nnx.split(made, nn.CentralCore, ...)
     ids = jnp.asarray(IDS)
-    grads = jax.grad(lambda cores: jnp.sum(jnp.square(nnx.merge(graph, cores, rest)(ids))))(cores)
+    grads = jax.jit(
+        jax.grad(lambda cores: jnp.sum(jnp.square(nnx.merge(graph, cores, rest)(ids))))
+    )(cores)
     held = sum(leaf.size for leaf in jax.tree.leaves(grads))
     assert held == models.count_parameters(made)["central"]
     greedy = {"max_new_tokens": 3, "sampling": models.Sampling()}

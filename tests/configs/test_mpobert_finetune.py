@@ -97,13 +97,13 @@ def test_dense_models_have_the_hyper_parameters_of_their_scores():
 
 
 def test_48_layers_start_from_the_middle_of_the_published_ranges():
-    for task, drawn in recipes.RANGES_48.items():
+    for task, recipe in recipes.RANGES_48.items():
         config = finetune.get_config(f"mpobert48,{task}")
-        low, high = drawn.rates
+        low, high = recipe.rates
         rate = config.optimizer.learning_rate
         assert rate / low == pytest.approx(high / rate)
         assert {*config.optimizer.role_learning_rates.to_dict().values()} == {rate}
-        assert config.optimizer.weight_decay == drawn.weight_decay / 2
+        assert config.optimizer.weight_decay == recipe.weight_decay / 2
         few = finetune.get_config(f"mpobert12,{task}")
         seen = config.steps * config.batch_size
         assert 0.99 < seen / (few.steps * few.batch_size) <= 1
@@ -115,16 +115,18 @@ def test_48_layers_start_from_the_middle_of_the_published_ranges():
 def test_the_search_covers_the_ranges(variant):
     for task in finetune.TASKS:
         config = mpobert48.get_config(f"{variant},{task}")
-        found, drawn = cells.expand(config), finetune.ranges(task)
-        assert len(found) == 9 * len(drawn.batch_sizes) * len(drawn.grad_accum_steps)
+        found, recipe = cells.expand(config), finetune.ranges(task)
+        assert len(found) == 9 * len(recipe.batch_sizes) * len(recipe.grad_accum_steps)
         figures.read(config.plots, list(found[0].values), frames.REPEATS)
         rates = {cell.config.optimizer.learning_rate for cell in found}
         cores = {tuple(c.config.optimizer.role_learning_rates.to_dict().items()) for c in found}
-        assert (min(rates), max(rates), len(rates)) == (*drawn.rates, 3)
+        assert (min(rates), max(rates), len(rates)) == (*recipe.rates, 3)
         assert {rate for pair in cores for _, rate in pair} == rates
         batches = {(cell.config.batch_size, cell.config.grad_accum_steps) for cell in found}
         assert batches == {
-            (size * parts, parts) for size in drawn.batch_sizes for parts in drawn.grad_accum_steps
+            (size * parts, parts)
+            for size in recipe.batch_sizes
+            for parts in recipe.grad_accum_steps
         }
         for cell in found:
             train.check(cell.config)

@@ -322,7 +322,7 @@ def test_model_of_another_vocabulary(made):
     [
         (lambda f: next(f.glob("train*record")).write_bytes(b"x"), "is 1 bytes long, expected"),
         (lambda f: next(f.glob("valid*record")).unlink(), "split valid is damaged"),
-        (lambda f: next(f.glob("*.lengths.npy")).unlink(), "array beside it is missing"),
+        (lambda f: next(f.glob("*.lengths.npy")).unlink(), "array next to it is missing"),
         (lambda f: (f / "corpus.json").write_text("{"), "not valid JSON"),
         (lambda f: (f / "corpus.json").write_text('{"format": 9}'), "format 9"),
     ],

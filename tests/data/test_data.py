@@ -186,7 +186,7 @@ class TestTokenizer:
         tokenizer = data.Tokenizer.from_folder(vocab_folder)
         with pytest.raises(ValueError, match=r"not one string"):
             tokenizer.encode("a good film")
-        with pytest.raises(ValueError, match=r"max_length=2 leaves no room"):
+        with pytest.raises(ValueError, match=r"max_length=2 leaves no token"):
             tokenizer.encode(["a"], max_length=2)
         with pytest.raises(ValueError, match=r"1 texts but 2 pairs"):
             tokenizer.encode(["a"], ["a", "a"])

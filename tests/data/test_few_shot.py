@@ -15,13 +15,13 @@ def task(count=60, name="mine", kind="classification", metrics=()):
     return data.TextTask(name, {"train": split}, names, kind, metrics)
 
 
-def drawn(task_, shots, draw=0):
+def sampled(task_, shots, draw=0):
     return data.few_shot(task_, task_["train"], shots, draw)
 
 
 @pytest.mark.parametrize("shots", [1, 4, 9])
 def test_every_class_has_its_shots(shots):
-    few = drawn(task(), shots)
+    few = sampled(task(), shots)
     assert np.bincount(few.labels).tolist() == [shots] * 3
     assert len(set(few.texts)) == len(few) == len(few.pairs) == 3 * shots
     whole = task()["train"]
@@ -32,25 +32,25 @@ def test_every_class_has_its_shots(shots):
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_fewer_shots_are_a_part_of_more(kind):
     for draw in range(3):
-        sets = [set(drawn(task(kind=kind), shots, draw).texts) for shots in (2, 5, 9)]
+        sets = [set(sampled(task(kind=kind), shots, draw).texts) for shots in (2, 5, 9)]
         assert sets[0] < sets[1] < sets[2]
 
 
 def test_the_same_draw_is_the_same_whenever_it_is_made():
-    again = [drawn(task(), 5, 2).texts for _ in range(2)]
+    again = [sampled(task(), 5, 2).texts for _ in range(2)]
     assert again[0] == again[1]
     # Fixed for good: results of runs months apart are compared.
-    assert drawn(task(), 1, 0).texts == ["text 12", "text 24", "text 50"]
+    assert sampled(task(), 1, 0).texts == ["text 12", "text 24", "text 50"]
 
 
 def test_draws_and_tasks_differ():
-    draws = [tuple(drawn(task(), 5, draw).texts) for draw in range(4)]
-    draws += [tuple(drawn(task(name="other"), 5).texts)]
+    draws = [tuple(sampled(task(), 5, draw).texts) for draw in range(4)]
+    draws += [tuple(sampled(task(name="other"), 5).texts)]
     assert len(set(draws)) == 5
 
 
 def test_of_a_regression_the_shots_are_all():
-    assert len(drawn(task(kind="regression"), 10)) == 10
+    assert len(sampled(task(kind="regression"), 10)) == 10
 
 
 def test_of_questions_the_shots_are_all():
@@ -73,7 +73,7 @@ def test_of_questions_the_shots_are_all():
 )
 def test_bad_numbers(shots, draw, message):
     with pytest.raises(ValueError, match=message):
-        drawn(task(), shots, draw)
+        sampled(task(), shots, draw)
 
 
 def test_labels_are_needed():

@@ -1,4 +1,4 @@
-"""Labels of a user's own files: none empty, none unknown beside the training split's."""
+"""Labels of a user's own files: none empty, none unknown to the training split's."""
 
 import json
 

@@ -233,7 +233,7 @@ def test_masking_statistics(words, whole_words):
     masking = data.Masking(whole_words=whole_words)
     train = data.PretrainData(words, 256, 128, seed=7, masking=masking)
     chosen = masked = kept = real = 0
-    drawn, counts = [], np.zeros(128)
+    sampled, counts = [], np.zeros(128)
     for step in range(4):
         batch = train[step]
         row, column = np.nonzero(batch["mlm_weights"])
@@ -242,7 +242,7 @@ def test_masking_statistics(words, whole_words):
         assert labels.min() > MASK  # never a special token or padding
         chosen, masked = chosen + len(row), masked + (inputs == MASK).sum()
         kept += (inputs == labels).sum()
-        drawn.append(inputs[(inputs != MASK) & (inputs != labels)])
+        sampled.append(inputs[(inputs != MASK) & (inputs != labels)])
         real += (unmasked(batch) > MASK).sum()
         counts += np.bincount(place, minlength=128)
         # Nothing else was touched.
@@ -252,10 +252,10 @@ def test_masking_statistics(words, whole_words):
     assert abs(chosen / real - 0.15) < 0.003
     assert abs(masked / chosen - 0.8) < 0.01
     assert abs(kept / chosen - 0.1) < 0.01
-    drawn = np.concatenate(drawn)
-    assert drawn.min() > MASK
+    sampled = np.concatenate(sampled)
+    assert sampled.min() > MASK
     # Drawn evenly from all ordinary tokens: both halves of the vocabulary as often.
-    assert abs((drawn < words.vocab_size // 2).mean() - 0.5) < 0.04
+    assert abs((sampled < words.vocab_size // 2).mean() - 0.5) < 0.04
     inner = counts[2:100]
     assert inner.std() / inner.mean() < 0.15  # all places as often
 

@@ -60,7 +60,7 @@ def test_rows_hold_their_pieces(case):
 def test_pieces_are_as_long_as_they_can_be(case):
     documents, whole_sentences, settings = case
     index = index_of(documents, whole_sentences, settings)
-    room = settings["length"] - settings["overhead"]
+    capacity = settings["length"] - settings["overhead"]
     for number, sentences in enumerate(documents):
         bounds = set(np.cumsum([0, *sentences]).tolist())
         longest = max(sentences)
@@ -68,11 +68,11 @@ def test_pieces_are_as_long_as_they_can_be(case):
         for start, size in zip(index.start[own].tolist(), index.size[own].tolist(), strict=True):
             end = start + size
             if not whole_sentences:
-                assert size == room or end == sum(sentences)
-            elif longest <= room:
+                assert size == capacity or end == sum(sentences)
+            elif longest <= capacity:
                 assert {start, end} <= bounds
                 following = min((b for b in bounds if b > end), default=None)
-                assert following is None or following - start > room
+                assert following is None or following - start > capacity
 
 
 @hypothesis.given(cases())
@@ -96,7 +96,7 @@ def test_best_fit():
 
 
 def test_a_sentence_longer_than_a_row_is_cut():
-    # Sentences of 4, 23 and 3 tokens in rows with room for 8.
+    # Sentences of 4, 23 and 3 tokens in rows of 8.
     index = packing.build_index(np.array([30]), 11, sentences=np.array([0, 4, 27]), pack=False)
     assert index.start.tolist() == [0, 4, 12, 20, 27]
     assert index.size.tolist() == [4, 8, 8, 7, 3]

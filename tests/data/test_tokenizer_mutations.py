@@ -173,7 +173,7 @@ def test_files_as_they_are(tmp_path, name):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tokenizer")
 
 
@@ -191,10 +191,10 @@ def message_of_reading(folder) -> str:
 
 
 @hypothesis.given(changed_folders())
-def test_changed_files(place, files):
-    write(place, files)
+def test_changed_files(folder, files):
+    write(folder, files)
     start = time.process_time()
-    message = message_of_reading(place)
+    message = message_of_reading(folder)
     assert "\n" not in message
     assert len(message) < 1500
     assert time.process_time() - start < 2

@@ -79,7 +79,7 @@ def write(folder, words=None, **contents):
 
 
 def copy(folder, target, model_type):
-    """The tokenizer of a folder beside another model, or none."""
+    """The tokenizer of a folder next to another model, or none."""
     target.mkdir()
     for name, content in tokenizer_folders.copies(folder, model_type).items():
         (target / name).write_bytes(content)
@@ -168,7 +168,7 @@ ADDED_TABLE = {
             "sep_token": ">",
         },
     },
-    "the map is not read beside added_tokens_decoder": {
+    "the map is not read next to added_tokens_decoder": {
         "tokenizer_config": {"added_tokens_decoder": {"0": token("[PAD]", special=True)}},
         "special_tokens_map": {"cls_token": "the"},
         "added_tokens": {"<e1>": 5},
@@ -535,7 +535,7 @@ def test_t5_and_llama(tmp_path):
 
 
 def test_whatever_transformers_saved(tmp_path):
-    """Settings as transformers writes them beside tokenizer.json and without it."""
+    """Settings as transformers writes them next to tokenizer.json and without it."""
     contents = ADDED_TABLE["special by the map"]
     write(tmp_path, WORDS, config=config("bert"), **contents)
     transformers.BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
@@ -566,7 +566,7 @@ def test_a_copy_has_the_class_of_config_json(tmp_path, words):
 
 
 def test_a_copy_has_no_class_where_its_source_has_none(tmp_path):
-    """A cased tokenizer.json alone, exported beside a BERT model, whose class would lower it."""
+    """A cased tokenizer.json alone, exported next to a BERT model, whose class would lower it."""
     source = tmp_path / "source"
     source.mkdir()
     write(source, tokenizer_config={"mask_token": "mask"})

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 
+from experiments import sweep
 from mpojax import training
 from tests.experiments import toy_encoder
 from tests.training import helpers
@@ -19,6 +20,12 @@ def checkpoint(tmp_path_factory):
 def texts(tmp_path_factory):
     """A task of a user's own: two TSV files."""
     return toy_encoder.write_texts(tmp_path_factory.mktemp("texts"), train=48, dev=12)
+
+
+@pytest.fixture(autouse=True)
+def programs_are_kept(monkeypatch):
+    """Between the cells of a sweep: other tests go on with what this process has compiled."""
+    monkeypatch.setattr(sweep, "_free_memory", lambda: None)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from flax import nnx
 from configs import compress as compress_config
 from experiments import compress
 from mpojax import io, models
+from tests import marks
 from tests.experiments.toy_encoder import SETTINGS, WORDS
 from tests.models import small_language
 
@@ -36,10 +37,10 @@ def test_variants_by_outputs_stand_beside_the_plain_ones(config, tmp_path):
         for name in ("mpo", "svd", "svd_aware", "searched")
     }
     assert "output error" in (tmp_path / "run" / "summary.txt").read_text(encoding="utf-8")
-    sizes = [facts["parameters"] for facts in found.values()]
+    sizes = [entry["parameters"] for entry in found.values()]
     assert max(sizes) == sizes[0] <= 0.8 * found["mpo"]["dense_parameters"]
-    for facts in found.values():
-        for row in facts["rows"]:
+    for entry in found.values():
+        for row in entry["rows"]:
             assert row["output_error"] is not None
             assert row["data_svd_output_error"] <= row["svd_output_error"] + 1e-6
     for row in found["searched"]["rows"]:
@@ -88,7 +89,8 @@ def test_texts_are_asked_for_before_anything_is_written(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5"])
+# What a calibration sees of encoder-decoders: tests/compression/test_calibration.py.
+@pytest.mark.parametrize("name", marks.slow_but(("gpt2",), ("gpt2", "t5")))
 def test_language_models_by_outputs(config, tmp_path, name):
     kinds = {"gpt2": small_language.GPT2, "t5": small_language.T5_GATED}
     io.export_huggingface(small_language.dense(kinds[name]), tmp_path / "model")

@@ -101,12 +101,19 @@ LINES = [
     ("train", ["--nope=1"], "Unknown command line flag 'nope'"),
     ("train", ["steps=3"], "unexpected argument 'steps=3'; options start with --"),
     ("train", ["--workdir="], "--workdir=FOLDER is missing"),
+    ("train", ["--num_processes=2"], "a run of several processes needs --coordinator"),
+    ("train", ["--distributed"], "--distributed found no cluster"),
     ("train", ["--compilation_cache=FOLDER/t.tsv"], "a file stands where a folder is needed"),
     ("train", ["--config.stepz", "5"], "did you mean --config.steps=5?"),
     ("train", ["--noconfig.keepbest"], "did you mean --noconfig.keep_best?"),
     ("train", ["--config.bond=None"], "must be an integer; leave it out for the default, None"),
     ("train", ["--config=~/x.py"], "there is no file ~/x.py"),
     # Tools.
+    (
+        "tools.train_tokenizer",
+        ["--text=file:train=FOLDER/t.txt", "--out=FOLDER/x", "--vocab_size=9"],
+        "vocab_size=9 must be above 259",
+    ),
     ("tools.train_tokenizer", ["--text=FOLDER"], "--out=... is missing: New folder of the tok"),
     ("tools.prepare_corpus", ["--text=FOLDER/no", "--out=FOLDER/x"], "vocab_size=None"),
     ("tools.texts.fetch", ["--nope"], "Unknown command line flag 'nope'"),
@@ -134,7 +141,7 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     commands = [_command(folder, number, *line[:2]) for number, line in enumerate(LINES)]
     _write_inputs(folder)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "SLURM_JOB_ID": ""}
     run = subprocess.run(
         [sys.executable, "-m", "tests.experiments.run_lines"],
         input="".join(json.dumps(command) + "\n" for command in commands),
@@ -178,6 +185,7 @@ def _write_inputs(folder):
     data.Tokenizer.from_folder(folder / "model").save(folder / "gpt2")
     rows = "good fine film\tgood\nbad poor plot\tbad\n" * 10
     (folder / "t.tsv").write_text("text\tlabel\n" + rows)
+    (folder / "t.txt").write_text("good fine film\n")
     (folder / "syntax.py").write_text("\ndef get_config(:\n")
     (folder / "empty.py").write_text("x = 1\n")
     (folder / "raises.py").write_text("def get_config():\n    return 1 / 0\n")

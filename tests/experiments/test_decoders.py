@@ -1,4 +1,4 @@
-"""`experiments.compress` for decoders: methods beside each other, resume, errors."""
+"""`experiments.compress` for decoders: methods side by side, resume, errors."""
 
 import dataclasses
 import json

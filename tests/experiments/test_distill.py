@@ -129,6 +129,8 @@ def test_the_student_starts_where_it_is_pulled_to(config, teacher, start, mapped
     assert float(opdf.alignment_loss(setup.model, setup.extra.targets, "procrustes_core")) < 1e-20
 
 
+# The teacher is read again and has no state; that a run resumes: test_finetune.py.
+@pytest.mark.slow
 def test_a_run_that_is_stopped_resumes(config, finished, tmp_path, stopped_at):
     with stopped_at(2):
         assert train.run(config, tmp_path) == 1
@@ -208,6 +210,8 @@ def test_a_teacher_without_a_tuned_head(config, tmp_path, checkpoint):
     assert not (tmp_path / "run").exists()
 
 
+# Also seen in test_compress.py.
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_is_passed_on(config, tmp_path, stopped_at):
     with stopped_at(config.steps):
         assert train.run(config, tmp_path) == 1

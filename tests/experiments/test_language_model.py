@@ -199,6 +199,8 @@ class TestExperts:
         assert not [name for name in result["metrics"] if name.startswith("test_")]
         assert {row["step"] for row in router_statistics.read(tmp_path / "run")} == {0, 1}
 
+    # Without this mark: tests/methods/test_router_statistics.py, test_pretrain.py.
+    @pytest.mark.slow
     def test_an_interrupted_run_resumes(self, tuned, tmp_path, stopped_at):
         config, straight = tuned
         with stopped_at(3):

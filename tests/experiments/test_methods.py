@@ -80,7 +80,7 @@ def encoder_decoder(words, pairs):
 
 
 # The others show the same of the architecture, at the price of compiling it again.
-QUICK = {(decoder, "low rank"), (decoder, "squeezing"), (encoder_decoder, "search")}
+QUICK = {(decoder, "low rank"), (encoder_decoder, "search")}
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,8 @@ def test_no_steps_only_evaluate(finished, tmp_path):
     assert result_of(tmp_path)["metrics"] == pytest.approx(result_of(folder)["metrics"])
 
 
+# Batches are a function of the step (tests/data/test_mixture.py); test_finetune.py resumes them.
+@pytest.mark.slow
 def test_an_interrupted_run_resumes(config, tmp_path, stopped_at):
     config.save_model = True
     assert train.run(config, tmp_path / "straight") == 0

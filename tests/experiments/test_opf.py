@@ -39,6 +39,8 @@ def check_result(folder, chosen):
     assert "became chains" in (folder / "summary.txt").read_text()
 
 
+# Static selection goes the same way; the rounds themselves: tests/methods/test_opf.py.
+@pytest.mark.slow
 def test_dynamic_selection(config, tmp_path):
     config.save_model = True
     assert train.run(config, tmp_path) == 0

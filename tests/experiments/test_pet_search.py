@@ -117,9 +117,9 @@ def test_plain_tuning_of_adapters(config, tmp_path, checkpoint):
     assert len(models.adapter_arrays(tuned)) > 0
 
 
-@pytest.mark.parametrize(
-    "mode", ["unstructured", pytest.param("structured", marks=pytest.mark.slow)]
-)
+# That meshes give the same numbers, of which scores are sums: tests/multi_device.
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["unstructured", "structured"])
 def test_the_same_is_kept_on_one_and_on_eight_devices(
     checkpoint, texts, finished, tmp_path, monkeypatch, mode
 ):

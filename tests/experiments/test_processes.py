@@ -190,17 +190,6 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path, killed):
     ]
 
 
-def test_half_given_flags_and_no_cluster(tmp_path):
-    half, none = finish(
-        [start(tmp_path, "--num_processes=2"), start(tmp_path, "--distributed", SLURM_JOB_ID="")]
-    )
-    assert half[0] == 2
-    assert "error: a run of several processes needs --coordinator" in half[2]
-    assert none[0] == 2
-    assert "error: --distributed found no cluster" in none[2]
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_nobody_listens(tmp_path):
     flags = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--process_id=1")

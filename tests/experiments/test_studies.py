@@ -10,7 +10,7 @@ from experiments.render import frames, studies
 
 
 def result(variant, seed, metric, **more):
-    facts = {
+    content = {
         "task": "sst2",
         "metric_name": "accuracy",
         "variant": variant,
@@ -24,7 +24,7 @@ def result(variant, seed, metric, **more):
         "training_bytes": 3e6,
         "fit": {"steps_per_second": 2.0 if variant == "kd" else 0.5},
     }
-    return facts | more
+    return content | more
 
 
 def report(name, results, folder):
@@ -87,10 +87,10 @@ def test_a_study_is_drawn_again_from_its_means(tmp_path, capsys):
 
 def test_curves_are_means_over_seeds(tmp_path):
     for seed in (0, 1):
-        facts = {"metrics": {"perplexity": 9.0}, "tokens": 200, "steps": 2, "total": 10}
+        content = {"metrics": {"perplexity": 9.0}, "tokens": 200, "steps": 2, "total": 10}
         folder = tmp_path / "main" / "cells" / str(seed)
         folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(result("MPOE", seed, 0.0) | facts))
+        (folder / "result.json").write_text(json.dumps(result("MPOE", seed, 0.0) | content))
         lines = [{"step": s, "dev/perplexity": 10.0 + seed - s} for s in (0, 1, 2)]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     study = studies.load()["mpoe_sharing"]

@@ -9,6 +9,7 @@ from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
 from mpojax import io, models
+from tests import marks
 from tests.io.test_adapter_kinds import KINDS, MODELS, add, moved, outputs
 
 RULES = {**KINDS, "bias": (r"(?!head).*/bias", {"kind": "bias"})}
@@ -59,7 +60,7 @@ def test_files_of_the_first_version(tmp_path, kind):
         np.testing.assert_array_equal(outputs(loaded), outputs(tuned))
 
 
-@pytest.mark.parametrize("name", ["albert", "llama", "t5"])
+@pytest.mark.parametrize("name", marks.slow_but(("llama", "t5"), ("albert", "llama", "t5")))
 def test_other_architectures(tmp_path, name):
     plain = base(name)
     tuned = moved(add(plain, RULES["low_rank"]))

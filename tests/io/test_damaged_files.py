@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mpojax import compression, io, models
 from mpojax.io.hf import checkpoints
-from tests import damaged
+from tests import damaged, marks
 from tests.io import helpers, language_helpers
 from tests.models import small
 
@@ -66,7 +66,8 @@ def check_config(folder, name, data):
     load(target, data.draw(damaged.contents(content, sorted(KEYS))))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# A family of each stack; all of them, and longer, below.
+@pytest.mark.parametrize("name", marks.slow_but(("bert", "llama", "t5"), CONFIGS))
 @few(12)
 @hypothesis.given(data=st.data())
 def test_config_json(folder, name, data):

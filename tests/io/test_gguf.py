@@ -137,7 +137,7 @@ FACTORS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6
 
 @pytest.mark.parametrize("name", K_QUANTS)
 def test_k_quants(tmp_path, name):
-    """Random blocks beside what the code of ggml says, entry by entry."""
+    """Random blocks against what the code of ggml says, entry by entry."""
     kind = gguf.GGMLQuantizationType[name]
     config = dataclasses.replace(gguf_helpers.CONFIG, hidden_size=256, head_size=None, num_layers=1)
     rng, size = np.random.default_rng(0), gguf.GGML_QUANT_SIZES[kind][1]

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from mpojax import io, models
+from tests import marks
 from tests.models import small, small_language
 
 needs_flatbuffers = pytest.mark.skipif(
@@ -60,7 +61,9 @@ def run(folder: pathlib.Path, *given) -> dict[str, np.ndarray]:
 
 
 @needs_flatbuffers
-@pytest.mark.parametrize("make", [small_language.dense, small_language.chains])
+@pytest.mark.parametrize(
+    "make", marks.slow_but((small_language.chains,), (small_language.dense, small_language.chains))
+)
 def test_a_decoder(make, tmp_path):
     model = make(small_language.LLAMA)
     io.export_serving(model, tmp_path, batch_size=2, length=6, max_new_tokens=4)

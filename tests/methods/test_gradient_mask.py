@@ -74,14 +74,14 @@ def masks(mask, steps=STEPS):
 
 
 class TestAgainstFormulas:
-    def reference(self, name, mode, drawn):
+    def reference(self, name, mode, sampled):
         """Every step for every number on its own, in float64."""
         params = {p: x.astype(np.float64) for p, x in flat(tree()).items()}
         m, v, n = ({p: np.zeros(s) for p, s in SHAPES.items()} for _ in range(3))
         seen = [dict(params)]
         for step in range(STEPS):
             for p, g in flat(gradients(step)).items():
-                hidden = drawn[step].get(p, np.zeros(SHAPES[p], bool))
+                hidden = sampled[step].get(p, np.zeros(SHAPES[p], bool))
                 g = np.where(hidden, 0.0, g.astype(np.float64))
                 if name == "sgd":
                     new = 0.9 * m[p] + g, v[p], n[p]
@@ -112,15 +112,15 @@ class TestAgainstFormulas:
     @pytest.mark.parametrize("name", NAMES)
     def test_every_mode_draw_and_optimizer(self, name, mode, draw):
         settings = {"rate": 0.5, "mode": mode, "granularity": draw}
-        drawn = masks(read(**settings, seed=4))
-        assert sum(m.sum() for each in drawn for m in each.values()) > 0
+        sampled = masks(read(**settings, seed=4))
+        assert sum(m.sum() for each in sampled for m in each.values()) > 0
         seen, _, metrics = run(optimizer(settings, seed=4, name=name))
-        for step, expected in enumerate(self.reference(name, mode, drawn)):
+        for step, expected in enumerate(self.reference(name, mode, sampled)):
             for path, value in expected.items():
                 np.testing.assert_allclose(
                     seen[step][path], value, rtol=2e-5, atol=5e-6, err_msg=f"{step} {path}"
                 )
-        shares = [np.concatenate([m.ravel() for m in each.values()]).mean() for each in drawn]
+        shares = [np.concatenate([m.ravel() for m in each.values()]).mean() for each in sampled]
         np.testing.assert_allclose([x["central_masked"] for x in metrics], shares, rtol=1e-6)
         np.testing.assert_allclose(metrics[-1]["mask_rate"], np.mean(shares), rtol=1e-6)
 
@@ -136,8 +136,8 @@ class TestGoldens:
         for seed in range(64):
             settings = {"mode": "skip", "granularity": "step"} | {"rate": 0.5}
             mask = gradient_mask.read(settings, roles, seed)
-            drawn = [mask.masks(s, {"core": jnp.ones(())})["core"] for s in range(len(wanted))]
-            if tuple(bool(x) for x in drawn) == wanted:
+            sampled = [mask.masks(s, {"core": jnp.ones(())})["core"] for s in range(len(wanted))]
+            if tuple(bool(x) for x in sampled) == wanted:
                 return seed
         raise AssertionError(wanted)
 
@@ -259,8 +259,8 @@ class TestDraws:
         bound = 4 * np.sqrt(rate * (1 - rate) / count)
         for draw, own in (("step", 1), ("tensor", 3 + 1), ("element", 3 * 32 + 16)):
             mask = read(rate, seed=5, granularity=draw)
-            drawn = jax.vmap(lambda s, mask=mask: mask.masks(s, tree()))(jnp.arange(count))
-            flags = [np.asarray(x).reshape(count, -1) for x in drawn.values()]
+            sampled = jax.vmap(lambda s, mask=mask: mask.masks(s, tree()))(jnp.arange(count))
+            flags = [np.asarray(x).reshape(count, -1) for x in sampled.values()]
             if draw == "step":
                 np.testing.assert_array_equal(flags[0], flags[1])
                 flags = flags[:1]

@@ -118,8 +118,8 @@ def test_the_loss_is_that_of_separate_heads_in_value_and_gradient():
             total = total + loss * len(rows) / len(batch["task"])
         return total
 
-    (loss, _), gradient = jax.value_and_grad(of_joined, has_aux=True)(joined)
-    expected, gradients = jax.value_and_grad(of_separate)(separate)
+    (loss, _), gradient = jax.jit(jax.value_and_grad(of_joined, has_aux=True))(joined)
+    expected, gradients = jax.jit(jax.value_and_grad(of_separate))(separate)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     for i in range(2):
         wanted = np.concatenate([g[i] for g in gradients], axis=-1)
@@ -132,9 +132,9 @@ def test_a_row_moves_the_columns_of_its_task_alone():
     batch |= {"task": np.int32([2]), "labels": np.float32([1])}
     bias = np.zeros(8, np.float32)
     kernel = np.zeros((50, 8), np.float32)
-    gradient = jax.grad(lambda b: multitask.mixture_loss(HEADS)(linear(kernel, b), batch, KEY)[0])(
-        bias
-    )
+    gradient = jax.jit(
+        jax.grad(lambda b: multitask.mixture_loss(HEADS)(linear(kernel, b), batch, KEY)[0])
+    )(bias)
     np.testing.assert_allclose(gradient, [0, 0, 0, 1 / 3, -2 / 3, 1 / 3, 0, 0], atol=1e-6)
 
 

@@ -122,7 +122,7 @@ def test_gradient_norms_at_the_start_are_affine_in_the_number_of_units():
             def loss(cores, shape=shape):
                 return jnp.mean(jnp.square(jnp.tanh(x @ mpo.to_matrix(tuple(cores), shape)) - y))
 
-            slopes = jax.grad(loss)(cores)
+            slopes = jax.jit(jax.grad(loss))(cores)
             sums.append(float(sum(jnp.sum(jnp.square(g)) for g in slopes)))
     np.testing.assert_allclose(np.diff(sums), np.diff(sums)[0], rtol=1e-6)
 

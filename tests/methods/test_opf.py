@@ -111,7 +111,7 @@ def test_dynamic_scores_are_first_order_changes():
             state.definition.merge(trainable, state.frozen), BATCH, None
         )[0]
 
-    slopes = state_lib.flatten(jax.grad(loss)(state.trainable))
+    slopes = state_lib.flatten(jax.jit(jax.grad(loss))(state.trainable))
     slopes = models.logical_arrays(model, slopes)
     arrays = models.to_arrays(model)
     for path in PATHS:
@@ -174,11 +174,11 @@ def test_matrices_become_chains_until_each_role_has_enough(whole):
     assert set(counts.values()) == {2}
     assert len(counts) == 6
     assert set(model.shapes) == set(hook.paths)
-    facts = opf.report(model, hook.chosen)
-    assert facts["train_parameters"] > facts["inference_parameters"]
+    report = opf.report(model, hook.chosen)
+    assert report["train_parameters"] > report["inference_parameters"]
     plain = sum(models.count_parameters(small.random_model(CONFIG)).values())
-    assert facts["inference_parameters"] == plain
-    assert [entry["step"] for entry in facts["chosen"]] == [3, 6]
+    assert report["inference_parameters"] == plain
+    assert [entry["step"] for entry in report["chosen"]] == [3, 6]
 
 
 def test_a_dynamic_run_that_is_stopped_resumes_to_the_same_end(whole, tmp_path):

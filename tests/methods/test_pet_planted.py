@@ -13,6 +13,7 @@ import pytest
 from mpojax.methods.pet import allocation, scores
 from mpojax.methods.pet import masks as pet_masks
 from mpojax.methods.pet.groups import Chain, Entries, Module
+from tests import marks
 
 LAYERS, WIDTH, INPUTS, PLANTED = 6, 24, 512, 3
 
@@ -45,6 +46,11 @@ def train(loss, params, masks, data, rate, steps):
     return jax.lax.scan(body, (params, zeros, zeros), steps)[0][0]
 
 
+@functools.partial(jax.jit, static_argnames="loss")
+def gradient(loss, params, data):
+    return jax.grad(loss)(params, data)
+
+
 def search(loss, params, spec, data, *, budget, rounds, rate, gauge="raw", criterion="taylor"):
     """Masks after a search with a warm phase as long as a round, and the loss at its end."""
     sizes = {name: value.shape for name, value in params.items()}
@@ -61,7 +67,7 @@ def search(loss, params, spec, data, *, budget, rounds, rate, gauge="raw", crite
             params = {name: jnp.asarray(value) for name, value in params.items()}
         sums = None
         if criterion == "taylor":
-            sums = scores.score_groups(params, jax.grad(loss)(params, data), spec)
+            sums = scores.score_groups(params, gradient(loss, params, data), spec)
         found = scores.final_scores(criterion, spec, params, sums, rng=rng)
         masks = allocation.allocate(found, spec, sizes, target, masks, by_cost=False)
         params = pet_masks.apply_mask(params, masks, spec, None)
@@ -109,7 +115,7 @@ WANTED = [2 if layer == PLANTED else 0 for layer in range(LAYERS)]
 
 
 @pytest.mark.parametrize("gauge", ["raw", "svd"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", marks.slow_but((0, 1), range(5)))
 def test_a_planted_rank_is_found_in_its_layer(seed, gauge):
     assert found_ranks(seed, gauge=gauge)[0] == WANTED
 
@@ -134,7 +140,7 @@ def planted_biases(seed):
     return places, data, {str(k): jnp.zeros(WIDTH, jnp.float32) for k in range(LAYERS)}
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", marks.slow_but((0, 1), range(5)))
 def test_planted_biases_are_found(seed):
     places, data, params = planted_biases(seed)
     settings = {"rounds": 8, "rate": 1e-2}

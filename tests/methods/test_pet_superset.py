@@ -10,6 +10,7 @@ from mpojax import compression, models
 from mpojax.methods.pet import masks as pet_masks
 from mpojax.methods.pet import superset as pet_superset
 from mpojax.methods.pet.groups import Chain
+from tests import marks
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
 
@@ -35,7 +36,7 @@ def drawn_masks(superset, seed):
     return masks
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", marks.slow_but((0,), (0, 1)))
 def test_what_is_cut_out_computes_what_the_masked_super_set_does(seed):
     rng = np.random.default_rng(seed)
     model = compression.add_adapters(

@@ -49,15 +49,19 @@ def test_both_are_mixed_by_the_key(pair):
 def test_only_chosen_layers_have_a_gradient(pair):
     loss = theseus.replacement_loss(MAP)
 
-    def of_rate(rate):
-        batch = BATCH | {"replacement_rate": jnp.full((2,), rate, jnp.float32)}
-        _, trained, frozen = state_lib.split(pair, theseus.of_successors)
-        definition = state_lib.split(pair, theseus.of_successors)[0]
+    definition, trained, frozen = state_lib.split(pair, theseus.of_successors)
+
+    @jax.jit
+    def run(trained, rate):
+        batch = BATCH | {"replacement_rate": jnp.full((2,), rate)}
 
         def value(trained):
             return loss(definition.merge(trained, frozen), batch, jax.random.key(0))
 
-        (total, metrics), slopes = jax.value_and_grad(value, has_aux=True)(trained)
+        return jax.value_and_grad(value, has_aux=True)(trained)
+
+    def of_rate(rate):
+        (total, metrics), slopes = run(trained, np.float32(rate))
         assert float(metrics["replacement_rate"]) == rate
         assert float(total) == float(metrics["task_loss"])
         return state_lib.flatten(slopes)

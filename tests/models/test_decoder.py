@@ -26,7 +26,7 @@ def test_kept_keys_give_the_logits_of_the_whole(config, chunks, padded):
     model = small.dense(config)
     mask = MASK if padded else None
     expected = small.run(model, IDS, mask)
-    # The cache has room for more, and its later places do not matter.
+    # The cache can hold more, and its later positions do not matter.
     wide = None if mask is None else jnp.pad(mask, ((0, 0), (0, 3)))
     cache, start, parts = model.start_cache(3, 12), 0, []
     for length in chunks:
@@ -57,7 +57,7 @@ def test_padding_on_the_left_changes_nothing(config):
     small.close(np.asarray(small.run(model, other, MASK))[MASK], logits[np.asarray(MASK)])
     # A row without any token must not poison the others' gradients.
     nothing = MASK.at[1].set(False)
-    gradient = jax.grad(lambda m: jnp.sum(m(IDS, nothing)))(model)
+    gradient = jax.jit(jax.grad(lambda m: jnp.sum(m(IDS, nothing))))(model)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

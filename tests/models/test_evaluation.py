@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,7 +80,7 @@ def test_logits_in_parts_give_the_same_scores(monkeypatch):
     ids = small_language.ids((3, 12))
     whole = models.token_scores(model, ids)
     monkeypatch.setattr(evaluation, "_LOGIT_BYTES", 4 * 50 * 7)
-    jax.clear_caches()
+    evaluation._token_scores.clear_cache()
     in_parts = models.token_scores(model, ids)
     np.testing.assert_allclose(in_parts.nats, whole.nats, rtol=1e-5)
     expected = jnp.argmax(model(ids)[:, :-1], -1) == ids[:, 1:]
@@ -97,7 +96,7 @@ def test_scores_behind_padding():
 
 def test_one_program_for_all_batches():
     model = small_language.dense(DECODERS["gpt2"])
-    jax.clear_caches()
+    evaluation._token_scores.clear_cache()
     models.perplexity(model, TEXT, window=9, batch_size=3)
     assert evaluation._token_scores._cache_size() == 1
 

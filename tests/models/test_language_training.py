@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mpojax import models, nn
+from tests import marks
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
 GPT2 = models.DecoderConfig(**SIZES, intermediate_size=32, max_positions=16, dropout=0.0)
@@ -18,17 +19,27 @@ BERT = models.EncoderConfig(**SIZES, intermediate_size=32, max_positions=16, poo
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 6)), jnp.int32)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("config", [GPT2, GROUPED, T5, BERT], ids=["gpt2", "grouped", "t5", "bert"])
-def test_half_precision_differentiates(config, remat):
+CONFIGS = {"gpt2": GPT2, "grouped": GROUPED, "t5": T5, "bert": BERT}
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    # Rematerialisation wraps the one layer function of every stack.
+    marks.slow_but(
+        {*((name, False) for name in CONFIGS), ("gpt2", True)},
+        [(name, remat) for name in CONFIGS for remat in (False, True)],
+    ),
+)
+def test_half_precision_differentiates(name, remat):
     """Under strict promotion, and near the gradient in float32."""
+    config = CONFIGS[name]
 
     def gradients(dtype):
         settings = dataclasses.replace(config, dtype=dtype, remat=remat)
         model = models.build(settings, rngs=nnx.Rngs(0))
         inputs = (IDS, None, IDS) if config is T5 else (IDS,)
         loss = lambda model: jnp.mean(jnp.square(model(*inputs).astype(jnp.float32)))  # noqa: E731
-        found = jax.tree.leaves(jax.grad(loss)(model))
+        found = jax.tree.leaves(jax.jit(jax.grad(loss))(model))
         return np.concatenate([np.ravel(leaf) for leaf in found])
 
     half, full = gradients("bfloat16"), gradients("float32")
@@ -47,7 +58,7 @@ def test_padding_cannot_spoil_the_router():
     router = nn.Router(4, nn.ExpertSettings(number=2), rngs=nnx.Rngs(0))
     x = jnp.ones((3, 4)).at[2].set(jnp.nan)
     mask = jnp.asarray([True, True, False])
-    found = jax.grad(lambda router: router(x, mask).statistics.z_loss)(router)
+    found = jax.jit(jax.grad(lambda router: router(x, mask).statistics.z_loss))(router)
     assert np.isfinite(found.kernel[...]).all()
 
 

@@ -1,4 +1,4 @@
-"""How tokens are drawn from logits."""
+"""How tokens are sampled from logits."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -85,14 +85,14 @@ def test_frequencies_of_draws():
     how = models.Sampling(temperature=1.0, top_k=4)
     keys = sampling.row_keys(jax.random.key(0), 20_000)
     logits = jnp.broadcast_to(LOGITS, (20_000, 5))
-    drawn = np.asarray(jax.jit(lambda: sampling.next_tokens(logits, how, keys, 0))())
+    sampled = np.asarray(jax.jit(lambda: sampling.next_tokens(logits, how, keys, 0))())
     expected = _normalised(0.1, 0.4, 0, 0.3, 0.15)[0]
-    frequencies = np.bincount(drawn, minlength=5) / len(drawn)
-    assert drawn.dtype == np.int32
+    frequencies = np.bincount(sampled, minlength=5) / len(sampled)
+    assert sampled.dtype == np.int32
     np.testing.assert_allclose(frequencies, expected, atol=4 * 0.5 / 20_000**0.5)
     assert frequencies[2] == 0
     again, other = (sampling.next_tokens(logits[:9], how, keys[:9], place) for place in (0, 1))
-    np.testing.assert_array_equal(again, drawn[:9])
+    np.testing.assert_array_equal(again, sampled[:9])
     assert (again != other).any()
 
 

@@ -47,7 +47,9 @@ def test_states_with_dropout_and_gradients():
     logits, hidden, _ = model.states(IDS, MASK, None, key)
     np.testing.assert_allclose(logits, model(IDS, MASK, None, key), rtol=0, atol=1e-6)
     assert np.any(hidden != model.states(IDS, MASK)[1])
-    slope = jax.grad(lambda m: jnp.sum(jnp.square(m.states(IDS, MASK, attention=True)[2])))(model)
+    slope = jax.jit(
+        jax.grad(lambda m: jnp.sum(jnp.square(m.states(IDS, MASK, attention=True)[2])))
+    )(model)
     assert np.any(slope.encoder.stacks[0].attention.query.kernel[...])
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters beside dense and MPO maps."""
+"""Low-rank adapters parallel to dense and MPO maps."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_a_fresh_adapter_changes_nothing_and_learns_from_its_up_map_on():
     before = block(X)
     nn.attach_adapters(block, {"up": 2, "down": 3}, 0.5, rngs=nnx.Rngs(1))
     np.testing.assert_array_equal(block(X), before)
-    gradient = jax.grad(lambda b: jnp.sum(b(X) ** 2))(block)
+    gradient = jax.jit(jax.grad(lambda b: jnp.sum(b(X) ** 2)))(block)
     for name in ("up", "down"):
         adapter = getattr(gradient, name).adapter
         assert not np.any(adapter.down[...])

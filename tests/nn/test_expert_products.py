@@ -10,6 +10,7 @@ import pytest
 from mpojax import mpo, training
 from mpojax.nn.moe import dispatch, grouped_matmul
 from mpojax.training.aot import hlo, topology
+from tests import marks
 
 NUMBER = 4
 # Expert 3 gets no token, expert 1 more than a block.
@@ -46,9 +47,20 @@ def cores_of(shape, share_central):
     )
 
 
-@pytest.mark.parametrize("kind", ["capacity", "block"])
+CASES = [*((name, True) for name in SHAPES), ("five cores", False)]
+
+
 @pytest.mark.parametrize(
-    ("name", "share_central"), [*((name, True) for name in SHAPES), ("five cores", False)]
+    ("name", "share_central", "kind"),
+    # Both kinds of layouts for the first shape, and one for each of the others.
+    marks.slow_but(
+        {
+            *(("five cores", True, kind) for kind in ("capacity", "block")),
+            *(("two cores", True, "block"), ("separable", True, "block")),
+            *(("padded", True, "capacity"), ("five cores", False, "block")),
+        },
+        [(*case, kind) for case in CASES for kind in ("capacity", "block")],
+    ),
 )
 def test_every_strategy(x64, name, share_central, kind):
     shape = SHAPES[name]

@@ -68,9 +68,10 @@ class TestGates:
         weight = jnp.asarray(RNG.standard_normal((12, 1)), jnp.float32)
 
         def of(router):
-            return jax.grad(lambda x: jnp.sum(weight * routing.route(x, settings(router)).gates))(
-                LOGITS
+            gates = jax.jit(
+                jax.grad(lambda x: jnp.sum(weight * routing.route(x, settings(router)).gates))
             )
+            return gates(LOGITS)
 
         p = routing.route(LOGITS, settings("switch_scale")).gates
         np.testing.assert_allclose(of("switch") * p, of("switch_scale"), rtol=1e-5, atol=1e-7)
@@ -83,8 +84,11 @@ class TestGates:
         def formula(x):  # softmax over the two largest logits
             return jnp.sum(weight * jax.nn.softmax(jax.lax.top_k(x, 2)[0], -1))
 
-        got = jax.grad(lambda x: jnp.sum(weight * routing.route(x, settings("top2")).gates))(x)
-        np.testing.assert_allclose(got, jax.grad(formula)(x), rtol=1e-12, atol=1e-14)
+        def gates(x):
+            return jnp.sum(weight * routing.route(x, settings("top2")).gates)
+
+        got, expected = jax.jit(lambda x: [jax.grad(f)(x) for f in (gates, formula)])(x)
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
 class TestStatistics:
@@ -117,10 +121,16 @@ class TestStatistics:
         assert (float(found.tokens), float(found.dropped)) == (12.0, 0.0)
 
     def test_balance_has_no_gradient_through_the_load(self):
-        gradient = jax.grad(lambda x: routing.route(x, settings("switch")).statistics.balance)
         load = routing.route(LOGITS, settings("switch")).statistics.load
-        expected = jax.grad(lambda x: 4 * jnp.sum(load * jnp.mean(jax.nn.softmax(x), 0)))
-        np.testing.assert_allclose(gradient(LOGITS), expected(LOGITS), rtol=1e-4, atol=1e-7)
+
+        def balance(x):
+            return routing.route(x, settings("switch")).statistics.balance
+
+        def formula(x):
+            return 4 * jnp.sum(load * jnp.mean(jax.nn.softmax(x), 0))
+
+        got, expected = jax.jit(lambda x: [jax.grad(f)(x) for f in (balance, formula)])(LOGITS)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
 
     def test_dropped(self):
         found = routing.route(LOGITS, settings("top2")).statistics
@@ -136,7 +146,7 @@ class TestStatistics:
             some = routed.statistics
             return jnp.sum(routed.gates) + some.balance + some.z_loss + some.entropy, routed
 
-        (_, routed), gradient = jax.value_and_grad(loss, has_aux=True)(garbage)
+        (_, routed), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(garbage)
         alone = routing.route(LOGITS[np.asarray(mask)], settings(router))
         for one, other in zip(
             jax.tree.leaves(routed.statistics), jax.tree.leaves(alone.statistics), strict=True
@@ -194,4 +204,4 @@ class TestRouter:
         def loss(state):
             return jnp.sum(nnx.merge(graph, state)(x, key=jax.random.key(1)).gates[:, 0] ** 2)
 
-        assert np.any(np.asarray(jax.grad(loss)(state)["noise"][...]) != 0.0)
+        assert np.any(np.asarray(jax.jit(jax.grad(loss))(state)["noise"][...]) != 0.0)

@@ -16,7 +16,7 @@ class Family:
 
     Attributes:
       prefix: of its classes in transformers.
-      settings: beside the vocabulary and the positions.
+      settings: besides the vocabulary and the positions.
       token_types: whether the model reads them.
       scale: standard deviation of random weights; small where no norm keeps hidden states near 1.
     """

@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mpojax import io, models
+from tests import marks
 from tests.parity import language_families as families
 from tests.parity import reference
 
@@ -164,8 +165,12 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize(
+    ("kind", "beams"),
+    marks.slow_but(
+        {("gpt2", 3), ("llama", 1), ("t5", 1)}, [(kind, n) for kind in SEVERAL for n in (1, 3)]
+    ),
+)
 def test_several_ends_of_a_folder(tmp_path, kind, beams):
     """Whatever file names them, each of them ends a text; the folder says how many beams."""
     name, settings = SEVERAL[kind]
@@ -248,11 +253,11 @@ def test_the_caller_decides_over_the_folder(tmp_path):
     )
     loaded = io.load_pretrained(families.saved(theirs, tmp_path))
     ids, mask = (rows[:4] for rows in _inputs(0))
-    drawn = models.generate(loaded, ids, mask, max_new_tokens=4, key=jax.random.key(0))
+    sampled = models.generate(loaded, ids, mask, max_new_tokens=4, key=jax.random.key(0))
     given = models.generate(
         loaded, ids, mask, max_new_tokens=4, key=jax.random.key(0), sampling=loaded.config.sampling
     )
-    np.testing.assert_array_equal(drawn.ids, given.ids)
+    np.testing.assert_array_equal(sampled.ids, given.ids)
     greedy = models.generate(loaded, ids, mask, max_new_tokens=4, sampling=models.Sampling())
     _same(greedy, _theirs(theirs, ids, mask, new=4, eos_token_id=2), 2)
     with pytest.raises(ValueError, match=r"the default of this model\) draws tokens: give a key"):

@@ -13,7 +13,7 @@ from mpojax.io.hf import checkpoints
 from tests.parity import reference, test_presets
 
 _T5 = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "vocab_size": 32128}
-# Settings that the published checkpoints have beside the defaults of transformers.
+# Settings that the published checkpoints have besides the defaults of transformers.
 PUBLISHED = {
     "t5-base": ("T5ForConditionalGeneration", _T5),
     "t5-large": (

@@ -12,7 +12,7 @@ from mpojax import models
 from mpojax.io.hf import checkpoints
 from tests.parity import reference
 
-# Settings that the published checkpoints have beside the defaults of transformers.
+# Settings that the published checkpoints have besides the defaults of transformers.
 _LARGE = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,

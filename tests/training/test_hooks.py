@@ -14,6 +14,7 @@ from mpojax.methods.mpoe import router_statistics
 from mpojax.training import metrics as metrics_lib
 from mpojax.training import sharding
 from mpojax.training.tasks import pretraining
+from tests import marks
 from tests.training import helpers
 
 
@@ -52,8 +53,13 @@ class TestHooks:
         helpers.run(tmp_path, hooks=[Writes(), training.Checkpoint(every=10, at_end=False)])
         assert told == [(10, False), (20, False)]
 
-    @pytest.mark.parametrize("damage", ["emptied", "absent"])
-    @pytest.mark.parametrize("stop", [10, 20])
+    @pytest.mark.parametrize(
+        ("damage", "stop"),
+        marks.slow_but(
+            {("emptied", 10), ("absent", 20)},
+            [(damage, stop) for damage in ("emptied", "absent") for stop in (10, 20)],
+        ),
+    )
     def test_a_best_state_that_is_damaged_is_forgotten(self, tmp_path, caplog, damage, stop):
         """The run goes on to its end with the best state since then."""
         first = helpers.dev_hook(every=2)

@@ -99,7 +99,7 @@ class TestLoss:
         def loss(logits):
             return training.language_model_loss(label_smoothing=0.1)(Model(logits), BATCH, KEY)[0]
 
-        gradient = np.asarray(jax.grad(loss)(jnp.asarray(LOGITS)))
+        gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(LOGITS)))
         np.testing.assert_array_equal(np.any(gradient != 0.0, axis=-1), WEIGHTS > 0)
 
     def test_nothing_to_predict_is_zero(self):

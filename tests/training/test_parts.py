@@ -47,10 +47,10 @@ class TestCheckpoints:
             other = state.with_model(model, helpers.LIGHTWEIGHT, optimizer)
             with pytest.raises(ValueError, match=r"head/bias: \(\(4,\), 'float32'\) in the check"):
                 saved.restore(other)
-            model.surplus = type(model.head["bias"])(np.zeros(9, np.float32))
+            model.unexpected = type(model.head["bias"])(np.zeros(9, np.float32))
             optimizer = training.make_optimizer({}, training.roles(model), 5)
             other = state.with_model(model, helpers.LIGHTWEIGHT, optimizer)
-            with pytest.raises(ValueError, match="surplus: not in the checkpoint"):
+            with pytest.raises(ValueError, match="unexpected: not in the checkpoint"):
                 saved.restore(other)
 
     @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ DAMAGES = {
     "no tree": (_without("state/_METADATA"), "No such file.*_METADATA"),
     "no manifest": (_without("state/manifest.ocdbt"), "manifest"),
     "no arrays": (_without("state/d"), "state/d/"),
-    "no facts": (_without("extra/metadata"), "extra/metadata"),
-    "broken facts": (lambda s: (s / "extra" / "metadata").write_text("{"), "is not valid JSON"),
+    "no metadata": (_without("extra/metadata"), "extra/metadata"),
+    "broken metadata": (lambda s: (s / "extra" / "metadata").write_text("{"), "is not valid JSON"),
 }
 
 

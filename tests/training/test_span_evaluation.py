@@ -170,7 +170,7 @@ def test_loss(split, arrays):
     np.testing.assert_allclose(loss, np.mean(total), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], np.mean(hits))
     assert loss_fn(model, batch, key)[0] != loss  # the key is passed on
-    gradient = jax.grad(lambda m: loss_fn(m, batch, key)[0])(model)
+    gradient = jax.jit(jax.grad(lambda m: loss_fn(m, batch, key)[0]))(model)
     assert np.all(np.isfinite(gradient.table[...]))
     with pytest.raises(ValueError, match=r"shape \(7, 12, 2\); got \(7, 12, 3\). Give the model"):
         loss_fn(lambda *a: jnp.zeros((7, 12, 3)), batch, key)
