@@ -31,8 +31,9 @@ from mpojax.training import workdir as workdir_lib
 def plan(config: ml_collections.ConfigDict) -> str:
     """What the job would cost, of a decoder, from the headers of its files."""
     config_fields.check(config)
+    names = variants_lib.compared(config)
     stored = io.open_pretrained(sources.locate(config.model), check=False)
-    return plans.plan(config, stored, variants_lib.compared(config)).text(plans.Rates.measured())
+    return plans.plan(config, stored, names).text(plans.Rates.measured())
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:
@@ -46,8 +47,9 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if workdir is not None and workdir.finished:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
+    names = variants_lib.compared(config)  # a slip in them is told before a model is looked for
     source = sources.locate(config.model)
-    stored, names = io.open_pretrained(source), variants_lib.compared(config)
+    stored = io.open_pretrained(source)
     if isinstance(stored.abstract, models.LanguageModel) and {*names} <= {*compression.METHODS}:
         job = decoders.prepare(config, files.at(folder), stored, source, names)
         workdir = workdir or workdir_lib.Workdir(folder, config)

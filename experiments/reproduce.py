@@ -6,10 +6,11 @@
     python -m experiments.reproduce mpop_table3 --workdir=runs --model_dir=MODELS --data_dir=DATA
 
 Without a table: lists the tables. --dry_run: lists the runs, what they cost, what is missing with
-the command that gets it, and the cheapest run to try first. The same command may be started on
-several machines that share the workdir: each run is claimed once, one whose machine died is taken
-over after three minutes. Interrupted runs resume; failed ones are recorded in `failed.json` of
-their folder, passed over by all that run meanwhile, and tried again at the next start.
+the command that gets it, and the cheapest run to try first; it downloads nothing. The same command
+may be started on several machines that share the workdir: each run is claimed once, one whose
+machine died is taken over after three minutes. Interrupted runs resume; failed ones are recorded in
+`failed.json` of their folder, passed over by all that run meanwhile, and tried again at the next
+start.
 """
 
 import argparse
@@ -40,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = schema.find(options.name)
         found = {name: select(name, options.only, options.seeds) for name in names}
         if options.dry_run:
-            for name in names:
-                print("\n".join(plan(name, found[name], folders, device)))
+            with files.nothing_fetched():
+                for name in names:
+                    print("\n".join(plan(name, found[name], folders, device)))
             return 0
         checks.check({"--workdir": options.workdir}, {"--workdir": _FOLDER})
         statuses = []

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 folders = cells.Folders(
                     options.workdir or "runs", options.model_dir, options.data_dir
                 )
-                print("\n".join(cells.listing(schema.load(name), folders)))
+                with files.nothing_fetched():
+                    print("\n".join(cells.listing(schema.load(name), folders)))
             else:
                 make(name, runs, options)
     except (ValueError, OSError, ImportError) as error:

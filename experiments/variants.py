@@ -97,8 +97,14 @@ class Known(NamedTuple):
 
 
 def compared(config: ml_collections.ConfigDict) -> list[str]:
-    """Names in `config.compare`; a command line gives several as one text."""
-    return [name for entry in config.compare for name in str(entry).split(",")]
+    """Names in `config.compare`; a command line gives several as one text.
+
+    Raises:
+      ValueError: neither a method nor one of `config.variants`.
+    """
+    names = [name for entry in config.compare for name in str(entry).split(",")]
+    checks.check_names(names, {**config.variants, **compression.METHODS}, "config.compare")
+    return names
 
 
 def read_variants(config: ml_collections.ConfigDict) -> list[Variant]:

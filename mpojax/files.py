@@ -5,6 +5,7 @@ object store of `gs://...` and `s3://...` (see `stores`), and what follows takes
 """
 
 import contextlib
+import contextvars
 import errno
 import hashlib
 import math
@@ -339,6 +340,24 @@ def cache_dir() -> pathlib.Path:
     """Folder of downloaded data: `$MPOJAX_CACHE`, by default `~/.cache/mpojax`."""
     default = pathlib.Path.home() / ".cache" / "mpojax"
     return pathlib.Path(os.environ.get("MPOJAX_CACHE") or default).expanduser()
+
+
+_MAY_FETCH = contextvars.ContextVar("may_fetch", default=True)
+
+
+def may_fetch() -> bool:
+    """False within `nothing_fetched`: data and models are those that are on this machine."""
+    return _MAY_FETCH.get()
+
+
+@contextlib.contextmanager
+def nothing_fetched():
+    """A context in which no data set and no model is downloaded: what is not here is missing."""
+    token = _MAY_FETCH.set(False)
+    try:
+        yield
+    finally:
+        _MAY_FETCH.reset(token)
 
 
 def data_dir() -> pathlib.Path:

@@ -146,7 +146,9 @@ def _fetched(name: str, option: str) -> pathlib.Path:
     patterns = ["*.safetensors", "*.safetensors.index.json", *tokenizer_folders.FILES]
     patterns += [CONFIG_NAME, generation_config.NAME]
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        offline = {} if files.may_fetch() else {"local_files_only": True}
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=patterns, **offline)
+        return pathlib.Path(folder)
     except Exception as error:
         kind, meaning = _explained(error, name)
         raise kind(f"there is no folder {name}, and {meaning}. {way_out}") from error

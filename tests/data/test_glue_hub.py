@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from mpojax import data
+from mpojax import data, files
 from mpojax.data.sources import glue, tfds
 from mpojax.data.sources.glue import hub as glue_hub
 
@@ -214,6 +214,15 @@ def test_without_a_network_one_line_says_what_to_put_where(monkeypatch, tmp_path
     assert f"into {tmp_path / 'mnli'}, or GLUE's own train.tsv and dev_matched.tsv and" in message
     assert "FOLDER/MNLI" in message
     assert "\n" not in message
+
+
+def test_where_nothing_is_fetched_the_hub_is_not_asked(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("MPOJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "snapshot_download", None)
+    with files.nothing_fetched(), pytest.raises(ConnectionError, match="was not asked: a run"):
+        glue_hub.load("rte")
+    assert files.may_fetch()
 
 
 def test_without_the_packages_the_error_names_the_extra(hub, monkeypatch):

