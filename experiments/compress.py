@@ -51,10 +51,10 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     source = sources.locate(config.model)
     stored = io.open_pretrained(source)
     if isinstance(stored.abstract, models.LanguageModel) and {*names} <= {*compression.METHODS}:
-        job = decoders.prepare(config, files.at(folder), stored, source, names)
+        setup = decoders.set_up(config, files.at(folder), stored, source, names)
         workdir = workdir or workdir_lib.Workdir(folder, config)
         print(f"model: {config.model}, {sources.describe(stored.abstract)}")
-        print(decoders.run(job, workdir, start))
+        print(decoders.run(setup, workdir, start))
         return 0
     dense = stored.load(keep_16_bits=False, release=True)
     variants = variants_lib.read_variants(config)

@@ -44,7 +44,7 @@ _COLUMNS = {
 
 
 @dataclasses.dataclass
-class Job:
+class Setup:
     """What all variants share.
 
     Attributes:
@@ -90,7 +90,7 @@ def size_of(config, budget: float, total: int, matched: int) -> int:
     return total - matched + int(budget * matched)
 
 
-def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: str, names) -> Job:
+def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str, names) -> Setup:
     """Reads all texts and checks everything, before anything is written.
 
     Args:
@@ -126,11 +126,11 @@ def prepare(config, folder: pathlib.Path, stored: models.StoredModel, source: st
             f"window of config.evaluation.window={window}; give more text."
         )
     given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
-    job = Job(config, folder, names, *given)
+    setup = Setup(config, folder, names, *given)
     for budget in budgets_of(config):
         rules = rules_of(config)
-        compression.check_rules(stored, rules, budget=job.size(budget), method=names[0])
-    return job
+        compression.check_rules(stored, rules, budget=setup.size(budget), method=names[0])
+    return setup
 
 
 def _batches(windows: np.ndarray, settings) -> tuple[list, list]:
@@ -192,26 +192,26 @@ def read_tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
     return data.TokenStream.from_documents(documents, tokenizer, name).tokens
 
 
-def run(job: Job, workdir: workdir_lib.Workdir, start: float) -> str:
+def run(setup: Setup, workdir: workdir_lib.Workdir, start: float) -> str:
     """Compresses, measures, writes; returns the text to print. Finished variants are kept."""
     rows = [
         _record(
-            job, "dense", lambda: _measured(job, "dense", job.stored.load(), {"label": "dense"})
+            setup, "dense", lambda: _measured(setup, "dense", setup.stored.load(), {"label": "dense"})
         )
     ]
     print(f"dense: perplexity {rows[0]['perplexity']:.2f}", flush=True)
-    for budget in budgets_of(job.config):
-        for method in job.methods:
+    for budget in budgets_of(setup.config):
+        for method in setup.methods:
             name = f"{method}_{text_of(budget)}"
-            row = _record(job, name, lambda m=method, b=budget, n=name: _compressed(job, m, b, n))
+            row = _record(setup, name, lambda m=method, b=budget, n=name: _compressed(setup, m, b, n))
             rows.append(row)
             print(f"{name}: perplexity {row['perplexity']:,.2f}", flush=True)
-            if method == "best" and job.config.heal.steps:
+            if method == "best" and setup.config.heal.steps:
                 name = f"healed_{text_of(budget)}"
-                rows.append(_record(job, name, lambda r=row, n=name: _healed(job, r, n)))
+                rows.append(_record(setup, name, lambda r=row, n=name: _healed(setup, r, n)))
                 print(f"{name}: perplexity {rows[-1]['perplexity']:,.2f}", flush=True)
-    files.remove_tree(job.folder / "calibration")  # may be larger than the model
-    return write(job, workdir, rows, time.perf_counter() - start)
+    files.remove_tree(setup.folder / "calibration")  # may be larger than the model
+    return write(setup, workdir, rows, time.perf_counter() - start)
 
 
 def text_of(budget: float) -> str:
@@ -224,86 +224,86 @@ def shown(budget: float) -> str:
     return f"{text_of(budget)} %" if budget <= 1 else f"{budget:,.0f} parameters"
 
 
-def _record(job: Job, name: str, make) -> dict[str, Any]:
-    path = job.folder / "compression" / f"{name}.json"
+def _record(setup: Setup, name: str, make) -> dict[str, Any]:
+    path = setup.folder / "compression" / f"{name}.json"
     if not path.is_file():
         files.write_atomic(path, json.dumps({"variant": name, **make()}, indent=1) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _compressed(job: Job, name: str, budget: float, variant: str) -> dict[str, Any]:
+def _compressed(setup: Setup, name: str, budget: float, variant: str) -> dict[str, Any]:
     """The record of one method at one size; saves the model."""
     method = compression.METHODS[name]
     start = time.perf_counter()
-    partial = job.folder / "compression" / f"{variant}.partial"
+    partial = setup.folder / "compression" / f"{variant}.partial"
     with progress_lib.progress(f"{method.label} at {shown(budget)}") as advance:
-        if job.calibration is None:
-            job.calibration = _calibrated(job, advance)
+        if setup.calibration is None:
+            setup.calibration = _calibrated(setup, advance)
         model, report = compression.compress(
-            job.stored,
-            rules_of(job.config),
-            budget=job.size(budget),
+            setup.stored,
+            rules_of(setup.config),
+            budget=setup.size(budget),
             method=name,
-            calibration=job.calibration,
-            batches=job.batches if method.layerwise else None,
-            held_out=job.held_out,
+            calibration=setup.calibration,
+            batches=setup.batches if method.layerwise else None,
+            held_out=setup.held_out,
             resume=partial,
             progress=advance,
         )
     seconds = time.perf_counter() - start
-    report.to_csv(job.folder / "compression" / f"{variant}.csv")
-    report.plot(job.folder / "plots" / f"{variant}_layers.png")
-    target = job.folder / "models" / variant
-    io.save_pretrained(model, target, tokenizer_from=job.tokenizer)
-    removed = job.total - report.parameters
+    report.to_csv(setup.folder / "compression" / f"{variant}.csv")
+    report.plot(setup.folder / "plots" / f"{variant}_layers.png")
+    target = setup.folder / "models" / variant
+    io.save_pretrained(model, target, tokenizer_from=setup.tokenizer)
+    removed = setup.total - report.parameters
     content = {
         "label": method.label,
         "method": name,
         "budget": shown(budget),
-        "matrices_ratio": 1 - removed / job.matched,
+        "matrices_ratio": 1 - removed / setup.matched,
         "stored_bytes": (target / "model.safetensors").stat().st_size,
         "seconds": seconds,
         **{key: value for key, value in report.to_dict().items() if key != "unmatched"},
     }
-    content = _measured(job, name, model, content)
+    content = _measured(setup, name, model, content)
     files.remove_tree(partial)  # not before: layers take the longest, should this be stopped
     return content
 
 
-def _healed(job: Job, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
+def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """The record of a compressed model after healing; saves the model."""
-    start, settings = time.perf_counter(), job.config.heal
-    student = io.load_pretrained(job.folder / "models" / row["variant"])
-    given = (student, job.stored.load(), job.tokens)
-    model = healing.heal(*given, **settings, workdir=job.folder / "heal" / variant)
+    start, settings = time.perf_counter(), setup.config.heal
+    student = io.load_pretrained(setup.folder / "models" / row["variant"])
+    given = (student, setup.stored.load(), setup.tokens)
+    model = healing.heal(*given, **settings, workdir=setup.folder / "heal" / variant)
     if model is None:
         raise SystemExit(0)  # by a signal: the same command resumes
-    target = job.folder / "models" / variant
-    io.save_pretrained(model, target, tokenizer_from=job.tokenizer)
+    target = setup.folder / "models" / variant
+    io.save_pretrained(model, target, tokenizer_from=setup.tokenizer)
     kept = ("budget", "matrices_ratio", "stored_bytes", "parameters")
     content = {name: row[name] for name in kept} | {"label": "ours, healed", "method": "healed"}
-    return _measured(job, "healed", model, content | {"seconds": time.perf_counter() - start})
+    return _measured(setup, "healed", model, content | {"seconds": time.perf_counter() - start})
 
 
-def _calibrated(job: Job, advance) -> compression.Calibration:
+def _calibrated(setup: Setup, advance) -> compression.Calibration:
     """Covariances of all texts, and curvatures of some where a method needs them."""
     return compression.calibrate(
-        job.stored,
-        job.batches,
-        curvature=any(compression.METHODS[name].by_loss for name in job.methods),
+        setup.stored,
+        setup.batches,
+        curvature=any(compression.METHODS[name].by_loss for name in setup.methods),
         curvature_tokens=compression.CURVATURE_TOKENS,
-        folder=job.folder / "calibration",
-        progress=lambda done: advance(done, len(job.batches), "statistics"),
+        folder=setup.folder / "calibration",
+        progress=lambda done: advance(done, len(setup.batches), "statistics"),
     )
 
 
-def _measured(job: Job, method: str, model: models.Model, content: Mapping) -> dict[str, Any]:
+def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) -> dict[str, Any]:
     """`content` with the perplexity of a model and, where it is timed, its speed."""
-    settings = job.config.evaluation
+    settings = setup.config.evaluation
     with progress_lib.progress(f"perplexity of {content['label']}") as advance:
         found = models.perplexity(
             model,
-            job.test,
+            setup.test,
             window=min(settings.window, model.config.max_positions),
             stride=settings.stride,
             num_windows=settings.num_windows,
@@ -315,8 +315,8 @@ def _measured(job: Job, method: str, model: models.Model, content: Mapping) -> d
         "perplexity": found.value,
         "protocol": found.protocol,
     }
-    if method in _TIMED and job.config.sample.new_tokens:
-        content["sample"] = _sample(job, model)
+    if method in _TIMED and setup.config.sample.new_tokens:
+        content["sample"] = _sample(setup, model)
     if method in _TIMED and settings.speed_rounds:
         # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
         speed = evaluation.speed(models.unstacked(model), rounds=settings.speed_rounds)
@@ -324,22 +324,22 @@ def _measured(job: Job, method: str, model: models.Model, content: Mapping) -> d
     return content
 
 
-def _sample(job: Job, model: models.Model) -> str:
+def _sample(setup: Setup, model: models.Model) -> str:
     """A prompt and its greedy continuation."""
-    tokenizer = data.Tokenizer.from_folder(job.tokenizer)
-    settings = job.config.sample
+    tokenizer = data.Tokenizer.from_folder(setup.tokenizer)
+    settings = setup.config.sample
     greedy = {"max_new_tokens": settings.new_tokens, "sampling": models.Sampling()}
     return settings.prompt + evaluate.continuation(model, tokenizer, settings.prompt, **greedy)
 
 
-def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds: float) -> str:
+def write(setup: Setup, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds: float) -> str:
     """Writes tables, the figure, the report and `result.json`; returns the text to print."""
     slim = [{k: v for k, v in row.items() if k != "rows"} for row in rows]
     headers, cells = comparison.cells_of(slim, _COLUMNS)
-    draw(job.folder / "plots", slim)
+    draw(setup.folder / "plots", slim)
     best = next((row for row in rows if row.get("method") in ("best", "experts")), rows[-1])
-    place = job.folder / "models" / best["variant"]
-    protocol = f"perplexity: {rows[0]['protocol']}, on {job.config.evaluation.texts}"
+    place = setup.folder / "models" / best["variant"]
+    protocol = f"perplexity: {rows[0]['protocol']}, on {setup.config.evaluation.texts}"
     summary = [
         tables.text(headers, cells, 130, wrap=("variant",)),
         "",
@@ -347,11 +347,11 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
         *(f"{row['variant']}: {_choice(row)}" for row in rows if row.get("choice")),
         *(f"{row['variant']}: {note}" for row in rows for note in row.get("notes", ())),
         protocol,
-        f"everything is in {job.folder}: report.md, result.json, plots/, models/",
+        f"everything is in {setup.folder}: report.md, result.json, plots/, models/",
         f'next: model = mpojax.load("{place}")',
     ]
-    files.write_atomic(job.folder / "summary.txt", "\n".join(summary) + "\n")
-    parts = [f"# Compression of {job.config.model}", tables.markdown(headers, cells), protocol]
+    files.write_atomic(setup.folder / "summary.txt", "\n".join(summary) + "\n")
+    parts = [f"# Compression of {setup.config.model}", tables.markdown(headers, cells), protocol]
     parts.append("![perplexity against size](plots/perplexity.png)")
     for row in rows:
         if row.get("rows"):
@@ -359,7 +359,7 @@ def write(job: Job, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds:
             parts += [_choice(row)] if row.get("choice") else []
             parts += row.get("notes", ())
             parts.append(report_lib.matrix_table(row["rows"]))
-    files.write_atomic(job.folder / "report.md", "\n\n".join(parts) + "\n")
+    files.write_atomic(setup.folder / "report.md", "\n\n".join(parts) + "\n")
     workdir.write_result({"rows": slim, "seconds": seconds})
     return "\n".join(summary)
 
