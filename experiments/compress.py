@@ -50,7 +50,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     names = variants_lib.compared(config)  # a slip in them is told before a model is looked for
     source = sources.locate(config.model)
     stored = io.open_pretrained(source)
-    if isinstance(stored.abstract, models.LanguageModel) and {*names} <= {*compression.METHODS}:
+    if models.predicts_next(stored.abstract) and {*names} <= {*compression.METHODS}:
         setup = decoders.set_up(config, files.at(folder), stored, source, names)
         workdir = workdir or workdir_lib.Workdir(folder, config)
         print(f"model: {config.model}, {sources.describe(stored.abstract)}")

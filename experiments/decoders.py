@@ -1,6 +1,7 @@
 """The comparison of `experiments.compress` for decoders: perplexity and speed at equal sizes."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -194,16 +195,14 @@ def read_tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
 
 def run(setup: Setup, workdir: workdir_lib.Workdir, start: float) -> str:
     """Compresses, measures, writes; returns the text to print. Finished variants are kept."""
-    rows = [
-        _record(
-            setup, "dense", lambda: _measured(setup, "dense", setup.stored.load(), {"label": "dense"})
-        )
-    ]
+    label = {"label": "dense"}
+    rows = [_record(setup, "dense", lambda: _measured(setup, "dense", setup.stored.load(), label))]
     print(f"dense: perplexity {rows[0]['perplexity']:.2f}", flush=True)
     for budget in budgets_of(setup.config):
         for method in setup.methods:
             name = f"{method}_{text_of(budget)}"
-            row = _record(setup, name, lambda m=method, b=budget, n=name: _compressed(setup, m, b, n))
+            made = functools.partial(_compressed, setup, method, budget, name)
+            row = _record(setup, name, made)
             rows.append(row)
             print(f"{name}: perplexity {row['perplexity']:,.2f}", flush=True)
             if method == "best" and setup.config.heal.steps:

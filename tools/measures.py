@@ -26,7 +26,7 @@ _HAND_WRITTEN = re.compile(
 # Classes whose kind decides what a model is; switches on them belong into methods of theirs.
 _KIND = re.compile(
     r"isinstance\([^()]*(config|model|encoder|decoder)[^()]*, [^()]*"
-    r"(Config|Model|Encoder|Decoder|Classifier|Extractor)"
+    r"(Config(?!Dict)|Model|Encoder|Decoder|Classifier|Extractor)"
 )
 # Functions that make a model or a layer dense again.
 _DENSE_VERBS = re.compile(r"(un)?merged?|fold(_\w+)?|rebuil[dt]|densify|to_dense")

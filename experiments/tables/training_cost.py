@@ -75,21 +75,33 @@ def _development_examples(cell: Cell) -> int:
 
 
 @functools.cache
-def forward_flops(config, length: int, target_length: int = 0) -> float:
+def forward_flops(config: models.Config, length: int, target_length: int = 0) -> float:
     """FLOPs of one text forward, 2 a multiply-add.
 
     Args:
       config: of an encoder, a decoder, or an encoder-decoder.
       length, target_length: tokens of the (source) text, and of what a decoder adds to it.
     """
-    if isinstance(config, models.EncoderConfig):
-        return models.model_flops(config, 1, length) / 3
+    return _forward_flops(config, length, target_length)
+
+
+@functools.singledispatch
+def _forward_flops(config: models.EncoderConfig, length: int, _) -> float:
+    return models.model_flops(config, 1, length) / 3
+
+
+@_forward_flops.register
+def _(config: models.DecoderConfig, length: int, _) -> float:
+    layers = _elements(config.matrix_sizes(), "layers/")
+    # Scores and their product with the values: 2 length * width multiply-adds a token and layer.
+    attention = 2 * config.num_layers * length * config.hidden_size
+    return 2 * length * (layers + attention + config.hidden_size * config.vocab_size)
+
+
+@_forward_flops.register
+def _(config: models.EncoderDecoderConfig, length: int, target_length: int) -> float:
     sizes = config.matrix_sizes()
     head = config.hidden_size * config.vocab_size
-    if isinstance(config, models.DecoderConfig):
-        layers = _elements(sizes, "layers/")
-        attention = 2 * config.num_layers * length * config.hidden_size
-        return 2 * length * (layers + attention + head)
     # A source token passes the encoder and the keys and values of the cross-attention.
     memory = _elements(sizes, "decoder/", ("cross_attention/key", "cross_attention/value"))
     attention = 2 * config.num_layers * length * config.hidden_size

@@ -34,7 +34,7 @@ class Choosing(language.LanguageTask):
         train, dev, _ = classification.splits(own, task)
         tokenizer, folder = loading.tokenizer(options.model)
         model = self.load(options, tokenizer, folder, language.GENERATING)
-        with_source = isinstance(model, models.LanguageModel)
+        with_source = models.predicts_next(model)
 
         def encoded(split: data.Split) -> dict[str, Any]:
             sources, choices = self.settings.sources(split), [names] * len(split)

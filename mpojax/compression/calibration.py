@@ -249,7 +249,7 @@ def calibrated(
 
 def runs_by_layers(model: nnx.Module) -> bool:
     """True for a decoder that `calibrate` runs layer by layer."""
-    return isinstance(model, models.LanguageModel) and layerwise.refusal_to_run(model) is None
+    return models.predicts_next(model) and layerwise.refusal_to_run(model) is None
 
 
 def some_batches(batches: Sequence, tokens: int) -> list[int]:
@@ -306,7 +306,7 @@ def _at_once(matrices: Matrices, batches, loss, curvature: bool, progress) -> Ca
     observed = matrices.observed()
     definition, state = nnx.split(model)
     if curvature:
-        loss = _Sampled(matrices.call, isinstance(model, models.LanguageModel))
+        loss = _Sampled(matrices.call, models.predicts_next(model))
     options = {"locations": tuple(observed), "call": matrices.call, "loss": loss}
     options["curvature"] = curvature
     totals: tuple | None = None

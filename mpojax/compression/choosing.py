@@ -86,7 +86,7 @@ class Measure:
         self.matrices = matrices
         self.batches = [matrices.inputs(b, "a held-out batch") for b in batches]
         self.tokens = int(sum(weights[0].sum() for _, weights in self.batches))
-        self.predicts = isinstance(matrices.model, models.LanguageModel)
+        self.predicts = models.predicts_next(matrices.model)
         self.unit = "perplexity" if self.predicts else "relative error of the output"
 
     def __call__(self, dense: Mapping[str, np.ndarray]) -> float:

@@ -76,16 +76,12 @@ def refusal(model: nnx.Module) -> str | None:
 
 def refusal_to_run(model: nnx.Module) -> str | None:
     """Why the layers of a model cannot be run one by one; None where they can."""
-    if not isinstance(_inner(model), (models.LanguageModel, models.Encoder)):
+    body = getattr(model, "body", None)
+    if not isinstance(body, (models.LanguageModel, models.Encoder)):
         return f"a {type(model).__name__} is no single stack of layers"
     if model.config.shares_parts or getattr(model.config, "bottleneck_size", None):
         return "its layers share parts or have a bottleneck"
     return None
-
-
-def _inner(model: nnx.Module) -> nnx.Module:
-    """The encoder of a model with a head; else the model itself."""
-    return getattr(model, "encoder", model) if isinstance(model, models.ModelWithHead) else model
 
 
 def compress(

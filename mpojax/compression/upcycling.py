@@ -182,7 +182,7 @@ def add_experts(
     Gao et al., "Parameter-Efficient Mixture-of-Experts Architecture for Pre-trained Language
     Models" (COLING 2022, arXiv:2203.01104).
     """
-    if not (isinstance(model, models.Model) and model.config.generates):
+    if not models.writes_text(model):
         raise ValueError(
             "experts belong to decoders and encoder-decoders of mpojax (GPT-2, LLaMA, T5); this "
             f"model is a {type(model).__name__}."

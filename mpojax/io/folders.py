@@ -279,8 +279,7 @@ def _check_exported(model: nnx.Module, format: str):
 
 
 def _check_has_chains(model: nnx.Module, what: str):
-    shapes = model.shapes if isinstance(model, models.Model) else matrices_of(model).shapes
-    if not shapes:
+    if not matrices_of(model).shapes:
         raise ValueError(f"{what} is about the cores of chains, but the model is dense.")
 
 

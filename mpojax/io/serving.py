@@ -139,7 +139,7 @@ def _programs(
             return model_of(weights)(input_ids, attention_mask, token_type_ids)
 
         return {"forward": (encode, (rows, rows, rows))}
-    if not isinstance(model, models.LanguageModel):
+    if not models.predicts_next(model):
         raise ValueError(
             f"export_serving takes encoders and decoders; a {type(model).__name__} is neither."
         )

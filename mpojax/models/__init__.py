@@ -55,7 +55,7 @@ from mpojax.models.matrices import (
     dense_name,
     model_flops,
 )
-from mpojax.models.model import Model
+from mpojax.models.model import Model, predicts_next, writes_text
 from mpojax.models.presets import PRESETS
 from mpojax.models.rebuild import merged
 from mpojax.models.sampling import Sampling
@@ -121,6 +121,7 @@ __all__ = [
     "model_flops",
     "perplexity",
     "pool",
+    "predicts_next",
     "reconfigure",
     "scan_boundaries",
     "self_attention_mask",
@@ -133,4 +134,5 @@ __all__ = [
     "unstacked",
     "variables",
     "with_head",
+    "writes_text",
 ]

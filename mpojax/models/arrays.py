@@ -15,7 +15,7 @@ from flax import nnx
 
 from mpojax import checks, mpo, nn
 from mpojax.models import heads, stack
-from mpojax.models.config import Config, DecoderConfig, EncoderDecoderConfig
+from mpojax.models.config import Config, DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from mpojax.models.decoder import Decoder, LanguageModel
 from mpojax.models.encoder import Encoder
 from mpojax.models.encoder_decoder import EncoderDecoder, SourceEncoder
@@ -33,19 +33,30 @@ def build(
 
     `shapes` gives the MPO form of any matrix, by path.
     """
-    return _class_of(config)(config, shapes, rngs=rngs)
+    return _CLASSES[type(config)](config)(config, shapes, rngs=rngs)
 
 
-def _class_of(config: Config) -> type[Model]:
-    if config.generates:
-        return LanguageModel if isinstance(config, DecoderConfig) else EncoderDecoder
-    if isinstance(config, EncoderDecoderConfig):
-        return SourceEncoder
-    if isinstance(config, DecoderConfig) and config.num_labels is None:
-        return Decoder
+def _of_encoder(config: EncoderConfig) -> type[Model]:
     if config.masked_lm:
         return heads.PretrainingModel
     return Encoder if config.num_labels is None else heads.KINDS[config.head]
+
+
+def _of_decoder(config: DecoderConfig) -> type[Model]:
+    if config.generates:
+        return LanguageModel
+    return Decoder if config.num_labels is None else heads.KINDS[config.head]
+
+
+def _of_pair(config: EncoderDecoderConfig) -> type[Model]:
+    return EncoderDecoder if config.generates else SourceEncoder
+
+
+_CLASSES = {
+    EncoderConfig: _of_encoder,
+    DecoderConfig: _of_decoder,
+    EncoderDecoderConfig: _of_pair,
+}
 
 
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 from mpojax import checks
 from mpojax.models.config import EncoderConfig
 from mpojax.models.decoder import LanguageModel, logits_of, run_stack
-from mpojax.models.model import Model, check_length
+from mpojax.models.model import Model, check_length, predicts_next
 from mpojax.models.variants import dropless
 
 # Logits exist for so many tokens at a time; a vocabulary of 50k: 1,365 tokens.
@@ -251,7 +251,7 @@ def speed(
 
 def check_decoder(model: Model, needs: str) -> None:
     """Raises ValueError for a model that does not predict the next token of a plain text."""
-    if isinstance(model, LanguageModel):
+    if predicts_next(model):
         return
     generates = getattr(model.config, "generates", False)
     advice = "score its answers" if generates else "measure its accuracy on a task"

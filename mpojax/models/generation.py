@@ -11,7 +11,7 @@ from mpojax import checks
 from mpojax.models import beam_search
 from mpojax.models import sampling as sampling_lib
 from mpojax.models.cache import Cache
-from mpojax.models.model import Model, check_ids, check_shape
+from mpojax.models.model import Model, check_ids, check_shape, writes_text
 from mpojax.models.sampling import Sampling
 from mpojax.models.variants import dropless
 
@@ -86,7 +86,7 @@ def generate(
 
     Ways of choosing tokens, and their sources: see `Sampling`.
     """
-    if not (isinstance(model, Model) and model.config.generates):
+    if not writes_text(model):
         raise ValueError(
             f"a {type(model).__name__} generates no text; give a LanguageModel or EncoderDecoder."
         )

@@ -99,6 +99,11 @@ class ModelWithHead(Model):
     needs_labels = True
     drops_by_default = False  # by `config.dropout`, where `classifier_dropout` is None
 
+    @property
+    def body(self) -> Encoder | Decoder:
+        """What the head reads."""
+        return self.encoder
+
     def __init__(
         self,
         config: EncoderConfig | DecoderConfig,
@@ -115,14 +120,14 @@ class ModelWithHead(Model):
             raise ValueError(f"a {type(self).__name__} needs config.num_labels.")
         super().__init__(config, shapes)
         shapes = self.shapes
-        is_decoder = isinstance(config, DecoderConfig)
-        self.encoder = (Decoder if is_decoder else Encoder)(config, shapes, rngs=rngs)
+        causal = config.stacks[0].causal
+        self.encoder = (Decoder if causal else Encoder)(config, shapes, rngs=rngs)
         if config.num_labels is None:
             self.head = None
         else:
             size = (config.hidden_size, config.num_labels)
             # Sequence classifiers of decoders have none in transformers.
-            has_bias = not is_decoder or config.head == "tokens"
+            has_bias = not causal or config.head == "tokens"
             more = {"dtype": config.dtype, "rngs": rngs}
             self.head = nn.linear(*size, shapes.get("head"), has_bias, **more)
 

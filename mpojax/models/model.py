@@ -39,11 +39,26 @@ class Model(nnx.Module):
         """MPO shapes by matrix path; matrices that are not named are dense."""
         return dict(self.shape_items)
 
+    @property
+    def body(self) -> "Model":
+        """The part that holds embeddings and layers: the model itself, or what its head reads."""
+        return self
+
     def __repr__(self) -> str:
         """A page; `nnx.display(model)` shows every array."""
         return description.describe(self)
 
     __str__ = __repr__
+
+
+def predicts_next(model: nnx.Module) -> bool:
+    """True for a decoder with logits, of the next token of a text; any module may be asked."""
+    return getattr(model, "prompts_continue", False)
+
+
+def writes_text(model: nnx.Module) -> bool:
+    """True for a decoder or encoder-decoder with logits; any module may be asked."""
+    return isinstance(model, Model) and model.config.generates
 
 
 class Embeddings(nnx.Module):

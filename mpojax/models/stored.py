@@ -14,7 +14,6 @@ from flax import nnx
 from mpojax import mpo
 from mpojax.models import arrays as arrays_lib
 from mpojax.models.config import Config
-from mpojax.models.heads import ModelWithHead
 from mpojax.models.model import Model
 from mpojax.models.stack import TransformerStack
 
@@ -57,8 +56,7 @@ class StoredModel:
     @property
     def inner(self) -> Model:
         """Abstract: the encoder of a model with a head; else the model itself."""
-        model = self.abstract
-        return model.encoder if isinstance(model, ModelWithHead) else model
+        return self.abstract.body
 
     @property
     def num_layers(self) -> int:

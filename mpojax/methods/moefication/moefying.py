@@ -152,12 +152,12 @@ def _number(share: float, experts: int) -> int:
 
 
 def _check_model(model: models.Model) -> None:
-    config = getattr(model, "config", None)
-    if not isinstance(model, models.Model) or not config.generates:
+    if not models.writes_text(model):
         raise ValueError(
             f"a {type(model).__name__} has no blocks to split: experts belong to decoders and "
             "encoder-decoders (GPT-2, LLaMA, T5)."
         )
+    config = model.config
     if model.shapes or config.adapters or config.experts:
         raise ValueError(
             "the model has matrices in MPO form, adapters or experts; neurons are those of dense "
