@@ -104,6 +104,7 @@ def fit(
 def _start(w, shape, metric):
     if metric is not None and shape.is_low_rank:
         return weighted.low_rank(w, shape.bond_dims[0], metric)
+    # In the plain norm within sqrt(n - 1) of the best chain (Oseledets, 2011, corollary 2.4).
     plain = decomposition.decompose(w, shape)
     if metric is None or shape.is_full:
         return plain
@@ -121,11 +122,13 @@ class Problem:
 
     def __init__(self, w, shape: MPOShape, s):
         self.w, self.shape, self.s = w, shape, s
+        # S W once: the right-hand side of every core's problem, and the norm.
         self.weighted_w = self._weighted(w)
         self.norm = math.sqrt(max(float(np.vdot(w, self.weighted_w)), 0.0))
 
     def error(self, cores) -> float:
         """Relative weighted error; the plain norm of the chain where W has no output at all."""
+        # tr(D^T S D) with D = W - W_hat
         difference = self.w - contract.to_matrix(tuple(cores), self.shape)
         square = max(float(np.vdot(difference, self._weighted(difference))), 0.0)
         return math.sqrt(square) / (self.norm or 1.0)
@@ -137,6 +140,7 @@ class Problem:
         for k in reversed(range(n)) if backward else range(n):
             cores[k] = self.solved(cores, k, steps)
             follower = k - 1 if backward else k + 1
+            # The next core to be solved takes the scale, so that all others stay orthonormal.
             if 0 <= follower < n:
                 _move_scale(cores, k, follower)
         return cores
@@ -217,6 +221,7 @@ class Site:
             t = (self.left @ core.reshape(p, -1)).reshape(-1, q) @ self.right
         else:
             t = self.left @ (core.reshape(-1, q) @ self.right).reshape(p, -1)
+        # Row and column digits alternate core by core; a matrix has all row digits first.
         t = t.reshape(il, jl, i, j, ir, jr).transpose(0, 2, 4, 1, 3, 5)
         return t.reshape(il * i * ir, jl * j * jr)
 
@@ -224,6 +229,7 @@ class Site:
         p, i, j, q = self.core
         il, jl, ir, jr = self.il, self.jl, self.ir, self.jr
         t = matrix.reshape(il, i, ir, jl, j, jr).transpose(0, 3, 1, 4, 2, 5)
+        # A^T: L^T G R^T, in the order of `matrix`, whose cost it has.
         if self._left_first():
             t = (t.reshape(-1, ir * jr) @ self.right.T).reshape(il * jl, -1)
             return (self.left.T @ t).reshape(p, i, j, q)
@@ -233,6 +239,7 @@ class Site:
     def _left_first(self) -> bool:
         (outer, p), (q, last) = self.left.shape, self.right.shape
         site = self.core[1] * self.core[2]
+        # Multiply-adds of (L T) R against those of L (T R).
         return outer * p * site * q + outer * site * q * last <= (
             p * site * q * last + outer * p * site * last
         )

@@ -87,6 +87,8 @@ def truncate(cores, bonds, method: str = "sequential", gauge: str = "central"):
     xp, cores, restore = backend(cores)
     with _full_precision():
         if method == "sequential":
+            # Each cut is an orthogonal projection of the last result: the squares of what the steps
+            # discard add up.
             lefts, _, carries, _ = _sweep(xp, cores, bonds)
             # Left-orthonormal cores with the scale in the last one: the truncated matrix, but
             # aligned with the old bonds. The second sweep, on small cores, restores the gauge.
@@ -148,6 +150,7 @@ def _sweep(xp, cores, bonds=None):
         q, r = xp.linalg.qr(cores[k].reshape(bond, -1).T)
         cores[k] = q.T.reshape(-1, *rest)
         cores[k - 1] = xp.tensordot(cores[k - 1], r.T, axes=1)
+    # carries[0] now holds the scale of W; every later core has orthonormal rows.
     lefts, spectra, carries, rotations = [], [], [cores[0]], []
     for k in range(len(cores) - 1):
         *rest, bond = carries[-1].shape
@@ -161,6 +164,8 @@ def _sweep(xp, cores, bonds=None):
         rotations.append(vt)
         # u^T matrix rather than s v^T: equal, but free of the rounding of s and v.
         carries.append(xp.tensordot(u.T @ matrix, cores[k + 1], axes=1))
+    # Bond k is turned by V_k^T on both of its sides: right-orthonormal cores aligned with the
+    # singular vectors that the sweep from the left has found.
     rights = [
         xp.tensordot(rotations[k - 1], cores[k], axes=1)
         if k == len(cores) - 1
@@ -180,6 +185,7 @@ def _assemble(xp, gauge, lefts, spectra, carries, rights):
     centre = {"central": (n - 1) // 2, "left": n - 1, "right": 0}[gauge]
     if centre == n - 1:
         return (*lefts, carries[-1])
+    # U_c S_c with orthonormal cores on both sides: norm(middle) = norm(W).
     middle = lefts[centre] * spectra[centre][None, None, None, :]
     return (*lefts[:centre], middle, *rights[centre:])
 
@@ -217,6 +223,7 @@ def _symmetric(xp, left_gauge, spectra):
     roots = [_positive_root(xp, s) for s in spectra]
     cores = list(left_gauge)
     for k, root in enumerate(roots):
+        # T_k S_k^(1/2) . S_k^(-1/2) T_{k+1}: an identity is put into every bond.
         cores[k] = cores[k] * root[None, None, None, :]
         cores[k + 1] = cores[k + 1] / root[:, None, None, None]
     return tuple(cores)

@@ -55,9 +55,11 @@ def entanglement_entropy(spectrum):
     values themselves the formula can leave that range (MPOP paper, equation 6, misprint).
     """
     xp = np if isinstance(spectrum, np.ndarray) else jnp
+    # p does not change with the scale of the spectrum, but squares may leave float32 unscaled.
     weights = (spectrum / _unit(xp, spectrum)) ** 2
     total = xp.sum(weights)
     p = weights / xp.where(total > 0, total, 1).astype(weights.dtype)
+    # lim p ln p = 0 for p -> 0; the inner `where` keeps the gradient of log finite there.
     return -xp.sum(xp.where(p > 0, p * xp.log(xp.where(p > 0, p, 1)), 0))
 
 
@@ -94,9 +96,11 @@ def bonds_for_tolerance(spectra, tolerance: float) -> tuple[int, ...]:
     bonds = []
     for spectrum in spectra:
         squares = np.asarray(spectrum, np.float64) ** 2
+        # tails[r] = eps_k^2 for a bond cut to r; tails[0] = norm(W)^2
         tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
         # sum_k eps_k^2 <= tolerance^2 ||W||^2, an equal part of it for each of the n - 1 bonds
         allowed = tolerance**2 * tails[0] / len(spectra)
+        # argmax of booleans: the first, and so the smallest, r whose tail fits.
         bonds.append(max(1, int(np.argmax(tails <= allowed))))
     return tuple(bonds)
 

@@ -60,6 +60,7 @@ def regularized(covariance, in_features: int, ridge: float = DEFAULT_RIDGE) -> n
         )
     if s.ndim == 2 and np.abs(s - s.T).max() > 1e-6 * np.abs(s).max():
         raise ValueError("covariance is not symmetric; pass x^T x of the inputs.")
+    # The scale of S cancels in every relative error; at a mean of 1 the ridge is relative, too.
     s = s / mean + (ridge if s.ndim == 1 else ridge * np.eye(in_features))
     if ridge == 0 and _is_singular(s):
         raise ValueError(
@@ -74,6 +75,7 @@ def _is_singular(s) -> bool:
     if s.ndim == 1:
         return bool(s.min() <= 0)
     try:
+        # Pivots are Schur complements: one at the rounding of the largest is a zero eigenvalue.
         pivots = np.diagonal(np.linalg.cholesky(s)) ** 2
     except np.linalg.LinAlgError:
         return True
@@ -109,6 +111,7 @@ class Metric:
     @functools.cached_property
     def _triangle(self) -> tuple[np.ndarray, np.ndarray]:
         """(L, rows) with S[rows, rows] = L L^T; also of a singular S, far cheaper than its root."""
+        # Pivoted Cholesky stops at the rank: columns behind it were never computed.
         factor, order, rank, _ = scipy.linalg.lapack.dpstrf(self.matrix, lower=1)
         triangle = np.tril(factor)
         triangle[:, rank:] = 0.0
@@ -238,6 +241,7 @@ class LowRank:
 
     def _gram(self) -> np.ndarray:
         if self._is_wide:
+            # (H W R)(H W R)^T has the same eigenvalues as (H W R)^T (H W R), and is (in, in).
             white = self._white()
             return white @ white.T
         w = self._of_curvature()
@@ -264,6 +268,7 @@ class LowRank:
     @property
     def squared_errors(self) -> np.ndarray:
         """Squared error of each rank r, from 0 to min(in, out): sum_{k > r} s_k^2."""
+        # From the smallest upwards, so that small tails keep their digits.
         return np.append(np.cumsum(self._values[::-1])[::-1], 0.0)
 
     @property

@@ -121,6 +121,7 @@ class RopeScaling:
             kept = np.clip((periods - low) / (high - low), 0.0, 1.0)
         else:
             kept = self._kept_by_yarn(waves, base)
+        # A convex mix of the wave as it is and of the wave stretched by f.
         return inv_freq * (kept + (1 - kept) / self.factor)
 
     def _kept_by_yarn(self, waves: np.ndarray, base: float) -> np.ndarray:
@@ -129,6 +130,7 @@ class RopeScaling:
 
         def index(periods: float) -> float:
             """Of the wave that has so many periods within the first positions."""
+            # L inv_freq[i] / 2 pi = periods with inv_freq[i] = base^(-2 i / size), solved for i.
             turns = self.original_max_position_embeddings / (periods * 2 * math.pi)
             return size * math.log(turns) / (2 * math.log(base))
 
@@ -166,6 +168,7 @@ def inverse_frequencies(
 
 def rotary_embedding(positions: jax.Array, inv_freq: np.ndarray, amplitude: float = 1.0) -> Rotary:
     """amplitude * (cos, sin) of the angles of positions (batch or 1, length)."""
+    # (B, S, 1, waves): one axis for the heads, which share the angles.
     angles = positions.astype(jnp.float32)[..., None, None] * inv_freq.reshape(1, 1, 1, -1)
     return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
 
@@ -221,6 +224,7 @@ def log_distances(length: int, num: int, max_distance: int) -> np.ndarray:
     far = np.maximum(np.abs(distances), middle).astype(np.float32)
     rate = np.log(np.float32((max_distance - 1) / middle))
     shared = middle + np.ceil(np.log(far / middle) / rate * (middle - 1))
+    # sign(d) (m + ceil(log(|d| / m) / log((max - 1) / m) (m - 1))) with m = num / 2
     rows = np.where(np.abs(distances) <= middle, distances, shared * np.sign(distances))
     return np.clip(rows + num, 0, 2 * num - 1).astype(np.int32)
 

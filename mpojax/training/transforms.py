@@ -100,6 +100,7 @@ def scale_by_adafactor(clip: float = 1.0, least: float = 1e-3) -> list:
     """
 
     def rms(path, leaf):
+        # norm / sqrt(entries of a slice); leaf.size / norm.size of them
         norm = slice_norm(path, leaf)
         return norm * math.sqrt(norm.size / leaf.size)
 
@@ -131,6 +132,7 @@ def scale_by_trust_ratio(
         own, change = slice_norm(path, parameter), slice_norm(path, update)
         # A parameter that starts at zero would never move by a ratio of zero.
         is_zero = (own == 0.0) | (change == 0.0)
+        # The divisor is made 1 where it is 0, or its gradient and NaN checks would see inf.
         ratio = own / jnp.where(is_zero, jnp.ones_like(change), change)
         if bounds is not None:
             ratio = jnp.clip(ratio, *bounds)

@@ -251,11 +251,13 @@ def _low_rank(cores: list[np.ndarray], tolerance: float) -> tuple[np.ndarray, np
     """Down (in, k) and up (k, out) of the matrix that a chain of `DeepLoRASettings.cores` is."""
     factors = (core.reshape(-1, core.shape[-1]) for core in cores[:-1])
     up = cores[-1].reshape(cores[-1].shape[0], -1)
+    # A B = Q_l (R_l R_r^T) Q_r^T: the SVD of a rank x rank matrix gives that of the whole.
     q_left, r_left = np.linalg.qr(functools.reduce(np.matmul, factors))
     q_right, r_right = np.linalg.qr(up.T)
     u, s, vt = np.linalg.svd(r_left @ r_right.T)
     rest = np.sqrt(np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0))  # of the s from each on
     rank = max(1, int(np.argmax(rest <= tolerance * rest[0])))
+    # sqrt(S) on both sides, so that neither factor starts much larger than the other.
     root = np.sqrt(s[:rank])
     return q_left @ (u[:, :rank] * root), (root[:, None] * vt[:rank]) @ q_right.T
 

@@ -33,9 +33,11 @@ def coactivation(activity, dimensions: int) -> np.ndarray:
     """
     a = np.asarray(activity, np.float64)
     graph = a.T @ a
+    # A neuron always fires with itself: no edge.
     np.fill_diagonal(graph, 0.0)
     root = np.sqrt(np.maximum(graph.sum(axis=0), 1e-12))
     n = len(graph)
+    # `eigh` sorts upwards: the leading eigenvectors are the last ones.
     last = [max(n - dimensions, 0), n - 1]
     vectors = scipy.linalg.eigh(graph / np.outer(root, root), subset_by_index=last)[1]
     return _unit(vectors)
@@ -60,6 +62,7 @@ def balanced(points, number: int, seed: int = 0, iterations: int = _ITERATIONS) 
         # ||p - c||^2, for each of the places that a group has
         squares = np.sum(centres**2, axis=1)[None] - 2 * points @ centres.T
         _, places = scipy.optimize.linear_sum_assignment(np.repeat(squares, size, axis=1))
+        # Place p of n belongs to group p // size.
         found = places // size
         if labels is not None and np.array_equal(found, labels):
             break
@@ -74,8 +77,10 @@ def _first_centres(points, number: int, rng) -> np.ndarray:
     nearest = np.sum((points - points[chosen[0]]) ** 2, axis=1)
     while len(chosen) < number:
         total = nearest.sum()
+        # All points alike: any of them.
         p = nearest / total if total > 0 else None
         chosen.append(int(rng.choice(len(points), p=p)))
+        # D(x)^2 = min over the centres so far of (x - c)^2
         nearest = np.minimum(nearest, np.sum((points - points[chosen[-1]]) ** 2, axis=1))
     return points[chosen]
 

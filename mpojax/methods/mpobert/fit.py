@@ -51,6 +51,7 @@ def fit_auxiliary(w, start, shape: mpo.MPOShape, sweeps: int = 8, tolerance: flo
     cores[:centre] = _split_left(left, shape)
     cores[centre + 1 :] = _split_right(right, shape)
     found = tuple(cores)
+    # Splitting cuts inner bonds that are not full, which the error above does not know of.
     if not shape.is_full:
         error = np.linalg.norm(w - contract.to_matrix(found, shape)) / (np.linalg.norm(w) or 1.0)
     return found, float(error)
@@ -63,6 +64,7 @@ def _side(cores, is_left: bool) -> np.ndarray:
     merged = cores[0].reshape(cores[0].shape[0], -1, cores[0].shape[-1])
     for core in cores[1:]:
         flat = core.reshape(core.shape[0], -1, core.shape[-1])
+        # Bonds inside the side are summed; its sites (i_k j_k) are joined into one index.
         merged = np.einsum("apb,bqc->apqc", merged, flat).reshape(
             merged.shape[0], -1, flat.shape[-1]
         )
@@ -89,6 +91,7 @@ def _split_left(left, shape: mpo.MPOShape) -> list[np.ndarray]:
         u, s, vt = np.linalg.svd(
             rest.reshape(bonds[k] * shape.site_sizes[k], -1), full_matrices=False
         )
+        # Fewer singular values than the bond holds: zeros, which change no product.
         cores.append(_padded(u, bonds[k + 1], axis=1).reshape(shape.core_shapes[k]))
         rest = _padded(s[:, None] * vt, bonds[k + 1], axis=0)
     if shape.central:
@@ -104,6 +107,7 @@ def _split_right(right, shape: mpo.MPOShape) -> list[np.ndarray]:
         rows = rest.reshape(-1, shape.site_sizes[k] * bonds[k + 1])
         u, s, vt = np.linalg.svd(rows, full_matrices=False)
         cores.insert(0, _padded(vt, bonds[k], axis=0).reshape(shape.core_shapes[k]))
+        # (U S) V^T: V^T is the core, U S goes to the left.
         rest = _padded(u * s, bonds[k], axis=1)
     if shape.central < n - 1:
         cores.insert(0, rest.reshape(shape.core_shapes[shape.central + 1]))

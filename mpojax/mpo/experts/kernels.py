@@ -58,6 +58,7 @@ def _matrices_forward(cores, shape):
 
 
 def _matrices_backward(shape, cores, dw):
+    # Merges once more: the cores are small, L C is as large as all matrices.
     _, pull_back = jax.vjp(lambda cores: _product(cores, shape), cores)
     return pull_back(dw)
 
@@ -99,14 +100,17 @@ def _merged(groups, shape):
         w = _with_shared(w, central.reshape(*central.shape[:-4], p, k * m * q))
         if right is not None:
             w = w.reshape(n, i * j * k * m, q) @ right.reshape(n, q, a * b)
+        # Digits in the order of the cores -> row digits (i k a), then column digits (j m b).
         w = w.reshape(n, i, j, k, m, a, b).transpose(0, 1, 3, 5, 2, 4, 6)
     else:
+        # C R first, by its transpose: (n, a b, q) @ (q, p k m), then (n, a b k m, p) @ (n, p, i j)
         w = right.reshape(n, q, a * b).swapaxes(1, 2)
         c = jnp.moveaxis(central, -1, -4)  # (q, p, k, m)
         w = _with_shared(w, c.reshape(*c.shape[:-4], q, p * k * m))  # (n, a b, p k m)
         if left is not None:
             w = w.reshape(n, a * b, p, k * m).swapaxes(2, 3).reshape(n, a * b * k * m, p)
             w = w @ left.reshape(n, i * j, p).swapaxes(1, 2)
+        # The same from the right, where the digits stand in reverse.
         w = w.reshape(n, a, b, k, m, i, j).transpose(0, 5, 3, 1, 6, 4, 2)
     w = w.reshape(n, i * k * a, j * m * b)
     return w[:, : shape.in_features, : shape.out_features] if shape.is_padded else w
@@ -117,6 +121,7 @@ def _with_shared(stacked, central):
     if central.ndim == 3:
         return stacked @ central
     n, rows, inner = stacked.shape
+    # One large product: n small ones with the same right operand would not fill the unit.
     return (stacked.reshape(n * rows, inner) @ central).reshape(n, rows, -1)
 
 
@@ -143,6 +148,7 @@ def apply_shared_core(cores, shape: MPOShape, rows, matmul, order: str = "right_
     checks.check_value("order", order, checks.one_of(*ORDERS))
     cores = tuple(cores)
     _check(cores, shape)
+    # Zeros meet the padded rows of the matrix: nothing is added to y.
     missing = shape.padded_in_features - shape.in_features
     x = jnp.pad(rows, ((0, 0), (0, missing))) if missing else rows
     groups = tuple(g if g is None else g.astype(rows.dtype) for g in grouped(cores, shape))
@@ -155,15 +161,19 @@ def _right_first(groups, factors, x, matmul):
     p, q = central.shape[-4], central.shape[-1]
     r = x.shape[0]
     if right is not None:
+        # sum over a of x[a] R[q, a, b]: the last row digit leaves, the last column digit enters.
         x = matmul(
             x.reshape(r, i * k, a), right.transpose(0, 2, 3, 1).reshape(-1, a, b * q)
         )  # (r, i k, b q)
+    # (r, i b, k q) @ (k q, m p): C takes the middle digit and the bond q, and leaves p.
     x = x.reshape(r, i, k, b, q).transpose(0, 1, 3, 2, 4).reshape(r, i * b, k * q)
     c = _permuted(central, (1, 3, 2, 0)).reshape(*central.shape[:-4], k * q, m * p)
     x = _through(x, c, matmul).reshape(r, i, b, m, p)
     if left is not None:
+        # (r, b m, i p) @ (i p, j): the first row digit and p leave, all column digits are there.
         x = x.transpose(0, 2, 3, 1, 4).reshape(r, b * m, i * p)
         x = matmul(x, left.transpose(0, 1, 3, 2).reshape(-1, i * p, j))
+    # Column digits came last to first.
     return x.reshape(r, b, m, j).transpose(0, 3, 2, 1).reshape(r, j * m * b)
 
 
@@ -173,11 +183,14 @@ def _left_first(groups, factors, x, matmul):
     r = x.shape[0]
     x = x.reshape(r, i, k * a).swapaxes(1, 2)  # (r, k a, i)
     if left is not None:
+        # (r, k a, i) @ (i, j p): from the left the first digit is exchanged first.
         x = matmul(x, left.reshape(-1, i, j * p))
     x = x.reshape(r, k, a, j, p).transpose(0, 2, 3, 1, 4).reshape(r, a * j, k * p)
+    # (r, a j, k p) @ (k p, m q)
     c = _permuted(central, (1, 0, 2, 3)).reshape(*central.shape[:-4], k * p, m * q)
     x = _through(x, c, matmul).reshape(r, a, j, m, q)
     if right is not None:
+        # (r, j m, a q) @ (a q, b)
         x = x.transpose(0, 2, 3, 1, 4).reshape(r, j * m, a * q)
         x = matmul(x, right.transpose(0, 2, 1, 3).reshape(-1, a * q, b))
     return x.reshape(r, j * m * b)

@@ -63,6 +63,7 @@ class LowRankAdapter(Adapter):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., in_features) to (..., out_features) in the compute dtype."""
+        # (x A) B, never x (A B): 2 r (in + out) FLOPs a token in place of 2 in out.
         narrow = matmul(x.astype(self.dtype), self.down[...].astype(self.dtype))
         return self.scale * matmul(narrow, self.up[...].astype(self.dtype))
 
@@ -80,6 +81,7 @@ class MPOAdapter(Adapter):
         self.shape = shape
         self.scale = scale
         self.dtype = dtype
+        # T = 0 with the last core at zero, and dL/dT_last is not: it learns first, then the others.
         *cores, last = random_cores(rngs.params(), shape, 1.0 / shape.in_features)
         self.cores = nnx.List([AdapterParam(core) for core in (*cores, jnp.zeros_like(last))])
 
@@ -134,7 +136,9 @@ class RoutedAdapter(Adapter):
         # The root has no gradient at zero, where an expert is that of an unchanged matrix.
         p = jax.nn.softmax(jnp.sqrt(jnp.sum(jnp.square(seen), axis=-1) + 1e-12), axis=-1)
         kept, chosen = jax.lax.top_k(p, self.top_k)
+        # p_e over the sum of the top_k: the weights of the kept ones sum to 1.
         kept = kept / jnp.sum(kept, axis=-1, keepdims=True)
+        # A product with one-hot rows in place of a scatter, which is slow on accelerators.
         one_hot = jax.nn.one_hot(chosen, self.experts, dtype=kept.dtype)
         return jnp.einsum("...k,...ke->...e", kept, one_hot)
 
@@ -145,6 +149,7 @@ class RoutedAdapter(Adapter):
         )
         weights = self.weights(x).astype(self.dtype)
         narrow = matmul(x.astype(self.dtype), down)
+        # Scaled by the weights before `up`, which sums over experts and ranks at once.
         narrow = narrow * jnp.repeat(weights, down.shape[1] // self.experts, axis=-1)
         return self.scale * (matmul(narrow, up) + matmul(weights, bias))
 
@@ -177,6 +182,7 @@ class BottleneckAdapter(Adapter):
             value[...].astype(self.dtype)
             for value in (self.down, self.down_bias, self.up, self.up_bias)
         )
+        # f(...) @ 0 + 0 = 0 at the start, and dL/dup = f(...)^T dL/dy is not.
         inner = ACTIVATIONS[self.activation](matmul(y, down) + along_last(down_bias, y))
         return y + matmul(inner, up) + along_last(up_bias, y)
 

@@ -62,6 +62,7 @@ class Layout:
 
     def expert_of_row(self) -> jax.Array:
         """(R, number) booleans: the expert that each row is for; none where a row is empty."""
+        # Filled rows of an expert are contiguous: starts <= row < starts + counts.
         row = jnp.arange(self.rows, dtype=jnp.int32)[:, None]
         return (row >= self.starts[None]) & (row < (self.starts + self.counts)[None])
 
@@ -105,6 +106,7 @@ def make_layout(
     make = functools.partial(Layout, kind, number, tokens, k)
     if kind == "dense":
         rows = number * tokens
+        # Expert e has rows e T .. (e + 1) T - 1, one for each token, whether it goes there or not.
         row = experts * tokens + jnp.arange(tokens, dtype=jnp.int32)[:, None]
         slot = jnp.where(experts < number, row, rows)
         assignment = jnp.arange(rows, dtype=jnp.int32)  # rows are broadcast, not gathered
@@ -224,6 +226,7 @@ _combine.defvjp(
 def _source(layout):
     """(R,) token of each row; T where empty."""
     empty = layout.assignment == layout.k * layout.tokens
+    # Assignments are numbered j T + t: the token is the remainder.
     return jnp.where(empty, layout.tokens, layout.assignment % max(layout.tokens, 1))
 
 

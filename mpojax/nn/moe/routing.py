@@ -119,6 +119,7 @@ class Router(nnx.Module):
             logits = logits + self.bias[...][None]
         chosen_by = logits
         if self.noise is not None and key is not None:
+            # H(x) = x W + N(0, 1) softplus(x W_noise) (Shazeer et al., 2017, equation 4)
             stddev = jax.nn.softplus(_linear(x, self.noise[...]))
             chosen_by = logits + stddev * jax.random.normal(key, logits.shape)
         return route(logits, self.settings, mask, chosen_by)
@@ -193,6 +194,7 @@ def _statistics(log_probability, log_sum, one_hot, mask):
     # f[e] = (1 / T k) |{(t, j): token t chooses e}|, without padding
     load = jax.lax.stop_gradient(jnp.sum(one_hot * weights[:, None, None], (0, 1)) / k)
     p = jnp.exp(log_probability)
+    # P_e, the mean probability over real tokens; f_e above has no gradient, P_e carries it.
     probability = jnp.sum(p * weights[:, None], 0)
     # A probability that underflows to 0 has a finite logarithm here: 0 * finite is 0.
     entropy = -jnp.sum(p * log_probability * weights[:, None])
