@@ -302,7 +302,7 @@ def _merged(entry: Located) -> nnx.Module:
     bias = None if bias is None else np.asarray(bias[...], np.float64).reshape(-1)
     if entry.adapted is not None:
         arrays, settings = entry.adapted.adapter_arrays(), entry.adapted.settings
-        w, bias = nn.fold_adapter(settings, arrays, w, bias, scale=1.0)
+        w, bias = nn.merge_adapter(settings, arrays, w, bias, scale=1.0)
     return dense_form(layer).layer(w, bias)
 
 

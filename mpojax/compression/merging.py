@@ -65,7 +65,7 @@ def merge(model: nnx.Module, dtype: str = "float32") -> nnx.Module:
         held = {name: arrays.pop(name) for name in list(arrays) if name.startswith(start)}
         held = {n.rpartition("/")[2]: np.asarray(a, np.float64) for n, a in held.items()}
         kernel, bias = models.dense_name(path), f"{path}/bias"
-        arrays[kernel], folded = nn.fold_adapter(
+        arrays[kernel], folded = nn.merge_adapter(
             settings, held, arrays[kernel], arrays.get(bias), model.config.adapter_scale
         )
         arrays |= {} if folded is None else {bias: folded}

@@ -114,7 +114,7 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
             base = parts.get(key)
             parts[key] = rebuilt if base is None else rebuilt + jnp.expand_dims(base, -3)
         if entry.adapter:
-            fold = functools.partial(nn.fold_adapter, settings[matrix])
+            fold = functools.partial(nn.merge_adapter, settings[matrix])
             fold = functools.partial(fold, scale=config.adapter_scale)
             # A stack of layers: each its own update.
             fold = jax.vmap(fold) if parts[key].ndim == 3 else fold

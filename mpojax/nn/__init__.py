@@ -6,8 +6,8 @@ from mpojax.nn.adapters.settings import ADDED as ADDED_KINDS
 from mpojax.nn.adapters.settings import (
     AdapterSettings,
     attach_adapters,
-    fold_adapter,
     make_adapter,
+    merge_adapter,
     submodule,
 )
 from mpojax.nn.attention import Attention, KeysValues
@@ -68,12 +68,12 @@ __all__ = [
     "attach_adapters",
     "dropout",
     "embedding",
-    "fold_adapter",
     "linear",
     "log_distances",
     "make_adapter",
     "mask_of_keys",
     "mask_of_segments",
+    "merge_adapter",
     "random_cores",
     "random_expert_cores",
     "rebuilt_once",

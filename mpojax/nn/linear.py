@@ -216,7 +216,7 @@ class MPOLinear(nnx.Module):
         y = mpo.apply(self.all_cores(central), x.astype(self.dtype), self.shape)
         return _finished(y, x, self.adapter, self.bias)
 
-    def rebuilt(self) -> Dense:
+    def merged(self) -> Dense:
         """The dense layer of the same function; differentiates down to the cores."""
         shape = self.shape
         kernel = mpo.to_matrix(self.all_cores(), shape)
@@ -268,7 +268,7 @@ def rebuilt_once(module: nnx.Module, tokens: int) -> nnx.Module:
 
     def rebuild(part):
         if is_chain(part) and mpo.plan(part.shape, tokens=tokens).strategy == "rebuild":
-            return part.rebuilt()
+            return part.merged()
         return part
 
     return jax.tree.map(rebuild, module, is_leaf=is_chain)

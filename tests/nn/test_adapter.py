@@ -38,7 +38,7 @@ def test_an_adapter_adds_its_scaled_product():
     block.up.adapter.up[...] = jnp.asarray(up)
     expected = X @ (plain + 0.5 * block.up.adapter.down[...] @ up)
     np.testing.assert_allclose(block.up(X), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(block.up.rebuilt()(X), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.up.merged()(X), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_adapters_have_a_role_and_a_compute_dtype():

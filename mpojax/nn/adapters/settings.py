@@ -193,7 +193,7 @@ def attach_adapters(
         inner.adapter = nnx.data(adapter)
 
 
-def fold_adapter(settings: AdapterSettings, arrays: Mapping, kernel, bias, scale: float):
+def merge_adapter(settings: AdapterSettings, arrays: Mapping, kernel, bias, scale: float):
     """(kernel, bias) of the plain map of the same function; exact but for rounding.
 
     Args:
