@@ -118,7 +118,9 @@ def test_gradients_are_those_of_the_summed_loss():
     one["attention_mask"][0, 0] = 1
     found = compression.calibrate(model, [BATCH | one], loss=squared_logits)
     arrays = {name: jnp.asarray(value) for name, value in (BATCH | one).items()}
-    gradients = jax.jit(jax.grad(lambda m: 4 * squared_logits(m, arrays, None)[0]))(model)
+    gradients = nnx.state(
+        jax.jit(jax.grad(lambda m: 4 * squared_logits(m, arrays, None)[0]))(model)
+    )
     flat = {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(gradients)}
     for part, name in (("feed_forward", "up"), ("feed_forward", "down"), ("attention", "value")):
         for layer in (0, 1):
