@@ -167,7 +167,7 @@ def calibrate(
 
 
 def _kinds(config, dense: models.Model, variants: Sequence[Variant], kind: str) -> dict[str, Any]:
-    """What is measured beside covariances, as `compression.calibrate` takes it."""
+    """What is measured besides covariances, as `compression.calibrate` takes it."""
     first_order = [v.name for v in variants if v.allocation == "first_order"]
     if first_order and not isinstance(dense, models.ModelWithHead):
         raise ValueError(

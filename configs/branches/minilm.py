@@ -1,4 +1,4 @@
-r"""all-MiniLM-L6-v2 fine-tuned with larger matrices than are left: sums beside chains.
+r"""all-MiniLM-L6-v2 fine-tuned with larger matrices than are left: sums, and chains.
 
     python -m experiments.train --config=configs/branches/minilm.py:majority_3,sst2 \
         --config.data_dir=DATA --workdir=runs/majority

@@ -1,10 +1,10 @@
-r"""all-MiniLM-L6-v2 tuned on few examples: deep updates beside LoRA of equal rank.
+r"""all-MiniLM-L6-v2 tuned on few examples: deep updates against LoRA of equal rank.
 
     python -m experiments.train --config=configs/deep_lora/minilm.py:deep_8,sst2,16 \
         --config.data_dir=DATA --workdir=runs/deep
 
 `VARIANT,TASK,EXAMPLES`: tasks are those of `configs/mpop/minilm.py`, examples a number or "all",
-drawn by `config.seed`, variants
+sampled by `config.seed`, variants
 
     deep_R      chains of five cores, the outer ones at 1/100 of the rate, as in the paper
     three_R     chains of three cores, all at one rate

@@ -1,4 +1,4 @@
-r"""Deep updates of all-MiniLM-L6-v2 beside LoRA of equal rank, for few examples.
+r"""Deep updates of all-MiniLM-L6-v2 against LoRA of equal rank, for few examples.
 
     python -m experiments.sweep --config=configs/sweeps/deep_lora_minilm.py \
         --workdir=runs/deep_lora_minilm --config.cell.data_dir=DATA

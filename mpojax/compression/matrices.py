@@ -109,7 +109,7 @@ class Matrices(abc.ABC):
         return {**self.sizes, **self.expert_sizes}
 
     def num_matrices(self, path: str) -> int:
-        """Dense matrices that a path stands for, of experts less one that all share beside them."""
+        """Dense matrices that a path stands for, of experts less one that all share in parallel."""
         return 1
 
     @property
@@ -203,7 +203,7 @@ class _ModelMatrices(Matrices):
                 for k, core in enumerate(cores)
                 if is_first or k != shape.central
             }
-            if path not in dense:  # a matrix that experts share beside their chains
+            if path not in dense:  # a matrix that experts share parallel to their chains
                 del arrays[models.dense_name(path)]
             shapes[path] = shape
         return models.from_arrays(config, shapes, arrays, release=True, keep_16_bits=True)

@@ -57,7 +57,7 @@ def merge(model: nnx.Module, dtype: str = "float32") -> nnx.Module:
     for path, shape in model.shapes.items():
         cores = [arrays.pop(f"{path}/cores/{k}") for k in range(shape.num_arrays)]
         w = _to_matrices([layers.in_float64(core) for core in cores], shape)
-        # A dense matrix beside a chain is common to all experts.
+        # A dense matrix parallel to a chain is common to all experts.
         base = arrays.get(models.dense_name(path))
         arrays[models.dense_name(path)] = w if base is None else w + base
     for path, settings in models.adapter_settings(model.config).items():

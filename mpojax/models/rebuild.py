@@ -110,7 +110,7 @@ def _rebuilt_parts(model, kept) -> dict[str, jax.Array]:
         if entry.cores:
             cores = [entry.cores[k] for k in sorted(entry.cores)]
             rebuilt = _to_matrix(cores, model.shapes[matrix], entry.block_size)
-            # A matrix beside a chain is common to all experts, whose axis is the one before it.
+            # A matrix next to a chain is common to all experts, whose axis is the one before it.
             base = parts.get(key)
             parts[key] = rebuilt if base is None else rebuilt + jnp.expand_dims(base, -3)
         if entry.adapter:

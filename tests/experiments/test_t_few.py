@@ -60,7 +60,7 @@ def test_only_the_vectors_are_trained(folder, tmp_path):
     [
         ({"choices__names": ("one",)}, "config.choices.names=.* must be 2 different texts"),
         ({"choices__template": "none"}, "config.choices.template='none' must be a text with"),
-        ({"max_length": 2}, "max_length=2 has no room for the longest of the choices"),
+        ({"max_length": 2}, "max_length=2 is too short for the longest of the choices"),
     ],
 )
 def test_bad_configs(folder, tmp_path, fields, message):

@@ -172,13 +172,13 @@ def test_majority_kernels_descend_by_their_weights():
 
 def test_weights_differ_from_layer_to_layer_and_have_the_mean():
     settings = branches.BranchSettings(kernels=4)
-    drawn = np.stack(
+    sampled = np.stack(
         [settings.weights((2, 3, 3), jax.random.key(k)) for k in range(400)]
     )  # (draws, kernels, layers, 1, 1)
-    assert drawn.shape == (400, 4, 2, 1, 1)
-    np.testing.assert_allclose(drawn.sum(axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(drawn.mean(axis=0), 0.25, atol=0.04)
-    np.testing.assert_allclose(drawn.var(axis=0), 3 / 80, atol=0.01)  # of Dirichlet(1, 1, 1, 1)
+    assert sampled.shape == (400, 4, 2, 1, 1)
+    np.testing.assert_allclose(sampled.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(sampled.mean(axis=0), 0.25, atol=0.04)
+    np.testing.assert_allclose(sampled.var(axis=0), 3 / 80, atol=0.01)  # of Dirichlet(1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(

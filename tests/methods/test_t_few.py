@@ -100,7 +100,7 @@ def test_a_decoders_source_loses_its_beginning(tokenizer):
     made = t_few.encode(["film " * 20 + "good"], [["yes", "no"]], None, tokenizer, max_length=6)
     assert made["input_ids"].shape[1] == 6
     assert tokenizer.decode(made["input_ids"][0, :-1]).endswith("good")
-    with pytest.raises(ValueError, match="max_length=2 has no room for the longest of the choices"):
+    with pytest.raises(ValueError, match="max_length=2 is too short for the longest"):
         t_few.encode(["film"], [["yes it is"]], None, tokenizer, max_length=2)
 
 

@@ -1,4 +1,4 @@
-"""Updates of a linear map from few examples: LoRA beside deep updates, by the rank they are given.
+"""Updates of a linear map from few examples: LoRA against deep updates, by the rank they are given.
 
     python -m tools.benchmarks.deep_updates --out=results
 

@@ -1,4 +1,4 @@
-"""Is the planned strategy the best on TPUs? Predicted times beside those of their compiler.
+"""Is the planned strategy the best on TPUs? Predicted times against those of their compiler.
 
     python -m tools.benchmarks.tpu_plans --out=experiments/results/benchmarks/tpu_plans --minutes=30
 

@@ -31,7 +31,7 @@ CHIPS = ("v5e", "v5p", "v6e")
 # Chips of the scaling table, and the models in it.
 SCALING = {"v5e": ("2x4", "4x8", "8x16", "16x16")}
 SCALED = ("MPOBERT48", "MPOE-8 T5-large")
-# Runs beside what they are compared with, on the smallest slice that holds both.
+# Runs next to what they are compared with, on the smallest slice that holds both.
 PAIRS = (
     ("MPOBERT48", "48 layers, nothing shared"),
     ("MPOE-8 GPT-2", "Switch-8 GPT-2"),
@@ -46,7 +46,7 @@ NEEDS = (
     *("run", "slice", "GiB a chip", "step, ms", "MFU", "interconnect"),
     "chip-hours of the run",
 )
-BESIDE = ("run", "beside", "slice", "GiB a chip", "step, ms", "over")
+BESIDE = ("run", "compared with", "slice", "GiB a chip", "step, ms", "over")
 MORE = ("run", "slice", "chips", "GiB a chip", "step, ms", "interconnect", "tokens/s a chip")
 
 
@@ -123,10 +123,10 @@ def page(folder: pathlib.Path) -> str:
     scaled = {place: _found(folder, *place) for place in slices}
     missing |= {place[1]: [n for n in SCALED if scaled[n, place[1]] is None] for place in slices}
     rows = [_scaled(*place, each) for place, each in scaled.items() if each is not None]
-    beside = [_beside(folder, *pair, chip) for pair in PAIRS for chip in CHIPS]
+    pairs = [_beside(folder, *pair, chip) for pair in PAIRS for chip in CHIPS]
     return (
         f"{head}\n## The smallest slice that holds it\n\n{_table(NEEDS, needs)}\n\n"
-        f"## Side by side\n\n{_table(BESIDE, filter(None, beside))}\n\n"
+        f"## Side by side\n\n{_table(BESIDE, filter(None, pairs))}\n\n"
         f"## More chips\n\n{_table(MORE, rows)}\n\n"
         f"## Not compiled yet\n\n{_listed(missing)}\n{_KERNEL}"
     )

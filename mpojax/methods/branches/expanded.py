@@ -16,7 +16,7 @@ from mpojax.training import state as state_lib
 from mpojax.training.optimizer import Optimizer
 
 FORMS = ("majority", "branches", "gradients", "search")
-# Of the weights of kernels among all that is drawn from the key of a step.
+# Of the weights of kernels among all that is sampled from the key of a step.
 _STREAM = 0x6B65726E
 
 
@@ -74,15 +74,15 @@ class BranchSettings:
     def weights(self, shape: tuple[int, ...], key: jax.Array | None) -> list[Any]:
         """a_b of all branches, for matrices (..., in, out); without a key those of the end.
 
-        Of "majority" they are uniform on the simplex, drawn for each matrix of a stack.
+        Of "majority" they are uniform on the simplex, sampled for each matrix of a stack.
         """
         if self.form != "majority":
             return list(self.scales)
         if key is None:
             return [1.0 / self.kernels] * self.kernels
         # Exponential variables over their sum are Dirichlet(1, ..., 1).
-        drawn = jax.random.exponential(key, (self.kernels, *shape[:-2], 1, 1))
-        return list(drawn / jnp.sum(drawn, axis=0, keepdims=True))
+        sampled = jax.random.exponential(key, (self.kernels, *shape[:-2], 1, 1))
+        return list(sampled / jnp.sum(sampled, axis=0, keepdims=True))
 
 
 class Expanded(nnx.Module):

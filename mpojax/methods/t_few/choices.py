@@ -116,7 +116,7 @@ def encode(
       attention_mask (N, S) int32.
 
     Raises:
-      ValueError: no end-of-text token where one is needed; a choice without room.
+      ValueError: no end-of-text token where one is needed; a choice that does not fit.
     """
     if not with_source and tokenizer.eos_id is None:
         raise ValueError("the tokenizer names no end-of-text token, which ends all texts of a T5.")
@@ -125,7 +125,7 @@ def encode(
     flat = [f" {text}" if with_source else text for each in choices for text in each]
     tails = [[*ids, *end] for ids in tokenizer.encode_plain(flat)]
     if max(map(len, tails)) >= max_length:
-        raise ValueError(f"max_length={max_length} has no room for the longest of the choices.")
+        raise ValueError(f"max_length={max_length} is too short for the longest of the choices.")
     count = len(tails) // max(len(sources), 1)
     arrays = {} if labels is None else {"labels": np.asarray(labels)}
     rows = [[]] * len(tails)

@@ -216,7 +216,7 @@ def _checked_shapes(shapes, sizes, settings):
             )
     if alone := [name for name in settings.shared_base if name not in shapes]:
         raise ValueError(
-            f"experts: shared_base names {alone[0]!r}, which has no shape: beside a common matrix "
+            f"experts: shared_base names {alone[0]!r}, which has no shape: next to a common matrix "
             "experts own chains."
         )
     return tuple(sorted(shapes.items()))  # hashable, as a static part of a module must be
