@@ -68,6 +68,8 @@ def collect(definition, state, batch, weights, *, locations, call, loss, curvatu
         # The sum over examples: batches of any size then weigh by their examples.
         return mean * max(len(array) for array in jax.tree.leaves(weights) or batch.values())
 
+    # The probes are zeros that change no value: their "gradients" are what the rules of
+    # _observe_* put there, sums over all calls of a layer and all steps of a scan.
     with jax.default_matmul_precision("highest"):
         return jax.grad(value, argnums=(0, 1, 2))(probes, output_probes, moments)
 
@@ -89,6 +91,7 @@ class _Observed(nnx.Module):
             return _observe_output(rows, *output_probes, weights, self.passing)
         lead = x.shape[: x.ndim - layers.num_input_axes(self.inner)]
         weights = self._weights(lead)
+        # All axes but those that enter the matrix are tokens.
         rows = _observe_input(x.reshape(*lead, -1), probe, weights, self.passing)
         y = self.inner(rows.reshape(x.shape), **options)
         flat = _observe_output(y.reshape(*lead, -1), *output_probes, weights, self.passing)
@@ -125,6 +128,7 @@ def _observe_input(x, probe, weights, passing):
 def _observe_input_backward(passing, saved, gradient):
     x, weights = saved
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    # A zero here is known when the program is compiled: XLA drops the backward pass behind it.
     gradient = gradient if passing else jnp.zeros_like(gradient)
     return gradient, (rows * weights.reshape(-1, 1)).T @ rows, jnp.zeros_like(weights)
 
@@ -140,6 +144,7 @@ def _observe_ids(rows, probe, ids, weights):
 
 def _observe_ids_backward(saved, gradient):
     probe, ids, weights = saved
+    # x^T diag(w) x of one-hot rows x is diagonal: one count for each id.
     counts = jnp.zeros_like(probe).at[ids.reshape(-1)].add(weights.reshape(-1))
     return gradient, counts, None, jnp.zeros_like(weights)
 
@@ -170,6 +175,7 @@ def _observe_output_backward(passing, saved, gradient):
         numbers = jnp.stack([count, 0.0])
         return jnp.zeros_like(gradient), numbers, moments, jnp.zeros_like(weights)
     rows = gradient.reshape(-1, gradient.shape[-1]).astype(jnp.float32)
+    # Padding has gradients, too, where other tokens attend to it or the loss is a mean.
     rows = jnp.where(weights.reshape(-1, 1) > 0, rows, 0.0)
     if moments.size:
         moments = rows.T @ rows

@@ -114,6 +114,7 @@ def _advance(state: _State, logits, end_ids: tuple[int, ...], sampling: Sampling
     ended = is_last | is_one_of(tokens, end_ids)
 
     # A text that ends leaves the running ones, whatever its score.
+    # Finite instead of -inf: sums and quotients of it stay ordered, and none is NaN.
     running_scores = candidates.scores + jnp.where(ended, _NEVER, 0.0)
     which = jax.lax.top_k(running_scores, beams)[1]
     next_running = dataclasses.replace(candidates, scores=running_scores).pick(which)
@@ -149,7 +150,9 @@ def _candidates(state: _State, logits, num_ends: int) -> tuple[_Texts, jax.Array
     running = state.running
     batch, beams, _ = running.ids.shape
     gains = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(batch, beams, -1)
+    # log p(text, token) = log p(text) + log p(token | text)
     totals = gains + running.scores[:, :, None]
+    # Each of the beams ends in at most num_ends ways; one more candidate of each goes on.
     kept = min(max(2, 1 + num_ends), gains.shape[-1]) * beams
     scores, flat = jax.lax.top_k(totals.reshape(batch, -1), kept)
     # flat = parent * vocabulary + token

@@ -130,6 +130,7 @@ def tail(
         lost += float(np.sum(np.square(spectrum[after:before], dtype=np.float64)))
     if not is_relative:
         return lost
+    # Every bond has the whole norm: sum_a s_a^2 = norm(W)^2.
     norm = float(np.sum(np.square(spectra[0], dtype=np.float64))) if spectra else 0.0
     return lost / norm if norm > 0 else 0.0
 

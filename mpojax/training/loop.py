@@ -193,6 +193,7 @@ class Loop:
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
         """Keeps what runs inside out of the measured speed."""
+        # Steps in flight belong to the measured time: wait for them before the clock stands still.
         jax.block_until_ready(self.state)
         start = time.perf_counter()
         self._untimed_depth += 1
@@ -241,6 +242,7 @@ class Loop:
 
     def _end(self, first: int, watch: "_Stopwatch") -> FitResult:
         jax.block_until_ready(self.state)
+        # Python runs ahead of the device: only now is the last step done.
         seconds = watch.seconds - self._untimed_seconds
         self.flush()
         for hook in self.hooks:

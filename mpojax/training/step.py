@@ -121,6 +121,7 @@ class TrainStep:
         if self.precompute is None:
             variables, pull_back = state.trainable, lambda cotangents: (cotangents,)
         else:
+            # dL/dcores = (dW/dcores)^T sum of dL/dW over micro-batches: rebuilt and pulled back once.
             variables, pull_back = jax.vjp(lambda t: build(t, state.frozen), state.trainable)
         gradients, loss, metrics = self._accumulated(state, variables, batch, key)
         return pull_back(gradients)[0], loss, metrics
@@ -137,7 +138,9 @@ class TrainStep:
                     f"{name}: {array.shape[0]} rows cannot be split into "
                     f"grad_accum_steps={count} parts"
                 )
+        # Row r goes to part r mod count: each part has rows of every device, and none moves.
         parts = {n: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1) for n, a in batch.items()}
+        # A mean over weighted positions needs the weight of the whole batch, not of its part.
         totals = {
             f"{name}_total": jnp.sum(array) / jnp.asarray(count, array.dtype)
             for name, array in batch.items()
@@ -158,6 +161,7 @@ class TrainStep:
             return jax.tree.map(jnp.add, total, (gradients, value)), None
 
         first = jax.tree.map(lambda a: a[0], parts)
+        # The shapes of loss and metrics, for the zeros that the scan starts from.
         value = jax.eval_shape(loss_of, variables, first, key)
         zeros = jax.tree.map(_zeros, (variables, value))
         total, _ = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
