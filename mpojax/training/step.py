@@ -121,7 +121,7 @@ class TrainStep:
         if self.precompute is None:
             variables, pull_back = state.trainable, lambda cotangents: (cotangents,)
         else:
-            # dL/dcores = (dW/dcores)^T sum of dL/dW over micro-batches: rebuilt and pulled back once.
+            # dL/dcores = (dW/dcores)^T sum of dL/dW over micro-batches: each pulled back once.
             variables, pull_back = jax.vjp(lambda t: build(t, state.frozen), state.trainable)
         gradients, loss, metrics = self._accumulated(state, variables, batch, key)
         return pull_back(gradients)[0], loss, metrics

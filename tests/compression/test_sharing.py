@@ -97,9 +97,14 @@ def test_layers_that_have_nothing_in_common_share_nothing():
     np.testing.assert_array_equal(*(each(jnp.asarray(IDS)) for each in pair))
 
 
+# How the best is chosen: test_choosing.py; that sharing wins where layers are alike: above.
+@pytest.mark.slow
 def test_the_best_may_share(model):
     _, report = mj.compress(model, budget=0.7, calibration=IDS, method="best")
     assert choosing.SHARED in report.choice.found
+
+
+def test_an_encoder_decoder_cannot_share():
     encoder_decoder = models.build(small_language.T5, rngs=nnx.Rngs(0))
     batch = {"input_ids": IDS, "decoder_input_ids": IDS[:, :5]}
     with pytest.raises(ValueError, match="EncoderDecoder is no single stack of layers; take 'piv"):

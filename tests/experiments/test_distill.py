@@ -159,6 +159,8 @@ def test_layers_replace_those_of_the_teacher(config, tmp_path, teacher):
     )
 
 
+# The distances themselves: tests/methods/test_distillation.py.
+@pytest.mark.slow
 def test_layers_and_attention_are_compared(config, tmp_path):
     config.weights.layers, config.weights.attention, config.log_every = 1.0, 1.0, 1
     assert train.run(config, tmp_path) == 0

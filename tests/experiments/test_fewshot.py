@@ -92,6 +92,8 @@ def test_the_metric_that_counts_is_chosen(config, tmp_path):
     assert result["metric"] == result["metrics"]["f1"]
 
 
+# Axes and repeats of sweeps: test_cells.py, test_sweep.py; runs of few shots: above.
+@pytest.mark.slow
 def test_a_sweep_over_shots_draws_and_seeds(config, tmp_path):
     study = ml_collections.ConfigDict()
     study.cell, study.shots = config, (2,)

@@ -12,6 +12,7 @@ from experiments import train
 from experiments.tasks import heads
 from mpojax import io, models
 from mpojax.methods.multitask import single_task
+from tests import marks
 from tests.experiments import toy
 from tests.experiments.toy import result_of
 
@@ -95,7 +96,7 @@ def test_all_tasks_are_learnt_at_once(finished):
     assert train.run(config, folder) == 0  # finished: nothing is done again
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", marks.slow_but(("score",), TASKS))
 def test_a_task_goes_on_alone_with_its_head(finished, texts, tmp_path, name):
     _, folder = finished
     config = base.get_config()

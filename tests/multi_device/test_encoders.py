@@ -111,6 +111,8 @@ def test_resume(kind, tmp_path):
 
 
 class TestAccumulation:
+    # Of a student and its teacher: tests/methods/test_opdf.py.
+    @pytest.mark.slow
     def test_matrices_are_rebuilt_once_however_many_micro_batches(self):
         """Counted in the program: `precompute` stands outside of the loop over micro-batches."""
         made = small_encoder.model("shared")

@@ -69,10 +69,10 @@ def assert_resumes_to_the_same_bits(folder, whole, at):
     )
 
 
-# That a killed run resumes is also seen, without this mark, where it is killed within a save.
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+# Without this mark: a run killed within a save resumes to the same bits (below), a signal stops a
+# run (the end of this file), and a stopped run resumes (test_fit.py).
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_run_resumes_to_the_same_bits(tmp_path, whole, number):
     process = start(tmp_path, pause=0.05)
     wait_for(process, "step 12")
