@@ -88,6 +88,18 @@ def test_losses_are_those_of_a_loop(model, batch):
     np.testing.assert_allclose(found, plain, rtol=1e-4)
 
 
+def test_micro_batches_add_up_to_the_batch(model, batch):
+    """Also where right choices differ in length, as here."""
+    loss = t_few.choice_loss(t_few.ChoiceSettings())
+    whole, metrics = loss(model, batch, None)
+    totals = {f"{n}_total": np.float32(a.sum() / 3) for n, a in batch.items() if "weights" in n}
+    parts = [{n: a[k : k + 1] for n, a in batch.items()} | totals for k in range(3)]
+    found = [loss(model, part, None) for part in parts]
+    np.testing.assert_allclose(np.mean([total for total, _ in found]), whole, rtol=1e-5)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(np.mean([each[name] for _, each in found]), value, rtol=1e-5)
+
+
 @pytest.mark.parametrize("length_norm", [0.0, 1.0])
 def test_the_best_choice_is_the_answer(model, batch, length_norm):
     beta = t_few.scores(*t_few.log_likelihoods(model, batch), length_norm)

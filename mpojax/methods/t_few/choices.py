@@ -112,8 +112,8 @@ def encode(
 
     Returns:
       choice_ids (N, C, T) int32; choice_weights (N, C, T) float32, 1 at tokens of a choice;
-      choice_mask (N, C, T) int32, 1 at real tokens; labels; and where sources are apart input_ids,
-      attention_mask (N, S) int32.
+      choice_mask (N, C, T) int32, 1 at real tokens; labels, and right_weights (N,), tokens of the
+      right choice; and where sources are apart input_ids, attention_mask (N, S) int32.
 
     Raises:
       ValueError: no end-of-text token where one is needed; a choice that does not fit.
@@ -138,7 +138,11 @@ def encode(
     starts = np.array([len(row) for row in rows])[:, None]
     weights = mask * (np.arange(ids.shape[1]) >= starts)
     found = {"choice_ids": ids, "choice_mask": mask, "choice_weights": np.float32(weights)}
-    return arrays | {name: a.reshape(len(sources), count, -1) for name, a in found.items()}
+    arrays |= {name: a.reshape(len(sources), count, -1) for name, a in found.items()}
+    if labels is not None:
+        right = arrays["choice_weights"][np.arange(len(sources)), arrays["labels"]]
+        arrays["right_weights"] = right.sum(axis=-1)
+    return arrays
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +197,7 @@ def scores(log_p_BxCxT: jax.Array, weights_BxCxT: jax.Array, length_norm: float)
 def choice_loss(settings: ChoiceSettings) -> objectives.LossFunction:
     """L_LM + L_LN + L_UL by their weights, and the batch's accuracy; see the module.
 
-    Means over tokens are over those of the whole batch.
+    Means over tokens are over those of the whole batch, also where it comes in micro-batches.
     """
 
     def loss(model, batch: dict, key: jax.Array | None) -> tuple[jax.Array, dict]:
@@ -203,12 +207,15 @@ def choice_loss(settings: ChoiceSettings) -> objectives.LossFunction:
         wrong = weights - right
         beta = scores(log_p, weights, settings.length_norm)
         unlike = jnp.log(1.0 - jnp.exp(log_p) + settings.floor)
+        # Of an average micro-batch where there are some, see `training.TrainStep`.
+        num_right = batch.get("right_weights_total", jnp.sum(right))
+        num_wrong = batch.get("choice_weights_total", jnp.sum(weights)) - num_right
         terms = {
-            "lm_loss": -jnp.sum(right * log_p) / jnp.sum(right),
+            "lm_loss": -jnp.sum(right * log_p) / num_right,
             "normalised_loss": jnp.mean(
                 optax.softmax_cross_entropy_with_integer_labels(beta, labels)
             ),
-            "unlikelihood_loss": -jnp.sum(wrong * unlike) / jnp.sum(wrong),
+            "unlikelihood_loss": -jnp.sum(wrong * unlike) / num_wrong,
         }
         own = settings.lm_weight, settings.normalised_weight, settings.unlikelihood_weight
         total = sum(weight * term for weight, term in zip(own, terms.values(), strict=True))
