@@ -52,6 +52,12 @@ def close(one, other, **more):
         np.testing.assert_allclose(one[name], other[name], err_msg=name, **more)
 
 
+@pytest.mark.parametrize("form", ["branches", "search"])
+def test_one_branch_is_its_matrix_by_its_scale(model, form):
+    settings = branches.BranchSettings(form=form, scales=(2.0,), groups=(1,))
+    close(branches.combined(branches.expand(model, settings)), model, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["branches", "majority", "search"])
 def test_the_start_computes_the_same(model, form):
     settings = branches.BranchSettings(form=form, spread=0.1, **TWO)

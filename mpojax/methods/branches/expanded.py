@@ -205,7 +205,8 @@ def combined(expanded: Expanded, key: jax.Array | None = None) -> models.Model:
         for trees in (expanded.extras, expanded.scales)
     )
     flat, sums = state_lib.flatten_variables(expanded.model), {}
-    for number, path in enumerate(extras[0] if extras else ()):
+    paths = list(extras[0]) if extras else chosen(expanded.model, settings.matrices)
+    for number, path in enumerate(paths):
         own = None if key is None else jax.random.fold_in(key, number)
         parts = [flat[path], *(extra[path] for extra in extras)]
         learnt = [scale[path] for scale in scales]
