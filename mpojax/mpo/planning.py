@@ -64,29 +64,33 @@ class Machine:
     itemsize: int | None = None
 
 
-# Part of the peak that products reach. TPUs: as the compiler estimates a 768 x 3072 matrix at 4,096
-# tokens (`tools.benchmarks.tpu_kernels`); others: what large products of libraries reach.
-_REACHED = {"v5e": 0.88, "v6e": 0.55}
-# Of a chip: its data sheet (`devices.CHIPS`). Transposes of TPUs: as the compiler estimates those
-# of a 768 x 3072 matrix (46 us in float32 on v5e), in proportion to the bandwidth of the memory; of
-# GPUs: read once, written once.
-_OF_CHIPS = {
-    name: Machine(
-        _REACHED.get(name, 0.9) * chip.flops,
-        chip.hbm_bandwidth,
-        chip.hbm_bandwidth / (4 if chip.platform == "tpu" else 2),
-        overhead=5e-7 if chip.platform == "tpu" else 4e-6,
-        lanes=128 if chip.platform == "tpu" else 1,
-    )
-    for name, chip in devices.CHIPS.items()
+# Part of the peak that products reach, seconds of the least operation, bandwidth of the memory over
+# that of transposes. TPUs: fitted to what the compiler estimates for a 768 x 3072 matrix: dense at
+# 4,096 tokens, copies of a few kilobytes (about 2,100 cycles on v5e), the matrix rebuilt
+# (`tools.benchmarks.tpu_kernels`, `tpu_plans`). GPUs: what libraries reach, a launch, one read and
+# one write.
+_FITTED = {
+    "v5e": (0.88, 1.4e-6, 4),
+    "v6e": (0.55, 4e-7, 2),
+    "tpu": (0.9, 1.4e-6, 4),
+    "gpu": (0.9, 4e-6, 2),
 }
+
+
+def _of_chip(name: str, chip: devices.Chip) -> Machine:
+    """Constants from a data sheet."""
+    reached, overhead, slower = _FITTED.get(name, _FITTED[chip.platform])
+    bandwidth, lanes = chip.hbm_bandwidth, 128 if chip.platform == "tpu" else 1
+    return Machine(reached * chip.flops, bandwidth, bandwidth / slower, overhead, lanes=lanes)
+
+
 # CPU: fitted to two cores of a server processor, float32, in which XLA computes 16 bits there, too.
 # "gpu" and "tpu", for parts without a data sheet here: those of current parts.
 MACHINES = {
     "cpu": Machine(160e9, 40e9, 4e9, overhead=4e-6, cache=4e6, spill=3.0, itemsize=4),
     "gpu": Machine(60e12, 3e12, 1.5e12, overhead=4e-6, itemsize=4),
     "tpu": Machine(60e12, 1e12, 0.4e12, overhead=2e-6, lanes=128, itemsize=4),
-    **_OF_CHIPS,
+    **{name: _of_chip(name, chip) for name, chip in devices.CHIPS.items()},
 }
 
 
@@ -282,7 +286,9 @@ class Ledger:
         self.transposed += times * moved
         self.bytes += times * 2 * moved
         self.operations += times
-        self.seconds += times * (moved * spill / machine.transpose_bandwidth + machine.overhead)
+        # Compilers for TPUs let a product read its operand in any order: no operation of its own.
+        overhead = 0.0 if intermediate and lanes > 1 else machine.overhead
+        self.seconds += times * (moved * spill / machine.transpose_bandwidth + overhead)
 
 
 _NARROW = 8
@@ -381,3 +387,6 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
                 state = tokens * done * todo * i * before
                 ledger.transpose(state, times=times, intermediate=True, minor=minor)
         done *= j
+    if ledger.machine.lanes > 1 and strategy != "two_groups":
+        # Few tokens: states between cores are put in order by operations of their own, once.
+        ledger.seconds += (len(groups) - 1) * ledger.machine.overhead

@@ -267,9 +267,10 @@ def rebuilt_once(module: nnx.Module, tokens: int) -> nnx.Module:
         return isinstance(part, MPOLinear) and not part.shared_central
 
     def rebuild(part):
-        if is_chain(part) and mpo.plan(part.shape, tokens=tokens).strategy == "rebuild":
-            return part.merged()
-        return part
+        if not is_chain(part):
+            return part
+        plan = mpo.plan(part.shape, tokens=tokens, dtype=part.dtype)
+        return part.merged() if plan.strategy == "rebuild" else part
 
     return jax.tree.map(rebuild, module, is_leaf=is_chain)
 
