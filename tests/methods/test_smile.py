@@ -121,6 +121,20 @@ def test_saved_and_loaded_and_run_from_a_task(base, tuned, tmp_path):
         mj.merge(model)
 
 
+def test_a_pooler_that_a_fine_tuning_lacks_is_left_behind(base, tuned):
+    """Of a base with a pooler, tuned on the mean of the tokens."""
+    pooled = models.with_head(base, 2, pooling="pooler", rngs=nnx.Rngs(7))
+    arrays = {n: a for n, a in models.to_arrays(pooled).items() if not n.startswith("head/")}
+    changes = {"num_labels": None, "pooling": "pooler"}
+    whole = models.from_arrays(dataclasses.replace(pooled.config, **changes), {}, arrays)
+    for made, expected in (
+        (mj.combine(whole, tuned, rank=RANK), mj.combine(base, tuned, rank=RANK)),
+        (smile.merged(whole, tuned), smile.merged(base, tuned)),
+    ):
+        one, other = (smile.with_head_of(m, tuned["one"])(IDS) for m in (made, expected))
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_pooler_comes_with_the_head(base):
     models_with = {}
     for seed, factor in ((1, 1.01), (2, 0.98)):

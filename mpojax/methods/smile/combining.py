@@ -68,6 +68,7 @@ def combine(
     """
     checks.check({"rank": rank, "gate_rank": gate_rank, "top_k": top_k, "rest": rest}, _FIELDS)
     family = Family.of(base, tuned)
+    base = family.model
     count = len(family.names)
     checks.check_value("top_k", top_k, checks.integer(1, count))
     sizes = base.config.matrix_sizes()

@@ -1,7 +1,7 @@
 """A base and what was fine-tuned from it, as arrays; checked before anything is computed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,11 +16,13 @@ class Family:
     """Arrays of a base and of models that were fine-tuned from it, without their heads.
 
     Attributes:
+      model: the base; without its pooler where a fine-tuning has none, which then comes with heads.
       names: of the fine-tuned models, for messages.
       base: {logical path: array}.
       tuned: one such dict for each name, of the same paths and shapes.
     """
 
+    model: models.Model
     names: tuple[str, ...]
     base: dict[str, np.ndarray]
     tuned: tuple[dict[str, np.ndarray], ...]
@@ -43,6 +45,7 @@ class Family:
                     f"{name} has matrices in MPO form or adapters; differences are those of dense "
                     "matrices: mpojax.merge(model) first."
                 )
+        base = _with_common_pooler(base, tuned.values())
         arrays = {name: _body(model) for name, model in tuned.items()}
         own = _body(base)
         for name, other in arrays.items():
@@ -51,12 +54,22 @@ class Family:
             }
             _check_alike(name, own, other)
             arrays[name] = other
-        return cls(tuple(tuned), own, tuple(arrays.values()))
+        return cls(base, tuple(tuned), own, tuple(arrays.values()))
 
     def differences(self, path: str) -> list[np.ndarray]:
         """W_e - W of each model, float64."""
         base = np.float64(self.base[path])
         return [np.float64(each[path]) - base for each in self.tuned]
+
+
+def _with_common_pooler(base: models.Model, tuned: Iterable[models.Model]) -> models.Model:
+    """The base, its pooler left out where one of the models was tuned without it."""
+    poolings = {getattr(model.config, "pooling", None) for model in tuned}
+    if getattr(base.config, "pooling", None) != "pooler" or poolings == {"pooler"}:
+        return base
+    arrays = models.to_arrays(base)
+    kept = {path: array for path, array in arrays.items() if not path.startswith("pooler/")}
+    return models.from_arrays(dataclasses.replace(base.config, pooling="mean"), {}, kept)
 
 
 def _of_task(path: str) -> bool:

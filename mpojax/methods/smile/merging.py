@@ -62,6 +62,7 @@ def merged(
     checks.check_clashes({"the mean has no scale": method == "mean" and scale is not None})
     scale = MERGES[method] if scale is None else scale
     family = Family.of(base, tuned)
+    base = family.model
     limits = _thresholds(family, density) if method == "ties" else None
     arrays = dict(models.to_arrays(base))
     for path in family.base:
