@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -128,9 +129,9 @@ def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str
         )
     given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
     setup = Setup(config, folder, names, *given)
-    for budget in budgets_of(config):
+    for budget, name in itertools.product(budgets_of(config), names):
         rules = rules_of(config)
-        compression.check_rules(stored, rules, budget=setup.size(budget), method=names[0])
+        compression.check_rules(stored, rules, budget=setup.size(budget), method=name)
     return setup
 
 

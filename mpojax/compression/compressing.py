@@ -177,7 +177,7 @@ def _by_method(
     checks.check_value("method", method, checks.one_of(*low_rank.METHODS))
     if budget is None or texts[0] is None:
         raise ValueError(f"method={method!r} needs a budget and a calibration, such as batches.")
-    paths, parameter_budget = _matched_by_method(matrices, rules, budget)
+    paths, parameter_budget = _matched_by_method(matrices, rules, budget, method)
     check_finite(matrices.of_paths(paths), "the model")
     with contextlib.ExitStack() as stack:
         folder = _statistics_folder(matrices, paths, options["resume"], stack)
@@ -202,12 +202,14 @@ def _by_method(
     return compressed, _report(matrices, compressed, paths, rows, {}, choice, notes)
 
 
-def _matched_by_method(matrices: Matrices, rules, budget) -> tuple[list[str], int]:
+def _matched_by_method(matrices: Matrices, rules, budget, method: str) -> tuple[list[str], int]:
     """Matrices that a method makes chains of, and parameters that they may have together."""
     patterns = rules_lib.patterns([rules_lib.Rule("layers")] if rules is None else rules)
     rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
     targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error", True)
-    return [target.path for target in targets], parameter_budget
+    paths = [target.path for target in targets]
+    low_rank.check_model(method, matrices, paths)
+    return paths, parameter_budget
 
 
 def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out, folder):
@@ -301,7 +303,8 @@ def check_rules(
     if method is None:
         _checked(matrices, rules, budget, bond, calibration, allocation)
         return
-    paths, _ = _matched_by_method(matrices, rules, budget)
+    checks.check_value("method", method, checks.one_of(*low_rank.METHODS))
+    paths, _ = _matched_by_method(matrices, rules, budget, method)
     if calibration is not None:
         low_rank.check(method, matrices, paths, calibration, batches or ())
 

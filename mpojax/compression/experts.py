@@ -38,7 +38,8 @@ class Compressed:
     @property
     def notes(self) -> tuple[str, ...]:
         """How often a shared core was the best."""
-        compared = [row for row in self.rows if row.baseline_output_error is not None]
+        # Of experts whose inputs are all zero every error is zero.
+        compared = [row for row in self.rows if row.baseline_output_error]
         if not compared:
             return ()
         shared = [row for row in compared if row.method not in mpo.EXPERT_BASELINES]

@@ -309,6 +309,25 @@ def _row(task: Task, path: str, found: Approximations, label: str, predicted) ->
     )
 
 
+def check_model(method: str, matrices: Matrices, paths: Sequence[str]) -> None:
+    """Checks that a method can be used for these matrices; before anything is calibrated.
+
+    Raises:
+      ValueError: one that knows no experts, or a model that a layerwise one cannot run.
+    """
+    experts = [path for path in paths if path in matrices.expert_sizes]
+    if experts and not METHODS[method].forms:
+        knowing = checks.listed([repr(name) for name, each in METHODS.items() if each.forms])
+        raise ValueError(
+            f"{experts[0]}: method={method!r} knows no experts; take one of {knowing}, or rules "
+            "that leave the experts as they are."
+        )
+    if METHODS[method].layerwise and (reason := layerwise.refusal(matrices.model)):
+        raise ValueError(
+            f"method={method!r} runs the model layer by layer, but {reason}; take method='pivoted'."
+        )
+
+
 def check(
     method: str,
     matrices: Matrices,
@@ -316,21 +335,13 @@ def check(
     calibration: Calibration,
     batches: Sequence[Mapping],
 ) -> None:
-    """Checks that a method can be used.
+    """Checks that a calibration, and texts, are what a method needs.
 
     Raises:
-      ValueError: no such method, a calibration that lacks what it needs or is of another model, or
-        a model that a layerwise method cannot run.
+      ValueError: one that lacks what it needs, or is of another model.
     """
-    checks.check_value("method", method, checks.one_of(*METHODS))
     settings = METHODS[method]
     experts = [path for path in paths if path in matrices.expert_sizes]
-    if experts and not settings.forms:
-        knowing = checks.listed([repr(name) for name, each in METHODS.items() if each.forms])
-        raise ValueError(
-            f"{experts[0]}: method={method!r} knows no experts; take one of {knowing}, or rules "
-            "that leave the experts as they are."
-        )
     if unknown := [path for path in experts if path not in calibration.statistics]:
         raise ValueError(
             f"{unknown[0]}: the calibration has no inputs of experts, which are known of decoders "
@@ -366,8 +377,4 @@ def check(
         raise ValueError(
             f"method={method!r} runs the texts layer by layer: give the batches as calibration, or "
             "take method='pivoted'."
-        )
-    if settings.layerwise and (reason := layerwise.refusal(matrices.model)):
-        raise ValueError(
-            f"method={method!r} runs the model layer by layer, but {reason}; take method='pivoted'."
         )

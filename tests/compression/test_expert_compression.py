@@ -10,6 +10,7 @@ from flax import nnx
 import mpojax as mj
 from mpojax import compression, io, models, mpo
 from mpojax import nn as mpo_nn
+from mpojax.compression import experts as experts_lib
 from tests.io import expert_helpers
 from tests.models import small_language
 
@@ -145,6 +146,27 @@ def test_what_cannot_be_done(model, calibration, arguments, message):
     given = {"budget": 0.6, "calibration": calibration, "method": "experts", **arguments}
     with pytest.raises(ValueError, match=message):
         mj.compress(model, **given)
+
+
+def test_a_method_that_knows_no_experts_is_told_before_anything_is_calibrated(model):
+    for run in (mj.compress, compression.check_rules):
+        given = {"calibration": [{"input_ids": "no ids"}]} if run is mj.compress else {}
+        with pytest.raises(ValueError, match="method='pivoted' knows no experts"):
+            run(model, budget=0.6, method="pivoted", **given)
+
+
+def test_notes_of_experts_that_read_nothing():
+    row = compression.MatrixRow.of(
+        *(f"{BLOCK}/down", mpo.MPOShape.low_rank(4, 4, 1)),
+        relative_error=0.5,
+        error_bound=None,
+        entropy=(),
+        svd_error=None,
+        method="shared_first",
+        output_error=0.0,
+        baseline_output_error=0.0,
+    )
+    assert experts_lib.Compressed({}, {}, [row]).notes == ()
 
 
 def test_rules_and_settings_that_experts_cannot_have(model):
