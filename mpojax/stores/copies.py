@@ -1,6 +1,7 @@
 """For libraries that know no stores: copies on this machine, logs, the array writer's spec."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -51,6 +52,8 @@ def fetch(
     listing = [(str(path), stat.st_size, stat.version) for path, stat in sorted(found.items())]
     digest = hashlib.sha256(repr([str(source), listing]).encode()).hexdigest()[:20]
     target = cache / "stores" / digest / source.name
+    with contextlib.suppress(OSError):  # used now; not there yet, or of another user
+        os.utime(target.parent)
     wanted = {
         target / path.relative_to(source) if path != source else target: (path, stat.st_size)
         for path, stat in found.items()
@@ -66,9 +69,9 @@ def fetch(
         jobs = [pool.submit(write, local, _getter(path)) for local, path in missing.items()]
     for job in jobs:
         job.result()
-    os.utime(target.parent)  # used now
     if missing:
-        _remove_unused(target.parent.parent)
+        with contextlib.suppress(OSError):  # another process may remove the same ones
+            _remove_unused(target.parent.parent)
     return target
 
 

@@ -129,6 +129,18 @@ def test_copies_that_nothing_uses_go(folder, tmp_path, monkeypatch):
     assert files.local(folder / "old").read_text() == "8 bytes."  # fetched again
 
 
+def test_copies_of_another_user_are_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPOJAX_CACHE", str(tmp_path))
+    files.write_atomic(folder / "x", "8 bytes.")
+    files.local(folder / "x")
+
+    def refused(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert files.local(folder / "x").read_text() == "8 bytes."
+
+
 class ClientError(Exception):
     """As botocore has it."""
 
