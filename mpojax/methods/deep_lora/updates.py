@@ -149,8 +149,9 @@ def bases(
 
     A factorisation of full width starts, but for its scale, as a random Q with orthonormal rows or
     columns. With G = U S V^T its factors learn in the subspaces U + Q V of the inputs and
-    V + Q^T U of the outputs alone (theorem 2.1 of the paper); the smaller side gets an orthonormal
-    basis of rank / 2 vectors of each kind, the other side its image under Q.
+    V + Q^T U of the outputs alone (theorem 2.1 of the paper); the larger side gets an orthonormal
+    basis of rank / 2 vectors of each kind, the other side its image under Q, which then has the
+    singular vectors of that side, too: Q^T Q V = V.
 
     Args:
       gradient: G (in, out); None: random subspaces.
