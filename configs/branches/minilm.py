@@ -8,7 +8,7 @@ r"""all-MiniLM-L6-v2 fine-tuned with larger matrices than are left: sums, and ch
     dense, dense_sgd    the plain model, with AdamW and with momentum
     majority_K          K kernels under random weights
     branches            a dense and a block-diagonal branch, with momentum
-    gradients           the matrix alone, its gradients multiplied: learns the same, but for clipping
+    gradients           the matrix alone, its gradients multiplied: the same but for clipping
     search              as branches, but their scales are trained, too, for the other two
 
 `configs/opf/minilm.py` has the chains, with the same steps, batches and rate of AdamW. Rates are
