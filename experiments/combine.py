@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import command_line, evaluate, sources
+from experiments import command_line, evaluate, runs, sources
 from mpojax import checks, files, io, models, tables, training
 from mpojax.checks import field, integer, number, one_of, text
 from mpojax.methods import smile
@@ -70,10 +70,13 @@ def run(settings: Combination, folder: str) -> dict[str, Any]:
       ValueError: models that do not belong together, or tasks that do not fit their heads.
       OSError: there is no such model or task.
     """
-    workdir = training.Workdir(folder, {"combination": dataclasses.asdict(settings)})
-    if not workdir.finished:
+    config = {"combination": dataclasses.asdict(settings)}
+    workdir = runs.known(folder, config)
+    if workdir is None or not workdir.finished:
         base = io.load_pretrained(sources.locate(settings.base, "base"))
         tuned = {n: io.load_pretrained(sources.locate(n, "model")) for n in settings.model}
+        # Claimed once there are models, so that a mistyped command leaves nothing behind.
+        workdir = workdir or training.Workdir(folder, config)
         rows = list(_rows(settings, workdir.path, base, tuned))
         workdir.write_result({"rows": rows})
     found = checks.read_json(workdir.path / "result.json")

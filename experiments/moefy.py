@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import command_line, decoders, sources
+from experiments import command_line, decoders, runs, sources
 from mpojax import checks, compression, files, io, models, tables, training
 from mpojax.checks import field, integer, one_of, text
 from mpojax.methods import moefication
@@ -114,10 +114,13 @@ def run(settings: Moefying, folder: str) -> dict[str, Any]:
       ValueError: no decoder, or settings that do not fit it.
       OSError: there are no such model or texts.
     """
-    workdir = training.Workdir(folder, {"moefying": dataclasses.asdict(settings)})
-    if not workdir.finished:
-        rows = list(_rows(_prepared(settings, workdir.path)))
-        workdir.write_result({"rows": rows})
+    config = {"moefying": dataclasses.asdict(settings)}
+    workdir = runs.known(folder, config)
+    if workdir is None or not workdir.finished:
+        job = _prepared(settings, files.at(folder).absolute())
+        # Claimed once all is checked, so that a mistyped command leaves nothing behind.
+        workdir = workdir or training.Workdir(folder, config)
+        workdir.write_result({"rows": list(_rows(job))})
     found = checks.read_json(workdir.path / "result.json")
     table = _table(found["rows"])
     files.write_atomic(workdir.path / "report.md", tables.markdown(*table) + "\n")
@@ -133,6 +136,7 @@ def _prepared(settings: Moefying, folder: pathlib.Path) -> _Job:
             f"--model={settings.model} is no decoder, whose perplexity could be measured; "
             "mpojax.moefy splits encoder-decoders, too."
         )
+    moefication.num_experts(dense, settings.experts)
     tokenizer, of_tokenizer = sources.load_tokenizer(where)
     ids = decoders.read_tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
     length = min(settings.length, dense.config.max_positions)

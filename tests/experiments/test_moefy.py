@@ -1,5 +1,6 @@
 """The command that splits feed-forward blocks into experts."""
 
+import dataclasses
 import json
 
 import pytest
@@ -49,3 +50,16 @@ def test_quality_by_share_and_size_and_a_finished_run_is_shown(model, tmp_path, 
 def test_flags_that_do_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         moefy.Moefying(model="x", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "/nowhere"}, "there is no folder /nowhere"),
+        ({"experts": 7}, "experts=7 does not divide the [0-9]+ neurons of a block"),
+    ],
+)
+def test_a_mistyped_command_leaves_nothing_behind(model, tmp_path, changes, message):  # noqa: F811
+    with pytest.raises((ValueError, OSError), match=message):
+        moefy.run(dataclasses.replace(moefying(model), **changes), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

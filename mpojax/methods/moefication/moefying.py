@@ -81,14 +81,7 @@ def moefy(
     """
     values = {"experts": experts, "share": share, "clusters": clusters, "router": router}
     checks.check(values | {"epochs": epochs}, _FIELDS)
-    _check_model(model)
-    width = model.config.intermediate_size
-    experts = experts or max(width // _NEURONS, 1)
-    if width % experts:
-        raise ValueError(
-            f"experts={experts} does not divide the {width} neurons of a block; take one of "
-            f"{checks.listed([str(n) for n in range(2, width) if width % n == 0], limit=12)}."
-        )
+    experts, width = num_experts(model, experts), model.config.intermediate_size
     reads = router == "mlp" or clusters == "coactivation"
     if reads and calibration is None:
         raise ValueError(
@@ -149,6 +142,24 @@ def with_share(model: models.Model, share: float, *, truth: bool = False) -> mod
 
 def _number(share: float, experts: int) -> int:
     return max(round(share * experts), 1)
+
+
+def num_experts(model: models.Model, experts: int | None = None) -> int:
+    """Groups that `moefy` makes of every block; None: those of 32 neurons.
+
+    Raises:
+      ValueError: a model that is no dense language model, or a number that does not divide the
+        width.
+    """
+    _check_model(model)
+    width = model.config.intermediate_size
+    experts = experts or max(width // _NEURONS, 1)
+    if width % experts:
+        raise ValueError(
+            f"experts={experts} does not divide the {width} neurons of a block; take one of "
+            f"{checks.listed([str(n) for n in range(2, width) if width % n == 0], limit=12)}."
+        )
+    return experts
 
 
 def _check_model(model: models.Model) -> None:
