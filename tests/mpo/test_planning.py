@@ -79,6 +79,22 @@ def test_forced_strategy(strategy):
     assert mpo.plan(SQUARE, tokens=4096, strategy=strategy).strategy == strategy
 
 
+def test_bytes_follow_from_dtypes_and_lanes():
+    options = {"tokens": 4096, "training": False, "prepared": True, "strategy": "rebuild"}
+    size = 4096 * 768 + 768 * 3072 + 4096 * 3072
+
+    def moved(machine, dtype):
+        return mpo.plan(UP, machine=machine, dtype=dtype, **options).chosen.bytes
+
+    assert [moved("h100", dtype) for dtype in ("float32", "bfloat16")] == [4 * size, 2 * size]
+    assert moved("cpu", "bfloat16") == 4 * size  # XLA computes in float32 there
+    assert moved("v5e", "bfloat16") == 2 * size  # whole lanes
+    # Products with 24 columns pay for 128 of them.
+    narrow = mpo.MPOShape.low_rank(768, 24, 24)
+    paid = mpo.plan(narrow, tokens=128, training=False, machine="v5e", strategy="low_rank").chosen
+    assert paid.bytes == 4 * (128 * 768 + 768 * 128 + 3 * 128 * 128 + 24 * 128)
+
+
 def test_custom_machine_changes_the_choice():
     slow_memory = mpo.Machine(flops=1e15, bandwidth=1e9, transpose_bandwidth=1e7, overhead=0.0)
     assert mpo.plan(SQUARE.with_bonds(16), tokens=64, machine=slow_memory).chosen.seconds > 0

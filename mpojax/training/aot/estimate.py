@@ -3,8 +3,9 @@
 A roofline, operation by operation: max(FLOPs / peak, bytes / bandwidth, the compiler's cycles /
 clock), times the turns of the loops around it. Where the compiler gives no cycles, the bytes of
 arrays on the chip count like others. Copies that it starts ahead run meanwhile, as far as the
-bandwidth allows; exchanges between chips come on top. An estimate: nothing ran. It knows neither
-input pipelines nor waiting.
+bandwidth allows; exchanges between chips come on top. Kernels that the compiler cannot look into
+count by their FLOPs and bytes, at peak. An estimate: nothing ran. It knows neither input pipelines
+nor waiting.
 """
 
 import dataclasses
