@@ -173,7 +173,8 @@ def _by_method(
     """As `compress`; texts are (calibration, batches, held_out)."""
     if method is None:
         method = "pivoted" if layerwise.refusal(matrices.model) else "best"
-        method = "experts" if matrices.expert_sizes else method
+        is_mixture = matrices.expert_sizes and runs_by_layers(matrices.model)
+        method = "experts" if is_mixture else method
     checks.check_value("method", method, checks.one_of(*low_rank.METHODS))
     if budget is None or texts[0] is None:
         raise ValueError(f"method={method!r} needs a budget and a calibration, such as batches.")
@@ -206,7 +207,9 @@ def _matched_by_method(matrices: Matrices, rules, budget, method: str) -> tuple[
     """Matrices that a method makes chains of, and parameters that they may have together."""
     patterns = rules_lib.patterns([rules_lib.Rule("layers")] if rules is None else rules)
     rules = [rules_lib.Rule(pattern, form="low_rank") for pattern in patterns]
-    targets, parameter_budget = _checked(matrices, rules, budget, None, None, "error", True)
+    # Of other models than decoders experts stay as they are: their inputs are not known.
+    given = (matrices, rules, budget, None, None, "error")
+    targets, parameter_budget = _checked(*given, with_experts=runs_by_layers(matrices.model))
     paths = [target.path for target in targets]
     low_rank.check_model(method, matrices, paths)
     return paths, parameter_budget

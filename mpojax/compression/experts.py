@@ -8,6 +8,7 @@ experts share is taken only where it loses less.
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from mpojax.compression.low_rank import Method, Task
 from mpojax.compression.matrices import stored_type
 from mpojax.compression.report import MatrixRow
 
+_ERROR = operator.attrgetter("squared_error")
 Chains = dict[str, tuple[mpo.MPOShape, tuple[np.ndarray, ...]]]
 
 
@@ -98,13 +100,11 @@ def _best(task: Task, method: Method, path: str, ws):
             f"{path}: {budget:,} parameters, {100 * task.share:.1f} % of those of its "
             f"{len(ws)} experts, are below rank 1; raise the budget."
         )
-    baselines = [fit for fit in fits if fit.form in mpo.EXPERT_BASELINES]
-    best = min(fits, key=_error)
-    return best, min(baselines, key=_error) if len(method.forms) > 1 and baselines else None
-
-
-def _error(fit: mpo.ExpertFit) -> float:
-    return fit.squared_error
+    best = min(fits, key=_ERROR)
+    if len(method.forms) == 1:
+        return best, None
+    baselines = (fit for fit in fits if fit.form in mpo.EXPERT_BASELINES)
+    return best, min(baselines, key=_ERROR, default=None)
 
 
 def _metrics(known: InputStatistics, kind: str) -> list[mpo.Metric] | None:

@@ -341,12 +341,6 @@ def check(
       ValueError: one that lacks what it needs, or is of another model.
     """
     settings = METHODS[method]
-    experts = [path for path in paths if path in matrices.expert_sizes]
-    if unknown := [path for path in experts if path not in calibration.statistics]:
-        raise ValueError(
-            f"{unknown[0]}: the calibration has no inputs of experts, which are known of decoders "
-            "alone; compress an encoder-decoder before it gets experts."
-        )
     calibration.check(matrices.of_paths(paths))
     if unused := [path for path in paths if not calibration.statistics[path].count]:
         raise ValueError(
