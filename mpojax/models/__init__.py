@@ -8,6 +8,7 @@ from mpojax.models.adapters import (
     stacked_arrays,
 )
 from mpojax.models.arrays import (
+    abstract,
     array_shapes,
     build,
     central_cores,
@@ -100,6 +101,7 @@ __all__ = [
     "StoredModel",
     "TokenClassifier",
     "TokenScores",
+    "abstract",
     "adapter_arrays",
     "adapter_filter",
     "adapter_settings",

@@ -5,6 +5,7 @@ stacked; how layers are grouped into stacks is invisible here. All functions als
 transformations, on traced arrays.
 """
 
+import functools
 import math
 from collections.abc import Collection, Iterator, Mapping
 
@@ -59,6 +60,17 @@ _CLASSES = {
 }
 
 
+def abstract(config: Config, shapes: Mapping[str, mpo.MPOShape] | None = None) -> Model:
+    """The model of these settings with shapes in the place of arrays; nothing is allocated."""
+    return nnx.merge(*_traced(config, tuple(sorted((shapes or {}).items()))), copy=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(config: Config, shapes: tuple[tuple[str, mpo.MPOShape], ...]):
+    # Kept: a model is checked, filled, changed and listed by the same settings again and again.
+    return nnx.split(nnx.eval_shape(lambda: build(config, dict(shapes), rngs=nnx.Rngs(0))))
+
+
 def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
     """Parameters by logical path.
 
@@ -96,17 +108,17 @@ def from_arrays(
     Raises:
       ValueError: arrays missing, unexpected, of another shape or not floating point.
     """
-    abstract = check_arrays(config, shapes, arrays)
-    return filled(abstract, arrays, release=release, keep_16_bits=keep_16_bits)
+    made = check_arrays(config, shapes, arrays)
+    return filled(made, arrays, release=release, keep_16_bits=keep_16_bits)
 
 
 def filled(
-    abstract: Model, arrays: Mapping, *, release: bool = False, keep_16_bits: bool = False
+    made: Model, arrays: Mapping, *, release: bool = False, keep_16_bits: bool = False
 ) -> Model:
     """An abstract model, that `check_arrays` gave, with these arrays; see `from_arrays`."""
-    graphdef, _ = nnx.split(abstract)
+    graphdef, _ = nnx.split(made)
     found = []
-    for path, variable, layer_range in variables(abstract):
+    for path, variable, layer_range in variables(made):
         names = [name for name, _ in logical_names(path, layer_range)]
         parts = [arrays.pop(name) if release else arrays[name] for name in names]
         if isinstance(variable, nn.ColumnOrder):
@@ -125,20 +137,19 @@ def check_arrays(config: Config, shapes: Mapping[str, mpo.MPOShape] | None, arra
     Raises:
       ValueError: see `from_arrays`.
     """
-    abstract = nnx.eval_shape(lambda: build(config, shapes, rngs=nnx.Rngs(0)))
-    entries = list(variables(abstract))
+    made = abstract(config, shapes)
+    entries = list(variables(made))
     orders = [entry for entry in entries if isinstance(entry[1], nn.ColumnOrder)]
     checked = "arrays do not fit the model"
     check_coverage(dict(_expected(entries)), arrays, checked, dict(_expected(orders)))
-    return abstract
+    return made
 
 
 def array_shapes(
     config: Config, shapes: Mapping[str, mpo.MPOShape] | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Shape of every array that `from_arrays` needs, by logical path; nothing is allocated."""
-    abstract = nnx.eval_shape(lambda: build(config, shapes, rngs=nnx.Rngs(0)))
-    return dict(_expected(variables(abstract)))
+    return dict(_expected(variables(abstract(config, shapes))))
 
 
 def check_coverage(

@@ -34,7 +34,7 @@ def merged(model: Model, keep: str | None = None) -> Model:
     """
     config = model.config.merged()
     kept = _kept(model, keep)
-    abstract = nnx.eval_shape(lambda: arrays_lib.build(config, kept, rngs=nnx.Rngs(0)))
+    abstract = arrays_lib.abstract(config, kept)
     graphdef, _ = nnx.split(abstract)
     # Done once: worth the full precision that accelerators do not give by default.
     with jax.default_matmul_precision("highest"):

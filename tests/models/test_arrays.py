@@ -130,6 +130,16 @@ def test_lists_of_mismatches_are_short(kinds):
         assert lines[-1] == "  not floating point: a30 is int8"
 
 
+def test_what_is_done_to_an_abstract_model_does_not_reach_the_next_one():
+    """It is traced once for all."""
+    one, sizes = models.abstract(CONFIG, SHAPES), models.array_shapes(CONFIG, SHAPES)
+    for variable in jax.tree.leaves(nnx.state(one), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        variable.set_value(jax.ShapeDtypeStruct((1,), jnp.float32))
+    one.config = None
+    assert models.abstract(CONFIG, SHAPES).config == CONFIG
+    assert models.array_shapes(CONFIG, SHAPES) == sizes
+
+
 def test_the_border_can_be_differentiated(model):
     """from_arrays and to_arrays also work on traced arrays."""
     arrays = {name: jnp.asarray(a) for name, a in models.to_arrays(model).items()}

@@ -154,7 +154,7 @@ def counts(
 
 def abstract(config: models.EncoderConfig, shapes: Mapping[str, mpo.MPOShape]) -> models.Model:
     """The model with shapes in the place of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: models.build(config, shapes, rngs=nnx.Rngs(0)))
+    return models.abstract(config, shapes)
 
 
 def _last_layers(name: str) -> int:
