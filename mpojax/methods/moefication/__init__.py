@@ -7,8 +7,7 @@ arXiv:2110.01786); see `moefy`.
 """
 
 from mpojax.methods.moefication.clustering import CLUSTERS
-from mpojax.methods.moefication.costs import flops_per_token
-from mpojax.methods.moefication.moefying import moefy, num_experts, with_share
+from mpojax.methods.moefication.moefying import flops_per_token, moefy, num_experts, with_share
 from mpojax.methods.moefication.routers import ROUTERS
 
 __all__ = ["CLUSTERS", "ROUTERS", "flops_per_token", "moefy", "num_experts", "with_share"]
