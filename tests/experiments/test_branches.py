@@ -6,7 +6,7 @@ import pytest
 from configs.branches import base, minilm
 from experiments import train
 from mpojax import io, models
-from tests.experiments import toy_encoder
+from tests.experiments import test_text_to_text, toy_encoder, toy_language
 from tests.experiments.toy import result_of
 
 SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.1}
@@ -35,7 +35,6 @@ def test_majority_kernels_leave_a_plain_model_and_resume(config, tmp_path, stopp
     assert result["inference_parameters"] == result["total"]
     matrices = 2 * (4 * 16 * 16 + 2 * 16 * 32)
     assert result["train_parameters"] == result["total"] + 2 * matrices
-    assert result["metrics"] == result["unmerged_metrics"]
     assert "left after merging" in (tmp_path / "whole/summary.txt").read_text()
 
 
@@ -59,6 +58,19 @@ def test_a_search_reports_scales(config, tmp_path):
     assert len(result["scales"]) == 2
     assert result["scales"] != [1.0, 1.0]
     assert "scales found: " in (tmp_path / "summary.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [models.LanguageModel, models.EncoderDecoder])
+def test_language_models_end_as_plain_ones(kind, tmp_path):
+    if kind is models.LanguageModel:
+        config = toy_language.config(toy_language.write(tmp_path), steps=2)
+    else:
+        config = test_text_to_text.config_of(test_text_to_text.write_texts(tmp_path), steps=2)
+    config.method, config.save_model = "branches", True
+    config.branches = dict(base.get_config().branches, matrices=".*/(query|up)")
+    assert train.run(config, tmp_path / "run") == 0
+    assert isinstance(io.load_pretrained(tmp_path / "run/model"), kind)
 
 
 @pytest.mark.parametrize(

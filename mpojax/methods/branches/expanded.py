@@ -137,15 +137,13 @@ def expand(model: models.Model, settings: BranchSettings, seed: int = 0) -> Expa
     """The model with expanded matrices; it computes the same.
 
     Raises:
-      ValueError: see `chosen`.
+      ValueError: see `checked`.
     """
     flat, rng = state_lib.flatten_variables(model), np.random.default_rng(seed)
     extras: list[dict[str, Any]] = [{} for _ in range(settings.count - 1)]
     firsts = {}
-    for path in chosen(model, settings.matrices):
+    for path in checked(model, settings):
         matrix = np.asarray(flat[path], np.float32)
-        for branch in range(settings.count):
-            settings.mask(branch, matrix.shape)
         firsts[path], *others = _starts(matrix, settings, rng)
         for extra, other in zip(extras, others, strict=True):
             extra[path] = jnp.asarray(other)
@@ -163,6 +161,18 @@ def _starts(matrix: np.ndarray, settings: BranchSettings, rng) -> list[np.ndarra
     noise = rng.standard_normal((settings.kernels, *matrix.shape), np.float32)
     noise = settings.spread * matrix.std(axis=(-2, -1), keepdims=True) * (noise - noise.mean(0))
     return [np.float32(matrix + each) for each in noise]
+
+
+def checked(model: models.Model, settings: BranchSettings) -> list[str]:
+    """Paths of the variables whose matrices become sums.
+
+    Raises:
+      ValueError: see `chosen`; or a branch with more groups than rows or columns.
+    """
+    flat, paths = state_lib.flatten_variables(model), chosen(model, settings.matrices)
+    for path in paths:
+        _masks(settings, flat[path].shape)
+    return paths
 
 
 def chosen(model: models.Model, pattern: str) -> list[str]:

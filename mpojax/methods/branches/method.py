@@ -43,23 +43,22 @@ class Branches(protocol.Method):
             )
 
     def setup(self, setup: protocol.Setup) -> protocol.Setup:
-        """Finds the matrices; `extra` is the expanded model, or their paths."""
-        own = self.settings
-        if own.form != "gradients":
-            seed = setup.options.training.seed
-            return dataclasses.replace(setup, extra=branches.expand(setup.model, own, seed))
-        paths = expanded_lib.chosen(setup.model, own.matrices)
-        return dataclasses.replace(setup, extra=paths)
+        """Checks the matrices, before a folder is claimed."""
+        expanded_lib.checked(setup.model, self.settings)
+        return setup
 
     def train(self, setup: protocol.Setup, folder: pathlib.Path) -> protocol.Result | None:
         own, trainable = self.settings, mpop.trainable_filter("all")
         is_expanded = own.form != "gradients"
-        model = setup.extra if is_expanded else setup.model
+        model = setup.model
+        if is_expanded:
+            model = branches.expand(model, own, setup.options.training.seed)
         loss = branches.expanded_loss(setup.loss) if is_expanded else setup.loss
         optimizer = setup.make_optimizer(model, fields=setup.optimizer_fields(model))
         if not is_expanded:
             power = _POWERS[setup.options.training.optimizer["name"]]
-            optimizer = branches.multiplied(optimizer, own, setup.extra, power)
+            paths = expanded_lib.checked(model, own)
+            optimizer = branches.multiplied(optimizer, own, paths, power)
         state = setup.state(model, trainable, optimizer)
         result = setup.fit(state, optimizer, folder, loss_fn=loss)
         if result.interrupted:
@@ -68,7 +67,6 @@ class Branches(protocol.Method):
         extra = {
             "fit": result.summary(),
             "train_parameters": sum(models.count_parameters(learnt).values()),
-            "unmerged_metrics": setup.evaluate(learnt, setup.dev),
             "scales": list(own.scales) if own.form != "majority" else None,
         }
         if own.form == "search":
