@@ -91,7 +91,7 @@ SIZES = {
     "tiny": Sizes(
         *((32, 48), (32, 48), 2, (64,), (32,), {}),
         dataclasses.replace(LLAMA, **_TINY, num_heads=4, num_kv_heads=2),
-        *((2, 16), 2, 1),
+        *((2, 16), 24, 1),
     ),
 }
 BONDS = (32, 64, None)  # None: full
@@ -260,6 +260,8 @@ def generate(sizes: Sizes, work: Workload) -> dict[str, float]:
     }
     times = timing.interleaved(runs, sizes.rounds, seconds_each=0.3)
     seconds = (times[1 + sizes.new_tokens] - times[1]) / sizes.new_tokens
+    if seconds <= 0.0:
+        raise ValueError(f"{sizes.new_tokens} more tokens took no longer: the machine is busy.")
     return {"ms": 1e3 * seconds, "tokens_per_second": 1 / seconds}
 
 
