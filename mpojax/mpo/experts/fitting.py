@@ -39,7 +39,7 @@ CENTRE = "shared_centre"
 FORMS = (*LOW_RANK, *(f"base + {form}" for form in LOW_RANK), CENTRE)
 
 # Chains are fitted up to about so many multiply-adds; a minute or two.
-_MOST_WORK = 2e12
+_MOST_WORK = 5e11
 _SWEEPS, _STEPS = 6, 8
 _TURNS = 3  # of a base and what is added to it
 
