@@ -66,7 +66,7 @@ def test_splash_is_the_products(case):
 
 
 class TestPath:
-    """The table of docs/concepts/code.md."""
+    """The table of docs/concepts/attention.md."""
 
     def chosen(self, monkeypatch, target="v5e", shape=(2, 1024, 12, 64), mask=None, **changes):
         platform = devices.CHIPS[target].platform if target in devices.CHIPS else target

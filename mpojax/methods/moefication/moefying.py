@@ -145,7 +145,8 @@ def flops_per_token(model: models.Model) -> tuple[int, int]:
     """(of the feed-forward blocks with their routers, of all matrices): 2 for a multiply-add.
 
     Experts count as often as a token has some; scores of attention and looked-up rows do not count.
-    The router "oracle" counts as one that needs no work: it says what could be reached.
+    A matrix in MPO form counts as the dense one. The router "oracle" counts as one that needs no
+    work: it says what could be reached.
     """
     config, blocks, others = model.config, 0, 0
     for path, size in config.matrix_sizes().items():
