@@ -67,7 +67,7 @@ class Machine:
 # Part of the peak that products reach, seconds of the least operation, bandwidth of the memory over
 # that of transposes. TPUs: fitted to what the compiler estimates for a 768 x 3072 matrix: dense at
 # 4,096 tokens, copies of a few kilobytes (about 2,100 cycles on v5e), the matrix rebuilt
-# (`tools.benchmarks.tpu_kernels`, `tpu_plans`). GPUs: what libraries reach, a launch, one read and
+# (`tools.benchmarks.tpu`). GPUs: what libraries reach, a launch, one read and
 # one write.
 _FITTED = {
     "v5e": (0.88, 1.4e-6, 4),

@@ -1,6 +1,6 @@
 """Products with a matrix in MPO form on TPUs, as their compiler estimates them; nothing runs.
 
-    python -m tools.benchmarks.tpu_kernels --out=experiments/results/benchmarks/tpu_kernels
+    python -m tools.benchmarks.tpu.kernels --out=experiments/results/benchmarks/tpu_kernels
 
 A JSON file for each cell, which a further start does not compile again, and a table of all. Two
 estimates stand side by side: the operations' cycles (see `mpojax.training.aot.estimate`), and the
@@ -101,7 +101,7 @@ def table(found: dict[str, dict]) -> str:
 def _head() -> str:
     return (
         f"{SHAPE[0]} x {SHAPE[1]}, bfloat16 activations, forward and backward; estimates of the "
-        "TPU compiler, nothing ran.\npython -m tools.benchmarks.tpu_kernels --out=FOLDER, "
+        "TPU compiler, nothing ran.\npython -m tools.benchmarks.tpu.kernels --out=FOLDER, "
         f"{datetime.date.today()}, jax {jax.__version__}, {platform.machine()} without a TPU"
     )
 
@@ -119,7 +119,7 @@ def main() -> None:
         return
     for cell in cells():
         if not (folder / f"{cell}.json").exists():
-            command = [sys.executable, "-m", "tools.benchmarks.tpu_kernels"]
+            command = [sys.executable, "-m", "tools.benchmarks.tpu.kernels"]
             # A process each: where the compiler crashes, the others are compiled all the same.
             subprocess.run([*command, f"--out={folder}", f"--cell={cell}"], check=False)
         paths = folder.glob("*.json")

@@ -1,7 +1,7 @@
 """What runs of the papers' tables need on TPUs: slices, memory, time. Compiled, not run.
 
-    python -m tools.benchmarks.tpu_slices --out=FOLDER --minutes=60
-    python -m tools.benchmarks.tpu_slices --out=FOLDER --minutes=0   # only writes the page
+    python -m tools.benchmarks.tpu.slices --out=FOLDER --minutes=60
+    python -m tools.benchmarks.tpu.slices --out=FOLDER --minutes=0   # only writes the page
 
 A JSON file for each model and slice, so that a further start goes on where the last one ended, and
 the page docs/benchmarks/tpu.md from all that are there. Models are abstract: no weights, no data.
@@ -26,7 +26,7 @@ from mpojax.training.aot import topology
 from mpojax.training.aot.estimate import DoesNotFitError
 from tools.benchmarks.workloads import WORKLOADS, Workload
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs/benchmarks/tpu.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs/benchmarks/tpu.md"
 CHIPS = ("v5e", "v5p", "v6e")
 # Chips of the scaling table, and the models in it.
 SCALING = {"v5e": ("2x4", "4x8", "8x16", "16x16")}
@@ -123,7 +123,7 @@ def page(folder: pathlib.Path) -> str:
     scaled = {place: _found(folder, *place) for place in slices}
     missing |= {place[1]: [n for n in SCALED if scaled[n, place[1]] is None] for place in slices}
     rows = [_scaled(*place, each) for place, each in scaled.items() if each is not None]
-    pairs = [_beside(folder, *pair, chip) for pair in PAIRS for chip in CHIPS]
+    pairs = [_compared(folder, *pair, chip) for pair in PAIRS for chip in CHIPS]
     return (
         f"{head}\n## The smallest slice that holds it\n\n{_table(NEEDS, needs)}\n\n"
         f"## Side by side\n\n{_table(BESIDE, filter(None, pairs))}\n\n"
@@ -142,7 +142,7 @@ def _listed(missing: Mapping[str, Sequence[str]]) -> str:
     return "\n".join(lines or ["Nothing."])
 
 
-def _beside(folder: pathlib.Path, name: str, other: str, chip: str) -> list[str] | None:
+def _compared(folder: pathlib.Path, name: str, other: str, chip: str) -> list[str] | None:
     """A run and its peer on the smallest slice where both are known; None: there is none yet."""
     for size in topology.SLICES[chip]:
         found = [_found(folder, each, f"{chip}:{size}") for each in (name, other)]
@@ -162,7 +162,7 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 _HEAD = """# TPUs: what runs need
 
-Written by `python -m tools.benchmarks.tpu_slices --out=FOLDER` on {date}, jax {jax},
+Written by `python -m tools.benchmarks.tpu.slices --out=FOLDER` on {date}, jax {jax},
 libtpu 0.0.42, on a machine without a TPU. **Estimates: nothing ran.** Each step was compiled for
 the slice by the TPU compiler; memory is what the compiler plans, time is a roofline over the
 operations of the compiled program (`mpojax.training.aot.estimate`), exchanges not overlapped.
@@ -244,7 +244,7 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     for name, slice_name in cells():
         if time.monotonic() < end and _is_needed(folder, name, slice_name):
-            command = [sys.executable, "-m", "tools.benchmarks.tpu_slices", f"--out={folder}"]
+            command = [sys.executable, "-m", "tools.benchmarks.tpu.slices", f"--out={folder}"]
             # A process each: where the compiler crashes, the others are compiled all the same.
             subprocess.run([*command, f"--cell={name}@{slice_name}"], check=False)
             files.write_atomic(PAGE, page(folder))

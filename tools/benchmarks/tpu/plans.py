@@ -1,6 +1,6 @@
 """Is the planned strategy the best on TPUs? Predicted times against those of their compiler.
 
-    python -m tools.benchmarks.tpu_plans --out=experiments/results/benchmarks/tpu_plans --minutes=30
+    python -m tools.benchmarks.tpu.plans --out=experiments/results/benchmarks/tpu_plans --minutes=30
 
 Products with one matrix, bfloat16 activations, float32 cores; every strategy that is not predicted
 to take many times the best. A JSON file for each, which a further start does not compile again, and
@@ -117,7 +117,7 @@ def main() -> None:
         wanted = {_name(cell, strategy) for strategy in strategies(cell)}
         if time.monotonic() < end and not wanted <= set(_found(folder)):
             # A process each: where the compiler crashes, the others are compiled all the same.
-            command = [sys.executable, "-m", "tools.benchmarks.tpu_plans", f"--out={folder}"]
+            command = [sys.executable, "-m", "tools.benchmarks.tpu.plans", f"--out={folder}"]
             one = "_".join(map(str, cell))
             subprocess.run([*command, f"--one={one}"], check=False, capture_output=True)
             print(one, flush=True)

@@ -1,0 +1,1 @@
+"""What the TPU compiler says: kernels, choices of the planner, slices that hold a run."""
