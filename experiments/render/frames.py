@@ -84,7 +84,7 @@ def scalars(result: Mapping[str, Any]) -> dict[str, Any]:
 def means(
     frame: "pd.DataFrame", axes: Sequence[str], repeats: Sequence[str] = REPEATS
 ) -> "pd.DataFrame":
-    """Mean, sample standard stddev and number of repetitions.
+    """Mean, sample standard deviation and number of repetitions.
 
     Args:
       frame: a row for each finished run.
@@ -137,7 +137,7 @@ def summary(means: "pd.DataFrame", axes: Sequence[str], repeats: Sequence[str] =
     first, *rest = (f"{axis}s" for axis in repeats)
     inner = f" (each the mean over its {' and '.join(rest)})" if rest else ""
     table = tables.markdown(names, rows, left=len(left) + ("metric_name" in means))
-    return f"{table}\n\nMeans over {first}{inner} ± sample standard stddev."
+    return f"{table}\n\nMeans over {first}{inner} ± sample standard deviation."
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
@@ -153,7 +153,7 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1, expected: int = 0, sign: str = "") -> str:
-    """Mean ± sample standard stddev; with their number where that is not `expected`.
+    """Mean ± sample standard deviation; with their number where that is not `expected`.
 
     >>> spread([0.5, 0.75], digits=2)
     '0.62 ± 0.18'

@@ -199,8 +199,6 @@ class CompressionReport:
         left_out = {"in factors", "out factors", "method"}
         if self.output_error is not None:
             left_out |= {"bound", "entropy"}
-        if all(row.baseline_output_error is None for row in self.rows):
-            left_out |= {"best baseline"}
         if all(row.svd_error is None for row in self.rows):
             left_out |= {"SVD error", "SVD output error", "data-aware SVD output error"}
         rows = self.to_dict()["rows"]
@@ -377,9 +375,11 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping],
     if any(row.get("predicted_loss") is not None for row in rows):
         columns["predicted nats"] = lambda row: tables.error(row.get("predicted_loss"))
     if any(row.get("output_error") is not None for row in rows):
+        has_baseline = any(row.get("baseline_output_error") is not None for row in rows)
         columns |= {
             header: lambda row, name=name: tables.error(row.get(name))
             for header, name in _OF_OUTPUTS.items()
+            if has_baseline or name != "baseline_output_error"
         } | {"method": lambda row: row["method"]}
     return columns
 

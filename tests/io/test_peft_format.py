@@ -87,6 +87,7 @@ def test_what_peft_writes_we_compute(tmp_path):
         alpha_pattern={"value": 3},
         init_lora_weights=False,
     )
+    torch.manual_seed(0)  # of the updates
     wrapped = peft.get_peft_model(model, config).eval()
     wrapped.save_pretrained(tmp_path / "adapter")
     with torch.no_grad():
@@ -171,6 +172,7 @@ def test_a_classifier_with_its_saved_head(tmp_path, with_head):
         layers_pattern="layer",
         init_lora_weights=False,
     )
+    torch.manual_seed(0)  # of the updates
     wrapped = peft.get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
@@ -219,6 +221,7 @@ def test_joint_matrices(tmp_path, name):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert model.config.model_type == name
     config = peft.LoraConfig(r=3, target_modules=targets, init_lora_weights=False, use_rslora=True)
+    torch.manual_seed(0)  # of the updates
     wrapped = peft.get_peft_model(model, config).eval()
     wrapped.save_pretrained(tmp_path / "adapter")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Changes of several fine-tunings of one base at equal size: private low ranks, or shared parts.
+r"""Changes of several fine-tunings of one base at equal size: private low ranks, or shared parts.
 
     python -m tools.benchmarks.shared_experts --base=FOLDER --model=runs/sst2/model \
         --model=runs/mrpc/model --rank=16 --out=results --models=runs/approximated
