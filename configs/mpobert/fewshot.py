@@ -16,6 +16,7 @@ albert12, 54.8 / 59.7 / 61.6 for bert12; MNLI 35.6 to 37.1 for all three, a thir
 
 import ml_collections
 
+from configs import common
 from configs.mpobert import recipes, systems
 from configs.mpop import base
 
@@ -24,12 +25,8 @@ LEARNING_RATE = 2e-5  # inside the paper's grid
 
 def get_config(argument: str = "mpobert12,sst2") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, task = argument.partition(",")
-    if variant not in systems.SYSTEMS or task not in recipes.RECIPES:
-        raise ValueError(
-            f"configs/mpobert/fewshot.py:{argument}: the argument is VARIANT,TASK with a variant "
-            f"of {', '.join(systems.SYSTEMS)} and a task of {', '.join(recipes.RECIPES)}."
-        )
+    file = "configs/mpobert/fewshot.py"
+    variant, task = common.chosen(file, argument, systems.SYSTEMS, recipes.RECIPES)
     config = base.get_config()
     config.task = task
     config.shots, config.draw = 10, 0

@@ -36,6 +36,7 @@ import math
 
 import ml_collections
 
+from configs import common
 from configs.mpobert import recipes
 from configs.mpop import base, rows
 from mpojax import models
@@ -116,12 +117,7 @@ VARIANTS = {
 
 def get_config(argument: str = "mpobert12,rte") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    name, _, task = argument.partition(",")
-    if name not in VARIANTS or task not in TASKS:
-        raise ValueError(
-            f"configs/mpobert/finetune.py:{argument}: the argument is VARIANT,TASK with a variant "
-            f"of {', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
-        )
+    name, task = common.chosen("configs/mpobert/finetune.py", argument, VARIANTS, TASKS)
     variant = VARIANTS[name]
     if task == "squad":
         config = base.get_config()

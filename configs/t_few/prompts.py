@@ -12,6 +12,7 @@ where 100,000 steps on T0's own tasks left them). Published: the recipe of `conf
 
 import ml_collections
 
+from configs import common
 from configs.t_few import base
 
 MODELS = {
@@ -41,12 +42,7 @@ PROMPTS = {
 
 def get_config(argument: str = "t0_3b,rte") -> ml_collections.ConfigDict:
     """`argument` is MODEL,TASK."""
-    model, _, task = argument.partition(",")
-    if model not in MODELS or task not in PROMPTS:
-        raise ValueError(
-            f"configs/t_few/prompts.py:{argument}: the argument is MODEL,TASK with a model of "
-            f"{', '.join(MODELS)} and a task of {', '.join(PROMPTS)}."
-        )
+    model, task = common.chosen("configs/t_few/prompts.py", argument, MODELS, PROMPTS, kind="model")
     config = base.get_config()
     config.task, config.variant = task, model
     config.update(MODELS[model])
