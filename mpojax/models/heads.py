@@ -40,12 +40,16 @@ def pool(
         return hidden[:, 0]
     if kind == "none":
         raise ValueError("pooling='none' makes no sentence vector; choose pooler, mean or first.")
+    return _mean(hidden, attention_mask).astype(hidden.dtype)
+
+
+def _mean(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    """Mean of the hidden states (batch, hidden) in the mask, float32; zeros for padding alone."""
     if attention_mask is None:
         attention_mask = jnp.ones(hidden.shape[:2], bool)
     weights = attention_mask.astype(bool).astype(jnp.float32)[..., None]
     total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
-    count = jnp.maximum(jnp.sum(weights, axis=1), 1.0)
-    return (total / count).astype(hidden.dtype)
+    return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
 
 
 def _last_real(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -88,8 +92,7 @@ def similarity(model: Model, other: Model, batches: Iterable[Mapping[str, Any]])
 @jax.jit
 def _mean_vectors(encoder: Encoder, input_ids, mask, token_type_ids) -> jax.Array:
     """Unit sentence vectors (B, D), float32."""
-    hidden = encoder(input_ids, mask, token_type_ids).astype(jnp.float32)
-    mean = jnp.sum(hidden * mask[..., None].astype(jnp.float32), axis=1)  # of any length
+    mean = _mean(encoder(input_ids, mask, token_type_ids), mask)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
