@@ -31,7 +31,8 @@ from tools.benchmarks import timing
 from tools.benchmarks.workloads import WORKLOADS, Workload
 
 # A decoder of 1.1 billion parameters, of the shape of LLaMA (TinyLlama: Zhang et al., 2024).
-LLAMA = models.DecoderConfig(
+LLAMA = dataclasses.replace(
+    models.PRESETS["SmolLM2-135M"],
     vocab_size=32_000,
     hidden_size=2048,
     num_layers=22,
@@ -39,16 +40,9 @@ LLAMA = models.DecoderConfig(
     num_kv_heads=4,
     intermediate_size=5632,
     max_positions=2048,
-    positions="rotary",
-    norm="rms_norm",
-    activation="silu",
-    gated=True,
-    attention_bias=False,
-    attention_out_bias=False,
-    feed_forward_bias=False,
-    dropout=0.0,
-    embedding_dropout=0.0,
-    attention_dropout=0.0,
+    rotary_base=10_000.0,
+    bos_id=None,
+    eos_id=None,
     dtype="bfloat16",
     remat=True,
 )

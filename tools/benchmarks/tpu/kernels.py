@@ -8,21 +8,19 @@ compiler's own sum `optimal_seconds`, without the million seconds that it takes 
 operation that it cannot judge.
 """
 
-import argparse
 import datetime
 import itertools
 import json
 import math
 import pathlib
 import platform
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 
 from mpojax import files, mpo, tables, training
 from mpojax.training.aot import estimate, topology
+from tools.benchmarks import tpu
 
 SHAPE = (768, 3072)
 COLUMNS = ("estimate_us", "optimal_us", "gflop", "hbm_mb")
@@ -107,10 +105,7 @@ def _head() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", required=True, help="folder of the cells and of table.txt")
-    parser.add_argument("--cell", default="", help="compile this one only")
-    options = parser.parse_args()
+    options = tpu.parser(__doc__, "NAME").parse_args()
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     if options.cell:
@@ -119,9 +114,7 @@ def main() -> None:
         return
     for cell in cells():
         if not (folder / f"{cell}.json").exists():
-            command = [sys.executable, "-m", "tools.benchmarks.tpu.kernels"]
-            # A process each: where the compiler crashes, the others are compiled all the same.
-            subprocess.run([*command, f"--out={folder}", f"--cell={cell}"], check=False)
+            tpu.compile_apart("kernels", folder, cell)
         paths = folder.glob("*.json")
         found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
         files.write_atomic(folder / "table.txt", f"{_head()}\n\n{table(found)}\n")

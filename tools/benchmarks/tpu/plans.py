@@ -7,12 +7,9 @@ to take many times the best. A JSON file for each, which a further start does no
 a table. Nothing runs: times are estimates (`mpojax.training.aot.estimate`).
 """
 
-import argparse
 import itertools
 import json
 import pathlib
-import subprocess
-import sys
 import time
 
 import jax
@@ -20,6 +17,7 @@ import jax.numpy as jnp
 
 from mpojax import files, mpo, tables, training
 from mpojax.training.aot import estimate, topology
+from tools.benchmarks import tpu
 
 SHAPE = mpo.MPOShape.published(768, 3072)
 CHIPS, BONDS, TOKENS = ("v5e", "v6e"), (32, 8, 64), (1, 64, 512, 4096)
@@ -97,15 +95,11 @@ def _found(folder: pathlib.Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", required=True, help="folder of the cells and of table.txt")
-    parser.add_argument("--minutes", default=30.0, type=float, help="nothing starts after these")
-    parser.add_argument("--one", default="", help="compile the strategies of this cell only")
-    options = parser.parse_args()
+    options = tpu.parser(__doc__, "CHIP_BONDS_TOKENS_PASSES", minutes=30.0).parse_args()
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    if options.one:
-        chip, bonds, tokens, passes = options.one.split("_")
+    if options.cell:
+        chip, bonds, tokens, passes = options.cell.split("_")
         cell = (chip, int(bonds), int(tokens), passes)
         for strategy in strategies(cell):
             path = folder / f"{_name(cell, strategy)}.json"
@@ -116,11 +110,9 @@ def main() -> None:
     for cell in cells():
         wanted = {_name(cell, strategy) for strategy in strategies(cell)}
         if time.monotonic() < end and not wanted <= set(_found(folder)):
-            # A process each: where the compiler crashes, the others are compiled all the same.
-            command = [sys.executable, "-m", "tools.benchmarks.tpu.plans", f"--out={folder}"]
-            one = "_".join(map(str, cell))
-            subprocess.run([*command, f"--one={one}"], check=False, capture_output=True)
-            print(one, flush=True)
+            name = "_".join(map(str, cell))
+            tpu.compile_apart("plans", folder, name, capture_output=True)
+            print(name, flush=True)
             files.write_atomic(folder / "table.txt", f"{table(_found(folder))}\n")
     files.write_atomic(folder / "table.txt", f"{table(_found(folder))}\n")
     print((folder / "table.txt").read_text(encoding="utf-8"))

@@ -7,12 +7,9 @@ A JSON file for each model and slice, so that a further start goes on where the 
 the page docs/benchmarks/tpu.md from all that are there. Models are abstract: no weights, no data.
 """
 
-import argparse
 import datetime
 import json
 import pathlib
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +21,7 @@ from mpojax import devices, files, tables, training
 from mpojax.methods import mpop
 from mpojax.training.aot import topology
 from mpojax.training.aot.estimate import DoesNotFitError
+from tools.benchmarks import tpu
 from tools.benchmarks.workloads import WORKLOADS, Workload
 
 PAGE = pathlib.Path(__file__).parents[3] / "docs/benchmarks/tpu.md"
@@ -226,11 +224,7 @@ def _scaled(name: str, slice_name: str, found: dict) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", required=True, help="folder of the cells")
-    parser.add_argument("--minutes", default=60.0, type=float, help="no cell starts after these")
-    parser.add_argument("--cell", default="", help="NAME@SLICE: compile this one only")
-    options = parser.parse_args()
+    options = tpu.parser(__doc__, "NAME@SLICE", minutes=60.0).parse_args()
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     if options.cell:
@@ -244,9 +238,7 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     for name, slice_name in cells():
         if time.monotonic() < end and _is_needed(folder, name, slice_name):
-            command = [sys.executable, "-m", "tools.benchmarks.tpu.slices", f"--out={folder}"]
-            # A process each: where the compiler crashes, the others are compiled all the same.
-            subprocess.run([*command, f"--cell={name}@{slice_name}"], check=False)
+            tpu.compile_apart("slices", folder, f"{name}@{slice_name}")
             files.write_atomic(PAGE, page(folder))
     files.write_atomic(PAGE, page(folder))
 
