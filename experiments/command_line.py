@@ -55,6 +55,17 @@ def settings(kind: type) -> Any:
     return kind(**{name: value for name, value in given.items() if value is not None})
 
 
+def main_of(kind: type, job: Callable[[Any, str], Any]) -> Callable[[list[str]], None]:
+    """A main for `run` that does a job: job(settings by the flags, --workdir)."""
+
+    def main(argv: list[str]) -> None:
+        del argv
+        quiet_libraries()
+        job(settings(kind), flags.FLAGS.workdir)
+
+    return main
+
+
 def quiet_libraries() -> None:
     """Logs our own messages from INFO on, those of other libraries from WARNING on."""
     logging.use_absl_handler()

@@ -383,13 +383,6 @@ def define_flags() -> None:
     flags.mark_flag_as_required("model")
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    del argv
-    command_line.quiet_libraries()
-    run(command_line.settings(Evaluation), flags.FLAGS.workdir)
-
-
 if __name__ == "__main__":
     define_flags()
-    command_line.run(main)
+    command_line.run(command_line.main_of(Evaluation, run))

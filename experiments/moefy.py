@@ -233,13 +233,6 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["model", "workdir"])
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags say."""
-    del argv
-    command_line.quiet_libraries()
-    run(command_line.settings(Moefying), flags.FLAGS.workdir)
-
-
 if __name__ == "__main__":
     define_flags()
-    command_line.run(main)
+    command_line.run(command_line.main_of(Moefying, run))
