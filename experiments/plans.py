@@ -119,7 +119,7 @@ class Plan:
             for name in self.names:
                 label = f"{name}, {decoders.shown(budget)}"
                 found += [self._compressed(name, label, kept), self._measured(label, kept)]
-                if name == "best" and self.config.heal.steps:
+                if name == "best" and decoders.heals(self.config, budget):
                     found.append(self._healed(kept))
         return found
 

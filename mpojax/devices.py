@@ -8,6 +8,7 @@ the device, such as plans of products, therefore asks for the devices of the mes
 import contextlib
 import contextvars
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -54,6 +55,13 @@ CHIPS = {
 }
 
 _described: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("described", default=None)
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def platform() -> str:

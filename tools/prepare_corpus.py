@@ -14,11 +14,11 @@ on when the same command is started again; a corpus that is complete is left as 
 
 import contextlib
 import logging as std_logging
-import os
 
 from absl import flags, logging
 
 from experiments import command_line
+from mpojax import devices
 from mpojax.data.corpus import building, corpus
 from mpojax.data.text import documents as text_documents
 from mpojax.training import progress
@@ -55,7 +55,9 @@ def prepare(
                 bars[what] = stack.enter_context(progress.progress(what))
             bars[what](done, total, "kB of text")
 
-        return building.build(text, out, settings, workers=workers or _cores(), advance=advance)
+        return building.build(
+            text, out, settings, workers=workers or devices.num_cores(), advance=advance
+        )
 
 
 def summary(made: corpus.Corpus) -> str:
@@ -81,12 +83,6 @@ def _warn_of_few_documents(made: corpus.Corpus, valid: float) -> None:
             "--documents=paragraph (or line) makes more of them, --valid=0 holds nothing out",
             *(100 * share, 100 * valid),
         )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def main(argv: list[str]) -> None:

@@ -125,8 +125,8 @@ def best(
             "a calibration. Layer by layer is taken, unmeasured."
         )
         return *low_rank.approximations(task, method), None
-    task.steps = 3 * len(task.paths) + len(CANDIDATES) + 2
     factors = _Factors(task)
+    task.steps = (2 if factors.keeps_all else 3) * len(task.paths) + len(CANDIDATES) + 2
     losses = low_rank.predicted_losses(task, method, factors.keep)
     ranks = {name: low_rank.ranks_of(task, m, losses) for name, m in CANDIDATES.items()}
     measure = Measure(task.matrices, held_out)
@@ -189,12 +189,15 @@ class _Factors:
 
     def complete(self, method: Method, ranks) -> None:
         """Else, by factorising again, those of the largest rank that a candidate has."""
-        factorised = self.task.factorised(method)
-        for path in self.task.paths:
-            most = max(own[path] or 0 for own in ranks)
-            if most and not self.keeps_all:
-                self._add(path, factorised(path), most)
-            self.task.advance(path)
+        if self.keeps_all:
+            return
+
+        def keep(path: str, low_rank: mpo.LowRank) -> None:
+            if most := max(own[path] or 0 for own in ranks):
+                self._add(path, low_rank, most)
+
+        for _ in self.task.of_each(method, keep):
+            pass
 
     def _add(self, path: str, low_rank: mpo.LowRank, rank: int) -> None:
         self.found[path] = tuple(np.float32(core) for core in low_rank.cores(rank))

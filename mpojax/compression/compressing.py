@@ -12,7 +12,7 @@ from flax import nnx
 
 from mpojax import checks, files, models
 from mpojax.compression import allocation as allocation_lib
-from mpojax.compression import choosing, experts, layerwise, low_rank, sharing
+from mpojax.compression import choosing, experts, layerwise, low_rank, sharing, workers
 from mpojax.compression import rules as rules_lib
 from mpojax.compression.calibration import (
     Calibration,
@@ -27,6 +27,7 @@ from mpojax.compression.rules import Target
 from mpojax.models.arrays import check_finite
 
 
+@workers.one_blas_thread
 def compress(
     model: nnx.Module | models.StoredModel,
     rules: rules_lib.Rules | None = None,

@@ -28,7 +28,7 @@ import safetensors.numpy
 from flax import nnx
 
 from mpojax import files, models, mpo
-from mpojax.compression import tapping
+from mpojax.compression import tapping, workers
 from mpojax.compression.matrices import stored_type
 from mpojax.nn.functional import matmul
 
@@ -229,13 +229,14 @@ class _Run:
             made = {n: self.result.matrix(path) for n, path in paths.items() if path in ranks}
             is_new = any(w is None for w in made.values())
             inputs, moments = self._moments(after, contexts, given, entered, step, is_new)
+            new = [paths[name] for name, w in made.items() if w is None]
+            about = (before, step, moments, ranks, curvatures)
+            found = workers.each(functools.partial(self._approximated, *about), new)
+            made |= {path.split("/", 2)[2]: w for path, w in zip(new, found, strict=True)}
             for name, w in made.items():
-                path = paths[name]
-                if w is None:
-                    w = self._approximated(path, before, name, step, moments, ranks, curvatures)
                 tapping.part(after, name).kernel = nnx.Param(jnp.asarray(w, jnp.float32))
                 if progress is not None:
-                    progress(path)
+                    progress(paths[name])
             for kept, x in zip(given, inputs, strict=True):
                 kept.update({name: _apply(tapping.part(after, name), x) for name in step.names})
         for batch, (context, kept) in enumerate(zip(contexts, given, strict=True)):
@@ -257,8 +258,9 @@ class _Run:
             total /= self.count
         return inputs, totals
 
-    def _approximated(self, path, before, name, step, moments, ranks, curvatures) -> np.ndarray:
+    def _approximated(self, before, step, moments, ranks, curvatures, path: str) -> np.ndarray:
         """Stores the approximation of a matrix, and gives it as a dense one."""
+        name = path.split("/", 2)[2]
         w = np.asarray(tapping.part(before, name).kernel[...])
         covariance, product = moments
         if step.by_outputs:

@@ -22,15 +22,17 @@ least, see `mpojax.compression.experts`.
 """
 
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from mpojax import checks, mpo
-from mpojax.compression import layerwise
+from mpojax.compression import layerwise, workers
 from mpojax.compression.calibration import Calibration
 from mpojax.compression.layerwise import Approximations
 from mpojax.compression.matrices import Matrices, stored_type
@@ -135,11 +137,30 @@ class Task:
 
     def factorised(self, method: Method) -> Callable[[str], mpo.LowRank]:
         """Best approximations of a matrix by its path, in the norm of a method."""
-        inputs = self.inputs(method.inputs)
+        inputs = _Inputs(self.calibration, method.inputs)
         curvatures = Curvatures(self.calibration) if method.by_loss else {}
         return lambda path: mpo.LowRank(
             self.matrices.weights(path), inputs[path], curvatures.get(path)
         )
+
+    def of_each(
+        self, method: Method, use: Callable[[str, mpo.LowRank], Any]
+    ) -> Iterator[tuple[str, Any]]:
+        """(path, `use` of its factorisation), in order; several are factorised at a time.
+
+        The factorisations themselves are dropped: together they are large.
+        """
+
+        def of_input(paths: Sequence[str]) -> list[tuple[str, Any]]:
+            factorised = self.factorised(method)  # keeps what the matrices of one input share
+            return [(path, use(path, factorised(path))) for path in paths]
+
+        known = self.calibration.statistics
+        groups = itertools.groupby(self.paths, lambda path: known[path].reads)
+        for found in workers.each(of_input, [list(paths) for _, paths in groups]):
+            for path, result in found:
+                yield path, result
+                self.advance(path)
 
 
 def approximations(task: Task, method: Method) -> tuple[Approximations, list[MatrixRow]]:
@@ -162,16 +183,15 @@ def predicted_losses(
     """Rise of the model's loss that the curvature predicts, nats a token, by path and rank.
 
     Of a method without curvature half the mean squared error of the outputs. `visit` may take more
-    of each factorisation, which is then dropped: together they are large.
+    of each factorisation, in several threads.
     """
-    factorised, losses = task.factorised(method), {}
-    for path in task.paths:
-        found = factorised(path)
+
+    def squared_errors(path: str, found: mpo.LowRank) -> np.ndarray:
         if visit is not None:
             visit(path, found)  # first: eigenvalues alone would not serve it
-        losses[path] = found.squared_errors / 2
-        task.advance(path)
-    return losses
+        return found.squared_errors
+
+    return {path: errors / 2 for path, errors in task.of_each(method, squared_errors)}
 
 
 def ranks_of(task: Task, method: Method, losses: Losses | None) -> Ranks:
@@ -186,13 +206,14 @@ def ranks_of(task: Task, method: Method, losses: Losses | None) -> Ranks:
 
 def at_once(task: Task, method: Method, ranks: Ranks) -> Approximations:
     """The best chains of these ranks, each matrix for itself."""
-    factorised, found = task.factorised(method), Approximations({}, {}, [])
-    for path, rank in ranks.items():
-        if rank is not None:
-            kind = stored_type(task.matrices.weights(path))
-            found.chains[path] = layerwise.chain(factorised(path).cores(rank), method.pivoted, kind)
-        task.advance(path)
-    return found
+
+    def chain(path: str, found: mpo.LowRank):
+        if (rank := ranks[path]) is None:
+            return None
+        return layerwise.chain(found.cores(rank), method.pivoted, stored_type(found.w))
+
+    made = {path: found for path, found in task.of_each(method, chain) if found is not None}
+    return Approximations(made, {}, [])
 
 
 def layer_by_layer(task: Task, method: Method, ranks: Ranks) -> Approximations:
@@ -212,12 +233,12 @@ def rows_of(
     task: Task, method: Method, found: Approximations, ranks: Ranks, losses: Losses | None
 ) -> list[MatrixRow]:
     """Rows of the report, in the order of the model."""
-    rows = []
-    for path in task.paths:
-        if path in found.chains:
-            predicted = float(losses[path][ranks[path]]) if method.by_loss else None
-            rows.append(_row(task, path, found, method.label, predicted))
-    return rows
+
+    def row(path: str) -> MatrixRow:
+        predicted = float(losses[path][ranks[path]]) if method.by_loss else None
+        return _row(task, path, found, method.label, predicted)
+
+    return [*workers.each(row, [path for path in task.paths if path in found.chains])]
 
 
 def _log_shares(task: Task, losses: Losses, share: float) -> dict[str, float]:

@@ -79,4 +79,25 @@ def apply(cores, x: jax.Array) -> jax.Array:
     a, b, order = cores
     u = x @ a[0, :, 0].astype(x.dtype)
     y = jnp.concatenate([u, u @ b[:, 0, :, 0].astype(x.dtype)], axis=-1)
+    return _in_order(y, order)
+
+
+@jax.custom_vjp
+def _in_order(y, order):
+    """Columns of y in an order that has each of them once.
+
+    Its derivative puts them back: a gather, too, where that of `jnp.take` scatters, column by
+    column on CPUs.
+    """
     return jnp.take(y, order, axis=-1, mode="clip", unique_indices=True)
+
+
+def _in_order_forward(y, order):
+    return _in_order(y, order), order
+
+
+def _in_order_backward(order, dy):
+    return _in_order(dy, jnp.argsort(order)), None
+
+
+_in_order.defvjp(_in_order_forward, _in_order_backward)

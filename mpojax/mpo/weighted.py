@@ -242,7 +242,7 @@ class LowRank:
     def _gram(self) -> np.ndarray:
         if self._is_wide:
             # (H W R)(H W R)^T has the same eigenvalues as (H W R)^T (H W R), and is (in, in).
-            white = self._white()
+            white = self._white(self._of_curvature())
             return white @ white.T
         w = self._of_curvature()
         return w.T @ (w if self.metric is None else self.metric.times(w))
@@ -254,11 +254,15 @@ class LowRank:
     def _of_curvature(self) -> np.ndarray:
         """W R, float64."""
         w = np.asarray(self.w, np.float64)
-        return w if self.curvature is None else w @ self.curvature.cholesky
+        if self.curvature is None:
+            return w
+        # W R with a triangle R, half the work of a product; BLAS reads the transposes, R^T W^T
+        triangle = self.curvature.cholesky.T
+        return scipy.linalg.blas.dtrmm(1.0, triangle, w.T, lower=0).T
 
-    def _white(self) -> np.ndarray:
-        w = self._of_curvature()
-        return w if self.metric is None else self.metric.halved(w)
+    def _white(self, w_of_curvature) -> np.ndarray:
+        """H W R, whose rows are as many as those of W."""
+        return w_of_curvature if self.metric is None else self.metric.halved(w_of_curvature)
 
     @property
     def spectrum(self) -> np.ndarray:
@@ -287,12 +291,12 @@ class LowRank:
         """
         size = self.w.shape
         checks.check_value("rank", rank, checks.integer(1, min(size)).noted(f"of a matrix {size}"))
-        vectors = self._eigen[1][:, :rank]
+        vectors, w = self._eigen[1][:, :rank], self._of_curvature()
         if self._is_wide:
             # QR instead of dividing by the values: null directions are completed orthonormally.
-            vectors = np.linalg.qr(self._white().T @ vectors)[0]
+            vectors = np.linalg.qr(self._white(w).T @ vectors)[0]
         # A = W R V, (in, r); B = V^T, (r, out)
-        left, right = self._of_curvature() @ vectors, vectors.T
+        left, right = w @ vectors, vectors.T
         if self.curvature is not None:
             right = scipy.linalg.solve_triangular(
                 self.curvature.cholesky, vectors, lower=True, trans="T"

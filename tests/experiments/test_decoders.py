@@ -86,6 +86,15 @@ def _failing(done, save, after):
     return saved
 
 
+def test_only_the_sizes_that_a_config_names_are_healed(config):
+    config.budgets = (0.8, 0.6)
+    assert [decoders.heals(config, budget) for budget in config.budgets] == [True, True]
+    config.heal.budgets = (0.6,)
+    assert [decoders.heals(config, budget) for budget in config.budgets] == [False, True]
+    config.heal.update(steps=0, budgets=())
+    assert not decoders.heals(config, 0.6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -93,6 +102,7 @@ def _failing(done, save, after):
         ({"budget_of": "half"}, "config.budget_of='half'"),
         ({"calibration.order": "last"}, "config.calibration.order='last'"),
         ({"budgets": (0.01,)}, "smallest feasible budget"),
+        ({"heal.budgets": (0.7,)}, r"config.heal.budgets=\(0.7,\).*one of 0.8"),
         ({"calibration.length": 32, "calibration.texts": "SHORT"}, "fewer than one window"),
         ({"evaluation.window": 32}, "fewer than one window of config.evaluation"),
     ],

@@ -5,7 +5,6 @@ Also the training step that several benchmarks measure.
 
 import datetime
 import functools
-import os
 import platform
 import random
 import statistics
@@ -15,6 +14,8 @@ from collections.abc import Callable
 import jax
 import optax
 from absl import logging
+
+from mpojax import devices
 
 
 def interleaved(
@@ -85,10 +86,11 @@ def training_steps(parameters, loss: Callable, x) -> Callable:
 def machine() -> str:
     """One line that says where and when a figure was measured."""
     logging.set_verbosity(logging.WARNING)  # of the devices that jax looks for in vain
-    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    cores = devices.num_cores()
     return (
-        f"{datetime.date.today()}, {platform.machine()} {_processor()}, {_cores()} cores, "
-        f"{jax.default_backend()} ({devices}), jax {jax.__version__}"
+        f"{datetime.date.today()}, {platform.machine()} {_processor()}, {cores} cores, "
+        f"{jax.default_backend()} ({kinds}), jax {jax.__version__}"
     )
 
 
@@ -99,7 +101,3 @@ def _processor() -> str:
             return next(names).split(":")[1].strip()
     except (OSError, StopIteration):
         return platform.processor()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

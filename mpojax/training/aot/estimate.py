@@ -242,8 +242,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def as_does_not_fit(error: Exception) -> DoesNotFitError | None:
     """What the TPU compiler's error says about memory; None if it is about something else."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
-    if not found:
+    size = r"([\d.]+)([KMGT]?)"
+    # Of the whole program; or of its temporaries alone, where these are too many already.
+    texts = rf"Used {size} of {size} hbm", rf"HLO temporaries \({size}\) exceeds.*\({size}\)"
+    found = next(filter(None, (re.search(text, str(error)) for text in texts)), None)
+    if found is None:
         return None
     used, unit, capacity, other = found.groups()
     return DoesNotFitError(float(used) * _UNITS[unit], float(capacity) * _UNITS[other])

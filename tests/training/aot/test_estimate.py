@@ -77,6 +77,11 @@ def test_the_compilers_error_about_memory():
     assert str(problem) == (
         "does not fit: needs 17.31 GiB of the 15.75 GiB of a chip, 1.56 GiB too much."
     )
+    alone = RuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (21.81G) exceeds available HBM (15.75G)."
+    )
+    assert "needs 21.81 GiB of the 15.75 GiB" in str(estimate.as_does_not_fit(alone))
     assert estimate.as_does_not_fit(RuntimeError("INTERNAL: something else")) is None
 
 
