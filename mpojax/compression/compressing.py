@@ -12,7 +12,7 @@ from flax import nnx
 
 from mpojax import checks, files, models
 from mpojax.compression import allocation as allocation_lib
-from mpojax.compression import choosing, experts, layerwise, low_rank, sharing, workers
+from mpojax.compression import choosing, experts, layerwise, low_rank, sharing
 from mpojax.compression import rules as rules_lib
 from mpojax.compression.calibration import (
     Calibration,
@@ -21,13 +21,13 @@ from mpojax.compression.calibration import (
     some_batches,
 )
 from mpojax.compression.decomposition import Decomposer
-from mpojax.compression.matrices import Matrices, matrices_of
+from mpojax.compression.matrices import Matrices, matrices_of, one_blas_thread
 from mpojax.compression.report import CompressionReport
 from mpojax.compression.rules import Target
 from mpojax.models.arrays import check_finite
 
 
-@workers.one_blas_thread
+@one_blas_thread
 def compress(
     model: nnx.Module | models.StoredModel,
     rules: rules_lib.Rules | None = None,

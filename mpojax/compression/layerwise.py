@@ -28,8 +28,8 @@ import safetensors.numpy
 from flax import nnx
 
 from mpojax import files, models, mpo
-from mpojax.compression import tapping, workers
-from mpojax.compression.matrices import stored_type
+from mpojax.compression import tapping
+from mpojax.compression.matrices import side_by_side, stored_type
 from mpojax.nn.functional import matmul
 
 # A ridge for targets, relative to the mean square of an input: few tokens, or none in a direction,
@@ -231,7 +231,7 @@ class _Run:
             inputs, moments = self._moments(after, contexts, given, entered, step, is_new)
             new = [paths[name] for name, w in made.items() if w is None]
             about = (before, step, moments, ranks, curvatures)
-            found = workers.each(functools.partial(self._approximated, *about), new)
+            found = side_by_side(functools.partial(self._approximated, *about), new)
             made |= {path.split("/", 2)[2]: w for path, w in zip(new, found, strict=True)}
             for name, w in made.items():
                 tapping.part(after, name).kernel = nnx.Param(jnp.asarray(w, jnp.float32))

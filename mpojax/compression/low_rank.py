@@ -32,10 +32,10 @@ import numpy as np
 from absl import logging
 
 from mpojax import checks, mpo
-from mpojax.compression import layerwise, workers
+from mpojax.compression import layerwise
 from mpojax.compression.calibration import Calibration
 from mpojax.compression.layerwise import Approximations
-from mpojax.compression.matrices import Matrices, stored_type
+from mpojax.compression.matrices import Matrices, side_by_side, stored_type
 from mpojax.compression.report import MatrixRow, role_of_path
 
 # Of curvatures: few tokens know little about most directions.
@@ -157,7 +157,7 @@ class Task:
 
         known = self.calibration.statistics
         groups = itertools.groupby(self.paths, lambda path: known[path].reads)
-        for found in workers.each(of_input, [list(paths) for _, paths in groups]):
+        for found in side_by_side(of_input, [list(paths) for _, paths in groups]):
             for path, result in found:
                 yield path, result
                 self.advance(path)
@@ -238,7 +238,7 @@ def rows_of(
         predicted = float(losses[path][ranks[path]]) if method.by_loss else None
         return _row(task, path, found, method.label, predicted)
 
-    return [*workers.each(row, [path for path in task.paths if path in found.chains])]
+    return [*side_by_side(row, [path for path in task.paths if path in found.chains])]
 
 
 def _log_shares(task: Task, losses: Losses, share: float) -> dict[str, float]:

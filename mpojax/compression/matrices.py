@@ -11,16 +11,18 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from flax import nnx
 
-from mpojax import models, mpo, nn
+from mpojax import devices, models, mpo, nn
 from mpojax.compression import layers
 from mpojax.compression.rules import named_patterns
 from mpojax.models import arrays as arrays_lib
@@ -137,6 +139,24 @@ class _Weights(Mapping):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+# BLAS with one thread: on factorisations of these sizes more gain little on an idle machine, and on
+# a busy one lose tenfold, as they wait for each other.
+one_blas_thread = threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")
+
+T = TypeVar("T")
+R = TypeVar("R")
+_MOST_THREADS = 4  # each holds float64 copies of a large matrix
+
+
+def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`function` of each item, in order, in as many threads as there are cores, up to 4.
+
+    For factorisations: numpy and LAPACK run outside the interpreter's lock.
+    """
+    with futures.ThreadPoolExecutor(min(devices.num_cores(), _MOST_THREADS)) as pool:
+        yield from pool.map(function, items)
 
 
 def fingerprint(w) -> str:

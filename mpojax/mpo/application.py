@@ -147,7 +147,7 @@ def apply_merged(strategy: str, variant: tuple, arrays, shape: MPOShape, x):
     if strategy == "rebuild":
         return x @ arrays[0]
     if strategy == "low_rank":
-        return (x @ arrays[0][0, :, 0]) @ arrays[1][:, 0, :, 0]
+        return pivoted.product(pivoted.product(x, arrays[0][0, :, 0]), arrays[1][:, 0, :, 0])
     if strategy == "pivoted":
         return pivoted.apply(arrays, x)
     missing = shape.padded_in_features - shape.in_features

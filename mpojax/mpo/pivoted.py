@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from mpojax import devices
 from mpojax.mpo.shape import MPOShape
 
 
@@ -77,9 +78,22 @@ def to_matrix(cores):
 def apply(cores, x: jax.Array) -> jax.Array:
     """x (..., in) -> (..., out) for a pivoted chain; its cores are cast to the dtype of `x`."""
     a, b, order = cores
-    u = x @ a[0, :, 0].astype(x.dtype)
-    y = jnp.concatenate([u, u @ b[:, 0, :, 0].astype(x.dtype)], axis=-1)
+    u = product(x, a[0, :, 0])
+    y = jnp.concatenate([u, product(u, b[:, 0, :, 0])], axis=-1)
     return _in_order(y, order)
+
+
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x (..., k) @ w (k, n) in the dtype of x.
+
+    Of a single row on a CPU in two halves of k: XLA computes a small product on one core, which
+    reads half as fast as two, but the products of a batch side by side.
+    """
+    w, k = w.astype(x.dtype), w.shape[0]
+    if x.size > k or k % 2 or devices.platform() != "cpu":
+        return x @ w
+    halves = jnp.einsum("hk,hkn->hn", x.reshape(2, -1), w.reshape(2, k // 2, -1))
+    return jnp.sum(halves, axis=0).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

@@ -103,3 +103,14 @@ def test_a_model_with_pivoted_chains_is_saved_merged_and_rebuilt(tmp_path):
         np.testing.assert_allclose(other(ids), expected, atol=1e-5)
     counts = models.count_parameters(model)
     assert counts["central"] + counts["auxiliary"] == sum(s.num_params for s in shapes.values())
+
+
+@pytest.mark.parametrize(("rank", "leading"), [(10, ()), (9, (1, 1)), (10, (1,))])
+def test_a_single_row_gives_what_several_do(rank, leading):
+    w = np.random.default_rng(0).standard_normal((24, 40))
+    for cores, shape in (mpo.pivot(mpo.low_rank(w, rank)), (mpo.low_rank(w, rank), None)):
+        cores = [jnp.asarray(core, "int32" if core.ndim == 1 else "float32") for core in cores]
+        rows = jax.random.normal(jax.random.key(0), (3, 24))
+        several = mpo.apply(cores, rows, shape, training=False)[1].reshape(*leading, 40)
+        alone = mpo.apply(cores, rows[1].reshape(*leading, 24), shape, training=False)
+        np.testing.assert_allclose(alone, several, rtol=1e-4, atol=1e-4)

@@ -8,14 +8,14 @@ import threadpoolctl
 from flax import nnx
 
 import mpojax as mj
-from mpojax.compression import workers
+from mpojax.compression import matrices
 
 
 def test_results_are_in_order_and_come_from_threads():
     def square(number):
         return number**2, threading.current_thread() is not threading.main_thread()
 
-    assert list(workers.each(square, range(20))) == [(n**2, True) for n in range(20)]
+    assert list(matrices.side_by_side(square, range(20))) == [(n**2, True) for n in range(20)]
 
 
 def test_blas_works_with_one_thread_while_a_model_is_compressed():
