@@ -40,7 +40,9 @@ _COLUMNS = {
     "stored": ("stored_bytes", lambda value: f"{value / 1e6:.1f} MB"),
     "perplexity": ("perplexity", lambda value: f"{value:,.2f}" if value < 1e5 else f"{value:.1e}"),
     "decode tokens/s": ("decode", "{:.1f}".format),
+    "over dense": ("decode_ratio", "{:.2f}".format),
     "prefill tokens/s": ("prefill", "{:,.0f}".format),
+    "prefill over dense": ("prefill_ratio", "{:.2f}".format),
     "seconds": ("seconds", "{:.0f}".format),
 }
 
@@ -288,7 +290,8 @@ def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any
         raise SystemExit(0)  # by a signal: the same command resumes
     target = setup.folder / "models" / variant
     io.save_pretrained(model, target, tokenizer_from=setup.tokenizer)
-    kept = ("budget", "matrices_ratio", "stored_bytes", "parameters", "prefill", "decode")
+    kept = ("budget", "matrices_ratio", "stored_bytes", "parameters")
+    kept += ("prefill", "prefill_ratio", "decode", "decode_ratio")
     content = {"label": "ours, healed", "method": "healed"}
     content |= {name: row[name] for name in kept if name in row}
     return _measured(setup, "healed", model, content | {"seconds": time.perf_counter() - start})
@@ -329,10 +332,20 @@ def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) 
     if method in (*_TIMED, "healed") and setup.config.sample.new_tokens:
         content["sample"] = _sample(setup, dense)
     if method in _TIMED and settings.speed_rounds:
-        # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
-        speed = evaluation.speed(models.unstacked(model), rounds=settings.speed_rounds)
-        content |= {"prefill": speed.prefill, "decode": speed.decode}
+        content |= _speed(model, dense, settings.speed_rounds)
     return content
+
+
+def _speed(model: models.Model, dense: models.Model, rounds: int) -> dict[str, float]:
+    """Tokens per second, and of a compressed model their ratios to those of the dense one."""
+    # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
+    timed = [models.unstacked(each) for each in ([model] if model is dense else [model, dense])]
+    own, *others = models.speeds(timed, rounds=rounds)
+    found = {"prefill": own.prefill, "decode": own.decode}
+    for other in others:
+        found["prefill_ratio"] = own.prefill / other.prefill
+        found["decode_ratio"] = own.decode / other.decode
+    return found
 
 
 def _sample(setup: Setup, model: models.Model) -> str:

@@ -40,6 +40,7 @@ from mpojax.models.evaluation import (
     TokenScores,
     perplexity,
     speed,
+    speeds,
     token_scores,
 )
 from mpojax.models.generation import Generated, generate
@@ -129,6 +130,7 @@ __all__ = [
     "self_attention_mask",
     "similarity",
     "speed",
+    "speeds",
     "stacked_arrays",
     "to_arrays",
     "token_scores",

@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -224,6 +224,23 @@ def speed(
       >>> models.speed(model, prompt_length=8, new_tokens=4).decode > 0
       True
     """
+    counts = {"prompt_length": prompt_length, "new_tokens": new_tokens, "batch_size": batch_size}
+    return speeds([model], **counts, rounds=rounds)[0]
+
+
+def speeds(
+    models: Sequence[Model],
+    *,
+    prompt_length: int = 256,
+    new_tokens: int = 32,
+    batch_size: int = 1,
+    rounds: int = 5,
+) -> list[Speed]:
+    """`speed` of several models, timed in turns: what else a machine does slows all of them alike.
+
+    So ratios of these are worth more than those of figures from different times. All models are in
+    memory together.
+    """
     counts = {
         "prompt_length": prompt_length,
         "new_tokens": new_tokens,
@@ -231,22 +248,27 @@ def speed(
         "rounds": rounds,
     }
     checks.check(counts, dict.fromkeys(counts, checks.integer(1)))
+    passes = [_passes(model, prompt_length, new_tokens, batch_size) for model in models]
+    seconds = _median_seconds([call for own in passes for call, _ in own], rounds)
+    rates = iter(seconds)
+    found = [[tokens / next(rates) for _, tokens in own] for own in passes]
+    return [Speed(*own, *[None] * (2 - len(own))) for own in found]
+
+
+def _passes(model: Model, prompt_length: int, new_tokens: int, batch_size: int) -> list[tuple]:
+    """(call, tokens that it reads or makes): prefill and decoding, of an encoder its one pass."""
     rng = np.random.default_rng(0)
     ids = rng.integers(model.config.vocab_size, size=(batch_size, prompt_length))
     ids = jnp.asarray(ids, jnp.int32)
     if isinstance(model.config, EncoderConfig):
         check_length(model.config, prompt_length)
-        seconds = _median_seconds(functools.partial(_forward, model, ids), rounds)
-        return Speed(ids.size / seconds, None)
+        return [(functools.partial(_forward, model, ids), ids.size)]
     check_decoder(model, "the speed of generation needs")
     check_length(model.config, prompt_length + new_tokens)
     prefill = functools.partial(_prefill, model, ids, new_tokens + 1)
     token, cache = prefill()
     decode = functools.partial(_decode, model, token, cache, new_tokens)
-    return Speed(
-        ids.size / _median_seconds(prefill, rounds),
-        batch_size * new_tokens / _median_seconds(decode, rounds),
-    )
+    return [(prefill, ids.size), (decode, batch_size * new_tokens)]
 
 
 def check_decoder(model: Model, needs: str) -> None:
@@ -355,12 +377,15 @@ def _decode(model, token, cache, num):
     return jax.lax.scan(step, (token, cache), length=num)[1]
 
 
-def _median_seconds(function: Callable, rounds: int) -> float:
-    """Of some rounds; the call before them compiles."""
-    jax.block_until_ready(function())
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def _median_seconds(calls: Sequence[Callable], rounds: int) -> list[float]:
+    """Of some rounds, in each of which every call is timed once; calls before them compile."""
+    for call in calls:
+        jax.block_until_ready(call())
+    times = [[_seconds(call) for call in calls] for _ in range(rounds)]
+    return [statistics.median(own) for own in zip(*times, strict=True)]
+
+
+def _seconds(call: Callable) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start

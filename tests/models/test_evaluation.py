@@ -111,9 +111,20 @@ def test_progress_counts_windows():
 
 
 def test_speed_counts_all_sequences(monkeypatch):
-    monkeypatch.setattr(evaluation, "_median_seconds", lambda function, rounds: 0.5)
+    monkeypatch.setattr(evaluation, "_seconds", lambda call: 0.5)
     model = small_language.dense(DECODERS["llama"])
     assert models.speed(model, prompt_length=6, new_tokens=4, batch_size=2) == (24.0, 16.0)
+
+
+def test_models_are_timed_in_turns(monkeypatch):
+    calls = []
+    monkeypatch.setattr(evaluation, "_seconds", lambda call: calls.append(call) or 1.0)
+    decoder = small_language.dense(DECODERS["llama"])
+    encoder = small.random_model(small.BERT)
+    sizes = {"prompt_length": 6, "new_tokens": 4}
+    assert models.speeds([decoder, encoder], **sizes, rounds=2) == [(6.0, 4.0), (6.0, None)]
+    assert calls[:3] == calls[3:]
+    assert len(set(map(id, calls))) == 3
 
 
 def test_speed_makes_the_tokens_that_generate_makes():
