@@ -114,6 +114,8 @@ def test_a_decoders_source_loses_its_beginning(tokenizer):
     assert tokenizer.decode(made["input_ids"][0, :-1]).endswith("good")
     with pytest.raises(ValueError, match="max_length=2 is too short for the longest"):
         t_few.encode(["film"], [["yes it is"]], None, tokenizer, max_length=2)
+    with pytest.raises(ValueError, match=r"sources\[1\]='' has no token"):
+        t_few.encode(["film", ""], [["yes"]] * 2, None, tokenizer, with_source=True)
 
 
 TASK = data.from_arrays("mood", {"train": (["good", "bad"], ["yes", "no"])})

@@ -116,12 +116,19 @@ def encode(
       right choice; and where sources are apart input_ids, attention_mask (N, S) int32.
 
     Raises:
-      ValueError: no end-of-text token where one is needed; a choice that does not fit.
+      ValueError: no end-of-text token where one is needed; a choice that does not fit; a source
+        without a token, where choices stand behind it.
     """
     if not with_source and tokenizer.eos_id is None:
         raise ValueError("the tokenizer names no end-of-text token, which ends all texts of a T5.")
     end = [] if with_source else [tokenizer.eos_id]
     heads = list(tokenizer.encode_plain(sources))
+    if with_source and not all(heads):
+        empty = next(index for index, ids in enumerate(heads) if not ids)
+        raise ValueError(
+            f"sources[{empty}]={sources[empty]!r} has no token: a decoder tells the first token of "
+            "a choice by the text before it. Leave it out, or put a prompt around the texts."
+        )
     flat = [f" {text}" if with_source else text for each in choices for text in each]
     tails = [[*ids, *end] for ids in tokenizer.encode_plain(flat)]
     if max(map(len, tails)) >= max_length:
