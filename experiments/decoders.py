@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import pathlib
 import time
@@ -14,7 +13,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from experiments import evaluate, sources
+from experiments import evaluate, runs, sources
 from experiments.render import comparison, frames
 from experiments.render import figures as render
 from mpojax import checks, compression, data, figures, files, io, models, tables
@@ -235,9 +234,7 @@ def shown(budget: float) -> str:
 
 def _record(setup: Setup, name: str, make) -> dict[str, Any]:
     path = setup.folder / "compression" / f"{name}.json"
-    if not path.is_file():
-        files.write_atomic(path, json.dumps({"variant": name, **make()}, indent=1) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return runs.kept(path, lambda: {"variant": name, **make()})
 
 
 def _compressed(setup: Setup, name: str, budget: float, variant: str) -> dict[str, Any]:

@@ -7,13 +7,15 @@ Neurons that fire together become experts (`mpojax.moefy`); for each router and 
 experts, perplexity and FLOPs of a token. "truth" takes the most active experts, for which all are
 computed: what a router could reach. With `--budgets` the experts are then compressed to fractions
 of their parameters, around a core that all share where that loses less, and with an SVD for each.
-Prints a table; writes it, `result.json` and `models/` to the workdir; of a finished run it only
-shows the table again.
+Prints a table; writes it, `result.json` and `models/` to the workdir. Started again, the command
+goes on behind the last finished row; of a finished run it only shows the table again.
 """
 
 import dataclasses
+import functools
+import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags, logging
@@ -82,8 +84,17 @@ class _Job:
     test: Any
     tokenizer: str
 
-    def measured(self, model, **row: Any) -> dict[str, Any]:
-        """The row of a model."""
+    def measured(self, make: Callable[[], models.LanguageModel], **row: Any) -> dict[str, Any]:
+        """The row of the model that `make` gives, measured once."""
+        name = "_".join(str(part).replace(" ", "_") for part in row.values())
+        return self.kept(name, lambda: self.measure(make(), row))
+
+    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A finished part of the run, or what `make` gives."""
+        return runs.kept(self.folder / "rows" / f"{name}.json", make)
+
+    def measure(self, model: models.LanguageModel, row: dict[str, Any]) -> dict[str, Any]:
+        """`row` with what is measured of the model."""
         with progress_lib.progress(f"perplexity, {row}") as advance:
             found = models.perplexity(
                 model,
@@ -150,8 +161,25 @@ def _prepared(settings: Moefying, folder: pathlib.Path) -> _Job:
 
 def _rows(job: _Job) -> Iterator[dict[str, Any]]:
     settings, split = job.settings, None
-    yield job.measured(job.dense, router="dense", share=1.0)
+    yield job.measured(lambda: job.dense, router="dense", share=1.0)
     for router in settings.listed_routers:
+        made = _split(job, router)
+        for share in settings.numbers("shares"):
+            with_share = functools.partial(moefication.with_share, made, share)
+            if split is None:
+                upper = functools.partial(with_share, truth=True)
+                yield job.measured(upper, router="truth", share=share)
+            yield job.measured(with_share, router=router, share=share)
+        split = made if split is None else split
+    if split is not None and settings.numbers("budgets"):
+        yield from _compressed(job, moefication.with_share(split, 1.0))
+
+
+def _split(job: _Job, router: str) -> models.LanguageModel:
+    """The model with experts, from its folder where an earlier start has made it."""
+    settings = job.settings
+
+    def make() -> dict[str, Any]:
         with progress_lib.progress(f"splitting, router {router}") as advance:
             made = moefication.moefy(
                 job.dense,
@@ -163,39 +191,35 @@ def _rows(job: _Job) -> Iterator[dict[str, Any]]:
                 progress=advance,
             )
         job.save(made, router)
-        for share in settings.numbers("shares"):
-            if split is None:
-                upper = moefication.with_share(made, share, truth=True)
-                yield job.measured(upper, router="truth", share=share)
-            yield job.measured(moefication.with_share(made, share), router=router, share=share)
-        split = made if split is None else split
-    if split is not None:
-        yield from _compressed(job, moefication.with_share(split, 1.0))
+        return {"router": router}
+
+    job.kept(f"split_{router}", make)
+    return io.load_pretrained(job.folder / "models" / router)
 
 
-def _compressed(job: _Job, split) -> Iterator[dict[str, Any]]:
+def _compressed(job: _Job, split: models.LanguageModel) -> Iterator[dict[str, Any]]:
     """Rows of the experts at fractions of their parameters."""
-    budgets = job.settings.numbers("budgets")
-    if not budgets:
-        return
-    calibration = compression.calibrate(split, job.batches)
+    calibrated = functools.cache(lambda: compression.calibrate(split, job.batches))
     total = sum(models.count_parameters(split).values())
     own = sum(array.size for path, array in models.to_arrays(split).items() if array.ndim == 3)
-    for budget in budgets:
-        for method in _COMPARED:
-            with progress_lib.progress(f"{method} at {budget:g}") as advance:
-                small, report = compression.compress(
-                    split,
-                    _BLOCKS,
-                    budget=int(total - (1 - budget) * own),
-                    method=method,
-                    calibration=calibration,
-                    progress=advance,
-                )
-            job.save(small, f"{method}_{100 * budget:g}")
-            notes = list(report.notes)
-            row = {"router": f"experts by {method}, {100 * budget:g} %", "share": 1.0}
-            yield job.measured(small, **row) | {"notes": notes}
+
+    def row(budget: float, method: str) -> dict[str, Any]:
+        with progress_lib.progress(f"{method} at {budget:g}") as advance:
+            small, report = compression.compress(
+                split,
+                _BLOCKS,
+                budget=int(total - (1 - budget) * own),
+                method=method,
+                calibration=calibrated(),
+                progress=advance,
+            )
+        job.save(small, f"{method}_{100 * budget:g}")
+        label = f"experts by {method}, {100 * budget:g} %"
+        found = job.measure(small, {"router": label, "share": 1.0})
+        return found | {"notes": list(report.notes)}
+
+    for budget, method in itertools.product(job.settings.numbers("budgets"), _COMPARED):
+        yield job.kept(f"{method}_{100 * budget:g}", functools.partial(row, budget, method))
 
 
 def _table(rows) -> tuple[list[str], list[list[str]]]:

@@ -1,8 +1,9 @@
 """A run in its folder: what its config asks for, what it is recognised by, what it leaves there."""
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from absl import logging
 from experiments import config_fields, tasks
 from experiments.render import runs as figures
 from experiments.tasks import loading
-from mpojax import data, files, io, training
+from mpojax import checks, data, files, io, training
 from mpojax.checks import check_value
 from mpojax.methods import mpop, protocol
 from mpojax.methods import options as options_lib
@@ -113,6 +114,13 @@ def known(folder: str | pathlib.Path, config: ml_collections.ConfigDict) -> trai
     """The folder, if there is a run in it; None if it is new."""
     there = (files.at(folder) / "config.json").is_file()
     return training.Workdir(folder, config) if there else None
+
+
+def kept(path: pathlib.Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """A record that an earlier start of the run has left, or what `make` gives, which is left."""
+    if not path.is_file():
+        files.write_atomic(path, json.dumps(make(), indent=1) + "\n")
+    return checks.read_json(path)
 
 
 def claim(

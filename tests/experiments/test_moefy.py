@@ -18,7 +18,7 @@ def moefying(model, **changes):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_quality_by_share_and_size_and_a_finished_run_is_shown(model, tmp_path, capsys):  # noqa: F811
+def test_quality_by_share_and_size_and_a_stop(model, tmp_path, capsys, monkeypatch):  # noqa: F811
     settings = moefying(model, shares="0.5,1.0", budgets="0.8")
     found = moefy.run(settings, str(tmp_path / "run"))
     rows = found["rows"]
@@ -36,6 +36,12 @@ def test_quality_by_share_and_size_and_a_finished_run_is_shown(model, tmp_path, 
     assert json.loads((tmp_path / "run" / "result.json").read_text())["rows"] == rows
     assert moefy.run(settings, str(tmp_path / "run")) == found
     assert first.endswith(capsys.readouterr().out)
+    # Stopped behind the splitting: that is not done again.
+    (tmp_path / "run" / "result.json").unlink()
+    for name in ("truth_1.0", "experts_80"):
+        (tmp_path / "run" / "rows" / f"{name}.json").unlink()
+    monkeypatch.delattr(moefy.moefication, "moefy")
+    assert moefy.run(settings, str(tmp_path / "run")) == found
 
 
 @pytest.mark.parametrize(
