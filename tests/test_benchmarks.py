@@ -5,7 +5,8 @@ import json
 import jax
 import pytest
 
-from tools.benchmarks import accelerator, workloads
+from mpojax import models
+from tools.benchmarks import accelerator, decoders, workloads
 
 TINY = accelerator.SIZES["tiny"]
 
@@ -32,6 +33,13 @@ def test_what_is_known_is_not_measured_again_and_failures_are_told(tmp_path, cap
     assert accelerator.run(tmp_path, TINY, minutes=0.0) == 1  # no time for the other
     assert accelerator.run(tmp_path, TINY) == 0
     assert json.loads((tmp_path / "good.json").read_text())["path"] == "cudnn"
+
+
+def test_speeds_of_decoders_stand_over_those_of_the_first():
+    found = [models.Speed(600.0, 30.0), models.Speed(750.0, 45.0)]
+    dense, small = decoders.table(["dense", "small"], found).splitlines()[-2:]
+    assert dense.split() == ["dense", "600", "1.00", "30.0", "1.00"]
+    assert small.split() == ["small", "750", "1.25", "45.0", "1.50"]
 
 
 @pytest.mark.parametrize("name", workloads.WORKLOADS)
