@@ -8,9 +8,11 @@ perplexity on held-out texts:
                                                             │ the best
                                  layer by layer, with its ranks  ──►  kept if it is better still
 
-Layer by layer takes most of the time, and gains where errors add up: it is not tried where the best
-of the others is within a fifth of a nat of the original. (Of SmolLM2 at 80 %, 0.09 to 0.13 nats, it
-was worse in each of three runs; at 60 %, 0.5 to 0.7 nats, better in each.)
+Layer by layer takes most of the time. It gains where errors add up, and needs many tokens, for it
+fits weights to what reaches them. It is not tried where the best of the others is within a fifth of
+a nat of the original (of SmolLM2 at 80 %, 0.09 to 0.13 nats, worse in each of four runs; at 60 %,
+0.5 to 0.7 nats, better in each of five), nor with fewer than six tokens for each of the most inputs
+that a matrix has (of SmolLM2 with 4 and 5 worse by a tenth, of MiniLM with 7 better).
 
 One factorisation of a matrix serves all candidates: the leading columns and rows of a chain are the
 chain of a smaller rank. They are measured as dense matrices in the model's own program, which is
@@ -47,6 +49,7 @@ CANDIDATES: dict[str, Method] = {
 }
 LAYERWISE = "layer by layer"
 _CLOSE = 0.2  # nats a token above the original
+_FEWEST = 6  # tokens for each input
 SHARED = "first cores shared"  # tried where a few pairs of layers promise to gain
 
 
@@ -140,9 +143,9 @@ def best(
     chosen = min(ranks, key=found.get)
     own = ranks[chosen]
     made = {chosen: factors.chains(own)}
-    if measure.predicts and found[chosen] < found["dense"] * math.exp(_CLOSE):
+    if reason := _no_gain(task, measure, found, chosen):
         task.steps -= len(task.paths)
-        task.advance(f"{chosen}, close to the original")
+        task.advance(f"not {LAYERWISE}: {reason}")
     else:
         name = f"{chosen}, {LAYERWISE}"
         made[name] = low_rank.layer_by_layer(task, method, own)
@@ -157,6 +160,18 @@ def best(
     if chosen != SHARED:
         rows = low_rank.rows_of(task, method, made[chosen], own, losses)
     return made[chosen], rows, Choice(measure.unit, measure.tokens, found, chosen)
+
+
+def _no_gain(task: Task, measure: Measure, found: Mapping[str, float], chosen: str) -> str | None:
+    """Why layer by layer would not be better than what is chosen; None where it may be."""
+    if measure.predicts and found[chosen] < found["dense"] * math.exp(_CLOSE):
+        return f"{chosen} is close to the original"
+    known = task.calibration.statistics
+    tokens = min(known[path].count for path in task.paths)
+    inputs = max(task.matrices.sizes[path][0] for path in task.paths)
+    if tokens < _FEWEST * inputs:
+        return f"{tokens:,.0f} tokens are few for {inputs:,} inputs"
+    return None
 
 
 def _compared(task: Task, measure: Measure, factors: "_Factors", ranks) -> dict[str, float]:

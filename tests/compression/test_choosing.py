@@ -24,9 +24,10 @@ def model():
 
 @pytest.fixture(scope="module", autouse=True)
 def always_layer_by_layer():
-    """An untrained model predicts nothing, and so loses nothing by compression."""
+    """An untrained model predicts nothing, and so loses nothing; a test has few tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "_CLOSE", -np.inf)
+        patch.setattr(choosing, "_FEWEST", 0)
         yield
 
 
@@ -125,8 +126,10 @@ def test_layer_by_layer_is_kept_only_if_it_is_better(model, monkeypatch):
     assert any(shape.pivoted for shape in made.shapes.values())
 
 
-def test_layer_by_layer_is_not_tried_close_to_the_original(model, compressed, monkeypatch):
-    monkeypatch.setattr(choosing, "_CLOSE", 9.0)
+@pytest.mark.parametrize("limit", [{"_CLOSE": 9.0}, {"_FEWEST": 99}])
+def test_layer_by_layer_is_not_tried_where_it_would_not_gain(model, compressed, limit, monkeypatch):
+    for name, value in limit.items():
+        monkeypatch.setattr(choosing, name, value)
     steps = []
     _, report = mj.compress(
         model, budget=0.7, calibration=IDS, progress=lambda *step: steps.append(step)
