@@ -302,7 +302,7 @@ def _calibrated(setup: Setup, advance) -> compression.Calibration:
         curvature=any(compression.METHODS[name].by_loss for name in setup.methods),
         curvature_tokens=compression.CURVATURE_TOKENS,
         folder=setup.folder / "calibration",
-        progress=lambda done: advance(done, len(setup.batches), "statistics"),
+        progress=lambda done: advance(int(100 * done / len(setup.batches)), 100, "% of statistics"),
     )
 
 

@@ -159,7 +159,7 @@ def calibrate(
         learned, held_out = compression.split_held_out(learned)
     with progress_lib.progress(f"calibrating on texts of {task.name}") as advance:
         calibration = compression.calibrate(
-            dense, learned, **options, progress=lambda done: advance(done, len(learned), "")
+            dense, learned, **options, progress=lambda done: advance(int(done), len(learned), "")
         )
     is_encoder = isinstance(dense.config, models.EncoderConfig)
     test = batches(task.dev_split) if is_encoder and task.dev_split in task.splits else []

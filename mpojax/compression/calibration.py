@@ -169,7 +169,7 @@ def calibrate(
     curvature: bool = False,
     curvature_tokens: int | None = None,
     folder: str | os.PathLike | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Calibration:
     """Collects the covariance of the inputs of every dense matrix, in one pass over batches.
 
@@ -199,7 +199,8 @@ def calibrate(
         layers * tokens * hidden size * 4 bytes.
       folder: of a decoder, keeps statistics in files of this folder and reads them when they are
         used: of large models they are larger than the model. An interrupted call resumes there.
-      progress: called with the number of batches done after each one.
+      progress: called with the number of batches done after each one, or after each layer of one,
+        where layers are run one by one: a part of a batch then counts as a fraction.
 
     Raises:
       ValueError: no batches, a batch without the inputs that the model reads or without any real
@@ -238,7 +239,7 @@ def calibrated(
     curvature: bool = False,
     curvature_tokens: int | None = None,
     folder: str | os.PathLike | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Calibration:
     """As `calibrate`, of a model that is taken apart already."""
     if loss is None and runs_by_layers(matrices.model):
@@ -275,9 +276,9 @@ def _by_layers(matrices: Matrices, batches, tokens: int, folder, progress) -> Ca
 
     def advance():
         nonlocal done
-        before, done = len(inputs) * done // total, done + 1
-        if progress is not None and len(inputs) * done // total > before:
-            progress(len(inputs) * done // total)
+        done += 1
+        if progress is not None:
+            progress(len(inputs) * done / total)
 
     found = layer_statistics.collect(matrices.stored, observed, inputs, curved, folder, advance)
     count = round(float(sum(weights.sum() for _, weights in inputs)))
