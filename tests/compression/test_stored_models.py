@@ -14,6 +14,7 @@ from mpojax import compression, io, models
 from mpojax.compression import calibration as calibration_lib
 from mpojax.compression import layer_statistics
 from mpojax.compression.matrices import matrices_of
+from tests import marks
 from tests.models import small_language
 
 CONFIG = dataclasses.replace(small_language.LLAMA, num_layers=2)
@@ -112,7 +113,10 @@ def test_statistics_in_files_are_found_again(model, calibration, tmp_path, monke
     assert other.num_examples == 4
 
 
-@pytest.mark.parametrize("method", ["whitened", "layerwise", "best"])
+# What is best is one of the methods: tests/compression/test_choosing.py.
+@pytest.mark.parametrize(
+    "method", marks.slow_but({"whitened", "layerwise"}, ("whitened", "layerwise", "best"))
+)
 def test_16_bits_stay_16_bits(folder_in_16_bits, method):
     """Matrix by matrix from the files as from memory; what is saved is loaded as it was."""
     stored = io.open_pretrained(folder_in_16_bits)

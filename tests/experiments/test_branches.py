@@ -38,6 +38,8 @@ def test_majority_kernels_leave_a_plain_model_and_resume(config, tmp_path, stopp
     assert "left after merging" in (tmp_path / "whole/summary.txt").read_text()
 
 
+# That they learn the same: tests/methods/test_branches.py.
+@pytest.mark.slow
 def test_gradients_and_branches_leave_the_same_model(config, tmp_path):
     config.update_from_flattened_dict(SGD)
     config.optimizer.clip_norm = 0.0

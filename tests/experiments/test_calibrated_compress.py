@@ -47,6 +47,8 @@ def test_variants_by_outputs_stand_beside_the_plain_ones(config, tmp_path):
         assert row["output_error"] <= row["data_svd_output_error"] + 1e-5
 
 
+# The methods on encoders: tests/compression/test_choosing.py; in a study: test_decoders.py.
+@pytest.mark.slow
 def test_methods_of_decoders_take_encoders_too(config, tmp_path):
     config.compare, config.budget_of = ("best,whitened,svd_aware",), "matrices"
     config.variants.svd_aware.same_size_as = "whitened"

@@ -15,6 +15,7 @@ from experiments import compress, sources, sweep
 from experiments import variants as variants_lib
 from experiments.render import comparison
 from mpojax import compression, io, models, tables, training
+from tests import marks
 from tests.experiments.toy_encoder import SETTINGS, write_texts, write_vocabulary
 from tests.models import small_language
 
@@ -186,8 +187,13 @@ def own(checkpoint, **changes):
     return config
 
 
-@pytest.mark.parametrize("changes", [{"bond": 4}, {"budget": 0.5}, {"budget": 4000.0}, {}])
-def test_own_checkpoint_without_training(checkpoint, tmp_path, changes):
+OWN = {"bond": {"bond": 4}, "share": {"budget": 0.5}, "count": {"budget": 4000.0}, "full": {}}
+
+
+# Budgets that are counts: tests/compression; full bonds: test_the_whole_study.
+@pytest.mark.parametrize("name", marks.slow_but({"bond", "share"}, OWN))
+def test_own_checkpoint_without_training(checkpoint, tmp_path, name):
+    changes = OWN[name]
     assert compress.main(own(checkpoint, **changes), str(tmp_path / "run")) == 0
     table = {row["variant"]: row for row in rows(tmp_path / "run" / "comparison.csv")}
     assert list(table) == ["mpo", "svd"]
@@ -206,7 +212,8 @@ def test_own_checkpoint_without_training(checkpoint, tmp_path, changes):
     assert not (tmp_path / "run" / "cells").exists()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+# Gates are those of T5 here.
+@pytest.mark.parametrize("name", marks.slow_but({"gpt2", "t5"}, ("gpt2", "llama", "t5")))
 def test_language_models_whole(tmp_path, capsys, name):
     """Every matrix of the layers takes part, gates among them."""
     kinds = {**small_language.DECODERS, "t5": small_language.T5_GATED}

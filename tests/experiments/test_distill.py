@@ -24,6 +24,7 @@ def common(config, checkpoint, texts):
 def teacher(checkpoint, texts, tmp_path_factory):
     config = common(finetune_base.get_config(), checkpoint, texts)
     config.pooling, config.save_model, config.steps = "mean", True, 20
+    config.checkpoint_every = 0
     folder = tmp_path_factory.mktemp("teacher")
     assert train.run(config, folder) == 0
     return folder / "model"

@@ -5,6 +5,7 @@ import pytest
 from configs.t_few import base, prompts
 from experiments import train
 from mpojax import io, models
+from tests import marks
 from tests.experiments import toy_language
 from tests.experiments.test_text_to_text import MOOD, PAIR, write_texts
 from tests.experiments.toy import result_of
@@ -22,12 +23,13 @@ def make(folder, kind, **fields):
     config.task, config.data_dir, config.tokenizer = MOOD, str(folder), str(folder / "words")
     config.model_config = KINDS[kind]
     config.choices.names = ("bad", "good one")
-    config.steps, config.checkpoint_every, config.log_every = 4, 2, 1
+    config.steps, config.checkpoint_every, config.log_every = 4, 0, 1
     config.optimizer.warmup_steps, config.eval_batch_size = 0.0, 8
     return toy_language.put(config, fields)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Losses of encoder-decoders: tests/methods/test_t_few.py; a run of one: below.
+@pytest.mark.parametrize("kind", marks.slow_but({"decoder"}, KINDS))
 def test_everything_trained_learns_and_a_stopped_run_resumes(folder, kind, tmp_path, stopped_at):
     fields = {"trainable": "all", "adapters": (), "save_model": True, "steps": 20}
     config = make(folder, kind, optimizer__learning_rate=0.05, **fields)

@@ -54,7 +54,7 @@ def config(folder, **fields):
     made.tokenizer, made.data_dir, made.dataset = str(folder / "words"), str(folder), TEXTS
     made.model_config = dict(DECODER)
     made.length, made.batch_size, made.eval_batch_size = 16, 8, 8
-    made.steps, made.log_every, made.checkpoint_every = 4, 1, 2
+    made.steps, made.log_every, made.checkpoint_every = 4, 1, 0
     made.optimizer.learning_rate = 1e-2
     return put(made, fields)
 

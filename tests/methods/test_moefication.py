@@ -11,6 +11,7 @@ import mpojax as mj
 from mpojax import models
 from mpojax.methods import moefication
 from mpojax.methods.moefication import clustering, inputs, routers
+from tests import marks
 from tests.models import small_language
 
 IDS = np.random.default_rng(0).integers(1, 20, (8, 9))
@@ -131,7 +132,7 @@ def test_a_trained_router_catches_more_than_centres():
     assert caught["centre"] < caught["mlp"] <= caught["truth"]
 
 
-@pytest.mark.parametrize("name", ["gated", "T5"])
+@pytest.mark.parametrize("name", marks.slow_but({"T5"}, ("gated", "T5")))
 def test_learned_from_texts_saved_and_compressed(name, tmp_path):
     dense = model_of(name)
     batch = {"input_ids": IDS}

@@ -27,8 +27,8 @@ def make_optimizer(model, **changes):
     return training.make_optimizer(fields, training.roles(model), 20)
 
 
-def trained(model, **changes):
-    optimizer = make_optimizer(model, **changes)
+def trained(model):
+    optimizer = make_optimizer(model)
     state = training.TrainState.create(model, nnx.Param, optimizer, seed=3)
     step = training.TrainStep(objectives.classification_loss, optimizer)
     for _ in range(3):
@@ -78,7 +78,8 @@ def test_an_optimizer_that_cannot_follow():
     def muon(model):
         return make_optimizer(model, name="muon")
 
-    state = trained(small.random_model(CONFIG), name="muon")
+    model = small.random_model(CONFIG)
+    state = training.TrainState.create(model, nnx.Param, muon(model), seed=3)
     with pytest.raises(ValueError, match="cannot follow"):
         opf.convert(state, PATHS, opdf.OPDFSettings(num_inner_cores=1), nnx.Param, muon)
     with pytest.raises(ValueError, match="name at least one matrix"):

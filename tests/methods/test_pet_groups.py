@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpojax import mpo
@@ -13,6 +13,8 @@ from mpojax.methods.pet import scores as pet_scores
 from mpojax.methods.pet.groups import Chain, Entries, Module
 
 TOLERANCE = 1e-12
+# Each shape is compiled.
+some = settings(max_examples=8)
 
 
 @st.composite
@@ -69,6 +71,7 @@ def close(one, other, scale=1.0):
     np.testing.assert_allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * (1 + abs(scale)))
 
 
+@some
 @given(chains())
 def test_every_core_and_every_bond_has_the_same_sum(chain):
     """Euler's identity, and one side of a bond counts what both sides do."""
@@ -89,6 +92,7 @@ def test_every_core_and_every_bond_has_the_same_sum(chain):
                 close(float(scores[index]), -np.sum(_matrix(part) * g), size)
 
 
+@some
 @given(chains())
 def test_a_loss_that_is_linear_in_the_matrix_changes_by_the_score(chain):
     with jax.enable_x64(True):
@@ -107,6 +111,7 @@ def _open_bond(cores, grads):
     return np.tensordot(cores[0], grads[0], axes=((0, 1, 2),) * 2)
 
 
+@some
 @given(chains(), st.integers(0, 1000))
 def test_changes_of_basis(chain, seed):
     """A diagonal one moves no score of an entry, an orthogonal one rotates the open bond."""
