@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mpojax import compression, io, models
+from tests import marks
 from tests.parity import language_families as families
 from tests.parity import reference
 
@@ -35,7 +36,8 @@ def _both(theirs, folder):
     return ours, reference.load(folder / "ours", type(theirs))
 
 
-@pytest.mark.parametrize("name", SIZES)
+# One head for all decoders; of Qwen2 and Llama themselves: test_llama.py.
+@pytest.mark.parametrize("name", marks.slow_but({"Gemma3Text", "GPT2"}, SIZES))
 def test_classifiers(tmp_path, name):
     """The head reads the last real token."""
     theirs = families.model(f"{name}ForSequenceClassification", num_labels=3, **SIZES[name])

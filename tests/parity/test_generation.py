@@ -61,8 +61,13 @@ def _inputs(seed: int, batch: int = 12):
     return np.where(mask == 1, ids, 0), mask
 
 
-@pytest.mark.parametrize("padding", ["none", "left"])
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    marks.slow_but(
+        {("gpt2", "left"), ("llama", "left"), ("llama", "none")},
+        [(kind, padding) for kind in DECODERS for padding in ("none", "left")],
+    ),
+)
 def test_greedy_decoder(tmp_path, kind, padding):
     name, settings = DECODERS[kind]
     theirs = families.model(name, 1, 0.3, **settings)
@@ -119,7 +124,8 @@ def _t5(version: str, folder, seed: int):
     return theirs, io.load_pretrained(families.saved(theirs, folder))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+# Layers of version 1.0: test_beams_of_an_encoder_decoder.
+@pytest.mark.parametrize("version", marks.slow_but({"1.1"}, VERSIONS))
 def test_greedy_encoder_decoder(tmp_path, version):
     theirs, loaded = _t5(version, tmp_path, 3)
     ids, mask = _sources(2)
@@ -137,7 +143,11 @@ def test_greedy_encoder_decoder(tmp_path, version):
 
 @pytest.mark.parametrize(
     ("version", "beams", "length_penalty"),
-    [("1.0", 2, 1.0), ("1.0", 4, 0.0), ("1.0", 3, -1.0), ("1.1", 4, 1.0), ("1.1", 3, 2.0)],
+    # Other penalties: test_beams_of_a_decoder, and against all texts tests/models.
+    marks.slow_but(
+        {("1.0", 3, -1.0), ("1.1", 4, 1.0)},
+        [("1.0", 2, 1.0), ("1.0", 4, 0.0), ("1.0", 3, -1.0), ("1.1", 4, 1.0), ("1.1", 3, 2.0)],
+    ),
 )
 def test_beams_of_an_encoder_decoder(tmp_path, version, beams, length_penalty):
     theirs, loaded = _t5(version, tmp_path, 4)
