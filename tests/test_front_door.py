@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import mpojax as mj
+from tests import marks
 from tests.io import helpers
 from tests.models import small, small_language
 
@@ -111,7 +112,11 @@ def test_save_writes_both_formats(folder, tmp_path):
 KINDS = small.KINDS | small_language.DECODERS | small_language.PAIRS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Names of layers like BERT's.
+LIKE_BERT = {"roberta", "electra", "mpnet", "distilbert"}
+
+
+@pytest.mark.parametrize("kind", marks.slow_but(KINDS.keys() - LIKE_BERT, KINDS))
 def test_compress_without_rules_takes_the_layers_of_every_architecture(kind):
     """All matrices in layers, such as `gate`; embeddings, projections and heads when asked."""
     model = small.random_model(KINDS[kind])

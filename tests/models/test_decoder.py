@@ -12,16 +12,26 @@ from flax import nnx
 
 from mpojax import compression, models, mpo, nn
 from mpojax.nn import positions as positions_lib
+from tests import marks
 from tests.models import small_language as small
 
 every_kind = pytest.mark.parametrize("config", small.DECODERS.values(), ids=small.DECODERS)
+# One class and one stack: what differs has no part in it.
+one_kind = pytest.mark.parametrize(
+    "config", marks.slow_but([small.DECODERS["mixed"]], small.DECODERS.values()), ids=small.DECODERS
+)
 IDS = small.ids((3, 9))
 MASK = small.left_padding(0, 4, 8, length=9)
 
 
 @every_kind
-@pytest.mark.parametrize("chunks", [(9,), (5, 1, 1, 1, 1), (1, 3, 3, 2)])
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("padded", "chunks"),
+    marks.slow_but(
+        {(True, (5, 1, 1, 1, 1)), (False, (9,)), (False, (1, 3, 3, 2))},
+        [(p, c) for p in (False, True) for c in ((9,), (5, 1, 1, 1, 1), (1, 3, 3, 2))],
+    ),
+)
 def test_kept_keys_give_the_logits_of_the_whole(config, chunks, padded):
     model = small.dense(config)
     mask = MASK if padded else None
@@ -134,7 +144,7 @@ def test_every_matrix_may_be_a_chain(config):
         small.close(small.run(merged, IDS, MASK), expected)
 
 
-@every_kind
+@one_kind
 def test_stacks_of_different_shapes(config):
     arrays, shapes = dict(models.to_arrays(small.dense(config))), {}
     for path, bonds in (("layers/1/attention/query", None), ("layers/2/feed_forward/up", None)):
@@ -169,7 +179,7 @@ def test_flat_arrays_and_back(config):
     assert set(models.to_arrays(broken)) == set(models.to_arrays(small.chains(config)))
 
 
-@every_kind
+@one_kind
 def test_recomputed_layers_give_the_same(config):
     plain = small.dense(config)
     remat = models.reconfigure(plain, remat=True)
@@ -207,7 +217,7 @@ def test_half_precision(config):
     assert np.linalg.norm(kept - expected) < 0.05 * np.linalg.norm(expected)
 
 
-@every_kind
+@one_kind
 def test_dropout_is_a_function_of_its_key(config):
     model = small.dense(config)
     one, again, other = (small.run(model, IDS, MASK, jax.random.key(k)) for k in (0, 0, 1))

@@ -10,6 +10,7 @@ import pytest
 
 from mpojax import models
 from mpojax.models import generation, sampling
+from tests import marks
 from tests.models import small_language as small
 
 DRAWN = models.Sampling(temperature=1.0)
@@ -110,7 +111,9 @@ def test_the_loop_stops_with_the_last_row(monkeypatch):
     assert len(steps) == int(made.lengths[0]) < NEW
 
 
-@pytest.mark.parametrize("config", [small.LLAMA, small.T5], ids=["llama", "1.0"])
+@pytest.mark.parametrize(
+    "config", marks.slow_but([small.LLAMA], [small.LLAMA, small.T5]), ids=["llama", "1.0"]
+)
 def test_chains_and_experts(config):
     chains = small.chains(dataclasses.replace(config, eos_id=49), seed=3)
     expected = _by_hand(small.dense(chains.config, seed=3), IDS, MASK)
@@ -182,7 +185,9 @@ def test_works_under_jit_and_in_half_precision():
     assert np.mean(made.ids == expected.ids) > 0.5
 
 
-@pytest.mark.parametrize("config", [small.GPT2, small.T5], ids=["gpt2", "1.0"])
+@pytest.mark.parametrize(
+    "config", marks.slow_but([small.GPT2], [small.GPT2, small.T5]), ids=["gpt2", "1.0"]
+)
 def test_draws_are_a_function_of_key_row_and_prompt(config):
     model = small.dense(dataclasses.replace(config, eos_id=1), seed=3)
 
@@ -200,8 +205,13 @@ def test_draws_are_a_function_of_key_row_and_prompt(config):
     assert (same[0] != same[1]).any()
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, -1.0])
-@pytest.mark.parametrize("kind", ["decoder", "pair"])
+@pytest.mark.parametrize(
+    ("kind", "length_penalty"),
+    marks.slow_but(
+        {("decoder", 0.0), ("pair", 1.0), ("pair", -1.0)},
+        [(kind, penalty) for kind in ("decoder", "pair") for penalty in (0.0, 1.0, -1.0)],
+    ),
+)
 def test_wide_beams_find_the_best_of_all_texts(kind, length_penalty):
     """With as many beams as there are texts nothing is pruned."""
     settings = {"vocab_size": 4, "eos_id": 2, "pad_id": 0}
@@ -261,7 +271,7 @@ def test_bad_input():
     models.generate(pair, small.ids((1, 40)), small.left_padding(20, length=40), **few)
 
 
-@pytest.mark.parametrize("kind", ["llama", "1.0"])
+@pytest.mark.parametrize("kind", marks.slow_but({"llama"}, ("llama", "1.0")))
 def test_layers_stored_by_themselves(kind):
     """The same arrays and tokens; nothing is copied out of a stack."""
     model = small.chains({**small.DECODERS, **small.PAIRS}[kind])

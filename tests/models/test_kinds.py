@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from mpojax import compression, io, models
+from tests import marks
 from tests.models import small
 
 IDS = jnp.asarray(np.random.default_rng(0).integers(1, 50, (2, 6)))
@@ -34,7 +35,15 @@ def logits(kind: str) -> np.ndarray:
 # BERT is what `test_encoder`, `test_arrays`, `test_rebuild` and the tests of surgery are about.
 every_kind = pytest.mark.parametrize("kind", [kind for kind in small.KINDS if kind != "bert"])
 # Those that differ from it by more than what they lack.
-own_layers = pytest.mark.parametrize("kind", ["albert", "mobilebert"])
+OWN = ("albert", "mobilebert")
+own_layers = pytest.mark.parametrize("kind", OWN)
+# With layers like those of BERT in all but what they lack.
+other_kinds = pytest.mark.parametrize(
+    "kind",
+    marks.slow_but(
+        {*OWN, "modernbert", "deberta-v2"}, [kind for kind in small.KINDS if kind != "bert"]
+    ),
+)
 
 
 def _same(one, other):
@@ -50,7 +59,7 @@ def _close(actual, kind):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@every_kind
+@other_kinds
 def test_every_matrix_may_be_a_chain(kind):
     dense, chains = pair(kind)
     assert set(chains.shapes) == set(dense.config.matrix_sizes())
@@ -73,7 +82,7 @@ def test_flat_arrays_and_back(kind):
         assert total == sum(array.size for array in arrays.values())
 
 
-@every_kind
+@other_kinds
 def test_merging_gives_the_dense_arrays(kind):
     dense, chains = pair(kind)
     expected = models.to_arrays(dense)

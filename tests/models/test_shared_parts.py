@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from mpojax import compression, io, models, mpo, nn
+from tests import marks
 from tests.models import small
 
 BASE = dataclasses.replace(
@@ -80,11 +81,15 @@ def test_values_are_those_of_copies(kind):
 
 @pytest.mark.parametrize(
     ("kind", "remat"),
-    [
-        ("one block", False),
-        ("two blocks with adapters", True),
-        ("two blocks that share everything", False),
-    ],
+    # Of each block alone: test_blocks_receive_the_gradients_of_their_own_layers_alone.
+    marks.slow_but(
+        {("two blocks with adapters", True)},
+        [
+            ("one block", False),
+            ("two blocks with adapters", True),
+            ("two blocks that share everything", False),
+        ],
+    ),
 )
 def test_gradients_of_shared_parameters_are_sums_over_their_layers(kind, remat):
     model = _model(kind, remat=remat)
@@ -141,7 +146,10 @@ def _one_layer(model):
     return {p: s for p, s in model.shapes.items() if p.startswith("layers/0/")}
 
 
-@pytest.mark.parametrize("kind", ["one block", "two blocks with adapters"])
+@pytest.mark.parametrize(
+    "kind",
+    marks.slow_but({"two blocks with adapters"}, ("one block", "two blocks with adapters")),
+)
 def test_dense_models_compute_the_same(kind):
     model = _model(kind)
     expected = run(model)

@@ -48,14 +48,22 @@ def assert_stack_exact(stack, cores, tolerance):
         assert_exact(w, [core[index] for core in cores], tolerance)
 
 
-@LISTS
+ONE_OF_EACH_LENGTH = [(32, 24), (8, 12, 8), (3, 4, 4, 4, 4), (2, 3, 4, 4, 4, 3, 2), (2,) * 9]
+
+
+# What is traced is the code that runs on the host, above, of every list.
+@pytest.mark.parametrize(
+    "factors",
+    [
+        pytest.param(factors, marks=[] if factors in ONE_OF_EACH_LENGTH else pytest.mark.slow)
+        for factors in helpers.ALL_FACTOR_LISTS
+    ],
+    ids=str,
+)
 def test_jit_float32(factors):
     shape = mpo.MPOShape(factors, helpers.small_partner(factors))
     stack = inputs(shape, np.float32)
     assert_stack_exact(stack, decompose_stack(shape)(jnp.asarray(stack)), 2e-6)
-
-
-ONE_OF_EACH_LENGTH = [(32, 24), (8, 12, 8), (3, 4, 4, 4, 4), (2, 3, 4, 4, 4, 3, 2), (2,) * 9]
 
 
 @pytest.mark.parametrize("factors", ONE_OF_EACH_LENGTH, ids=str)

@@ -285,7 +285,7 @@ class TestDispatch:
     @pytest.mark.parametrize(
         ("router", "tokens"),
         marks.slow_but(
-            {("switch", 1), ("top2", 3)},
+            {("top2", 3)},
             [(router, tokens) for router in ("switch", "top2") for tokens in (1, 3)],
         ),
     )

@@ -56,7 +56,7 @@ class TestHooks:
     @pytest.mark.parametrize(
         ("damage", "stop"),
         marks.slow_but(
-            {("emptied", 10), ("absent", 20)},
+            {("emptied", 10)},
             [(damage, stop) for damage in ("emptied", "absent") for stop in (10, 20)],
         ),
     )
