@@ -127,9 +127,12 @@ def test_causal_texts_in_blocks_are_the_whole(before, has_padding):
         mixed = attention_lib.attend(q, k, v, mask, scale=0.3)
         return jnp.sum(jnp.where(counted, jnp.sin(mixed), 0.0)), mixed
 
-    run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    (_, found), slopes = run(q, k, v, mask)
-    (_, wanted), plain = run(q, k, v, mask.array)
+    @jax.jit
+    def run(q, k, v):
+        step = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return step(q, k, v, mask), step(q, k, v, mask.array)
+
+    ((_, found), slopes), ((_, wanted), plain) = run(q, k, v)
     np.testing.assert_allclose(*(np.where(counted, x, 0) for x in (found, wanted)), atol=1e-6)
     for one, other in zip(slopes, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)

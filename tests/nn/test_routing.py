@@ -13,6 +13,8 @@ from mpojax.nn.moe import routing
 
 RNG = np.random.default_rng(0)
 LOGITS = jnp.asarray(RNG.standard_normal((12, 4)), jnp.float32)
+# One program: much faster to compile than one for each operation.
+route = jax.jit(routing.route, static_argnums=1)
 ROUTERS = ("switch", "switch_scale", "top2", "topk", "topk_normalized", "noisy_topk")
 
 
@@ -30,15 +32,15 @@ class TestGates:
         best = np.argmax(LOGITS, -1)[:, None]
         p = np.max(softmax(np.asarray(LOGITS)), -1, keepdims=True)
         for router, gates in (("switch", np.ones_like(p)), ("switch_scale", p)):
-            routed = routing.route(LOGITS, settings(router))
+            routed = route(LOGITS, settings(router))
             np.testing.assert_array_equal(routed.experts, best)
             np.testing.assert_allclose(routed.gates, gates, rtol=1e-6)
-        np.testing.assert_array_equal(routing.route(LOGITS, settings("switch")).gates, 1.0)
+        np.testing.assert_array_equal(route(LOGITS, settings("switch")).gates, 1.0)
 
     def test_two_experts(self):
         order = np.argsort(-np.asarray(LOGITS), -1)[:, :2]
         p = np.take_along_axis(softmax(np.asarray(LOGITS)), order, -1)
-        routed = routing.route(LOGITS, settings("top2"))
+        routed = route(LOGITS, settings("top2"))
         np.testing.assert_array_equal(routed.experts, order)
         np.testing.assert_allclose(routed.gates, p / p.sum(-1, keepdims=True), rtol=1e-6)
 
@@ -47,19 +49,19 @@ class TestGates:
         p = np.take_along_axis(softmax(np.asarray(LOGITS)), order, -1)
         scaled = p / p.sum(-1, keepdims=True)
         for router, gates in (("topk", p), ("topk_normalized", scaled)):
-            routed = routing.route(LOGITS, settings(router, k=3))
+            routed = route(LOGITS, settings(router, k=3))
             np.testing.assert_array_equal(routed.experts, order)
             np.testing.assert_allclose(routed.gates, gates, rtol=1e-6)
 
     def test_noisy_top_k_is_the_softmax_of_the_kept(self):
         order = np.argsort(-np.asarray(LOGITS), -1)[:, :3]
         kept = np.take_along_axis(np.asarray(LOGITS), order, -1)
-        routed = routing.route(LOGITS, settings("noisy_topk", k=3))
+        routed = route(LOGITS, settings("noisy_topk", k=3))
         np.testing.assert_array_equal(routed.experts, order)
         np.testing.assert_allclose(routed.gates, softmax(kept), rtol=1e-6)
 
     def test_equal_logits_choose_different_experts(self):
-        routed = routing.route(jnp.zeros((3, 4)), settings("noisy_topk", k=4))
+        routed = route(jnp.zeros((3, 4)), settings("noisy_topk", k=4))
         np.testing.assert_array_equal(np.sort(routed.experts, -1), [[0, 1, 2, 3]] * 3)
         np.testing.assert_allclose(routed.gates, 0.25)
 
@@ -68,12 +70,10 @@ class TestGates:
         weight = jnp.asarray(RNG.standard_normal((12, 1)), jnp.float32)
 
         def of(router):
-            gates = jax.jit(
-                jax.grad(lambda x: jnp.sum(weight * routing.route(x, settings(router)).gates))
-            )
+            gates = jax.jit(jax.grad(lambda x: jnp.sum(weight * route(x, settings(router)).gates)))
             return gates(LOGITS)
 
-        p = routing.route(LOGITS, settings("switch_scale")).gates
+        p = route(LOGITS, settings("switch_scale")).gates
         np.testing.assert_allclose(of("switch") * p, of("switch_scale"), rtol=1e-5, atol=1e-7)
         assert np.any(of("switch") != 0.0)
 
@@ -85,7 +85,7 @@ class TestGates:
             return jnp.sum(weight * jax.nn.softmax(jax.lax.top_k(x, 2)[0], -1))
 
         def gates(x):
-            return jnp.sum(weight * routing.route(x, settings("top2")).gates)
+            return jnp.sum(weight * route(x, settings("top2")).gates)
 
         got, expected = jax.jit(lambda x: [jax.grad(f)(x) for f in (gates, formula)])(x)
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
@@ -96,18 +96,18 @@ class TestStatistics:
     def test_uniform_and_collapsed(self, router):
         tokens, number = 16, 4
         uniform = 1e-4 * jnp.eye(number)[jnp.arange(tokens) % number]
-        found = routing.route(uniform, settings(router)).statistics
+        found = route(uniform, settings(router)).statistics
         assert float(found.balance) == pytest.approx(1.0, abs=1e-3)
         assert float(found.entropy) == pytest.approx(math.log(number), abs=1e-3)
         if settings(router).experts_per_token == 1:
             collapsed = jnp.zeros((tokens, number)).at[:, 2].set(200.0)
-            found = routing.route(collapsed, settings(router)).statistics
+            found = route(collapsed, settings(router)).statistics
             assert float(found.balance) == pytest.approx(number)
             assert float(found.entropy) == 0.0
             np.testing.assert_array_equal(found.load, [0, 0, 1, 0])
 
     def test_formulas(self):
-        found = routing.route(LOGITS, settings("top2")).statistics
+        found = route(LOGITS, settings("top2")).statistics
         x = np.asarray(LOGITS, np.float64)
         p = softmax(x)
         chosen = np.argsort(-x, -1)[:, :2]
@@ -121,10 +121,10 @@ class TestStatistics:
         assert (float(found.tokens), float(found.dropped)) == (12.0, 0.0)
 
     def test_balance_has_no_gradient_through_the_load(self):
-        load = routing.route(LOGITS, settings("switch")).statistics.load
+        load = route(LOGITS, settings("switch")).statistics.load
 
         def balance(x):
-            return routing.route(x, settings("switch")).statistics.balance
+            return route(x, settings("switch")).statistics.balance
 
         def formula(x):
             return 4 * jnp.sum(load * jnp.mean(jax.nn.softmax(x), 0))
@@ -133,7 +133,7 @@ class TestStatistics:
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
 
     def test_dropped(self):
-        found = routing.route(LOGITS, settings("top2")).statistics
+        found = route(LOGITS, settings("top2")).statistics
         assert float(found.with_kept(jnp.asarray(18), 2).dropped) == pytest.approx(0.25)
 
     @pytest.mark.parametrize("router", ROUTERS)
@@ -142,12 +142,12 @@ class TestStatistics:
         garbage = jnp.where(mask[:, None], LOGITS, jnp.nan)
 
         def loss(x):
-            routed = routing.route(x, settings(router), mask)
+            routed = route(x, settings(router), mask)
             some = routed.statistics
             return jnp.sum(routed.gates) + some.balance + some.z_loss + some.entropy, routed
 
         (_, routed), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(garbage)
-        alone = routing.route(LOGITS[np.asarray(mask)], settings(router))
+        alone = route(LOGITS[np.asarray(mask)], settings(router))
         for one, other in zip(
             jax.tree.leaves(routed.statistics), jax.tree.leaves(alone.statistics), strict=True
         ):
@@ -159,7 +159,7 @@ class TestStatistics:
 
     @pytest.mark.parametrize("tokens", [0, 3])
     def test_nothing_but_padding(self, tokens):
-        found = routing.route(jnp.zeros((tokens, 4)), settings("top2"), jnp.zeros(tokens, bool))
+        found = route(jnp.zeros((tokens, 4)), settings("top2"), jnp.zeros(tokens, bool))
         for leaf in jax.tree.leaves(found.statistics):
             np.testing.assert_array_equal(leaf, 0.0)
 
