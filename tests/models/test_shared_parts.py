@@ -168,13 +168,18 @@ def test_dense_models_compute_the_same(kind):
 
 def test_the_scan_is_the_loop_over_layers():
     model = _model("two blocks with adapters")
-    dense = compression.merge(model)
-    hidden = dense.encoder.embeddings(IDS)
-    stack = dense.encoder.stacks[0]
-    for layer in range(6):
-        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack)
-        hidden, _, _ = block(hidden, models.Context(models.self_attention_mask(MASK)))
-    np.testing.assert_allclose(model.encoder(IDS, MASK), hidden, rtol=1e-4, atol=2e-5)
+
+    @jax.jit
+    def loop(dense):
+        hidden = dense.encoder.embeddings(IDS)
+        stack = dense.encoder.stacks[0]
+        for layer in range(6):
+            block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack)
+            hidden, _, _ = block(hidden, models.Context(models.self_attention_mask(MASK)))
+        return hidden
+
+    scanned = jax.jit(lambda model: model.encoder(IDS, MASK))(model)
+    np.testing.assert_allclose(scanned, loop(compression.merge(model)), rtol=1e-4, atol=2e-5)
 
 
 def test_folders_keep_what_layers_share_once(tmp_path):
@@ -203,16 +208,16 @@ def test_packed_texts_are_computed_as_if_alone():
 def test_heads_read_the_places_that_are_named():
     model = _model("one block")
     places, firsts = jnp.asarray([[3, 1], [5, 0]]), jnp.asarray([[0, 4], [0, 2]])
-    everywhere, _ = model(IDS, MASK)
-    logits, order = model(IDS, MASK, mlm_positions=places, sop_positions=firsts)
+    everywhere, first = run(model)
+    logits, order = run(model, mlm_positions=places, sop_positions=firsts)
     expected = np.take_along_axis(np.asarray(everywhere), np.asarray(places)[..., None], 1)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert order.shape == (2, 2, 2)
-    np.testing.assert_allclose(order[:, :1], model(IDS, MASK)[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(order[:, :1], first, rtol=1e-4, atol=1e-4)
     words_alone = models.build(
         dataclasses.replace(BASE, num_labels=None, pooling="none"), rngs=nnx.Rngs(0)
     )
-    assert words_alone(IDS)[1] is None
+    assert jax.eval_shape(lambda model: model(IDS), words_alone)[1] is None
 
 
 @pytest.mark.parametrize(

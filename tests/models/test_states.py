@@ -19,19 +19,27 @@ BLOCKS = dataclasses.replace(GROUPED, shared_roles=("central",))
 @pytest.mark.parametrize("config", [BERT, GROUPED, BLOCKS], ids=["own", "shared", "blocks"])
 def test_states_are_those_of_layers_one_after_the_other(config):
     model = small.random_model(config)
-    logits, hidden, attention = model.states(IDS, MASK, attention=True)
-    np.testing.assert_allclose(logits, model(IDS, MASK), rtol=0, atol=1e-6)
+
+    @jax.jit
+    def one_by_one(model):
+        x, mask, found = model.encoder.embeddings(IDS), models.self_attention_mask(MASK), []
+        for layer in range(config.num_layers):
+            module = model.encoder.layer(layer)
+            weights = module.attention.weights(x, mask)
+            x, _, _ = module(x, models.Context(mask))
+            found.append((weights, x))
+        return found
+
+    states = jax.jit(lambda model: model.states(IDS, MASK, attention=True))
+    whole = jax.jit(lambda model: (model(IDS, MASK), model.encoder(IDS, MASK)))
+    (logits, hidden, attention), (expected, last) = states(model), whole(model)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
     assert hidden.shape[0] == attention.shape[0] == config.num_layers
-    x, mask = model.encoder.embeddings(IDS), models.self_attention_mask(MASK)
-    for layer in range(config.num_layers):
-        module = model.encoder.layer(layer)
-        np.testing.assert_allclose(
-            attention[layer], module.attention.weights(x, mask), rtol=0, atol=1e-6
-        )
-        x, _, _ = module(x, models.Context(mask))
+    for layer, (weights, x) in enumerate(one_by_one(model)):
+        np.testing.assert_allclose(attention[layer], weights, rtol=0, atol=1e-6)
         np.testing.assert_allclose(hidden[layer], x, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(hidden[-1], model.encoder(IDS, MASK), rtol=0, atol=1e-6)
-    assert model.states(IDS, MASK)[2] is None
+    np.testing.assert_allclose(hidden[-1], last, rtol=0, atol=1e-6)
+    assert jax.eval_shape(lambda model: model.states(IDS, MASK), model)[2] is None
 
 
 def test_attention_is_a_distribution_over_real_positions():
