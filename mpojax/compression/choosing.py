@@ -135,7 +135,7 @@ def best(
         )
         return *low_rank.approximations(task, method), None
     factors = _Factors(task)
-    task.steps = (2 if factors.keeps_all else 3) * len(task.paths) + len(CANDIDATES) + 2
+    task.steps = (3 if factors.keeps_all else 4) * len(task.paths) + len(CANDIDATES) + 2
     losses = low_rank.predicted_losses(task, method, factors.keep)
     ranks = {name: low_rank.ranks_of(task, m, losses) for name, m in CANDIDATES.items()}
     measure = Measure(task.matrices, held_out)
@@ -153,7 +153,7 @@ def best(
         task.advance(LAYERWISE)
     search = None if sharing.refusal(task) else sharing.Search(task, method, losses)
     if search is not None and search.promising():
-        task.steps += len(task.paths)
+        task.steps += 2 * len(task.paths)
         made[SHARED], rows = search.approximations()
         found[SHARED] = measure(_all(made[SHARED]))
     chosen = min(made, key=found.get)

@@ -170,7 +170,7 @@ def approximations(task: Task, method: Method) -> tuple[Approximations, list[Mat
       ValueError: a budget below rank 1.
     """
     needs_losses = method.by_loss or method.by_log
-    task.steps = len(task.paths) * (1 + needs_losses) + len(task.expert_paths)
+    task.steps = len(task.paths) * (2 + needs_losses) + len(task.expert_paths)
     losses = predicted_losses(task, method) if needs_losses else None
     ranks = ranks_of(task, method, losses)
     found = (layer_by_layer if method.layerwise else at_once)(task, method, ranks)
@@ -234,11 +234,17 @@ def rows_of(
 ) -> list[MatrixRow]:
     """Rows of the report, in the order of the model."""
 
-    def row(path: str) -> MatrixRow:
+    def row(path: str) -> MatrixRow | None:
+        if path not in found.chains:
+            return None
         predicted = float(losses[path][ranks[path]]) if method.by_loss else None
         return _row(task, path, found, method.label, predicted)
 
-    return [*side_by_side(row, [path for path in task.paths if path in found.chains])]
+    rows = []
+    for path, made in zip(task.paths, side_by_side(row, task.paths), strict=True):
+        task.advance(f"errors of {path}")
+        rows += [] if made is None else [made]
+    return rows
 
 
 def _log_shares(task: Task, losses: Losses, share: float) -> dict[str, float]:

@@ -39,7 +39,7 @@ def compress(task: Task) -> tuple[Approximations, list[MatrixRow]]:
     if reason := refusal(task):
         raise ValueError(f"method='shared' has layers share cores, but {reason}; take 'pivoted'.")
     method = METHODS["shared"]
-    task.steps = 2 * len(task.paths)
+    task.steps = 3 * len(task.paths)
     return Search(task, method, low_rank.predicted_losses(task, method)).approximations()
 
 
