@@ -52,7 +52,8 @@ def finished(checkpoint, texts, teacher, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("enabled", [True, False])
+# Without chains beside the student's matrices: test_a_compressed_teacher_learns_back_what_it_lost.
+@pytest.mark.parametrize("enabled", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_student_is_a_plain_model(config, finished, tmp_path, teacher, enabled):
     if enabled:  # the default
         tmp_path = finished

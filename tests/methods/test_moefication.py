@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def model_of(name):
     return models.build(MODELS[name], rngs=nnx.Rngs(0))
 
 
+@jax.jit
 def outputs(model):
     ids = jnp.asarray(IDS)
     return model(ids, None, ids) if isinstance(model, models.EncoderDecoder) else model(ids)
