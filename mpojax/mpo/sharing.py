@@ -57,8 +57,8 @@ class SharedLowRank:
         gains = np.zeros(first.shape[1])
         total = 0.0
         for metric, target in zip(self.metrics, self.targets, strict=True):
-            white = metric.whitened(target)
-            columns = np.linalg.qr(metric.whitened(first))[0]
+            white = metric.halved(target)
+            columns = np.linalg.qr(metric.halved(first))[0]
             gains += np.sum(np.square(columns.T @ white), axis=1)
             total += np.sum(np.square(white))
         return np.maximum(total - np.append(0.0, np.cumsum(gains)), 0.0)
@@ -85,7 +85,7 @@ class SharedLowRank:
     def _seconds(self, first) -> list[np.ndarray]:
         """The best B_l R_l to A; of least norm where inputs leave them open."""
         return [
-            np.linalg.lstsq(metric.whitened(first), metric.whitened(target), rcond=1e-12)[0]
+            np.linalg.lstsq(metric.halved(first), metric.halved(target), rcond=1e-12)[0]
             for metric, target in zip(self.metrics, self.targets, strict=True)
         ]
 
