@@ -31,4 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     cell = config.cell = minilm.get_config("dense,sst2")
     cell.steps, cell.dev_examples = 400, 0  # the whole development set
     cell.save_model = False
+    # The factors of "best" hold columns of W itself: five times the rate for auxiliary cores, right
+    # for exact chains, brought them to chance within 400 steps (SST-2 50.9 %).
+    cell.optimizer.role_learning_rates = {}
     return config
