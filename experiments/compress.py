@@ -53,6 +53,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     if models.predicts_next(stored.abstract) and {*names} <= {*compression.METHODS}:
         setup = decoders.set_up(config, files.at(folder), stored, source, names)
         workdir = workdir or workdir_lib.Workdir(folder, config)
+        setup.check_texts(workdir)
         print(f"model: {config.model}, {sources.describe(stored.abstract)}")
         print(decoders.run(setup, workdir, start))
         return 0

@@ -74,6 +74,10 @@ class Setup:
     tokenizer: str | None
     calibration: compression.Calibration | None = None
 
+    def check_texts(self, workdir: workdir_lib.Workdir) -> None:
+        """Checks that a run resumes with the texts that it began with."""
+        workdir.check_data(runs.of_arrays(calibration=self.tokens, test=self.test))
+
     @property
     def total(self) -> int:
         """Parameters of the dense model."""
@@ -288,9 +292,7 @@ def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any
     target = setup.folder / "models" / variant
     io.save_pretrained(model, target, tokenizer_from=setup.tokenizer)
     kept = ("budget", "matrices_ratio", "stored_bytes", "parameters")
-    kept += ("prefill", "prefill_ratio", "decode", "decode_ratio")
-    content = {"label": "ours, healed", "method": "healed"}
-    content |= {name: row[name] for name in kept if name in row}
+    content = {name: row[name] for name in kept} | {"label": "ours, healed", "method": "healed"}
     return _measured(setup, "healed", model, content | {"seconds": time.perf_counter() - start})
 
 
@@ -309,7 +311,7 @@ def _calibrated(setup: Setup, advance) -> compression.Calibration:
 def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) -> dict[str, Any]:
     """`content` with the perplexity of a model and, where it is timed, its speed."""
     settings = setup.config.evaluation
-    # The same function as the original's program, which is compiled once for all variants.
+    # The same function in float32, by one program for all variants.
     dense = compression.merge(model) if model.shapes else model
     with progress_lib.progress(f"perplexity of {content['label']}") as advance:
         found = models.perplexity(
@@ -329,15 +331,15 @@ def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) 
     if method in (*_TIMED, "healed") and setup.config.sample.new_tokens:
         content["sample"] = _sample(setup, dense)
     if method in _TIMED and settings.speed_rounds:
-        content |= _speed(model, dense, settings.speed_rounds)
+        others = [] if method == "dense" else [setup.stored.load()]
+        content |= _speed([model, *others], settings.speed_rounds)
     return content
 
 
-def _speed(model: models.Model, dense: models.Model, rounds: int) -> dict[str, float]:
-    """Tokens per second, and of a compressed model their ratios to those of the dense one."""
+def _speed(timed: Sequence[models.Model], rounds: int) -> dict[str, float]:
+    """Tokens per second of the first model, and their ratios to those of the second, if any."""
     # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
-    timed = [models.unstacked(each) for each in ([model] if model is dense else [model, dense])]
-    own, *others = models.speeds(timed, rounds=rounds)
+    own, *others = models.speeds([models.unstacked(each) for each in timed], rounds=rounds)
     found = {"prefill": own.prefill, "decode": own.decode}
     for other in others:
         found["prefill_ratio"] = own.prefill / other.prefill

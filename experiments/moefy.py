@@ -131,6 +131,8 @@ def run(settings: Moefying, folder: str) -> dict[str, Any]:
         job = _prepared(settings, files.at(folder).absolute())
         # Claimed once all is checked, so that a mistyped command leaves nothing behind.
         workdir = workdir or training.Workdir(folder, config)
+        given = {"texts": job.batches, "test": job.test, "weights": models.to_arrays(job.dense)}
+        workdir.check_data(runs.of_arrays(**given))
         workdir.write_result({"rows": list(_rows(job))})
     found = checks.read_json(workdir.path / "result.json")
     table = _table(found["rows"])

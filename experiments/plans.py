@@ -196,7 +196,8 @@ class Plan:
         if method.inputs == "weights":
             memory += 8.0 * max(math.prod(size) for size in self.sizes.values())
         else:
-            memory += 3 * 8.0 * max(max(size) for size in self.sizes.values()) ** 2
+            widest = max(max(size) for size in self.sizes.values())
+            memory += matrices.num_threads() * 3 * 8.0 * widest**2
         passes = "none"
         if method.layerwise:
             passes = "2 forward"

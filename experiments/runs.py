@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 
 from experiments import config_fields, tasks
@@ -15,6 +16,7 @@ from experiments.render import runs as figures
 from experiments.tasks import loading
 from mpojax import checks, data, files, io, training
 from mpojax.checks import check_value
+from mpojax.data import pipeline
 from mpojax.methods import mpop, protocol
 from mpojax.methods import options as options_lib
 from mpojax.methods.mpoe import router_statistics
@@ -107,6 +109,16 @@ def fingerprints(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             if batches is not None:
                 entry = {"examples": batches.num_examples, "fingerprint": batches.fingerprint()}
                 found[f"{name}/{task}" if task else name] = entry
+    return found
+
+
+def of_arrays(**parts: Any) -> dict[str, dict[str, Any]]:
+    """As `fingerprints`, of arrays in any structure."""
+    found = {}
+    for name, tree in parts.items():
+        leaves = {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
+        examples = sum(np.size(leaf) for leaf in leaves.values())
+        found[name] = {"examples": examples, "fingerprint": pipeline.fingerprint(leaves)}
     return found
 
 

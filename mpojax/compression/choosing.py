@@ -153,11 +153,12 @@ def best(
         task.advance(LAYERWISE)
     search = None if sharing.refusal(task) else sharing.Search(task, method, losses)
     if search is not None and search.promising():
-        task.steps += 2 * len(task.paths)
+        task.steps += len(task.paths)
         made[SHARED], rows = search.approximations()
         found[SHARED] = measure(_all(made[SHARED]))
     chosen = min(made, key=found.get)
     if chosen != SHARED:
+        task.steps += len(task.paths) if SHARED in made else 0  # those of shared ones are made, too
         rows = low_rank.rows_of(task, method, made[chosen], own, losses)
     return made[chosen], rows, Choice(measure.unit, measure.tokens, found, chosen)
 
@@ -166,11 +167,11 @@ def _no_gain(task: Task, measure: Measure, found: Mapping[str, float], chosen: s
     """Why layer by layer would not be better than what is chosen; None where it may be."""
     if measure.predicts and found[chosen] < found["dense"] * math.exp(_CLOSE):
         return f"{chosen} is close to the original"
-    known = task.calibration.statistics
-    tokens = min(known[path].count for path in task.paths)
+    texts = (task.matrices.inputs(batch, "a calibration batch")[1] for batch in task.batches)
+    tokens = sum(np.count_nonzero(weights[0]) for weights in texts)
     inputs = max(task.matrices.sizes[path][0] for path in task.paths)
     if tokens < _FEWEST * inputs:
-        return f"{tokens:,.0f} tokens are few for {inputs:,} inputs"
+        return f"{tokens:,} tokens are few for {inputs:,} inputs"
     return None
 
 

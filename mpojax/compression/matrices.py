@@ -142,7 +142,7 @@ class _Weights(Mapping):
 
 
 # BLAS with one thread: on factorisations of these sizes more gain little on an idle machine, and on
-# a busy one lose tenfold, as they wait for each other.
+# a busy one lose tenfold, as they wait for each other. For the whole process, while it runs.
 one_blas_thread = threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")
 
 T = TypeVar("T")
@@ -150,12 +150,17 @@ R = TypeVar("R")
 _MOST_THREADS = 4  # each holds float64 copies of a large matrix
 
 
-def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`function` of each item, in order, in as many threads as there are cores, up to 4.
+def num_threads() -> int:
+    """As many as there are cores, up to 4."""
+    return min(devices.num_cores(), _MOST_THREADS)
 
-    For factorisations: numpy and LAPACK run outside the interpreter's lock.
+
+def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`function` of each item, in order, in `num_threads` threads.
+
+    For factorisations: numpy's run outside the interpreter's lock; those of scipy hold it.
     """
-    with futures.ThreadPoolExecutor(min(devices.num_cores(), _MOST_THREADS)) as pool:
+    with futures.ThreadPoolExecutor(num_threads()) as pool:
         yield from pool.map(function, items)
 
 

@@ -90,7 +90,7 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
     reads half as fast as two, but the products of a batch side by side.
     """
     w, k = w.astype(x.dtype), w.shape[0]
-    if x.size > k or k % 2 or devices.platform() != "cpu":
+    if x.size != k or k % 2 or devices.platform() != "cpu":
         return x @ w
     halves = jnp.einsum("hk,hkn->hn", x.reshape(2, -1), w.reshape(2, k // 2, -1))
     return jnp.sum(halves, axis=0).reshape(*x.shape[:-1], -1)
@@ -100,8 +100,8 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
 def _in_order(y, order):
     """Columns of y in an order that has each of them once.
 
-    Its derivative puts them back: a gather, too, where that of `jnp.take` scatters, column by
-    column on CPUs.
+    Its derivative, in reverse mode alone, puts them back: a gather, too, where that of `jnp.take`
+    scatters, column by column on CPUs.
     """
     return jnp.take(y, order, axis=-1, mode="clip", unique_indices=True)
 

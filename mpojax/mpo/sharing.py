@@ -50,8 +50,8 @@ class SharedLowRank:
     def squared_errors(self) -> np.ndarray:
         """Summed squared error of each rank, from 0 to in_features, before any turn.
 
-        With the orthonormal columns q_k of S_l^(1/2) A, in order, it is
-        sum_l ( ||S_l^(1/2) W_l R_l||^2 - sum_(k <= r) ||q_k^T S_l^(1/2) W_l R_l||^2 ).
+        With H_l^T H_l = S_l and the orthonormal columns q_k of H_l A, in order, it is
+        sum_l ( ||H_l W_l R_l||^2 - sum_(k <= r) ||q_k^T H_l W_l R_l||^2 ).
         """
         first = self._start(min(self._joint.w.shape))
         gains = np.zeros(first.shape[1])

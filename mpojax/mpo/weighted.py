@@ -256,9 +256,8 @@ class LowRank:
         w = np.asarray(self.w, np.float64)
         if self.curvature is None:
             return w
-        # W R with a triangle R, half the work of a product; BLAS reads the transposes, R^T W^T
-        triangle = self.curvature.cholesky.T
-        return scipy.linalg.blas.dtrmm(1.0, triangle, w.T, lower=0).T
+        # Not a product with a triangle, half the work: scipy's holds the interpreter's lock.
+        return w @ self.curvature.cholesky
 
     def _white(self, w_of_curvature) -> np.ndarray:
         """H W R, whose rows are as many as those of W."""
