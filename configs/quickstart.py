@@ -1,10 +1,11 @@
-"""SmolLM2-135M at 80 and 60 % of the parameters of its layers, next to plain and whitened SVD.
+"""SmolLM2-135M at 80 and 60 % of its layers' parameters, next to SVD and whitened SVD, healed.
 
     python -m experiments.compress --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.compress --config=configs/quickstart.py:smoke --workdir=runs/smoke
 
 Calibrated and measured on Python's own documentation, which is always at hand: held-out topics for
-the perplexity. About a quarter of an hour on two idle cores; `:smoke` takes few texts and one size.
+the perplexity. At 60 % a few steps of tuning follow. About nine minutes on two idle cores, one of them
+to compile that step; `:smoke` takes few texts and one size, and tunes nothing.
 """
 
 import ml_collections

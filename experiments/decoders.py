@@ -38,10 +38,8 @@ _COLUMNS = {
     "of matrices": ("matrices_ratio", lambda value: f"{100 * value:.1f} %"),
     "stored": ("stored_bytes", lambda value: f"{value / 1e6:.1f} MB"),
     "perplexity": ("perplexity", lambda value: f"{value:,.2f}" if value < 1e5 else f"{value:.1e}"),
-    "decode tokens/s": ("decode", "{:.1f}".format),
-    "over dense": ("decode_ratio", "{:.2f}".format),
-    "prefill tokens/s": ("prefill", "{:,.0f}".format),
-    "prefill over dense": ("prefill_ratio", "{:.2f}".format),
+    "decode tokens/s": ("decode_shown", str),
+    "prefill tokens/s": ("prefill_shown", str),
     "seconds": ("seconds", "{:.0f}".format),
 }
 
@@ -358,7 +356,7 @@ def _sample(setup: Setup, model: models.Model) -> str:
 def write(setup: Setup, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds: float) -> str:
     """Writes tables, the figure, the report and `result.json`; returns the text to print."""
     slim = [{k: v for k, v in row.items() if k != "rows"} for row in rows]
-    headers, cells = comparison.cells_of(slim, _COLUMNS)
+    headers, cells = comparison.cells_of([_with_speed(row) for row in slim], _COLUMNS)
     draw(setup.folder / "plots", slim)
     best = next((row for row in rows if row.get("method") in ("best", "experts")), rows[-1])
     place = setup.folder / "models" / best["variant"]
@@ -385,6 +383,18 @@ def write(setup: Setup, workdir: workdir_lib.Workdir, rows: Sequence[dict], seco
     files.write_atomic(setup.folder / "report.md", "\n\n".join(parts) + "\n")
     workdir.write_result({"rows": slim, "seconds": seconds})
     return "\n".join(summary)
+
+
+def _with_speed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its speeds as a table shows them, in brackets over those of the dense model."""
+    found = dict(row)
+    for name in ("decode", "prefill"):
+        if name in row:
+            ratio = row.get(f"{name}_ratio")
+            times = "" if ratio is None else f" ({ratio:.2f}x)"
+            digits = 0 if row[name] >= 100 else 1
+            found[f"{name}_shown"] = f"{row[name]:,.{digits}f}{times}"
+    return found
 
 
 def _choice(row: Mapping[str, Any]) -> str:
