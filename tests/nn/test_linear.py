@@ -160,7 +160,7 @@ def test_training_one_role_leaves_the_other_alone():
     gradient = jax.jit(jax.grad(lambda a: jnp.sum(nnx.merge(graphdef, a, rest)(x))))(auxiliary)
     shapes = SHAPES["three cores"].core_shapes
     assert [leaf.shape for leaf in jax.tree.leaves(gradient)] == [shapes[0], shapes[2]]
-    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradient))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
 def test_bad_calls_say_what_is_wrong():
