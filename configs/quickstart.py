@@ -4,8 +4,8 @@
     python -m experiments.compress --config=configs/quickstart.py:smoke --workdir=runs/smoke
 
 Calibrated and measured on Python's own documentation, which is always at hand: held-out topics for
-the perplexity. At 60 % a few steps of tuning follow. About nine minutes on two idle cores, one of them
-to compile that step; `:smoke` takes few texts and one size, and tunes nothing.
+the perplexity. At 60 % a few steps of tuning follow. About nine minutes on two idle cores, more
+than one of them to compile that step; `:smoke` takes few texts and one size, and tunes nothing.
 """
 
 import ml_collections
