@@ -86,7 +86,7 @@ class _Job:
 
     def measured(self, make: Callable[[], models.LanguageModel], **row: Any) -> dict[str, Any]:
         """The row of the model that `make` gives, measured once."""
-        name = "_".join(str(part).replace(" ", "_") for part in row.values())
+        name = "_".join(map(str, row.values()))
         return self.kept(name, lambda: self.measure(make(), row))
 
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -229,10 +229,10 @@ class _Run:
             made = {n: self.result.matrix(path) for n, path in paths.items() if path in ranks}
             is_new = any(w is None for w in made.values())
             inputs, moments = self._moments(after, contexts, given, entered, step, is_new)
-            new = [paths[name] for name, w in made.items() if w is None]
+            new = [name for name, w in made.items() if w is None]
             about = (before, step, moments, ranks, curvatures)
-            found = side_by_side(functools.partial(self._approximated, *about), new)
-            made |= {path.split("/", 2)[2]: w for path, w in zip(new, found, strict=True)}
+            approximated = functools.partial(self._approximated, *about)
+            made |= zip(new, side_by_side(approximated, [paths[n] for n in new]), strict=True)
             for name, w in made.items():
                 tapping.part(after, name).kernel = nnx.Param(jnp.asarray(w, jnp.float32))
                 if progress is not None:

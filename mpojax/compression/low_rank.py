@@ -116,7 +116,6 @@ class Task:
 
     def __post_init__(self):
         self._done = 0
-        self._inputs: dict[str, _Inputs] = {}
 
     def advance(self, path: str) -> None:
         """Tells that a step is done."""
@@ -132,12 +131,12 @@ class Task:
         return self.budget / sum(math.prod(size) for size in sizes)
 
     def inputs(self, kind: str) -> "_Inputs":
-        """Norms of errors at the inputs, by path."""
-        return self._inputs.setdefault(kind, _Inputs(self.calibration, kind))
+        """Norms of errors at the inputs, by path; for one thread."""
+        return _Inputs(self.calibration, kind)
 
     def factorised(self, method: Method) -> Callable[[str], mpo.LowRank]:
         """Best approximations of a matrix by its path, in the norm of a method."""
-        inputs = _Inputs(self.calibration, method.inputs)
+        inputs = self.inputs(method.inputs)
         curvatures = Curvatures(self.calibration) if method.by_loss else {}
         return lambda path: mpo.LowRank(
             self.matrices.weights(path), inputs[path], curvatures.get(path)

@@ -94,7 +94,7 @@ class Speed(NamedTuple):
     """
 
     prefill: float
-    decode: float | None
+    decode: float | None = None
 
 
 def per_unit(nats: float, count: int) -> float:
@@ -224,8 +224,13 @@ def speed(
       >>> models.speed(model, prompt_length=8, new_tokens=4).decode > 0
       True
     """
-    counts = {"prompt_length": prompt_length, "new_tokens": new_tokens, "batch_size": batch_size}
-    return speeds([model], **counts, rounds=rounds)[0]
+    return speeds(
+        [model],
+        prompt_length=prompt_length,
+        new_tokens=new_tokens,
+        batch_size=batch_size,
+        rounds=rounds,
+    )[0]
 
 
 def speeds(
@@ -250,9 +255,8 @@ def speeds(
     checks.check(counts, dict.fromkeys(counts, checks.integer(1)))
     passes = [_passes(model, prompt_length, new_tokens, batch_size) for model in models]
     seconds = _median_seconds([call for own in passes for call, _ in own], rounds)
-    rates = iter(seconds)
-    found = [[tokens / next(rates) for _, tokens in own] for own in passes]
-    return [Speed(*own, *[None] * (2 - len(own))) for own in found]
+    rest = iter(seconds)
+    return [Speed(*(tokens / next(rest) for _, tokens in own)) for own in passes]
 
 
 def _passes(model: Model, prompt_length: int, new_tokens: int, batch_size: int) -> list[tuple]:
