@@ -1,6 +1,5 @@
 """Variants of a comparison: ways to compress one model, as a config describes them."""
 
-import json
 import math
 import pathlib
 import time
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from experiments import decoders, sources
+from experiments import decoders, runs, sources
 from mpojax import checks, compression, data, files, io, models, training
 from mpojax.checks import field, flag, integer, mapping, number, one_of, sequence, text
 from mpojax.methods import mpop
@@ -252,10 +251,15 @@ def compress_variant(
     The files of the folder `tokenizer` are saved with the model. The record of a variant that an
     earlier start has finished is read instead.
     """
-    target = folder / "models" / variant.name
+    given = (config, folder, dense, variant, earlier, known, tokenizer)
     record = folder / "compression" / f"{variant.name}.json"
-    if record.is_file():
-        return json.loads(record.read_text(encoding="utf-8"))
+    return runs.kept(record, lambda: _compressed(*given))
+
+
+def _compressed(
+    config, folder: pathlib.Path, dense: models.Model, variant: Variant, earlier, known, tokenizer
+) -> dict[str, Any]:
+    target = folder / "models" / variant.name
     files.remove_tree(target)  # of a start that was killed while saving
     start, model, report = time.perf_counter(), dense, None
     if variant.rules:
@@ -289,7 +293,6 @@ def compress_variant(
     }
     if known is not None and known.test:
         content["similarity"] = models.similarity(dense, model, known.test)
-    files.write_atomic(record, json.dumps(content, indent=1) + "\n")
     return content
 
 
