@@ -1,4 +1,4 @@
-r"""The learning rates of the tuned half of `configs/compress_minilm.py`: the same grid for every model.
+r"""Learning rates of the tuned half of `configs/compress_minilm.py`: one grid for every model.
 
     python -m experiments.sweep --config=configs/sweeps/compress_minilm_rates.py:runs/minilm_45 \
         --workdir=runs/minilm_45_rates --config.cell.data_dir=DATA
