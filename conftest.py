@@ -1,8 +1,10 @@
 """Strict test environment: what a user's code may hide, the tests must not."""
 
+import functools
 import gc
 import os
 import pathlib
+import sys
 import tempfile
 import warnings
 
@@ -37,11 +39,19 @@ os.environ.setdefault(
 import hypothesis
 import jax
 import pytest
+from grain._src.python.experimental.index_shuffle.python import index_shuffle_module
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A program that another process writes just now, or was killed while writing, is compiled.
 warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
+
+# Python's own compiling is kept, too: of tests, whose assertions pytest rewrites, and of what
+# processes import.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# To place one of N examples grain walks 65,536 / N steps: milliseconds where N is as small as here.
+index_shuffle_module.index_shuffle = functools.lru_cache(2**16)(index_shuffle_module.index_shuffle)
 
 hypothesis.settings.register_profile(
     "mpojax", deadline=None, max_examples=25, derandomize=True, print_blob=True
@@ -53,7 +63,7 @@ def pytest_collection_finish():
     """Modules and tests live to the end, and tracing makes many objects: seldom looked through."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="module")

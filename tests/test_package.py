@@ -17,13 +17,16 @@ HEAVY = (
     "tensorboardX,tokenizers,torch,transformers"
 )
 
-BLOCK = f"""
+BLOCKED = f"""
 import sys
 for name in {HEAVY.split(",")!r}:
     sys.modules[name] = None  # importing it raises ImportError
 import mpojax, mpojax.mpo
 assert mpojax.__version__
 print(len(mpojax.mpo.__all__))
+for name in ("optax", "orbax", "rich.progress"):
+    del sys.modules[name]
+import mpojax.nn, mpojax.models
 """
 
 
@@ -37,13 +40,8 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_import_needs_only_jax_and_flax():
-    assert int(run(BLOCK)) > 20
-
-
-def test_layers_and_models_need_nothing_heavy():
-    block = BLOCK.replace("'optax', 'orbax', 'rich.progress', ", "")
-    run(block + "import mpojax.nn\nimport mpojax.models")
+def test_import_needs_only_jax_and_flax_and_layers_and_models_nothing_heavy():
+    assert int(run(BLOCKED)) > 20
 
 
 def test_experiments_start_without_what_only_some_runs_use():

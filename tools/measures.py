@@ -81,7 +81,7 @@ _RENAMING = re.compile(r'"[\w.]+": "[\w.]+"|.*#.* (called \w+ before|older versi
 def main() -> int:
     """Prints all tables; returns the exit status."""
     texts = {path: path.read_text(encoding="utf-8") for path in tracked(".py", ".md")}
-    code = {p: t for p, t in texts.items() if p.suffix == ".py" and not _is_test(p)}
+    code = {p: t for p, t in texts.items() if p.suffix == ".py" and not is_test(p)}
     shown = table.Table("measure", "value")
     for name, value in measures(code, texts):
         shown.add_row(name, value)
@@ -204,9 +204,15 @@ def config_reads(tree: ast.AST) -> Iterator[str]:
     for node in _nodes(tree):
         if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
             continue
-        name = ast.unparse(node)
-        if id(node) not in inner and name.startswith("config."):
-            yield name
+        if id(node) not in inner and _variable(node) == "config":
+            yield ast.unparse(node)
+
+
+def _variable(node: ast.AST) -> str:
+    """What a chain of attributes, items and calls begins with."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def public_names(
@@ -232,7 +238,7 @@ def public_names(
             renamed |= {alias.asname for alias in aliases if alias.asname}
     counted: collections.Counter[str] = collections.Counter()
     for path, text in texts.items():
-        if path.name != "__init__.py" and not _is_test(path):
+        if path.name != "__init__.py" and not is_test(path):
             counted.update(set(re.findall(r"\w+", text)) & names)
             counted.update(set(re.findall(r"\) -> (\w+)", text)) & names)
     # One file defines it, under this name.
@@ -259,14 +265,15 @@ def words_found(texts: dict[pathlib.Path, str]) -> Iterator[tuple[str, int, int]
     # This file and its test say the words themselves.
     files = {p: _RENAMING.sub("", t) for p, t in texts.items() if "test_measures" not in p.stem}
     files.pop(pathlib.Path(__file__).resolve(), None)
-    code = {p: t for p, t in files.items() if not _is_test(p)}
+    code = {p: t for p, t in files.items() if not is_test(p)}
     for pattern, searched in [*((p, files) for p in WORDS), *((p, code) for p in OLD_NAMES)]:
         counts = [len(re.findall(pattern, text)) for text in searched.values()]
         if any(counts):
             yield pattern, sum(counts), sum(map(bool, counts))
 
 
-def _is_test(path: pathlib.Path) -> bool:
+def is_test(path: pathlib.Path) -> bool:
+    """Whether a file is of the tests."""
     parts: Iterable[str] = path.relative_to(ROOT).parts
     return "tests" in parts or path.name == "conftest.py"
 

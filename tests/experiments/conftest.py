@@ -1,6 +1,5 @@
 """A checkpoint and a task that the runs of several files share."""
 
-import contextlib
 from unittest import mock
 
 import pytest
@@ -22,19 +21,24 @@ def texts(tmp_path_factory):
     return toy_encoder.write_texts(tmp_path_factory.mktemp("texts"), train=48, dev=12)
 
 
-@pytest.fixture(autouse=True)
-def programs_are_kept(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_kept():
     """Between the cells of a sweep: other tests go on with what this process has compiled."""
-    monkeypatch.setattr(sweep, "_free_memory", lambda: None)
+    with mock.patch.object(sweep, "_free_memory"):
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stopped_at():
     """A context in which runs are told to stop after a step, as by a signal."""
+    return lambda step: _with_hook(helpers.Stop(step))
 
-    @contextlib.contextmanager
-    def stop(step: int):
-        with mock.patch.object(training, "StopOnSignal", return_value=helpers.Stop(step)):
-            yield
 
-    return stop
+@pytest.fixture(scope="session")
+def copied_at():
+    """A context in which runs copy their folder after a step that is saved; see `CopyFolder`."""
+    return lambda step, target: _with_hook(helpers.CopyFolder(step, target))
+
+
+def _with_hook(hook):
+    return mock.patch.object(training, "StopOnSignal", return_value=hook)

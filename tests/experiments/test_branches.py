@@ -23,12 +23,11 @@ def model_of(folder):
     return models.to_arrays(io.load_pretrained(folder / "model"))
 
 
-def test_majority_kernels_leave_a_plain_model_and_resume(config, tmp_path, stopped_at):
-    assert train.run(config, tmp_path / "whole") == 0
-    with stopped_at(3):
-        assert train.run(config, tmp_path / "stopped") == 1
-    assert train.run(config, tmp_path / "stopped") == 0
-    saved, again = model_of(tmp_path / "whole"), model_of(tmp_path / "stopped")
+def test_majority_kernels_leave_a_plain_model_and_resume(config, tmp_path, copied_at):
+    with copied_at(3, tmp_path / "killed"):
+        assert train.run(config, tmp_path / "whole") == 0
+    assert train.run(config, tmp_path / "killed") == 0
+    saved, again = model_of(tmp_path / "whole"), model_of(tmp_path / "killed")
     assert saved.keys() == again.keys()
     assert all((saved[name] == again[name]).all() for name in saved)
     result = result_of(tmp_path / "whole")

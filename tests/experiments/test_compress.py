@@ -1,6 +1,8 @@
 """The compression study from end to end, on a checkpoint of toy size."""
 
+import contextlib
 import csv
+import io as io_lib
 import json
 import pathlib
 import signal
@@ -11,7 +13,7 @@ import pytest
 
 from configs import compress as compress_config
 from configs import quickstart_encoder as quickstart
-from experiments import compress, sources, sweep
+from experiments import compress, sources
 from experiments import variants as variants_lib
 from experiments.render import comparison
 from mpojax import compression, io, models, tables, training
@@ -35,17 +37,11 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def compiled_once(monkeypatch):
-    """Programs are kept for the next run, which is of the same size."""
-    monkeypatch.setattr(sweep, "_free_memory", lambda: None)
-
-
-@pytest.fixture
-def task(tmp_path) -> str:
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> str:
     """A task that a toy model learns: the label is named in the text."""
-    write_texts(tmp_path, train=32, test=12)
-    return f"file:train={tmp_path / 'train.tsv'},test={tmp_path / 'test.tsv'};dev=test"
+    folder = write_texts(tmp_path_factory.mktemp("task"), train=32, test=12)
+    return f"file:train={folder / 'train.tsv'},test={folder / 'test.tsv'};dev=test"
 
 
 def study(checkpoint, task):
@@ -62,10 +58,26 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_the_whole_study(checkpoint, task, tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert compress.main(study(checkpoint, task), str(folder)) == 0
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def studied(checkpoint, task, tmp_path_factory):
+    """Folder of a whole study, and what it prints."""
+    folder = tmp_path_factory.mktemp("studied") / "run"
+    with contextlib.redirect_stdout(io_lib.StringIO()) as printed:
+        assert compress.main(study(checkpoint, task), str(folder)) == 0
+    return folder, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def untrained(checkpoint, tmp_path_factory):
+    """Folder of a study without training, and what it prints."""
+    folder = tmp_path_factory.mktemp("untrained") / "run"
+    with contextlib.redirect_stdout(io_lib.StringIO()) as printed:
+        assert compress.main(own(checkpoint, bond=4), str(folder)) == 0
+    return folder, printed.getvalue()
+
+
+def test_the_whole_study(studied):
+    folder, printed = studied
     names = sorted(path.name for path in (folder / "models" / "mpo_budget").iterdir())
     assert names == ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
     assert "MPO, full bonds, lightweight" in printed
@@ -102,12 +114,10 @@ def test_the_whole_study(checkpoint, task, tmp_path, capsys):
     assert "error_vs_bond.png" in report
 
 
-def test_central_cores_and_word_table_stay_as_they_were(checkpoint, task, tmp_path):
-    config = study(checkpoint, task)
-    config.compare = ("mpo_full",)
-    compress.main(config, str(tmp_path / "run"))
-    before = io.load_pretrained(tmp_path / "run" / "models" / "mpo_full")
-    after = io.load_pretrained(tmp_path / "run/cells/seed=0,variant=mpo_full/model")
+def test_central_cores_and_word_table_stay_as_they_were(studied):
+    folder, _ = studied
+    before = io.load_pretrained(folder / "models" / "mpo_full")
+    after = io.load_pretrained(folder / "cells/seed=0,variant=mpo_full/model")
     old, new = models.to_arrays(before), models.to_arrays(after)
     central = [name for name in old if name.endswith("/cores/2")]
     assert len(central) == 12
@@ -171,11 +181,9 @@ def test_a_signal_in_the_last_step_ends_the_study(checkpoint, task, tmp_path, mo
     assert (folder / "result.json").is_file()
 
 
-def test_finished_studies_say_so(checkpoint, tmp_path, capsys):
-    config = own(checkpoint, bond=4)
-    compress.main(config, str(tmp_path / "run"))
-    first = capsys.readouterr().out
-    assert compress.main(config, str(tmp_path / "run")) == 0
+def test_finished_studies_say_so(checkpoint, untrained, capsys):
+    folder, first = untrained
+    assert compress.main(own(checkpoint, bond=4), str(folder)) == 0
     again = capsys.readouterr().out
     assert again.strip() in first
 
@@ -192,10 +200,13 @@ OWN = {"bond": {"bond": 4}, "share": {"budget": 0.5}, "count": {"budget": 4000.0
 
 # Budgets that are counts: tests/compression; full bonds: test_the_whole_study.
 @pytest.mark.parametrize("name", marks.slow_but({"bond", "share"}, OWN))
-def test_own_checkpoint_without_training(checkpoint, tmp_path, name):
-    changes = OWN[name]
-    assert compress.main(own(checkpoint, **changes), str(tmp_path / "run")) == 0
-    table = {row["variant"]: row for row in rows(tmp_path / "run" / "comparison.csv")}
+def test_own_checkpoint_without_training(checkpoint, untrained, tmp_path, name):
+    changes, folder = OWN[name], tmp_path / "run"
+    if name == "bond":
+        folder, _ = untrained
+    else:
+        assert compress.main(own(checkpoint, **changes), str(folder)) == 0
+    table = {row["variant"]: row for row in rows(folder / "comparison.csv")}
     assert list(table) == ["mpo", "svd"]
     assert "accuracy" not in table["mpo"]
     size = {name: int(row["total_parameters"]) for name, row in table.items()}
@@ -204,12 +215,12 @@ def test_own_checkpoint_without_training(checkpoint, tmp_path, name):
         limit = changes["budget"] * dense if changes["budget"] <= 1 else changes["budget"]
         assert size["svd"] <= size["mpo"] <= limit
     if changes == {"bond": 4}:
-        shapes = io.load_pretrained(tmp_path / "run" / "models" / "mpo").shapes
+        shapes = io.load_pretrained(folder / "models" / "mpo").shapes
         assert max(max(shape.bond_dims) for shape in shapes.values()) == 4
     if not changes:
         assert float(table["mpo"]["relative_weight_error"]) < 1e-6
-    assert (tmp_path / "run" / "plots" / "error_vs_bond.png").is_file()
-    assert not (tmp_path / "run" / "cells").exists()
+    assert (folder / "plots" / "error_vs_bond.png").is_file()
+    assert not (folder / "cells").exists()
 
 
 # Gates are those of T5 here.
@@ -242,12 +253,12 @@ def test_error_curve_is_monotone_and_exact(checkpoint, tmp_path):
     assert again.to_dict("records") == curve
 
 
-def test_another_experiment_in_the_workdir(checkpoint, tmp_path):
-    compress.main(own(checkpoint, bond=4), str(tmp_path / "run"))
-    kept = (tmp_path / "run" / "result.json").read_bytes()
+def test_another_experiment_in_the_workdir(checkpoint, untrained):
+    folder, _ = untrained
+    kept = (folder / "result.json").read_bytes()
     with pytest.raises(ValueError, match=r"another experiment.*\n.*bond: 4 there, 8 here"):
-        compress.main(own(checkpoint, bond=8), str(tmp_path / "run"))
-    assert (tmp_path / "run" / "result.json").read_bytes() == kept
+        compress.main(own(checkpoint, bond=8), str(folder))
+    assert (folder / "result.json").read_bytes() == kept
 
 
 @pytest.mark.parametrize(

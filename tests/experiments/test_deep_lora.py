@@ -18,17 +18,14 @@ def config(checkpoint, texts):
     return config
 
 
-def test_the_result_is_a_model_with_low_ranks_and_a_stopped_run_resumes(
-    config, tmp_path, stopped_at
-):
-    assert train.run(config, tmp_path / "whole") == 0
-    with stopped_at(3):
-        assert train.run(config, tmp_path / "stopped") == 1
-    assert train.run(config, tmp_path / "stopped") == 0
+def test_the_result_is_a_model_with_low_ranks_and_a_killed_run_resumes(config, tmp_path, copied_at):
+    with copied_at(3, tmp_path / "killed"):
+        assert train.run(config, tmp_path / "whole") == 0
+    assert train.run(config, tmp_path / "killed") == 0
     result = result_of(tmp_path / "whole")
     saved, again = (
         models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
-        for name in ("whole", "stopped")
+        for name in ("whole", "killed")
     )
     assert saved.keys() == again.keys()
     assert all((saved[name] == again[name]).all() for name in saved)

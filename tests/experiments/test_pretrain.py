@@ -48,9 +48,10 @@ def _result(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
+def finished(corpus, tmp_path_factory, copied_at):
     folder = tmp_path_factory.mktemp("runs") / "mpobert"
-    assert train.run(_config(corpus, variant="small"), folder) == 0
+    with copied_at(2, folder.parent / "killed"):
+        assert train.run(_config(corpus, variant="small"), folder) == 0
     return folder
 
 
@@ -70,15 +71,13 @@ def test_a_run_leaves_numbers_samples_and_a_model(finished, corpus):
     assert train.run(_config(corpus, variant="small"), finished) == 0  # nothing left to do
 
 
-def test_an_interrupted_run_resumes_to_the_same_numbers(finished, corpus, tmp_path, stopped_at):
-    config = _config(corpus, variant="small")
-    with stopped_at(2):
-        assert train.run(config, tmp_path / "run") == 1
-    assert train.run(config, tmp_path / "run") == 0
-    assert _result(tmp_path / "run")["metrics"] == _result(finished)["metrics"]
+def test_a_killed_run_resumes_to_the_same_numbers(finished, corpus):
+    killed = finished.parent / "killed"
+    assert train.run(_config(corpus, variant="small"), killed) == 0
+    assert _result(killed)["fit"]["steps_run"] == STEPS - 2
+    assert _result(killed)["metrics"] == _result(finished)["metrics"]
     whole, parts = (
-        models.to_arrays(io.load_pretrained(folder / "model"))
-        for folder in (finished, tmp_path / "run")
+        models.to_arrays(io.load_pretrained(folder / "model")) for folder in (finished, killed)
     )
     for name, array in whole.items():
         np.testing.assert_array_equal(array, parts[name], err_msg=name)

@@ -30,16 +30,16 @@ def make(folder, kind, **fields):
 
 # Losses of encoder-decoders: tests/methods/test_t_few.py; a run of one: below.
 @pytest.mark.parametrize("kind", marks.slow_but({"decoder"}, KINDS))
-def test_everything_trained_learns_and_a_stopped_run_resumes(folder, kind, tmp_path, stopped_at):
+def test_everything_trained_learns_and_a_killed_run_resumes(folder, kind, tmp_path, copied_at):
     fields = {"trainable": "all", "adapters": (), "save_model": True, "steps": 20}
-    config = make(folder, kind, optimizer__learning_rate=0.05, **fields)
-    assert train.run(config, tmp_path / "whole") == 0
-    with stopped_at(10):
-        assert train.run(config, tmp_path / "stopped") == 1
-    assert train.run(config, tmp_path / "stopped") == 0
+    fields |= {"checkpoint_every": 10, "optimizer__learning_rate": 0.05}
+    config = make(folder, kind, **fields)
+    with copied_at(10, tmp_path / "killed"):
+        assert train.run(config, tmp_path / "whole") == 0
+    assert train.run(config, tmp_path / "killed") == 0
     saved, again = (
         models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
-        for name in ("whole", "stopped")
+        for name in ("whole", "killed")
     )
     assert all((saved[name] == again[name]).all() for name in saved)
     result = result_of(tmp_path / "whole")

@@ -50,8 +50,9 @@ def make_optimizer(chains: models.Model, name: str = "adamw"):
     return training.make_optimizer(settings, training.roles(chains), 1000)
 
 
-def train_with(hooks=(), losses=None):
+def train_with(hooks=(), save_every=None):
     """The `train` of a run: a few steps on the toy data, then the development accuracy."""
+    saves = [training.Checkpoint(every=save_every, at_end=False)] if save_every else []
     dev = data.EvalData(arrays(40, 1), 40)
     evaluator = training.Evaluator(training.classify, training.accuracy)
 
@@ -62,12 +63,8 @@ def train_with(hooks=(), losses=None):
             data.TrainData(arrays(64, 0), 8, seed=0),
             optimizer=optimizer,
             steps=steps,
-            hooks=[
-                *hooks,
-                training.Evaluate("dev", dev, evaluator),
-                training.Checkpoint(every=2, at_end=False),
-            ],
-            folder=folder,
+            hooks=[*hooks, training.Evaluate("dev", dev, evaluator), *saves],
+            folder=folder if saves else None,
         )
 
     return train
@@ -96,7 +93,8 @@ def main() -> None:
         time.sleep(pause)
         print(f"step {loop.step}", flush=True)
 
-    result = run(pathlib.Path(sys.argv[1]), hooks=[training.Call(report), training.StopOnSignal()])
+    hooks = [training.Call(report), training.StopOnSignal()]
+    result = run(pathlib.Path(sys.argv[1]), train=train_with(hooks, save_every=2))
     if result.state is not None:
         leaves = jax.tree.leaves(result.state)
         np.savez(pathlib.Path(sys.argv[1]) / "final.npz", *[np.asarray(leaf) for leaf in leaves])

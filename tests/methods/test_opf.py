@@ -16,6 +16,7 @@ from mpojax.training import objectives
 from mpojax.training import state as state_lib
 from tests.models import small
 from tests.models.test_kinds import IDS, MASK
+from tests.training import helpers
 
 CONFIG = dataclasses.replace(small.BERT, num_labels=2, dropout=0.0, attention_dropout=0.0)
 BATCH = {"input_ids": IDS, "attention_mask": MASK, "labels": jnp.asarray([0, 1])}
@@ -133,11 +134,11 @@ SETTINGS = opf.OPFSettings(
 )
 
 
-def fit(hook, steps, folder=None, every=0):
+def fit(hook, steps, folder=None, every=0, hooks=()):
     model = small.random_model(CONFIG)
     optimizer = make_optimizer(model)
     state = training.TrainState.create(model, nnx.Param, optimizer, seed=3)
-    hooks = [hook]
+    hooks = [hook, *hooks]
     if folder is not None:
         hooks.append(training.Checkpoint(every=every, at_end=True))
     return training.fit(
@@ -161,13 +162,14 @@ def dynamic(steps=9, settings=SETTINGS):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The hook and the model of a run that nothing stopped."""
-    hook = dynamic()
-    return hook, fit(hook, 9, tmp_path_factory.mktemp("whole"), every=20).state.model()
+    """The hook and the model of a run, and its folder as it was after step 7."""
+    folder, hook = tmp_path_factory.mktemp("whole"), dynamic()
+    copy = helpers.CopyFolder(7, folder / "killed")  # after the second choice
+    return hook, fit(hook, 9, folder / "run", every=7, hooks=[copy]).state.model(), copy.target
 
 
 def test_matrices_become_chains_until_each_role_has_enough(whole):
-    hook, model = whole
+    hook, model, _ = whole
     assert [step for step, _ in hook.chosen] == [3, 6]
     counts = {}
     for path in hook.paths:
@@ -182,10 +184,10 @@ def test_matrices_become_chains_until_each_role_has_enough(whole):
     assert [entry["step"] for entry in report["chosen"]] == [3, 6]
 
 
-def test_a_dynamic_run_that_is_stopped_resumes_to_the_same_end(whole, tmp_path):
-    fit(dynamic(), 7, tmp_path, every=20)  # after the second choice
+def test_a_dynamic_run_that_is_killed_resumes_to_the_same_end(whole):
     hook = dynamic()
-    again = fit(hook, 9, tmp_path, every=20)
+    again = fit(hook, 9, whole[2], every=7)
+    assert again.steps_run == 2
     assert [step for step, _ in hook.chosen] == [3, 6]
     one, other = (models.to_arrays(model) for model in (whole[1], again.state.model()))
     assert one.keys() == other.keys()

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -11,6 +11,7 @@ from mpojax import data, models
 from mpojax.methods import t_few
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24}
+log_likelihoods = jax.jit(t_few.log_likelihoods)
 WORDS = "is it good or bad yes no film plot a the"
 
 
@@ -48,20 +49,25 @@ def test_arrays_hold_the_texts(model, batch, tokenizer):
         assert batch["input_ids"][1][batch["attention_mask"][1] == 1][-1] == tokenizer.eos_id
 
 
+@jax.jit
+def call(model, *inputs):
+    return model(*inputs)
+
+
 def likelihoods(model, batch, row, choice):
     """log p of the tokens of one choice, alone, without padding."""
     real = batch["choice_mask"][row, choice] == 1
-    ids = jnp.asarray(batch["choice_ids"][row, choice][real])[None]
+    ids = batch["choice_ids"][row, choice][real][None]
     if isinstance(model, models.LanguageModel):
-        logits, targets = model(ids)[0, :-1], ids[0, 1:]
+        logits, targets = call(model, ids)[0][:-1], ids[0, 1:]
     else:
         source = batch["input_ids"][row][batch["attention_mask"][row] == 1]
-        start = jnp.full((1, 1), model.config.decoder_start_id, ids.dtype)
-        shifted = jnp.concatenate([start, ids[:, :-1]], axis=1)
-        logits, targets = model(jnp.asarray(source)[None], None, shifted)[0], ids[0]
+        start = np.full((1, 1), model.config.decoder_start_id, ids.dtype)
+        shifted = np.concatenate([start, ids[:, :-1]], axis=1)
+        logits, targets = call(model, source[None], None, shifted)[0], ids[0]
     logits = np.asarray(logits, np.float64)
     found = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    found = found[np.arange(len(targets)), np.asarray(targets)]
+    found = found[np.arange(len(targets)), targets]
     return found[-int(batch["choice_weights"][row, choice].sum()) :]
 
 
@@ -78,19 +84,19 @@ def test_losses_are_those_of_a_loop(model, batch):
         "unlikelihood_loss": -np.log(1 - np.exp(wrong) + 0.01).mean(),
     }
     settings = t_few.ChoiceSettings(normalised_weight=2.0, unlikelihood_weight=0.5)
-    total, metrics = t_few.choice_loss(settings)(model, batch, None)
+    total, metrics = jax.jit(t_few.choice_loss(settings))(model, batch, None)
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
     whole = sum(w * v for w, v in zip((1.0, 2.0, 0.5), expected.values(), strict=True))
     np.testing.assert_allclose(total, whole, rtol=1e-4)
     plain = [[each.sum() for each in row] for row in rows]
-    found = t_few.scores(*t_few.log_likelihoods(model, batch), 0.0)
+    found = t_few.scores(*log_likelihoods(model, batch), 0.0)
     np.testing.assert_allclose(found, plain, rtol=1e-4)
 
 
 def test_micro_batches_add_up_to_the_batch(model, batch):
     """Also where right choices differ in length, as here."""
-    loss = t_few.choice_loss(t_few.ChoiceSettings())
+    loss = jax.jit(t_few.choice_loss(t_few.ChoiceSettings()))
     whole, metrics = loss(model, batch, None)
     totals = {f"{n}_total": np.float32(a.sum() / 3) for n, a in batch.items() if "weights" in n}
     parts = [{n: a[k : k + 1] for n, a in batch.items()} | totals for k in range(3)]
@@ -102,7 +108,7 @@ def test_micro_batches_add_up_to_the_batch(model, batch):
 
 @pytest.mark.parametrize("length_norm", [0.0, 1.0])
 def test_the_best_choice_is_the_answer(model, batch, length_norm):
-    beta = t_few.scores(*t_few.log_likelihoods(model, batch), length_norm)
+    beta = t_few.scores(*log_likelihoods(model, batch), length_norm)
     expected = np.mean(np.argmax(beta, axis=1) == batch["labels"])
     found = t_few.evaluator(("accuracy",), length_norm)(model, data.EvalData(batch, 8))
     assert found == {"accuracy": expected}

@@ -229,7 +229,7 @@ def test_clocks_of_machines_do_not_count(folder, monkeypatch, hours):
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
     claim = claims.take(folder / "piece", TIMING)
-    time.sleep(3 * TIMING.dead)
+    time.sleep(1.5 * TIMING.dead)
     other = claims.take(folder / "piece", TIMING)
     assert isinstance(other, claims.Held)
     assert other.age < TIMING.dead

@@ -1,5 +1,7 @@
 """A small factorised classifier and its data: everything the training tests need."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -125,6 +127,23 @@ def assert_same_bits(one: training.TrainState, other: training.TrainState) -> No
     leaves = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), one, other)
     wrong = [p for p, same in jax.tree_util.tree_flatten_with_path(leaves)[0] if not same]
     assert not wrong, f"leaves differ: {wrong}"
+
+
+class CopyFolder(training.Hook):
+    """Copies the folder of a run after a step that is saved: what is left of one killed then."""
+
+    order = 95  # after `training.Checkpoint`
+
+    def __init__(self, at: int, target):
+        self.at, self.target = at, target
+
+    def after_step(self, loop):
+        if loop.step == self.at:
+            for hook in loop.hooks:
+                if isinstance(hook, training.Checkpoint):
+                    hook._checkpoints.wait()
+            # To read a lock would free it.
+            shutil.copytree(loop.folder, self.target, ignore=shutil.ignore_patterns(".lock"))
 
 
 class Stop(training.Hook):

@@ -46,8 +46,9 @@ def norms(states, step, select):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """(folder, result, states) of a run that is measured at every step."""
-    folder, keep = tmp_path_factory.mktemp("whole"), Keep()
-    return folder, run(folder, every=1, hooks=[keep, training.Checkpoint(every=2)]), keep.states
+    folder, keep = tmp_path_factory.mktemp("whole") / "run", Keep()
+    hooks = [keep, training.Checkpoint(every=3), helpers.CopyFolder(3, folder.parent / "killed")]
+    return folder, run(folder, every=1, hooks=hooks), keep.states
 
 
 def measured_lines(folder):
@@ -85,17 +86,17 @@ def test_against_the_states_themselves(whole):
             assert line[f"parameter_norm/{name}"] == pytest.approx(norm, rel=1e-5), name
 
 
-def test_file_for_plots_and_resume(whole, tmp_path):
+def test_file_for_plots_and_resume(whole):
     folder, result, _ = whole
     read = update_statistics.read(folder)
     assert read["step"].tolist() == [1, 2, 3, 4, 5]
     assert read["layer_03/auxiliary"].shape == (5, 2)
     assert {"block_01/central", "block_00/other", "outside/other"} <= set(read)
     assert np.isfinite(read["block_01/central"]).all()
-    stop = [helpers.Stop(at=4), training.Checkpoint(every=3)]
-    run(tmp_path / "resumed", every=1, hooks=stop)
-    again = run(tmp_path / "resumed", every=1, hooks=[training.Checkpoint(every=3)])
-    resumed = update_statistics.read(tmp_path / "resumed")
+    killed = folder.parent / "killed"
+    again = run(killed, every=1, hooks=[training.Checkpoint(every=3)])
+    assert again.steps_run == 2
+    resumed = update_statistics.read(killed)
     for name, values in read.items():
         np.testing.assert_array_equal(values, resumed[name], err_msg=name)
     helpers.assert_same_bits(result.state, again.state)
