@@ -26,8 +26,8 @@ from mpojax.training import workdir as workdir_lib
 
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
 OF_MIXTURES = ("experts", "whitened", "activation_scaled", "svd")
-# Their speed is measured, once for each size, and a text of theirs is shown.
-_TIMED = ("dense", "best", "experts")
+# Their speed is measured, next to the dense model's, and a text of theirs is shown.
+_TIMED = ("best", "experts")
 _ORDERS = ("spread", "first", "random")
 # Perplexities are plotted up to so many times the dense model's.
 _SHOWN = 50.0
@@ -104,12 +104,11 @@ def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str
     Raises:
       ValueError: texts shorter than a window, or budgets that do not fit.
     """
-    check_budgets(config)
-    tokenizer, tokenizer_folder = sources.load_tokenizer(source)
-    matched = sum(matched_sizes(config, stored).values())
     names = names or default(stored)
+    check_sizes(config, stored, names)
     settings = config.calibration
     checks.check_value("config.calibration.order", settings.order, checks.one_of(*_ORDERS))
+    tokenizer, tokenizer_folder = sources.load_tokenizer(source)
     ids = read_tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
     evaluation.check_vocabulary(stored, ids, f"config.calibration.texts={settings.texts!r}")
     length = min(settings.length, stored.config.max_positions)
@@ -130,12 +129,9 @@ def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str
             f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
             f"window of config.evaluation.window={window}; give more text."
         )
+    matched = sum(matched_sizes(config, stored).values())
     given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
-    setup = Setup(config, folder, names, *given)
-    for budget, name in itertools.product(budgets_of(config), names):
-        rules = rules_of(config)
-        compression.check_rules(stored, rules, budget=setup.size(budget), method=name)
-    return setup
+    return Setup(config, folder, names, *given)
 
 
 def _batches(windows: np.ndarray, settings) -> tuple[list, list]:
@@ -159,10 +155,10 @@ def _batches(windows: np.ndarray, settings) -> tuple[list, list]:
     return tuple(compression.calibration_batches(windows[rows[of]]) for of in (~held, held))
 
 
-def rules_of(config, **settings) -> list[compression.Rule]:
+def rules_of(config) -> list[compression.Rule]:
     """Rules for the matrices that a config names."""
     patterns = ("layers",) if tuple(config.matrices) == ("all",) else config.matrices
-    return [compression.Rule(pattern, **settings) for pattern in patterns]
+    return [compression.Rule(pattern) for pattern in patterns]
 
 
 def default(stored: models.StoredModel) -> tuple[str, ...]:
@@ -176,16 +172,22 @@ def matched_sizes(config, stored: models.StoredModel) -> dict[str, int]:
     return {path: math.prod(stored.arrays[models.dense_name(path)].shape) for path in paths}
 
 
-def check_budgets(config) -> None:
-    """Raises ValueError unless a config has budgets, of something that there is."""
+def check_sizes(config, stored: models.StoredModel, names: Sequence[str]) -> None:
+    """Raises ValueError unless a config has budgets, and these methods can meet them."""
     checks.check_value("config.budget_of", config.budget_of, checks.one_of("model", "matrices"))
-    if not budgets_of(config):
+    budgets = budgets_of(config)
+    if not budgets:
         raise ValueError(
             "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
             '--config.budgets="(0.8, 0.6)".'
         )
-    healed = checks.sequence(checks.one_of(*budgets_of(config)))
+    healed = checks.sequence(checks.one_of(*budgets))
     checks.check_value("config.heal.budgets", config.heal.budgets, healed)
+    total = sum(models.count_parameters(stored.abstract).values())
+    matched = sum(matched_sizes(config, stored).values())
+    for budget, name in itertools.product(budgets, names):
+        size = size_of(config, budget, total, matched)
+        compression.check_rules(stored, rules_of(config), budget=size, method=name)
 
 
 def budgets_of(config) -> tuple[float, ...]:
@@ -207,7 +209,7 @@ def read_tokens(name: str, split: str, data_dir: str, tokenizer) -> np.ndarray:
 def run(setup: Setup, workdir: workdir_lib.Workdir, start: float) -> str:
     """Compresses, measures, writes; returns the text to print. Finished variants are kept."""
     label = {"label": "dense"}
-    rows = [_record(setup, "dense", lambda: _measured(setup, "dense", setup.stored.load(), label))]
+    rows = [_record(setup, "dense", lambda: _measured(setup, setup.stored.load(), label))]
     print(f"dense: perplexity {rows[0]['perplexity']:.2f}", flush=True)
     for budget in budgets_of(setup.config):
         for method in setup.methods:
@@ -221,6 +223,10 @@ def run(setup: Setup, workdir: workdir_lib.Workdir, start: float) -> str:
                 rows.append(_record(setup, name, lambda r=row, n=name: _healed(setup, r, n)))
                 print(f"{name}: perplexity {rows[-1]['perplexity']:,.2f}", flush=True)
     files.remove_tree(setup.folder / "calibration")  # may be larger than the model
+    if setup.config.evaluation.speed_rounds:
+        made = functools.partial(_speeds, setup, rows)
+        speeds = runs.kept(setup.folder / "compression" / "speeds.json", made)
+        rows = [row | speeds.get(row["variant"], {}) for row in rows]
     return write(setup, workdir, rows, time.perf_counter() - start)
 
 
@@ -273,7 +279,7 @@ def _compressed(setup: Setup, name: str, budget: float, variant: str) -> dict[st
         "seconds": seconds,
         **{key: value for key, value in report.to_dict().items() if key != "unmatched"},
     }
-    content = _measured(setup, name, model, content)
+    content = _measured(setup, model, content)
     files.remove_tree(partial)  # not before: layers take the longest, should this be stopped
     return content
 
@@ -291,7 +297,7 @@ def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any
     io.save_pretrained(model, target, tokenizer_from=setup.tokenizer)
     kept = ("budget", "matrices_ratio", "stored_bytes", "parameters")
     content = {name: row[name] for name in kept} | {"label": "ours, healed", "method": "healed"}
-    return _measured(setup, "healed", model, content | {"seconds": time.perf_counter() - start})
+    return _measured(setup, model, content | {"seconds": time.perf_counter() - start})
 
 
 def _calibrated(setup: Setup, advance) -> compression.Calibration:
@@ -306,8 +312,8 @@ def _calibrated(setup: Setup, advance) -> compression.Calibration:
     )
 
 
-def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) -> dict[str, Any]:
-    """`content` with the perplexity of a model and, where it is timed, its speed."""
+def _measured(setup: Setup, model: models.Model, content: Mapping) -> dict[str, Any]:
+    """`content` with the perplexity of a model and, of the dense one and the best, a sample."""
     settings = setup.config.evaluation
     # The same function in float32, by one program for all variants.
     dense = compression.merge(model) if model.shapes else model
@@ -326,22 +332,27 @@ def _measured(setup: Setup, method: str, model: models.Model, content: Mapping) 
         "perplexity": found.value,
         "protocol": found.protocol,
     }
-    if method in (*_TIMED, "healed") and setup.config.sample.new_tokens:
+    if content.get("method") in (None, *_TIMED, "healed") and setup.config.sample.new_tokens:
         content["sample"] = _sample(setup, dense)
-    if method in _TIMED and settings.speed_rounds:
-        others = [] if method == "dense" else [setup.stored.load()]
-        content |= _speed([model, *others], settings.speed_rounds)
     return content
 
 
-def _speed(timed: Sequence[models.Model], rounds: int) -> dict[str, float]:
-    """Tokens per second of the first model, and their ratios to those of the second, if any."""
+def _speeds(setup: Setup, rows: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """{variant: tokens per second, of the best of each size over those of the dense model, too}.
+
+    After everything else: the dense model is loaded once, and next to it is one other at a time.
+    """
     # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
-    own, *others = models.speeds([models.unstacked(each) for each in timed], rounds=rounds)
-    found = {"prefill": own.prefill, "decode": own.decode}
-    for other in others:
-        found["prefill_ratio"] = own.prefill / other.prefill
-        found["decode_ratio"] = own.decode / other.decode
+    dense = models.unstacked(setup.stored.load())
+    length, new = evaluate.timed_lengths(dense, 256, 32)
+    options = {"prompt_length": length, "new_tokens": new}
+    options["rounds"] = setup.config.evaluation.speed_rounds
+    found = {"dense": models.speeds([dense], **options)[0]._asdict()}
+    for name in (row["variant"] for row in rows if row.get("method") in _TIMED):
+        model = io.load_pretrained(setup.folder / "models" / name, keep_16_bits=True)
+        own, other = models.speeds([models.unstacked(model), dense], **options)
+        ratios = {f"{k}_ratio": v / getattr(other, k) for k, v in own._asdict().items()}
+        found[name] = own._asdict() | ratios
     return found
 
 

@@ -8,7 +8,8 @@ this machine when the plan is made.
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +72,28 @@ def _seconds(function: Callable) -> float:
     return min(times)
 
 
+class Map(NamedTuple):
+    """A matrix that is compressed, or a map of all experts of a block.
+
+    Attributes:
+      rows, columns: of a matrix.
+      number: of matrices.
+      used: how many of them a token goes through.
+    """
+
+    rows: int
+    columns: int
+    number: int
+    used: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of the work: what it runs, its FLOPs in both precisions, bytes in memory, in files."""
+    """A part of the work: what it runs, its FLOPs in both precisions, bytes in memory, in files.
+
+    Attributes:
+      at_most: whether less of it may turn out to be needed.
+    """
 
     name: str
     passes: str
@@ -82,6 +102,7 @@ class Phase:
     double: float = 0.0
     eigen: float = 0.0
     disk: float = 0.0
+    at_most: bool = False
 
     def seconds(self, rates: Rates) -> float:
         """At these rates; `eigen` is a sum of n^3."""
@@ -98,20 +119,16 @@ class Plan:
           ValueError: no budget, or one that cannot be met.
         """
         self.config, self.model, self.stored = config, stored.config, stored
-        self.methods = [compression.METHODS[n] for n in names or decoders.DEFAULT]
-        self.names = list(names or decoders.DEFAULT)
-        sizes = stored.config.matrix_sizes()
-        self.sizes = {path: sizes[path] for path in decoders.matched_sizes(config, stored)}
-        self.matched = sum(math.prod(size) for size in self.sizes.values())
+        self.names = list(names or decoders.default(stored))
+        self.methods = [compression.METHODS[name] for name in self.names]
+        decoders.check_sizes(config, stored, self.names)
+        sizes = decoders.matched_sizes(config, stored)
+        self.maps, self.matched = _maps(stored, sizes), sum(sizes.values())
         self.total = sum(models.count_parameters(stored.abstract).values())
         self.stored_bytes = sum(
             a.dtype.itemsize * math.prod(a.shape) for a in stored.arrays.values()
         )
         self.budgets = decoders.budgets_of(config)
-        for budget in self.budgets:
-            size = decoders.size_of(config, budget, self.total, self.matched)
-            rules = decoders.rules_of(config, form="low_rank")
-            compression.check_rules(stored, rules, budget=size)
         settings = config.calibration
         self.length = min(settings.length, self.model.max_positions)
         self.tokens = settings.windows * self.length
@@ -133,18 +150,19 @@ class Plan:
     def _forward(self, tokens: int, length: int, logits: bool = False) -> float:
         """FLOPs of one pass: matrices, scores and their products, logits."""
         model = self.model
+        used = sum(m.used * m.rows * m.columns for m in self.maps.values())
         scores = 4 * length * model.num_heads * model.head_size * model.num_layers
         head = 2 * model.vocab_size * model.hidden_size if logits else 0
-        return tokens * (2.0 * self.matched + scores + head)
+        return tokens * (2.0 * used + scores + head)
 
-    def _inputs(self) -> dict[str, list[tuple[int, int]]]:
-        """{an input: sizes of the matrices that read it}."""
-        found: dict[str, list[tuple[int, int]]] = {}
-        for path, size in self.sizes.items():
+    def _inputs(self) -> list[list[Map]]:
+        """The maps that read one input together."""
+        found: dict[str, list[Map]] = {}
+        for path, each in self.maps.items():
             start, _, name = path.rpartition("/")
             same = {"key": "query", "value": "query", "gate": "up"}.get(name, name)
-            found.setdefault(f"{start}/{same}", []).append(size)
-        return found
+            found.setdefault(f"{start}/{same}", []).append(each)
+        return list(found.values())
 
     def _layer_bytes(self) -> float:
         """A layer as it is stored and in float32."""
@@ -154,27 +172,29 @@ class Plan:
     def _activations(self) -> float:
         """Of a batch, in one layer."""
         model = self.model
-        wide = 6 * model.hidden_size + 3 * model.intermediate_size
+        inner = max((m.used * max(m.rows, m.columns) for m in self.maps.values()), default=0)
+        wide = 6 * model.hidden_size + 3 * inner
         batch = max(compressing.BATCH_TOKENS // self.length, 1) * self.length
         return 4.0 * batch * (wide + 4 * model.num_heads * self.length)
 
     def _statistics(self) -> Phase:
         tokens, model = self.tokens, self.model
-        inputs = [sizes[0][0] for sizes in self._inputs().values()]
+        inputs = [maps[0] for maps in self._inputs()]
         flops = self._forward(tokens, self.length)
-        flops += tokens * _SYMMETRIC * sum(2.0 * n**2 for n in inputs)
-        disk, passes = 4.0 * sum(n**2 for n in inputs), "1 forward"
-        memory = 8.0 * max(n**2 for n in inputs) + 4 * tokens * model.hidden_size
+        flops += tokens * _SYMMETRIC * sum(2.0 * m.used * m.rows**2 for m in inputs)
+        held = sum(m.number * m.rows**2 for m in inputs)
+        disk, passes = 4.0 * held, "1 forward"
+        memory = 8.0 * held / model.num_layers + 4 * tokens * model.hidden_size
         if any(method.by_loss for method in self.methods):
             some = min(compression.CURVATURE_TOKENS, tokens)
-            outputs = [columns for _, columns in self.sizes.values()]
+            outputs = sum(m.columns**2 for m in self.maps.values())
             # Run again, and back: gradients of activations alone.
             flops += 2 * self._forward(some, self.length, logits=True)
-            flops += some * _SYMMETRIC * sum(2.0 * n**2 for n in outputs)
-            disk += 4.0 * sum(n**2 for n in outputs)
+            flops += some * _SYMMETRIC * 2.0 * outputs
+            disk += 4.0 * outputs
             disk += 4.0 * model.num_layers * some * model.hidden_size
             passes = f"1 forward; of {some:,} tokens 1 more and 1 back"
-            memory += 4.0 * sum(n**2 for n in outputs) / model.num_layers
+            memory += 4.0 * outputs / model.num_layers
             memory += 3 * 4.0 * self.length * model.vocab_size
         memory += _PROCESS + self._layer_bytes() + self._outside_bytes() + self._activations()
         return Phase("statistics", passes, flops, memory, disk=disk)
@@ -185,37 +205,50 @@ class Plan:
 
     def _compressed(self, name: str, label: str, kept: float) -> Phase:
         method = compression.METHODS[name]
-        flops = double = eigen = 0.0
-        memory = _PROCESS + self._layer_bytes() + kept * self.stored_bytes
-        times = 1 + (method.by_loss or method.by_log)  # spectra first, then factors
-        for rows, columns in self.sizes.values():
-            small = min(rows, columns)
-            eigen += small**3 * (1 + 0.4 * method.by_loss)
-            weighing = 2.0 * rows * columns * (rows + columns * method.by_loss)
-            double += times * (weighing + 2.0 * rows * columns * small)
-        if method.inputs == "weights":
-            memory += 8.0 * max(math.prod(size) for size in self.sizes.values())
-        else:
-            widest = max(max(size) for size in self.sizes.values())
-            memory += matrices.num_threads() * 3 * 8.0 * widest**2
-        passes = "none"
-        if method.layerwise:
-            passes = "2 forward"
-            flops = 2 * self._forward(self.tokens, self.length)
-            for sizes in self._inputs().values():
-                rows, columns = sizes[0][0], sum(size[1] for size in sizes)
+        double, eigen, memory = self._factorised(method)
+        memory += _PROCESS + self._layer_bytes() + kept * self.stored_bytes
+        flops, passes, is_best = 0.0, [], name == "best"
+        widest = max(m.rows for m in self.maps.values())
+        layerwise = method.layerwise and (not is_best or choosing.are_enough(self.tokens, widest))
+        if layerwise:
+            # "best" does not where another candidate turns out to be close to the original.
+            passes.append("at most 2 forward" if is_best else "2 forward")
+            flops += 2 * self._forward(self.tokens, self.length)
+            for maps in self._inputs():
+                rows, columns = maps[0].rows, sum(m.columns for m in maps)
                 flops += self.tokens * 2.0 * (_SYMMETRIC * rows**2 + rows * min(rows, columns))
             memory += 4.0 * self.tokens * (8 * self.model.hidden_size) + self._activations()
-        if name == "best":
+        if is_best:
             held = max(self.config.calibration.windows // choosing.HELD_OUT, 1) * self.length
-            tried = len(choosing.CANDIDATES) + 2
-            passes = f"2 forward, {tried} of {held:,} tokens"
+            tried = len(choosing.CANDIDATES) + 1 + layerwise
+            passes.append(f"{tried} of {held:,} tokens")
             flops += tried * self._forward(held, self.length, logits=True)
-            eigen, double = 1.7 * eigen, 1.5 * double  # factors of all candidates as well
+            if layerwise:  # factors for other inputs as well
+                eigen, double = 1.7 * eigen, 1.5 * double
             # A whole model is measured, next to the factors of its matrices in float32.
             memory += (1 - kept) * self.stored_bytes + 5 * kept * self.matched + _LOGITS
-        disk = kept * self.stored_bytes * (1 + method.layerwise)
-        return Phase(label, passes, flops, memory, double, eigen, disk)
+        disk = kept * self.stored_bytes * (1 + layerwise)
+        given = (flops, memory, double, eigen, disk, is_best and layerwise)
+        return Phase(label, ", ".join(passes) or "none", *given)
+
+    def _factorised(self, method: compression.Method) -> tuple[float, float, float]:
+        """(FLOPs in float64, sum of n^3 of eigenvectors, bytes) of all matrices, by one method."""
+        double = eigen = 0.0
+        times = 1 + (method.by_loss or method.by_log)  # spectra first, then factors
+        for m in self.maps.values():
+            small = min(m.rows, m.columns)
+            eigen += m.number * small**3 * (1 + 0.4 * method.by_loss)
+            weighing = 2.0 * m.rows * m.columns * (m.rows + m.columns * method.by_loss)
+            double += m.number * times * (weighing + 2.0 * m.rows * m.columns * small)
+        if method.inputs == "weights":
+            memory = 8.0 * max(m.number * m.rows * m.columns for m in self.maps.values())
+        else:
+            widest = max(max(m.rows, m.columns) for m in self.maps.values())
+            memory = matrices.num_threads() * 3 * 8.0 * widest**2
+        # All experts of a map together, some times, and the covariance of each.
+        together = (m for m in self.maps.values() if m.number > 1)
+        of_experts = (8.0 * m.number * m.rows * (3 * m.columns + 2 * m.rows) for m in together)
+        return double, eigen, max(memory, *of_experts, 0.0)
 
     def _measured(self, label: str, kept: float) -> Phase:
         tokens = self.config.evaluation.num_windows * self.window
@@ -244,23 +277,35 @@ class Plan:
             for p in phases
         ]
         headers = ["phase", "passes", "TFLOPs", "time", "memory", "files"]
-        seconds = sum(phase.seconds(rates) for phase in phases)
+        seconds = _time(sum(phase.seconds(rates) for phase in phases))
+        at_most = "at most " if any(phase.at_most for phase in phases) else ""
         most = max(phases, key=lambda phase: phase.memory)
         return "\n".join(
             [
-                f"{self.total:,} parameters, {self.matched:,} of them in the {len(self.sizes)} "
-                f"matrices that are compressed; {self.stored_bytes / 1e9:.2f} GB as stored",
+                f"{self.total:,} parameters, {self.matched:,} of them in the "
+                f"{sum(m.number for m in self.maps.values()):,} matrices that are compressed; "
+                f"{self.stored_bytes / 1e9:.2f} GB as stored",
                 f"rates measured now: {rates.single / 1e9:.0f} GFLOP/s in float32, "
                 f"{rates.double / 1e9:.0f} in float64, {rates.eigen * 1024**3:.1f} s for the "
                 "eigenvectors of 1,024 features",
                 "",
                 tables.text(headers, rows, 130, wrap=("phase", "passes")),
                 "",
-                f"all: {_time(seconds)}, {most.memory / 1e9:.1f} GB of memory ({most.name}), "
+                f"all: {at_most}{seconds}, {most.memory / 1e9:.1f} GB of memory ({most.name}), "
                 f"{sum(phase.disk for phase in phases) / 1e9:.1f} GB of files; compilation and "
                 "speed measurements not counted",
             ]
         )
+
+
+def _maps(stored: models.StoredModel, paths: Sequence[str]) -> dict[str, Map]:
+    """{path: what is there}."""
+    known, found = matrices.matrices_of(stored), {}
+    for path in paths:
+        experts = stored.config.experts_of(path.rpartition("/")[0])
+        used = 1 if experts is None else experts.experts_per_token
+        found[path] = Map(*known.all_sizes[path], known.num_matrices(path), used)
+    return found
 
 
 def _time(seconds: float) -> str:
@@ -278,10 +323,9 @@ def plan(config, stored: models.StoredModel, names) -> Plan:
             f"--dry_run plans the compression of a decoder; {config.model} is none, and takes "
             "seconds to minutes: leave --dry_run out."
         )
-    if stored.config.experts:
+    if others := [name for name in names if name not in compression.METHODS]:
         raise ValueError(
-            f"--dry_run plans models whose tokens go through all matrices; {config.model} is a "
-            "mixture of experts: leave --dry_run out."
+            f"--dry_run plans methods, and config.compare names the variant {others[0]!r}: leave "
+            "--dry_run out."
         )
-    decoders.check_budgets(config)
     return Plan(config, stored, names)

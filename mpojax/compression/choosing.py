@@ -135,31 +135,31 @@ def best(
         )
         return *low_rank.approximations(task, method), None
     factors = _Factors(task)
+    # Spectra, layer by layer, rows of the report; of large models factors are a pass of their own.
     task.steps = (3 if factors.keeps_all else 4) * len(task.paths) + len(CANDIDATES) + 2
     losses = low_rank.predicted_losses(task, method, factors.keep)
     ranks = {name: low_rank.ranks_of(task, m, losses) for name, m in CANDIDATES.items()}
     measure = Measure(task.matrices, held_out)
     found = _compared(task, measure, factors, ranks)
     chosen = min(ranks, key=found.get)
-    own = ranks[chosen]
-    made = {chosen: factors.chains(own)}
-    if reason := _no_gain(task, measure, found, chosen):
-        task.steps -= len(task.paths)
-        task.advance(f"not {LAYERWISE}: {reason}")
-    else:
-        name = f"{chosen}, {LAYERWISE}"
-        made[name] = low_rank.layer_by_layer(task, method, own)
-        found[name] = measure(_all(made[name]))
-        task.advance(LAYERWISE)
+    reason = _no_gain(task, measure, found, chosen)
     search = None if sharing.refusal(task) else sharing.Search(task, method, losses)
-    if search is not None and search.promising():
-        task.steps += len(task.paths)
-        made[SHARED], rows = search.approximations()
+    shares = search is not None and search.promising()
+    task.steps += (shares - bool(reason)) * len(task.paths)  # known only now
+    made = {chosen: factors.chains(ranks[chosen])}
+    if not reason:
+        name = f"{chosen}, {LAYERWISE}"
+        made[name] = low_rank.layer_by_layer(task, method, ranks[chosen])
+        found[name] = measure(_all(made[name]))
+    task.advance(f"not {LAYERWISE}: {reason}" if reason else LAYERWISE)
+    if shares:
+        made[SHARED] = search.approximations()
         found[SHARED] = measure(_all(made[SHARED]))
     chosen = min(made, key=found.get)
-    if chosen != SHARED:
-        task.steps += len(task.paths) if SHARED in made else 0  # those of shared ones are made, too
-        rows = low_rank.rows_of(task, method, made[chosen], own, losses)
+    if chosen == SHARED:
+        rows = search.rows(made[chosen])
+    else:
+        rows = low_rank.rows_of(task, method, made[chosen], losses)
     return made[chosen], rows, Choice(measure.unit, measure.tokens, found, chosen)
 
 
@@ -170,9 +170,14 @@ def _no_gain(task: Task, measure: Measure, found: Mapping[str, float], chosen: s
     texts = (task.matrices.inputs(batch, "a calibration batch")[1] for batch in task.batches)
     tokens = sum(np.count_nonzero(weights[0]) for weights in texts)
     inputs = max(task.matrices.sizes[path][0] for path in task.paths)
-    if tokens < _FEWEST * inputs:
+    if not are_enough(tokens, inputs):
         return f"{tokens:,} tokens are few for {inputs:,} inputs"
     return None
+
+
+def are_enough(tokens: int, inputs: int) -> bool:
+    """True if so many tokens are worth going layer by layer, with up to so many inputs a matrix."""
+    return tokens >= _FEWEST * inputs
 
 
 def _compared(task: Task, measure: Measure, factors: "_Factors", ranks) -> dict[str, float]:

@@ -185,6 +185,7 @@ def _by_method(
         folder = _statistics_folder(matrices, paths, options["resume"], stack)
         calibration, batches, held_out = _calibrated(matrices, method, *texts, folder)
         low_rank.check(method, matrices, paths, calibration, batches)
+        low_rank.warn_of_few(matrices, paths, calibration)
         plain = [path for path in paths if path in matrices.sizes]
         options |= {"expert_paths": [path for path in paths if path not in plain]}
         task = low_rank.Task(matrices, plain, parameter_budget, calibration, batches, **options)

@@ -173,7 +173,7 @@ def approximations(task: Task, method: Method) -> tuple[Approximations, list[Mat
     losses = predicted_losses(task, method) if needs_losses else None
     ranks = ranks_of(task, method, losses)
     found = (layer_by_layer if method.layerwise else at_once)(task, method, ranks)
-    return found, rows_of(task, method, found, ranks, losses)
+    return found, rows_of(task, method, found, losses)
 
 
 def predicted_losses(
@@ -229,14 +229,15 @@ def layer_by_layer(task: Task, method: Method, ranks: Ranks) -> Approximations:
 
 
 def rows_of(
-    task: Task, method: Method, found: Approximations, ranks: Ranks, losses: Losses | None
+    task: Task, method: Method, found: Approximations, losses: Losses | None
 ) -> list[MatrixRow]:
     """Rows of the report, in the order of the model."""
 
     def row(path: str) -> MatrixRow | None:
         if path not in found.chains:
             return None
-        predicted = float(losses[path][ranks[path]]) if method.by_loss else None
+        rank = found.chains[path][0].bonds[0]
+        predicted = float(losses[path][rank]) if method.by_loss else None
         return _row(task, path, found, method.label, predicted)
 
     rows = []
@@ -378,15 +379,6 @@ def check(
             f"{tables[0]}: a method is for the linear maps, whose inputs vary; compress a table by "
             "a rule of its own, such as Rule('embeddings/word', rank=64), or leave it out."
         )
-    counts = {path: calibration.statistics[path].count for path in paths}
-    if few := [path for path in paths if counts[path] < matrices.all_sizes[path][0]]:
-        logging.warning(
-            "calibration: %d tokens are fewer than the %d inputs of %s; the result fits them, and "
-            "other texts less well. Give more text.",
-            counts[few[0]],
-            matrices.all_sizes[few[0]][0],
-            few[0],
-        )
     without = [path for path in paths if calibration.statistics[path].curvature is None]
     if settings.by_loss and without:
         raise ValueError(
@@ -398,3 +390,16 @@ def check(
             f"method={method!r} runs the texts layer by layer: give the batches as calibration, or "
             "take method='pivoted'."
         )
+
+
+def warn_of_few(matrices: Matrices, paths: Sequence[str], calibration: Calibration) -> None:
+    """Logs a warning where fewer tokens were read than a matrix has inputs."""
+    for path in paths:
+        count, inputs = calibration.statistics[path].count, matrices.all_sizes[path][0]
+        if count < inputs:
+            logging.warning(
+                "calibration: %d tokens are fewer than the %d inputs of %s; the result fits them, "
+                "and other texts less well. Give more text.",
+                *(count, inputs, path),
+            )
+            return

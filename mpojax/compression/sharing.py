@@ -40,7 +40,9 @@ def compress(task: Task) -> tuple[Approximations, list[MatrixRow]]:
         raise ValueError(f"method='shared' has layers share cores, but {reason}; take 'pivoted'.")
     method = METHODS["shared"]
     task.steps = 3 * len(task.paths)
-    return Search(task, method, low_rank.predicted_losses(task, method)).approximations()
+    search = Search(task, method, low_rank.predicted_losses(task, method))
+    found = search.approximations()
+    return found, search.rows(found)
 
 
 def refusal(task: Task) -> str | None:
@@ -73,11 +75,8 @@ class Search:
         firsts = {int(share * (len(self.layers) - 1)) for share in _PROBED}
         return any(self.gains(self.layers[first : first + 2]) for first in sorted(firsts))
 
-    def approximations(self) -> tuple[Approximations, list[MatrixRow]]:
-        """Chains whose first cores neighbouring layers share where that loses less.
-
-        By prediction; with a row of the report for each matrix.
-        """
+    def approximations(self) -> Approximations:
+        """Chains; neighbouring layers share first cores where that is predicted to lose less."""
         task, method, groups = self.task, self.method, self.groups()
         ranks, predicted = self.allocated(groups)
         by_themselves = [[layer] for layer in self.layers]
@@ -99,8 +98,16 @@ class Search:
                 }
             for path in paths:
                 task.advance(path)
-        rows = low_rank.rows_of(task, method, found, ranks, self.losses)
-        return found, [_own(row, groups, self.curves) for row in rows]
+        return found
+
+    def rows(self, found: Approximations) -> list[MatrixRow]:
+        """A row of the report for each matrix of `approximations`."""
+        rows = low_rank.rows_of(self.task, self.method, found, self.losses)
+        if found.groups is None:
+            return rows
+        ends = itertools.accumulate(found.groups)
+        groups = [range(end - size, end) for end, size in zip(ends, found.groups, strict=True)]
+        return [_own(row, groups, self.curves) for row in rows]
 
     def _paths(self, group: Sequence[int], name: str) -> tuple[str, ...]:
         return tuple(_path(layer, name) for layer in group)

@@ -95,7 +95,11 @@ def test_the_best_on_held_out_texts_comes_out(model, compressed):
 
 
 def test_it_is_deterministic(model, compressed):
-    again, report = mj.compress(model, budget=0.7, calibration=IDS)
+    steps = []
+    given = {"budget": 0.7, "calibration": IDS}
+    again, report = mj.compress(model, **given, progress=lambda *step: steps.append(step[:2]))
+    total = steps[-1][1]
+    assert steps == [(number, total) for number in range(1, total + 1)]  # all are known at once
     assert report.choice == compressed[1].choice
     ids = jnp.asarray(IDS)
     np.testing.assert_array_equal(again(ids), compressed[0](ids))

@@ -100,8 +100,11 @@ def test_layers_that_have_nothing_in_common_share_nothing():
 # How the best is chosen: test_choosing.py; that sharing wins where layers are alike: above.
 @pytest.mark.slow
 def test_the_best_may_share(model):
-    _, report = mj.compress(model, budget=0.7, calibration=IDS, method="best")
+    steps = []
+    given = {"budget": 0.7, "calibration": IDS, "method": "best"}
+    _, report = mj.compress(model, **given, progress=lambda *step: steps.append(step))
     assert choosing.SHARED in report.choice.found
+    assert steps[-1][0] == steps[-1][1] == len(steps)
 
 
 def test_an_encoder_decoder_cannot_share():

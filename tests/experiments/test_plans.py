@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import mpojax as mj
 from configs import compress as compress_config
 from experiments import compress, plans
 from mpojax import io, models
@@ -94,6 +96,37 @@ def test_more_is_planned_for_more(config):
     assert set(many) - set(few) == {"healing, 10 steps"}
 
 
+def test_layer_by_layer_is_at_most_or_left_out_for_certain(config):
+    model = models.build(small_language.LLAMA, rngs=nnx.Rngs(0))
+    phases = {phase.name: phase for phase in planned(config, model).phases()}
+    maybe = phases["best, 60 %"]
+    assert maybe.passes.startswith("at most 2 forward, 5 of ")
+    assert "all: at most " in planned(config, model).text(plans.Rates(1.0, 1.0, 1.0))
+    config.calibration.update(windows=1, length=16)
+    plan = planned(config, model)
+    never = {phase.name: phase for phase in plan.phases()}["best, 60 %"]
+    assert never.passes == "4 of 16 tokens"
+    assert never.memory < maybe.memory
+    assert "at most" not in plan.text(plans.Rates(1.0, 1.0, 1.0))
+
+
+def test_of_a_mixture_the_experts_that_a_token_has_are_counted(config):
+    dense = models.build(small_language.LLAMA, rngs=nnx.Rngs(0))
+    rule = mj.Rule(".*feed_forward", number=4, form="switch", router="topk", k=2)
+    mixture = mj.merge(mj.add_experts(dense, [rule], rngs=nnx.Rngs(0)))
+    plan, other = planned(config, mixture), planned(config, dense)
+    sizes = dense.config.matrix_sizes().items()
+    block = sum(math.prod(size) for path, size in sizes if "feed_forward" in path)
+    assert plan._forward(16, 8) == other._forward(16, 8) + 16 * 2 * block
+    assert plan.matched == other.matched + 3 * block
+    assert [phase.name for phase in plan.phases()][2::2] == [
+        f"{name}, 60 %" for name in ("experts", "whitened", "activation_scaled", "svd")
+    ]
+    config.compare = ("best",)
+    with pytest.raises(ValueError, match="method='best' knows no experts"):
+        plans.plan(config, models.StoredModel.of(mixture), ["best"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -105,6 +138,12 @@ def test_what_cannot_be_done_is_not_planned(config, changes, message):
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         planned(config, models.build(small_language.LLAMA, rngs=nnx.Rngs(0)))
+
+
+def test_variants_are_not_planned(config):
+    stored = models.StoredModel.of(models.build(small_language.LLAMA, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="names the variant 'mpo': leave --dry_run out"):
+        plans.plan(config, stored, ["best", "mpo"])
 
 
 def test_encoders_are_not_planned(config):
