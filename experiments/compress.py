@@ -65,10 +65,10 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
             f"config.cell: a comparison fine-tunes encoders, and {config.model} is none. Take "
             "configs/compress.py: the result can be tuned by other experiments."
         )
-    before = [v for v in variants if v.method or not v.needs_calibration]
-    variants_lib.check_variants(config, dense, before)
+    variants_lib.check_variants(config, dense, variants)
     known = variants_lib.calibrate(config, dense, variants, source)
-    variants_lib.check_variants(config, dense, variants, known)
+    if known is not None:
+        variants_lib.check_variants(config, dense, variants, known)
     workdir = workdir or workdir_lib.Workdir(folder, config)
     print(f"model: {config.model}, {sources.describe(dense)}")
     compressed = compress_all(config, workdir.path, dense, variants, known, source)

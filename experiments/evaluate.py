@@ -143,7 +143,7 @@ def measure(subject: Subject, settings: Evaluation) -> dict[str, Any]:
     if settings.rounds and not isinstance(model, models.EncoderDecoder):
         found["speed"] = speed(model, settings)
     if settings.serving:
-        length, new = _timed_lengths(model, settings)
+        length, new = timed_lengths(model, settings.prompt_length, settings.new_tokens)
         io.export_serving(model, settings.serving, length=length, max_new_tokens=new)
         found["serving"] = settings.serving
     return found
@@ -281,7 +281,7 @@ def _prompt(subject: Subject, settings: Evaluation) -> tuple[str, bool]:
 
 def speed(model: models.Model, settings: Evaluation) -> dict[str, Any]:
     """Tokens per second of one sequence; a short model's prompt leaves positions to decode."""
-    length, new = _timed_lengths(model, settings)
+    length, new = timed_lengths(model, settings.prompt_length, settings.new_tokens)
     found = models.speed(model, prompt_length=length, new_tokens=new, rounds=settings.rounds)
     return {
         "prefill_tokens_per_second": found.prefill,
@@ -292,11 +292,11 @@ def speed(model: models.Model, settings: Evaluation) -> dict[str, Any]:
     }
 
 
-def _timed_lengths(model: models.Model, settings: Evaluation) -> tuple[int, int]:
+def timed_lengths(model: models.Model, prompt: int, new: int) -> tuple[int, int]:
     """(tokens of a prompt, of what follows) that fit into the positions of the model."""
     positions = model.config.max_positions
-    new = min(settings.new_tokens or 1, positions // 2)
-    return min(settings.prompt_length, positions - new), new
+    new = min(new or 1, positions // 2)
+    return min(prompt, positions - new), new
 
 
 def _text(found: Mapping[str, Any]) -> str:

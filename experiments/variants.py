@@ -202,26 +202,29 @@ def check_variants(
 ) -> None:
     """Checks rules, budgets and trainable sets against the model before anything is written.
 
+    Without `known` what can be checked without the calibration texts, with it what needs them.
+
     Raises:
       ValueError: rules or a budget that do not fit the model, or an unknown trainable set.
     """
     budgets = {variant.name: size_of(config, dense, variant) for variant in variants}
     for variant in variants:
         mpop.check_trainable(variant.trainable)
-        if variant.rules:
-            # The size of another variant is known only later; a variant without a budget of its own
-            # is no smaller than all matrices dense.
-            budget = budgets[variant.name]
-            if variant.same_size_as is not None:
-                budget = budgets.get(variant.same_size_as) or 1.0
-            given = {"bond": variant.bond, "allocation": variant.allocation}
-            if variant.method:
-                given = {"method": variant.method, "batches": known.batches if known else None}
-            needs = known is not None and variant.needs_calibration
-            calibration = known.calibration if needs else None
-            compression.check_rules(
-                dense, variant.rules, budget=budget, calibration=calibration, **given
-            )
+        needs = variant.needs_calibration
+        if not variant.rules or not (needs if known else variant.method or not needs):
+            continue
+        # The size of another variant is known only later; a variant without a budget of its own
+        # is no smaller than all matrices dense.
+        budget = budgets[variant.name]
+        if variant.same_size_as is not None:
+            budget = budgets.get(variant.same_size_as) or 1.0
+        given = {"bond": variant.bond, "allocation": variant.allocation}
+        if variant.method:
+            given = {"method": variant.method, "batches": known and known.batches}
+        calibration = known and known.calibration
+        compression.check_rules(
+            dense, variant.rules, budget=budget, calibration=calibration, **given
+        )
 
 
 def size_of(
