@@ -102,7 +102,7 @@ def load_pretrained(
     _check_into(folder, content, into)
     if into is not None:
         return _into_module(folder, content[MARK], into)
-    stored = _opened(folder, content, pretraining_head, check_finite)
+    stored = _opened(folder, content, pretraining_head)
     return stored.load(keep_16_bits=keep_16_bits, release=True)
 
 
@@ -115,7 +115,8 @@ def open_pretrained(
     time is in memory. `.load()` is the whole model.
 
     Args:
-      source, pretraining_head: see `load_pretrained`. The weights of a GGUF file are in memory.
+      source, pretraining_head: see `load_pretrained`. The weights of a GGUF file that is checked
+        are in memory.
       check: reads all weights once and checks that they are finite; False reads the headers of the
         files alone.
 
@@ -140,12 +141,14 @@ def open_pretrained(
     folder = locate(source)
     content = _read_config(folder) if folder.is_dir() else {}
     _check_into(folder, content, None)
-    return _opened(folder, content, pretraining_head, check_finite if check else lambda *_: None)
+    return _opened(folder, content, pretraining_head, check)
 
 
-def _opened(folder: pathlib.Path, content: Mapping, pretraining_head, check) -> models.StoredModel:
+def _opened(
+    folder: pathlib.Path, content: Mapping, pretraining_head: bool, check: bool = True
+) -> models.StoredModel:
     if not folder.is_dir():
-        config, arrays = gguf_models.import_file(folder)
+        config, arrays = gguf_models.import_file(folder, check)
         return models.StoredModel(config, {}, arrays)
     if MARK in content:
         return _own_model(folder, content[MARK], check)
@@ -156,7 +159,8 @@ def _opened(folder: pathlib.Path, content: Mapping, pretraining_head, check) -> 
         )
     checkpoints.family_of(content, str(folder))  # Before weights are looked for.
     tensors = read_checkpoint(folder)
-    check(tensors, str(folder))
+    if check:
+        check_finite(tensors, str(folder))
     config, arrays = checkpoints.import_model(content, tensors, str(folder), pretraining_head)
     return models.StoredModel(generation_config.read(config, folder), {}, arrays)
 
@@ -334,10 +338,11 @@ def _check_into(folder: pathlib.Path, content: Mapping, into: nnx.Module | None)
         raise ValueError(f"{folder} holds a whole model; load it without into=.")
 
 
-def _own_tensors(folder: pathlib.Path, content: Mapping, versions, check) -> dict:
+def _own_tensors(folder: pathlib.Path, content: Mapping, versions, check: bool = True) -> dict:
     """The arrays of a folder of ours, which is of a known version and of one save."""
     tensors = read_checkpoint(folder)
-    check(tensors, str(folder))
+    if check:
+        check_finite(tensors, str(folder))
     check_version(content.get("format_version"), versions, str(folder))
     if content.get("fingerprint") != read_metadata(folder / WEIGHTS_NAME).get(MARK):
         raise ValueError(
@@ -357,14 +362,14 @@ def _complete(folder: pathlib.Path):
         raise ValueError(f"{folder} is not a complete mpojax model: {reason}") from error
 
 
-def _own_model(folder: pathlib.Path, content: Mapping, check) -> models.StoredModel:
+def _own_model(folder: pathlib.Path, content: Mapping, check: bool) -> models.StoredModel:
     tensors = _own_tensors(folder, content, own_format.READ_VERSIONS, check)
     with _complete(folder):
         return own_format.read(content, quantization.dequantized(tensors)).checked()
 
 
 def _into_module(folder: pathlib.Path, content: Mapping, into: nnx.Module) -> nnx.Module:
-    tensors = _own_tensors(folder, content, module_format.READ_VERSIONS, check_finite)
+    tensors = _own_tensors(folder, content, module_format.READ_VERSIONS)
     with _complete(folder):
         tensors = quantization.dequantized(tensors)
         arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}

@@ -27,6 +27,15 @@ def test_a_file_is_the_model_it_was_made_of(tmp_path, tied):
         np.testing.assert_array_equal(models.to_arrays(model)[name], array)
 
 
+def test_weights_that_nobody_checks_are_dequantised_when_they_are_read(tmp_path, monkeypatch):
+    path, dequantize = gguf_helpers.write(tmp_path / "small.gguf"), gguf.dequantize
+    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("a tensor was read"))
+    stored = io.open_pretrained(path, check=False)
+    monkeypatch.setattr(gguf, "dequantize", dequantize)
+    for name, array in models.to_arrays(stored.load()).items():
+        np.testing.assert_array_equal(array, helpers.arrays(gguf_helpers.CONFIG)[name])
+
+
 def test_biases_and_widths_of_heads(tmp_path):
     config = dataclasses.replace(
         gguf_helpers.CONFIG,

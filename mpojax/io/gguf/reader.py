@@ -80,27 +80,29 @@ class GGUFFile:
             raise ValueError(f"{self.path} lacks {key} in its metadata.")
         return value
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """All tensors by name, as float32, the fastest axis last.
+    def tensors(self) -> dict[str, files.StoredArray]:
+        """All tensors by name, the fastest axis last; in float32 when they are read.
 
-        Raises:
-          ValueError: a quantisation that the package cannot undo; names tensor and type.
+        Then raises ValueError for a quantisation that the package cannot undo; names the tensor.
         """
         tensors = self._reader.tensors
         total = sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
         # The smallest types keep eight elements or so in a byte; tensors may overlap in no file.
         if total > 16 * self._size:
             raise ValueError(f"{self.path} is too small for the {total:,} elements of its tensors.")
-        return {tensor.name: self._dequantised(tensor) for tensor in tensors}
+        return {tensor.name: self._stored(tensor) for tensor in tensors}
 
-    def _dequantised(self, tensor) -> np.ndarray:
+    def _stored(self, tensor) -> files.StoredArray:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        return files.StoredArray(shape, np.float32, lambda: self._dequantised(tensor, shape))
+
+    def _dequantised(self, tensor, shape: tuple[int, ...]) -> np.ndarray:
         kind, name = tensor.tensor_type, checks.cut(tensor.name)
         what = (
             f"{self.path}: tensor {name} has type {kind.name}, which the package gguf cannot read"
         )
         with _explained(what), np.errstate(all="ignore"):  # What is not finite is refused by name.
             array = self._gguf.dequantize(tensor.data, kind)
-        shape = tuple(int(size) for size in reversed(tensor.shape))
         return np.asarray(array, np.float32).reshape(shape)
 
 
@@ -125,6 +127,14 @@ def _reader(gguf: ModuleType) -> type:
     """
 
     class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._data = mapped.view(np.ndarray)  # whose slices cost a third
+
         def _get(self, offset, dtype, count=1, override_order=None):
             end = int(offset) + int(count) * np.dtype(dtype).itemsize
             if int(offset) < 0 or end > len(self.data):

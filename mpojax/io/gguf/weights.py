@@ -133,8 +133,12 @@ LLAMA = Description(
 )
 
 
-def import_file(path: str | os.PathLike) -> tuple[models.DecoderConfig, dict[str, np.ndarray]]:
-    """Settings and arrays of a GGUF file.
+def import_file(path: str | os.PathLike, check: bool = True) -> tuple[models.DecoderConfig, dict]:
+    """Settings and arrays of a GGUF file, dequantised once and held in memory.
+
+    Args:
+      path: of the file.
+      check: False does neither: each array is dequantised when it is read.
 
     Raises:
       ImportError: the package gguf is not installed.
@@ -151,7 +155,9 @@ def import_file(path: str | os.PathLike) -> tuple[models.DecoderConfig, dict[str
         )
     values = LLAMA.values(_content(file), source)
     tensors = file.tensors()
-    check_finite(tensors, source)
+    if check:
+        tensors = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+        check_finite(tensors, source)
     settings = LLAMA.settings(values, source) | _of_tensors(values, tensors, source)
     config = LLAMA.config(settings, source)
     check_depth(config, tensors, source)
@@ -182,6 +188,7 @@ def _of_tensors(values: Mapping, tensors: dict, source: str) -> dict:
     """Settings that the tensors decide; takes the frequencies out of them."""
     vocab_size = len(tensors.get("token_embd.weight", ()))
     frequencies = tensors.pop(_FREQUENCIES, None)
+    frequencies = None if frequencies is None else np.asarray(frequencies)
     found = {
         "vocab_size": vocab_size,
         "tied": "output.weight" not in tensors,
