@@ -4,11 +4,15 @@ r"""Compresses a pre-trained model and shows what was gained and lost.
     python -m experiments.compress --config=configs/compress.py --config.model=FOLDER \
         --config.budget=0.5 --workdir=runs/mine
 
-For each variant of the config (dense, MPO at full bonds, MPO at a budget, low rank at the same
-budget): compress, save, and, where the config has a `cell`, fine-tune what the variant trains and
-measure, as a sweep over seeds and variants. Every finished part is kept in the workdir; started
-again, the command resumes where it was. `--dry_run` prints what compressing a decoder would cost
-and does nothing: it needs no workdir, and reads no more than the headers of the files.
+A decoder is compressed by each method of `config.compare` at each size: low rank by what the model
+does on calibration texts, next to published methods. Perplexity, where asked for after healing, and
+speed are measured. Any other model becomes each variant of the config (dense, MPO at full bonds,
+MPO at a budget, low rank of the same size): compress, save, and, where the config has a `cell`,
+fine-tune what the variant trains and measure, as a sweep over seeds and variants.
+
+Every finished part is kept in the workdir; started again, the command resumes where it was.
+`--dry_run` prints what compressing a decoder would cost and does nothing: it needs no workdir, and
+reads no more than the headers of the files.
 """
 
 import pathlib
@@ -57,6 +61,11 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
         print(f"model: {config.model}, {sources.describe(stored.abstract)}")
         print(decoders.run(setup, workdir, start))
         return 0
+    if config.get("budgets"):
+        raise ValueError(
+            f"config.budgets={tuple(config.budgets)} is for decoders and their methods: one size "
+            "at a time here, such as --config.budget=0.6."
+        )
     dense = stored.load(keep_16_bits=False, release=True)
     variants = variants_lib.read_variants(config)
     cells = training_cells(config, variants, files.at(folder).absolute())

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from experiments import evaluate, runs, sources
+from experiments import config_fields, evaluate, runs, sources
 from experiments.render import comparison, frames
 from experiments.render import figures as render
 from mpojax import checks, compression, data, figures, files, io, models, tables
@@ -28,7 +28,22 @@ DEFAULT = ("best", "whitened", "activation_scaled", "svd")
 OF_MIXTURES = ("experts", "whitened", "activation_scaled", "svd")
 # Their speed is measured, next to the dense model's, and a text of theirs is shown.
 _TIMED = ("best", "experts")
-_ORDERS = ("spread", "first", "random")
+_COUNT = checks.integer(1)
+_FIELDS = {
+    "budget_of": checks.one_of("model", "matrices"),
+    "calibration.windows": _COUNT,
+    "calibration.length": checks.integer(2),
+    "calibration.order": checks.one_of("spread", "first", "random"),
+    "evaluation.window": checks.integer(2),
+    "evaluation.stride": _COUNT | checks.null(),
+    "evaluation.num_windows": _COUNT | checks.null(),
+    "evaluation.speed_rounds": checks.integer(0),
+    "heal.steps": checks.integer(0),
+    "heal.batch_size": _COUNT,
+    "heal.length": checks.integer(2),
+    "heal.learning_rate": checks.number(above=0),
+    "sample.new_tokens": checks.integer(0),
+}
 # Perplexities are plotted up to so many times the dense model's.
 _SHOWN = 50.0
 _COLUMNS = {
@@ -105,9 +120,8 @@ def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str
       ValueError: texts shorter than a window, or budgets that do not fit.
     """
     names = names or default(stored)
-    check_sizes(config, stored, names)
+    check(config, stored, names)
     settings = config.calibration
-    checks.check_value("config.calibration.order", settings.order, checks.one_of(*_ORDERS))
     tokenizer, tokenizer_folder = sources.load_tokenizer(source)
     ids = read_tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
     evaluation.check_vocabulary(stored, ids, f"config.calibration.texts={settings.texts!r}")
@@ -129,6 +143,9 @@ def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str
             f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
             f"window of config.evaluation.window={window}; give more text."
         )
+    if config.heal.steps:
+        given = heal_settings(config, stored)
+        healing.batches_of(stored, ids, given["length"], given["batch_size"])
     matched = sum(matched_sizes(config, stored).values())
     given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
     return Setup(config, folder, names, *given)
@@ -172,9 +189,17 @@ def matched_sizes(config, stored: models.StoredModel) -> dict[str, int]:
     return {path: math.prod(stored.arrays[models.dense_name(path)].shape) for path in paths}
 
 
-def check_sizes(config, stored: models.StoredModel, names: Sequence[str]) -> None:
-    """Raises ValueError unless a config has budgets, and these methods can meet them."""
-    checks.check_value("config.budget_of", config.budget_of, checks.one_of("model", "matrices"))
+def check(config, stored: models.StoredModel, names: Sequence[str]) -> None:
+    """Raises ValueError for fields that are wrong, or budgets that these methods cannot meet."""
+    values = {f"config.{name}": value for name, value in config_fields.leaves(config)}
+    checks.check(values, {f"config.{name}": allowed for name, allowed in _FIELDS.items()})
+    why = "methods choose ranks by a budget"
+    checks.check_clashes(
+        {
+            f"{why}; leave config.bond={config.bond} out": config.bond is not None,
+            f"{why}; leave config.keep_dense=False out": not config.keep_dense,
+        }
+    )
     budgets = budgets_of(config)
     if not budgets:
         raise ValueError(
@@ -193,6 +218,12 @@ def check_sizes(config, stored: models.StoredModel, names: Sequence[str]) -> Non
 def budgets_of(config) -> tuple[float, ...]:
     """Sizes that a config asks for, as it says them."""
     return tuple(config.budgets) or ((config.budget,) if config.budget is not None else ())
+
+
+def heal_settings(config, stored: models.StoredModel) -> dict[str, Any]:
+    """Arguments of `healing.heal`; a text has no more tokens than the model has positions."""
+    settings = {name: value for name, value in config.heal.items() if name != "budgets"}
+    return settings | {"length": min(settings["length"], stored.config.max_positions)}
 
 
 def heals(config, budget: float) -> bool:
@@ -286,8 +317,7 @@ def _compressed(setup: Setup, name: str, budget: float, variant: str) -> dict[st
 
 def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """The record of a compressed model after healing; saves the model."""
-    start, settings = time.perf_counter(), dict(setup.config.heal)
-    del settings["budgets"]
+    start, settings = time.perf_counter(), heal_settings(setup.config, setup.stored)
     student = io.load_pretrained(setup.folder / "models" / row["variant"])
     given = (student, setup.stored.load(), setup.tokens)
     model = healing.heal(*given, **settings, workdir=setup.folder / "heal" / variant)

@@ -121,7 +121,7 @@ class Plan:
         self.config, self.model, self.stored = config, stored.config, stored
         self.names = list(names or decoders.default(stored))
         self.methods = [compression.METHODS[name] for name in self.names]
-        decoders.check_sizes(config, stored, self.names)
+        decoders.check(config, stored, self.names)
         sizes = decoders.matched_sizes(config, stored)
         self.maps, self.matched = _maps(stored, sizes), sum(sizes.values())
         self.total = sum(models.count_parameters(stored.abstract).values())
@@ -259,12 +259,12 @@ class Plan:
         return Phase(name, f"1 forward of {tokens:,} tokens", flops, memory)
 
     def _healed(self, kept: float) -> Phase:
-        heal = self.config.heal
-        tokens = heal.steps * heal.batch_size * heal.length
-        flops = self._forward(tokens, heal.length, logits=True) * (1 + 3 * kept)
+        heal = decoders.heal_settings(self.config, self.stored)
+        tokens = heal["steps"] * heal["batch_size"] * heal["length"]
+        flops = self._forward(tokens, heal["length"], logits=True) * (1 + 3 * kept)
         # Factors, gradients and two moments in float32, and the original.
         memory = _PROCESS + self.stored_bytes + 4 * 4.0 * kept * self.total + 4 * _LOGITS
-        return Phase(f"healing, {heal.steps} steps", f"of {tokens:,} tokens", flops, memory)
+        return Phase(f"healing, {heal['steps']} steps", f"of {tokens:,} tokens", flops, memory)
 
     def text(self, rates: Rates) -> str:
         """A row for each phase, and what all of them need together."""

@@ -186,7 +186,9 @@ def perplexity(
         found = np.asarray(_token_scores(model, full, None).nats, np.float64)[: len(batch)]
         for number, row in enumerate(found, first):
             row = row[seen if number else 0 :]
-            check_finite(row, f"window {number}, counted from 0")
+            if not np.isfinite(row).all():
+                part = _first_not_finite(model, rows[number : number + 1])
+                check_finite(row, f"window {number}, counted from 0, from {part} on")
             nats, num_tokens = nats + float(row.sum()), num_tokens + row.size
         if progress is not None:
             progress(first + len(batch), len(rows), "")
@@ -304,6 +306,18 @@ def check_finite(nats: np.ndarray, where: str) -> None:
             f"{where}: the model's output is NaN or infinite. Its parameters may hold NaN, or its "
             "dtype may be too narrow for its activations."
         )
+
+
+def _first_not_finite(model: LanguageModel, ids: np.ndarray) -> str:
+    """The part of a model whose output on some ids is NaN or infinite, while its input is not."""
+    x, context = model.begin(jnp.asarray(ids))
+    if not jnp.isfinite(x).all():
+        return "the embeddings"
+    for index in range(model.tower.num_layers):
+        x, *_ = model.tower.layer(index)(x, context.of_layer(index))
+        if not jnp.isfinite(x).all():
+            return f"layers/{index}"
+    return "the output map"
 
 
 def _window_starts(model, ids, sizes: tuple[int, int], stride, num_windows) -> np.ndarray:

@@ -276,6 +276,7 @@ def test_another_experiment_in_the_workdir(checkpoint, untrained):
         ({"compare": ("svd",)}, ValueError, r"must name an earlier variant"),
         ({"matrices": ("no/match",)}, ValueError, r"no/match"),
         ({"budget": 0.001}, ValueError, r"smallest feasible budget"),
+        ({"budgets": (0.8,)}, ValueError, r"config.budgets=\(0.8,\) is for decoders"),
         ({"budget": 0.5, "bond": 3}, ValueError, r"budget and bond exclude"),
     ],
 )

@@ -11,7 +11,7 @@ p and q are the distributions of the original and of the compressed model at eac
 whole vocabulary and at temperature 1; a is `distill_weight`.
 """
 
-from mpojax.methods.healing.healing import OPTIMIZER, TRAINABLE, heal
+from mpojax.methods.healing.healing import OPTIMIZER, TRAINABLE, batches_of, heal
 from mpojax.methods.healing.objective import DISTILL_WEIGHT, Learning, healing_loss, learning
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "OPTIMIZER",
     "TRAINABLE",
     "Learning",
+    "batches_of",
     "heal",
     "healing_loss",
     "learning",

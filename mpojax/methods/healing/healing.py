@@ -107,7 +107,7 @@ def heal(
     """
     arguments = dict(locals())
     checks.check({name: arguments[name] for name in _FIELDS}, _FIELDS)
-    batches = _batches(student, tokens, length, batch_size, seed)
+    batches = batches_of(student, tokens, length, batch_size, seed, mesh)
     learnt = objective.learning(
         *(_computing(model, dtype, remat) for model in (student, teacher)),
         trainable=trainable,
@@ -140,10 +140,19 @@ def heal(
     return healed
 
 
-def _batches(student, tokens, length: int, batch_size: int, seed: int) -> data.LanguageModelData:
-    check_length(student.config, length)
+def batches_of(
+    model: models.LanguageModel | models.StoredModel,
+    tokens: np.ndarray,
+    length: int,
+    batch_size: int,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+) -> data.LanguageModelData:
+    """What `heal` learns from; raises ValueError where that fits neither model nor devices."""
+    check_length(model.config, length)
+    training.sharding.check_batch(batch_size, mesh or training.make_mesh())
     stream = data.TokenStream(tokens, 0, name="tokens")
-    check_vocabulary(student, stream.tokens)
+    check_vocabulary(model, stream.tokens)
     return data.LanguageModelData(stream, length, batch_size, seed=seed)
 
 
