@@ -48,6 +48,7 @@ def over_parameterised_shape(
             if math.prod(lists[-1]) != size:
                 raise ValueError(f"the factors {before}, {behind} do not multiply to {size}.")
             continue
+        # The largest divisor up to the root: the two factors are as equal as can be.
         small = next(k for k in range(int(size**0.5), 0, -1) if size % k == 0)
         lists.append((size // small, *(1,) * num_inner_cores, small))
     return MPOShape(*lists)

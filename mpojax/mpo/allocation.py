@@ -56,6 +56,7 @@ def allocate(
     while total > budget:
         price, c, k = heapq.heappop(heap)
         chain = chains[c]
+        # A blocked bond is pushed again when the neighbour that blocks it is cut.
         if not chain.can_cut(k):
             continue
         if (now := chain.price(k)) != price:  # a neighbour has changed since it was priced
@@ -63,6 +64,7 @@ def allocate(
             continue
         total -= chain.cut(k)
         first, last = chain.linked(k)
+        # Savings of the neighbours, and what they allow, have changed with this bond.
         for near in range(first - 1, last + 2):
             if chain.can_cut(near):
                 heapq.heappush(heap, (chain.price(near), c, near))
@@ -103,6 +105,7 @@ def allocate_or_keep(
         """(total loss, choice) with these entries dense; None if they leave too little."""
         rest = [index for index in range(len(entries)) if index not in kept]
         remaining = budget - sum(counts[index] * shapes[index].num_dense_params for index in kept)
+        # With nothing kept `allocate` says that the budget is too small.
         if kept and remaining < sum(counts[i] * shapes[i].with_bonds(1).num_params for i in rest):
             return None
         choice: list[MPOShape | None] = [None] * len(entries)
@@ -156,6 +159,7 @@ def losses(spectrum, loss: str = "squared") -> np.ndarray:
     if loss == "squared" or total == 0:
         return shares
     # kept_r = sum_(i <= r) s_i^2 / sum_i s_i^2; the loss of a bond r is -log kept_r
+    # 1e-12 for the nothing that a bond of 0 keeps: -log stays finite.
     kept = np.maximum(np.append(0.0, np.cumsum(shares)), 1e-12)
     return np.diff(np.log(kept))
 
@@ -268,6 +272,7 @@ def allocate_ranks(
         raise ValueError(f"budget of {budget} parameters is below the {total} that rank 1 needs.")
     for _, index, at in _steps(hulls):
         cost = hulls[index][at + 1][0] - hulls[index][at][0]
+        # A step that does not fit ends its hull: those behind it build on it.
         if chosen[index] == at and total + cost <= budget:
             total, chosen[index] = total + cost, at + 1
     return [hull[at][2] for hull, at in zip(hulls, chosen, strict=True)]
@@ -291,6 +296,7 @@ def price_of_parameters(losses, sizes, pivoted: Sequence[bool], budget: int) -> 
     for gain, index, at in _steps(hulls):
         total += hulls[index][at + 1][0] - hulls[index][at][0]
         if total > budget:
+            # The Lagrange multiplier of the budget: the gain of the first step that does not fit.
             return gain
     return 0.0
 
@@ -340,6 +346,7 @@ def _rank_hull(losses, size: tuple[int, int], count: int, pivoted: bool):
     rows, columns = size
     points = []
     for rank, cost in zip(range(1, len(losses)), _rank_costs(rows, columns, pivoted), strict=False):
+        # From there on the dense matrix is exact and no larger.
         if cost < rows * columns:
             points.append((count * cost, float(losses[rank]), rank))
     points.append((count * rows * columns, 0.0, None))

@@ -87,6 +87,7 @@ def fit(
     cores = [np.asarray(core, np.float64) for core in start]
     problem = Problem(w, shape, s)
     errors = [problem.error(cores)]
+    # Full chains are exact, low rank is solved in closed form.
     for sweep in range(0 if shape.is_full or shape.is_low_rank else sweeps):
         if errors[-1] <= _EXACT:
             break
@@ -185,6 +186,7 @@ def conjugate_gradients(x, residual, steps: int, scale: float, operator) -> np.n
     """
     square = float(np.vdot(residual, residual))
     direction = residual
+    # After x.size steps conjugate gradients are at the solution.
     for _ in range(min(steps, x.size)):
         if square <= (_EXACT * scale) ** 2:
             break

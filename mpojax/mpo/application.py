@@ -55,6 +55,7 @@ def apply(
     shape = shape or shape_from_cores(cores)
     _check_features(x, shape)
     tokens = math.prod(x.shape[:-1])
+    # A plan is for at least one token.
     if tokens == 0:
         return jnp.zeros((*x.shape[:-1], shape.out_features), x.dtype)
     if not isinstance(plan, Plan):
@@ -96,6 +97,7 @@ def _apply_backward(strategy, variant, shape, saved, dy):
         dw = jnp.matmul(x.T, dy, preferred_element_type=dtype)
         return *pull_back(dw), dy @ w.T
 
+    # Merges and contracts once more, from the saved x and cores; only that is differentiated.
     forward = functools.partial(_differentiable, strategy, variant, shape)
     return jax.vjp(forward, cores, x)[1](dy)
 
@@ -138,6 +140,7 @@ def _merged(strategy, variant, cores, shape, dtype):
         cores = contract.three_groups(cores)
     elif strategy == "pivoted":
         *cores, order = cores
+        # The order of the columns stays an array of integers.
         return *(core.astype(dtype) for core in cores), order
     return tuple(core.astype(dtype) for core in cores)
 
@@ -151,6 +154,7 @@ def apply_merged(strategy: str, variant: tuple, arrays, shape: MPOShape, x):
     if strategy == "pivoted":
         return pivoted.apply(arrays, x)
     missing = shape.padded_in_features - shape.in_features
+    # Zeros meet the padded rows of W: nothing is added to y.
     x = jnp.pad(x, ((0, 0), (0, missing))) if missing else x
     if strategy == "two_groups":
         y = contract.apply_two_groups(arrays, x, left_to_right=variant[1])

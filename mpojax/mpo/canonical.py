@@ -187,6 +187,7 @@ def _assemble(xp, gauge, lefts, spectra, carries, rights):
         return (*lefts, carries[-1])
     # U_c S_c with orthonormal cores on both sides: norm(middle) = norm(W).
     middle = lefts[centre] * spectra[centre][None, None, None, :]
+    # `rights` begins with core 1: rights[centre:] are the cores behind the centre.
     return (*lefts[:centre], middle, *rights[centre:])
 
 
@@ -230,6 +231,7 @@ def _symmetric(xp, left_gauge, spectra):
 
 
 def _positive_root(xp, s):
+    # Well above the rounding of singular values, which is relative to the largest of them.
     cutoff = 1e-12 if s.dtype == np.float64 else 1e-6
     largest = xp.max(s)
     floor = xp.where(largest > 0, largest * cutoff, 1).astype(s.dtype)

@@ -157,6 +157,7 @@ def _columns_minor(groups):
     """
     left, central, right = groups
     (p, k, m, _), (_, a, b, _) = central.shape, right.shape
+    # (C R)[p, (k a), (m b)] = sum_q C[p, k, m, q] R[q, a, b]
     columns = jnp.einsum("pkmq,qab->pkamb", central, right[..., 0])
     columns = _apart(columns.reshape(p, k * a, m * b))
     return _apart(_matrix_of(left[0], columns))
@@ -182,6 +183,7 @@ def _matrix_of_backward(saved, dw):
     dw = dw.reshape(i, x, j, c)
     # With x in front the compiler takes it as a batch, and dW need not be transposed.
     dcolumns = jnp.einsum("ijp,ixjc->xpc", left, dw).transpose(1, 0, 2)
+    # dL[i, j, p] = sum_{x c} dW[(i x), (j c)] (C R)[p, x, c]
     return jnp.einsum("ixjc,pxc->ijp", dw, columns), dcolumns
 
 
@@ -270,6 +272,7 @@ def apply_two_groups(packed, x, left_to_right: bool):
             first, x.reshape(tokens, first.shape[2], -1), (((2,), (1,)), ((), ()))
         )  # (j, q, T, k)
         # (T, j, q, k): q and k are summed next
+        # With one token nothing moves: (j, q, 1, k) -> (1, j, q, k).
         state = state.transpose(2, 0, 1, 3)
         out = jax.lax.dot_general(state, second, (((2, 3), (0, 1)), ((), ())))
         return out.reshape(tokens, -1)

@@ -111,9 +111,11 @@ def identity_cores(w, shape: MPOShape):
             f"the identity gauge needs bonds {needed} (products of the outer site sizes), but the "
             f"shape has {shape.bond_dims}. Use gauge='central' for other bonds."
         )
+    # Digits left of C pass through: eye(a_1 ... a_k) as (a_1 ... a_(k-1), i_k, j_k, a_1 ... a_k).
     before = [
         xp.eye(left[k + 1], dtype=w.dtype).reshape(shape.core_shapes[k]) for k in range(centre)
     ]
+    # The mirror image right of it: eye(a_k ... a_n) as (a_k ... a_n, i_k, j_k, a_(k+1) ... a_n).
     after = [
         xp.eye(right[shape.num_cores - k], dtype=w.dtype).reshape(shape.core_shapes[k])
         for k in range(centre + 1, shape.num_cores)
@@ -133,6 +135,7 @@ def central_to_matrix(core, shape: MPOShape):
     _check_central_bonds(shape)
     n, lead = shape.num_cores, core.ndim - 4
     factors = [f for pair in zip(shape.in_factors, shape.out_factors, strict=True) for f in pair]
+    # (..., i_1, j_1, ..., i_n, j_n) -> (..., i_1, ..., i_n, j_1, ..., j_n)
     axes = [*range(lead), *(lead + 2 * k for k in range(n)), *(lead + 2 * k + 1 for k in range(n))]
     sites = core.reshape(*core.shape[:lead], *factors)
     sizes = (shape.padded_in_features, shape.padded_out_features)
@@ -143,6 +146,7 @@ def matrix_to_central(matrix, shape: MPOShape):
     """The central core (..., d, i, j, d') of a padded matrix (..., in, out); see above."""
     _check_central_bonds(shape)
     n, lead = shape.num_cores, matrix.ndim - 2
+    # (..., i_1, ..., i_n, j_1, ..., j_n) -> (..., i_1, j_1, ..., i_n, j_n)
     axes = [*range(lead), *(lead + axis for k in range(n) for axis in (k, n + k))]
     split = matrix.reshape(*matrix.shape[:lead], *shape.in_factors, *shape.out_factors)
     return split.transpose(axes).reshape(*matrix.shape[:lead], *shape.core_shapes[shape.central])
@@ -175,6 +179,7 @@ def _decompose_jit(w, shape, gauge):
 def _decompose(xp, w, shape, gauge):
     if gauge == "identity":
         cores = identity_cores(w, shape)
+        # Bonds of identity cores are not aligned with singular vectors: a sweep of its own.
         return cores, canonical.canonicalize_with_spectra(cores)[1]
     cores, spectra = _central_sweep(xp, w, shape)
     if not shape.is_full:
@@ -205,6 +210,7 @@ def _central_sweep(xp, w, shape):
         # (d i j, what is right): diag(s) V^T has the singular vectors of the whole matrix
         scaled = (row_scale[:, None] * rows).reshape(bonds[k] * shape.site_sizes[k], -1)
         v, s = _right_vectors(xp, scaled, bonds[k + 1])
+        # The unscaled rows: singular values only choose the directions, the scale stays in C.
         cores.append(rows.reshape(scaled.shape) @ v)
         spectra.append(s * scale)
         # rest has orthonormal rows again: (d_k, what is right of the bond)
@@ -233,6 +239,7 @@ def _right_vectors(xp, matrix, rank):
         values, u = xp.linalg.eigh(matrix @ matrix.T)
         # QR instead of dividing by the values: null directions are completed orthonormally.
         vectors = xp.linalg.qr(matrix.T @ u[:, ::-1][:, :rank])[0]
+    # Rounding leaves eigenvalues of a singular Gram matrix slightly below zero.
     return vectors, xp.sqrt(xp.maximum(values[::-1], 0))
 
 
@@ -240,6 +247,7 @@ def _orthonormalized(xp, vectors):
     """One Newton-Schulz step: float32 eigenvectors alone are orthonormal only to about 1e-6."""
     if vectors.dtype != np.float32:
         return vectors
+    # X (3 - X^T X) / 2 squares the departure of X^T X from the identity.
     return vectors @ (
         1.5 * xp.eye(vectors.shape[1], dtype=np.float32) - 0.5 * (vectors.T @ vectors)
     )

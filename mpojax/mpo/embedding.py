@@ -74,6 +74,7 @@ def rebuild_multiply_adds(shape: MPOShape) -> int:
 def _lookup(cores, ids, shape):
     block = max(1, min(ids.shape[0], _BLOCK_ELEMENTS // max(1, _slice_size(shape))))
     blocks = -(-ids.shape[0] // block)
+    # Row 0 fills the last block; those rows are cut off below.
     padded = jnp.pad(ids, (0, blocks * block - ids.shape[0])).reshape(blocks, block)
     # Slices are gathered again in the backward pass instead of being kept for every token.
     rows = jax.checkpoint(lambda ids: _rows(cores, ids, shape))

@@ -33,6 +33,7 @@ def balanced_factors(size: int, n: int) -> tuple[int, ...]:
     if size < 1 or n < 1:
         raise ValueError(f"size and n must be at least 1, got size={size}, n={n}.")
     factors = [1] * n
+    # Greedy, the largest prime first: each goes to the smallest factor so far.
     for prime in reversed(prime_factors(size)):
         factors[factors.index(min(factors))] *= prime
     return tuple(sorted(factors))
@@ -100,4 +101,5 @@ def _sides(factors, centre):
 
 
 def _arrange(middle, left, right):
+    # Larger factors towards the centre, where bonds are widest.
     return (*sorted(left), middle, *sorted(right, reverse=True))

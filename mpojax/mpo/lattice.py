@@ -75,6 +75,7 @@ class Lattice:
         for cut in self.cuts:
             if cut in path:
                 continue
+            # Behind all cuts of the path that are coarser in both rows and columns.
             at = sum(_nested(other, cut) for other in path)
             longer = (*path[:at], cut, *path[at:])
             if all(_nested(*pair) for pair in itertools.pairwise(longer)):
@@ -104,6 +105,7 @@ class Lattice:
         first, middle, last = sites
         left = _grid(len(tails[0]) - 1)
         right = (self.budget - first * left) // (middle * left + last)
+        # d_2 <= its full bond and <= d_1 a_2; below, d_1 <= d_2 a_2.
         right = np.minimum(right, np.minimum(len(tails[1]) - 1, left * middle))
         usable = right >= 1
         if not usable.any():
@@ -123,6 +125,7 @@ class Lattice:
             return None
         # Logarithm of the price (relative squared error for a parameter).
         low, high = -40.0, 5.0
+        # 45 / 2^18 of the logarithm: the price to about 2e-4 of itself.
         for _ in range(18):
             mid = (low + high) / 2
             bonds = self._bonds_at(math.exp(mid), sites, losses, bonds)
@@ -138,11 +141,13 @@ class Lattice:
         return math.sqrt(square), path, tuple(int(bond) for bond in bonds)
 
     def _bonds_at(self, price, sites, losses, bonds):
+        # The price of a bond depends on its neighbours: two rounds of a fixed point.
         for _ in range(2):
             # d_k where the loss of one more cut exceeds price * (d_(k-1) a_k + a_(k+1) d_(k+1))
             ends = [1, *bonds, 1]
             bonds = np.array(
                 [
+                    # Losses fall along a bond: the number of those above the price.
                     max(1, int(np.searchsorted(-loss, -price * unit)))
                     for k, loss in enumerate(losses)
                     for unit in [ends[k] * sites[k] + sites[k + 1] * ends[k + 2]]
@@ -168,6 +173,7 @@ class Lattice:
         start = shape.with_bonds(tuple(roomy))
         if self.budget < shape.with_bonds(1).num_params:
             return None
+        # s_a^2 = tails[a] - tails[a + 1]
         spectra = [np.sqrt(np.maximum(-np.diff(self.tails[cut]), 0.0)) for cut in path]
         return allocation.allocate([start], [spectra], self.budget)[0]
 

@@ -51,9 +51,11 @@ def pivot(cores) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], MPOShape]:
     a, b = (np.asarray(core, np.float64) for core in cores)
     rank, columns = a.shape[-1], b.shape[2]
     shape = MPOShape.low_rank(a.shape[1], columns, rank, pivoted=True)
+    # B[:, chosen] = Q [R_1, R_2] with B_p = Q R_1, so B_p^-1 B_rest = R_1^-1 R_2.
     q, r, chosen = scipy.linalg.qr(b[:, 0, :, 0], mode="economic", pivoting=True)
     rest = _solved(r[:, :rank], r[:, rank:])  # B_p^-1 B_rest
     order = np.empty(columns, np.int32)
+    # The inverse permutation: column chosen[m] of W is column m of [A B_p, A B_rest].
     order[chosen] = np.arange(columns, dtype=np.int32)
     first = a[0, :, 0] @ (q @ r[:, :rank])  # A B_p
     return (first[None, :, None, :], rest[:, None, :, None], order), shape
@@ -111,6 +113,7 @@ def _in_order_forward(y, order):
 
 
 def _in_order_backward(order, dy):
+    # argsort of a permutation is its inverse.
     return _in_order(dy, jnp.argsort(order)), None
 
 

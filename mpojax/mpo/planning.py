@@ -242,6 +242,7 @@ def _strategies(shape: MPOShape) -> tuple[str, ...]:
 def _variants(strategy, shape):
     """(cut, left to right) for two groups, (None, left to right) for three, () for the others."""
     if strategy == "two_groups":
+        # The central core goes with the right group, or with the left one.
         cuts = {shape.central, shape.central + 1} & set(range(1, shape.num_cores))
         return [(cut, direction) for cut in sorted(cuts) for direction in (True, False)]
     if strategy == "three_groups":
@@ -273,6 +274,7 @@ class Ledger:
         # roofline: bound by arithmetic or by memory, whichever takes longer
         slower = max(work / (self.machine.flops * idle), moved / self.machine.bandwidth)
         self.seconds += times * (slower + self.machine.overhead)
+        # Reported without the padding to lanes, which only costs time.
         self.flops += times * 2 * rows * inner * columns
         self.bytes += times * moved
         self.operations += times
@@ -284,6 +286,7 @@ class Ledger:
         moved = self._sizes[cores] * (size // minor) * (-(-minor // lanes) * lanes)
         spill = machine.spill if intermediate and moved > machine.cache else 1.0
         self.transposed += times * moved
+        # read and written
         self.bytes += times * 2 * moved
         self.operations += times
         # Compilers for TPUs let a product read its operand in any order: no operation of its own.
@@ -317,6 +320,7 @@ def _cost(shape, tokens, training, prepared, strategy, variant, ledger):
 
 def _rebuild_cost(ledger, shape, tokens, training, prepared):
     rows, columns = shape.padded_in_features, shape.padded_out_features
+    # y = x W; in training dx = dy W^T and dW = x^T dy, too
     ledger.matmul(tokens, rows, columns, times=3 if training else 1)
     if prepared:
         return
@@ -327,6 +331,7 @@ def _rebuild_cost(ledger, shape, tokens, training, prepared):
     # As `contract.to_matrix` on TPUs: C R with wide minor columns, then L times it.
     _merge_cost(ledger, contract.side_merge_steps(shape), training)
     (_, i, j, p), (_, k, m, q), (_, a, b, _) = groups
+    # As in `_merge_cost`: rebuilt twice, and pulled back by two products and one transpose.
     products, moves = (4, 3) if training else (1, 1)
     ledger.matmul(p * k * m, q, a * b, times=products, cores=True)
     ledger.transpose(p * k * a * m * b, times=moves, cores=True, minor=m * b)
@@ -376,6 +381,7 @@ def _contraction_cost(ledger, shape, tokens, training, prepared, strategy, varia
         before, after = (p, q) if left_to_right else (q, p)
         todo //= i
         # (T x columns done x rows to do, bond x i) @ (bond x i, j x bond)
+        # Training: forward, once more in the backward pass, and a product for each operand.
         ledger.matmul(tokens * done * todo, before * i, j * after, times=4 if training else 1)
         # One token through two groups needs no transpose; otherwise every step moves its state,
         # and in a longer chain what it starts from as well.

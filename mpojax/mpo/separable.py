@@ -43,6 +43,7 @@ def separable_shape(in_features: int, out_features: int, n: int = 5) -> MPOShape
         (_nearest_divisor(rows, a, columns), _nearest_divisor(columns, b, rows))
         for a, b in ((left, right), (right, left))
     }
+    # Multiply-adds for a token: in of_rows (x R) + in out (C) + out of_columns (times L).
     of_rows, of_columns = min(choices, key=lambda ab: (rows * ab[0] + columns * ab[1], ab))
     row_factors = factors_lib.balanced_factors(of_rows, n - 1 - centre)
     column_factors = factors_lib.balanced_factors(of_columns, centre)
@@ -56,5 +57,6 @@ def separable_shape(in_features: int, out_features: int, n: int = 5) -> MPOShape
 
 def _nearest_divisor(size: int, target: int, other_size: int) -> int:
     """The divisor of `size` nearest to `target` in ratio with which the central core is full."""
+    # d is a full bond of the centre where d <= size other_size / d.
     divisors = [d for d in range(1, size + 1) if size % d == 0 and d * d <= size * other_size]
     return min(divisors, key=lambda d: (max(d / target, target / d), d))

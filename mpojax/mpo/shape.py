@@ -52,6 +52,7 @@ class MPOShape:
     pivoted: bool = False
 
     def __post_init__(self):
+        # Normalised (tuples, clipped bonds, no None), equal shapes are equal keys of jit's cache.
         set_field = functools.partial(object.__setattr__, self)
         set_field("in_factors", _as_factors("in_factors", self.in_factors))
         set_field("out_factors", _as_factors("out_factors", self.out_factors))
@@ -78,6 +79,7 @@ class MPOShape:
 
     @property
     def _may_be_pivoted(self) -> bool:
+        # At r = out every column is a pivot, and B (r, out - r) is empty.
         return self.is_low_rank and not self.is_padded and self.bonds[0] < self.out_features
 
     def _checked_bonds(self, bonds) -> tuple[int, ...]:
@@ -100,6 +102,8 @@ class MPOShape:
         bonds = [1, *bonds, 1]
         for k, size in enumerate(self.site_sizes, start=1):
             bonds[k] = min(bonds[k], bonds[k - 1] * size)
+        # This keeps what the first pass reached: lowered to d_(k+1) a_(k+1), d_k still has
+        # d_(k+1) <= d_k a_(k+1).
         for k, size in reversed(list(enumerate(self.site_sizes))):
             bonds[k] = min(bonds[k], bonds[k + 1] * size)
         return tuple(bonds[1:-1])
@@ -268,6 +272,7 @@ def shape_from_cores(cores) -> MPOShape:
             "d_k) with outer bonds of 1. Leading axes go through jax.vmap."
         )
     full = MPOShape(tuple(s[1] for s in shapes), tuple(s[2] for s in shapes))
+    # Cores may have bonds above the full ones; a shape says what they can hold.
     return full.with_bonds(tuple(map(min, (s[3] for s in shapes[:-1]), full.full_bond_dims)))
 
 

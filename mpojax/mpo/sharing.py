@@ -85,12 +85,14 @@ class SharedLowRank:
     def _seconds(self, first) -> list[np.ndarray]:
         """The best B_l R_l to A; of least norm where inputs leave them open."""
         return [
+            # min over B of ||H_l (A B - W_l R_l)||_F with H_l^T H_l = S_l
             np.linalg.lstsq(metric.halved(first), metric.halved(target), rcond=1e-12)[0]
             for metric, target in zip(self.metrics, self.targets, strict=True)
         ]
 
     def _first(self, start, seconds) -> np.ndarray:
         """The best A to the B_l R_l, by conjugate gradients from the last one."""
+        # `seconds` are B_l R_l, so that M_l = (B_l R_l) (B_l R_l)^T.
         moments = [b @ b.T for b in seconds]
 
         def product(flat):

@@ -140,6 +140,7 @@ def _candidates(group: str, paths: Sequence[str], shapes, grid: BondGrid) -> Ite
     if grid.per_bond:
         if len({shape.num_cores for shape in now.values()}) > 1:
             raise ValueError(f"group {group!r} mixes chains of different lengths: use one cap.")
+        # A group is cut together, from the largest bond that one of its matrices has.
         tops = np.max([shape.bond_dims for shape in now.values()], axis=0).tolist()
     else:
         tops = [max(max(shape.bond_dims, default=1) for shape in now.values())]

@@ -115,7 +115,7 @@ class Metric:
         factor, order, rank, _ = scipy.linalg.lapack.dpstrf(self.matrix, lower=1)
         triangle = np.tril(factor)
         triangle[:, rank:] = 0.0
-        return triangle, order - 1
+        return triangle, order - 1  # LAPACK counts from 1
 
     def halved(self, w) -> np.ndarray:
         """H W, float64, for some H with H^T H = S: every product W^T S W is that of these."""
@@ -123,6 +123,7 @@ class Metric:
         if self.matrix.ndim == 1:
             return np.sqrt(self.matrix)[:, None] * w
         triangle, rows = self._triangle
+        # S[rows, rows] = L L^T: H = L^T P with the permutation (P W) = W[rows].
         return triangle.T @ w[rows]
 
     @functools.cached_property
@@ -344,6 +345,7 @@ def digit_whitened(w, shape: MPOShape, covariance) -> tuple[np.ndarray, ...]:
     factors = [_digit_covariance(s, shape.in_factors, k) for k in range(shape.num_cores)]
     roots = [np.linalg.eigh(factor) for factor in factors]
     # K = kron_k S_k, so K^p = kron_k S_k^p: a factor for each row digit
+    # Values are floored: a direction without input must not blow up in the inverse root.
     powers = [
         tuple((vectors * np.maximum(values, 1e-12) ** p) @ vectors.T for p in (0.5, -0.5))
         for values, vectors in roots

@@ -29,6 +29,7 @@ def merge(own, shared, shape: MPOShape, strategy: str, variant: tuple) -> tuple:
     if strategy == "rebuild":
         return (group_matrix(own, shared, shape),)
     left, central, right = own
+    # Groups of experts come without the outer bonds of 1.
     chain = [shared if central is None else central]
     if left is not None:
         chain.insert(0, left[None])

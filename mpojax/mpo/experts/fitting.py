@@ -130,6 +130,7 @@ class ExpertMatrices:
             "shared_first": rows + n * columns,
             "shared_last": n * rows + columns,
         }[form]
+        # `shared_last` also pays for the unit third core of each expert.
         return min((budget - n * (form == "shared_last")) // each, rows, columns)
 
     def _own(self, ws, rank: int) -> ExpertFit:
@@ -276,6 +277,8 @@ def _of_each(cores) -> list[list[np.ndarray]]:
 def _balanced(left, centre, right):
     """The same chains; L_e and R_e of all experts together have orthonormal columns and rows."""
     n, q = left.shape[0], right.shape[1]
+    # The stack of all L_e becomes sqrt(n) times orthonormal columns, (1/n) sum_e L_e^T L_e = 1, so
+    # that each keeps about unit scale; not where the stack has fewer rows than columns.
     basis, r = np.linalg.qr(left.reshape(-1, left.shape[-1]))
     if len(r) == left.shape[-1]:
         left, centre = np.sqrt(n) * basis.reshape(left.shape), np.tensordot(r, centre, 1) / n**0.5

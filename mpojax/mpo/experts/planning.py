@@ -148,6 +148,7 @@ def _of_experts(ledger, experts, rows, inner, outer, times=1):
 
 
 def _merge_sides(ledger, shape, experts, training):
+    # In training merged twice (nothing is kept), and pulled back by two products and one transpose.
     for (p, i, j, q), (_, k, m, r) in contract.side_merge_steps(shape):
         ledger.matmul(p * i * j, q, k * m * r, times=experts * (4 if training else 1))
         ledger.transpose(p * i * j * k * m * r, times=experts * (3 if training else 1))
