@@ -120,6 +120,7 @@ def add_adapters(
             arrays["/".join((path, "adapter", *map(str, leaf)))] = np.asarray(variable[...])
         if update is not None:
             _check_dense(path, key in arrays)
+            # (W - s D U) + s D U: the model computes the same at the start.
             arrays[key] = np.float32(arrays[key] - update)
     made = models.from_arrays(config, model.shapes, arrays)
     tuned = models.adapter_arrays(made)  # also checks the patterns in place
@@ -199,6 +200,7 @@ def offset_start(
 
     A function of the path, the size and `settings.offset_seed`; `scale` is that of the model.
     """
+    # Not hash(), whose values differ from process to process.
     number = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "little")
     key = jax.random.fold_in(jax.random.key(settings.offset_seed), number)
     shapes = (size[0], settings.rank), (settings.rank, size[1])

@@ -140,6 +140,7 @@ def open_budget(
             f"budget={budget!r} has nothing to choose: every rule fixes its bonds. Leave bond, "
             "bonds and rank out of a rule, or leave out the budget."
         )
+    # What a budget cannot touch: the model without the matched matrices, and chains of fixed bonds.
     fixed = now + sum(
         (0 if target.settings.leaves_bonds_open else target.cut.num_params)
         - target.full.num_dense_params * numbers.get(target.path, 1)

@@ -271,6 +271,7 @@ def _by_layers(matrices: Matrices, batches, tokens: int, folder, progress) -> Ca
     curved = some_batches([arrays for arrays, _ in inputs], tokens)
     observed = [path for found in matrices.observed().values() for path, _ in found]
     observed += matrices.expert_sizes
+    # Each batch moves through each layer once forward, those in `curved` once more backward.
     total = (len(inputs) + len(curved)) * matrices.stored.num_layers
     done = 0
 
@@ -286,7 +287,7 @@ def _by_layers(matrices: Matrices, batches, tokens: int, folder, progress) -> Ca
         path: InputStatistics(
             covariance=found[path].covariance,
             count=count,
-            gradient=_trace(found[path].curvature),
+            gradient=_trace(found[path].curvature),  # mean |g|^2 = tr(mean g^T g)
             fingerprint=fingerprint(matrices.weights(path)),
             curvature=found[path].curvature,
             reads=found[path].reads,
@@ -326,6 +327,7 @@ def _at_once(matrices: Matrices, batches, loss, curvature: bool, progress) -> Ca
             sums = (jax.tree.map(np.float64, part) for part in found[:2])
             totals = (*sums, jax.tree.map(np.array, found[2]))
         else:
+            # In place: no second copy of all covariances, and sums keep the dtype of the totals.
             jax.tree.map(lambda total, more: np.add(total, more, out=total), totals, found)
         examples += _num_examples(arrays, weights)
         if progress is not None:
@@ -384,6 +386,7 @@ class _Sampled:
         key = jax.random.key(batch.pop(_SEED))
         output = self.call(model, batch).astype(jnp.float32)
         if not self.predicts:
+            # g = J^T n with E[n n^T] = 1: E[g g^T] = J^T J, the Gauss-Newton matrix.
             noise = jax.random.normal(key, output.shape)
             return jnp.sum(output * noise)
         losses = layer_statistics.sampled_losses(output, key)

@@ -239,6 +239,7 @@ def _statistics_folder(matrices: Matrices, paths, resume, stack):
     if resume is not None:
         return files.at(resume) / "calibration"
     numbers = {path: (*matrices.all_sizes[path], matrices.num_matrices(path)) for path in paths}
+    # float32: covariances (in, in) of the inputs and curvatures (out, out) of the outputs.
     if 4 * sum(n * (i**2 + o**2) for i, o, n in numbers.values()) < _LARGE_STATISTICS:
         return None
     return stack.enter_context(tempfile.TemporaryDirectory(prefix="mpojax-statistics-"))

@@ -146,6 +146,7 @@ class Decomposer:
         self.chains[path] = shape, cores
         w_hat = mpo.to_matrix(cores, shape)
         spectra = self.spectra[path]
+        # Low rank with at most as many parameters: r (in + out) <= those of the chain.
         rank = min(shape.num_params // sum(w.shape), min(w.shape))
         self.rows[path] = MatrixRow.of(
             path,

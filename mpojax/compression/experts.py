@@ -119,12 +119,14 @@ def _metrics(known: InputStatistics, kind: str) -> list[mpo.Metric] | None:
 def _metric(covariance, kind: str) -> np.ndarray:
     if kind == "covariance":
         return mpo.ridged(covariance, mpo.DEFAULT_RIDGE)
+    # Positive, as fits need it, also at features that are always zero.
     return np.sqrt(np.maximum(np.diagonal(covariance), 0.0)) + np.finfo(np.float64).tiny
 
 
 def _one_token(covariances, known: InputStatistics) -> np.ndarray:
     """Of an expert that no token reached: as if one had, of the usual size, in no direction."""
     loads = np.asarray(known.loads, np.float64)
+    # mean |x|^2 of the routed tokens over the number of all tokens: what one token adds to tr(S).
     each = np.trace(covariances.sum(axis=0)) / max(loads.sum() * known.count, 1.0)
     return np.eye(covariances.shape[1]) * (each / covariances.shape[1] or 1.0)
 

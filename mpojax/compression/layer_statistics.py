@@ -44,6 +44,7 @@ class Arrays:
         self.folder.mkdir(parents=True, exist_ok=True)
         mark = self.folder / "fingerprint"
         if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint:
+            # The mark goes first and is written last: a kill in between clears the folder again.
             for old in (mark, self._notes, *self.folder.glob("*.npy")):
                 old.unlink(missing_ok=True)
             files.write_atomic(mark, fingerprint)
@@ -70,6 +71,7 @@ class Arrays:
         if self.folder is None:
             return self.held[name]
         file = files.local(self._file(name))
+        # Shape and dtype come from the header alone; the array is read when it is used.
         header = np.load(file, mmap_mode="r")
         return files.StoredArray(header.shape, header.dtype, lambda: np.load(file))
 
@@ -263,6 +265,7 @@ class _Run:
         for number, found in enumerate(sums, 1):
             for name, value in found.items():
                 value = np.asarray(value)
+                # A sum is finite only if every entry is; no mask as large as the array is made.
                 if not np.isfinite(value.sum()):
                     number = number if kind == "inputs" else self.curved[number - 1] + 1
                     raise ValueError(_not_finite(number, start + name, kind))
@@ -353,6 +356,7 @@ def _end_backward(model, x, weights, key, *, moments: bool):
 
     def loss(x, added, weights, key):
         with jax.default_matmul_precision("highest"):
+            # A copy, since its head is exchanged within this trace.
             copy = nnx.merge(*nnx.split(model))
             if moments:
                 copy.head = tapping.Tap(copy.head, "head", None, added, {})
@@ -363,6 +367,7 @@ def _end_backward(model, x, weights, key, *, moments: bool):
 
     def of_row(total, row):
         x, weights, key = row
+        # (S, words), or (S, 0): the gradient of what is added to logits is that of the logits.
         added = jnp.zeros((x.shape[0], size))
         gradient, g = jax.grad(loss, argnums=(0, 1))(x, added, weights, key)
         return total + tapping.gram(g, weights), gradient
@@ -376,6 +381,7 @@ def sampled_losses(logits, key) -> jax.Array:
     """-log p of targets sampled from p = softmax(logits) (..., words); of shape (...)."""
     targets = jax.random.categorical(key, jax.lax.stop_gradient(logits))
     found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # -log p[t] = logsumexp(z) - z[t]
     return jax.nn.logsumexp(logits, axis=-1) - found
 
 

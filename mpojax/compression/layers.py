@@ -242,6 +242,7 @@ def dense_form(layer: nnx.Module) -> DenseForm:
         return form
     kind = nnx.Embed if is_table(layer) else nnx.Linear
     options = {} if kind is nnx.Embed else {"use_bias": chain.bias is not None}
+    # Shapes are enough for a form: no weights are made.
     return DenseForm.of(nnx.eval_shape(lambda: kind(*size(layer), **options, rngs=nnx.Rngs(0))))
 
 

@@ -114,6 +114,7 @@ def compress(
     if resume is not None:
         kept = _Kept(resume, _fingerprint(run, ranks, curvatures))
     for index in range(run.model.num_layers):
+        # A finished layer is run all the same: both streams must come out behind it.
         known = kept is not None and kept.load(run.result, index)
         run.layer(index, ranks, curvatures, progress)
         if kept is not None and not known:
@@ -223,6 +224,7 @@ class _Run:
                 before, self.original[batch], context, steps=steps
             )
             entered.append(more)
+        # By batch, what parts of the changed layer gave so far: later steps do not run them again.
         given: list[dict] = [{} for _ in self.changed]
         for step in steps:
             paths = {name: f"layers/{index}/{name}" for name in step.names}
@@ -266,6 +268,7 @@ class _Run:
         if step.by_outputs:
             sizes = [tapping.part(before, each).out_features for each in step.names]
             place = step.names.index(name)
+            # X'^T (X W + D) of all matrices of the step side by side, (in, sum of out).
             product = np.split(product, np.cumsum(sizes)[:-1], axis=1)[place]
             target = mpo.corrected(w, covariance, None, product, TARGET_RIDGE)
         else:
@@ -325,6 +328,7 @@ def _step(layer, x, context, given, entered, weights, *, step: Step, moments: bo
         if not moments:
             return changed, ()
         if stream is not None:
+            # D, what the changed stream lacks before this layer's map writes to it.
             goal += entered[stream].astype(jnp.float32) - seen[stream].astype(jnp.float32)
         rows = changed.reshape(-1, changed.shape[-1]).astype(jnp.float32)
         left = (rows * weights.reshape(-1, 1)).T

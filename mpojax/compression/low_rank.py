@@ -169,6 +169,7 @@ def approximations(task: Task, method: Method) -> tuple[Approximations, list[Mat
       ValueError: a budget below rank 1.
     """
     needs_losses = method.by_loss or method.by_log
+    # Steps of a matrix: its losses where they are needed, its factors, its row of the report.
     task.steps = len(task.paths) * (2 + needs_losses) + len(task.expert_paths)
     losses = predicted_losses(task, method) if needs_losses else None
     ranks = ranks_of(task, method, losses)
@@ -196,6 +197,7 @@ def predicted_losses(
 def ranks_of(task: Task, method: Method, losses: Losses | None) -> Ranks:
     """The rank of each matrix by the losses; None for one that stays dense."""
     if method.by_loss:
+        # loss(0)^exponent * loss(r) / loss(0)
         weighted = {p: s * (s[0] or 1.0) ** (method.exponent - 1) for p, s in losses.items()}
         return _ranks_by_loss(task, weighted, method.pivoted)
     sizes, share = {path: task.matrices.sizes[path] for path in task.paths}, task.share
@@ -254,6 +256,7 @@ def _log_shares(task: Task, losses: Losses, share: float) -> dict[str, float]:
         rank = _rank_of_share(*size, share)
         # ||X (W - W_hat)||, over all tokens
         counts = [task.calibration.statistics[path].count for path in group]
+        # `losses` are halves of mean squared errors.
         squares = [2 * losses[path][-1 if rank is None else rank] for path in group]
         errors = np.sqrt(np.multiply(counts, squares))
         shares |= zip(group, mpo.log_shares(errors, share), strict=True)
@@ -310,12 +313,14 @@ class _Inputs:
         reads = self.calibration.statistics[path].reads
         if self.last is None or self.last[0] != reads:  # those of one input follow each other
             covariance = self.calibration.covariance(path)
+            # S = diag(rms): S^(1/2) W scales row i by rms_i^(1/2), ASVD with its alpha of 1/2.
             scales = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
             self.last = reads, mpo.Metric(scales if self.kind == "scales" else covariance)
         return self.last[1]
 
 
 def _rank_of_share(rows: int, columns: int, share: float) -> int | None:
+    # r (in + out) = share in out
     rank = int(share * rows * columns / (rows + columns))
     return None if share >= 1 else max(min(rank, rows, columns), 1)
 

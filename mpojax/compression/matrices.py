@@ -223,6 +223,7 @@ class _ModelMatrices(Matrices):
             config = config.with_experts(_settings_of_experts(config, experts, chains, dense))
         for path, (shape, cores) in chains.items():
             is_first = groups is None or _is_first(config, path)
+            # The central core that a group shares is stored under its first layer alone.
             arrays |= {
                 f"{path}/cores/{k}": self._stored(path, core)
                 for k, core in enumerate(cores)

@@ -79,6 +79,7 @@ def _check_dtype(arrays: Mapping[str, np.ndarray], dtype: str) -> None:
     if dtype == "float32":
         return
     kind = np.dtype(jnp.dtype(dtype))
+    # Beyond the range of float16 a weight becomes infinite, and counts as changed.
     with np.errstate(over="ignore"):
         changed = {n: np.count_nonzero(np.float32(a.astype(kind)) != a) for n, a in arrays.items()}
     if any(changed.values()):

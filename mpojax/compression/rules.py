@@ -35,6 +35,7 @@ class Rule(tuple):
         return super().__new__(cls, (pattern, settings))
 
     def __getnewargs_ex__(self):
+        # `copy` and `pickle` call __new__ with these: settings are keywords there.
         return (self[0],), self[1]
 
     def __repr__(self) -> str:

@@ -120,6 +120,7 @@ class Search:
             shared = _shared(self.task, self.method, paths)
             # A bond of the chains is at most what a matrix alone could have.
             self.curves[paths] = shared.squared_errors[: min(rows, columns) + 1] / 2
+        # A [B_1, ..., B_n] is low rank of an (in, n out) matrix: r (in + n out) parameters.
         return self.curves[paths], (rows, columns * len(group)), len(group) == 1
 
     def cost(self, group: Sequence[int]) -> float:
@@ -146,6 +147,7 @@ class Search:
                     group = self.layers[first : first + size]
                     if size == 1 or self.gains(group):
                         costs[first, size] = self.cost(group)
+        # best[end] = min over sizes of best[end - size] + cost of the last `size` layers as a group
         best: list[tuple[float, list]] = [(0.0, [])]
         for end in range(1, depth + 1):
             found = [
@@ -205,6 +207,7 @@ def _own(row: MatrixRow, groups: Sequence[Sequence[int]], curves: Mapping) -> Ma
     group = next(group for group in groups if int(layer) in group)
     if len(group) == 1:
         return row
+    # B_l (r, out) in every layer, A (in, r) in the first one
     own = row.bonds[0] * row.out_features
     own += row.bonds[0] * row.in_features * (int(layer) == group[0])
     curve = curves[tuple(_path(each, name) for each in group)]

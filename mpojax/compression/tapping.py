@@ -21,6 +21,7 @@ def gram(x, weights) -> jax.Array:
       x: inputs, or gradients.
       weights: (...), 1 for a token that counts, else 0.
     """
+    # Selected, not multiplied by 0: NaN at padding does not enter.
     rows = jnp.where(weights.reshape(-1, 1) > 0, x.reshape(weights.size, x.shape[-1]), 0.0)
     return _gram(rows.astype(jnp.float32))
 
@@ -30,6 +31,7 @@ def _gram(rows) -> jax.Array:
     if half < _BLOCK // 2:
         return rows.T @ rows
     left, right = rows[:, :half], rows[:, half:]
+    # [L R]^T [L R] = [[L^T L, L^T R], [(L^T R)^T, R^T R]]
     corner = left.T @ right
     return jnp.block([[_gram(left), corner], [corner.T, _gram(right)]])
 
@@ -39,6 +41,7 @@ class Tap(nnx.Module):
 
     def __init__(self, inner, name: str, given, added, seen: dict):
         self.inner, self.name = inner, name
+        # `seen` is a dict that the trace writes to: static, no part of the module's state.
         self.given, self.added, self.seen = nnx.data(given), nnx.data(added), nnx.static(seen)
 
     def __call__(self, x, *args, **options):
@@ -105,6 +108,7 @@ def of_experts(block: nn.ExpertFeedForward, x, weights) -> tuple[jax.Array, jax.
     Returns:
       (experts, hidden, hidden), (experts, width, width) and (experts,) int32.
     """
+    # Waits for the device: a capacity is static under jit.
     most = int(_loads(block, x, weights).max())
     # Powers of two: few programs.
     return _expert_moments(block, x, weights, capacity=1 << max(most - 1, 0).bit_length())
@@ -122,6 +126,7 @@ def _expert_moments(block, x, weights, *, capacity: int):
     with jax.default_matmul_precision("highest"):
         *parts, counts = block.entering(x, weights > 0, capacity)
         parts = [part.astype(jnp.float32) for part in parts]
+        # parts (experts, capacity, features); empty slots are zero
         return *(jnp.einsum("eci,ecj->eij", part, part) for part in parts), counts
 
 

@@ -209,6 +209,7 @@ def _spread(
     """One matrix and its bias, for all experts; in place."""
 
     def copies(array):
+        # A view of one copy: `from_arrays` makes the stacked array.
         return np.broadcast_to(array, (rule.number, *np.shape(array)))
 
     bias = f"{matrix}/bias"
