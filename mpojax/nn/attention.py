@@ -59,6 +59,7 @@ def attend(
         return flash.attend(path, q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, scale, softcap)
     lengths = q_BxSxNxD.shape[1], k_BxTxKxD.shape[1]
     blocks = masks.blocks(mask, *lengths)
+    # Not with a bias or dropout: both come for the whole array of scores.
     if len(blocks) > 1 and bias is None and dropout_key is None:
         mixed = [
             attend(
@@ -243,6 +244,7 @@ class Attention(nnx.Module):
         q_BxSxNxD, k_BxSxNxD = (self._heads(project(x)) for project in (self.query, self.key))
         q_1xRxNxD, k_1xRxNxD = (self._heads(f(rows_RxH[None])) for f in (self.query, self.key))
         # Products with all R rows of distances once, then S x S of them are looked up.
+        # (B, N, S, R): of_query[b, n, i, r] = q_i . k(r), of_key[b, n, j, r] = k_j . q(r).
         of_query = jnp.einsum("bsnd,rnd->bnsr", q_BxSxNxD, k_1xRxNxD[0])
         of_key = jnp.einsum("bsnd,rnd->bnsr", k_BxSxNxD, q_1xRxNxD[0])
         query_ij = jnp.take_along_axis(of_query, indices_SxS[None, None], axis=-1)
@@ -267,6 +269,7 @@ class Attention(nnx.Module):
         """Heads of the queries or keys of `x`, normalised and rotated."""
         y = getattr(self, name)(x)
         if (norm := getattr(self, f"{name}_norm", None)) is not None:
+            # The width of the scale says over what: of one head, or of all heads.
             y = norm(y.reshape(*y.shape[:-1], -1, norm.scale.shape[-1]))
             y = y.reshape(*x.shape[:-1], -1)
         y_BxSxNxD = self._heads(y)

@@ -27,6 +27,7 @@ class Embed(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Maps integer ids (...) to rows (..., features); an id outside the table gives NaN."""
+        # "clip" gathers without a fill value; what ids outside read is replaced below.
         rows = jnp.take(self.table[...], ids, axis=0, mode="clip").astype(self.dtype)
         return _nan_outside(rows, ids, self.num)
 

@@ -10,6 +10,7 @@ from mpojax import mpo
 from mpojax.nn.functional import BATCH, TENSOR, dropout, remat, shard
 from mpojax.nn.linear import linear
 
+# Recomputed from their input in the backward pass; relu's derivative is but the sign of that.
 ACTIVATIONS = {
     "gelu": remat(functools.partial(jax.nn.gelu, approximate=False)),
     "gelu_tanh": remat(functools.partial(jax.nn.gelu, approximate=True)),

@@ -90,6 +90,7 @@ def _cudnn(q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, *, reach: Reach, scale: float)
 
 
 def _splash(q_BxSxNxD, k_BxTxKxD, v_BxTxKxD, mask, *, reach: Reach, scale: float, softcap):
+    # The kernel has no scale of its own: it goes into the queries.
     arrays = [x.swapaxes(1, 2) for x in (q_BxSxNxD * scale, k_BxTxKxD, v_BxTxKxD)]
     arrays[0] = arrays[0].astype(q_BxSxNxD.dtype)
     segments = None

@@ -45,6 +45,7 @@ def softmax(x: jax.Array) -> jax.Array:
 def _softmax_jvp(primals, tangents):
     (x,), (x_dot,) = primals, tangents
     y = softmax(x)
+    # dy = y (dx - <y, dx>): of the result alone, and linear in dx, so that it transposes
     return y, y * (x_dot - jnp.sum(y * x_dot, axis=-1, keepdims=True))
 
 

@@ -72,6 +72,7 @@ def of_segments(segments: jax.Array, real: jax.Array | None = None) -> Mask:
     keys = segments.astype(jnp.int32)
     if real is not None:
         array &= real[:, None, None, :]
+        # No query is of segment -1.
         keys = jnp.where(real, keys, -1)
     return Mask(array, segments.astype(jnp.int32), keys)
 
@@ -105,5 +106,6 @@ def blocks(mask: Mask | jax.Array | None, queries: int, keys: int) -> list[tuple
 def part(mask: Mask, rows: slice, keys: slice) -> jax.Array:
     """The array of a mask for some queries and keys."""
     *_, queries, columns = mask.array.shape
+    # An axis of 1 broadcasts: nothing to cut there.
     array = mask.array if queries == 1 else mask.array[..., rows, :]
     return array if columns == 1 else array[..., keys]

@@ -30,6 +30,7 @@ class LayerNorm(nnx.Module):
 @remat
 def _layer_norm(x, scale, bias, eps):
     x = x.astype(jnp.float32)
+    # Two passes: E[x^2] - E[x]^2 would cancel where the mean is large.
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + eps) * scale + bias

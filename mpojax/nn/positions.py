@@ -97,6 +97,7 @@ class RopeScaling:
         if self.attention_factor is not None:
             return self.attention_factor
         if self.rope_type == "yarn":
+            # Scores are divided by t: sqrt(1 / t) = 0.1 ln f + 1 in queries and in keys (YaRN).
             return 0.1 * math.log(self.factor) + 1.0
         return math.sqrt(
             1 + math.log(self.factor) / math.log(self.original_max_position_embeddings)
@@ -110,6 +111,7 @@ class RopeScaling:
         if self.rope_type == "dynamic":
             # base grows with the text: base' = base * stretch^(size / (size - 2)).
             stretch = self.factor * max(length / first, 1.0) - (self.factor - 1)
+            # base'^(-2 i / size) = inv_freq[i] stretch^(-i / (waves - 1)): wave 0 stays as it is.
             return inv_freq * stretch ** -(waves / max(len(inv_freq) - 1, 1))
         if self.rope_type == "longrope":
             return inv_freq / np.array(self.long_factor if length > first else self.short_factor)

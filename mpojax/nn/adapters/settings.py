@@ -130,9 +130,11 @@ class AdapterSettings:
         if self.kind == "mpo":
             return self.shape(in_features, out_features).num_params
         if self.kind == "routed":
+            # D_e (in, r) and the gate (in, g), U_e (r, out) and b_e (out,)
             each = in_features * (self.rank + self.gate_rank) + (self.rank + 1) * out_features
             return self.experts * each
         if self.kind == "bottleneck":
+            # D (out, w) and U (w, out), d (w,) and u (out,)
             return 2 * out_features * self.width + self.width + out_features
         if self.kind == "rescale":
             return out_features if self.side == "output" else in_features
@@ -210,10 +212,12 @@ def merge_adapter(settings: AdapterSettings, arrays: Mapping, kernel, bias, scal
     if settings.kind == "low_rank":
         return kernel + scale * (arrays["down"] @ arrays["up"]), bias
     if settings.kind == "mpo":
+        # By value: as text "10" sorts before "2".
         cores = tuple(arrays[k] for k in sorted(arrays, key=int))
         return kernel + scale * mpo.to_matrix(cores, settings.shape(*kernel.shape)), bias
     if settings.kind == "rescale":
         if settings.side == "input":
+            # (x * l) W = x (diag(l) W); below (x W + b) * l = x (W diag(l)) + b * l
             return kernel * arrays["scale"][:, None], bias
         factors = arrays["scale"]
         return kernel * factors[None], None if bias is None else bias * factors

@@ -98,6 +98,7 @@ def make_layout(
         "ragged".
     """
     (tokens, k), total = experts.shape, experts.size
+    # Assignment j T + t: a stable sort by expert keeps first choices in front, dropped last.
     flat = experts.T.reshape(-1).astype(jnp.int32)
     each = jnp.arange(number, dtype=jnp.int32)
     # counts[e] = |{a: flat[a] = e}|; starts are their exclusive prefix sums.
@@ -161,6 +162,7 @@ def layout_of_few(
     layout = Layout(
         "capacity", total, tokens, k, 1, assignment, slot, each, has_row.astype(jnp.int32)
     )
+    # Padding has no row: any expert does for it, as long as its index exists.
     return layout, jnp.minimum(flat, number - 1)
 
 
@@ -205,6 +207,7 @@ _gather.defvjp(lambda layout, x: (_gather(layout, x), layout), _gather_backward)
 
 @jax.custom_vjp
 def _combine(layout, rows, gates):
+    # y[t] = sum_j gates[t, j] rows[slot[t, j]]; slot R, beyond the end, reads 0
     return sum(_take(rows, layout.slot[:, j]) * gates[:, j, None] for j in range(layout.k))
 
 

@@ -179,6 +179,7 @@ class ExpertFeedForward(nnx.Module):
         everywhere = dispatch.make_layout(jnp.zeros((total, 1), jnp.int32), number, "dense")
         rows = dispatch.gather(everywhere, tokens.astype(self.dtype))
         inner = maps.inner(self.block, self._parameters, everywhere, rows, number * total)
+        # (number T, width) -> (T, number)
         return jnp.abs(inner.astype(jnp.float32)).reshape(number, total, -1).sum(-1).T
 
     def entering(

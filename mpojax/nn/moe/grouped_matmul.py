@@ -35,6 +35,7 @@ def matmul(layout: Layout, rows: jax.Array, weights: jax.Array) -> jax.Array:
     elif layout.kind == "ragged":
         product = ragged_dot if _has_kernel() else jax.lax.ragged_dot
         y = product(rows.reshape(total * g, inner), weights, layout.counts * g)
+        # Rows behind the last group come back undefined; finite numbers are promised.
         vector = jnp.arange(total * g, dtype=jnp.int32)
         filled = vector < jnp.sum(layout.counts, dtype=jnp.int32) * g
         y = jnp.where(filled[:, None], y, 0)
@@ -64,6 +65,7 @@ def ragged_dot(rows: jax.Array, weights: jax.Array, counts: jax.Array) -> jax.Ar
 
 def _ragged_backward(saved, dy):
     rows, weights, counts = saved
+    # dx_r = dy_r W_e^T with the expert e of row r
     drows = jax.lax.ragged_dot(dy, weights.swapaxes(1, 2), counts)
     return drows, _ragged_outer(rows, dy, counts).astype(weights.dtype), None
 
@@ -237,6 +239,7 @@ def _blocks(layout, e):
 
 def _block(layout, x, at):
     """(block * g, d) vectors of the rows from `at` on."""
+    # Never clamped: a layout of blocks ends with a block of spare rows.
     return jax.lax.dynamic_slice_in_dim(x, at, layout.block).reshape(-1, x.shape[-1])
 
 

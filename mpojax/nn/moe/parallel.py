@@ -55,6 +55,7 @@ def run(block: Block, parameters, x, experts, gates, key) -> tuple[jax.Array, ja
         return maps.run(block, parameters, x, experts, gates, key)
     mesh = jax.sharding.get_abstract_mesh()
     tokens, parts = x.shape[0], math.prod(mesh.shape[axis] for axis in axes)
+    # Rows that fill up are padding: of the expert `number`, which there is not.
     if missing := -tokens % parts:
         fill = ((0, missing), (0, 0))
         x, gates = jnp.pad(x, fill), jnp.pad(gates, fill)
@@ -63,6 +64,7 @@ def run(block: Block, parameters, x, experts, gates, key) -> tuple[jax.Array, ja
 
     def of_device(parameters, x, experts, gates, key):
         if key is not None:
+            # Otherwise all devices would drop the same entries of their own rows.
             key = jax.random.fold_in(key, jax.lax.axis_index(axes))
         local = functools.partial(_exchange, size) if size > 1 else maps.run
         y, kept = local(block, parameters, x, experts, gates, key)
@@ -88,10 +90,12 @@ def _exchange(size, block, parameters, x, experts, gates, key):
     layout = dispatch.make_layout(experts, number, "capacity", capacity=capacity)
     # (experts, capacity) on the way out, (senders, own experts, capacity) on arrival.
     rows = _swap(dispatch.gather(layout, x))
+    # (size * own experts,): tokens that each sender has for each of them.
     counts = _swap(layout.counts)
     if block.kind == "capacity":
         inner = _by_sender(size, local, capacity, counts)
     else:
+        # Rows arrive by (sender, own expert, place): sorted by expert once more.
         own = jnp.tile(jnp.arange(local, dtype=jnp.int32), size)[:, None]
         filled = jnp.arange(capacity, dtype=jnp.int32)[None] < counts[:, None]
         inner = dispatch.make_layout(
@@ -103,6 +107,7 @@ def _exchange(size, block, parameters, x, experts, gates, key):
     expected = experts.size
     received = dispatch.gather(inner, rows)
     received = maps.maps(block, parameters, inner, received, expected, key)
+    # Back to the order of arrival with weights of 1: gates are applied by the sender.
     ones = jnp.ones((rows.shape[0], 1), received.dtype)
     rows = _swap(dispatch.combine(inner, received, ones))
     return dispatch.combine(layout, rows, gates.astype(rows.dtype)), layout.kept()

@@ -171,6 +171,7 @@ def route(
 
 
 def _linear(x, kernel):
+    # Full float32: nearly equal logits decide where a token goes.
     return jnp.matmul(x, kernel, precision="highest")
 
 

@@ -30,7 +30,7 @@ class ExpertSettings:
         to sum to 1), "noisy_topk" (the best `k` of logits with learned noise; without a key no
         noise), "unweighted" (the best `k` by x / ||x||, gates of 1), "oracle" (those `k` whose
         inner activations are largest, for which all are computed; gates of 1).
-      k: experts of a token with the routers "topk", "unweighted" and "oracle"; the others fix it.
+      k: experts of a token; "switch" and "switch_scale" take one, "top2" two, whatever it is.
       intermediate_size: width inside an expert; None: that of the model's feed-forward blocks.
       shared_size: width of a dense feed-forward block parallel to the experts, which every token
         goes through, times sigmoid(w x); None for none (Qwen2-MoE).
