@@ -81,6 +81,7 @@ def to_arrays(model: Model) -> dict[str, jax.Array | np.ndarray]:
     arrays = {}
     for path, variable, layer_range in variables(model):
         value = variable[...]
+        # One transfer for a stack; its layers are views of that array.
         if not isinstance(value, jax.core.Tracer):
             value = np.asarray(value)
         for name, index in logical_names(path, layer_range):
@@ -261,6 +262,7 @@ def logical_names(path: tuple, layer_range: range | None) -> list[tuple[str, int
     inner = tuple(part for part in inner if part not in ("experts", "shared"))
     if layer_range is None:
         return [("/".join(map(str, inner)), None)]
+    # (..., "stacks", number of the stack, path inside a layer)
     place = inner.index("stacks")
     start = "/".join([*map(str, inner[:place]), "layers"])
     end = "/".join(map(str, inner[place + 2 :]))
@@ -297,6 +299,7 @@ def _aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
     """An array whose memory jax takes over on a CPU, without another copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
+    # bytes up to the next multiple of 64
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 

@@ -212,6 +212,7 @@ class Block(nnx.Module):
                 y, context.tokens, keys["feed_forward"], keys["router"]
             )
         else:
+            # Post-norm layers have no key of this name: no dropout inside the block.
             y = self.feed_forward(y, keys.get("feed_forward"))
         x = self._added("feed_forward", x, y, keys["feed_forward_output"])
         return x, cache, statistics

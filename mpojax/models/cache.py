@@ -39,6 +39,7 @@ class Cache:
             for whole, new in zip((self.keys, self.values), keys_values, strict=True)
         )
         cache = dataclasses.replace(self, keys=keys, values=values)
+        # All positions, for one shape at every step: the causal mask hides those still empty.
         return cache, (keys[layer], values[layer])
 
     def of_encoder(self, layer: jax.Array | int) -> KeysValues:

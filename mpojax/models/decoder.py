@@ -179,6 +179,7 @@ class LanguageModel(Decoder):
         new = max_new_tokens - 1  # the last new token is never read
         mask = attention_mask
         if mask is not None:
+            # New tokens are real ones.
             mask = jnp.pad(mask, ((0, 0), (0, new)), constant_values=True)
         cache = self.start_cache(input_ids.shape[0], input_ids.shape[1] + new)
         output = self.forward(input_ids, mask, cache=cache, last_only=True)
@@ -237,6 +238,7 @@ def context_of(
     positions, real, tokens = queries[None], None, None
     if attention_mask is not None:
         real = attention_mask.astype(bool)
+        # Real tokens up to each one, itself left out: behind padding on the left the first is at 0.
         counted = jnp.cumsum(real.astype(jnp.int32), axis=1) - 1
         positions = jax.lax.dynamic_slice_in_dim(jnp.maximum(counted, 0), start, length, axis=1)
         tokens = jax.lax.dynamic_slice_in_dim(real, start, length, axis=1)
@@ -278,6 +280,7 @@ def causal_mask(
       is_whole: the queries are at 0..length - 1, too, not behind those of a KV cache.
     """
     keys, queries = jnp.arange(length, dtype=jnp.int32)[None], queries[:, None]
+    # (queries, keys): query - window < key <= query
     near = keys <= queries
     if window is not None and window < length:
         near = jnp.logical_and(near, keys > queries - window)

@@ -165,6 +165,7 @@ def _positions(config: EncoderConfig, input_ids, segments) -> jax.Array | None:
     if not config.position_offset:
         return None
     real = input_ids != config.pad_id
+    # RoBERTa: real token number n (from 1) reads row pad_id + n, padding row pad_id.
     before = config.position_offset - 1
     return jnp.where(real, before + jnp.cumsum(real, axis=1, dtype=jnp.int32), before)
 

@@ -169,6 +169,7 @@ class EncoderDecoder(SourceEncoder):
         """Reads a source: (logits (batch, vocabulary) of the first token of the target, mask for
         `decode`, cache).
         """
+        # The start token, and all new ones but the last, which is never read.
         cache = self.start_cache(self.encode(input_ids, attention_mask), max_new_tokens)
         start = jnp.full((input_ids.shape[0], 1), self.config.decoder_start_id, jnp.int32)
         output = self.decode(start, attention_mask, cache)
@@ -288,5 +289,6 @@ def _decode(
         return output.recorded
     x = dropout(output.hidden, config.dropout, last_key)
     if config.tied and config.scale_logits:
+        # T5 1.0: logits are (h / sqrt(hidden)) E^T
         x = x / jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
     return LanguageModelOutput(logits_of(model, x), output.routing, output.cache)

@@ -178,10 +178,12 @@ def perplexity(
     rows = np.asarray(ids, np.int32)[starts[:, None] + np.arange(width)]
     rows = np.concatenate([np.tile(begin, (len(rows), 1)), rows], 1)
     # Predicted tokens that do not count, as the window before has predicted them.
+    # Both windows hold width - stride tokens, the first of which only a begin token predicts.
     seen = max(0, width - stride - (1 - len(begin)))
     nats, num_tokens = 0.0, 0
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
+        # The last batch is filled up with copies of a row: one shape, one program.
         full = np.concatenate([batch, batch[:1].repeat(batch_size - len(batch), 0)])
         found = np.asarray(_token_scores(model, full, None).nats, np.float64)[: len(batch)]
         for number, row in enumerate(found, first):
@@ -271,6 +273,7 @@ def _passes(model: Model, prompt_length: int, new_tokens: int, batch_size: int) 
         return [(functools.partial(_forward, model, ids), ids.size)]
     check_decoder(model, "the speed of generation needs")
     check_length(model.config, prompt_length + new_tokens)
+    # The first new token comes out of the prompt; the others are those that decoding makes.
     prefill = functools.partial(_prefill, model, ids, new_tokens + 1)
     token, cache = prefill()
     decode = functools.partial(_decode, model, token, cache, new_tokens)

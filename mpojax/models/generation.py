@@ -109,6 +109,7 @@ def generate(
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampling"))
 def _generate(model, input_ids, attention_mask, key, *, max_new_tokens, sampling) -> Generated:
     config, model = model.config, dropless(model)
+    # The first of these that there is: what fills a row behind its end.
     filler = (config.pad_id, *config.end_ids, 0)
     end = (config.end_ids, next(token for token in filler if token is not None))
     logits, mask, cache = model.prefill(input_ids, attention_mask, max_new_tokens)
@@ -144,6 +145,7 @@ def _one_by_one(step, logits, cache: Cache, num: int, end, sampling, key) -> Gen
         return (position < num) & ~jnp.all(ended)
 
     def body(state):
+        # `position` tokens are chosen; the cache holds all but the last of them, which is read now.
         position, cache, rows = state
         last = jax.lax.dynamic_slice_in_dim(rows[0], position - 1, 1, axis=1)
         logits, cache = step(last[:, 0], cache)

@@ -80,6 +80,7 @@ def model_flops(
     sizes = config.matrix_sizes()
     first = f"layers/{config.matrix_layers[0]}/"
     in_layer = sum(rows * columns for path, (rows, columns) in sizes.items() if first in path)
+    # Multiply-adds of a token: the matrices, and q k^T and p v over `length` keys each.
     per_token = config.num_layers * (in_layer + 2 * length * config.attention_size)
     per_token += math.prod(sizes.get("embeddings/projection", (0,)))
     per_prediction = 0
@@ -88,4 +89,5 @@ def model_flops(
         per_prediction += math.prod(sizes["embeddings/word"])
     per_sentence = sum(math.prod(sizes.get(path, (0,))) for path in ("pooler", "head"))
     per_row = length * per_token + predictions * per_prediction + sentences * per_sentence
+    # Forward, dx and dW: three products of two FLOPs a multiply-add.
     return 3 * 2 * batch_size * per_row

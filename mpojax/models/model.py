@@ -134,6 +134,7 @@ def segment_positions(segments: jax.Array) -> jax.Array:
     begins = jnp.concatenate(
         [jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1
     )
+    # cummax: where the run that a position belongs to began.
     return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
 
 

@@ -145,6 +145,7 @@ def _to_matrix(cores, shape: mpo.MPOShape, block_size: int) -> jax.Array:
         for core, is_shared in zip(arrays, has["blocks"], strict=True)
     ]
     blocks = jax.vmap(jax.vmap(rebuild, in_axes))(*arrays)
+    # (blocks, layers of a block, in, out) -> (layers, in, out)
     return blocks.reshape(-1, *blocks.shape[2:])
 
 

@@ -230,6 +230,7 @@ def _random_layers(
 
     if config.layer_groups is None:
         return stacked(indices)
+    # What a block shares is that of its first layer; the rest is each layer's own.
     graph, shared, _ = _split_shared(config, stacked(indices[::block_size]))
     _, _, own = _split_shared(config, stacked(indices))
     return nnx.merge(graph, shared, own)
@@ -266,6 +267,7 @@ def _run_layers(config, stack, layers: range, x, context, key, cache, record):
     graph, shared, own = _split_shared(config, stack)
     size = len(config.block_of(layers.start))
     blocks = len(layers) // size
+    # (layers, ...) -> (blocks, layers of a block, ...)
     own, indices = jax.tree.map(
         lambda leaf: leaf.reshape(blocks, size, *leaf.shape[1:]), (own, indices)
     )
@@ -284,6 +286,7 @@ def _run_layers(config, stack, layers: range, x, context, key, cache, record):
         carry, found = run_block((x, cache), jax.tree.map(lambda leaf: leaf[0], everything))
         return *carry, *found
     carry, found = jax.lax.scan(run_block, (x, cache), everything)
+    # (blocks, layers of a block, ...) -> (layers, ...)
     found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
     return *carry, *found
 

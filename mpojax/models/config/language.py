@@ -86,6 +86,7 @@ class LanguageModelConfig(Config):
             settings = changed.get(path) or self.experts_of(path)
             if settings is not None:
                 paths.setdefault(settings, []).append(path)
+        # Paths hold no special characters: such a pattern matches them and nothing else.
         experts = tuple(("|".join(own), settings) for settings, own in paths.items())
         return dataclasses.replace(self, experts=experts)
 
