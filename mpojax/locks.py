@@ -97,7 +97,7 @@ def _claim(folder: pathlib.Path) -> None:
 def _lost(folder: pathlib.Path) -> None:
     """Ends the process: another one writes to the folder now."""
     os.write(2, f"error: another run has taken {folder} over; this one ends\n".encode())
-    os._exit(75)
+    os._exit(75)  # EX_TEMPFAIL; no clean-up, which would write to the folder
 
 
 def _taken(folder: pathlib.Path, owner: str) -> str:

@@ -105,6 +105,7 @@ class Log:
 
     def __init__(self, path: StorePath, seconds: float = 30.0, content: bytes = b""):
         self.path, self.seconds, self._content = path, seconds, bytearray(content)
+        # A new log is put at once, empty: the object is there, and errors come early.
         self._is_dirty, self._put = not content, time.monotonic()
         self._lock = threading.Lock()
         self.flush()

@@ -129,6 +129,7 @@ class StorePath(gpath.PosixGPath):
 
     def renew(self) -> None:
         """Gives an object a new version; fails where it is gone, unlike a new put."""
+        # S3 refuses to copy an object onto itself unless something is replaced.
         more = {"MetadataDirective": "REPLACE"} if self._uri_scheme == "s3" else {}
         self._call("cp_file", str(self), **more)
 

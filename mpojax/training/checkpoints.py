@@ -63,6 +63,7 @@ class Checkpoints:
         Raises:
           OSError: this save, or an earlier one in the background, could not be written.
         """
+        # Waits for the device: the state of this step exists.
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -110,6 +111,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             intact, problem = self._first_intact(steps[::-1], needed)
         if jax.process_count() > 1:
+            # All processes resume from the step that process 0 could read.
             intact = int(multihost_utils.broadcast_one_to_all(np.int32(intact)))
         if intact < 0 and needed:
             raise ValueError(
@@ -117,6 +119,7 @@ class Checkpoints:
                 "folder again from where it is whole, or remove it to start from the first step"
             )
         if intact != steps[-1]:
+            # Orbax keeps a list of steps, in which those set aside still are.
             self._manager.reload()
         if intact < 0:
             return None

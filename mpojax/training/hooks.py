@@ -186,7 +186,7 @@ class Checkpoint(Hook):
     Parts of the model in `unsaved` are not saved while they are frozen, see `Checkpoints`.
     """
 
-    name, order = "checkpoint", 90
+    name, order = "checkpoint", 90  # behind all hooks whose metadata it saves
 
     def __init__(
         self,
@@ -207,6 +207,7 @@ class Checkpoint(Hook):
         saved = self._checkpoints.extra()
         # Without them, a run that was killed after its last step would end without metrics.
         loop.last_metrics |= saved["metrics"]
+        # Before the arrays: a hook that changed shapes builds them again, for the arrays to fit.
         for hook in loop.hooks:
             if hook.name in saved["hooks"]:
                 hook.load_state_dict(loop, saved["hooks"][hook.name])

@@ -201,6 +201,7 @@ class Loop:
             yield
         finally:
             self._untimed_depth -= 1
+            # Nested uses are a part of the outermost one.
             if self._untimed_depth == 0:
                 self._untimed_seconds += time.perf_counter() - start
 
@@ -238,6 +239,7 @@ class Loop:
             self._writer = metrics_lib.MetricsWriter(self.folder, self.step)
         for hook in self.hooks:
             hook.begin(self)
+        # The stopwatch of the steps starts after this.
         self._untimed_seconds = 0.0
 
     def _end(self, first: int, watch: "_Stopwatch") -> FitResult:

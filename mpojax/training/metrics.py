@@ -90,6 +90,7 @@ class JsonLines:
         left = memoryview((json.dumps(line) + "\n").encode("utf-8"))
         with files.explained(self.path):
             while left:
+                # The file is not buffered: a write may take a part of the line.
                 left = left[self._file.write(left) :]
 
     def flush(self) -> None:

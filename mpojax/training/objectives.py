@@ -102,6 +102,7 @@ def span_logits(logits: jax.Array, batch: dict) -> jax.Array:
     if batch.get("attention_mask") is None:
         return logits
     real = batch["attention_mask"][:, None, :] != 0
+    # Finite: a row of padding alone must not become NaN.
     return jnp.where(real, logits, jnp.finfo(logits.dtype).min)
 
 

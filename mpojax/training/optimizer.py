@@ -116,6 +116,8 @@ def make_optimizer(
     """
     config = _complete(config)
     _check(config, roles, total_steps)
+    # The order counts: the gradient is clipped before the moments, decay is a part of what LAMB's
+    # ratio is taken of, rates come last and so apply to the decay, too.
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += _directions(config, roles, chains, adam)
     if config.weight_decay:

@@ -161,6 +161,7 @@ def state_shardings(
     optimizer = []
     for path, leaf in state_lib.flatten(state.optimizer).items():
         owner = state_lib.owner(path, trained)
+        # Moments are shaped like their parameter; counts and factored moments are not.
         same = owner is not None and trained[owner] == leaf.shape
         optimizer.append(NamedSharding(mesh, specs[owner]) if same else replicated)
     return dataclasses.replace(
@@ -231,6 +232,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> slice:
         return slice(0, batch_size)
     bounds = [index[0].indices(batch_size)[:2] for index in indices.values()]
     start, stop = min(b[0] for b in bounds), max(b[1] for b in bounds)
+    # Parts that leave a gap are shorter in all than what they span.
     if sum(b - a for a, b in set(bounds)) != stop - start:
         raise ValueError("this mesh gives a process rows that are not contiguous; reorder devices")
     return slice(start, stop)

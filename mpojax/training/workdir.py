@@ -192,6 +192,7 @@ class Workdir:
         if files.is_remote(self.path):
             return
         for parent, folders, _ in os.walk(self.path):
+            # In place: `os.walk` does not enter what is taken out.
             folders[:] = [n for n in folders if not pathlib.Path(parent, n, locks.NAME).exists()]
             files.remove_leftovers(pathlib.Path(parent))
 

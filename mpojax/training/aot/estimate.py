@@ -178,6 +178,7 @@ def _parts(works: Sequence[hlo.Work], chip: devices.Chip) -> tuple[Part, ...]:
 
 
 def _seconds(work: hlo.Work, chip: devices.Chip) -> float:
+    # A copy that the compiler starts ahead runs behind other work.
     if work.opcode.endswith("-start"):
         return 0.0
     if chip.clock and not work.cycles:
@@ -218,6 +219,7 @@ def _peak_bytes(compiled: Any) -> int | None:
     if found is None:
         return None
     arguments = found.argument_size_in_bytes + found.output_size_in_bytes
+    # Donated buffers are arguments and results at once.
     arguments -= found.alias_size_in_bytes
     return arguments + found.temp_size_in_bytes + found.generated_code_size_in_bytes
 

@@ -47,6 +47,7 @@ class Array:
     @functools.cached_property
     def num_bytes(self) -> int:
         """Bytes in memory, padded to whole tiles."""
+        # The number in a name: f32, s8; of f8e4m3fn the one before its exponent.
         bits = _BITS.get(self.dtype) or int(re.sub(r"\D", "", self.dtype.partition("e")[0]) or 0)
         sizes = list(self.shape)
         order, _, tiles = self.layout.partition(":")
@@ -157,6 +158,7 @@ class Program:
         scope = self.computations[name]
         for operation in scope.values():
             opcode = operation.opcode
+            # An asynchronous operation counts where it starts.
             if opcode in _FREE or opcode.endswith(("-done", "-update")) or _JOINS in operation.rest:
                 continue
             if opcode == "while":

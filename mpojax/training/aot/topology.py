@@ -67,6 +67,7 @@ def describe(name: str) -> list:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     sizes = [int(size) for size in name.partition(":")[2].split("x")]
+    # Hosts of up to 2 x 2 chips.
     bounds = (min(sizes[0], 2), min(sizes[1], 2), 1)
     try:
         made = topologies.get_topology_desc(

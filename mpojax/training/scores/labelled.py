@@ -21,6 +21,7 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Harmonic mean of precision and recall of class 1; both (N,) of classes 0 and 1."""
     hits = np.sum((predictions == 1) & (labels == 1))
     total = np.sum(predictions == 1) + np.sum(labels == 1)
+    # 2 TP / ((TP + FP) + (TP + FN))
     return float(2 * hits / total) if total else 0.0
 
 
@@ -29,6 +30,7 @@ def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     classes = np.unique(np.concatenate([predictions, labels]))
     predicted = (predictions[:, None] == classes).astype(np.float64)
     actual = (labels[:, None] == classes).astype(np.float64)
+    # R_K = cov(X, Y) / sqrt(cov(X, X) cov(Y, Y)) of one-hot rows
     predicted, actual = predicted - predicted.mean(0), actual - actual.mean(0)
     return _quotient(predicted, actual)
 
@@ -53,6 +55,7 @@ def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # c equal values, the last of rank r: mean rank r - (c - 1) / 2
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 

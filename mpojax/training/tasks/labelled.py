@@ -135,6 +135,7 @@ def best_spans(
     starts, ends = columns["places"][:, 0, :, None], columns["places"][:, 1, None, :]
     # NaN scores are never the best.
     scores = np.nan_to_num(columns["scores"].astype(np.float64), nan=-np.inf, neginf=-np.inf)
+    # (windows, starts, ends)
     total = scores[:, 0, :, None] + scores[:, 1, None, :]
     total = np.where((ends >= starts) & (ends - starts < max_answer_length), total, -np.inf)
     flat = total.reshape(len(total), -1)

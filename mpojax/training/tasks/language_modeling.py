@@ -63,6 +63,7 @@ def language_model_loss(
         metrics = {"task_loss": task, "accuracy": jnp.sum(hits * weights) / total}
         loss = task
         if label_smoothing:
+            # (1 - s) CE + s mean_v(-log p_v) = CE + s (mean_v(-log p_v) + log p_target)
             excess = _smoothing_excess(output.logits, batch["targets"]) * weights
             loss = loss + label_smoothing * jnp.sum(excess) / total
         if output.routing:
@@ -168,6 +169,7 @@ def _by_target(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def _smoothing_excess(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """By how much the cross-entropy of evenly likely words is above that of the target."""
+    # -log p_v = logsumexp(z) - z_v: the sum cancels, z_target - mean_v z_v is left
     right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return right - jnp.mean(logits, axis=-1)
 
