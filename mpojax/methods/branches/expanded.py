@@ -17,7 +17,7 @@ from mpojax.training.optimizer import Optimizer
 
 FORMS = ("majority", "branches", "gradients", "search")
 # Of the weights of kernels among all that is sampled from the key of a step.
-_STREAM = 0x6B65726E
+_STREAM = 0x6B65726E  # "kern" in ASCII
 
 
 @checks.settings("config.branches.")
@@ -67,6 +67,7 @@ class BranchSettings:
         rows, columns = shape[-2:]
         limit = checks.integer(1, min(rows, columns))
         checks.check_value(f"config.branches.groups of {rows} x {columns}", groups, limit)
+        # Group of each row and each column: M_b is 1 where they are equal.
         own = (np.arange(size) * groups // size for size in (rows, columns))
         mask = np.equal.outer(*own).astype(np.float32)
         return mask.reshape(*[1] * (len(shape) - 2), rows, columns)
@@ -157,8 +158,10 @@ def expand(model: models.Model, settings: BranchSettings, seed: int = 0) -> Expa
 def _starts(matrix: np.ndarray, settings: BranchSettings, rng) -> list[np.ndarray]:
     if settings.form != "majority":
         zeros = [np.zeros_like(matrix) for _ in settings.scales[1:]]
+        # a_1 (W / a_1) + sum_b a_b 0 = W
         return [matrix / np.float32(settings.scales[0]), *zeros]
     noise = rng.standard_normal((settings.kernels, *matrix.shape), np.float32)
+    # Centred over the kernels: their mean is the matrix.
     noise = settings.spread * matrix.std(axis=(-2, -1), keepdims=True) * (noise - noise.mean(0))
     return [np.float32(matrix + each) for each in noise]
 
@@ -221,6 +224,7 @@ def combined(expanded: Expanded, key: jax.Array | None = None) -> models.Model:
         parts = [flat[path], *(extra[path] for extra in extras)]
         learnt = [scale[path] for scale in scales]
         weights = learnt or settings.weights(flat[path].shape, own)
+        # W = sum_b a_b M_b W_b
         sums[path] = sum(
             weight * part if mask is None else weight * (mask * part)
             for weight, part, mask in zip(

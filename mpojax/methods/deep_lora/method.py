@@ -51,6 +51,7 @@ class DeepLoRA(protocol.Method):
         model, trainable = mpop.with_trainable(setup.model, ADAPTERS)
         optimizer = setup.make_optimizer(model)
         if own.basis_rate is not None:
+            # The bases: the first and the last core.
             outer = rf".*/adapter/cores/(0|{own.num_cores - 1})"
             optimizer = slower(optimizer, outer, own.basis_rate)
         result = setup.fit(setup.state(model, trainable, optimizer), optimizer, folder)

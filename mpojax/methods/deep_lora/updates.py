@@ -183,6 +183,7 @@ def orthogonal(rows: int, columns: int, key: np.random.Generator) -> np.ndarray:
     """A random matrix with orthonormal columns, or rows where there are fewer, float64."""
     square = key.standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(square)
+    # With a positive diagonal of R the factorisation is unique, and Q uniform (Haar).
     q = q * np.sign(np.diag(r))
     return q if rows >= columns else q.T
 

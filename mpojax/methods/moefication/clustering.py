@@ -59,7 +59,7 @@ def balanced(points, number: int, seed: int = 0, iterations: int = _ITERATIONS) 
     size, labels = len(points) // number, None
     centres = _first_centres(points, number, np.random.default_rng(seed))
     for _ in range(iterations):
-        # ||p - c||^2, for each of the places that a group has
+        # ||p - c||^2 without ||p||^2, which no assignment changes; once for each place of a group.
         squares = np.sum(centres**2, axis=1)[None] - 2 * points @ centres.T
         _, places = scipy.optimize.linear_sum_assignment(np.repeat(squares, size, axis=1))
         # Place p of n belongs to group p // size.

@@ -137,6 +137,7 @@ def with_share(model: models.Model, share: float, *, truth: bool = False) -> mod
     arrays = dict(models.to_arrays(model))
     for path, settings in changed.items():
         if (bias := f"{path}/down/bias") in arrays:
+            # Each of a token's k experts adds 1 / k of the bias.
             arrays[bias] = arrays[bias] * np.float32(known[path].k / settings.k)
     return models.from_arrays(model.config.with_experts(changed), model.shapes, arrays)
 
@@ -163,6 +164,7 @@ def flops_per_token(model: models.Model) -> tuple[int, int]:
         if experts is not None and experts.router != "oracle":
             inner = experts.router_size
             width = config.hidden_size if inner is None else inner
+            # (hidden, experts), or (hidden, inner) and (inner, experts)
             blocks += width * experts.number + (config.hidden_size * inner if inner else 0)
     return 2 * blocks, 2 * (blocks + others)
 
@@ -215,6 +217,7 @@ def _split(
     by = points if clusters == "weights" else clustering.coactivation(active, number)
     labels = clustering.balanced(by, number, seed)
     if router == "mlp":
+        # (tokens, neurons) @ (neurons, groups): the activity of each group
         of_groups = active @ np.float32(labels[:, None] == np.arange(number)[None])
         found = routers.mlp(points, labels, rows, of_groups, epochs, seed)
     else:
@@ -231,7 +234,9 @@ def _regroup(arrays: dict, path: str, maps: Sequence[str], order) -> None:
     """Neurons in groups (experts, neurons of each), in place."""
     for name in maps:
         kernel, bias = f"{path}/{name}/kernel", f"{path}/{name}/bias"
+        # (hidden, neurons) -> (experts, hidden, neurons of each)
         arrays[kernel] = np.asarray(arrays[kernel]).T[order].swapaxes(1, 2)
         if bias in arrays:
             arrays[bias] = np.asarray(arrays[bias])[order]
+    # (neurons, hidden) -> (experts, neurons of each, hidden)
     arrays[f"{path}/down/kernel"] = np.asarray(arrays[f"{path}/down/kernel"])[order]

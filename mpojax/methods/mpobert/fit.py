@@ -74,6 +74,7 @@ def _side(cores, is_left: bool) -> np.ndarray:
 def _solve(inputs, target):
     """X with the least ||X inputs - target||; the shortest such where it is not unique."""
     # Normal equations: inputs has few rows (a bond) and many columns.
+    # X = target inputs^T (inputs inputs^T)^+
     return np.linalg.lstsq(inputs @ inputs.T, inputs @ target.T, rcond=1e-12)[0].T
 
 

@@ -36,7 +36,7 @@ _FIELDS = {
 }
 _DEFAULTS = {"rate": None, "mode": "skip", "granularity": "step"}
 # Of the masks among all that is sampled from a seed; the run's own key may come from the same one.
-_STREAM = 0x6D61736B
+_STREAM = 0x6D61736B  # "mask" in ASCII
 
 
 @dataclasses.dataclass(frozen=True)

@@ -205,6 +205,7 @@ def _logged(name: str, layer: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def _lines(step: int, name: str, layer: dict[str, np.ndarray]) -> list[list[str]]:
+    # Columns from `entropy` on: of the layer, the same in the row of each expert.
     of_layer = [repr(float(layer[column])) for column in COLUMNS[5:]]
     pairs = zip(layer["load"], layer["probability"], strict=True)
     return [

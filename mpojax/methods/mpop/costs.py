@@ -80,5 +80,6 @@ def costs(canonical: Mapping[str, tuple], measure: str, slopes=None):
         return {path: spectra for path, (_, _, spectra) in canonical.items()}, {"measure": measure}
     found = loss_spectra(canonical, slopes)
     # In units of the loss, not relative to the size of a matrix.
+    # `mpo.cheapest_cut` divides by the sum of squares of the first bond: this weight undoes it.
     weights = {path: float(np.sum(np.square(bonds[0]))) for path, bonds in found.items()}
     return found, {"measure": "per_number", "weights": weights}

@@ -120,6 +120,7 @@ def replacement_loss(layer_map: Sequence[int], extra=None) -> objectives.LossFun
     """
 
     def loss(pair: distillation.Pair, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        # The same in every row.
         rate = batch[_RATE][0]
         logits = mixed_logits(pair, batch, layer_map, rate, key)
         total, metrics = distillation.task_objective(pair)(lambda *_: logits, batch, key)

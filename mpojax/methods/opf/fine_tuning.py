@@ -293,6 +293,7 @@ class Dynamic(training.Hook):
         loop.flush()
         settings = self.settings
         paths = candidates(loop.state.model(), settings)
+        # Those that training reads next.
         batches = (loop.batch(loop.step + k) for k in range(settings.score_batches))
         scores = dynamic_scores(loop.state, paths, self.loss, batches)
         taken = select(scores, settings.num_per_round, self.paths, settings.num_per_role)

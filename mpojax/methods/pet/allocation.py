@@ -98,6 +98,7 @@ def _best_alone(scores, spec: Spec, sizes: Sizes, budget: int, left: Masks, by_c
         least = unit.smallest(sizes)
         if least <= budget and all(m.any() for m in left[name]):
             value = max(float(np.max(each)) for each in alive) / (least if by_cost else 1)
+            # -number: of equal values the first unit is the largest tuple.
             found.append((value, -number, name, [int(np.argmax(each)) for each in alive]))
     if not found:
         raise ValueError(

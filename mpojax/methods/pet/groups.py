@@ -250,6 +250,7 @@ class Chain(Unit):
             for mask in masks:
                 mask[...] = False
             return True
+        # Each index of a single bond frees i_1 j_1 + i_2 j_2, whatever else is left.
         return len(masks) > 1
 
     def regauge(self, trees: Sequence[tuple[dict[str, Any], bool]], masks: UnitMasks) -> UnitMasks:

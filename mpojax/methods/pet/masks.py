@@ -44,6 +44,7 @@ def apply_mask(
     for name, kept in entry_masks(masks, spec, sizes).items():
         kept = kept.astype(params[name].dtype)
         back = 0.0 if reference is None or name not in reference else reference[name]
+        # m theta + (1 - m) reference
         found[name] = params[name] * kept + back * (1 - kept)
     return found
 

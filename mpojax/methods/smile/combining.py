@@ -103,6 +103,7 @@ def _experts(family: Family, path: str, rank: int, gate_rank: int) -> dict[str, 
     gates, downs, ups = [], [], []
     for difference in family.differences(models.dense_name(path)):
         u, s, vt = np.linalg.svd(difference, full_matrices=False)
+        # x (W_e - W) ~ (x U_r S_r^(1/2)) (S_r^(1/2) V_r^T)
         root = np.sqrt(s[:rank])
         gates.append(u[:, :gate_rank])
         downs.append(u[:, :rank] * root)
@@ -110,6 +111,7 @@ def _experts(family: Family, path: str, rank: int, gate_rank: int) -> dict[str, 
     bias = f"{path}/bias"
     has_bias = bias in family.base
     biases = family.differences(bias) if has_bias else [np.zeros(vt.shape[1])] * len(gates)
+    # (in, K gate_rank), (in, K rank), (K rank, out)
     made = {"gate": np.hstack(gates), "down": np.hstack(downs), "up": np.vstack(ups)}
     return made | {"bias": np.stack(biases)}
 

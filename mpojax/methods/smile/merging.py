@@ -89,6 +89,8 @@ def _thresholds(family: Family, density: float) -> np.ndarray:
 def _agreeing_mean(changes: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """TIES of one array: (K, ...) to (...)."""
     limits = limits.reshape(-1, *[1] * (changes.ndim - 1))
+    # Rounded as the limits were: the entry at a limit counts.
     trimmed = np.where(np.abs(np.float32(changes)) >= limits, changes, 0.0)
+    # Entries of the elected sign, that of the sum over models; then their mean.
     agrees = (np.sign(trimmed) == np.sign(trimmed.sum(axis=0))) & (trimmed != 0)
     return np.sum(trimmed * agrees, axis=0) / np.maximum(agrees.sum(axis=0), 1)
