@@ -195,6 +195,7 @@ class HarnessModel(LM or object):
             return ([self._prefix], ids) if ids[:1] != [self._prefix] else (ids[:1], ids[1:])
         begin = self.tokenizer.encode_prompt(context.rstrip())
         whole = self.tokenizer.encode_prompt(context + continuation)
+        # Encoded together, so that a merge across the border is as in the whole text.
         return begin, whole[len(begin) :]
 
     def _windows(self, ids: list[int]) -> Iterator[tuple[list[int], int]]:
@@ -202,6 +203,7 @@ class HarnessModel(LM or object):
         ids = [self._prefix, *ids]
         for first in range(1, len(ids), self.max_length):
             end = min(first + self.max_length, len(ids))
+            # A short last window reaches back, for as much context as the model reads.
             yield ids[max(0, end - self.max_length - 1) : end], end - first
 
     def _score(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
@@ -215,6 +217,7 @@ class HarnessModel(LM or object):
             nats, is_greedy = np.asarray(found.nats, np.float64), np.asarray(found.is_greedy)
             scores = []
             for number, (_, count) in enumerate(rows):
+                # nats[i] is of token i + 1: n tokens have n - 1 predictions.
                 end = len(kept[number]) - 1
                 own = nats[number, end - count : end]
                 evaluation.check_finite(own, "scores of a text")
@@ -227,6 +230,7 @@ class HarnessModel(LM or object):
         self, prompts: Sequence[list[int]], max_new_tokens: int, sampling: models.Sampling
     ) -> list[str]:
         """The text after each prompt, whose beginning is cut where both together are too long."""
+        # The last new token is not read by the model.
         longest = self.max_length - max_new_tokens + 1
         if longest < 1:
             raise ValueError(
@@ -256,6 +260,7 @@ class HarnessModel(LM or object):
 
     def _in_batches(self, what: str, items: Sequence, length: Callable, run: Callable) -> list:
         """Results of `run` on batches of items of like length, in the items' order."""
+        # Longest first, as in lm_eval: a batch that does not fit into memory fails at once.
         order = sorted(range(len(items)), key=lambda i: -length(items[i]))
         found: list = [None] * len(items)
         with progress.progress(what) as advance:

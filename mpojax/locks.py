@@ -50,6 +50,7 @@ def hold(folder: str | os.PathLike) -> None:
     except OSError as error:
         owner = os.read(descriptor, 200).decode("utf-8", "replace").strip()
         os.close(descriptor)
+        # By POSIX one of these two means that another process holds the lock.
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             logging.warning("%s: this file system has no locks (%s)", folder, error.strerror)
             return

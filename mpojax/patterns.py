@@ -96,6 +96,7 @@ def _sequence(node: Iterable) -> tuple[np.ndarray, np.ndarray]:
 
 def _characters(count: int) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.arange(_LENGTH + 1)
+    # w = z^count, s = 1 + z + ... + z^(count - 1): one comparison begins after each of them.
     return (lengths == count).astype(float), (lengths < count).astype(float)
 
 
@@ -113,6 +114,7 @@ def _part(item: tuple) -> tuple[np.ndarray, np.ndarray]:
         return _sequence(arguments[-1])
     if kind == "ATOMIC_GROUP":
         return _sequence(arguments)
+    # A repeated group may have any length; anchors match the empty text.
     return (_ANY_LENGTH if kind == "GROUPREF" else _ONE), _ONE
 
 
@@ -123,6 +125,7 @@ def _repeat(low: int, high: int, body) -> tuple[np.ndarray, np.ndarray]:
     for count in range(high + 1):
         if count >= low:
             ways = ways + power
+        # `power` is w^count; once it is 0, no name is long enough for more repeats.
         if count == high or not power.any():
             break
         steps = steps + _product(power, own_steps + _ONE)
@@ -136,6 +139,7 @@ def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     Raises:
       OverflowError: far more ways than can be tried.
     """
+    # Coefficient n is the sum over k of a_k b_(n-k); names longer than `_LENGTH` do not count.
     found = np.convolve(one, other)[: _LENGTH + 1]
     if found.sum() > 1e18:
         raise OverflowError

@@ -91,6 +91,7 @@ def _joined(tasks: Mapping[str, pipeline.Arrays]) -> dict[str, np.ndarray]:
         for key in arrays
         if key != "labels"
     }
+    # Classes and scores share one array; float32 holds class numbers exactly.
     joined["labels"] = np.concatenate([np.float32(own["labels"]) for own in tasks.values()])
     sizes = [len(own["labels"]) for own in tasks.values()]
     joined["task"] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)

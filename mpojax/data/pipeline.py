@@ -198,6 +198,7 @@ class _Crop:
                     "must have equal shapes"
                 )
         full = shape[1]
+        # The full length is always allowed, so that every batch finds one.
         self._allowed = np.array(sorted({min(int(n), full) for n in lengths} | {full}))
         # Place of the last real token, so that left-padded masks are never cut.
         mask = arrays["attention_mask"] != 0
@@ -210,6 +211,7 @@ class _Crop:
         chosen = examples[rows]
         if self._lengths is None:
             return {name: array[chosen] for name, array in self._arrays.items()}
+        # The least allowed length that is not below the longest example of the whole batch.
         length = self._allowed[np.searchsorted(self._allowed, self._lengths[examples].max())]
         return {
             name: array[chosen, :length] if name in TOKEN_ARRAYS else array[chosen]

@@ -175,6 +175,7 @@ def _sketch(matrix: np.ndarray) -> tuple[float, float]:
     """(a projection, the norm) of a matrix, in nine digits."""
     matrix = np.asarray(matrix, np.float64)
     rows, columns = (np.cos(k + np.arange(size) ** 2) for k, size in enumerate(matrix.shape))
+    # u^T W v with u_n = cos(n^2), v_n = cos(1 + n^2), besides the Frobenius norm.
     numbers = rows @ matrix @ columns, np.linalg.norm(matrix)
     return tuple(float(f"{number:.9g}") for number in numbers)
 
@@ -262,6 +263,7 @@ def _stacked(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], d
         if key == names[0]:
             found[key] = arrays[key]
             continue
+        # A second shape under the same name; the part from "#" on is dropped on reading.
         key = key if key not in found else f"{key}#{len(found)}"  # another shape
         found[key] = np.stack([arrays[name] for name in names])
         layers[key] = [int(_LAYER.search(name)[1]) for name in names]
@@ -306,6 +308,7 @@ def _filled(arrays: Mapping, names, tensors: dict, folder) -> dict[str, np.ndarr
     inside = indices.size == 0 or (indices.min() >= 0 and indices.max() < flat.size)
     if tensors or not lists or not numbers or not inside:
         raise ValueError(f"the adapter in {folder} is damaged: its entries do not fit the model.")
+    # What the file does not name stays as the base and the start of the adapters have it.
     flat[indices] = values
     ends = np.cumsum([math.prod(arrays[name].shape) for name in names])
     parts = np.split(flat, ends[:-1])

@@ -116,6 +116,7 @@ def sampling(content: Mapping) -> models.Sampling:
     top_p = float(values.get("top_p", 1.0))
     return models.Sampling(
         temperature=temperature,
+        # 0 is off
         top_k=int(values.get("top_k", _TOP_K)) or None,
         top_p=top_p if top_p < 1.0 else None,
     )

@@ -84,6 +84,7 @@ def build(content: Mapping, tensors: Mapping[str, np.ndarray], into: nnx.Module)
     made = matrices.with_chains(chains)
     found, adapted = layers.locations(made), {}
     for path, each in settings.items():
+        # Its numbers are overwritten below: only the shapes count.
         adapter = nn.make_adapter(each, *matrices.sizes[path], rngs=nnx.Rngs(0))
         adapted[found[path].location] = layers.AdaptedLayer(found[path].layer, adapter, each)
     made = layers.exchanged(made, adapted)

@@ -44,7 +44,9 @@ def quantize(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(int8 core, float32 scales) whose product is the core (..., p, i, j, q) up to rounding."""
     core = np.asarray(core, np.float32)
     largest = np.abs(core).max(axis=_ROWS, keepdims=True)
+    # A column of zeros keeps a scale that can be divided by.
     scale = np.where(largest > 0, largest, 1.0).astype(np.float32) / np.float32(127)
+    # At most 127 in magnitude, since the largest entry of a column is 127 scales.
     return np.rint(core / scale).astype(np.int8), scale
 
 
@@ -58,6 +60,7 @@ def dequantized(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name in [name for name, tensor in tensors.items() if tensor.dtype == np.int8]:
         scale = found.pop(name + SCALE, None)
         shape = list(tensors[name].shape)
+        # One scale for each column (j, q).
         shape[-4:-2] = 1, 1
         if scale is None or list(scale.shape) != shape:
             given = "is missing" if scale is None else f"has shape {scale.shape}"

@@ -86,6 +86,7 @@ def export_serving(
     checks.check_value("platforms", platforms, checks.sequence(checks.one_of(*_PLATFORMS)))
     folders.check_ours(files.at(folder))
     _need_flatbuffers()
+    # With a capacity a token's expert would depend on what else is in the batch.
     weights, model_of = _weights(models.dropless(model))
     cache_length = length + max_new_tokens
     programs = _programs(model, weights, model_of, batch_size, length, cache_length)
@@ -153,6 +154,7 @@ def _programs(
             input_ids, attention_mask, cache=models.Cache(**cache), last_only=True
         )
         cache = {"keys": output.cache.keys, "values": output.cache.values}
+        # (B, 1, vocabulary) -> (B, vocabulary): only the last position was computed.
         return output.logits[:, 0], cache | {"position": output.cache.position}
 
     def empty(weights):
@@ -179,6 +181,7 @@ def _ids(batch: int, length: int) -> jax.ShapeDtypeStruct:
 
 def _signature(function: Callable, weights: Mapping, arguments: Sequence) -> dict[str, Any]:
     """What a program takes after the weights, by name, and gives."""
+    # Without `weights`.
     names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
     takes = dict(zip(names, arguments, strict=True))
     gives = jax.eval_shape(function, weights, *arguments)

@@ -92,6 +92,8 @@ def _stored(path: pathlib.Path) -> dict[str, files.StoredArray]:
 def _starts(path: pathlib.Path) -> dict[str, int]:
     """First byte of each tensor, of a file whose header has been checked."""
     with path.open("rb") as file:
+        # Layout of safetensors: 8 bytes with the length of the header, the header, the data, in
+        # which offsets start at 0.
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
@@ -199,6 +201,7 @@ def write_folder(
             renamed = True
             for name in (CONFIG_NAME, *outdated):
                 (folder / name).unlink(missing_ok=True)
+            # False sorts before True: config.json comes last.
             for name in (WEIGHTS_NAME, *sorted(texts, key=CONFIG_NAME.__eq__)):
                 files.put(temporary / name, folder / name)
     except OSError as error:
@@ -232,6 +235,7 @@ def _write_weights(path: pathlib.Path, tensors: Mapping, metadata: Mapping[str, 
         header[name] = {"dtype": _TYPE_NAMES[np.dtype(dtype)], "shape": list(shape), **offsets}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
+    # Padded so that the data starts at a multiple of 8 bytes.
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

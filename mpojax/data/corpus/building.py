@@ -107,6 +107,7 @@ def _scan(pool, pieces, paths, root, settings, advance) -> tuple[int, dict]:
     """Reads all text once: (hash below which documents are held out, what the text is)."""
     threshold = int(settings.valid * 2**64)
     # Jobs of a fair size: there may be millions of small files, or a few large ones.
+    # 64 MiB of text a job where there is much; 16 jobs keep the workers busy where there is little.
     groups = text_documents.group_pieces(pieces, min(len(pieces), 16 + _total(pieces) // 2**26))
     jobs = [(group, settings.documents, threshold) for group in groups if group]
     results = pool.map(corpus_shards.scan_pieces, jobs, _total(pieces), _told(advance, "reading"))
@@ -122,8 +123,10 @@ def _scan(pool, pieces, paths, root, settings, advance) -> tuple[int, dict]:
         )
     held_out = sum(scan.held_out for scan in scans)
     if settings.valid > 0 and held_out == 0:
+        # Too few documents for the fraction: the one with the lowest hash, and its exact copies.
         threshold = lowest + 1
     elif held_out == documents:
+        # Everything would be held out: the text with the highest hash is left for training.
         threshold = highest
     digest = hashlib.sha256()
     for piece, scan in zip(pieces, scans, strict=True):
@@ -135,6 +138,7 @@ def _scan(pool, pieces, paths, root, settings, advance) -> tuple[int, dict]:
 def _shard_count(pieces: list[text_documents.Piece]) -> int:
     # Enough for some parallel work on little text, files of a convenient size for much.
     total = _total(pieces)
+    # Shards of at most 128 MiB of text; below 2 GiB up to 16 of them, of at least 4 MiB.
     return max(-(-total // 2**27), min(16, -(-total // 2**22)))
 
 
@@ -249,6 +253,7 @@ class _VocabularyTexts:
         self._tell = _told(advance, "vocabulary")
         share = min(1.0, _VOCABULARY_BYTES / _total(pieces))
         self._threshold = threshold
+        # Hashes are uniform: this range above the threshold holds `share` of what is not held out.
         self._below = threshold + int(share * (2**64 - threshold))
         self._done, self._total = 0, 2 * _total(pieces)  # bytes of two passes
 

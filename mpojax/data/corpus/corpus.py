@@ -102,6 +102,7 @@ def decode_record(record: bytes, vocab_size: int) -> tuple[np.ndarray, np.ndarra
     """(tokens, sentence starts) of a record."""
     count = int(np.frombuffer(record, "<u4", 1)[0])
     sentences = np.frombuffer(record, "<u4", count, offset=4)
+    # The head is 1 + count numbers of 4 bytes.
     return np.frombuffer(record, token_dtype(vocab_size), offset=4 * (count + 1)), sentences
 
 
@@ -208,6 +209,7 @@ class Corpus:
         """Documents of a split; held in memory where they need at most `memory` bytes."""
         shards = self.shards(split)
         paths = [str(self.folder / shard.file) for shard in shards]
+        # As in `Documents`: int32 tokens, int64 sentence starts.
         size = 4 * self.count(split) + 8 * self.count(split, "sentences")
         return Reader(paths, self.vocab_size, in_memory=size <= memory)
 
@@ -243,6 +245,7 @@ class Reader:
         """Documents that hold those asked for, and (len(documents),) their indices among them."""
         if self._all is not None:
             return self._all, documents
+        # Several pieces of a batch may be of one document, which is read once.
         wanted, indices = np.unique(documents, return_inverse=True)
         return self._read(wanted.tolist()), indices
 

@@ -94,6 +94,7 @@ class _Rows:
         uniform = random.uniform(_BOUNDARY, slot, row)
         cut = 1 + (uniform * (size - 1)).astype(np.int64)
         # Sentences that start within the piece, but not with it.
+        # (`low` is the first of them, `choices` is how many there are.)
         sentences = documents.sentences
         low = np.searchsorted(sentences, start, "right")
         choices = np.searchsorted(sentences, start + size, "left") - low
@@ -106,6 +107,8 @@ class _Rows:
         tokens = documents.tokens[start[single][piece] + n]
         words = np.flatnonzero(self._corpus.word_starts[tokens] & (n > 0))
         choices = np.bincount(piece[words], minlength=len(single))
+        # `words` lists the candidates piece after piece; those of a piece begin at the sum of the
+        # choices before it.
         chosen = np.cumsum(choices) - choices + (uniform[single] * choices).astype(np.int64)
         several = choices > 0
         cut[single[several]] = n[words[chosen[several]]]
@@ -117,10 +120,12 @@ class _Rows:
         """Unmasked arrays of the batch, and (B, S) bool where A and B start."""
         special, shape = self._corpus.special, (row.max() + 1, self.length)
         paired = cut < size
+        # [CLS], [SEP], and a second [SEP] behind B.
         used = size + 2 + paired
         # Where each piece starts in its row.
         ends = np.cumsum(used)
         position = ends - used
+        # From places in the whole batch to places in the row: less that of the row's first piece.
         position -= np.repeat(position[slot == 0], np.bincount(row))
         ids = np.full(shape, special.pad, np.int32)
         types, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -129,14 +134,18 @@ class _Rows:
         # Every token of every piece.
         n = _count_within(size)
         piece = np.repeat(np.arange(len(size)), size)
+        # A comes first unless swapped. The part that comes second stands behind the other and its
+        # [SEP].
         in_a = n < cut[piece]
         first = in_a != swapped[piece]
         within = n - np.where(in_a, 0, cut[piece]) + np.where(first, 0, leading[piece] + 1)
+        # 1 for [CLS].
         column = position[piece] + 1 + within
         ids[row[piece], column] = tokens[start[piece] + n]
         types[row[piece], column] = ~first
         segments[row[piece], column] = slot[piece] + 1
         starts[row, position + 1] = True
+        # [CLS], the leading part and [SEP] stand before it.
         starts[row[paired], (position + leading + 2)[paired]] = True
         final = position + used - 1
         for where, token, kind in (
@@ -171,6 +180,7 @@ class _Rows:
 
 def _count_within(sizes: np.ndarray) -> np.ndarray:
     """0, 1, ... size - 1 for each size, one after another."""
+    # Place in the whole less the place where the own size begins.
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 

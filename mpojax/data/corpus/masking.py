@@ -66,6 +66,7 @@ class Randomness:
 
     def uniform(self, stream: int, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """float64 in [0, 1)."""
+        # A double has 53 bits: all its multiples of 2^-53 in [0, 1) are equally likely.
         return (self.integers(stream, positions, rows) >> np.uint64(11)) * 2.0**-53
 
 
@@ -97,6 +98,7 @@ def mask_tokens(
     rows, length = tokens.shape
     most = masking.predictions(length)
     wanted = np.round(masking.rate * maskable.sum(1)).astype(np.int64)
+    # A row of few tokens, whose share rounds to 0, still has one to predict.
     wanted = np.clip(wanted, 1, most)
     chosen = _choose(maskable, starts | (not masking.whole_words), wanted, random)
     row, position = np.nonzero(chosen)
@@ -113,6 +115,7 @@ def mask_tokens(
     result["mlm_positions"][row, column] = position
     result["mlm_labels"][row, column] = labels
     result["mlm_weights"][row, column] = 1
+    # [0, mask_share): [MASK]; the next random_share: a random token; the rest: unchanged.
     kind = random.uniform(1, position, row)
     sampled = replacements[random.integers(2, position, row) % np.uint64(len(replacements))]
     sampled = np.where(kind < masking.mask_share + masking.random_share, sampled, labels)
@@ -125,6 +128,7 @@ def _choose(
 ) -> np.ndarray:
     """(B, S) bool, the tokens of the chosen words: at most `wanted` (B,) of each row."""
     rows = np.arange(len(maskable))[:, None]
+    # A word also starts behind a token that is not maskable, whatever its mark.
     before = np.pad(maskable, ((0, 0), (1, 0)))[:, :-1]
     starts = maskable & (starts | ~before)
     # Number of the word within its row, for each token; words are counted from 0.
@@ -133,20 +137,26 @@ def _choose(
     if not words:
         return np.zeros_like(maskable)
     row, position = np.nonzero(maskable)
+    # (B, words): tokens of each word, 0 for the numbers that a row does not have.
     sizes = np.bincount(row * words + word[row, position], minlength=len(maskable) * words)
     sizes = sizes.reshape(-1, words)
+    # Sorting random keys shuffles the words of each row; missing ones come last.
     keys = random.integers(0, np.arange(words)[None], rows)
     order = np.argsort(np.where(sizes > 0, keys, np.uint64(2**64 - 1)), axis=1, kind="stable")
     sizes = np.take_along_axis(sizes, order, axis=1)
     taken, total = np.zeros(sizes.shape, bool), np.zeros(len(sizes), np.int64)
+    # Greedily, one rank of all rows at a time: a word that is too long is passed over, and a
+    # shorter one behind it may still fit.
     for rank in range(words):
         fits = (sizes[:, rank] > 0) & (total + sizes[:, rank] <= wanted)
         taken[:, rank] = fits
         total += np.where(fits, sizes[:, rank], 0)
         if (total == wanted).all():
             break
+    # From ranks back to the numbers of the words.
     by_word = np.zeros_like(taken)
     np.put_along_axis(by_word, order, taken, axis=1)
+    # -1 stands before the first word, where nothing is maskable.
     return maskable & by_word[rows, np.maximum(word, 0)]
 
 

@@ -92,6 +92,7 @@ def _full_pieces(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.nda
     """(document, start) of pieces of `capacity` tokens; the last of a document may be shorter."""
     count = -(-lengths // capacity)
     document = np.repeat(np.arange(len(lengths)), count)
+    # Number of the piece within its document, times the capacity.
     return document, (
         np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
     ) * capacity
@@ -106,24 +107,30 @@ def _sentence_pieces(
     if np.count_nonzero(sentences == 0) != len(lengths):
         raise ValueError(f"sentences must hold one 0 for each of the {len(lengths)} documents")
     # Places in all documents, one after another. Sentences that are too long become several.
+    # A 0 opens the next document, so their running count is the number of the document.
     begins_at = sentences + begins[np.cumsum(sentences == 0) - 1]
     sizes = np.diff(begins_at, append=ends[-1])
     if sentences[0] or sizes.min() < 1:
         raise ValueError("sentences must ascend within each document, from 0, below its length")
     parts = -(-sizes // capacity)
+    # Part k of a long sentence starts k * capacity behind its start.
     begins_at = np.repeat(begins_at, parts) + capacity * (
         np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
     )
     document = np.searchsorted(ends, begins_at, "right")
+    # Numbers of sentences: the first of each document, and, per sentence, that of the next
+    # document.
     first = np.searchsorted(begins_at, begins)
     stop = np.append(first[1:], len(begins_at))[document]
     # The sentence with which the next piece starts, for a piece that starts with each.
     bounds = np.append(begins_at, ends[-1])
+    # The last start that is at most `capacity` away: all before it fits.
     following = np.minimum(np.searchsorted(bounds, begins_at + capacity, "right") - 1, stop)
     chosen, current = [], first  # one step in all documents at once
     while current.size:
         chosen.append(current)
         ahead = following[current]
+        # Documents that are through drop out.
         current = ahead[ahead < stop[current]]
     chosen = np.sort(np.concatenate(chosen))
     return document[chosen], begins_at[chosen] - begins[document[chosen]]
@@ -143,6 +150,7 @@ def _pack(sizes: np.ndarray, capacity: int, most: int) -> tuple[np.ndarray, np.n
         columns = []
         for size in parts:
             columns.append(order[position[size] : position[size] + rows])
+            # Which items of a size go where does not matter: they are handed out in order.
             position[size] += rows
         items.append(np.stack(columns, axis=1).ravel())
         per_row.append(np.full(rows, len(parts)))
@@ -162,6 +170,8 @@ def _patterns(counts: np.ndarray, capacity: int, most: int) -> list[tuple[tuple[
             # The least space that is enough: what is left over there is of little use to others.
             space = spaces[bisect.bisect_left(spaces, size)]
             parts = next(iter(begun[space]))
+            # As many of this size as a row of this kind takes, in all the rows that can take as
+            # many; what is left over of either comes in the next round.
             copies = min(space // size, most - len(parts), left)
             rows = min(begun[space][parts], left // copies)
             begun[space][parts] -= rows

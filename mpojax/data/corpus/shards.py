@@ -75,6 +75,7 @@ def write_shard(
     for piece in pieces:
         content, done = text_documents.read_piece(piece), 0
         for text in text_documents.documents_of(piece, content, documents):
+            # False is "train", True is "valid".
             split = SPLITS[document_hash(text) < threshold]
             found[split] += encoder.encode(text, max_tokens)
             workers.add(len(text))

@@ -37,7 +37,7 @@ class Workers:
             return self
         # Not fork: this process may have threads, those of JAX among them.
         context = multiprocessing.get_context("spawn")
-        _counter = _SharedCounter(context.Value("q", 0))
+        _counter = _SharedCounter(context.Value("q", 0))  # int64
         self._executor = concurrent.futures.ProcessPoolExecutor(
             self._count, context, initializer=_start, initargs=(_counter,)
         )
@@ -76,6 +76,7 @@ class Workers:
         futures = [self._executor.submit(function, *job) for job in jobs]
         try:
             for future in futures:
+                # Progress is told twice a second while the next result in order is missing.
                 while not concurrent.futures.wait([future], timeout=0.5).done:
                     advance(_counter.value(), total)
                 yield future.result()

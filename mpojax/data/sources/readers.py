@@ -131,6 +131,7 @@ def looks_quoted(path: pathlib.Path) -> bool:
     header = rows[0][1]
     if all(map(_is_quoted, header)):
         return _read_quoted(path) is not None
+    # Tabs or line breaks inside quotes tear rows apart where quotes are not minded.
     if any(len(fields) != len(header) for _, fields in rows):
         return _joins_no_rows(path, _read_quoted(path))
     if not all(map(_is_quoted, quoted)):
@@ -174,6 +175,7 @@ def _joins_no_rows(path: pathlib.Path, rows: list[list[str]] | None) -> bool:
 
 def _holds_rows(fields: list[str]) -> bool:
     """True if two lines or more of one row have as many fields as the row has."""
+    # The row as it stands in the file, cut where a reader without quoting would cut.
     lines = "\t".join(fields).split("\n")
     return sum(line.count("\t") + 1 == len(fields) for line in lines) > 1
 

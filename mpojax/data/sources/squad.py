@@ -87,10 +87,13 @@ def token_spans(offsets: np.ndarray, context: np.ndarray, characters: np.ndarray
       (0, 0) for windows that do not hold the whole span.
     """
     first, last = characters[:, :1], characters[:, 1:]
+    # (F, S): half-open intervals [a, b) and [c, d) meet where a < d and b > c.
     touched = (context != 0) & (offsets[..., 0] < last) & (offsets[..., 1] > first)
+    # First and last True; (0, 0) of rows without one, which `whole` masks.
     start, end = touched.argmax(1), touched.shape[1] - 1 - touched[:, ::-1].argmax(1)
     rows = np.arange(len(offsets))
     whole = touched.any(1)
+    # A window may hold a part of the span alone: its tokens must reach over both ends.
     whole &= (offsets[rows, start, 0] <= first[:, 0]) & (offsets[rows, end, 1] >= last[:, 0])
     return np.where(whole[:, None], np.stack([start, end], 1), 0).astype(np.int32)
 

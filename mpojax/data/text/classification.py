@@ -141,6 +141,7 @@ def few_shot(
         )
     word = int.from_bytes(hashlib.sha256(task.name.encode("utf-8")).digest()[:8], "big")
     chosen = [
+        # A prefix of one permutation: more shots keep the examples of fewer.
         np.random.default_rng([word, subset_seed, number]).permutation(places)[:shots]
         for number, places in enumerate(groups.values())
     ]

@@ -54,6 +54,7 @@ def split_sentences(text: str) -> list[str]:
         start = 0
         for match in _END.finditer(line):
             following = line[match.end() : match.end() + 1]
+            # 12 characters hold the longest abbreviation and what stands before it.
             point = line[max(start, match.start() - 12) : match.start() + 1]
             if following.islower() or _ABBREVIATION.search(point):
                 continue
@@ -177,6 +178,7 @@ def _bounds(path: pathlib.Path, length: int, size: int, separator: bytes) -> lis
             start = bounds[-1] + size
             window = b""
             file.seek(start)
+            # The window grows from its start, so that a separator across two reads is found.
             while separator not in window and (more := file.read(2**16)):
                 window += more
             if separator not in window:

@@ -148,9 +148,12 @@ class LanguageModelData(pipeline.TrainBatches):
     ):
         _check(stream, length)
         self.stream, self.length = stream, length
+        # Block k needs the tokens k S to (k + 1) S, its last target included.
         whole = (len(stream) - 1) // length
+        # One of several blocks is left out, so that any of S offsets has room.
         super().__init__(batch_size, max(1, whole - 1) if shift else whole, seed)
         self.num_tokens = self.num_examples * length
+        # Offsets 0 to this: beyond it the last target would lie behind the stream.
         self._spare = len(stream) - 1 - self.num_tokens if shift else 0
         self._offset = functools.lru_cache(maxsize=64)(self._random_offset)
 
@@ -207,6 +210,7 @@ class LanguageModelEvalData(pipeline.EvalBatches):
         self.stream, self.length, self.stride = stream, length, stride
         self.num_tokens, self.num_words = len(stream) - 1, stream.num_words
         last = self.num_tokens - length  # where the last window starts
+        # ceil(last / stride) windows before the last one.
         super().__init__(batch_size, np.arange(1 + -(-last // stride)))
         self._starts = np.minimum(self.order * stride, last)
         # Targets that windows before have predicted: those below the end of the one before.
@@ -250,6 +254,7 @@ def continuations(
 
 
 def _blocks(tokens: np.ndarray, starts: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    # (B, S + 1)
     rows = tokens[starts[:, None] + np.arange(length + 1)]
     return {
         "input_ids": rows[:, :-1],

@@ -93,6 +93,7 @@ class TextPairs(task_lib.Examples):
         if self.targets is not None:
             ids, mask = _padded(self.targets, tokenizer, max_target_length, "targets")
             start = tokenizer.pad_id if decoder_start is None else decoder_start
+            # Decoder inputs are the targets one step later: [start, t_0, ..., t_{T-2}].
             shifted = np.where(mask == 1, ids, start)[:, :-1]
             arrays["decoder_input_ids"] = np.pad(shifted, ((0, 0), (1, 0)), constant_values=start)
             arrays["decoder_attention_mask"] = mask  # else experts would see padding

@@ -134,6 +134,7 @@ def _surround_by_flags(backend, settings) -> None:
     first, last = ([token for token, _ in ends[role]] for role in ends)
     backend.post_processor = processors.TemplateProcessing(
         single=[*first, "$A", *last],
+        # ":1" gives what belongs to the second text token type 1.
         pair=[*first, "$A", *last, *(f"{t}:1" for t in first), "$B:1", *(f"{t}:1" for t in last)],
         special_tokens=[*ends["bos_token"], *ends["eos_token"]],
     )

@@ -151,6 +151,7 @@ class Tokenizer:
         self._backend.no_padding()
         with _library_errors():
             ids = self._backend.encode(text, add_special_tokens=False).ids
+            # The tokens around an empty text show whether the tokenizer's template begins with bos.
             begins = self.bos_id in self._backend.encode("").ids[:1]
         return [self.bos_id, *ids] if begins and ids[:1] != [self.bos_id] else ids
 
@@ -193,6 +194,7 @@ class Tokenizer:
         inputs = list(zip(questions, contexts, strict=True))
         windows, index = [], []
         for number, encoding in enumerate(self._padded(inputs, max_length)):
+            # The library keeps the first window and hangs the others on it.
             windows += [encoding, *encoding.overflowing]
             index += [number] * (1 + len(encoding.overflowing))
         context = [[part == 1 for part in w.sequence_ids] for w in windows]
@@ -220,6 +222,7 @@ class Tokenizer:
         with _library_errors():
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         cut = [
+            # Up to the character where the last token that is kept ends.
             text[: e.offsets[max_tokens - 1][1]] if len(e) > max_tokens else text
             for text, e in zip(texts, encodings, strict=True)
         ]

@@ -71,6 +71,7 @@ def word_starts(vocabulary: Mapping[str, int]) -> np.ndarray:
     starts = np.ones(max(vocabulary.values()) + 1, bool)
     if mark is not None:
         for token, number in vocabulary.items():
+            # "##" marks the opposite of a start.
             starts[number] = token.startswith(mark) != (mark == _CONTINUATION)
     return starts
 
@@ -92,6 +93,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     special = [names[0] for names in _NAMES.values()]
     vocabulary = dict(zip(special, range(len(special)), strict=True))
     backend = loading.word_piece(vocabulary, lower_case=True)
+    # At most about a quarter of the vocabulary: a character counts twice, with "##" and without.
     alphabet = _alphabet(texts, backend.normalizer, max(100, vocab_size // 8))
     numbered = [*alphabet, *(_CONTINUATION + c for c in alphabet if _inside_words(c))]
     if vocab_size <= len(special) + len(numbered):

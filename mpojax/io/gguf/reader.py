@@ -93,6 +93,7 @@ class GGUFFile:
         return {tensor.name: self._stored(tensor) for tensor in tensors}
 
     def _stored(self, tensor) -> files.StoredArray:
+        # ggml lists the fastest axis first.
         shape = tuple(int(size) for size in reversed(tensor.shape))
         return files.StoredArray(shape, np.float32, lambda: self._dequantised(tensor, shape))
 

@@ -96,6 +96,7 @@ def write_gguf_tokenizer(path: str | os.PathLike, folder: str | os.PathLike) -> 
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     for role, name in roles.items():
         number = file.get(f"tokenizer.ggml.{name}_token_id")
+        # An id beyond the vocabulary has no token.
         if number is not None and (token := backend.id_to_token(number)) is not None:
             settings[f"{role}_token"] = token
     if "eos_token" in settings:

@@ -45,10 +45,12 @@ def _pairs_to_halves(heads: str) -> Convert:
     """
 
     def read(array: np.ndarray, config: models.DecoderConfig) -> np.ndarray:
+        # (..., heads, head_size / 2, 2) -> (..., heads, 2, head_size / 2)
         pairs = array.reshape(*array.shape[:-1], getattr(config, heads), -1, 2)
         return pairs.swapaxes(-1, -2).reshape(array.shape)
 
     def write(array: np.ndarray, config: models.DecoderConfig) -> np.ndarray:
+        # The way back: (..., heads, 2, head_size / 2) -> (..., heads, head_size / 2, 2)
         halves = array.reshape(*array.shape[:-1], getattr(config, heads), 2, -1)
         return halves.swapaxes(-1, -2).reshape(array.shape)
 
@@ -58,6 +60,7 @@ def _pairs_to_halves(heads: str) -> Convert:
 def _sampling(values: Mapping) -> dict:
     """How tokens are chosen by default: greedy, where the file has none of these entries."""
     given = {name: values[key] for name, key in _SAMPLING.items() if values[key] is not None}
+    # `sampling` fills in transformers' 50 where there is no top_k; 0 turns that off.
     chosen = generation_config.sampling({"do_sample": bool(given), "top_k": 0, **given})
     return {"sampling": chosen}
 
@@ -212,9 +215,13 @@ def _scaling(values: Mapping, divisors: np.ndarray | None, source: str) -> tuple
     if divisors is None:
         return None
     size, base = _head_size(values), values["llama.rope.freq_base"]
+    # Positions of a whole turn of pair i: lambda_i = 2 pi base^(2 i / size).
     wavelengths = 2 * np.pi * base ** (np.arange(0, size, 2, dtype=np.float64) / size)
+    # The slowest pairs (b = 0 below) are divided by the whole factor.
     factor = float(np.max(divisors))
     low, high, first = _LLAMA3
+    # b = 0 below `low` turns in the first positions, 1 above `high`; the frequency is
+    # (1 - b) f / factor + b f, so its divisor is 1 / ((1 - b) / factor + b).
     blend = np.clip((first / wavelengths - low) / (high - low), 0.0, 1.0)
     expected = 1.0 / ((1.0 - blend) / factor + blend)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):

@@ -94,6 +94,7 @@ def _matrix(
     """(form for config.json, tensors by the last part of their names); no shape: dense."""
     start = f"{path.rpartition('/')[0]}/cores"
     if shape is None:
+        # A dense kernel as a chain of one core, (1, in, out, 1).
         form, cores = {}, [arrays[path][None, :, :, None]]
         shape = mpo.MPOShape((arrays[path].shape[0],), (arrays[path].shape[1],))
     else:
@@ -130,6 +131,7 @@ def _layer(
         for name, array in part.items()
     }
     if tensor.convert is not None:  # a permutation of the columns
+        # Converting the numbers of the columns gives the order in which transformers wants them.
         columns = np.arange(sum(form["out_features"] for form, _ in matrices), dtype=np.int32)
         held["order"] = tensor.convert.write(columns[None], config)[0]
     parts = [form for form, _ in matrices]

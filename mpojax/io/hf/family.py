@@ -359,6 +359,7 @@ class Family(Description):
             content |= joint.write(config, content)
         problems = self.refusals(self.with_defaults(content))
         checks.check_none(problems, "the model has no counterpart in transformers")
+        # The old name of "dtype", which is written below.
         content.pop("torch_dtype", None)
         architectures = [self.classes[self.head_of(config)]]
         own = {"model_type": self.model_type, "architectures": architectures, "dtype": "float32"}

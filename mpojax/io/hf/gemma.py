@@ -35,6 +35,7 @@ def _norm(path: str):
 def _scalar_of(config: models.DecoderConfig) -> int:
     """What attention scores are divided by the root of."""
     scale = config.attention_scale
+    # Scores are scaled by scalar^(-1/2).
     return config.head_size if scale is None else round(scale**-2)
 
 

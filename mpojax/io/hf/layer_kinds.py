@@ -123,6 +123,7 @@ def scaling_of(found: Mapping, values: Mapping) -> RopeScaling | None:
     if kind == "dynamic":
         first = values[_LENGTH]
     elif kind in ("yarn", "longrope"):
+        # Files that leave it out mean the ratio of the extended to the first length.
         given.setdefault("factor", values[_LENGTH] / first)
     if kind == "yarn" and found.get("mscale") and found.get("mscale_all_dim"):
         given.setdefault("attention_factor", _ratio(given["factor"], found))
@@ -133,6 +134,7 @@ def scaling_of(found: Mapping, values: Mapping) -> RopeScaling | None:
 
 def _ratio(factor: float, found: Mapping) -> float:
     """Amplitude of DeepSeek's yarn, whose two parts have weights."""
+    # (1 + 0.1 m ln s) / (1 + 0.1 m' ln s), of the factor s and the weights m, m'.
     grown = 0.1 * math.log(max(factor, 1.0))
     return (1.0 + found["mscale"] * grown) / (1.0 + found["mscale_all_dim"] * grown)
 

@@ -29,6 +29,7 @@ def _read_layers(values: Mapping) -> dict:
     if len(types) != count:
         raise ValueError(f"layer_types has {len(types)} entries for {count} layers")
     found = {
+        # local_attention counts both sides of a token, sliding_window one.
         "sliding_window": values["local_attention"] // 2,
         "full_attention_layers": tuple(i for i, kind in enumerate(types) if kind == FULL),
     }

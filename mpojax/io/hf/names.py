@@ -103,6 +103,7 @@ class Tensor:
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         """Its shape, from those of the arrays."""
         whole = (*shapes[self.paths[0]][:-1], sum(shapes[path][-1] for path in self.paths))
+        # A slice lacks the leading axis, such as that of experts.
         whole = whole if self.index is None else whole[1:]
         return whole[::-1] if self.transpose else whole
 
@@ -115,6 +116,7 @@ class Tensor:
     def parts(self, whole: np.ndarray, widths: Sequence[int], config=None) -> list[np.ndarray]:
         """Arrays (..., width) of each path out of one of all (..., sum of widths)."""
         whole = whole if self.convert is None else self.convert.read(whole, config)
+        # np.split takes the starts of all parts but the first.
         return np.split(whole, np.cumsum(widths)[:-1], axis=-1)
 
     def whole(self, parts: Sequence[np.ndarray], config=None) -> np.ndarray:
@@ -157,6 +159,7 @@ def _filled(
     for numbers in itertools.product(*(marks[mark] for mark in used)):
         in_name = {mark: number[0] for mark, number in zip(used, numbers, strict=True)}
         in_path = {mark: number[1] for mark, number in zip(used, numbers, strict=True)}
+        # Marks of the name alone index into the arrays.
         index = [n for mark, n in in_path.items() if not any(f"{{{mark}}}" in p for p in paths)]
         filled = [path.format(**in_path) for path in paths]
         yield name.format(**in_name), filled, index[0] if index else None

@@ -76,6 +76,7 @@ class Lora:
     def scale(self, module: str) -> float:
         """Factor of the update: alpha / r, or alpha / sqrt(r)."""
         alpha = _patterned(self.alphas, module, self.content["lora_alpha"])
+        # rsLoRA (Kalajdzievski, 2023) divides by the root of the rank.
         return float(alpha / self.rank(module) ** (0.5 if self.content.get("use_rslora") else 1))
 
     def is_targeted(self, module: str) -> bool:
@@ -158,4 +159,5 @@ def _patterned(values: list[tuple[re.Pattern, Any]], module: str, default):
 
 def _ends_with(module: str, names: list[str]) -> bool:
     parts = module.split(".")
+    # Whole parts: "proj" does not end "q_proj".
     return not {".".join(parts[k:]) for k in range(len(parts))}.isdisjoint(names)

@@ -61,8 +61,10 @@ def save_peft(
         name = weight.removesuffix(".weight")
         down, ups, scale = _factors(paths, settings, arrays, model.config.adapter_scale)
         up = wanted[weight].whole(ups, model.config)
+        # peft scales by alpha / r, so alpha = scale * r.
         ranks[name], alphas[name] = down.shape[1], scale * down.shape[1]
         for factor, array in (("A", down), ("B", up)):
+            # torch's (out, in): lora_A is (r, in), lora_B (out, r).
             tensors[f"{_PREFIX}{name}.lora_{factor}.weight"] = np.ascontiguousarray(array.T)
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     content = {
@@ -218,6 +220,7 @@ def _checked_factors(named: Mapping, lora, width: int, out_width: int, folder):
       ValueError: a factor is missing, of another shape, or of a module that peft would skip.
     """
     name = named["name"]
+    # (in, r) and (r, out)
     down, up = (named.get(factor, np.zeros(())).T for factor in "AB")
     expected = (width, lora.rank(name)), (lora.rank(name), out_width)
     if (down.shape, up.shape) != expected:

@@ -116,6 +116,7 @@ def _hub_source(folder: pathlib.Path, split: str) -> Source | None:
     name = hub_split(split)
     shards = sorted(path.name for path in folder.glob(f"{name}-*-of-*.parquet"))
     whole = [name + suffix for suffix in readers.SUFFIXES if (folder / (name + suffix)).is_file()]
+    # One file of any kind stands for all; of Parquet there may be several shards.
     found = whole[:1] or shards
     return Source(tuple(found)) if found else None
 
@@ -224,6 +225,7 @@ TASKS: dict[str, GlueTask] = {
         folder="WNLI",
         columns=_PAIR,
         label="label",
+        # On the hub 0 is not_entailment here, but entailment in RTE and QNLI.
         label_names=_ENTAILMENT[::-1],
         values=("0", "1"),
         metrics=("accuracy",),
