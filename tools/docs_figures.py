@@ -96,6 +96,7 @@ def _chain(axes, x: float, y: float, sizes: Sequence[float], step: float, legs: 
     for k, size in enumerate(sizes):
         at = x + k * step
         if k:
+            # Thicker towards the central core, where bonds are larger.
             bond = 1.5 + 3.5 * (1 - abs(k - centre - 0.5) / len(sizes))
             _line(axes, (at - step, y), (at, y), bond)
         for sign in (1, -1):
@@ -212,8 +213,10 @@ def chain_errors(w: np.ndarray, shape: mpo.MPOShape) -> tuple[np.ndarray, np.nda
 def svd_errors(w: np.ndarray, shape: mpo.MPOShape) -> tuple[np.ndarray, np.ndarray]:
     """The same of the truncated singular value decomposition over ranks."""
     values = np.linalg.svd(w, compute_uv=False)
+    # Entry r: sqrt(sum_{i > r} s_i^2), the error of the best matrix of rank r.
     left = np.sqrt(np.append(np.cumsum(values[::-1] ** 2)[::-1], 0.0))
     ranks = np.arange(len(values) + 1)
+    # r (in + out) numbers of in * out.
     return ranks * sum(w.shape) / w.size, left / left[0]
 
 

@@ -135,6 +135,7 @@ def svg(graph: Graph) -> str:
     """The picture: an arrow points from what imports to what is imported, always downwards."""
     rows: dict[int, list[str]] = {}
     first = spine(graph)
+    # The longest chain comes first in its rows, so that it is one straight column.
     for name, level in sorted(levels(graph).items(), key=lambda item: item[0] not in first):
         rows.setdefault(level, []).append(name)
     widest = max(map(len, rows.values()))

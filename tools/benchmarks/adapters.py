@@ -128,6 +128,7 @@ def run(search: bool) -> float:
     clock = Clock()
     training.fit(state, loss, data, optimizer=optimizer, steps=_STEPS.value, hooks=[*hooks, clock])
     gaps = np.diff(clock.times)
+    # Entry i is step i + 2.
     gaps = np.delete(gaps, [0, clock.skipped - 2])
     return float(np.sum(gaps))
 

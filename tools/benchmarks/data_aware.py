@@ -14,14 +14,13 @@ texts (training split) and of held-out texts (development split). No training.
 """
 
 import collections
-import csv
 import pathlib
 import time
 
 import numpy as np
 from absl import app, flags, logging
 
-from mpojax import compression, data, files, io, models, mpo
+from mpojax import compression, data, files, io, models, mpo, tables
 from tools.benchmarks import timing
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of the checkpoint, with its tokenizer.")
@@ -54,6 +53,7 @@ def approximations(w, share: float, path: str, calibration):
     full = compression.MatrixRule().full_shape(*w.shape)
     spectra = mpo.decompose_with_spectra(w, full)[1]
     chain = mpo.allocate([full], [spectra], budget)[0]
+    # The largest r with r (in + out) <= budget.
     low_rank = mpo.MPOShape.low_rank(*w.shape, budget // sum(w.shape))
     searched = mpo.search_factors(w, budget, calibration.covariance(path))
     rank = low_rank.bond_dims[0]
@@ -144,6 +144,12 @@ def _wins(rows) -> list[str]:
     return [*lines, f"The search chose low rank in {low_rank} of {len(cases)} cases."]
 
 
+def save(folder: pathlib.Path, text: str, rows: list[dict]) -> None:
+    """Writes both files."""
+    files.write_atomic(folder / "data_aware.md", text)
+    files.write_atomic(folder / "data_aware.csv", tables.csv(rows))
+
+
 def main(argv):
     del argv
     start = time.perf_counter()
@@ -163,13 +169,7 @@ def main(argv):
     text = markdown(rows, title)
     print(text)
     if _OUT.value:
-        folder = pathlib.Path(_OUT.value)
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        files.write_atomic(folder / "data_aware.md", text)
-        files.write_atomic(folder / "data_aware.csv", buffer.getvalue())
+        save(pathlib.Path(_OUT.value), text, rows)
 
 
 if __name__ == "__main__":

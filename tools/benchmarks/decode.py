@@ -42,6 +42,7 @@ def main(argv):
     print(timing.machine())
     print(f"{'tokens':>7}{'cap':>5}{'/ dense':>9}  strategies (up, down)")
     rng = np.random.default_rng(0)
+    # 28 and 55: square roots of the inputs, so that activations keep their size.
     w_up = jnp.asarray(rng.standard_normal((_LAYERS.value, 768, 3072)) / 28, jnp.float32)
     w_down = jnp.asarray(rng.standard_normal((_LAYERS.value, 3072, 768)) / 55, jnp.float32)
 

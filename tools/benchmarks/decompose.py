@@ -36,6 +36,7 @@ BERT_BASE = [
 def unfoldings(w, shape):
     """All n - 1 unfoldings of a matrix."""
     n = shape.num_cores
+    # (i_1, ..., i_n, j_1, ..., j_n) -> (i_1, j_1, ..., i_n, j_n)
     axes = [axis for k in range(n) for axis in (k, n + k)]
     x = w.reshape(*shape.in_factors, *shape.out_factors).transpose(axes)
     sizes = shape.site_sizes
@@ -90,6 +91,7 @@ def compress(folder):
     start = time.perf_counter()
     _, report = compression.compress(model, rules, budget=_BUDGET.value)
     seconds = time.perf_counter() - start
+    # kB on Linux
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(report.summary())
     print(f"compressed in {seconds:.1f} s; peak memory of the process {peak:.2f} GB")

@@ -41,6 +41,7 @@ def planted(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     """(inputs (N, size), outputs without those of the old matrix, change)."""
     rng = np.random.default_rng(seed)
     u, v = (np.linalg.qr(rng.standard_normal((SIZE, RANK)))[0] for _ in range(2))
+    # u and v have orthonormal columns: these are the singular values.
     change = u @ np.diag([1.0, 0.5]) @ v.T
     x = rng.standard_normal((examples, SIZE))
     clean = x @ change
@@ -72,6 +73,7 @@ def learnt(factors: Sequence, rates: Sequence[float], x, y, rate: float, steps: 
 
     def step(carry, _):
         factors, held = carry
+        # Adam's steps do not depend on the size of gradients: relative rates scale the steps.
         changes, held = optimizer.update(jax.grad(loss)(factors), held)
         return ([f + r * c for f, r, c in zip(factors, rates, changes, strict=True)], held), None
 
@@ -85,6 +87,7 @@ def learnt(factors: Sequence, rates: Sequence[float], x, y, rate: float, steps: 
 def effective_rank(matrix: np.ndarray, tolerance: float = 0.05) -> int:
     """The least rank with a relative error of at most the tolerance."""
     s = np.linalg.svd(matrix, compute_uv=False)
+    # Entry r: sqrt(sum_{i > r} s_i^2), the error of rank r.
     rest = np.sqrt(np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0))
     return int(np.argmax(rest <= tolerance * rest[0]))
 

@@ -134,6 +134,7 @@ def layer_stack(form: str):
             return nnx.merge(graph, layer)(x)
 
         y, balance = jax.lax.scan(body, x, parameters)
+        # 0.01: the weight of the balance loss in Switch Transformers (Fedus et al., 2021).
         return jnp.mean(jnp.square(y)) + 0.01 * jnp.sum(balance)
 
     return parameters, loss

@@ -57,6 +57,7 @@ def make_loss(name: str, form: str):
         else:  # half a text answers the other half
             source, ids = jnp.split(ids, 2, axis=1)
             output = model.forward(source, None, ids)
+        # The last target wraps around, which changes no time.
         targets = jnp.roll(ids, -1, axis=1)
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, targets)
         balance = sum(jnp.sum(found.balance) for found in output.routing)

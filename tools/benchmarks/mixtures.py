@@ -34,8 +34,10 @@ def experts_of(number: int, rows: int, columns: int, difference: float) -> mpo.E
     rng = np.random.default_rng(0)
     own = rng.standard_normal((number, rows, columns))
     ws = (rng.standard_normal((rows, columns)) + difference * own) / np.sqrt(rows)
+    # Standard deviations of an expert's features, from 1 down to e^-3 in a random order.
     scales = np.exp(-np.linspace(0, 3, rows))
     xs = (rng.standard_normal((2 * rows, rows)) * rng.permutation(scales) for _ in range(number))
+    # X_e^T X_e over the tokens of all experts, so that squared errors of experts add up.
     return mpo.ExpertMatrices(ws, [mpo.ridged(x.T @ x / (2 * rows * number), 1e-3) for x in xs])
 
 
@@ -49,6 +51,7 @@ def rows_of(name: str, share: float, difference: float) -> Iterator[list[str]]:
         start = time.process_time()
         fits = list(experts.fits(int(share * experts.ws.size), (form,)))
         seconds = time.process_time() - start
+        # kB on Linux
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         for fit in fits:
             error = np.sqrt(fit.squared_error / norm)

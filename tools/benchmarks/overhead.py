@@ -38,6 +38,9 @@ def main(argv):
             times = timing.interleaved(candidates, _ROUNDS, seconds_each=0.2)
             for cap, shape in shapes.items():
                 rebuilt = embedding.rebuild_multiply_adds(shape) / shape.num_dense_params
+                # R / T. A step has three products of T tokens; a rebuild with its derivative takes
+                # 3 R (forward, and two in the backward pass), 4 R where the matrix is made again
+                # for that.
                 ratio = rebuilt / tokens
                 print(
                     f"{name:<10}{cap or 'full':>6}{tokens:>8}{times[cap] / times['dense']:>9.2f}"

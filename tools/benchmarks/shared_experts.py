@@ -50,6 +50,7 @@ def private(changes: np.ndarray, rank: int) -> np.ndarray:
 
 def shared_inputs(changes: np.ndarray, rank: int) -> np.ndarray:
     """A B_e with the A of the best low rank of [D_1, D_2, ...]: A (in, rank)."""
+    # A: the leading left singular vectors of (in, K out); then B_e = A^T D_e.
     basis = np.linalg.svd(np.concatenate(list(changes), axis=1), full_matrices=False)[0][:, :rank]
     return basis @ (basis.T @ changes)
 
@@ -59,19 +60,24 @@ def shared_central(changes: np.ndarray, outer: int, rank: int) -> np.ndarray:
 
     a, b and c are pairs of digits of rows and columns, a and c of `outer` by `outer`.
     """
+    # (K, a, b, c)
     tensors = np.stack([_as_tensor(change, outer) for change in changes])
     count, a, b, c = tensors.shape
     unfolded = tensors.reshape(count, a, b * c), tensors.reshape(count, a * b, c)
+    # Start: leading singular vectors of both sides, left (K, a, r), right (K, s, c).
     left = np.linalg.svd(unfolded[0], full_matrices=False)[0][..., :rank]
     right = np.linalg.svd(unfolded[1], full_matrices=False)[2][:, :rank]
     for _ in range(_SWEEPS):
         # sum_e (L_e^T L_e) C (R_e R_e^T) = sum_e L_e^T D_e R_e^T, for each b.
         gram = sum(np.kron(x.T @ x, y @ y.T) for x, y in zip(left, right, strict=True))
         gram += _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+        # Normal equations of C as a matrix (r s, b), with the Kronecker product over (r, s).
         sides = np.einsum("kar,kabc,ksc->rsb", left, tensors, right, optimize=True)
         core = np.linalg.solve(gram, sides.reshape(-1, b)).reshape(*sides.shape)
+        # L_e = D_e (C R_e)^+, with C R_e as (r, b c).
         x = np.einsum("rsb,ksc->krbc", core, right).reshape(count, -1, b * c)
         left = unfolded[0] @ np.linalg.pinv(x, rcond=_CUT)
+        # R_e = (L_e C)^+ D_e, with L_e C as (a b, s).
         y = np.einsum("kar,rsb->kabs", left, core).reshape(count, a * b, -1)
         right = np.linalg.pinv(y, rcond=_CUT) @ unfolded[1]
     made = np.einsum("kar,rsb,ksc->kabc", left, core, right, optimize=True)
@@ -80,6 +86,7 @@ def shared_central(changes: np.ndarray, outer: int, rank: int) -> np.ndarray:
 
 def _as_tensor(matrix: np.ndarray, outer: int) -> np.ndarray:
     rows, columns = (size // outer**2 for size in matrix.shape)
+    # Row (a_1, b_1, c_1) and column (a_2, b_2, c_2) -> ((a_1, a_2), (b_1, b_2), (c_1, c_2)).
     digits = matrix.reshape(outer, rows, outer, outer, columns, outer)
     return digits.transpose(0, 3, 1, 4, 2, 5).reshape(outer**2, rows * columns, outer**2)
 

@@ -40,6 +40,7 @@ def interleaved(
     }
     samples = {name: [] if first[name] <= limit else [first[name]] for name in candidates}
     order = [name for name in candidates if not samples[name]]
+    # A fixed order of shuffles: runs differ by their noise alone.
     shuffle = random.Random(0)
     for _ in range(rounds):
         shuffle.shuffle(order)
@@ -68,6 +69,7 @@ def training_steps(parameters, loss: Callable, x) -> Callable:
     """
     optimizer = optax.adamw(1e-5)
 
+    # Parameters and optimizer state are updated in place, as in `mpojax.training`.
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(parameters, state, x):
         value, gradients = jax.value_and_grad(loss)(parameters, x)

@@ -71,6 +71,7 @@ def measure(cell: str) -> dict:
     return {
         "cell": cell,
         "estimate_us": 1e6 * found.on_chip,
+        # Whole seconds were taken off: the estimate is the fraction that is left.
         "optimal_us": 1e6 * (seconds + math.ceil(-seconds) if seconds < 0 else seconds),
         "gflop": sum(part.flops for part in found.parts) / 1e9,
         "hbm_mb": sum(part.bytes for part in found.parts) / 1e6,

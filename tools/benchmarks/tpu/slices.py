@@ -102,6 +102,7 @@ def _is_needed(folder: pathlib.Path, name: str, slice_name: str) -> bool:
 
 def smallest(folder: pathlib.Path, name: str, chip: str) -> tuple[str, dict] | None:
     """The smallest slice that holds a workload, as text, and its report; None: not compiled."""
+    # Whether all smaller slices were compiled: only then is this one the smallest.
     known = True
     for size in topology.SLICES[chip]:
         found = _found(folder, name, f"{chip}:{size}")
