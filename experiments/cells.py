@@ -103,6 +103,7 @@ def _baselines(
     for labels in itertools.product(*(axis.changes for axis in (own, *again))):
         chosen = dict(zip((BASELINE, *(axis.name for axis in again)), labels, strict=True))
         cell = _cell(config.cell, (own, *again), chosen)
+        # Axes that a baseline does not know have no value; it stands in the first one's column.
         absent = {axis.name: None for axis in axes} | cell.values | {column: chosen[BASELINE]}
         yield dataclasses.replace(cell, values={axis.name: absent[axis.name] for axis in axes})
 
@@ -137,6 +138,7 @@ def read_axes(config: ml_collections.ConfigDict) -> list[Axis]:
             raise ValueError(f"config.axes names {axis.name!r} twice; merge the two.")
         for field in dict.fromkeys(f for changes in axis.changes.values() for f in changes):
             for other, by in owner.items():
+                # With dots at both ends: "bond" is not within "bonds".
                 if f"{field}.".startswith(f"{other}.") or f"{other}.".startswith(f"{field}."):
                     raise ValueError(
                         f"axes {by!r} and {axis.name!r} both set {min(field, other, key=len)!r}; "
@@ -211,6 +213,7 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any, where: 
         if old is not None:  # only a placeholder may be left empty
             raise ValueError(problem)
         return
+    # bool is an int in Python, so that True would pass as a number, and 1 as a flag.
     if isinstance(value, bool) != (kind is bool):
         raise ValueError(problem)
     if isinstance(old, ml_collections.ConfigDict) and isinstance(value, Mapping):

@@ -97,6 +97,7 @@ def _rows(settings: Combination, folder: pathlib.Path, base, tuned) -> Iterator[
         io.save_pretrained(made, folder / "models" / method)
         heads = {}
         if settings.task:
+            # One body for all tasks, with the head of each fine-tuned model in turn.
             heads = {name: smile.with_head_of(made, model) for name, model in tuned.items()}
         size = sum(models.count_parameters(made).values())
         yield {"method": method, "parameters": size, "scores": _scores(settings, heads)}

@@ -74,6 +74,7 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
             f"config.cell: a comparison fine-tunes encoders, and {config.model} is none. Take "
             "configs/compress.py: the result can be tuned by other experiments."
         )
+    # What needs no statistics is checked before they are computed, which takes long.
     variants_lib.check_variants(config, dense, variants)
     known = variants_lib.calibrate(config, dense, variants, source)
     if known is not None:

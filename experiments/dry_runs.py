@@ -14,6 +14,7 @@ from mpojax.training.aot.estimate import DoesNotFitError
 # What is tried in turn where a step does not fit; each is compiled.
 _SMALLER = (
     {"remat": True},
+    # -1: all chips
     {"mesh.data": 1, "mesh.fsdp": -1},
     {"remat": True, "mesh.data": 1, "mesh.fsdp": -1},
     *({"remat": True, "grad_accum_steps": count} for count in (2, 4, 8)),

@@ -177,6 +177,7 @@ def perplexity(subject: Subject, settings: Evaluation) -> dict[str, Any]:
     return {
         "texts": settings.texts,
         "value": found.value,
+        # exp(nats per word)
         "per_word": evaluation.per_unit(per_word, 1),
         "nats_per_token": found.nats_per_token,
         "text_tokens": len(stream),
@@ -205,6 +206,7 @@ def task_metrics(subject: Subject, settings: Evaluation) -> dict[str, Any]:
 
 def _lengths(longest: int) -> tuple[int, ...]:
     """Lengths that batches are padded to: few, so that few programs are compiled."""
+    # 16, 32, ... below the longest, and the longest.
     return (*(2**k for k in range(4, 20) if 2**k < longest), longest)
 
 

@@ -153,6 +153,7 @@ def _prepared(settings: Moefying, folder: pathlib.Path) -> _Job:
     tokenizer, of_tokenizer = sources.load_tokenizer(where)
     ids = decoders.read_tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
     length = min(settings.length, dense.config.max_positions)
+    # (windows, length); the end of the text that fills no window is left out.
     rows = ids[: len(ids) // length * length].reshape(-1, length)[: settings.windows]
     if not len(rows):
         raise ValueError(f"--texts={settings.texts} has fewer than --length={length} tokens.")
@@ -203,6 +204,7 @@ def _compressed(job: _Job, split: models.LanguageModel) -> Iterator[dict[str, An
     """Rows of the experts at fractions of their parameters."""
     calibrated = functools.cache(lambda: compression.calibrate(split, job.batches))
     total = sum(models.count_parameters(split).values())
+    # Kernels of experts are (experts, in, out).
     own = sum(array.size for path, array in models.to_arrays(split).items() if array.ndim == 3)
 
     def row(budget: float, method: str) -> dict[str, Any]:
@@ -210,6 +212,7 @@ def _compressed(job: _Job, split: models.LanguageModel) -> Iterator[dict[str, An
             small, report = compression.compress(
                 split,
                 _BLOCKS,
+                # `budget` is of the experts' parameters; all others stay.
                 budget=int(total - (1 - budget) * own),
                 method=method,
                 calibration=calibrated(),

@@ -59,6 +59,7 @@ class Peers:
         family = socket.AF_INET6 if both else socket.AF_INET
         self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=both)
         self._token = secrets.token_hex(16)
+        # The token keeps out whoever finds the open port; only processes of the run see the store.
         store.key_value_set(_KEY, f"{self._server.getsockname()[1]} {self._token}")
 
     def _connect(self, store, host: str) -> None:

@@ -104,6 +104,7 @@ def start() -> None:
     )
     if settings is None:
         return
+    # Not process 0, nor a cluster, where jax itself finds the coordinator.
     if settings.get("process_id"):
         _wait_for(settings["coordinator_address"], _TIMEOUT.value)
     elif "process_id" in settings:

@@ -91,6 +91,7 @@ def select(name: str, only: str = "", seeds: Sequence[int] = ()) -> list[Cell]:
         if not fitting:
             checks.check_names([pattern], [cell.name for cell in found], f"--only, runs of {name}")
         for cell in fitting:
+            # Starts first: dicts keep the order in which runs can be done.
             chosen |= {each.name: each for each in (*cell.start.values(), cell)}
     return list(chosen.values())
 
@@ -141,6 +142,7 @@ def plan(
         "matrices from their cores comes on top."
     )
     if needs:
+        # False first: a run that lacks nothing, then the cheapest.
         first = min(needs, key=lambda name: (bool(needs[name]), costs[name]))
         yield (
             f"The cheapest to try first: python -m experiments.reproduce {name} "

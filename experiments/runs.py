@@ -66,6 +66,7 @@ def _check_is_read(config: ml_collections.ConfigDict, method: str) -> None:
         section, _, name = field.partition(".")
         given = config.get(section) or {}
         given = options_lib.plain(given.get(name) if name else given)
+        # With ":" it is a method of the user's own, which may read any field.
         if given and method != owner and ":" not in method:
             raise ValueError(
                 f"config.{field}={given!r} has no meaning with config.method={method!r}: set "

@@ -120,7 +120,9 @@ def check_cells(
             train.check(cell.config)
         except ValueError as error:
             raise ValueError(f"cell {cell.name}: {error}") from error
+    # Inputs of finished cells may be gone.
     left = [cell for cell in cells if frames.read_result(folder / "cells" / cell.name) is None]
+    # Each input is looked for once, whatever the number of cells that read it.
     needed = collections.Counter(need for cell in left for need in _inputs(cell.config, models))
     missing = []
     for (load, *arguments), count in needed.items():
@@ -248,6 +250,7 @@ def rows(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> list[dict]:
         failed = (folder / cell.name / "failed.json").is_file()
         state = "done" if result is not None else "failed" if failed else "open"
         first = {"cell": cell.name, "state": state} | dict(cell.values)
+        # First for the order of the columns, last so that fields of the result do not hide axes.
         made.append(first | frames.scalars(result or {}) | first)
     return made
 

@@ -60,6 +60,7 @@ def error_curve(
     with progress_lib.progress("error against bond dimension") as advance:
         for done, target in enumerate(targets, 1):
             w = np.asarray(arrays[models.dense_name(target.path)], np.float64)
+            # Entry r: squared relative error of the best matrix of rank r.
             tails = mpo.low_rank_errors(w) ** 2
             shapes = [target.full.with_bonds(cap) for cap in caps]
             squares += [_squared_errors(w, shape, tails) for shape in shapes]
@@ -90,7 +91,9 @@ def _squared_errors(w: np.ndarray, shape: mpo.MPOShape, tails: np.ndarray) -> tu
     # Sequential truncation is a projection, and the central core has the norm of the whole MPO.
     norm = np.linalg.norm(w)
     kept = np.linalg.norm(mpo.decompose(w, shape)[shape.central]) / norm if norm > 0 else 1.0
+    # r (in + out) <= parameters of the chain
     rank = min(shape.num_params // sum(w.shape), len(tails) - 1)
+    # |W - W'|^2 = |W|^2 - |W'|^2, relative; rounding may go below 0.
     return max(0.0, 1.0 - kept**2), tails[rank]
 
 

@@ -192,6 +192,7 @@ def _lines(panel: Any, plot: Plot, means: "pd.DataFrame") -> None:
         order = rows[plot.x].argsort().to_numpy()
         x = rows[plot.x].to_numpy(float)
         if shared > 1 and plot.log_x and np.isfinite(error).any():
+            # Factors around 1, so that the middle of the lines stays at its place.
             x = x * _DODGE ** (index - (len(groups) - 1) / 2)
         bars = np.where(np.isfinite(error), error, 0.0)[order]
         options = {"label": look.label, "linestyle": look.line, "capsize": 2.5, **look.style}
@@ -219,6 +220,7 @@ def _dots(panel: Any, plot: Plot, means: "pd.DataFrame") -> None:
         bar = error if np.isfinite(error) else None
         panel.errorbar(rows[plot.y].iloc[0] * factor, index, xerr=bar, capsize=3, **look.style)
     panel.set_yticks(range(len(labels)), labels)
+    # From the top downwards, in the order of the rows.
     panel.set_ylim(len(labels) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)
 

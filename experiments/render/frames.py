@@ -98,6 +98,7 @@ def means(
     others = [axis for axis in axes if axis not in repeats]
     if len(repeats) > 1:
         inner = [axis for axis in axes if axis not in repeats[1:]]
+        # Means over the inner repetitions: one row for each value of the first.
         frame = _groups(frame, inner, axes)[0]
     found, groups, numeric = _groups(frame, others, axes)
     names = [name for name in ("metric_name", *numeric) if name in found]
@@ -120,6 +121,7 @@ def _groups(frame: "pd.DataFrame", by: Sequence[str], axes: Sequence[str]) -> tu
     groups = frame.groupby(keys, sort=False)
     first = groups.head(1).reset_index(drop=True)
     means = {
+        # `count` leaves NaN out, `size` does not: a mean of a part would pass for that of all.
         name: groups[name].mean().where(groups[name].count() == groups.size()).to_numpy()
         for name in frame.select_dtypes("number")
         if name not in axes
@@ -172,6 +174,7 @@ def difference(values: Sequence[float], digits: int = 1, expected: int = 0) -> s
     values = np.asarray(values, float)
     number, half = len(values), None
     if number > 1:
+        # t_{0.975, n - 1} s / sqrt(n)
         half = stats.t.ppf(0.975, number - 1) * values.std(ddof=1) / math.sqrt(number)
     return _with_error(values, half, digits, expected, "+")
 
@@ -188,5 +191,6 @@ def paired(
     frame: "pd.DataFrame", others: "pd.DataFrame", value: str, on: str = "seed"
 ) -> list[float]:
     """Differences of a column to the rows of other runs that have the same seed."""
+    # An inner join: seeds that only one side has drop out.
     both = frame[[on, value]].merge(others[[on, value]], on=on, suffixes=("", "_other"))
     return (both[value] - both[f"{value}_other"]).tolist()

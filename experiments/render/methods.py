@@ -49,6 +49,7 @@ def look(name: Any, index: int = 0, names: Mapping[str, str] | None = None) -> L
       names: display names of this figure alone.
     """
     name = str(name)
+    # "lora_4" -> "lora", "MPOE, n 4" -> "MPOE"
     stem = name if name in LOOKS else re.split(r"_\d+$|, ", name)[0]
     if stem in LOOKS:
         found, rest = LOOKS[stem], name.removeprefix(stem).lstrip("_, ")

@@ -163,6 +163,7 @@ def draw_router(rows: Sequence[Mapping[str, Any]]) -> Any:
         entropy.plot(steps, [entropies[layer, step] for step in steps], **style)
         busiest.plot(steps, [max(looks[layer, step]) for step in steps], **style)
     even = {"color": "gray", "linestyle": ":", "label": "even loads"}
+    # The entropy of a router that chooses all experts alike: ln E.
     entropy.axhline(math.log(width), **even)
     busiest.axhline(1.0, **even)
     entropy.set(xlabel="step", ylabel="entropy of the router, nats", ylim=(0.0, None))
@@ -175,6 +176,7 @@ def _loads(rows: Sequence[Mapping[str, Any]], layer: str, step: int) -> list[flo
     """Loads of a layer's experts at a step, as multiples of an even load."""
     found = [row for row in rows if (row["layer"], row["step"]) == (layer, step)]
     found.sort(key=lambda row: row["expert"])
+    # Loads of a layer sum to 1: an even one is 1 / E.
     return [len(found) * row["load"] for row in found]
 
 

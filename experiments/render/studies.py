@@ -67,6 +67,7 @@ class Column:
         name = self.variant.format(number=own.rpartition("_")[2])
         others = results[results["variant"] == name]
         if "task" in group:
+            # A variant has runs on all tasks; compared are those on the group's own.
             others = others[others["task"] == group["task"].iloc[0]]
         if self.kind == "slowdown":
             return f"{self.scale * others[self.of].max() / values.max():.1f}" if len(others) else ""
@@ -141,6 +142,7 @@ def _points(
     lines = metrics.read(folder / "metrics.jsonl") if curves else []
     for (column, metric), line in itertools.product(curves.items(), lines):
         if metric in line:
+            # leaves["tokens"] is of the whole run: every step reads as many.
             tokens = line["step"] * leaves["tokens"] / leaves["steps"]
             yield {"curve": column, "x": tokens, column: line[metric]}
     updates = update_statistics.read(folder) if "update" in curves else {}
@@ -167,6 +169,7 @@ def report(study: Study, out: pathlib.Path) -> str:
     means = frames.read(out / "summary.csv")
     plots = render.read(study.plots, axes, frames.REPEATS)
     for column, names in (study.across or {}).items():
+        # Rows without x become horizontal lines, see `figures.Plot`.
         means.loc[means[column].isin(names), plots[0].x] = float("nan")
     render.draw_all(out, means, plots)
     if (out / "curves.csv").is_file():
@@ -184,6 +187,7 @@ def _ordered(study: Study, results: "pd.DataFrame") -> "pd.DataFrame":
     for name in study.by:
         values = list(dict.fromkeys(results[name]))
         if set(values) & set(study.order):
+            # What the order does not name comes last.
             values = sorted(values, key=lambda v: [*study.order, v].index(v))
         elif not isinstance(values[0], str):
             values = sorted(values)

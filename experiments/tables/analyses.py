@@ -128,8 +128,10 @@ def _complexity(size: tuple[int, int], num_cores: int, cap: int | None) -> dict:
 def multiply_adds(shape: mpo.MPOShape) -> tuple[int, int]:
     """(for one token through the chain, to rebuild the matrix), from the planner."""
     plan = mpo.plan(shape, tokens=1, training=False, prepared=True, machine="cpu")
+    # 2 FLOPs a multiply-add.
     chains = [cost.flops // 2 for cost in plan.costs if cost.strategy != "rebuild"]
     rebuild = mpo.plan(shape, tokens=1, training=False, strategy="rebuild", machine="cpu")
+    # The plan rebuilds and multiplies one token: less the in * out of the product itself.
     return min(chains), rebuild.chosen.flops // 2 - shape.in_features * shape.out_features
 
 
@@ -195,6 +197,7 @@ def _caps(shape: mpo.MPOShape) -> list[int]:
     """Caps of the largest chains within each of `_FRACTIONS`, and full bonds."""
     largest, caps = max(shape.bond_dims), []
     for fraction in _FRACTIONS:
+        # Bisection: low fits (or is 0), all above high do not.
         low, high = 0, largest
         while high > low:
             middle = (low + high + 1) // 2

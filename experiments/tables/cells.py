@@ -107,6 +107,7 @@ def of_table(table: Table) -> list[Cell]:
     starts = {label for row, _ in rows for label in row.start.values()}
     cells: list[Cell] = []
     found: dict[tuple[str, str], Cell] = {}
+    # Rows that start from others come last: `found` has their starts by then.
     for row, labels in sorted(rows, key=lambda entry: bool(entry[0].start)):
         for columns in _columns_of_runs(row, table.run_columns):
             key = columns[0].run_key
@@ -127,6 +128,7 @@ def _rows_to_run(table: Table) -> list[tuple[Row, list[str]]]:
     """(row, labels of all rows with its config and split), the measured ones first."""
     rows = [row for row in table.rows if row.config and table.run_columns]
     chosen: dict[str, tuple[Row, list[str]]] = {}
+    # False first: a row on the table's own split is the one that is kept.
     for row in sorted(rows, key=lambda row: row.split != table.split):
         known, labels = chosen.setdefault(row.config, (row, []))
         if known.split == row.split:

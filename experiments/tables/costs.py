@@ -58,6 +58,7 @@ def table7() -> Page:
         config, shapes = finetune.encoder(row.variant)
         dense = config.num_layers * dense_flops(config.hidden_size, LENGTH) / 1e9
         rebuild = sum(chain_multiply_adds(shape) for shape in shapes.values()) / 1e9
+        # `rebuild` is from the left, as in the released code, `best` in the library's order.
         best = sum(embedding.rebuild_multiply_adds(shape) for shape in shapes.values()) / 1e9
         # The printed number has rebuilding at one FLOP per multiply-add, or not at all.
         decoded = rebuild if row.variant == "mpobert12" else 0.0
@@ -91,6 +92,8 @@ def dense_flops(hidden: int, length: int) -> int:
 
 def chain_multiply_adds(shape: mpo.MPOShape) -> int:
     """Multiply-adds of rebuilding a matrix core by core from the left, as the released code."""
+    # What is made so far is (size, left); multiplying it with a core (left, i, j, right) takes
+    # size * left * i * j * right.
     total, (_, i, j, _), *rest = 0, *shape.core_shapes
     size = i * j
     for left, i, j, right in rest:

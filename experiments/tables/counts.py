@@ -34,6 +34,7 @@ def of_row(
     found = {key: planned(config) for key, config in distinct.items()}
     every = [found[_key(config)] for config in configs]
     totals = [counts["total"] for counts, _ in every]
+    # The first of the most frequent totals.
     typical, _ = max(every, key=lambda entry: totals.count(entry[0]["total"]))
     return typical["trainable"], typical["total"], _note(every, len(found))
 
@@ -82,10 +83,13 @@ def planned(config: ml_collections.ConfigDict) -> tuple[dict[str, int], int | No
         return sum(shape.num_params for shape in shapes.values())
 
     full = compression.planned_shapes(architecture, rules)
+    # What no cap changes: all but the matrices in MPO form.
     rest = mpop_rows.counts(config)["total"] - in_mpo_form(None)
     if budget <= 1:
+        # A fraction is of the dense model.
         budget *= rest + sum(shape.num_dense_params for shape in full.values())
     caps = range(1, max(max(shape.bond_dims) for shape in full.values()) + 1)
+    # The count grows with the cap: number of caps within the budget.
     fitting = bisect.bisect_right(caps, budget, key=lambda cap: rest + in_mpo_form(cap))
     if fitting == 0:
         raise ValueError(f"a budget of {budget:,.0f} is too small for {config.architecture}.")

@@ -147,6 +147,7 @@ def score(
     kinds = _kinds(same, differences)
     if not kinds:
         return None
+    # The fewest differences, then the most runs.
     differs, chosen = min(kinds, key=lambda kind: (len(kind[0]), -len(kind[1])))
     settings: dict[str, list[Run]] = {}
     for run in chosen:
@@ -219,11 +220,13 @@ def _tasks(config: Mapping[str, Any]) -> tuple[str | None, ...]:
 
 def _summarised(runs: Sequence[Run], task: str, metric: str, split: str) -> Score:
     """Score of runs that differ in seed and draw alone."""
+    # Of equal keys the last one stays.
     chosen = {(run.config.get("draw", 0), run.config.get("seed")): run for run in runs}
     draws: dict[int, list[float]] = {}
     for (draw, _), run in chosen.items():
         draws.setdefault(draw, []).append(run.value(task, metric))
     means = [statistics.fmean(values) for values in draws.values()]
+    # Several draws: the spread is over draws; one: over its seeds.
     values = means if len(means) > 1 else next(iter(draws.values()))
     results = [run.result for run in chosen.values()]
     return Score(

@@ -72,6 +72,7 @@ def join(
         for label, (trained, total, _) in counted.items()
     ]
     frame = frames.of(published)
+    # Rows without runs have NaN here.
     frame = frame.merge(frames.of(measured), "left", ["row", "task"], validate="1:1")
     frame = frame.merge(frames.of(sizes), "left", "row", validate="m:1")
     return frame.fillna({"seeds": 0}).astype(_TYPES)

@@ -39,6 +39,7 @@ class Device:
 
     def hours(self, flops: float) -> float:
         """Device-hours of so many FLOPs."""
+        # s = FLOPs / (peak * utilisation)
         return flops / (DEVICES[self.name] * self.utilisation) / 3600
 
     def __str__(self) -> str:
@@ -57,6 +58,7 @@ def flops(cell: Cell) -> float:
     config, model = cell.config, counts.model_config(cell.row, cell.config)
     length = config.max_length if _has_examples(cell) else config.length
     forward = forward_flops(model, length, config.get("target_length", 0))
+    # 0: once, at the end.
     every = config.eval_every or steps(cell)
     evaluated = _development_examples(cell) * math.ceil(steps(cell) / every)
     return forward * (3 * steps(cell) * config.batch_size + evaluated)
@@ -87,6 +89,7 @@ def forward_flops(config: models.Config, length: int, target_length: int = 0) ->
 
 @functools.singledispatch
 def _forward_flops(config: models.EncoderConfig, length: int, _) -> float:
+    # model_flops has the backward pass at twice the forward one.
     return models.model_flops(config, 1, length) / 3
 
 
@@ -106,7 +109,9 @@ def _(config: models.EncoderDecoderConfig, length: int, target_length: int) -> f
     memory = _elements(sizes, "decoder/", ("cross_attention/key", "cross_attention/value"))
     attention = 2 * config.num_layers * length * config.hidden_size
     source = _elements(sizes, "encoder/") + memory + attention
+    # Per target token: scores and values over the source (cross-attention) and over the target.
     across = 2 * config.num_decoder_layers * (length + target_length) * config.hidden_size
+    # Keys and values of the cross-attention are computed once, of the source alone.
     target = _elements(sizes, "decoder/") - memory + across + head
     return 2 * (length * source + target_length * target)
 

@@ -70,6 +70,7 @@ class Work:
         needs = [need for need in self.needs.get(name, ()) if not self.is_done(need)]
         if self.is_done(name):
             return "done", ""
+        # In `states` without being done: it failed or is blocked itself, and so is this one.
         if any(need in states or need not in self.names for need in needs):
             return "blocked", ""
         if needs:

@@ -41,6 +41,7 @@ class AnswersEvaluator:
         self.tasks, self.tokenizer, self.target_lengths = tasks, tokenizer, target_lengths
         self.sampling = models.Sampling(beams=beams)
         self.main = {name: task.metrics[0] for name, task in tasks.items()}
+        # Decoding would rebuild every matrix at each token otherwise.
         self._merged = jax.jit(models.merged)
         self._nats = jax.jit(lambda model, batch: language_modeling.predict(model, batch)["loss"])
 
@@ -52,6 +53,7 @@ class AnswersEvaluator:
     def __call__(self, state, splits: Mapping[str, data.EvalData], mesh=None) -> dict[str, float]:
         """Metrics on the splits; `mesh` is that of the state."""
         if jax.process_count() > 1:
+            # Generation runs on each process by itself, on all parameters.
             state = training.sharding.replicated(state, mesh or training.make_mesh())
         model = self._merged(state.model() if hasattr(state, "model") else state)
         found = {name: self._scores(name, model, split) for name, split in splits.items()}

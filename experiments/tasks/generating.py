@@ -56,6 +56,7 @@ def documents(tokens: np.ndarray, tokenizer: data.Tokenizer) -> list[str]:
     """The texts of tokens, which ends of text part."""
     if tokenizer.eos_id is None:
         return [tokenizer.decode(tokens)]
+    # Parts but the first begin with the end of the text before, which is dropped below.
     parts = np.split(tokens, np.flatnonzero(tokens == tokenizer.eos_id))
     return [tokenizer.decode(part[part != tokenizer.eos_id]) for part in parts]
 
@@ -161,6 +162,7 @@ def _generate(model, prompts: np.ndarray, length: int, how: models.Sampling, key
         part = prompts[start : start + _BATCH]
         # Filled up, so that one compiled program serves every batch.
         rows = np.concatenate([part, np.repeat(part[-1:], _BATCH - len(part), axis=0)])
+        # The same key would give every batch the same draws.
         step_key = None if key is None else jax.random.fold_in(key, start)
         made = models.generate(
             model, jnp.asarray(rows), max_new_tokens=length, sampling=how, key=step_key

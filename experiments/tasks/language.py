@@ -64,6 +64,7 @@ class LanguageTask(protocol.Task):
         own, calibration = options.compression, None
         if own.calibration_examples:
             rows = options.training.batch_size
+            # Whole batches, one program for all: at least the examples that are asked for.
             count = -(-own.calibration_examples // rows)
             batches = _Batches(train, count, slice(0, rows))
             calibration = loading.calibrated(options, model, batches, self.loss(options))

@@ -134,5 +134,6 @@ def stream(
         return made
     kept = made.tokens[:most]
     parts = generating.documents(kept, tokenizer)
+    # Words of the part that is kept: the perplexity per word divides by them.
     number = sum(len(text.split()) for text in parts)
     return data.TokenStream(kept, number, len(parts), made.name)

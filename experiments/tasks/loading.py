@@ -136,6 +136,7 @@ def first_layers(model: models.Model, count: int) -> models.LanguageModel:
 
 def _layer(path: str) -> int:
     first, _, rest = path.partition("/")
+    # -1 is below every count: embeddings, norms and heads are always kept.
     return int(rest.partition("/")[0]) if first == "layers" else -1
 
 
@@ -143,6 +144,7 @@ def with_experts(options: options_lib.Model, seed: int, model: models.Model) -> 
     """The model with its blocks of experts, where the config asks for them."""
     if not options.expert_rules:
         return model
+    # Not the stream of a fresh model's parameters, whose seed is the same.
     rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 1))
     return compression.add_experts(model, options.expert_rules, rngs=rngs)
 

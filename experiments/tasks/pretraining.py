@@ -137,8 +137,10 @@ class Pretraining(protocol.Task):
             if teacher.shapes or teacher.config.adapters:
                 teacher = compression.merge(teacher)
             for name in _TEACHER_FIELDS:
+                # The config does not tell what was set to its default from what was not set.
                 if fields.get(name) == _UNSET.get(name):
                     fields[name] = getattr(teacher.config, name)
+        # 0 stands for the default of `mpobert.settings`.
         fields = {n: value for n, value in fields.items() if value != 0 or n in _ZERO_ALLOWED}
         fields.setdefault("vocab_size", corpus.vocab_size)
         corpus.check_vocab_size(fields["vocab_size"])

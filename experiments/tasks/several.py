@@ -52,6 +52,7 @@ class SeveralTasks(protocol.Task):
         tuned = heads.read(loading.source(options.model)) if has_heads else ()
         reused = heads.renamed(tuned, made)
         made = reused or made
+        # One head with the columns of all tasks side by side.
         names = [name for head in made for name in head.outputs]
         model = loading.with_head(
             options, model, len(names), label_names=names, reuse_head=reused is not None

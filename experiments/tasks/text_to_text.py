@@ -43,6 +43,7 @@ class TextToText(language.LanguageTask):
             pairs = task[split].take(most) if most else task[split]
             logging.info("%s %s: %d examples", task.name, split, len(pairs))
             start = model.config.decoder_start_id
+            # The same width for all tasks, so that one compiled step serves their batches.
             return pairs.encode(tokenizer, own.max_length, max(lengths.values()), start)
 
         for task in tasks.values():
@@ -100,6 +101,7 @@ def _load_tasks(options: options_lib.Data) -> dict[str, data.TextToTextTask]:
             "them names, as in file:...;name=mine."
         )
     for task in loaded:
+        # Looked up for the error of a split that is not there.
         task[options.train_split], task[task.dev_split]
         if task.kind == "generation":
             bleu.signature(4)  # says early that sacrebleu is missing
