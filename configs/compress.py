@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     # load_documents`; else a task, or `file:...` (`mpojax.data.load_task`).
     config.calibration = {
         "texts": "python_docs",
+        # 64 x 512 tokens
         "windows": 64,
         "length": 512,
         "order": "spread",  # over the text; "first", or "random" by the seed

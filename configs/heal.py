@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method, config.trainable = "healing", healing.TRAINABLE
     config.healing = {"teacher": "", "distill_weight": healing.DISTILL_WEIGHT}
     config.test_split = ""
+    # 2,048 tokens a step.
     config.length, config.batch_size, config.eval_batch_size = 512, 4, 4
     config.steps, config.checkpoint_every = 300, 25
     config.optimizer.update(healing.OPTIMIZER)

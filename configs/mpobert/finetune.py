@@ -169,13 +169,17 @@ def _apply_squad(config: ml_collections.ConfigDict) -> None:
 def _apply_ranges(config: ml_collections.ConfigDict, task: str) -> None:
     """The middle of what the tuning of the 48-layer models drew from; as long as with 12 layers."""
     recipe = ranges(task)
+    # The geometric mean of both ends, in two digits.
     middle = float(f"{math.sqrt(math.prod(recipe.rates)):.2g}")
     config.optimizer = recipes.optimizer(middle, middle)
+    # From 0 to the largest.
     config.optimizer.weight_decay = recipe.weight_decay / 2
+    # As many examples as with 12 layers, in batches of another size.
     examples = config.steps * config.batch_size
     config.grad_accum_steps = recipe.grad_accum_steps[0]
     config.batch_size = recipe.batch_sizes[0] * config.grad_accum_steps
     config.steps = examples // config.batch_size
     config.eval_every = max(1, config.steps // 10)
     warmup = recipes.WARMUPS_48[len(recipes.WARMUPS_48) // 2]
+    # A fraction, at most a tenth of the run.
     config.optimizer.warmup_steps = min(0.1, float(f"{warmup / config.steps:.2g}"))

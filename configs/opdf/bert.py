@@ -96,6 +96,7 @@ def counts(variant: str) -> dict[str, float]:
 def parameters(layers: int, num_inner_cores: int | None) -> int:
     """Of a BERT of some layers with a head of two classes; `num_inner_cores` None: dense."""
     config = models.EncoderConfig(
+        # Vocabulary, width, layers, heads, inner width of BERT-base.
         *(30_522, 768, layers, 12, 3072), max_positions=512, pooling="pooler", num_labels=2
     )
     shapes = {}
