@@ -97,7 +97,10 @@ def parameters(layers: int, num_inner_cores: int | None) -> int:
     """Of a BERT of some layers with a head of two classes; `num_inner_cores` None: dense."""
     config = models.EncoderConfig(
         # Vocabulary, width, layers, heads, inner width of BERT-base.
-        *(30_522, 768, layers, 12, 3072), max_positions=512, pooling="pooler", num_labels=2
+        *(30_522, 768, layers, 12, 3072),
+        max_positions=512,
+        pooling="pooler",
+        num_labels=2,
     )
     shapes = {}
     if num_inner_cores is not None:
