@@ -45,6 +45,7 @@ class Compressed:
         if not compared:
             return ()
         shared = [row for row in compared if row.method not in mpo.EXPERT_BASELINES]
+        # Errors of rows are norms: the squares give the share of the squared error.
         gains = [1 - (row.output_error / row.baseline_output_error) ** 2 for row in shared]
         gain = f", by {100 * np.mean(gains):.0f} % of its squared error" if shared else ""
         return (
@@ -151,6 +152,7 @@ def _relative(ws, fit: mpo.ExpertFit, covariances) -> float:
     """Relative error over all experts, in norms of their outputs or of the weights (None)."""
     error = norm = 0.0
     for expert, (w, covariance) in enumerate(zip(ws, covariances, strict=True)):
+        # tr((W - W')^T S (W - W')) with S the covariance of the expert's inputs, S = I for None.
         error += mpo.weighted_square(np.float64(w) - fit.matrix(expert), covariance)
         norm += mpo.weighted_square(w, covariance)
     return math.sqrt(error / norm) if norm else 0.0

@@ -194,6 +194,7 @@ class _Run:
             wanted = tuple(sorted({n for n in first_of.values() if not self._has(start + n)}))
             for batch in self.curved:
                 # Files of numpy know no bfloat16.
+                # The input of the layer, from which `backward` runs it once more.
                 self.kept[_of_input(index, batch)] = np.asarray(self.x[batch], np.float32)
             self._store(start, "inputs", self._through(layer, index, wanted), self.count)
         if self.head is not None:
@@ -276,6 +277,7 @@ class _Run:
                     totals[name] = value.astype(np.float64 if kind == "inputs" else np.float32)
         for name, total in totals.items():
             total /= max(count, 1.0)
+            # On disk 32 bits are enough: the sum is done, and half the size is read again.
             total = total if self.kept.folder is None else total.astype(np.float32)
             self.kept[f"{start}{name}/{kind}"] = total
 

@@ -45,6 +45,7 @@ class AdaptedLayer(nnx.Module):
         """The base layer's map with the adapter; `options` go to the base layer."""
         num_in_axes = num_input_axes(self.base)
         lead = x.shape[: x.ndim - num_in_axes]
+        # (..., in): an adapter knows no axes, so inputs and outputs go through it flattened.
         rows = self.adapter.pre(x.reshape(*lead, -1))
         y = self.base(rows.reshape(x.shape), **options)
         flat = self.adapter.parallel(y.reshape(*lead, -1), rows)
@@ -142,6 +143,7 @@ def refusal(layer: nnx.Module) -> str | None:
         return "it has an adapter of its own; use add_adapters on the module instead"
     if chain is not None:
         is_whole = len(chain.cores) == chain.shape.num_arrays
+        # A stacked core has a fifth axis; a chain that lacks a core shares it with another layer.
         is_one = is_whole and all(c.ndim == 4 for c in list(chain.cores)[: chain.shape.num_cores])
         return None if is_one else "its cores are stacked, or shared, by several layers"
     if not is_dense(layer):
@@ -256,6 +258,7 @@ def compute_dtype(layer: nnx.Module) -> str:
 
 def to_chain(layer: nnx.Module, shape: mpo.MPOShape, cores: Sequence[np.ndarray]) -> nnx.Module:
     """The layer of a dense one's function with these cores in the place of its matrix."""
+    # The last array of a pivoted chain is its order of columns: integers.
     *cores, last = (jnp.asarray(core) for core in cores)
     last = last if shape.pivoted else last.astype(jnp.float32)
     cores = [*(core.astype(jnp.float32) for core in cores), last]
@@ -265,6 +268,7 @@ def to_chain(layer: nnx.Module, shape: mpo.MPOShape, cores: Sequence[np.ndarray]
     else:
         chain = made = nn.MPOLinear(shape, layer.bias is not None, dtype=dtype, cores=cores)
         if layer.bias is not None:
+            # Of an nnx.LinearGeneral (*out_features), of a chain (out,).
             chain.bias = nnx.Param(jnp.asarray(layer.bias[...], jnp.float32).reshape(-1))
         if isinstance(layer, nnx.LinearGeneral):
             out_features = _as_tuple(layer.out_features)

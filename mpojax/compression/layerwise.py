@@ -192,6 +192,7 @@ def _steps(layer, x, context) -> tuple[Step, ...]:
     for names in tapping.groups(layer, x, context):
         parts = [tapping.part(layer, name) for name in names]
         stream = layer.stream_of(names[0])
+        # X W is kept where it has no more numbers a token than X.
         narrow = sum(part.out_features for part in parts) <= parts[0].in_features
         steps.append(Step(names, stream, stream is not None or narrow))
     return tuple(steps)
@@ -256,6 +257,7 @@ class _Run:
             else:
                 for total, part in zip(totals, sums, strict=True):
                     total += np.asarray(part)
+        # Sums over all batches, then means: both terms of a target have the same 1 / tokens.
         for total in totals:
             total /= self.count
         return inputs, totals
@@ -331,6 +333,7 @@ def _step(layer, x, context, given, entered, weights, *, step: Step, moments: bo
             # D, what the changed stream lacks before this layer's map writes to it.
             goal += entered[stream].astype(jnp.float32) - seen[stream].astype(jnp.float32)
         rows = changed.reshape(-1, changed.shape[-1]).astype(jnp.float32)
+        # diag(weights): tokens of padding have no part in the products.
         left = (rows * weights.reshape(-1, 1)).T
         return changed, (tapping.gram(changed, weights), left @ goal.reshape(len(rows), -1))
 

@@ -258,6 +258,7 @@ class _ModelMatrices(Matrices):
         masks = {"input_ids": ("attention_mask",)}
         if "decoder_input_ids" in self.model.batch_inputs:
             masks["decoder_input_ids"] = ("decoder_attention_mask", "target_weights")
+        # One (B, S) for each kind of ids: sources, and targets where the model has a decoder.
         weights = [_real_tokens(batch, ids, names, where) for ids, names in masks.items()]
         for ids, real in zip(masks, weights, strict=True):
             evaluation.check_vocabulary(self.model, np.asarray(batch[ids])[real], where)

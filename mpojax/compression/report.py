@@ -311,6 +311,7 @@ class CompressionReport:
             raise ValueError(f"no matrix has role {role!r}; there are {sorted(self._by_role())}.")
         full = rows[0].shape.with_bonds(None)
         largest = max(full.bond_dims)
+        # At most 40 caps, evenly spaced on the logarithmic axis of the plot.
         caps = np.unique(np.geomspace(1, largest, 40).round().astype(int))
         errors = [np.mean([self._bound(row, full, int(cap)) for row in rows]) for cap in caps]
         return caps, np.array(errors), np.array([full.with_bonds(int(cap)).ratio for cap in caps])

@@ -107,6 +107,7 @@ def mixture_loss(heads: Sequence[TaskHead]) -> objectives.LossFunction:
       heads: in the order of the mixture's tasks; the batch has `task` (B,) int32 and `labels` (B,)
         float32, classes and scores alike.
     """
+    # (tasks, columns): True at the columns of each task.
     columns = np.arange(heads[-1].stop)
     own = np.array([(columns >= head.start) & (columns < head.stop) for head in heads])
     is_regression = np.array([head.kind == "regression" for head in heads])
@@ -121,6 +122,7 @@ def mixture_loss(heads: Sequence[TaskHead]) -> objectives.LossFunction:
         scored = jnp.asarray(is_regression)[task]
         # A row's softmax is over the classes of its own task alone.
         masked = jnp.where(jnp.asarray(own)[task], logits, jnp.finfo(logits.dtype).min)
+        # (B,): the first column of the task of each row, of a regression its only one.
         start = jnp.asarray(first)[task]
         targets = start + jnp.where(scored, 0, labels.astype(jnp.int32))
         entropies = optax.softmax_cross_entropy_with_integer_labels(masked, targets)

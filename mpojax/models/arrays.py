@@ -203,6 +203,7 @@ def _first_lines(found: Mapping[str, list[str]]) -> list[str]:
     is_long = sum(map(len, found.values())) > _MAX_LINES
     lines = []
     for kind, names in found.items():
+        # Every kind gets an equal part of the lines, its last one for the number of the others.
         most = _MAX_LINES // len(found) if is_long else len(names)
         if len(names) > most:
             names = [*names[: most - 1], f"{len(names) - most + 1} more"]

@@ -144,6 +144,7 @@ def _outputs(layer, x, y, context):
 
 
 def _outputs_and_attention(layer, x, y, context):
+    # What the attention of the layer has read: x itself unless its norm comes first.
     x = layer.normed("attention", x)
     return y, layer.attention.weights(x, context.mask, context.bias, context.rotary)
 
@@ -210,6 +211,7 @@ def _of_kinds(config: EncoderConfig, mask, positions, length: int) -> dict:
         seen = mask
         if config.sliding_window:  # One shape for the layers with it and for those without.
             reach = length if kind.window is None else kind.window
+            # (1, 1, length, length): |i - j| <= reach, to both sides.
             near = (jnp.abs(indices[:, None] - indices[None]) <= reach)[None, None]
             seen = nn.Mask(jnp.ones((1, 1, 1, 1), bool)) if mask is None else mask
             seen = seen.within(near, (kind.window, kind.window))

@@ -216,6 +216,7 @@ def _for_targets(input_ids, decoder_input_ids, encoder_output, mask):
     each = _targets_each(input_ids, decoder_input_ids)
     if each == 1:
         return encoder_output, mask
+    # Repeated row by row, not as a whole: the targets of a source stand one after another.
     mask = None if mask is None else jnp.repeat(mask, each, axis=0)
     return jnp.repeat(encoder_output, each, axis=0), mask
 
@@ -273,6 +274,7 @@ def _decode(
     first_key, layers_key, last_key = split_or_none(dropout_key, 3)
     start = jnp.int32(0) if cache is None else cache.position
     queries = start + jnp.arange(ids.shape[1], dtype=jnp.int32)
+    # With a cache all its slots are keys; the causal mask hides those not written yet.
     keys = jnp.arange(ids.shape[1] if cache is None else cache.length, dtype=jnp.int32)
     tokens = None if tokens is None else tokens.astype(bool)
     mask = causal_mask(queries, keys.size, real=tokens, is_whole=cache is None)

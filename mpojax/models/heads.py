@@ -57,6 +57,7 @@ def _last_real(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array
     if attention_mask is None:
         return hidden[:, -1]
     indices = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
+    # (batch,), for padding at either side; 0 in a row of padding alone.
     last = jnp.max(jnp.where(attention_mask.astype(bool), indices, 0), axis=1)
     return _rows_at(hidden, last[:, None])[:, 0]
 
@@ -301,6 +302,7 @@ class PretrainingModel(ModelWithHead):
         firsts = hidden[:, :1] if sop_positions is None else _rows_at(hidden, sop_positions)
         # Each first token is a sentence of its own to the pooler, which reads position 0.
         vectors = pool(self.encoder, firsts.reshape(-1, 1, firsts.shape[-1]), None)
+        # (batch K, hidden) -> (batch, K, hidden)
         vectors = dropout(vectors, self.head_dropout, dropout_key).reshape(firsts.shape)
         return logits, self.head(vectors).astype(jnp.float32)
 

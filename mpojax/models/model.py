@@ -101,6 +101,7 @@ class Embeddings(nnx.Module):
         """
         config = self.config
         x = self.word(input_ids)
+        # Gemma's sqrt(hidden_size), rounded to the compute dtype, as in transformers.
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.trigram_input:
@@ -125,6 +126,7 @@ def _with_neighbours(x: jax.Array) -> jax.Array:
     """Rows (batch, length, width) next to the following and the previous one, zeros at the ends."""
     following = jnp.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))
     previous = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    # (batch, length, 3 width), in the order of transformers' MobileBERT.
     return jnp.concatenate([following, x, previous], axis=-1)
 
 

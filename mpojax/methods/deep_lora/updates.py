@@ -85,6 +85,7 @@ class DeepLoRASettings:
         else:
             factors = [left, *[small] * self.depth, right]
         first, *middle, last = map(np.float32, factors)
+        # As cores of an MPO: (1, in, 1, r), (r, 1, 1, r), ..., (r, 1, out, 1).
         middle = [factor[:, None, None, :] for factor in middle]
         return [first[None, :, None, :], *middle, last[:, None, :, None]]
 
@@ -167,6 +168,7 @@ def bases(
     u, _, vt = np.linalg.svd(gradient, full_matrices=False)
     half = -(-rank // 2)
     u, v = u[:, :half], vt[:half].T
+    # With A an orthonormal basis, the update A (A^T Q) starts as the projection of Q.
     if size[0] >= size[1]:
         left = np.linalg.qr(_alternating(u, rotation @ v, rank))[0]
         return left, left.T @ rotation

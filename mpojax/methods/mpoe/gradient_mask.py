@@ -306,6 +306,7 @@ def _share(masks: Mapping[str, jax.Array], parameters: Any) -> jax.Array:
     # Both sums are rounded alike, so that a whole mask has the share 1.
     masked, whole = jnp.zeros((), jnp.float32), np.float32(0)
     for path, mask in masks.items():
+        # A mask is broadcast over its core: its mean is the masked fraction of the core.
         masked = masked + jnp.mean(mask.astype(jnp.float32)) * sizes[path]
         whole = whole + sizes[path]
     return masked / whole

@@ -94,9 +94,11 @@ def _best_alone(scores, spec: Spec, sizes: Sizes, budget: int, left: Masks, by_c
     """The one unit, at its least, that has the highest score of all that fit."""
     found = []
     for number, (name, unit) in enumerate(spec.items()):
+        # What is dropped already must not win: argmax passes over it.
         alive = [np.where(m, s, -np.inf) for s, m in zip(scores[name], left[name], strict=True)]
         least = unit.smallest(sizes)
         if least <= budget and all(m.any() for m in left[name]):
+            # One index of each bond is the least that a chain can be: the best one of every bond.
             value = max(float(np.max(each)) for each in alive) / (least if by_cost else 1)
             # -number: of equal values the first unit is the largest tuple.
             found.append((value, -number, name, [int(np.argmax(each)) for each in alive]))

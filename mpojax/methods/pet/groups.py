@@ -190,9 +190,12 @@ class Chain(Unit):
         return self._cost(self.bonds(masks), sizes)
 
     def smallest(self, sizes):
+        # All bonds 1: a core of i_k j_k numbers at each site.
         return sum(self._site_sizes(sizes))
 
     def freed(self, masks, index, sizes):
+        # d_{k-1} i_k j_k + i_{k+1} j_{k+1} d_{k+1}, the slices of both cores next to the bond; the
+        # whole chain with the last index of a bond.
         bonds = list(self.bonds(masks))
         whole = self._cost(bonds, sizes)
         bonds[index] -= 1
@@ -233,11 +236,13 @@ class Chain(Unit):
                 # An entry is left if both indices of its bonds are.
                 part &= masks[k - 1].reshape(-1, *(1,) * (len(shape) - 1))
             if k < len(masks):
+                # (..., d_k): the mask lies on the last axis.
                 part &= masks[k]
             parts.append(part)
         return parts
 
     def group_masks(self, entries):
+        # The left core of a bond is enough: both neighbours hold the same indices of it.
         return tuple(part.any(axis=tuple(range(part.ndim - 1))) for part in entries[:-1])
 
     def compact(self, values, masks):
@@ -285,6 +290,7 @@ class Chain(Unit):
     def _put(self, values: dict[str, Any], cores: Sequence[np.ndarray]) -> None:
         """Puts cores in place, filled up with zeros where bonds became smaller."""
         for k, (name, core) in enumerate(zip(self.arrays, cores, strict=True)):
+            # Shapes stay, so that the step's program need not be compiled again.
             whole, core = np.zeros_like(np.asarray(values[name])), np.asarray(core)
             if whole.ndim == 2:
                 core = core[0, :, 0, :] if k == 0 else core[:, 0, :, 0]

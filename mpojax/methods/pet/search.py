@@ -74,6 +74,7 @@ class SearchSettings:
             for value in (self.warm_steps, self.last_round)
         )
         first = max(1, first)
+        # t_k = first + ceil((last - first) k / rounds), k = 1..rounds: the last round is at `last`.
         found = [
             first + math.ceil((last - first) * t / self.rounds) for t in range(1, self.rounds + 1)
         ]
@@ -229,6 +230,7 @@ class Search(training.Hook):
         settings, total = self.settings, None
         if settings.criterion in ("taylor", "hybrid"):
             for batch in range(settings.score_batches):
+                # The batches of the next steps, before they are learnt.
                 sums = self._batch_sums(state, loop.batch(loop.step + batch))
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         return pet_scores.final_scores(

@@ -80,6 +80,7 @@ class SuperSet:
             adapters.append((re.escape(pattern), _smaller(settings, unit, masks[name])))
         config = dataclasses.replace(model.config, adapters=tuple(adapters))
         made = models.from_arrays(config, model.shapes, arrays)
+        # Biases that only some layers of a stack train now: a stack is trained as a whole.
         breaks = models.scan_boundaries(made, models.adapter_arrays(made))
         if breaks == config.scan_boundaries:
             return made
@@ -151,4 +152,5 @@ def _unit(kind: str, mode: str, names: tuple[str, ...]) -> Unit:
 
 def _in_order(name: str) -> tuple:
     leaf = name.rpartition("/")[2]
+    # "down" < "up", as the factors are multiplied; cores 0, 1, ..., 10 by value.
     return (int(leaf), "") if leaf.isdigit() else (0, leaf)

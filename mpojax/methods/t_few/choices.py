@@ -135,6 +135,7 @@ def encode(
         raise ValueError(f"max_length={max_length} is too short for the longest of the choices.")
     count = len(tails) // max(len(sources), 1)
     arrays = {} if labels is None else {"labels": np.asarray(labels)}
+    # Row k = n C + c is choice c of source n; what is too long loses the source's beginning.
     rows = [[]] * len(tails)
     if with_source:
         rows = [heads[k // count][-(max_length - len(tail)) :] for k, tail in enumerate(tails)]
@@ -142,6 +143,7 @@ def encode(
         kept = [[*ids[-(max_length - 1) :], *end] for ids in heads]
         arrays["input_ids"], arrays["attention_mask"] = _padded(kept, tokenizer.pad_id)
     ids, mask = _padded([[*row, *tail] for row, tail in zip(rows, tails, strict=True)], 0)
+    # (N C, T): 1 from the end of the source to the end of the choice, 0 at padding.
     starts = np.array([len(row) for row in rows])[:, None]
     weights = mask * (np.arange(ids.shape[1]) >= starts)
     found = {"choice_ids": ids, "choice_mask": mask, "choice_weights": np.float32(weights)}
@@ -177,6 +179,8 @@ def log_likelihoods(
     weights = batch["choice_weights"]
     more = () if key is None else (key,)
     if "input_ids" in batch:
+        # Inputs (start, c_0, ..., c_{T-2}) predict c_0, ..., c_{T-1}. The model repeats each of the
+        # B sources for its C targets.
         start = jnp.full((ids_RxT.shape[0], 1), model.config.decoder_start_id, ids_RxT.dtype)
         inputs = jnp.concatenate([start, ids_RxT[:, :-1]], axis=1)
         source = batch["input_ids"], batch["attention_mask"]
@@ -210,9 +214,11 @@ def choice_loss(settings: ChoiceSettings) -> objectives.LossFunction:
     def loss(model, batch: dict, key: jax.Array | None) -> tuple[jax.Array, dict]:
         log_p, weights = log_likelihoods(model, batch, key)
         labels = objectives.labels_of(batch)
+        # (B, C, T): 1 at the tokens of the right choice, of the wrong ones.
         right = jax.nn.one_hot(labels, log_p.shape[1], dtype=jnp.float32)[..., None] * weights
         wrong = weights - right
         beta = scores(log_p, weights, settings.length_norm)
+        # The floor keeps the logarithm finite where p is 1, and bounds its gradient by 1 / floor.
         unlike = jnp.log(1.0 - jnp.exp(log_p) + settings.floor)
         # Of an average micro-batch where there are some, see `training.TrainStep`.
         num_right = batch.get("right_weights_total", jnp.sum(right))

@@ -108,6 +108,8 @@ class SpanEvaluator(evaluation.Evaluator):
     def _best_places(self, model: Any, batch: dict) -> dict[str, jax.Array]:
         logits = objectives.span_logits(objectives.outputs(model, batch), batch)
         logits = logits.astype(jnp.float32)
+        # (F, 1, S), against logits (F, 2, S). Masked positions may hold any value, so they are set
+        # to 0 before the check for finite ones.
         context = batch["context_mask"][:, None, :] != 0
         finite = evaluation.rows_are_finite(jnp.where(context, logits, 0.0))
         logits = jnp.where(context, logits, -jnp.inf)
@@ -132,6 +134,7 @@ def best_spans(
       Positions (F, 2) of first and last token, and their summed scores (F,), -inf where no pair
       of positions is a span.
     """
+    # (F, n, 1) and (F, 1, n).
     starts, ends = columns["places"][:, 0, :, None], columns["places"][:, 1, None, :]
     # NaN scores are never the best.
     scores = np.nan_to_num(columns["scores"].astype(np.float64), nan=-np.inf, neginf=-np.inf)
@@ -140,6 +143,7 @@ def best_spans(
     total = np.where((ends >= starts) & (ends - starts < max_answer_length), total, -np.inf)
     flat = total.reshape(len(total), -1)
     best = flat.argmax(1)
+    # A flat index is (number of the start) * n + (number of the end).
     rows, width = np.arange(len(flat)), total.shape[2]
     places = columns["places"]
     spans = np.stack([places[rows, 0, best // width], places[rows, 1, best % width]], 1)

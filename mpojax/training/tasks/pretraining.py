@@ -36,6 +36,8 @@ def pretraining_loss(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array
     sums = _sums(model, batch, key)
     totals = {name: jnp.sum(value) for name, value in sums.items()}
     for name in ("mlm", "sop"):
+        # Sums of a micro-batch over the weight of an average one: the mean of the losses of all
+        # micro-batches is then that of the whole batch, however its masked words are spread.
         if f"{name}_weights_total" in batch:
             totals[f"{name}_weight"] = batch[f"{name}_weights_total"]
     metrics = _means(totals, jnp.maximum)
@@ -80,6 +82,7 @@ def _sums(model, batch: Mapping, key) -> dict[str, jax.Array]:
 
 
 def _row_sums(name: str, logits, labels, weights) -> dict[str, jax.Array]:
+    # (B, P), or (B, K) of the sentence order; summed over the positions of a row.
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights
     hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32) * weights
     values = {"loss": losses, "accuracy": hits, "weight": weights}
