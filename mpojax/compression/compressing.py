@@ -230,6 +230,7 @@ def _calibrated(matrices: Matrices, method: str, calibration, batches, held_out,
     if runs_by_layers(matrices.model):
         options["curvature_tokens"] = CURVATURE_TOKENS
     elif options["curvature"]:
+        # One pass measures covariances and curvature: no more batches than the costly one needs.
         learned = [batches[index] for index in some_batches(batches, CURVATURE_TOKENS)]
     return calibrated(matrices, learned, **options), batches, held_out
 

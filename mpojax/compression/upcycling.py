@@ -225,6 +225,7 @@ def _spread(
             raise ValueError(f"{matrix}: {error}") from error
     if shape is None:
         if held is not None:
+            # "switch" experts of a block in MPO form: each starts as the matrix of its chain.
             wide = tuple(np.asarray(core, np.float64) for core in cores)
             arrays[f"{matrix}/kernel"] = np.float32(mpo.to_matrix(wide, held))
         arrays[f"{matrix}/kernel"] = copies(arrays[f"{matrix}/kernel"])

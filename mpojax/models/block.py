@@ -48,6 +48,7 @@ class Context:
         """The inputs as one layer sees them."""
         if self.kinds is None:
             return self
+        # Traced inside the scan over layers: an index on the device, not one of Python.
         kind = self.kinds[layer]
         mask = None if self.mask is None else self.mask.of_layer(kind)
         rotary = jax.tree.map(lambda entries: entries[kind], self.rotary)
@@ -195,6 +196,7 @@ class Block(nnx.Module):
         before, x = x, self._added("attention", x, y, keys["attention_output"])
         if hasattr(self, "cross_attention"):
             y = self.normed("cross_attention", x)
+            # With a cache they were computed once, when it was made, from the encoder's output.
             if cache is None:
                 keys_values = self.cross_attention.keys_values(context.encoder_output)
             else:
@@ -303,6 +305,7 @@ class BottleneckBlock(nnx.Module):
         del layer
         in_attention, after_output = split_or_none(dropout_key, 2)
         maps = self.bottleneck
+        # (batch, length, width) of the bottleneck; x stays (batch, length, hidden).
         y = maps.input_norm(maps.input(x))
         # Queries and keys of a map of their own, values of the layer's whole input.
         narrow = y if maps.attention is None else maps.attention_norm(maps.attention(x))

@@ -217,6 +217,7 @@ def run_stack(
 def _begin(model: Decoder, input_ids, attention_mask, dropout_key, cache):
     """(embeddings, what all layers share)."""
     context, positions = context_of(model.config, input_ids.shape[1], attention_mask, cache)
+    # Of a learned table: OPT's has two rows before that of position 0.
     rows = positions + model.config.position_offset
     return model.embeddings(input_ids, rows, dropout_key=dropout_key), context
 

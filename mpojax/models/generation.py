@@ -151,6 +151,7 @@ def _one_by_one(step, logits, cache: Cache, num: int, end, sampling, key) -> Gen
         logits, cache = step(last[:, 0], cache)
         return position + 1, cache, choose(logits, position, *rows)
 
+    # The first token is of the prompt's logits, so that the loop begins at position 1.
     first = choose(logits, jnp.int32(0), ids, lengths, ended)
     _, _, (ids, lengths, _) = jax.lax.while_loop(not_finished, body, (jnp.int32(1), cache, first))
     return Generated(ids, lengths)

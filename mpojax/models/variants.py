@@ -53,6 +53,7 @@ def unshared(model: Model) -> Model:
         shapes = dict(_for_each_layer(model.config, model.shapes))
     own = to_arrays(model)
     arrays = {name: own.get(name) for name in array_shapes(config, shapes)}
+    # What the first layer of a block holds for all of it goes to each layer that has none.
     for name, array in _for_each_layer(model.config, own):
         if arrays.get(name) is None:
             arrays[name] = array
@@ -147,6 +148,7 @@ def head_columns(
     if shape is not None:
         cores = [arrays.pop(f"head/cores/{i}") for i in range(shape.num_arrays)]
         arrays["head/kernel"] = np.asarray(mpo.to_matrix(cores, shape))
+    # scale (h W + b) + shift = h (scale W) + (scale b + shift)
     for name in ("head/kernel", "head/bias"):
         arrays[name] = arrays[name][..., start:stop] * np.float32(scale)
     arrays["head/bias"] = arrays["head/bias"] + np.float32(shift)

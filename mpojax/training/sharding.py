@@ -121,6 +121,7 @@ class Rules:
                         f"{path}: dimension {dimension} of size {shape[dimension]} cannot be split "
                         f"over the mesh axes {names} of size {parts}; change the rule or the mesh"
                     )
+                # One axis fewer from the end, until the rest divides the size; none always does.
                 names = names[:-1]
             kept.append(names[0] if len(names) == 1 else names or None)
         return PartitionSpec(*kept)
@@ -130,6 +131,7 @@ class Rules:
         if parts == 1 or math.prod(shape) < self.fsdp_min_size:
             return PartitionSpec()
         sizes = [(size, dimension) for dimension, size in enumerate(shape) if dimension >= first]
+        # Largest first; of equal sizes the last dimension.
         for size, dimension in sorted(sizes, reverse=True):
             if size % parts == 0:
                 return PartitionSpec(*(None,) * dimension, "fsdp")
@@ -149,6 +151,7 @@ def state_shardings(
 ) -> state_lib.TrainState:
     """A state of shardings. Optimizer leaves shaped like their parameter are split like it."""
     parameters = state_lib.flatten({"frozen": state.frozen, "trainable": state.trainable})
+    # Rules know paths in the model, without frozen/ or trainable/ in front.
     short = {path.split("/", 1)[1]: leaf for path, leaf in parameters.items()}
     specs = rules.specs(short, mesh)
 
@@ -180,6 +183,7 @@ def device_put(tree: Any, shardings: Any) -> Any:
         return jax.device_put(tree, shardings)
 
     def put(leaf, sharding):
+        # Spread over the processes already: no host has all of it.
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         host = np.asarray(leaf)

@@ -140,6 +140,7 @@ class TrainState:
         leaves = flatten(arrays["optimizer"])
         names = flatten(self.optimizer)
         treedef = jax.tree.structure(self.optimizer)
+        # In the order of the state's own leaves; the dicts of a checkpoint are sorted by name.
         optimizer = jax.tree.unflatten(treedef, [leaves[name] for name in names])
         rest = {name: arrays[name] for name in ("step", "key", "trainable")}
         frozen = {**self.frozen, **arrays["frozen"]}

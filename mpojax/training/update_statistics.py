@@ -77,6 +77,7 @@ class UpdateStatistics(hooks.Hook):
             self._lines = None
 
     def _keep(self, loop: "Loop") -> None:
+        # The step that comes next is to be measured.
         if (loop.step + 1) % self.every == 0 and loop.step < loop.steps:
             # A copy: the step gives the buffers of its input away.
             self._before = self._copy(loop.state.trainable)

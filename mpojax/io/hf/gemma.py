@@ -109,6 +109,7 @@ def _read_rope(values: Mapping) -> dict:
     """
     found = values["rope_parameters"] or {}
     local, whole = (dict(found.get(kind) or {}) for kind in (SLIDING, FULL))
+    # Older files have one scaling, which is that of the layers without a window.
     whole |= values["rope_scaling"] or {}
     if scaling_of(local, values) is not None:
         raise ValueError(f"rope_type={local['rope_type']!r} of {SLIDING} (supported: default)")

@@ -56,6 +56,7 @@ def _read_no_rope(values: Mapping) -> dict:
     """The layers without rotary positions; 1 in the list stands for one that has them."""
     layers = range(values["num_hidden_layers"])
     interval = values["no_rope_layer_interval"]
+    # By the interval: 0, so none, in every `interval`-th layer; any other remainder counts as 1.
     has_rope = values["no_rope_layers"] or [(layer + 1) % interval for layer in layers]
     if len(has_rope) < len(layers):
         raise ValueError(f"no_rope_layers has {len(has_rope)} entries for {len(layers)} layers")
@@ -182,6 +183,8 @@ SMOLLM3 = dataclasses.replace(
         windows(lambda layer, v: layer in _read_no_rope(v)["no_rope_layers"], is_switched=True),
     ),
 )
+# No norm before a part: post_attention_layernorm, which in LLaMA comes before the feed-forward
+# block, is here of the output of attention.
 OLMO2 = dataclasses.replace(
     LLAMA,
     model_type="olmo2",

@@ -82,6 +82,7 @@ def _written(config: models.DecoderConfig, content: Mapping) -> dict:
         "moe_intermediate_size": settings.intermediate_size or config.intermediate_size,
         "shared_expert_intermediate_size": settings.shared_size,
     }
+    # The source's step and list stay where they say the same layers; else a list alone says them.
     if _layers({**content, "num_hidden_layers": config.num_layers}) == layers:
         return sizes
     dense = [layer for layer in range(config.num_layers) if layer not in layers]
@@ -108,6 +109,7 @@ def _misfit(*names: str) -> tuple[str, Callable[[models.DecoderConfig], bool]]:
         if not any(own) or any(each.router not in _ROUTERS.values() for each in own if each):
             return True
         said = {n: value for n, value in _written(config, {}).items() if n in names}
+        # What does not come back from the keys that would be written has no counterpart.
         read = _read({**said, "num_hidden_layers": config.num_layers})["experts"]
         expected = _experts_of(dataclasses.replace(config, experts=read))
         return _with_widths(expected, config) != _with_widths(own, config)
@@ -139,6 +141,7 @@ def _mixture(of: LanguageFamily, names: Mapping[str, str], tensors: Mapping, **m
 
 _PROJECTIONS = {name: f"{name}_proj" for name in ("gate", "up", "down")}
 _OF_QWEN = {"start": "layers.{m}.mlp", **_PROJECTIONS}
+# Mixtral's expert is w2(silu(w1 x) * w3 x).
 _OF_MIXTRAL = {
     "start": "layers.{m}.block_sparse_moe",
     "gate": "w1",

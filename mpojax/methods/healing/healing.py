@@ -166,6 +166,7 @@ def _computing(model: models.LanguageModel | None, dtype: str, remat: bool):
 def _hooks(folder: training.Workdir | None, checkpoint_every: int) -> list[training.Hook]:
     hooks = [training.Progress("healing"), training.StopOnSignal()]
     if folder is not None:
+        # Every call is given the teacher: checkpoints need not hold it.
         unsaved = (objective.TEACHER,)
         hooks.append(training.Checkpoint(checkpoint_every, unsaved=unsaved))
     return hooks

@@ -59,6 +59,7 @@ class RouterStatistics(hooks.Hook):
 
     def begin(self, loop: "Loop") -> None:
         if loop.folder is not None and jax.process_index() == 0:
+            # Rows behind the checkpoint are of a run that was killed: these steps come again.
             _write(loop.folder, [row for row in _rows(loop.folder) if int(row[0]) <= loop.step])
         if loop.step == 0:
             self._look(loop)
@@ -148,6 +149,7 @@ def layers_with_experts(state: state_lib.TrainState) -> list[str]:
             if re.fullmatch(r".*/router/.+", path):
                 routed.add(stack)
     firsts, prefixes = update_statistics.firsts(depths), update_statistics.prefixes(depths)
+    # As `LanguageModelOutput.routing` has them: the encoder's layers come first.
     order = sorted(routed, key=lambda s: (update_statistics.tower_of(s) != "encoder", firsts[s]))
     return [
         f"{prefixes[stack]}layer_{firsts[stack] + index:02d}"

@@ -129,6 +129,7 @@ def distillation_loss(
             "distillation": _output_distance(pair, logits, teacher_logits, weights.temperature)
         }
         total = weights.logits * terms["distillation"]
+        # The student has run already: the objective calls what only hands its logits out.
         task_loss, metrics = task_objective(pair)(lambda *_: logits, batch, key)
         if weights.task:
             terms["task_loss"] = task_loss
@@ -198,6 +199,7 @@ def hidden_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array | No
         )
     one, other = (x.astype(jnp.float32) for x in (student, teacher))
     real = jnp.ones(one.shape[:2], jnp.float32) if mask is None else (mask != 0).astype(jnp.float32)
+    # (batch, length, 1)
     real = real[..., None]
     return jnp.sum(real * jnp.square(one - other)) / jnp.sum(real * jnp.square(other))
 

@@ -320,6 +320,7 @@ class Dynamic(training.Hook):
 
 def report(model: models.Model, chosen: Sequence[tuple[int, Sequence[str]]]) -> dict[str, Any]:
     """Metadata of a run: sizes while it learns and after merging, and what was chosen when."""
+    # Below 0: exact chains have more parameters than their matrices.
     dense = sum(shape.num_dense_params - shape.num_params for shape in model.shapes.values())
     size = int(sum(models.count_parameters(model).values()))
     return {

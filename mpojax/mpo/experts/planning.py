@@ -162,12 +162,14 @@ def _rebuild_cost(ledger, shape, experts, training, share_central, remat):
     # The first product runs once more in the backward pass where the matrices were kept.
     first = forwards + (2 if training else 0) + (1 if training and not remat else 0)
     last = forwards + (2 if training else 0)
+    # (L C) R: (i j, p)(p, k m q), then (i j k m, q)(q, a b). L (C R): likewise from the right.
     if left_product_first(shape):
         one, other = (i * j, p, k * m * q), (i * j * k * m, q, a * b)
     else:
         one, other = (a * b, q, p * k * m), (a * b * k * m, p, i * j)
     has_left, has_right = shape.central > 0, shape.central < shape.num_cores - 1
     if has_left and has_right:
+        # One C for all experts: their L (or R) stacked in rows, one product.
         if share_central:
             ledger.matmul(experts * one[0], *one[1:], times=first)
         else:
@@ -183,6 +185,9 @@ def _shared_cost(ledger, shape, experts, tokens, training, share_central, order)
     products = 3 if training else 1
     _merge_sides(ledger, shape, experts, training)
     # Vectors of a token, their size before and after, for the three groups; then what is moved.
+    # A token (i k a): R_e makes a -> b q, C k q -> m p, L_e i p -> j, that is (i k b q), (i b m p),
+    # (j m b). From the left: L_e i -> j p, C k p -> m q, R_e a q -> b. Moved is what must be
+    # transposed for the contracted axes to be neighbours; nothing where one of them is 1.
     if order == "right_first":
         steps = ((i * k, a, b * q), (i * b, k * q, m * p), (b * m, i * p, j))
         moved = (
