@@ -41,6 +41,7 @@ from mpojax.training import workdir as workdir_lib
 _MODELS = ("model", "init_checkpoint", "teacher", "start.teacher")
 
 
+# No `Exception`: a cell, or what it calls, must not take it for a failure and go on.
 class Stopped(BaseException):
     """A signal asks to stop; raised where the running cell does not listen itself."""
 

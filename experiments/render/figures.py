@@ -258,6 +258,7 @@ def heat(
     """
     image = panel.imshow(values, aspect="auto", cmap="viridis", vmin=0.0, vmax=largest)
     panel.figure.colorbar(image, ax=panel, label=label, pad=0.02)
+    # At most 24 names fit side by side.
     interval = -(-len(columns) // 24)
     panel.set_xticks(range(0, len(columns), interval), columns[::interval], fontsize=8.5)
     panel.set_yticks(range(len(rows)), rows, fontsize=8.5)
@@ -265,6 +266,7 @@ def heat(
     brightest = np.nanmax(values) if largest is None else largest
     for y, line in enumerate(texts):
         for x, cell in enumerate(line):
+            # viridis is dark up to its middle.
             color = "white" if values[y][x] < 0.5 * brightest else "black"
             panel.text(x, y, cell, ha="center", va="center", color=color, fontsize=7.5)
 

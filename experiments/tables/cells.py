@@ -229,6 +229,7 @@ def find_weights(
             return str(made), ""
         return "", f"there is no folder {made}; pre-train it\n    {pretraining}"
     try:
+        # A hub id is OWNER/NAME, with one slash.
         is_path = model.count("/") != 1 or files.is_remote(model) or files.at(model).exists()
         if is_path or _in_hub_cache(model):
             sources.locate(model)

@@ -26,6 +26,7 @@ _DEVELOPMENT = {
 EXAMPLES = {
     "dev": _DEVELOPMENT,
     "test": {
+        # The whole development set, or half of it where the other half selects, as `splits` says.
         task: size if task in splits.HELD_OUT or task == "mnli" else size // 2
         for task, size in _DEVELOPMENT.items()
         if task not in ("wnli", "squad")

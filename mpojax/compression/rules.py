@@ -144,6 +144,7 @@ class MatrixRule:
                 in_features=in_features,
                 out_features=out_features,
             )
+        # Five cores, as in the papers.
         size = (in_features, out_features, self.cores or 5)
         return mpo.MPOShape.published(*size) or mpo.MPOShape.balanced(*size)
 

@@ -108,6 +108,7 @@ class TransformerStack(nnx.Module):
             outputs.append(output)
         routing, recorded = zip(*outputs, strict=True)
         if cache is not None:
+            # All layers have written at the old position: it moves on once, here.
             cache = dataclasses.replace(cache, position=cache.position + x.shape[1])
         return StackOutput(
             self.final_norm(x) if hasattr(self, "final_norm") else x,
@@ -138,6 +139,7 @@ class TransformerStack(nnx.Module):
         keys, values = (jnp.zeros(shape, config.dtype) for _ in range(2))
         of_encoder = None
         if encoder_output is not None:
+            # (layers of the stack, batch, source length, heads, head size), keys and values each.
             parts = [
                 jax.lax.map(lambda one: one.cross_attention.keys_values(encoder_output), stack)
                 for stack in self.stacks
@@ -221,6 +223,7 @@ def _random_layers(
             layer = Block(config, dict(shapes), experts, **dict(parts), rngs=rngs)
         else:
             layer = BottleneckBlock(config, dict(shapes), rngs=rngs)
+        # A key of their own: the layer is the same one with adapters and without.
         adapter_rngs = nnx.Rngs(jax.random.fold_in(layer_key, 1))
         nn.attach_adapters(layer, dict(adapters), config.adapter_scale, rngs=adapter_rngs)
         return layer

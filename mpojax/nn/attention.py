@@ -248,7 +248,7 @@ class Attention(nnx.Module):
         of_query = jnp.einsum("bsnd,rnd->bnsr", q_BxSxNxD, k_1xRxNxD[0])
         of_key = jnp.einsum("bsnd,rnd->bnsr", k_BxSxNxD, q_1xRxNxD[0])
         query_ij = jnp.take_along_axis(of_query, indices_SxS[None, None], axis=-1)
-        # k_j q(r_ji): gathered by the key j, so that the result is transposed below.
+        # k_j q(r_ij): `of_key` is by keys, so the indices are transposed, and the result below.
         key_ji = jnp.take_along_axis(of_key, indices_SxS.T[None, None], axis=-1)
         return self.scale * (query_ij + jnp.swapaxes(key_ji, -1, -2))
 

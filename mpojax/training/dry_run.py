@@ -252,6 +252,7 @@ def _equation(equation) -> int:
         (_, contracted), (_, batch) = numbers.dot_dimension_numbers
         left, right = (variable.aval.shape for variable in equation.invars[:2])
         used = {*contracted, *batch, *numbers.rhs_group_dimensions}
+        # Rows and what is summed over are the axes of `left`; of `right` only its columns are left.
         return 2 * math.prod(left) * math.prod(n for k, n in enumerate(right) if k not in used)
     parts = [part for value in parameters.values() for part in _programs(value)]
     if name == "scan":

@@ -155,6 +155,7 @@ def decode(sizes: Sizes, matrices: Sequence[tuple[int, int]], layers: int) -> di
 
     def merged(layer):
         pairs = enumerate(zip(shapes, plans, strict=True))
+        # Seeds that do not meet: at most 9 cores a matrix, 11 matrices a layer.
         return [mpo.prepare(_cores(s, 100 * layer + 9 * i), p, x.dtype) for i, (s, p) in pairs]
 
     def stack(apply):
@@ -162,6 +163,7 @@ def decode(sizes: Sizes, matrices: Sequence[tuple[int, int]], layers: int) -> di
             y = x
             for i, each in enumerate(weights):
                 y = jax.nn.gelu(apply(i, each, y))
+            # A single matrix may be wider than x: cut to its width for the next layer.
             return x + y[:, : x.shape[1]], None
 
         return jax.jit(lambda x, weights: jax.lax.scan(block, x, weights)[0])
@@ -253,6 +255,7 @@ def generate(sizes: Sizes, work: Workload) -> dict[str, float]:
         for num in (1, 1 + sizes.new_tokens)
     }
     times = timing.interleaved(runs, sizes.rounds, seconds_each=0.3)
+    # The difference of two lengths: reading the prompt and starting the program cancel out.
     seconds = (times[1 + sizes.new_tokens] - times[1]) / sizes.new_tokens
     if seconds <= 0.0:
         raise ValueError(f"{sizes.new_tokens} more tokens took no longer: the machine is busy.")

@@ -134,8 +134,7 @@ class _Rows:
         # Every token of every piece.
         n = _count_within(size)
         piece = np.repeat(np.arange(len(size)), size)
-        # A comes first unless swapped. The part that comes second stands behind the other and its
-        # [SEP].
+        # A comes first unless swapped; the second part stands behind the other and its [SEP].
         in_a = n < cut[piece]
         first = in_a != swapped[piece]
         within = n - np.where(in_a, 0, cut[piece]) + np.where(first, 0, leading[piece] + 1)

@@ -118,8 +118,7 @@ def _sentence_pieces(
         np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
     )
     document = np.searchsorted(ends, begins_at, "right")
-    # Numbers of sentences: the first of each document, and, per sentence, that of the next
-    # document.
+    # Numbers of sentences: the first of each document; per sentence, that of the next one.
     first = np.searchsorted(begins_at, begins)
     stop = np.append(first[1:], len(begins_at))[document]
     # The sentence with which the next piece starts, for a piece that starts with each.

@@ -170,6 +170,7 @@ def make_split(
         if not text.strip() or context[start : start + len(text)] != text:
             misplaced.append(name)
             continue
+        # White space around an answer is no part of its span: no token begins or ends in it.
         begin = start + len(text) - len(text.lstrip())
         labels[number] = begin, begin + len(text.strip())
     if len(misplaced) > _MISPLACED_SHARE * len(rows):

@@ -274,6 +274,7 @@ def label_names(labels: Sequence[int | str]) -> tuple[str, ...]:
     if not all(map(tables.is_whole_number, distinct)):
         return tuple(sorted(distinct))
     whole = {tables.whole_number(label) for label in distinct}
+    # By value: 2 before 10.
     return tuple(sorted(whole, key=lambda label: (int(label), label)))
 
 

@@ -108,6 +108,7 @@ def _build_gpt2(vocabulary, merges, settings) -> tokenizers.Tokenizer:
 def _build_qwen2(vocabulary, merges, settings) -> tokenizers.Tokenizer:
     backend = _build_gpt2(vocabulary, merges, settings)
     backend.normalizer = normalizers.NFC()
+    # Its own expression would split words as GPT-2's; the Split before it has done that.
     to_bytes = pre_tokenizers.ByteLevel(_prefix_space(settings), use_regex=False)
     words = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])

@@ -185,6 +185,7 @@ def _files_tell(settings: TokenizerSettings, found: list) -> bool:
 def _kind_of(names: tuple[str, ...], vocabulary: Mapping[str, int]) -> classes.Kind:
     if names in WORD_PIECE_FILES:
         return classes.BERT
+    # GPT-2 has neither: its one special token is <|endoftext|>.
     is_roberta = "<s>" in vocabulary and "</s>" in vocabulary
     return classes.ROBERTA if is_roberta else classes.GPT2
 

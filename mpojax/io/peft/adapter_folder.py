@@ -163,6 +163,7 @@ def _with_saved_head(base: models.Model, tensors: Mapping, folder) -> models.Mod
             f"{folder} has a classifier, but the base has no pooler to put it on: load the "
             "sequence classifier that the adapter was tuned with."
         )
+    # torch's (labels, hidden).
     return models.with_head(base, len(tensors[name]), head=_HEADS[name], rngs=nnx.Rngs(0))
 
 

@@ -83,6 +83,7 @@ def from_scratch(
     arrays = _fresh(config, shapes, rng, {"kernel": stddev, "down": adapter_stddev})
     for path, shape in shapes.items():
         role = teacher_lib.role_of(path)
+        # Section 3.3: random auxiliary cores around the central one of the decomposition.
         cores = _xavier(rng, shape) if init == "xavier" or scaling == "paper_text" else chains[role]
         if init != "xavier":
             cores = _around(chains[role][shape.central], cores, shape)

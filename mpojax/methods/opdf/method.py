@@ -165,6 +165,7 @@ class Distillation(protocol.Method):
         loss, batches, trained = self._learning(setup, pair)
 
         def accept(path, variable):
+            # Paths in the pair begin with its part, such as "student".
             return trained(path, variable) and inner(path[1:], variable)
 
         if own.chains is None:
@@ -174,6 +175,7 @@ class Distillation(protocol.Method):
         optimizer = setup.make_optimizer(pair, fields=fields)
         state = setup.state(pair, accept, optimizer)
         extra = _at_start(setup, student, state)
+        # One micro-batch rebuilds every matrix once in any case.
         rebuilt = student.shapes and setup.options.training.grad_accum_steps > 1
         result = setup.fit(
             state,

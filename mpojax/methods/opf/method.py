@@ -92,6 +92,7 @@ class OPF(protocol.Method):
         if result.interrupted:
             return None
         model = result.state.model()
+        # "static": all matrices in chains were chosen before the first step.
         chosen = hooks[0].chosen if hooks else [(0, list(setup.model.shapes))]
         extra = {"fit": result.summary(), **opf.report(model, chosen)}
         merged = setup.merged(model, extra)

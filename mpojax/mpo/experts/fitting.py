@@ -164,6 +164,7 @@ class ExpertMatrices:
             if best is not None and found.squared_error >= best.squared_error:
                 break
             best = found
+            # B of least error to what the approximations leave, W_e - W'_e.
             own = np.stack([found.matrix(e) - base for e in range(self.number)])
             base = self._mean(self.ws - own)
         return best
