@@ -351,7 +351,6 @@ def _token_scores(model, input_ids, attention_mask) -> TokenScores:
     hidden = run_stack(model, input_ids[:, :-1], mask).hidden
     targets = input_ids[:, 1:]
     count = targets.size
-    # Tokens whose float32 logits, 4 bytes each, fit into _LOGIT_BYTES.
     part = min(count, max(1, _LOGIT_BYTES // (4 * model.config.vocab_size)))
     parts = -(-count // part)
 

@@ -150,7 +150,7 @@ class LanguageModelData(pipeline.TrainBatches):
         self.stream, self.length = stream, length
         # Block k needs the tokens k S to (k + 1) S, its last target included.
         whole = (len(stream) - 1) // length
-        # One of several blocks is left out, so that any of S offsets has room.
+        # One of several blocks is left out, so that any of S offsets fits.
         super().__init__(batch_size, max(1, whole - 1) if shift else whole, seed)
         self.num_tokens = self.num_examples * length
         # Offsets 0 to this: beyond it the last target would lie behind the stream.

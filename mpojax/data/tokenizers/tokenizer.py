@@ -182,7 +182,7 @@ class Tokenizer:
         """
         self._check(questions, contexts, max_length)
         questions, longest = self._cut(questions, max_question_length)
-        # Tokens that every window has for the context, also beside the longest question.
+        # Tokens that every window has for the context, also next to the longest question.
         capacity = max_length - longest - self._backend.num_special_tokens_to_add(True)
         overlap = min(128, capacity // 2) if overlap is None else overlap
         if not 0 <= overlap < capacity:
