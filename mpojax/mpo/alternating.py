@@ -57,7 +57,7 @@ def fit(
       shape: factor lists and bonds.
       covariance: S, (in, in) or (in,), as `weighted.regularized` gives it, or a `Metric`; None for
         the plain Frobenius norm.
-      start: cores of this shape to improve.
+      start: cores of this shape to improve, where that is done in sweeps.
       sweeps: at most this many passes over all cores, there and back alternating.
       steps: conjugate gradient steps for each core of a pass.
       tolerance: stop when a sweep lowers the squared error by less than this share.
@@ -78,17 +78,18 @@ def fit(
     decomposition._check(w, shape)
     metric = weighted.Metric.of(covariance)
     s = None if metric is None else metric.matrix
-    if start is None:
-        start = _start(w, shape, metric)
-    elif tuple(np.shape(core) for core in start) != shape.core_shapes:
+    if start is not None and tuple(np.shape(core) for core in start) != shape.core_shapes:
         raise ValueError(
             f"start has cores {[np.shape(c) for c in start]}; {shape.core_shapes} are needed."
         )
+    # Full chains are exact, low rank is solved in closed form: nothing of a start is of use.
+    in_closed_form = shape.is_full or shape.is_low_rank
+    if start is None or in_closed_form:
+        start = _start(w, shape, metric)
     cores = [np.asarray(core, np.float64) for core in start]
     problem = Problem(w, shape, s)
     errors = [problem.error(cores)]
-    # Full chains are exact, low rank is solved in closed form.
-    for sweep in range(0 if shape.is_full or shape.is_low_rank else sweeps):
+    for sweep in range(0 if in_closed_form else sweeps):
         if errors[-1] <= _EXACT:
             break
         improved = problem.sweep(cores, steps, backward=sweep % 2 == 1)

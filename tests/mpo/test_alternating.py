@@ -147,3 +147,14 @@ def test_bad_requests():
         mpo.fit(np.full((12, 10), np.nan), shape)
     with pytest.raises(ValueError, match=r"start has cores .* are needed"):
         mpo.fit(np.ones((12, 10)), shape, start=helpers.random_cores(shape.with_bonds(1), 0))
+
+
+def test_low_rank_and_full_chains_end_at_the_optimum_from_any_start():
+    w, s = matrix(SHAPES["two cores"]), covariance(12)
+    best = mpo.low_rank(w, 3, s)
+    for shape, wanted in (
+        (mpo.MPOShape.low_rank(12, 10, 3), mpo.weighted_relative_error(w, mpo.to_matrix(best), s)),
+        (SHAPES["two cores"], 0.0),
+    ):
+        fit = mpo.fit(w, shape, s, start=helpers.random_cores(shape, 0))
+        assert fit.error == pytest.approx(wanted, abs=1e-9)
