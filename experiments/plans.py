@@ -18,6 +18,7 @@ import numpy as np
 from experiments import decoders
 from mpojax import compression, models, tables
 from mpojax.compression import choosing, compressing, matrices
+from mpojax.mpo.experts import fitting
 
 # Bytes of the process itself: Python, jax, compiled programs.
 _PROCESS = 0.6e9
@@ -25,6 +26,9 @@ _PROCESS = 0.6e9
 _SYMMETRIC = 0.65
 # Logits exist for so many bytes at a time.
 _LOGITS = 3 * 2**28
+# Steps of conjugate gradients for a first core that experts share, without and with a base; of
+# these 560 and 1,000 were run for random experts (tools.benchmarks.mixtures).
+_STEPS = 800
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +209,8 @@ class Plan:
 
     def _compressed(self, name: str, label: str, kept: float) -> Phase:
         method = compression.METHODS[name]
-        double, eigen, memory = self._factorised(method)
+        share = 1 - (1 - kept) * self.total / self.matched
+        double, eigen, memory = self._factorised(method, share)
         memory += _PROCESS + self._layer_bytes() + kept * self.stored_bytes
         flops, passes, is_best = 0.0, [], name == "best"
         widest = max(m.rows for m in self.maps.values())
@@ -231,7 +236,7 @@ class Plan:
         given = (flops, memory, double, eigen, disk, is_best and layerwise)
         return Phase(label, ", ".join(passes) or "none", *given)
 
-    def _factorised(self, method: compression.Method) -> tuple[float, float, float]:
+    def _factorised(self, method: compression.Method, share: float) -> tuple[float, float, float]:
         """(FLOPs in float64, sum of n^3 of eigenvectors, bytes) of all matrices, by one method."""
         double = eigen = 0.0
         times = 1 + (method.by_loss or method.by_log)  # spectra first, then factors
@@ -240,6 +245,7 @@ class Plan:
             eigen += m.number * small**3 * (1 + 0.4 * method.by_loss)
             weighing = 2.0 * m.rows * m.columns * (m.rows + m.columns * method.by_loss)
             double += m.number * times * (weighing + 2.0 * m.rows * m.columns * small)
+            double += _by_turns(m, share) if m.number > 1 and len(method.forms) > 1 else 0.0
         if method.inputs == "weights":
             memory = 8.0 * max(m.number * m.rows * m.columns for m in self.maps.values())
         else:
@@ -308,8 +314,18 @@ def _maps(stored: models.StoredModel, paths: Sequence[str]) -> dict[str, Map]:
     return found
 
 
+def _by_turns(m: Map, share: float) -> float:
+    """FLOPs of the forms with a core that experts share, which have no closed form."""
+    rank = share * m.number * m.rows * m.columns / (m.rows + m.number * m.columns)
+    rank = min(rank, m.rows, m.columns)
+    first = _STEPS * 2.0 * m.number * m.rows * rank * (m.rows + rank)
+    return first + 2 * 2.0 * fitting.centre_work(m.rows, m.columns, m.number)
+
+
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
+    if seconds >= 120 * 60:
+        return f"{seconds / 3600:,.0f} h"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def plan(config, stored: models.StoredModel, names) -> Plan:

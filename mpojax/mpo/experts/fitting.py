@@ -177,12 +177,16 @@ class ExpertMatrices:
 
     def _centred(self, budget: int) -> Iterator[ExpertFit]:
         """L_e C R_e in chains of three cores with the usual factors of three and of five."""
-        rows, columns = self.size
-        work = 3.0 * _SWEEPS * _STEPS * self.number * rows * columns * (rows + 64)
         shapes = dict.fromkeys(centre_shape(*self.size, self.number, budget, n) for n in (3, 5))
-        for shape in shapes if work <= _MOST_WORK else ():
+        for shape in shapes if centre_work(*self.size, self.number) else ():
             if shape is not None:
                 yield SharedCentre(self, shape).fit()
+
+
+def centre_work(rows: int, columns: int, number: int) -> float:
+    """About how many multiply-adds a fit of `shared_centre` takes; 0 where that is too many."""
+    work = 3.0 * _SWEEPS * _STEPS * number * rows * columns * (rows + 64)
+    return work if work <= _MOST_WORK else 0.0
 
 
 def centre_shape(rows: int, columns: int, number: int, budget: int, cores: int) -> MPOShape | None:
