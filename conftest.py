@@ -66,6 +66,12 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 20, 20)
 
 
+def pytest_sessionfinish():
+    """Looks once through what the tests leave behind, not again as pytest and as Python end."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module")
 def as_users_compile():
     """Programs are optimised: for tests that compare to the last digits."""

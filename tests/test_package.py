@@ -47,7 +47,8 @@ def test_import_needs_only_jax_and_flax_and_layers_and_models_nothing_heavy():
 def test_experiments_start_without_what_only_some_runs_use():
     """tensorboardX alone would load all of torch; fsspec is for stores."""
     late = ["fsspec", "matplotlib", "sklearn", "tensorboardX", "torch", "transformers"]
-    run(f"import sys\nsys.modules |= dict.fromkeys({late})\nimport experiments.train")
+    imports = f"sys.modules |= dict.fromkeys({late})\nimport experiments.train, mpojax.data"
+    run(f"import sys\n{imports}\nassert 'tensorflow_datasets' not in sys.modules")
 
 
 def test_the_kernel_example_of_the_readme(capsys):

@@ -37,7 +37,7 @@ def stopped_at():
 @pytest.fixture(scope="session")
 def copied_at():
     """A context in which runs copy their folder after a step that is saved; see `CopyFolder`."""
-    return lambda step, target: _with_hook(helpers.CopyFolder(step, target))
+    return lambda step, *folders: _with_hook(helpers.CopyFolder(step, *folders))
 
 
 def _with_hook(hook):

@@ -24,7 +24,7 @@ def model_of(folder):
 
 
 def test_majority_kernels_leave_a_plain_model_and_resume(config, tmp_path, copied_at):
-    with copied_at(3, tmp_path / "killed"):
+    with copied_at(3, tmp_path / "whole", tmp_path / "killed"):
         assert train.run(config, tmp_path / "whole") == 0
     assert train.run(config, tmp_path / "killed") == 0
     saved, again = model_of(tmp_path / "whole"), model_of(tmp_path / "killed")

@@ -19,7 +19,7 @@ def config(checkpoint, texts):
 
 
 def test_the_result_is_a_model_with_low_ranks_and_a_killed_run_resumes(config, tmp_path, copied_at):
-    with copied_at(3, tmp_path / "killed"):
+    with copied_at(3, tmp_path / "whole", tmp_path / "killed"):
         assert train.run(config, tmp_path / "whole") == 0
     assert train.run(config, tmp_path / "killed") == 0
     result = result_of(tmp_path / "whole")

@@ -131,18 +131,25 @@ def test_a_head_without_names_says_how_it_is_taken(checkpoint, caplog):
     assert "has no head for mine, whose classes are no, yes, maybe" in caplog.text
 
 
-def test_compute_fields(config, tuned, tmp_path):
-    """Recomputed layers change nothing, bfloat16 little; the saved parameters stay float32."""
-    config.save_model = True
-    losses = {"plain": result_of(tuned)["fit"]["metrics"]["loss"]}
-    for name, change in (("remat", {"remat": True}), ("bfloat16", {"dtype": "bfloat16"})):
-        config.update(change)
-        assert train.run(config, tmp_path / name) == 0
-        losses[name] = result_of(tmp_path / name)["fit"]["metrics"]["loss"]
-    saved = models.to_arrays(io.load_pretrained(tmp_path / "bfloat16" / "model"))
-    np.testing.assert_allclose(losses["remat"], losses["plain"], rtol=1e-5)
-    np.testing.assert_allclose(losses["bfloat16"], losses["plain"], rtol=0.05)
-    assert losses["bfloat16"] != losses["plain"]
+def loss_of(folder):
+    return result_of(folder)["fit"]["metrics"]["loss"]
+
+
+# Of models: tests/models; by a config: below.
+@pytest.mark.slow
+def test_recomputed_layers_change_nothing(config, tuned, tmp_path):
+    config.remat = True
+    assert train.run(config, tmp_path) == 0
+    np.testing.assert_allclose(loss_of(tmp_path), loss_of(tuned), rtol=1e-5)
+
+
+def test_half_precision_with_recomputed_layers_changes_little(config, tuned, tmp_path):
+    """The saved parameters stay float32."""
+    config.update({"save_model": True, "remat": True, "dtype": "bfloat16"})
+    assert train.run(config, tmp_path) == 0
+    np.testing.assert_allclose(loss_of(tmp_path), loss_of(tuned), rtol=0.05)
+    assert loss_of(tmp_path) != loss_of(tuned)
+    saved = models.to_arrays(io.load_pretrained(tmp_path / "model"))
     assert {array.dtype for array in saved.values()} == {np.dtype(np.float32)}
 
 
@@ -243,7 +250,7 @@ def test_a_head_of_other_classes_does_not_go_on(checkpoint, known, wanted, same)
 
 def test_an_interrupted_run_resumes_with_the_same_data(config, tuned, texts, tmp_path, stopped_at):
     with stopped_at(2):
-        assert toy.main(config, str(tmp_path / "stopped")) == 0
+        assert train.run(config, tmp_path / "stopped") == 1
     assert not (tmp_path / "stopped" / "result.json").exists()
     file = texts / "train.tsv"
     content = file.read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ def _result(folder):
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory, copied_at):
     folder = tmp_path_factory.mktemp("runs") / "mpobert"
-    with copied_at(2, folder.parent / "killed"):
+    with copied_at(2, folder, folder.parent / "killed"):
         assert train.run(_config(corpus, variant="small"), folder) == 0
     return folder
 

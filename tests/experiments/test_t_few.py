@@ -34,7 +34,7 @@ def test_everything_trained_learns_and_a_killed_run_resumes(folder, kind, tmp_pa
     fields = {"trainable": "all", "adapters": (), "save_model": True, "steps": 20}
     fields |= {"checkpoint_every": 10, "optimizer__learning_rate": 0.05}
     config = make(folder, kind, **fields)
-    with copied_at(10, tmp_path / "killed"):
+    with copied_at(10, tmp_path / "whole", tmp_path / "killed"):
         assert train.run(config, tmp_path / "whole") == 0
     assert train.run(config, tmp_path / "killed") == 0
     saved, again = (

@@ -135,6 +135,8 @@ class TestOneTask:
         monkeypatch.setattr(text_to_text.TextToText, "setup", None)
         assert train.run(*learnt) == 0
 
+    # The saved model: above; that no steps only evaluate: test_finetune.py, test_language_model.py.
+    @pytest.mark.slow
     def test_no_steps_only_evaluate(self, learnt, tmp_path):
         config, folder = learnt
         config = config.copy_and_resolve_references()

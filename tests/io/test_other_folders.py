@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -21,11 +22,16 @@ from tests.io.test_adapter_kinds import MODELS, add, moved, outputs
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def _command(message: str) -> str:
+    """Arguments of Python in the command that a message prints."""
+    (command,) = re.findall(r"python (-c '.+') writes ", message)
+    return command
+
+
 def follow(message: str, cwd: pathlib.Path) -> None:
     """Runs the command that a message prints, by a shell, word for word."""
-    (command,) = re.findall(r"python (-c '.+') writes ", message)
     subprocess.run(
-        f"{sys.executable} {command}",
+        f"{sys.executable} {_command(message)}",
         shell=True,
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
@@ -214,7 +220,8 @@ def test_adapters_are_merged_into_a_model_by_the_advice(tmp_path, kind):
     if kind == "own":
         assert "with the folder of its base model for BASE" in message
         message = message.replace('"BASE"', json.dumps(str(base)))
-    follow(message, tmp_path)
+    # Here, not by a shell: names of folders are above.
+    exec(shlex.split(_command(message))[-1], {})
     merged = io.load_pretrained(tmp_path / "adapter-merged")
     _equal(merged, compression.merge(model))
     assert (tmp_path / "adapter-merged" / "vocab.txt").is_file()

@@ -164,7 +164,7 @@ def dynamic(steps=9, settings=SETTINGS):
 def whole(tmp_path_factory):
     """The hook and the model of a run, and its folder as it was after step 7."""
     folder, hook = tmp_path_factory.mktemp("whole"), dynamic()
-    copy = helpers.CopyFolder(7, folder / "killed")  # after the second choice
+    copy = helpers.CopyFolder(7, folder / "run", folder / "killed")  # after the second choice
     return hook, fit(hook, 9, folder / "run", every=7, hooks=[copy]).state.model(), copy.target
 
 

@@ -76,7 +76,7 @@ class TestHook:
 
     def test_resume(self, tmp_path):
         hooks = [hook(every=1), training.Checkpoint(every=2)]
-        copy = helpers.CopyFolder(2, tmp_path / "resumed")
+        copy = helpers.CopyFolder(2, tmp_path / "whole", tmp_path / "resumed")
         whole = small_decoder.run(tmp_path / "whole", steps=4, hooks=[*hooks, copy])
         # As if the run had been killed after a look that no checkpoint knows of.
         path = tmp_path / "resumed" / router_statistics.NAME

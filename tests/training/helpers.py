@@ -134,8 +134,8 @@ class CopyFolder(training.Hook):
 
     order = 95  # after `training.Checkpoint`
 
-    def __init__(self, at: int, target):
-        self.at, self.target = at, target
+    def __init__(self, at: int, source, target):
+        self.at, self.source, self.target = at, source, target
 
     def after_step(self, loop):
         if loop.step == self.at:
@@ -143,7 +143,7 @@ class CopyFolder(training.Hook):
                 if isinstance(hook, training.Checkpoint):
                     hook._checkpoints.wait()
             # To read a lock would free it.
-            shutil.copytree(loop.folder, self.target, ignore=shutil.ignore_patterns(".lock"))
+            shutil.copytree(self.source, self.target, ignore=shutil.ignore_patterns(".lock"))
 
 
 class Stop(training.Hook):

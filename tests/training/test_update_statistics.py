@@ -47,7 +47,8 @@ def norms(states, step, select):
 def whole(tmp_path_factory):
     """(folder, result, states) of a run that is measured at every step."""
     folder, keep = tmp_path_factory.mktemp("whole") / "run", Keep()
-    hooks = [keep, training.Checkpoint(every=3), helpers.CopyFolder(3, folder.parent / "killed")]
+    copy = helpers.CopyFolder(3, folder, folder.parent / "killed")
+    hooks = [keep, training.Checkpoint(every=3), copy]
     return folder, run(folder, every=1, hooks=hooks), keep.states
 
 
