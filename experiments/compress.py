@@ -19,17 +19,15 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 from absl import app, flags, logging
 
 from experiments import cells as cells_lib
-from experiments import command_line, config_fields, decoders, launch, plans, sources, sweep
+from experiments import command_line, config_fields, decoders, launch, plans, runs, sources, sweep
 from experiments import variants as variants_lib
 from experiments.render import comparison, frames
-from mpojax import compression, files, io, models
-from mpojax.training import workdir as workdir_lib
+from mpojax import compression, files, io, models, training
 
 
 def plan(config: ml_collections.ConfigDict) -> str:
@@ -46,21 +44,25 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     config_fields.check(config)
     # A folder with a run is compared first; a new one is claimed once everything has been checked,
     # so that a mistyped command leaves nothing behind.
-    known = (files.at(folder) / "config.json").is_file()
-    workdir = workdir_lib.Workdir(folder, config) if known else None
+    workdir = runs.known(folder, config)
     if workdir is not None and workdir.finished:
         print((workdir.path / "summary.txt").read_text(encoding="utf-8"))
         return 0
     names = variants_lib.compared(config)  # a slip in them is told before a model is looked for
     source = sources.locate(config.model)
     stored = io.open_pretrained(source)
-    if models.predicts_next(stored.abstract) and {*names} <= {*compression.METHODS}:
-        setup = decoders.set_up(config, files.at(folder), stored, source, names)
-        workdir = workdir or workdir_lib.Workdir(folder, config)
-        setup.check_texts(workdir)
-        print(f"model: {config.model}, {sources.describe(stored.abstract)}")
-        print(decoders.run(setup, workdir, start))
-        return 0
+    if not models.predicts_next(stored.abstract) or not {*names} <= {*compression.METHODS}:
+        return _of_variants(config, folder, workdir, stored, source, start)
+    setup = decoders.set_up(config, files.at(folder), stored, source, names)
+    workdir = workdir or training.Workdir(folder, config)
+    setup.check_texts(workdir)
+    print(f"model: {config.model}, {sources.describe(stored.abstract)}")
+    print(decoders.run(setup, workdir, start))
+    return 0
+
+
+def _of_variants(config, folder: str, workdir, stored, source: str, start: float) -> int:
+    """`main` for the variants of a config."""
     if config.get("budgets"):
         raise ValueError(
             f"config.budgets={tuple(config.budgets)} is for decoders and their methods: one size "
@@ -74,14 +76,14 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
             f"config.cell: a comparison fine-tunes encoders, and {config.model} is none. Take "
             "configs/compress.py: the result can be tuned by other experiments."
         )
-    # What needs no statistics is checked before they are computed, which takes long.
     variants_lib.check_variants(config, dense, variants)
     known = variants_lib.calibrate(config, dense, variants, source)
     if known is not None:
         variants_lib.check_variants(config, dense, variants, known)
-    workdir = workdir or workdir_lib.Workdir(folder, config)
+    workdir = workdir or training.Workdir(folder, config)
     print(f"model: {config.model}, {sources.describe(dense)}")
-    compressed = compress_all(config, workdir.path, dense, variants, known, source)
+    given = (config, workdir.path, dense, known, sources.tokenizer_folder(source))
+    compressed = variants_lib.compressed(variants_lib.Setup(*given), variants)
     chains = [variant.rules for variant in variants if variant.method is None]
     curve = comparison.error_curve(workdir.path, dense, chains)
     rows = sweep.run_cells(cells, workdir.path / "cells") if cells else []
@@ -94,30 +96,6 @@ def main(config: ml_collections.ConfigDict, folder: str) -> int:
     seconds = time.perf_counter() - start
     print(comparison.write(workdir, config, variants, compressed, results, curve, seconds))
     return 0
-
-
-def compress_all(
-    config: ml_collections.ConfigDict,
-    folder: pathlib.Path,
-    dense: models.Model,
-    variants: Sequence[variants_lib.Variant],
-    known: variants_lib.Known | None,
-    source: str,
-) -> dict[str, dict[str, Any]]:
-    """Compresses and saves all variants; {name: record}. `source` has the tokenizer."""
-    given = (known, sources.tokenizer_folder(source))
-    records: dict[str, dict[str, Any]] = {}
-    for variant in variants:
-        if variant.is_uncut:
-            logging.warning(
-                "variant %r has neither a budget nor a bond: the MPO is exact, and larger than the "
-                "matrices",
-                variant.name,
-            )
-        records[variant.name] = variants_lib.compress_variant(
-            config, folder, dense, variant, records, *given
-        )
-    return records
 
 
 def results_of(cells: Sequence[cells_lib.Cell], folder: pathlib.Path) -> dict[str, list[dict]]:

@@ -14,11 +14,9 @@ import numpy as np
 from absl import logging
 
 from experiments import config_fields, evaluate, runs, sources
-from experiments.render import comparison, frames
-from experiments.render import figures as render
-from mpojax import checks, compression, data, figures, files, io, models, tables
+from experiments.render import decoders as render
+from mpojax import checks, compression, data, files, io, models
 from mpojax.compression import choosing
-from mpojax.compression import report as report_lib
 from mpojax.methods import healing
 from mpojax.models import evaluation
 from mpojax.training import progress as progress_lib
@@ -43,19 +41,6 @@ _FIELDS = {
     "heal.length": checks.integer(2),
     "heal.learning_rate": checks.number(above=0),
     "sample.new_tokens": checks.integer(0),
-}
-# Perplexities are plotted up to so many times the dense model's.
-_SHOWN = 50.0
-_COLUMNS = {
-    "variant": ("label", str),
-    "budget": ("budget", str),
-    "parameters": ("parameters", "{:,.0f}".format),
-    "of matrices": ("matrices_ratio", lambda value: f"{100 * value:.1f} %"),
-    "stored": ("stored_bytes", lambda value: f"{value / 1e6:.1f} MB"),
-    "perplexity": ("perplexity", lambda value: f"{value:,.2f}" if value < 1e5 else f"{value:.1e}"),
-    "decode tokens/s": ("decode_shown", str),
-    "prefill tokens/s": ("prefill_shown", str),
-    "seconds": ("seconds", "{:.0f}".format),
 }
 
 
@@ -117,38 +102,37 @@ def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str
       names: of methods, keys of `compression.METHODS`; none for `default`.
 
     Raises:
-      ValueError: texts shorter than a window, or budgets that do not fit.
+      ValueError: see `check`, `_tokens` and `healing.batches_of`.
     """
     names = names or default(stored)
     check(config, stored, names)
-    settings = config.calibration
     tokenizer, tokenizer_folder = sources.load_tokenizer(source)
-    ids = read_tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
-    evaluation.check_vocabulary(stored, ids, f"config.calibration.texts={settings.texts!r}")
-    length = min(settings.length, stored.config.max_positions)
-    windows = len(ids) // length
-    if not windows:
-        raise ValueError(
-            f"config.calibration.texts={settings.texts!r} has {len(ids)} tokens, fewer than one "
-            f"window of config.calibration.length={length}; give more text."
-        )
+    ids, length = _tokens(config, "calibration", "length", stored, tokenizer)
+    test, _ = _tokens(config, "evaluation", "window", stored, tokenizer)
+    windows, settings = len(ids) // length, config.calibration
     if windows < settings.windows:
         logging.warning("calibration: %d windows of text instead of %d", windows, settings.windows)
     rows = ids[: windows * length].reshape(windows, length)
-    measured = config.evaluation
-    test = read_tokens(measured.texts, measured.split, measured.data_dir, tokenizer)
-    window = min(measured.window, stored.config.max_positions)
-    if len(test) < window:
-        raise ValueError(
-            f"config.evaluation.texts={measured.texts!r} has {len(test)} tokens, fewer than one "
-            f"window of config.evaluation.window={window}; give more text."
-        )
     if config.heal.steps:
         given = heal_settings(config, stored)
         healing.batches_of(stored, ids, given["length"], given["batch_size"])
     matched = sum(matched_sizes(config, stored).values())
     given = (stored, matched, ids, *_batches(rows, settings), test, tokenizer_folder)
     return Setup(config, folder, names, *given)
+
+
+def _tokens(config, part: str, field: str, stored, tokenizer) -> tuple[np.ndarray, int]:
+    """(token ids of the texts of a part of a config, tokens of a window of them), checked."""
+    settings = config[part]
+    ids = read_tokens(settings.texts, settings.split, settings.data_dir, tokenizer)
+    evaluation.check_vocabulary(stored, ids, f"config.{part}.texts={settings.texts!r}")
+    window = min(settings[field], stored.config.max_positions)
+    if len(ids) < window:
+        raise ValueError(
+            f"config.{part}.texts={settings.texts!r} has {len(ids)} tokens, fewer than one window "
+            f"of config.{part}.{field}={window}; give more text."
+        )
+    return ids, window
 
 
 def _batches(windows: np.ndarray, settings) -> tuple[list, list]:
@@ -258,7 +242,7 @@ def run(setup: Setup, workdir: workdir_lib.Workdir, start: float) -> str:
         made = functools.partial(_speeds, setup, rows)
         speeds = runs.kept(setup.folder / "compression" / "speeds.json", made)
         rows = [row | speeds.get(row["variant"], {}) for row in rows]
-    return write(setup, workdir, rows, time.perf_counter() - start)
+    return render.write(setup.config, workdir, rows, time.perf_counter() - start)
 
 
 def text_of(budget: float) -> str:
@@ -392,83 +376,3 @@ def _sample(setup: Setup, model: models.Model) -> str:
     settings = setup.config.sample
     greedy = {"max_new_tokens": settings.new_tokens, "sampling": models.Sampling()}
     return settings.prompt + evaluate.continuation(model, tokenizer, settings.prompt, **greedy)
-
-
-def write(setup: Setup, workdir: workdir_lib.Workdir, rows: Sequence[dict], seconds: float) -> str:
-    """Writes tables, the figure, the report and `result.json`; returns the text to print."""
-    slim = [{k: v for k, v in row.items() if k != "rows"} for row in rows]
-    headers, cells = comparison.cells_of([_with_speed(row) for row in slim], _COLUMNS)
-    draw(setup.folder / "plots", slim)
-    best = next((row for row in rows if row.get("method") in ("best", "experts")), rows[-1])
-    place = setup.folder / "models" / best["variant"]
-    protocol = f"perplexity: {rows[0]['protocol']}, on {setup.config.evaluation.texts}"
-    summary = [
-        tables.text(headers, cells, 130, wrap=("variant",)),
-        "",
-        *(f"{row['variant']}: {row['sample']!r}" for row in rows if row.get("sample")),
-        *(f"{row['variant']}: {_choice(row)}" for row in rows if row.get("choice")),
-        *(f"{row['variant']}: {note}" for row in rows for note in row.get("notes", ())),
-        protocol,
-        f"everything is in {setup.folder}: report.md, result.json, plots/, models/",
-        f'next: model = mpojax.load("{place}")',
-    ]
-    files.write_atomic(setup.folder / "summary.txt", "\n".join(summary) + "\n")
-    parts = [f"# Compression of {setup.config.model}", tables.markdown(headers, cells), protocol]
-    parts.append("![perplexity against size](plots/perplexity.png)")
-    for row in rows:
-        if row.get("rows"):
-            parts.append(f"## {row['label']}, {row['budget']}")
-            parts += [_choice(row)] if row.get("choice") else []
-            parts += row.get("notes", ())
-            parts.append(report_lib.matrix_table(row["rows"]))
-    files.write_atomic(setup.folder / "report.md", "\n\n".join(parts) + "\n")
-    workdir.write_result({"rows": slim, "seconds": seconds})
-    return "\n".join(summary)
-
-
-def _with_speed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its speeds as a table shows them, in brackets over those of the dense model."""
-    found = dict(row)
-    for name in ("decode", "prefill"):
-        if name in row:
-            ratio = row.get(f"{name}_ratio")
-            times = "" if ratio is None else f" ({ratio:.2f}x)"
-            digits = 0 if row[name] >= 100 else 1
-            found[f"{name}_shown"] = f"{row[name]:,.{digits}f}{times}"
-    return found
-
-
-def _choice(row: Mapping[str, Any]) -> str:
-    """How the method of a record chose, in a line."""
-    return str(compression.Choice(**row["choice"]))
-
-
-def draw(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Perplexity against parameters, a line for each method, the dense model dotted.
-
-    A method that broke down would press all others together: what is beyond `_SHOWN` times the
-    dense model's stands at the upper edge, as an arrow with its number.
-    """
-    dense, *others = rows
-    frame = frames.of(others)
-    edge = _SHOWN * dense["perplexity"]
-    frame = frame.assign(shown=frame["perplexity"].clip(upper=edge))
-    figure, (axes,) = figures.new(1, 1, height=3.6, width=6.0)
-    beyond: dict[float, int] = {}  # numbers at the edge, by size: one below the other
-    for index, (method, part) in enumerate(frame.groupby("method", sort=False)):
-        part = part.sort_values("parameters")
-        look = render.methods.look(method, index, {method: part["label"].iloc[0]})
-        axes.plot(part["parameters"] / 1e6, part["shown"], label=look.label, **look.style)
-        for _, row in part[part["perplexity"] > edge].iterrows():
-            place = row["parameters"] / 1e6, edge
-            line = beyond[place[0]] = beyond.get(place[0], 0) + 1
-            axes.plot(*place, **look.style | {"marker": "^", "markersize": 9})
-            note = {"xytext": (0, -4 - 11 * line), "textcoords": "offset points", "ha": "center"}
-            color = look.style["color"]
-            axes.annotate(f"{row['perplexity']:.1e}", place, **note, color=color, fontsize=8)
-    axes.axhline(dense["perplexity"], color="black", linestyle=":", label="dense")
-    axes.set(xlabel="parameters (millions)", ylabel="perplexity", yscale="log")
-    figures.plain_log_ticks(axes.yaxis)
-    axes.margins(x=0.1)
-    figures.legend(figure)
-    figures.save_both(figure, folder / "perplexity")

@@ -1,5 +1,6 @@
 """Variants of a comparison: ways to compress one model, as a config describes them."""
 
+import functools
 import math
 import pathlib
 import time
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
+from absl import logging
 
 from experiments import decoders, runs, sources
 from mpojax import checks, compression, data, files, io, models, training
@@ -240,28 +242,44 @@ def size_of(
     return decoders.size_of(config, budget, total, matched)
 
 
-def compress_variant(
-    config: ml_collections.ConfigDict,
-    folder: pathlib.Path,
-    dense: models.Model,
-    variant: Variant,
-    earlier: Mapping[str, dict],
-    known: Known | None = None,
-    tokenizer: str | None = None,
-) -> dict[str, Any]:
-    """Compresses, saves to `models/<name>`, returns the record: counts, bytes on disk, errors.
+class Setup(NamedTuple):
+    """What all variants of a run share.
 
-    The files of the folder `tokenizer` are saved with the model. The record of a variant that an
-    earlier start has finished is read instead.
+    Attributes:
+      config, folder: of the run.
+      dense: the model.
+      known: of the calibration texts; None where no variant needs them.
+      tokenizer: folder whose tokenizer is saved with every model, or None.
     """
-    given = (config, folder, dense, variant, earlier, known, tokenizer)
-    record = folder / "compression" / f"{variant.name}.json"
-    return runs.kept(record, lambda: _compressed(*given))
+
+    config: ml_collections.ConfigDict
+    folder: pathlib.Path
+    dense: models.Model
+    known: Known | None
+    tokenizer: str | None
 
 
-def _compressed(
-    config, folder: pathlib.Path, dense: models.Model, variant: Variant, earlier, known, tokenizer
-) -> dict[str, Any]:
+def compressed(setup: Setup, variants: Sequence[Variant]) -> dict[str, dict[str, Any]]:
+    """Compresses and saves all variants, to `models/`; {name: record}: counts, bytes, errors.
+
+    The record of a variant that an earlier start has finished is read instead.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        if variant.is_uncut:
+            logging.warning(
+                "variant %r has neither a budget nor a bond: the MPO is exact, and larger than the "
+                "matrices",
+                variant.name,
+            )
+        record = setup.folder / "compression" / f"{variant.name}.json"
+        made = functools.partial(_compressed, setup, variant, records)
+        records[variant.name] = runs.kept(record, made)
+    return records
+
+
+def _compressed(setup: Setup, variant: Variant, earlier: Mapping[str, dict]) -> dict[str, Any]:
+    config, folder, dense, known, tokenizer = setup
     target = folder / "models" / variant.name
     files.remove_tree(target)  # of a start that was killed while saving
     start, model, report = time.perf_counter(), dense, None
