@@ -80,17 +80,16 @@ def test_who_sees_whom(config):
 
 def test_buckets_of_distances_by_hand():
     """Half of 8 buckets are exact, the others share 4..15 by logarithm; later keys are 0."""
-    distances = jnp.asarray([5, 0, -1, -3, -4, -5, -6, -9, -12, -16, -1000])
-    found = positions_lib.relative_buckets(distances, 8, 16, bidirectional=False)
+    buckets = jax.jit(positions_lib.relative_buckets, static_argnums=(1, 2, 3))
+    distances = np.array([5, 0, -1, -3, -4, -5, -6, -9, -12, -16, -1000], np.int32)
+    found = buckets(distances, 8, 16, False)
     np.testing.assert_array_equal(found, [0, 0, 1, 3, 4, 4, 5, 6, 7, 7, 7])
     # Both ways: 4 buckets each, 2 of them exact, 2..7 and 8.. by logarithm; later keys from 4 on.
-    distances = jnp.asarray([0, -1, -2, -5, -6, -50, 1, 2, 5, 6, 50])
-    found = positions_lib.relative_buckets(distances, 8, 16, bidirectional=True)
+    distances = np.array([0, -1, -2, -5, -6, -50, 1, 2, 5, 6, 50], np.int32)
+    found = buckets(distances, 8, 16, True)
     np.testing.assert_array_equal(found, [0, 1, 2, 2, 3, 3, 5, 6, 6, 7, 7])
     # As published for 32 buckets up to 128.
-    found = positions_lib.relative_buckets(
-        -jnp.asarray([15, 16, 19, 127, 128]), 32, 128, bidirectional=False
-    )
+    found = buckets(-np.array([15, 16, 19, 127, 128], np.int32), 32, 128, False)
     np.testing.assert_array_equal(found, [15, 16, 17, 31, 31])
 
 
@@ -98,8 +97,8 @@ def test_each_tower_has_one_table_of_distances():
     model = small.dense(small.T5)
     names = [name for name in models.to_arrays(model) if "relative_bias" in name]
     assert names == ["decoder/relative_bias/table", "encoder/relative_bias/table"]
-    places = jnp.arange(4, dtype=jnp.int32)
-    bias = model.towers["decoder"].relative_bias(places, places)
+    places = np.arange(4, dtype=np.int32)
+    bias = np.asarray(jax.jit(model.towers["decoder"].relative_bias)(places, places))
     assert bias.shape == (1, 4, 4, 4)
     table = models.to_arrays(model)["decoder/relative_bias/table"]
     np.testing.assert_array_equal(bias[0, :, 3, 1], table[2])
