@@ -28,6 +28,7 @@ def calibration(dense):
     return compression.calibrate(dense, [BATCH])
 
 
+@jax.jit
 def layer_inputs(model):
     """What enters each linear map of layer 0, by calling its parts one by one."""
     layer = jax.tree.map(lambda parameter: parameter[0], model.stacks[0])
@@ -161,6 +162,9 @@ def _weighted(x, weights):
     return rows.T @ rows / len(rows), len(rows)
 
 
+relative_buckets = jax.jit(positions.relative_buckets, static_argnums=(1, 2, 3))
+
+
 class NaiveT5:
     """T5 (v1.0) by the book in float64; `inputs` holds what enters each matrix."""
 
@@ -189,8 +193,8 @@ class NaiveT5:
         return self.map(f"{path}/out", mixed.reshape(*x.shape[:2], -1))
 
     def bias(self, stack, length):
-        places = jnp.arange(length)
-        numbers = positions.relative_buckets(
+        places = np.arange(length)
+        numbers = relative_buckets(
             places[None] - places[:, None],
             *(self.config.relative_buckets, self.config.relative_distance, stack == "encoder"),
         )

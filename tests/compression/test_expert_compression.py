@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,12 +47,12 @@ def compressed(model, calibration):
 def test_statistics_are_those_of_the_tokens_of_each_expert(model, calibration):
     sums, counts = {"up": 0.0, "down": 0.0}, np.zeros(4)
     arrays = {n: np.float64(a) for n, a in models.to_arrays(model).items()}
-    layer = model.tower.layer(0)
-    seen = []
-    for batch in BATCHES:
-        ids = jnp.asarray(batch["input_ids"])
-        mask = batch.get("attention_mask")
-        x, context = model.begin(ids, None if mask is None else jnp.asarray(mask))
+
+    @jax.jit
+    def entering(ids, mask):
+        """What the experts of layer 0 read."""
+        layer = model.tower.layer(0)
+        x, context = model.begin(ids, mask)
         context = context.of_layer(0)
         y = layer.normed("attention", x)
         y = layer.attention(
@@ -60,7 +61,12 @@ def test_statistics_are_those_of_the_tokens_of_each_expert(model, calibration):
             keys_values=layer.attention.keys_values(y, context.rotary),
             rotary=context.rotary,
         )
-        rows = np.asarray(layer.normed("feed_forward", x + y), np.float64).reshape(-1, 16)
+        return layer.normed("feed_forward", x + y)
+
+    seen = []
+    for batch in BATCHES:
+        mask = batch.get("attention_mask")
+        rows = np.float64(entering(batch["input_ids"], mask)).reshape(-1, 16)
         seen.append(rows[np.ones(len(rows), bool) if mask is None else mask.ravel() > 0])
     start = "layers/0/feed_forward"
     for row in np.concatenate(seen):
@@ -105,7 +111,7 @@ def test_the_best_form_of_every_map(model, calibration, compressed, tmp_path):
     assert not dense.shapes
     assert dense.config.experts_of(BLOCK) == model.config.experts_of(BLOCK).merged()
     np.testing.assert_allclose(dense(ids), small(ids), atol=1e-4)
-    np.testing.assert_allclose(models.merged(small)(ids), small(ids), atol=1e-4)
+    np.testing.assert_allclose(jax.jit(models.merged)(small)(ids), small(ids), atol=1e-4)
 
 
 def test_methods_with_an_svd_for_each_expert(model, calibration, compressed):

@@ -66,7 +66,7 @@ def test_sharing_is_kept_by_files_and_undone_by_merging(shared, tmp_path):
     mj.save(made, tmp_path / "own")
     loaded = mj.load(tmp_path / "own")
     assert models.count_parameters(loaded) == models.count_parameters(made)
-    for other in (loaded, mj.merge(made), models.unshared(made), models.merged(made)):
+    for other in (loaded, mj.merge(made), models.unshared(made), jax.jit(models.merged)(made)):
         np.testing.assert_allclose(other(ids), expected, atol=1e-4)
     mj.save(made, tmp_path / "factors", format="huggingface_mpo")
     assert (tmp_path / "factors" / "modeling_mpo.py").is_file()
