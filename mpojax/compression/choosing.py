@@ -135,15 +135,17 @@ def best(
         )
         return *low_rank.approximations(task, method), None
     factors = _Factors(task)
+    shareable = not sharing.refusal(task)
     # Spectra, layer by layer, rows of the report; of large models factors are a pass of their own.
     task.steps = (3 if factors.keeps_all else 4) * len(task.paths) + len(CANDIDATES) + 2
+    task.steps += sharing.num_probes(task) if shareable else 0
     losses = low_rank.predicted_losses(task, method, factors.keep)
     ranks = {name: low_rank.ranks_of(task, m, losses) for name, m in CANDIDATES.items()}
     measure = Measure(task.matrices, held_out)
     found = _compared(task, measure, factors, ranks)
     chosen = min(ranks, key=found.get)
     reason = _no_gain(task, measure, found, chosen)
-    search = None if sharing.refusal(task) else sharing.Search(task, method, losses)
+    search = sharing.Search(task, method, losses) if shareable else None
     shares = search is not None and search.promising()
     task.steps += (shares - bool(reason)) * len(task.paths)  # known only now
     made = {chosen: factors.chains(ranks[chosen])}

@@ -12,7 +12,7 @@ those of MPOBERT (`layer_groups` and `shared_roles` of a model's settings).
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from mpojax import mpo
 from mpojax.compression import layerwise, low_rank
 from mpojax.compression.layerwise import Approximations
 from mpojax.compression.low_rank import METHODS, Losses, Method, Ranks, Task
-from mpojax.compression.matrices import stored_type
+from mpojax.compression.matrices import side_by_side, stored_type
 from mpojax.compression.report import MatrixRow
 
 # Layers of a group, at most.
@@ -56,6 +56,12 @@ def refusal(task: Task) -> str | None:
     return "no layers have the same matrices" if len(_layers(task)) < 2 else None
 
 
+def num_probes(task: Task) -> int:
+    """Steps of the progress that `Search.promising` takes."""
+    by_layer = _layers(task)
+    return sum(len(by_layer[pair[0]]) for pair in _probed(list(by_layer)))
+
+
 class Search:
     """Costs of groups of layers at one price of a parameter, each found once."""
 
@@ -72,8 +78,9 @@ class Search:
 
     def promising(self) -> bool:
         """True if one of a few pairs of layers gains by sharing."""
-        firsts = {int(share * (len(self.layers) - 1)) for share in _PROBED}
-        return any(self.gains(self.layers[first : first + 2]) for first in sorted(firsts))
+        pairs = _probed(self.layers)
+        self._find(self._unknown(pairs))
+        return any(map(self.gains, pairs))
 
     def approximations(self) -> Approximations:
         """Chains; neighbouring layers share first cores where that is predicted to lose less."""
@@ -116,12 +123,25 @@ class Search:
         """(losses by rank, size, pivoted) of what stands for one role of a group."""
         paths = self._paths(group, name)
         rows, columns = self.task.matrices.sizes[paths[0]]
-        if paths not in self.curves:
-            shared = _shared(self.task, self.method, paths)
-            # A bond of the chains is at most what a matrix alone could have.
-            self.curves[paths] = shared.squared_errors[: min(rows, columns) + 1] / 2
         # A [B_1, ..., B_n] is low rank of an (in, n out) matrix: r (in + n out) parameters.
         return self.curves[paths], (rows, columns * len(group)), len(group) == 1
+
+    def _unknown(self, groups: Iterable[Sequence[int]]) -> list[tuple[str, ...]]:
+        """Paths of each role of these groups whose losses are not known."""
+        every = itertools.starmap(self._paths, itertools.product(groups, self.names))
+        return [paths for paths in every if paths not in self.curves]
+
+    def _find(self, unknown: Sequence[tuple[str, ...]]) -> None:
+        """Losses by rank of what these paths would share; a step of the progress each."""
+
+        def curve(paths: tuple[str, ...]) -> np.ndarray:
+            # A bond of the chains is at most what a matrix alone could have.
+            most = min(self.task.matrices.sizes[paths[0]])
+            return _shared(self.task, self.method, paths).squared_errors[: most + 1] / 2
+
+        for paths, found in zip(unknown, side_by_side(curve, unknown), strict=True):
+            self.curves[paths] = found
+            self.task.advance(f"{paths[0]}, shared by {len(paths)} layers")
 
     def cost(self, group: Sequence[int]) -> float:
         """Predicted loss and price of the parameters of a group, at its best ranks."""
@@ -141,12 +161,17 @@ class Search:
         """
         depth, costs = len(self.layers), {}
         for size in range(1, MOST + 1):
-            for first in range(depth - size + 1):
-                parts = (first, size - 1), (first + 1, size - 1)
-                if size < 3 or all(part in costs for part in parts):
-                    group = self.layers[first : first + size]
-                    if size == 1 or self.gains(group):
-                        costs[first, size] = self.cost(group)
+            tried = {
+                first: self.layers[first : first + size]
+                for first in range(depth - size + 1)
+                if size < 3 or {(first, size - 1), (first + 1, size - 1)} <= costs.keys()
+            }
+            unknown = self._unknown(tried.values())
+            self.task.steps += len(unknown)  # known only now
+            self._find(unknown)
+            for first, group in tried.items():
+                if size == 1 or self.gains(group):
+                    costs[first, size] = self.cost(group)
         # best[end] = min over sizes of best[end - size] + cost of the last `size` layers as a group
         best: list[tuple[float, list]] = [(0.0, [])]
         for end in range(1, depth + 1):
@@ -180,6 +205,12 @@ def _layers(task: Task) -> dict[int, list[str]]:
     depth = task.matrices.model.config.num_layers
     same = all(names == found.get(0) for names in found.values())
     return found if same and list(found) == list(range(depth)) else {}
+
+
+def _probed(layers: Sequence[int]) -> list[Sequence[int]]:
+    """A few pairs of neighbours."""
+    firsts = sorted({int(share * (len(layers) - 1)) for share in _PROBED})
+    return [layers[first : first + 2] for first in firsts]
 
 
 def _path(layer: int, name: str) -> str:
