@@ -177,9 +177,12 @@ def check(config, stored: models.StoredModel, names: Sequence[str]) -> None:
     """Raises ValueError for fields that are wrong, or budgets that these methods cannot meet."""
     values = {f"config.{name}": value for name, value in config_fields.leaves(config)}
     checks.check(values, {f"config.{name}": allowed for name, allowed in _FIELDS.items()})
-    why = "methods choose ranks by a budget"
+    why, both = "methods choose ranks by a budget", f"config.budgets={tuple(config.budgets)}"
     checks.check_clashes(
         {
+            f"config.budget={config.budget} and {both} exclude each other; give one": (
+                config.budget is not None and tuple(config.budgets)
+            ),
             f"{why}; leave config.bond={config.bond} out": config.bond is not None,
             f"{why}; leave config.keep_dense=False out": not config.keep_dense,
         }
@@ -265,9 +268,9 @@ def _compressed(setup: Setup, name: str, budget: float, variant: str) -> dict[st
     method = compression.METHODS[name]
     start = time.perf_counter()
     partial = setup.folder / "compression" / f"{variant}.partial"
+    if setup.calibration is None:
+        setup.calibration = _calibrated(setup)
     with progress_lib.progress(f"{method.label} at {shown(budget)}") as advance:
-        if setup.calibration is None:
-            setup.calibration = _calibrated(setup, advance)
         model, report = compression.compress(
             setup.stored,
             rules_of(setup.config),
@@ -314,16 +317,17 @@ def _healed(setup: Setup, row: Mapping[str, Any], variant: str) -> dict[str, Any
     return _measured(setup, model, content | {"seconds": time.perf_counter() - start})
 
 
-def _calibrated(setup: Setup, advance) -> compression.Calibration:
+def _calibrated(setup: Setup) -> compression.Calibration:
     """Covariances of all texts, and curvatures of some where a method needs them."""
-    return compression.calibrate(
-        setup.stored,
-        setup.batches,
-        curvature=any(compression.METHODS[name].by_loss for name in setup.methods),
-        curvature_tokens=compression.CURVATURE_TOKENS,
-        folder=setup.folder / "calibration",
-        progress=lambda done: advance(int(100 * done / len(setup.batches)), 100, "% of statistics"),
-    )
+    with progress_lib.progress("statistics of the calibration texts, in percent") as advance:
+        return compression.calibrate(
+            setup.stored,
+            setup.batches,
+            curvature=any(compression.METHODS[name].by_loss for name in setup.methods),
+            curvature_tokens=compression.CURVATURE_TOKENS,
+            folder=setup.folder / "calibration",
+            progress=lambda done: advance(int(100 * done / len(setup.batches)), 100, ""),
+        )
 
 
 def _measured(setup: Setup, model: models.Model, content: Mapping) -> dict[str, Any]:

@@ -213,7 +213,8 @@ def check_variants(
     for variant in variants:
         mpop.check_trainable(variant.trainable)
         needs = variant.needs_calibration
-        if not variant.rules or not (needs if known else variant.method or not needs):
+        is_due = needs if known else variant.method or not needs
+        if not (variant.rules and is_due):
             continue
         # The size of another variant is known only later; a variant without a budget of its own
         # is no smaller than all matrices dense.

@@ -132,7 +132,7 @@ def collect(
     """Statistics by matrix path.
 
     Args:
-      model: a decoder, see `layerwise.refusal`.
+      model: a decoder, see `layerwise.refusal_to_run`.
       paths: of its dense matrices.
       inputs: (arrays, weights of the tokens (B, S)) of every batch.
       curved: indices of those batches that curvatures are measured on.

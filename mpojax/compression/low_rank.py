@@ -101,6 +101,7 @@ class Task:
       share_bonds: matrices of one role have the same rank in all layers.
       resume: folder of finished layers, see `layerwise.compress`.
       progress: called as progress(done, total, path) after each of `steps`.
+      steps: of all that is done; whoever begins the work says how many.
     """
 
     matrices: Matrices
