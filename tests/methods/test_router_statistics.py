@@ -37,11 +37,18 @@ def broken(model):
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state))
 
 
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory):
+    """Folder of a run of one step, looked at before and after it."""
+    folder = tmp_path_factory.mktemp("one_step")
+    small_decoder.run(folder, steps=1, hooks=[hook(every=0)])
+    return folder
+
+
 class TestHook:
-    def test_numbers_are_those_of_the_whole_data(self, tmp_path):
+    def test_numbers_are_those_of_the_whole_data(self, one_step):
         """Also of a last batch that is filled up with copies."""
-        small_decoder.run(tmp_path, steps=1, hooks=[hook(every=0)])
-        rows = router_statistics.read(tmp_path)
+        rows = router_statistics.read(one_step)
         start = [row for row in rows if row["step"] == 0]
         assert [r["layer"] for r in start] == ["layer_00"] * 4 + ["layer_01"] * 4
         assert [r["expert"] for r in start] == [0, 1, 2, 3] * 2
@@ -147,10 +154,9 @@ class TestPicture:
         np.testing.assert_allclose(busiest.lines[1].get_ydata()[-1], 2 * max(last[4:]))
         assert entropy.lines[-1].get_ydata()[0] == pytest.approx(math.log(4))
 
-    def test_from_a_run(self, tmp_path):
-        small_decoder.run(tmp_path, steps=1, hooks=[hook(every=0)])
-        runs.write_router(tmp_path)
-        assert (tmp_path / "router.png").read_bytes().startswith(b"\x89PNG")
+    def test_from_a_run(self, one_step):
+        runs.write_router(one_step)
+        assert (one_step / "router.png").read_bytes().startswith(b"\x89PNG")
 
     def test_nothing_to_draw(self, tmp_path):
         with pytest.raises(ValueError, match="no statistics of routers"):

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -86,7 +87,10 @@ class Losses(training.Hook):
 def run(
     kind: str, folder=None, *, steps: int, mesh=None, hooks=(), optimizer=None, rules=None, **more
 ) -> training.FitResult:
-    """One run; all parameters are trained, split by `model_rules` whatever their size."""
+    """One run; all parameters are trained, split by `model_rules` whatever their size.
+
+    Without a mesh on one device, which compiles faster than on all.
+    """
     made = model(kind)
     settings = {"learning_rate": 3e-3, "weight_decay": 0.01} | (optimizer or {})
     transformation = training.make_optimizer(settings, training.roles(made), 20)
@@ -97,7 +101,7 @@ def run(
         Data(),
         optimizer=transformation,
         steps=steps,
-        mesh=mesh,
+        mesh=mesh or training.make_mesh(devices=jax.devices()[:1]),
         rules=rules or training.model_rules(made, min_size=1),
         hooks=hooks,
         folder=folder,

@@ -38,7 +38,9 @@ class TestHooks:
         assert int(best.step) == hook.best_step
         helpers.assert_same_bits(best, seen[hook.best_step])
         evaluator = training.Evaluator(helpers.predict, training.accuracy)
-        assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
+        assert (
+            evaluator(best, helpers.dev_data(), helpers.one_device())["accuracy"] == hook.best_value
+        )
 
     def test_a_checkpoint_comes_after_what_hooks_have_written(self, tmp_path):
         told = []
@@ -75,7 +77,9 @@ class TestHooks:
         best = training.restore_best(tmp_path, result.state)
         assert int(best.step) == hook.best_step
         evaluator = training.Evaluator(helpers.predict, training.accuracy)
-        assert evaluator(best, helpers.dev_data())["accuracy"] == hook.best_value
+        assert (
+            evaluator(best, helpers.dev_data(), helpers.one_device())["accuracy"] == hook.best_value
+        )
         names = [path.name for path in (tmp_path / "best-dev").iterdir()]
         damaged = [f"damaged-{first.best_step}"] * (damage == "emptied")
         assert sorted(names) == sorted([str(hook.best_step), *damaged])
