@@ -134,26 +134,28 @@ def best(
             "a calibration. Layer by layer is taken, unmeasured."
         )
         return *low_rank.approximations(task, method), None
-    factors = _Factors(task)
+    factors, why_not = _Factors(task), _too_few(task)
     shareable = not sharing.refusal(task)
-    # Spectra, layer by layer, rows of the report; of large models factors are a pass of their own.
-    task.steps = (3 if factors.keeps_all else 4) * len(task.paths) + len(CANDIDATES) + 2
+    # Spectra and rows of the report; layer by layer; of large models factors by themselves.
+    passes = 2 + (not why_not) + (not factors.keeps_all)
+    task.steps = passes * len(task.paths) + len(CANDIDATES) + 2
     task.steps += sharing.num_probes(task) if shareable else 0
     losses = low_rank.predicted_losses(task, method, factors.keep)
     ranks = {name: low_rank.ranks_of(task, m, losses) for name, m in CANDIDATES.items()}
     measure = Measure(task.matrices, held_out)
     found = _compared(task, measure, factors, ranks)
     chosen = min(ranks, key=found.get)
-    reason = _no_gain(task, measure, found, chosen)
+    is_close = measure.predicts and found[chosen] < found["dense"] * math.exp(_CLOSE)
     search = sharing.Search(task, method, losses) if shareable else None
     shares = search is not None and search.promising()
-    task.steps += (shares - bool(reason)) * len(task.paths)  # known only now
+    task.steps += (shares - (is_close and not why_not)) * len(task.paths)  # known only now
+    why_not = f"{chosen} is close to the original" if is_close else why_not
     made = {chosen: factors.chains(ranks[chosen])}
-    if not reason:
+    if not why_not:
         name = f"{chosen}, {LAYERWISE}"
         made[name] = low_rank.layer_by_layer(task, method, ranks[chosen])
         found[name] = measure(_all(made[name]))
-    task.advance(f"not {LAYERWISE}: {reason}" if reason else LAYERWISE)
+    task.advance(f"not {LAYERWISE}: {why_not}" if why_not else LAYERWISE)
     if shares:
         made[SHARED] = search.approximations()
         found[SHARED] = measure(_all(made[SHARED]))
@@ -165,10 +167,8 @@ def best(
     return made[chosen], rows, Choice(measure.unit, measure.tokens, found, chosen)
 
 
-def _no_gain(task: Task, measure: Measure, found: Mapping[str, float], chosen: str) -> str | None:
-    """Why layer by layer would not be better than what is chosen; None where it may be."""
-    if measure.predicts and found[chosen] < found["dense"] * math.exp(_CLOSE):
-        return f"{chosen} is close to the original"
+def _too_few(task: Task) -> str | None:
+    """Why the texts are too short for layer by layer; None where they are not."""
     texts = (task.matrices.inputs(batch, "a calibration batch")[1] for batch in task.batches)
     tokens = sum(np.count_nonzero(weights[0]) for weights in texts)
     inputs = max(task.matrices.sizes[path][0] for path in task.paths)
