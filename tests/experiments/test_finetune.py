@@ -347,7 +347,7 @@ def test_a_run_that_answers_questions(config, tmp_path):
                 "question": "bad film",
                 "answers": [{"text": "fine", "answer_start": 10}],
             }
-            for i in range(8)
+            for i in range(32)
         ],
     }
     content = {"version": "1.1", "data": [{"title": "t", "paragraphs": [paragraph]}]}
@@ -364,5 +364,5 @@ def test_a_run_that_answers_questions(config, tmp_path):
     (tmp_path / "run" / "result.json").unlink()
     paragraph["qas"][-1]["answers"].append({"text": "film", "answer_start": 5})
     (tmp_path / "dev-v1.1.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"began: dev \(8 examples then, 8 examples now\)"):
+    with pytest.raises(ValueError, match=r"began: dev \(32 examples then, 32 examples now\)"):
         train.run(config, tmp_path / "run")
