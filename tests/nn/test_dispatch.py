@@ -183,27 +183,24 @@ def test_gather_and_combine_are_transposes_without_scatters(kind):
     experts = jnp.asarray([[0, 1], [2, 0], [NUMBER, NUMBER], [2, 1]])
     layout = layout_of(experts, kind, block=2, capacity=1)
     rng = np.random.default_rng(0)
-    x, y = (jnp.asarray(rng.standard_normal((4, WIDTH)), jnp.float32) for _ in range(2))
-    rows = jnp.asarray(rng.standard_normal((layout.rows, WIDTH)), jnp.float32)
-    filled = jnp.asarray(layout.assignment < 8)[:, None]
-    rows = jnp.where(filled, rows, 0)
-    ones = jnp.ones((4, 2))
-    left = jnp.vdot(dispatch.gather(layout, x), rows)
-    right = jnp.vdot(x, dispatch.combine(layout, rows, ones))
-    np.testing.assert_allclose(left, right, rtol=1e-5)
+    x, y = (rng.standard_normal((4, WIDTH)).astype(np.float32) for _ in range(2))
+    rows = rng.standard_normal((layout.rows, WIDTH)).astype(np.float32)
+    rows[np.asarray(layout.assignment) >= 8] = 0
+    ones = np.ones((4, 2), np.float32)
 
     @jax.jit
-    def pulled_back(x, y, rows):
-        (of_gather,) = jax.vjp(lambda x: dispatch.gather(layout, x), x)[1](rows)
-        (of_combine,) = jax.vjp(lambda rows: dispatch.combine(layout, rows, ones), rows)[1](y)
-        return of_gather, of_combine
+    def both(x, y, rows):
+        gathered, gather = jax.vjp(lambda x: dispatch.gather(layout, x), x)
+        combined, combine = jax.vjp(lambda rows: dispatch.combine(layout, rows, ones), rows)
+        return gathered, combined, *gather(rows), *combine(y), dispatch.gather(layout, y)
 
-    of_gather, of_combine = pulled_back(x, y, rows)
-    np.testing.assert_allclose(of_gather, dispatch.combine(layout, rows, ones), rtol=1e-6)
-    np.testing.assert_allclose(of_combine, dispatch.gather(layout, y), rtol=1e-6)
+    gathered, combined, of_gather, of_combine, expected = map(np.asarray, both(x, y, rows))
+    np.testing.assert_allclose(np.vdot(gathered, rows), np.vdot(x, combined), rtol=1e-5)
+    np.testing.assert_allclose(of_gather, combined, rtol=1e-6)
+    np.testing.assert_allclose(of_combine, expected, rtol=1e-6)
     text = str(
         jax.make_jaxpr(jax.grad(lambda *a: jnp.sum(by_layout(layout, *a)), (0, 1, 2, 3)))(
-            ones, x, jnp.ones((NUMBER, WIDTH, OUT)), jnp.ones((NUMBER, OUT))
+            ones, x, np.ones((NUMBER, WIDTH, OUT), np.float32), np.ones((NUMBER, OUT), np.float32)
         )
     )
     assert "scatter" not in text
