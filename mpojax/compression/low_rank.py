@@ -346,8 +346,14 @@ def check_model(method: str, matrices: Matrices, paths: Sequence[str]) -> None:
     """Checks that a method can be used for these matrices; before anything is calibrated.
 
     Raises:
-      ValueError: one that knows no experts, or a model that a layerwise one cannot run.
+      ValueError: tables, experts that the method does not know, or a model that a layerwise one
+        cannot run.
     """
+    if tables := [path for path in paths if path in matrices.tables]:
+        raise ValueError(
+            f"{tables[0]}: a method is for the linear maps, whose inputs vary; compress a table by "
+            "a rule of its own, such as Rule('embeddings/word', rank=64), or leave it out."
+        )
     experts = [path for path in paths if path in matrices.expert_sizes]
     if experts and not METHODS[method].forms:
         knowing = checks.listed([repr(name) for name, each in METHODS.items() if each.forms])
@@ -379,11 +385,6 @@ def check(
         raise ValueError(
             f"{unused[0]}: no input has entered this matrix on the calibration set; leave it out "
             "of the rules."
-        )
-    if tables := [p for p in paths if calibration.statistics[p].covariance.ndim == 1]:
-        raise ValueError(
-            f"{tables[0]}: a method is for the linear maps, whose inputs vary; compress a table by "
-            "a rule of its own, such as Rule('embeddings/word', rank=64), or leave it out."
         )
     without = [path for path in paths if calibration.statistics[path].curvature is None]
     if settings.by_loss and without:

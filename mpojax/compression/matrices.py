@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -49,6 +49,7 @@ class Matrices(abc.ABC):
       shapes: {path: shape} of those in MPO form.
       named: {name: patterns} that a rule may use instead of a pattern.
       refused: {path: reason} of layers that no chain can stand for.
+      tables: paths whose rows are looked up.
       shares_parts: layers share parts of their matrices.
       expert_sizes: {path: (in_features, out_features)} of maps whose experts have a dense matrix
         each, (experts, in, out) together.
@@ -60,6 +61,7 @@ class Matrices(abc.ABC):
     shapes: dict[str, mpo.MPOShape]
     named: dict[str, tuple[str, ...]]
     refused: dict[str, str]
+    tables: Collection[str] = models.config.TABLES
     expert_sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})
     shares_parts: bool = False
 
@@ -342,7 +344,8 @@ class _ModuleMatrices(Matrices):
         chains = {path: layers.chain_of(layer) for path, layer in own.items()}
         self.sizes = {path: layers.size(layer) for path, layer in own.items()}
         self.shapes = {path: chain.shape for path, chain in chains.items() if chain is not None}
-        maps = (path for path, layer in own.items() if not layers.is_table(layer))
+        self.tables = {path for path, layer in own.items() if layers.is_table(layer)}
+        maps = (path for path in own if path not in self.tables)
         self.named = {"layers": tuple(map(re.escape, maps))}
         self.named["all"] = self.named["default"] = tuple(map(re.escape, self.sizes))
 

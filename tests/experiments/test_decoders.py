@@ -110,6 +110,7 @@ def test_only_the_sizes_that_a_config_names_are_healed(config):
         ({"heal.batch_size": 0}, "config.heal.batch_size=0 must be"),
         ({"heal.batch_size": 9}, "batch_size=9 cannot be split over"),
         ({"bond": 4}, "leave config.bond=4 out"),
+        ({"matrices": ("embeddings/word",), "budgets": (0.95,)}, "is for the linear maps"),
         ({"budget": 0.5}, r"config.budget=0.5 and config.budgets=\(0.8,\) exclude each other"),
         ({"budgets": (0.01,)}, "smallest feasible budget"),
         ({"heal.budgets": (0.7,)}, r"config.heal.budgets=\(0.7,\).*one of 0.8"),
