@@ -16,7 +16,7 @@ from tests.experiments.toy import result_of
 
 def common(config, checkpoint, texts):
     config = toy_encoder.config(config, checkpoint, texts)
-    config.pooling, config.steps, config.checkpoint_every = "", 6, 4
+    config.pooling, config.steps, config.checkpoint_every = "", 6, 0
     return config
 
 
@@ -24,7 +24,6 @@ def common(config, checkpoint, texts):
 def teacher(checkpoint, texts, tmp_path_factory):
     config = common(finetune_base.get_config(), checkpoint, texts)
     config.pooling, config.save_model, config.steps = "mean", True, 20
-    config.checkpoint_every = 0
     folder = tmp_path_factory.mktemp("teacher")
     assert train.run(config, folder) == 0
     return folder / "model"

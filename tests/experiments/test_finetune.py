@@ -27,8 +27,7 @@ MATRICES = (".*/(query|up|down)", "embeddings/word")
 
 def make_config(checkpoint, texts):
     config = toy_encoder.config(base.get_config(), checkpoint, texts)
-    config.steps = 4
-    config.checkpoint_every = 3
+    config.steps, config.checkpoint_every = 4, 0
     config.optimizer.role_learning_rates = {"auxiliary": 1e-2}
     return config
 
@@ -52,7 +51,7 @@ def tuned(checkpoint, texts, tmp_path_factory):
 def learnt(checkpoint, texts, tmp_path_factory):
     """(config, folder, what it prints) of a run that learns its task."""
     config = make_config(checkpoint, texts)
-    config.variant, config.steps, config.checkpoint_every = "dense", 40, 0
+    config.variant, config.steps = "dense", 40
     config.save_model = True
     folder = tmp_path_factory.mktemp("learnt") / "run"
     with contextlib.redirect_stdout(io_lib.StringIO()) as printed:

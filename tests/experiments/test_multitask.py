@@ -46,7 +46,7 @@ def config(checkpoint, texts):
     config.batch_size = config.eval_batch_size = 16
     config.grad_accum_steps, config.keep_best, config.eval_every = 1, False, 0
     config.pooling, config.dropout = "mean", 0.0
-    config.steps, config.checkpoint_every = 4, 3
+    config.steps, config.checkpoint_every = 4, 0
     config.optimizer.learning_rate = 1e-2
     return config
 

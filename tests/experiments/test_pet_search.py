@@ -31,7 +31,9 @@ def make_config(checkpoint, texts, mode="structured"):
 
 @pytest.fixture
 def config(checkpoint, texts):
-    return make_config(checkpoint, texts)
+    config = make_config(checkpoint, texts)
+    config.checkpoint_every = 0
+    return config
 
 
 @pytest.fixture(scope="module")

@@ -314,6 +314,7 @@ class TestDraws:
 def whole_run(folder, *, draw="element", mesh=None, rules=None, hooks=(), steps=6, **more):
     config = {"central_mask": {"rate": 0.4, "granularity": draw}, "name": "adamw"}
     state, made = helpers.start(..., steps=20, **config)
+    folder.mkdir(exist_ok=True)
     return training.fit(
         state,
         helpers.loss_without_noise,
@@ -322,7 +323,7 @@ def whole_run(folder, *, draw="element", mesh=None, rules=None, hooks=(), steps=
         steps=steps,
         mesh=mesh or training.make_mesh(),
         rules=rules or training.Rules(),
-        hooks=[training.Checkpoint(every=2), *hooks],
+        hooks=hooks,
         folder=folder,
         log_every=1,
         **more,
@@ -337,7 +338,8 @@ def shares(folder):
 class TestRuns:
     def test_same_draws_on_one_and_eight_devices_and_after_a_restart(self, tmp_path):
         copy = helpers.CopyFolder(2, tmp_path / "8", tmp_path / "resumed")
-        whole = whole_run(tmp_path / "8", hooks=[copy])
+        saves = training.Checkpoint(every=2, at_end=False)
+        whole = whole_run(tmp_path / "8", hooks=[saves, copy])
         one = training.make_mesh(devices=jax.devices()[:1])
         whole_run(tmp_path / "1", mesh=one)
         split = training.Rules(fsdp_min_size=1)
@@ -353,7 +355,7 @@ class TestRuns:
         np.testing.assert_array_equal(
             core, whole.state.optimizer.inner[1].count["own"]["body"]["cores"]["1"]
         )
-        resumed = whole_run(tmp_path / "resumed")
+        resumed = whole_run(tmp_path / "resumed", hooks=[training.Checkpoint(at_end=False)])
         assert resumed.steps_run == 4
         assert shares(tmp_path / "resumed") == expected
         helpers.assert_same_bits(resumed.state, whole.state)

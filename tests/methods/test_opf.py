@@ -140,7 +140,7 @@ def fit(hook, steps, folder=None, every=0, hooks=()):
     state = training.TrainState.create(model, nnx.Param, optimizer, seed=3)
     hooks = [hook, *hooks]
     if folder is not None:
-        hooks.append(training.Checkpoint(every=every, at_end=True))
+        hooks.append(training.Checkpoint(every=every, at_end=False))
     return training.fit(
         state,
         objectives.classification_loss,

@@ -82,14 +82,14 @@ class TestHook:
         assert start["tokens"] == 16 * small_decoder.LENGTH
 
     def test_resume(self, tmp_path):
-        hooks = [hook(every=1), training.Checkpoint(every=2)]
+        hooks = [hook(every=1), training.Checkpoint(every=2, at_end=False)]
         copy = helpers.CopyFolder(2, tmp_path / "whole", tmp_path / "resumed")
         whole = small_decoder.run(tmp_path / "whole", steps=4, hooks=[*hooks, copy])
         # As if the run had been killed after a look that no checkpoint knows of.
         path = tmp_path / "resumed" / router_statistics.NAME
         path.write_text(path.read_text() + "9,layer_01,0,1.0,1.0,0.0,0.0,4.0,0.0,1.0\n")
         again = small_decoder.run(
-            tmp_path / "resumed", steps=4, hooks=[hook(every=1), training.Checkpoint(every=2)]
+            tmp_path / "resumed", steps=4, hooks=[hook(every=1), training.Checkpoint(at_end=False)]
         )
         names = [tmp_path / name / router_statistics.NAME for name in ("whole", "resumed")]
         assert names[0].read_text() == names[1].read_text()

@@ -48,7 +48,7 @@ def whole(tmp_path_factory):
     """(folder, result, states) of a run that is measured at every step."""
     folder, keep = tmp_path_factory.mktemp("whole") / "run", Keep()
     copy = helpers.CopyFolder(3, folder, folder.parent / "killed")
-    hooks = [keep, training.Checkpoint(every=3), copy]
+    hooks = [keep, training.Checkpoint(every=3, at_end=False), copy]
     return folder, run(folder, every=1, hooks=hooks), keep.states
 
 
@@ -95,7 +95,7 @@ def test_file_for_plots_and_resume(whole):
     assert {"block_01/central", "block_00/other", "outside/other"} <= set(read)
     assert np.isfinite(read["block_01/central"]).all()
     killed = folder.parent / "killed"
-    again = run(killed, every=1, hooks=[training.Checkpoint(every=3)])
+    again = run(killed, every=1, hooks=[training.Checkpoint(at_end=False)])
     assert again.steps_run == 2
     resumed = update_statistics.read(killed)
     for name, values in read.items():
