@@ -34,8 +34,10 @@ def plan(config: ml_collections.ConfigDict) -> str:
     """What the job would cost, of a decoder, from the headers of its files."""
     config_fields.check(config)
     names = variants_lib.compared(config)
-    stored = io.open_pretrained(sources.locate(config.model), check=False)
-    return plans.plan(config, stored, names).text(plans.Rates.measured())
+    source = sources.locate(config.model)
+    stored = io.open_pretrained(source, check=False)
+    planned = plans.plan(config, stored, names, in_memory=source.endswith(".gguf"))
+    return planned.text(plans.Rates.measured())
 
 
 def main(config: ml_collections.ConfigDict, folder: str) -> int:

@@ -116,8 +116,11 @@ class Phase:
 class Plan:
     """Costs of the phases for one config; attributes as in the config's terms."""
 
-    def __init__(self, config, stored: models.StoredModel, names):
+    def __init__(self, config, stored: models.StoredModel, names, in_memory: bool = False):
         """Reads no weights and no texts.
+
+        Args:
+          in_memory: whether the weights are, all the time, as those of a GGUF file.
 
         Raises:
           ValueError: no budget, or one that cannot be met.
@@ -132,6 +135,8 @@ class Plan:
         self.stored_bytes = sum(
             a.dtype.itemsize * math.prod(a.shape) for a in stored.arrays.values()
         )
+        self.in_memory = in_memory
+        self.process = _PROCESS + in_memory * self.stored_bytes
         self.budgets = decoders.budgets_of(config)
         settings = config.calibration
         self.length = min(settings.length, self.model.max_positions)
@@ -200,7 +205,7 @@ class Plan:
             passes = f"1 forward; of {some:,} tokens 1 more and 1 back"
             memory += 4.0 * outputs / model.num_layers
             memory += 3 * 4.0 * self.length * model.vocab_size
-        memory += _PROCESS + self._layer_bytes() + self._outside_bytes() + self._activations()
+        memory += self.process + self._layer_bytes() + self._outside_bytes() + self._activations()
         return Phase("statistics", passes, flops, memory, disk=disk)
 
     def _outside_bytes(self) -> float:
@@ -211,7 +216,7 @@ class Plan:
         method = compression.METHODS[name]
         share = 1 - (1 - kept) * self.total / self.matched
         double, eigen, memory = self._factorised(method, share)
-        memory += _PROCESS + self._layer_bytes() + kept * self.stored_bytes
+        memory += self.process + self._layer_bytes() + kept * self.stored_bytes
         flops, passes, is_best = 0.0, [], name == "best"
         widest = max(m.rows for m in self.maps.values())
         layerwise = method.layerwise and (not is_best or choosing.are_enough(self.tokens, widest))
@@ -259,7 +264,7 @@ class Plan:
     def _measured(self, label: str, kept: float) -> Phase:
         tokens = self.config.evaluation.num_windows * self.window
         flops = self._forward(tokens, self.window, logits=True)
-        memory = _PROCESS + kept * self.stored_bytes + _LOGITS
+        memory = self.process + kept * self.stored_bytes + _LOGITS
         memory += 4.0 * self.total if kept < 1 else 0.0  # multiplied out
         name = label if kept == 1.0 else f"perplexity of {label}"
         return Phase(name, f"1 forward of {tokens:,} tokens", flops, memory)
@@ -269,7 +274,7 @@ class Plan:
         tokens = heal["steps"] * heal["batch_size"] * heal["length"]
         flops = self._forward(tokens, heal["length"], logits=True) * (1 + 3 * kept)
         # Factors, gradients and two moments in float32, and the original.
-        memory = _PROCESS + self.stored_bytes + 4 * 4.0 * kept * self.total + 4 * _LOGITS
+        memory = self.process + self.stored_bytes + 4 * 4.0 * kept * self.total + 4 * _LOGITS
         return Phase(f"healing, {heal['steps']} steps", f"of {tokens:,} tokens", flops, memory)
 
     def text(self, rates: Rates) -> str:
@@ -286,11 +291,12 @@ class Plan:
         seconds = _time(sum(phase.seconds(rates) for phase in phases))
         at_most = "at most " if any(phase.at_most for phase in phases) else ""
         most = max(phases, key=lambda phase: phase.memory)
+        where = "in memory" if self.in_memory else "as stored"
         return "\n".join(
             [
                 f"{self.total:,} parameters, {self.matched:,} of them in the "
                 f"{sum(m.number for m in self.maps.values()):,} matrices that are compressed; "
-                f"{self.stored_bytes / 1e9:.2f} GB as stored",
+                f"{self.stored_bytes / 1e9:.2f} GB {where}",
                 f"rates measured now: {rates.single / 1e9:.0f} GFLOP/s in float32, "
                 f"{rates.double / 1e9:.0f} in float64, {rates.eigen * 1024**3:.1f} s for the "
                 "eigenvectors of 1,024 features",
@@ -328,8 +334,8 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def plan(config, stored: models.StoredModel, names) -> Plan:
-    """The plan of `experiments.compress` for a decoder.
+def plan(config, stored: models.StoredModel, names, in_memory: bool = False) -> Plan:
+    """The plan of `experiments.compress` for a decoder; arguments as of `Plan`.
 
     Raises:
       ValueError: another kind of model, or see `Plan`.
@@ -344,4 +350,4 @@ def plan(config, stored: models.StoredModel, names) -> Plan:
             f"--dry_run plans methods, and config.compare names the variant {others[0]!r}: leave "
             "--dry_run out."
         )
-    return Plan(config, stored, names)
+    return Plan(config, stored, names, in_memory)

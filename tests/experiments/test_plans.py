@@ -142,6 +142,14 @@ def test_what_cannot_be_done_is_not_planned(config, changes, message):
         planned(config, models.build(small_language.LLAMA, rngs=nnx.Rngs(0)))
 
 
+def test_weights_that_are_in_memory_all_the_time_are_counted(config):
+    stored = models.StoredModel.of(models.build(small_language.LLAMA, rngs=nnx.Rngs(0)))
+    files, memory = (plans.plan(config, stored, (), in_memory=held) for held in (False, True))
+    for one, other in zip(files.phases(), memory.phases(), strict=True):
+        assert other.memory == pytest.approx(one.memory + files.stored_bytes)
+    assert " GB in memory\n" in memory.text(plans.Rates(1.0, 1.0, 1.0))
+
+
 def test_variants_are_not_planned(config):
     stored = models.StoredModel.of(models.build(small_language.LLAMA, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="names the variant 'mpo': leave --dry_run out"):
