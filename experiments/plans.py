@@ -236,6 +236,7 @@ class Plan:
             if layerwise:  # factors for other inputs as well
                 eigen, double = 1.7 * eigen, 1.5 * double
             # A whole model is measured, next to the factors of its matrices in float32.
+            memory += choosing.kept_bytes((m.rows, m.columns) for m in self.maps.values())
             memory += (1 - kept) * self.stored_bytes + 5 * kept * self.matched + _LOGITS
         disk = kept * self.stored_bytes * (1 + layerwise)
         given = (flops, memory, double, eigen, disk, is_best and layerwise)

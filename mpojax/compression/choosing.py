@@ -21,7 +21,7 @@ compiled once.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -205,15 +205,20 @@ def _all(made: Approximations) -> dict[str, files.StoredArray]:
     }
 
 
+def kept_bytes(sizes: Iterable[tuple[int, int]]) -> int:
+    """Of the factors of every rank of matrices (in, out); 0 where they are too large to be kept."""
+    # (in, r) and (r, out) in float32, with the largest rank r = min(in, out)
+    total = 4 * sum(min(size) * sum(size) for size in sizes)
+    return total if total <= _KEPT_BYTES else 0
+
+
 class _Factors:
     """float32 (A, B) of each matrix, from which chains of any smaller rank are cut."""
 
     def __init__(self, task: Task):
         self.task = task
         self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        sizes = [task.matrices.sizes[path] for path in task.paths]
-        numbers = sum(min(size) * sum(size) for size in sizes)
-        self.keeps_all = 4 * numbers <= _KEPT_BYTES
+        self.keeps_all = kept_bytes(task.matrices.sizes[path] for path in task.paths) > 0
 
     def keep(self, path: str, low_rank: mpo.LowRank) -> None:
         """Those of every rank, where all of them fit into memory."""
