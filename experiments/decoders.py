@@ -368,7 +368,9 @@ def _speeds(setup: Setup, rows: Sequence[Mapping]) -> dict[str, dict[str, float]
     found = {"dense": models.speeds([dense], **options)[0]._asdict()}
     for name in (row["variant"] for row in rows if row.get("method") in _TIMED):
         model = io.load_pretrained(setup.folder / "models" / name, keep_16_bits=True)
-        own, other = models.speeds([models.unstacked(model), dense], **options)
+        model = models.unstacked(model)
+        own, other = models.speeds([model, dense], **options)
+        del model  # before the next one is loaded
         ratios = {f"{k}_ratio": v / getattr(other, k) for k, v in own._asdict().items()}
         found[name] = own._asdict() | ratios
     return found

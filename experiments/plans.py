@@ -351,4 +351,9 @@ def plan(config, stored: models.StoredModel, names, in_memory: bool = False) -> 
             f"--dry_run plans methods, and config.compare names the variant {others[0]!r}: leave "
             "--dry_run out."
         )
+    if config.evaluation.num_windows is None:
+        raise ValueError(
+            "--dry_run reads no texts: how many windows of them are measured, "
+            "config.evaluation.num_windows, must be a number, such as 8."
+        )
     return Plan(config, stored, names, in_memory)

@@ -27,6 +27,7 @@ def test_majority_kernels_leave_a_plain_model_and_resume(config, tmp_path, copie
     with copied_at(3, tmp_path / "whole", tmp_path / "killed"):
         assert train.run(config, tmp_path / "whole") == 0
     assert train.run(config, tmp_path / "killed") == 0
+    assert result_of(tmp_path / "killed")["fit"]["steps_run"] == 3
     saved, again = model_of(tmp_path / "whole"), model_of(tmp_path / "killed")
     assert saved.keys() == again.keys()
     assert all((saved[name] == again[name]).all() for name in saved)

@@ -22,6 +22,7 @@ def test_the_result_is_a_model_with_low_ranks_and_a_killed_run_resumes(config, t
     with copied_at(3, tmp_path / "whole", tmp_path / "killed"):
         assert train.run(config, tmp_path / "whole") == 0
     assert train.run(config, tmp_path / "killed") == 0
+    assert result_of(tmp_path / "killed")["fit"]["steps_run"] == 3
     result = result_of(tmp_path / "whole")
     saved, again = (
         models.to_arrays(io.load_pretrained(tmp_path / name / "model"))

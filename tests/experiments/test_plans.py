@@ -134,10 +134,11 @@ def test_of_a_mixture_the_experts_that_a_token_has_are_counted(config):
     [
         ({"budget": 1e-3}, "smallest feasible budget"),
         ({"budget_of": "half"}, "config.budget_of='half'"),
+        ({"evaluation.num_windows": None}, "config.evaluation.num_windows, must be a number"),
     ],
 )
 def test_what_cannot_be_done_is_not_planned(config, changes, message):
-    config.update(changes)
+    config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         planned(config, models.build(small_language.LLAMA, rngs=nnx.Rngs(0)))
 

@@ -37,6 +37,7 @@ def test_everything_trained_learns_and_a_killed_run_resumes(folder, kind, tmp_pa
     with copied_at(10, tmp_path / "whole", tmp_path / "killed"):
         assert train.run(config, tmp_path / "whole") == 0
     assert train.run(config, tmp_path / "killed") == 0
+    assert result_of(tmp_path / "killed")["fit"]["steps_run"] == 10
     saved, again = (
         models.to_arrays(io.load_pretrained(tmp_path / name / "model"))
         for name in ("whole", "killed")

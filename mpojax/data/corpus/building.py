@@ -138,7 +138,7 @@ def _scan(pool, pieces, paths, root, settings, advance) -> tuple[int, dict]:
 def _shard_count(pieces: list[text_documents.Piece]) -> int:
     # Enough for some parallel work on little text, files of a convenient size for much.
     total = _total(pieces)
-    # Shards of at most 128 MiB of text; below 2 GiB up to 16 of them, of at least 4 MiB.
+    # Shards of at most 128 MiB of text; of less than 2 GiB one for each 4 MiB begun, up to 16.
     return max(-(-total // 2**27), min(16, -(-total // 2**22)))
 
 
