@@ -91,6 +91,7 @@ class TestHook:
         again = small_decoder.run(
             tmp_path / "resumed", steps=4, hooks=[hook(every=1), training.Checkpoint(at_end=False)]
         )
+        assert again.steps_run == 2
         names = [tmp_path / name / router_statistics.NAME for name in ("whole", "resumed")]
         assert names[0].read_text() == names[1].read_text()
         helpers.assert_same_bits(whole.state, again.state)
