@@ -8,7 +8,7 @@ this machine when the plan is made.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +26,9 @@ _PROCESS = 0.6e9
 _SYMMETRIC = 0.65
 # Logits exist for so many bytes at a time.
 _LOGITS = 3 * 2**28
+# Matrices (widest, widest) in float64 that a thread holds of two layers for a core that they share:
+# 9 to 12 were measured for (704, 256) and (256, 704).
+_OF_PAIRS = 12
 # Steps of conjugate gradients for a first core that experts share, without and with a base; of
 # these 560 and 1,000 were run for random experts (tools.benchmarks.mixtures).
 _STEPS = 800
@@ -216,6 +219,8 @@ class Plan:
         method = compression.METHODS[name]
         share = 1 - (1 - kept) * self.total / self.matched
         double, eigen, memory = self._factorised(method, share)
+        if name in ("best", "shared") and self.model.num_layers > 1:
+            memory = max(memory, _of_threads(self.maps, _OF_PAIRS))
         memory += self.process + self._layer_bytes() + kept * self.stored_bytes
         flops, passes, is_best = 0.0, [], name == "best"
         widest = max(m.rows for m in self.maps.values())
@@ -255,8 +260,7 @@ class Plan:
         if method.inputs == "weights":
             memory = 8.0 * max(m.number * m.rows * m.columns for m in self.maps.values())
         else:
-            widest = max(max(m.rows, m.columns) for m in self.maps.values())
-            memory = matrices.num_threads() * 3 * 8.0 * widest**2
+            memory = _of_threads(self.maps, 3)
         # All experts of a map together, some times, and the covariance of each.
         together = (m for m in self.maps.values() if m.number > 1)
         of_experts = (8.0 * m.number * m.rows * (3 * m.columns + 2 * m.rows) for m in together)
@@ -319,6 +323,12 @@ def _maps(stored: models.StoredModel, paths: Sequence[str]) -> dict[str, Map]:
         used = 1 if experts is None else experts.experts_per_token
         found[path] = Map(*known.all_sizes[path], known.num_matrices(path), used)
     return found
+
+
+def _of_threads(maps: Mapping[str, Map], number: int) -> float:
+    """Bytes where each thread holds so many matrices (widest, widest) in float64."""
+    widest = max(max(m.rows, m.columns) for m in maps.values())
+    return matrices.num_threads() * number * 8.0 * widest**2
 
 
 def _by_turns(m: Map, share: float) -> float:

@@ -14,6 +14,7 @@ import mpojax as mj
 from configs import compress as compress_config
 from experiments import compress, plans
 from mpojax import io, models
+from mpojax.compression import matrices
 from mpojax.io.hf import checkpoints
 from mpojax.training.dry_run import program_flops
 from tests.io import language_helpers
@@ -108,6 +109,21 @@ def test_layer_by_layer_is_at_most_or_left_out_for_certain(config):
     assert never.passes == "4 of 16 tokens"
     assert never.memory < maybe.memory
     assert "at most" not in plan.text(plans.Rates(1.0, 1.0, 1.0))
+
+
+def test_pairs_of_layers_are_counted_where_they_may_share_cores(config, monkeypatch):
+    plan = planned(config, models.build(small_language.LLAMA, rngs=nnx.Rngs(0)))
+
+    def memory():
+        return {phase.name: phase.memory for phase in plan.phases()}
+
+    pairs = memory()
+    monkeypatch.setattr(plans, "_OF_PAIRS", 0)
+    alone = memory()
+    more = {name: pairs[name] - alone[name] for name in pairs if pairs[name] != alone[name]}
+    sizes = plan.model.matrix_sizes().items()
+    widest = max(max(size) for path, size in sizes if path.startswith("layers"))
+    assert more == {"best, 60 %": 8 * 9 * matrices.num_threads() * widest**2}
 
 
 def test_of_a_mixture_the_experts_that_a_token_has_are_counted(config):
