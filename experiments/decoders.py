@@ -331,7 +331,7 @@ def _calibrated(setup: Setup) -> compression.Calibration:
 
 
 def _measured(setup: Setup, model: models.Model, content: Mapping) -> dict[str, Any]:
-    """`content` with the perplexity of a model and, of the dense one and the best, a sample."""
+    """`content` with the perplexity of a model; of dense, best and healed ones a sample, too."""
     settings = setup.config.evaluation
     # The same function in float32, by one program for all variants.
     dense = compression.merge(model) if model.shapes else model
@@ -356,7 +356,7 @@ def _measured(setup: Setup, model: models.Model, content: Mapping) -> dict[str, 
 
 
 def _speeds(setup: Setup, rows: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """{variant: tokens per second, of the best of each size over those of the dense model, too}.
+    """{variant: tokens per second; of the best of each size also as ratios to the dense model's}.
 
     After everything else: the dense model is loaded once, and next to it is one other at a time.
     """
