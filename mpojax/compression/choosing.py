@@ -148,8 +148,11 @@ def best(
     is_close = measure.predicts and found[chosen] < found["dense"] * math.exp(_CLOSE)
     search = sharing.Search(task, method, losses) if shareable else None
     shares = search is not None and search.promising()
-    task.steps += (shares - (is_close and not why_not)) * len(task.paths)  # known only now
-    why_not = f"{chosen} is close to the original" if is_close else why_not
+    if shares:
+        task.steps += len(task.paths)
+    if is_close and not why_not:  # layer by layer was counted
+        task.steps -= len(task.paths)
+        why_not = f"{chosen} is close to the original"
     made = {chosen: factors.chains(ranks[chosen])}
     if not why_not:
         name = f"{chosen}, {LAYERWISE}"
