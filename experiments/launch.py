@@ -18,7 +18,7 @@ from experiments import command_line, peers, processes
 from mpojax import checks, files
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/quickstart.py or configs/quickstart.py:smoke."
+    "config", None, "Config file, e.g. configs/NAME.py or configs/NAME.py:ARGUMENT."
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",

@@ -65,7 +65,7 @@ def require() -> Any:
     try:
         import matplotlib.figure  # its Figure needs no display
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'mpojax[plot]'.") from error
+        raise ImportError("plots need matplotlib: pip install -e '.[plot]'.") from error
     return matplotlib
 
 

@@ -68,7 +68,7 @@ class HarnessModel(LM or object):
           ValueError: no decoder, or a tokenizer without an end of text.
         """
         if LM is None:
-            raise ImportError("this needs lm_eval: pip install 'mpojax[lm_eval]'")
+            raise ImportError("this needs lm_eval: pip install -e '.[lm_eval]'")
         super().__init__()
         evaluation.check_decoder(model, "lm_eval needs")
         if tokenizer.bos_id is None and tokenizer.eos_id is None:

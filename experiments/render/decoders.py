@@ -105,6 +105,7 @@ def draw(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
             color = look.style["color"]
             axes.annotate(f"{row['perplexity']:.1e}", place, **note, color=color, fontsize=8)
     axes.axhline(dense["perplexity"], color="black", linestyle=":", label="dense")
+    axes.plot(dense["parameters"] / 1e6, dense["perplexity"], marker="o", color="black")
     axes.set(xlabel="parameters (millions)", ylabel="perplexity", yscale="log")
     figures.plain_log_ticks(axes.yaxis)
     axes.margins(x=0.1)

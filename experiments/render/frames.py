@@ -45,7 +45,7 @@ def require() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("tables need pandas: pip install 'mpojax[plot]'.") from error
+        raise ImportError("tables need pandas: pip install -e '.[plot]'.") from error
     return pandas
 
 

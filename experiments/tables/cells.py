@@ -28,7 +28,7 @@ _SQUAD = " && ".join(
 _WIKITEXT = (
     "curl -O https://wikitext.smerity.com/wikitext-2-v1.zip && unzip wikitext-2-v1.zip -d {data}"
 )
-MISSING = "Missing here (hf comes with pip install 'mpojax[hub]'):"
+MISSING = "Missing here (hf comes with pip install -e '.[hub]'):"
 _OWN = "put text files (.txt or .jsonl) into {data}/{task}"
 _GETTING = {"squad": _SQUAD, "wikitext2": _WIKITEXT, "news": _OWN, "imdb": _OWN}
 

@@ -292,7 +292,8 @@ class CompressionReport:
         figure, (kept, errors) = figures.new(1, 2, height=4.2)
         for index, (role, rows) in enumerate(self._by_role().items()):
             layers = [int(re.search(r"layers/(\d+)/", row.path)[1]) for row in rows]
-            look = figures.line_style(index)
+            # Dots, too: a role compressed in single layers has no line.
+            look = figures.line_style(index) | {"marker": "o", "markersize": 3}
             kept.plot(layers, [row.ratio for row in rows], label=role, **look)
             errors.plot(layers, [row.output_error for row in rows], **look)
         figures.legend(figure, columns=2)
@@ -328,7 +329,7 @@ class CompressionReport:
 
     def _notes(self) -> list[str]:
         lines = {
-            "kept dense, as a chain saves nothing there": self.kept_dense,
+            "kept dense, as a chain of the bonds they need saves nothing": self.kept_dense,
             "dense, as no rule matches them": self.unmatched,
         }
         lines = [

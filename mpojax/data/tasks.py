@@ -110,7 +110,7 @@ def load_task(name: str, data_dir: str | os.PathLike | None = None) -> text_clas
         f"no folder {' or '.join(map(str, own))}, and no TensorFlow Datasets folder "
         f"{root / source.dataset / source.config}; pass data_dir (or set MPOJAX_DATA) to the "
         f"folder that holds {source.own[0]} or {source.dataset}/{source.config}"
-        + (", or install what fetches it: pip install 'mpojax[hub]'" if can_fetch else "")
+        + (", or install what fetches it: pip install -e '.[hub]'" if can_fetch else "")
     )
 
 

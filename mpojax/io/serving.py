@@ -112,7 +112,7 @@ def export_serving(
 def _need_flatbuffers() -> None:
     """Raises ImportError where jax cannot write programs."""
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ImportError("jax.export writes by flatbuffers: pip install 'mpojax[serving]'")
+        raise ImportError("jax.export writes by flatbuffers: pip install -e '.[serving]'")
 
 
 def _weights(model: models.Model) -> tuple[dict[str, jax.Array], Callable[[Mapping], Any]]:

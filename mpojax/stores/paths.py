@@ -182,7 +182,7 @@ def system(path: StorePath) -> fsspec.AbstractFileSystem:
         return _system(path._uri_scheme)
     except ImportError as error:
         raise ImportError(
-            f"{path} needs the client of its store: pip install 'mpojax[stores]' ({error})."
+            f"{path} needs the client of its store: pip install -e '.[stores]' ({error})."
         ) from error
 
 

@@ -155,7 +155,7 @@ def test_kept_matrices_are_reported_and_cost_their_numbers(dense):
     assert any(row.mpo_parameters > row.dense_parameters for row in forced.rows)
     assert report.parameters == sum(models.count_parameters(model).values())
     for text in (report.table(), report.to_markdown()):
-        assert "kept dense, as a chain saves nothing there: " in text
+        assert "kept dense, as a chain of the bonds they need saves nothing: " in text
     assert json.loads(json.dumps(report.to_dict()))["kept_dense"] == list(report.kept_dense)
 
 

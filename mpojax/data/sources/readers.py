@@ -263,7 +263,7 @@ def _parquet(path: pathlib.Path) -> Iterator[Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
-            f"{path} is a Parquet file: install pyarrow to read it (pip install 'mpojax[hub]')"
+            f"{path} is a Parquet file: install pyarrow to read it (pip install -e '.[hub]')"
         ) from error
     try:
         yield parquet

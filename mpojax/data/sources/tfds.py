@@ -93,7 +93,7 @@ def _open(folder: pathlib.Path) -> Any:
     except ImportError as error:
         raise ImportError(
             f"{folder} is a TensorFlow Datasets folder: install tensorflow-datasets to read it "
-            "(pip install 'mpojax[tfds]')"
+            "(pip install -e '.[tfds]')"
         ) from error
     return tensorflow_datasets.builder_from_directory(str(folder))
 

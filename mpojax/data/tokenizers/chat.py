@@ -74,7 +74,7 @@ def _environment(folder: str):
         import jinja2.sandbox
     except ImportError as error:
         raise ImportError(
-            f"the chat template of {folder} needs jinja2: pip install 'mpojax[chat]'"
+            f"the chat template of {folder} needs jinja2: pip install -e '.[chat]'"
         ) from error
     made = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]

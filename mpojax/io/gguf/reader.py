@@ -150,6 +150,6 @@ def _package(path: pathlib.Path) -> ModuleType:
         import gguf
     except ImportError as error:
         raise ImportError(
-            f"{path} is a GGUF file. To read it: pip install 'mpojax[gguf]' (or pip install gguf)."
+            f"{path} is a GGUF file. To read it: pip install -e '.[gguf]' (or pip install gguf)."
         ) from error
     return gguf
