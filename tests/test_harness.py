@@ -180,7 +180,7 @@ def test_without_lm_eval(adapter, monkeypatch):
     monkeypatch.delitem(sys.modules, "mpojax.harness")
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     without = importlib.import_module("mpojax.harness")
-    with pytest.raises(ImportError, match=r"pip install 'mpojax\[lm_eval\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[lm_eval\]'"):
         without.HarnessModel(adapter.model, adapter.tokenizer)
 
 

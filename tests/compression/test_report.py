@@ -103,7 +103,7 @@ def test_plots_are_images(report, tmp_path):
 
 def test_plots_name_the_extra_they_need(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"mpojax\[plot\]"):
+    with pytest.raises(ImportError, match=r"'\.\[plot\]"):
         report.plot(tmp_path / "error.png")
 
 

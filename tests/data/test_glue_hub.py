@@ -227,7 +227,7 @@ def test_where_nothing_is_fetched_the_hub_is_not_asked(monkeypatch, tmp_path):
 
 def test_without_the_packages_the_error_names_the_extra(hub, monkeypatch):
     monkeypatch.setattr(glue_hub, "is_installed", lambda: False)
-    with pytest.raises(FileNotFoundError, match=r"pip install 'mpojax\[hub\]'"):
+    with pytest.raises(FileNotFoundError, match=r"pip install -e '\.\[hub\]'"):
         data.load_task("sst2")
 
 
@@ -243,5 +243,5 @@ def test_parquet_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"a.parquet is not a Parquet file that can be read"):
         data.load_task("file:dev=a.parquet", tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"install pyarrow .*'mpojax\[hub\]'"):
+    with pytest.raises(ImportError, match=r"install pyarrow .*'\.\[hub\]'"):
         data.load_task("file:dev=a.parquet", tmp_path)

@@ -185,7 +185,7 @@ class TestWrongFolders:
 
     def test_library_is_missing(self, prepared, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-        with pytest.raises(ImportError, match=r"pip install 'mpojax\[tfds\]'"):
+        with pytest.raises(ImportError, match=r"pip install -e '\.\[tfds\]'"):
             data.load_task("rte", prepared)
 
     @staticmethod

@@ -261,7 +261,7 @@ def test_damaged_files_and_folders_of_several(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no GGUF file at"):
         io.gguf_tokenizer(tmp_path / "none.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"pip install 'mpojax\[gguf\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[gguf\]'"):
         io.load_pretrained(path)
 
 

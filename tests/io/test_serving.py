@@ -121,7 +121,7 @@ def test_bad_input(kind, settings, message, tmp_path):
 
 def test_without_flatbuffers(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'mpojax\[serving\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[serving\]'"):
         io.export_serving(small.random_model(small.BERT), tmp_path / "x", length=4)
 
 
