@@ -142,7 +142,14 @@ def of_compiled(compiled: Any, num_chips: int, chip: str) -> Estimate:
       compiled: from `jit(...).lower(...).compile()`.
       num_chips: of its mesh.
       chip: name of the chip, see `mpojax.devices.CHIPS`.
+
+    Raises:
+      DoesNotFitError: it needs more memory than the chip has.
     """
+    peak, capacity = _peak_bytes(compiled), devices.CHIPS[chip].hbm_bytes
+    # The TPU compiler was seen to accept arguments and temporaries that exceed it together.
+    if peak is not None and peak > capacity:
+        raise DoesNotFitError(peak, capacity)
     program = hlo.Program(compiled.as_text())
     works = program.work()
     return Estimate(
@@ -150,7 +157,7 @@ def of_compiled(compiled: Any, num_chips: int, chip: str) -> Estimate:
         num_chips,
         _parts(works, devices.CHIPS[chip]),
         _exchanges(works, devices.CHIPS[chip]),
-        _peak_bytes(compiled),
+        peak,
         program.unknown_loops,
     )
 

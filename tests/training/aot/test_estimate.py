@@ -85,6 +85,15 @@ def test_the_compilers_error_about_memory():
     assert estimate.as_does_not_fit(RuntimeError("INTERNAL: something else")) is None
 
 
+def test_arguments_and_temporaries_together_have_to_fit():
+    sizes = {"output": 9, "alias": 9, "temp": 8.5, "generated_code": 0}  # GiB; the state is donated
+    found = {f"{name}_size_in_bytes": int(size * 2**30) for name, size in sizes.items()}
+    found["argument_size_in_bytes"] = 9 * 2**30
+    compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**found))
+    with pytest.raises(estimate.DoesNotFitError, match=r"needs 17\.50 GiB of the 15\.75 GiB"):
+        estimate.of_compiled(compiled, 4, "v5e")
+
+
 class TestTopology:
     @pytest.mark.parametrize("name", ["v5e", "v9:2x4", "v5e:2by4", "v5e:2x4,", "tpu"])
     def test_unknown_names_list_the_known(self, name):
