@@ -5,6 +5,8 @@ Several processes: see `experiments.processes`.
 
 import contextlib
 import os
+import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +28,13 @@ _CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs for later runs on machines of this kind; it grows.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; resumed if it holds this run.")
+
+
+def _own_command(config: str) -> str:
+    """The command in the docstring of a config file, as an end of a message; "": none."""
+    text = pathlib.Path(config.partition(":")[0]).read_text(encoding="utf-8")
+    found = re.search(r"python -m experiments\.\w+", text)
+    return f"; run it by `{found[0]}`" if found else ""
 
 
 def _keep_programs(folder: str) -> None:
@@ -63,9 +72,10 @@ def session(
             if needs_workdir and not _WORKDIR.value:
                 raise ValueError("--workdir=FOLDER is missing: the folder of this run")
             if missing := [name for name in fields if name not in _CONFIG.value]:
+                name = flags.FLAGS["config"].config_filename
                 raise ValueError(
-                    f"--config={flags.FLAGS['config'].config_filename} is of another entry point "
-                    f"than {sys.argv[0]}: it lacks {checks.listed(missing, limit=5)}"
+                    f"--config={name} is of another entry point than {sys.argv[0]}: it lacks "
+                    f"{checks.listed(missing, limit=5)}{_own_command(name)}"
                 )
             command_line.quiet_libraries()
             if _CACHE.value:

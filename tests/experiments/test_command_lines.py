@@ -96,7 +96,7 @@ LINES = [
         "raises.py: ZeroDivisionError: division by zero (raises.py, line 2)",
     ),
     ("train", ["--config=FOLDER/wrong.py"], "get_config must return a ConfigDict, not 5"),
-    ("train", ["--config=configs/sweeps/bond_dims.py"], "is of another entry point than"),
+    ("train", ["--config=configs/sweeps/bond_dims.py"], "run it by `python -m experiments.sweep`"),
     ("train", ["--config.steps=1", "--no-config"], "--config=FILE is missing, a config file"),
     ("train", ["--nope=1"], "Unknown command line flag 'nope'"),
     ("train", ["steps=3"], "unexpected argument 'steps=3'; options start with --"),

@@ -143,3 +143,8 @@ def test_counts_without_weights_equal_those_of_the_compressed_model():
     assert mpop.counts(encoder, rules, "lightweight") == expected
     with pytest.raises(ValueError, match="tolerance"):
         mpop.counts(encoder, [("pooler", {"tolerance": 0.5})])
+
+
+def test_lightweight_without_chains_says_so(caplog):
+    mpop.with_trainable(last_layers_model(), "lightweight")
+    assert "no matrix of this model is in MPO form" in caplog.text

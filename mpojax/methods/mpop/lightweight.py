@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from flax import nnx
 
 from mpojax import compression, models, mpo, nn
@@ -86,6 +87,11 @@ def with_trainable(model: models.Model, name: str) -> tuple[models.Model, nnx.fi
         raise ValueError(
             f"trainable={name!r}, but the model has no adapters: add some, such as adapters="
             '((".*/(query|value)", {"rank": 8}),), or train another set.'
+        )
+    if name == "lightweight" and not model.shapes:
+        logging.warning(
+            "trainable='lightweight' freezes central cores and the token embedding, but no matrix "
+            "of this model is in MPO form: all of them are trained. Compress some first."
         )
     if name not in FILTERS and name != ADAPTERS:
         first = _first_trained_layer(model.config, name, _last_layers(name))
