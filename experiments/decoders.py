@@ -24,8 +24,6 @@ from mpojax.training import workdir as workdir_lib
 
 DEFAULT = ("best", "whitened", "activation_scaled", "svd")
 OF_MIXTURES = ("experts", "whitened", "activation_scaled", "svd")
-# Their speed is measured, next to the dense model's, and a text of theirs is shown.
-_TIMED = ("best", "experts")
 _COUNT = checks.integer(1)
 _FIELDS = {
     "budget_of": checks.one_of("model", "matrices"),
@@ -350,7 +348,7 @@ def _measured(setup: Setup, model: models.Model, content: Mapping) -> dict[str, 
         "perplexity": found.value,
         "protocol": found.protocol,
     }
-    if content.get("method") in (None, *_TIMED, "healed") and setup.config.sample.new_tokens:
+    if content.get("method") in (None, *render.OURS, "healed") and setup.config.sample.new_tokens:
         content["sample"] = _sample(setup, dense)
     return content
 
@@ -365,7 +363,7 @@ def _speeds(setup: Setup, rows: Sequence[Mapping]) -> dict[str, dict[str, float]
     length, new = evaluate.timed_lengths(dense, 256, 32)
     options = {"prompt_length": length, "new_tokens": new}
     options["rounds"] = setup.config.evaluation.speed_rounds
-    names = [row["variant"] for row in rows if row.get("method") in _TIMED]
+    names = [row["variant"] for row in rows if row.get("method") in render.OURS]
     logging.info("timing %s: compiling, then the median of rounds ...", ", ".join(names))
     found = {"dense": models.speeds([dense], **options)[0]._asdict()}
     for name in names:

@@ -11,6 +11,9 @@ from mpojax import compression, figures, files, tables
 from mpojax.compression import report as report_lib
 from mpojax.training import workdir as workdir_lib
 
+# Methods of this library, whose speed is measured next to the dense model's and of which a text is
+# shown; the first such model is the one to go on with.
+OURS = ("best", "experts")
 # Perplexities are plotted up to so many times the dense model's.
 _SHOWN = 50.0
 _COLUMNS = {
@@ -37,7 +40,7 @@ def write(
     slim = [{k: v for k, v in row.items() if k != "rows"} for row in rows]
     headers, cells = comparison.cells_of([_with_speed(row) for row in slim], _COLUMNS)
     draw(folder / "plots", slim)
-    best = next((row for row in rows if row.get("method") in ("best", "experts")), rows[-1])
+    best = next((row for row in rows if row.get("method") in OURS), rows[-1])
     place = folder / "models" / best["variant"]
     protocol = f"perplexity: {rows[0]['protocol']}, on {config.evaluation.texts}"
     summary = [

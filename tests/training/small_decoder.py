@@ -2,12 +2,12 @@
 
 import functools
 
-import jax
 import numpy as np
 from flax import nnx
 
 from mpojax import data, models, mpo, nn, training
 from mpojax.methods.mpoe import gradient_mask
+from tests.training import helpers
 
 LENGTH, ROWS, VOCABULARY, EXPERTS = 8, 16, 32, 4
 NARROW, WIDE = (2, 4, 2), (2, 8, 2)
@@ -72,7 +72,7 @@ def run(folder=None, *, steps, mesh=None, hooks=(), made=None, optimizer=None, *
         data.TrainData(arrays(), ROWS, seed=0),
         optimizer=transformation,
         steps=steps,
-        mesh=mesh or training.make_mesh(devices=jax.devices()[:1]),
+        mesh=mesh or helpers.one_device(),
         rules=training.model_rules(made, min_size=1),
         hooks=hooks,
         folder=folder,

@@ -2,13 +2,13 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 from mpojax import models, mpo, training
+from tests.training import helpers
 
 LENGTH, ROWS, VOCABULARY = 8, 16, 32
 _SIZES = {
@@ -101,7 +101,7 @@ def run(
         Data(),
         optimizer=transformation,
         steps=steps,
-        mesh=mesh or training.make_mesh(devices=jax.devices()[:1]),
+        mesh=mesh or helpers.one_device(),
         rules=rules or training.model_rules(made, min_size=1),
         hooks=hooks,
         folder=folder,
