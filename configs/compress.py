@@ -39,48 +39,57 @@ from mpojax.methods import healing
 def get_config() -> ml_collections.ConfigDict:
     """Default config."""
     config = ml_collections.ConfigDict()
-    config.model = ""
-    config.budget = config_dict.placeholder(float)
+    config.model = ""  # folder, hub id, package:NAME/PATH or .gguf file
+    config.budget = config_dict.placeholder(float)  # to keep: a fraction, or a number of parameters
     config.budgets = ()  # of a decoder: several instead
     # "model": budgets are of all parameters; "matrices": of those of the compressed matrices.
     config.budget_of = "model"
-    config.bond = config_dict.placeholder(int)
+    config.bond = config_dict.placeholder(int)  # of MPOs: cap of every bond instead
     config.keep_dense = True  # matrices whose MPO would save nothing may stay dense
+    # Of a decoder names of methods (mpojax.compression.METHODS), by default best (of a mixture of
+    # experts: experts), whitened, activation_scaled, svd; else of the variants below, by default
+    # mpo, svd.
+    config.compare = ()
     # Regular expressions over matrix paths such as layers/0/attention/query. "all": all of the
     # layers, the token embedding and an encoder-decoder's output map; of a decoder its layers.
     config.matrices = ("all",)
-    # Texts for variants that look at activations: of a decoder plain texts by `mpojax.data.
-    # load_documents`; else a task, or `file:...` (`mpojax.data.load_task`).
+    # Texts for variants that look at activations.
     config.calibration = {
-        "texts": "python_docs",
-        # 64 x 512 tokens
-        "windows": 64,
-        "length": 512,
+        "texts": "python_docs",  # of a decoder: a file, or a name of mpojax.data.load_documents
+        "windows": 64,  # taken from them, 64 x 512 tokens
+        "length": 512,  # tokens of a window
         "order": "spread",  # over the text; "first", or "random" by the seed
-        "seed": 0,
-        "task": "",
-        "data_dir": "",
-        "split": "train",
-        "examples": 1024,
-        "max_length": 128,
+        "seed": 0,  # of the random order
+        "task": "",  # of any other model: a name of mpojax.data.load_task, or file:...
+        "data_dir": "",  # folder of the texts or the task
+        "split": "train",  # of the texts or the task
+        "examples": 1024,  # of the task
+        "max_length": 128,  # tokens of an example
     }
     # Of a decoder: perplexity of each variant, of dense and best their speed.
     config.evaluation = {
-        "texts": "python_docs",
-        "split": "test",
-        "data_dir": "",
-        "window": 1024,
-        "stride": config_dict.placeholder(int),
-        "num_windows": 8,
-        "speed_rounds": 3,
+        "texts": "python_docs",  # a file, or a name of mpojax.data.load_documents
+        "split": "test",  # of the texts
+        "data_dir": "",  # their folder
+        "window": 1024,  # tokens that the model sees at once
+        "stride": config_dict.placeholder(int),  # from window to window; None: as long as one
+        "num_windows": 8,  # at most; None: all of the text
+        "speed_rounds": 3,  # of timed decoding and prefill; 0: no timing
     }
     shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
-    # Of a decoder: steps of tuning of the best by its original, on the calibration texts; of those
-    # sizes among `budgets`, () of all.
-    rate = healing.OPTIMIZER["learning_rate"]
-    config.heal = {"steps": 0, "batch_size": 4, "length": 512, "learning_rate": rate, "budgets": ()}
+    # Of a decoder: tuning of the best by its original, on the calibration texts.
+    config.heal = {
+        "steps": 0,  # 0: no healing
+        "batch_size": 4,  # rows of a step
+        "length": 512,  # tokens of a row
+        "learning_rate": healing.OPTIMIZER["learning_rate"],  # peak
+        "budgets": (),  # which of the sizes; (): all
+    }
     # Of a decoder: a greedy continuation by the dense model and the best of each size.
-    config.sample = {"prompt": "The moon is", "new_tokens": 24}
+    config.sample = {
+        "prompt": "The moon is",  # what is continued
+        "new_tokens": 24,  # length of the continuation
+    }
     low_rank = {"form": "low_rank"}
     config.variants = {
         **{name: _by_method(config, name) for name in compression.METHODS if name != "svd"},
@@ -96,10 +105,6 @@ def get_config() -> ml_collections.ConfigDict:
             "searched factors for the outputs", shared, search=True, data_aware=True
         ),
     }
-    # Of a decoder names of methods (mpojax.compression.METHODS), by default best (of a mixture of
-    # experts: experts), whitened, activation_scaled, svd; else of the variants above, by default
-    # mpo, svd.
-    config.compare = ()
     return config
 
 

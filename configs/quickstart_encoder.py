@@ -49,6 +49,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
             "trainable": "lightweight",
         },
     }
+    # Names of variants.
     config.compare = ("dense", "mpo_full", "mpo_budget", "svd_budget")
 
     config.seeds = (0,)

@@ -1,20 +1,27 @@
 """The page that `--help` prints: what an entry point does, its flags, the fields of its config."""
 
 import ast
+import dataclasses
+import inspect
 import io
 import pathlib
+import re
 import shutil
 import sys
 import textwrap
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
 
 import configs
 from experiments import config_fields
-from mpojax import checks
+from experiments.variants import Variant
+from mpojax import checks, compression, data, models, nn
+from mpojax.methods import opdf, options, protocol, t_few
+from mpojax.methods.mpoe import gradient_mask
 from mpojax.training import optimizer
 
 FLAGS = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort", "--help_config")
@@ -22,6 +29,36 @@ _ROOT = pathlib.Path(configs.__file__).parents[1]
 # First on the page, with what stands behind their `=`.
 _FIRST = {"config": "FILE[:ARGUMENT]", "workdir": "FOLDER"}
 _COLUMN = 36
+# Fields of configs, by what they begin with -> dataclasses whose docstrings explain them.
+_SETTINGS = (
+    *(("", each.type) for each in dataclasses.fields(options.Options)),
+    ("", options.Generation),
+    ("experts.", nn.ExpertSettings),
+    ("experts.", compression.ExpertRule),
+    ("sampling.", models.Sampling),
+    ("masking.", data.Masking),
+    ("choices.", t_few.ChoiceSettings),
+    ("opdf.", opdf.OPDFSettings),
+    ("optimizer.central_mask.", gradient_mask.GradientMask),
+    ("variants.NAME.", Variant),
+    ("variants.NAME.settings.", compression.MatrixRule),
+)
+# Of the configs of sweeps.
+_AXES = {
+    "axes": "(name, values) pairs: every combination is a run; see experiments.cells.expand",
+    "baselines": "{label: fields} of runs that know no axis, such as the dense model",
+    "repeats": "axes over which means and standard deviations are taken",
+    "plots": "fields of experiments.render.figures.Plot, for each figure",
+    "seeds": "of the runs",
+    "draws": "of the few-shot examples",
+    "shots": "examples of every class",
+    "tasks": "of the runs",
+    "caps": "of the bonds",
+    "depths": "numbers of layers",
+    "learning_rates": "of the runs",
+    "weight_decays": "of the runs",
+    "warmups": "of the runs, in steps",
+}
 
 
 def page(source: str | None, config: ml_collections.ConfigDict | None) -> str:
@@ -41,15 +78,64 @@ def page(source: str | None, config: ml_collections.ConfigDict | None) -> str:
 
 
 def fields(config: ml_collections.ConfigDict, file: pathlib.Path) -> Iterator[str]:
-    """Lines about every field: its value, the comment of the config file, what is allowed."""
-    known = comments(file.expanduser().resolve())
-    order = {name.partition(".")[0]: -index for index, name in enumerate(reversed(known))}
+    """Lines about every field: its value, what it is, what is allowed."""
+    file = file.expanduser().resolve()
+    known = explanations(config, file)
+    order = {name.partition(".")[0]: -index for index, name in enumerate(reversed(comments(file)))}
     leaves = list(config_fields.leaves(config))
     leaves.sort(key=lambda leaf: order.get(leaf[0].removeprefix("cell.").partition(".")[0], 1))
+    explained = set()
     for name, value in leaves:
         allowed = config_fields.allowed(name, is_sweep="cell" in config)
-        texts = [known.get(name.removeprefix("cell."), ""), f"[{allowed.what}]" if allowed else ""]
+        # What many variants have is explained at the first of them.
+        text = "" if _general(name) in explained else known(name)
+        explained.add(_general(name))
+        texts = [text, f"[{allowed.what}]" if allowed else ""]
         yield from _row(f"  {name}={checks.shortened(value, 60)}", " ".join(filter(None, texts)))
+
+
+def explanations(config: Mapping[str, Any], file: pathlib.Path) -> Callable[[str], str]:
+    """Field -> what it is: by the comments of its config file, else by docstrings; "": unknown."""
+    found = comments(file)
+    known = described(config) | {name: text for name, text in found.items() if text}
+    return lambda name: known.get(_general(name), "")
+
+
+def _general(name: str) -> str:
+    """What a field is known by: without the name of a variant, a role or a task."""
+    name = re.sub(r"^variants\.[^.]+\.", "variants.NAME.", name)
+    of_a_run = re.sub(r"^(cell|baselines\.[^.]+)\.", "", name)
+    return re.sub(r"(?<=role_learning_rates)\..*|(?<=metrics)\..*", "", of_a_run)
+
+
+def described(config: Mapping[str, Any]) -> dict[str, str]:
+    """{field: what the docstring of its dataclass says}, of a run or of the cells of a sweep."""
+    found = dict(_AXES) if "cell" in config else {}
+    config = config.get("cell", config)
+    kinds = [*_SETTINGS, *([("", options.Pretraining)] if "corpus" in config else [])]
+    if config.get("method") in protocol.METHODS:
+        method = protocol.find(config["method"])
+        kinds.append((method.section and f"{method.section}.", method.Settings))
+    for prefix, kind in kinds:
+        found |= {name: text for name, text in _attributes(kind, prefix) if name not in found}
+    return found
+
+
+def _attributes(kind: type | None, prefix: str) -> Iterator[tuple[str, str]]:
+    """(field, text) of the attributes in the docstring of a dataclass, and of those it is made of.
+
+    One text may be about several: `beta1, beta2: ...`.
+    """
+    if kind is None:
+        return
+    _, _, section = inspect.getdoc(kind).partition("Attributes:\n")
+    for names, text in re.findall(
+        r"^  ([\w, ]+): ((?:.+\n?)(?:    .+\n?)*)", section, re.MULTILINE
+    ):
+        yield from ((prefix + name, " ".join(text.split())) for name in names.split(", "))
+    for each in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(each.default):
+            yield from _attributes(type(each.default), f"{prefix}{each.name}.")
 
 
 def _flags() -> Iterator[str]:
@@ -150,6 +236,9 @@ def _field(target: ast.AST) -> str:
 
 
 def _entries(node: ast.AST, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    if isinstance(node, ast.BinOp):  # {...} | {...}
+        yield from _entries(node.left, prefix)
+        yield from _entries(node.right, prefix)
     if not isinstance(node, ast.Dict):
         return
     for key, value in zip(node.keys, node.values, strict=True):

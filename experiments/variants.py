@@ -23,7 +23,8 @@ class Variant:
     """One row of the comparison, as the config describes it.
 
     Attributes:
-      name, label: key of its files and text in tables and plots.
+      name: key of its files.
+      label: text in tables and plots.
       matrices: regular expressions over matrix paths, or "all", as in the rules of
         `mpojax.compression.compress`; none leaves the model dense.
       settings: rule settings for all of them, fields of `mpojax.compression.MatrixRule`.

@@ -24,23 +24,23 @@ def get_config() -> ml_collections.ConfigDict:
     config.architecture = "mpobert"  # or "shared", "unshared": dense matrices of the same sizes
     # Arguments of mpojax.methods.mpobert.settings; 0 stands for their defaults.
     config.model = {
-        "num_layers": 12,
-        "hidden_size": 768,
+        "num_layers": 12,  # depth L
+        "hidden_size": 768,  # width H
         "num_heads": 0,  # hidden size / 64
         "intermediate_size": 0,  # 4 x hidden size
-        "embedding_size": 128,
+        "embedding_size": 128,  # E, mapped to H
         "vocab_size": 0,  # that of the corpus
-        "max_positions": 512,
+        "max_positions": 512,  # longest row
         "groups": 1,  # blocks of layers with central cores of their own
-        "num_cores": 5,
-        "bond": config_dict.placeholder(int),
-        "adapter_rank": 0,
-        "adapter_scale": 1.0,
-        "adapter_targets": ("query", "key", "value", "out"),
-        "adapt_outside": False,
-        "share_auxiliary": False,
+        "num_cores": 5,  # n of every chain
+        "bond": config_dict.placeholder(int),  # cap of every bond; None: full bonds
+        "adapter_rank": 0,  # of low-rank updates in every layer; 0: none
+        "adapter_scale": 1.0,  # factor of the updates
+        "adapter_targets": ("query", "key", "value", "out"),  # which matrices have them
+        "adapt_outside": False,  # pooler and embedding map, too
+        "share_auxiliary": False,  # auxiliary cores once a block, too
         "bias_and_norm": "shared",  # or "per_layer"
-        "dropout": 0.0,
+        "dropout": 0.0,  # of all kinds
     }
     config.start = {
         "kind": "scratch",  # or "teacher"
@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
         # "theory", "theory_each_core". A deep model wants one of these.
         "scaling": "none",
         "num_teacher_layers": config_dict.placeholder(int),  # None: as many as the teacher has
-        "gauge": "central",
+        "gauge": "central",  # of chains made from matrices, one of mpojax.mpo.GAUGES
     }
 
     config.length = 128  # tokens of a row

@@ -34,11 +34,10 @@ def get_config() -> ml_collections.ConfigDict:
     # --config.model_config="{'hidden_size': 128, 'num_layers': 4, ...}".
     config.model_config = {}
 
-    # Experts: what `blocks` matches (regular expression over paths such as layers/3/feed_forward)
-    # becomes a mixture of `number` experts. The other fields are those of
-    # mpojax.compression.ExpertRule.
+    # Experts: fields of mpojax.compression.ExpertRule.
     config.experts = {
         "form": "dense",  # no experts; or "mpoe", "unshared" (a central core each), "switch"
+        # Regular expression over paths such as layers/3/feed_forward; each becomes a mixture.
         "blocks": r"(.*/)?layers/\d+/feed_forward",
         "number": 8,
         "router": "switch",  # or "switch_scale", "top2", "noisy_topk"

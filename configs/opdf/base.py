@@ -33,7 +33,9 @@ def get_config() -> ml_collections.ConfigDict:
     # With `matrices` or `rules` (of configs/mpop/base.py) the student is the teacher compressed by
     # them instead; `trainable` then says what of it learns.
     # Chains while training: fields of opdf.OPDFSettings. enabled=False: a dense student.
-    config.opdf = {"enabled": True} | dataclasses.asdict(opdf.OPDFSettings())
+    config.opdf = {
+        "enabled": True,  # False: the student stays as it is
+    } | dataclasses.asdict(opdf.OPDFSettings())
     # Learning rate of cores: that of the optimizer times (number of cores)^-rate_exponent.
     config.rate_exponent = 0.5
     config.optimizer.warmup_steps = 0.0

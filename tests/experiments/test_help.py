@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import ml_collections
 import pytest
 
 from experiments import __main__ as listing
@@ -28,6 +29,12 @@ LINES = [
     ["experiments.train", "--config=configs/mpop/base.py", "--config.steps=12", "--help"],
     ["experiments.train", "--config=configs/mpop/base.py", "--help_config"],
     ["experiments.train", "--help", "--config=configs/mpop/bas.py"],
+]
+
+CONFIGS = [
+    file
+    for file in sorted((ROOT / "configs").rglob("*.py"))
+    if "def get_config(" in file.read_text(encoding="utf-8")
 ]
 
 
@@ -94,7 +101,24 @@ def test_help_explains_fields(pages):
     assert page.index("\n  model=") < page.index("\n  steps=") < page.index("\n  log_every=")
     sweep = " ".join(pages[next(line for line in pages if "bond_dims" in line)][1].split())
     assert "cell.grad_accum_steps=1 micro-batches per step [an integer of at least 1]" in sweep
-    assert "seeds=(0,) [a list, each an integer from 0" in sweep
+    assert "seeds=(0,) of the runs [a list, each an integer from 0" in sweep
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_field_of_every_config_is_explained(file):
+    config = command_line.load_config(str(file.relative_to(ROOT)))
+    known = help_page.explanations(config, file)
+    assert [name for name, _ in config_fields.leaves(config) if not known(name)] == []
+
+
+def test_docstrings_of_settings_explain_fields():
+    config = ml_collections.ConfigDict({"cell": {"method": "pet_search"}})
+    known = help_page.described(config)
+    assert known["search.rounds"] == "in which groups are dropped."
+    # One entry may be about several fields, and go on in a second line.
+    assert known["dev_dataset"] == "plain texts to train, evaluate, and test once on."
+    assert known["opdf.num_inner_cores"].endswith("the singular value decomposition at full bond).")
+    assert "seeds" in known
 
 
 def test_help_has_the_values_of_the_command_line(pages):

@@ -58,6 +58,7 @@ class Teacher:
 class Distillation(protocol.Method):
     """A student of fewer layers, or with compressed matrices, learns from a tuned classifier."""
 
+    Settings = DistillationSettings
     can_only_evaluate = False
 
     @classmethod

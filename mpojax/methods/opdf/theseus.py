@@ -22,7 +22,12 @@ _RATE = "replacement_rate"
 
 @checks.settings()
 class ReplacementSettings:
-    """The probability min(1, start + growth * step) that a layer is the student's."""
+    """The probability min(1, start + growth * step) that a layer is the student's.
+
+    Attributes:
+      start: at step 0.
+      growth: of a step.
+    """
 
     start: float = checks.field(checks.number(0, 1), 0.3)
     growth: float = checks.field(checks.number(0), 1e-4)
