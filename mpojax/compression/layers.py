@@ -76,7 +76,8 @@ class Located(NamedTuple):
 def check_module(module: nnx.Module) -> None:
     """Raises TypeError for anything but a module."""
     if not isinstance(module, nnx.Module):
-        raise TypeError(f"a Flax NNX module is needed, not {type(module).__name__}.")
+        hint = f": load it by mpojax.load({module!r})" if isinstance(module, str) else ""
+        raise TypeError(f"a Flax NNX module is needed, not {type(module).__name__}{hint}.")
 
 
 def locations(module: nnx.Module) -> dict[str, Located]:

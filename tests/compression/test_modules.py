@@ -239,6 +239,8 @@ def test_what_cannot_be_done_is_said():
             call()
     with pytest.raises(TypeError, match="a Flax NNX module is needed, not dict"):
         mj.compress({"kernel": np.eye(3)}, bond=2)
+    with pytest.raises(TypeError, match=r"not str: load it by mpojax.load\('folder'\)"):
+        mj.compress("folder", bond=2)
 
 
 def test_folders_bring_a_module_back(tmp_path):
