@@ -93,7 +93,7 @@ def _few_memory_maps():
     """
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if maps.is_file() and maps.read_bytes().count(b"\n") > 15_000:
+    if maps.is_file() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
 

@@ -46,6 +46,8 @@ def test_every_config_passes_the_checks_of_the_job(variant):
         assert training.make_optimizer(config.optimizer.to_dict(), roles, config.steps) is not None
 
 
+# Those of the paper are in golden/test_mpobert_counts.py.
+@pytest.mark.slow
 def test_counts_of_every_variant():
     assert {name: finetune.counts(name)["total"] for name in finetune.VARIANTS} == TOTALS
     for name in finetune.VARIANTS:

@@ -3,11 +3,8 @@
 import errno
 import json
 import os
-import pathlib
+import resource
 import stat
-import subprocess
-import sys
-import textwrap
 
 import jax.numpy as jnp
 import numpy as np
@@ -133,35 +130,23 @@ def test_non_finite_weights_are_all_named():
 
 
 def test_a_full_disk_keeps_what_was_there(tmp_path):
-    """A real failure of the system call: the process may write no file above 2 kB."""
+    """A real failure of the system call: this process may write no file above 2 kB."""
     folder = tmp_path / "model"
     safe_weights.write_folder(folder, WEIGHTS, {"producer": "old"}, {"config.json": "old"})
     before = helpers.snapshot(folder)
-    script = f"""
-        import resource
-        import numpy as np
-        from mpojax.io import weights as safe_weights
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-        for folder in ({str(folder)!r}, {str(tmp_path / "fresh")!r}):
-            try:
-                safe_weights.write_folder(
-                    folder, {{"a": np.zeros(2000, np.float32)}}, {{}}, {{"config.json": "new"}}
-                )
-            except OSError as error:
-                print(error.errno, error)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        cwd=pathlib.Path(__file__).parents[2],
-        check=True,
-    )
-    first, second = done.stdout.splitlines()
-    assert first.startswith("27 ")
-    assert f"cannot write {folder}: File too large" in first
-    assert "nothing has been changed" in first
-    assert "cannot write" in second
+    large, config = {"a": np.zeros(2000, np.float32)}, {"config.json": "new"}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as first:
+            safe_weights.write_folder(folder, large, {}, config)
+        with pytest.raises(OSError, match="cannot write"):
+            safe_weights.write_folder(tmp_path / "fresh", large, {}, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert first.value.errno == errno.EFBIG
+    assert f"cannot write {folder}: " in str(first.value)
+    assert "nothing has been changed" in str(first.value)
     assert helpers.snapshot(folder) == before
     assert not (tmp_path / "fresh").exists()
 

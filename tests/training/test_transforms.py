@@ -112,10 +112,13 @@ def updates(config, layout=lambda values: values, steps=3):
     [
         {"name": "adamw", "weight_decay": 0.1},
         {"name": "adafactor"},
-        {"name": "lamb", "weight_decay": 0.1},
-        {"name": "lamb", "trust_bounds": (0.01, 0.3), "bias_correction": False},
-        {"name": "muon", "weight_decay": 0.1},
-        {"name": "muon", "muon_roles": ("other", "central", "auxiliary")},
+        {
+            "name": "lamb",
+            "weight_decay": 0.1,
+            "trust_bounds": (0.01, 0.3),
+            "bias_correction": False,
+        },
+        {"name": "muon", "weight_decay": 0.1, "muon_roles": ("other", "central", "auxiliary")},
     ],
     ids=str,
 )
