@@ -18,7 +18,6 @@ from absl import flags
 
 import configs
 from experiments import config_fields
-from experiments.variants import Variant
 from mpojax import checks, compression, data, models, nn
 from mpojax.methods import opdf, options, protocol, t_few
 from mpojax.methods.mpoe import gradient_mask
@@ -40,7 +39,6 @@ _SETTINGS = (
     ("choices.", t_few.ChoiceSettings),
     ("opdf.", opdf.OPDFSettings),
     ("optimizer.central_mask.", gradient_mask.GradientMask),
-    ("variants.NAME.", Variant),
     ("variants.NAME.settings.", compression.MatrixRule),
 )
 # Of the configs of sweeps.
@@ -111,8 +109,14 @@ def _general(name: str) -> str:
 def described(config: Mapping[str, Any]) -> dict[str, str]:
     """{field: what the docstring of its dataclass says}, of a run or of the cells of a sweep."""
     found = dict(_AXES) if "cell" in config else {}
+    kinds = list(_SETTINGS)
+    if "variants" in config:
+        from experiments.variants import Variant  # with tables and figures: a second more
+
+        kinds.append(("variants.NAME.", Variant))
     config = config.get("cell", config)
-    kinds = [*_SETTINGS, *([("", options.Pretraining)] if "corpus" in config else [])]
+    if "corpus" in config:
+        kinds.append(("", options.Pretraining))
     if config.get("method") in protocol.METHODS:
         method = protocol.find(config["method"])
         kinds.append((method.section and f"{method.section}.", method.Settings))
