@@ -1,6 +1,7 @@
 """The random mask on gradients of central cores."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ ROLES = {CENTRAL: "central", LONE: "central", AUXILIARY: "auxiliary", KERNEL: "o
 SHAPES = {CENTRAL: (3, 4, 2, 2, 2), LONE: (2, 2, 2, 2), AUXILIARY: (3, 1, 2, 2, 4), KERNEL: (4, 4)}
 NAMES = ("adam", "adamw", "lamb", "sgd")
 STEPS, RATE, DECAY = 4, 0.1, 0.1
+CASES = list(itertools.product(NAMES, gradient_mask.MODES, gradient_mask.GRANULARITIES))
 
 
 def tree(seed=0, scale=1.0):
@@ -108,9 +110,18 @@ class TestAgainstFormulas:
         norms = [np.sqrt(np.sum(x**2, axis=axes, keepdims=True)) for x in (parameter, update)]
         return norms[0] / np.where(norms[1] == 0.0, norms[0], norms[1])
 
-    @pytest.mark.parametrize("draw", gradient_mask.GRANULARITIES)
-    @pytest.mark.parametrize("mode", gradient_mask.MODES)
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize(
+        ("name", "mode", "draw"),
+        # Masks are drawn before an optimizer sees them, modes are around it.
+        marks.slow_but(
+            {
+                (name, mode, draw)
+                for name, mode, draw in CASES
+                if name == "adamw" or (mode, draw) in {("skip", "tensor"), ("zero_grad", "element")}
+            },
+            CASES,
+        ),
+    )
     def test_every_mode_draw_and_optimizer(self, name, mode, draw):
         settings = {"rate": 0.5, "mode": mode, "granularity": draw}
         sampled = masks(read(**settings, seed=4))

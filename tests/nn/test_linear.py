@@ -20,6 +20,11 @@ SHAPES = {
 run = jax.jit(lambda layer, x: layer(x))
 
 
+def _made(kind, *sizes, seed=0, **options):
+    """A fresh layer, by one program."""
+    return jax.jit(lambda: kind(*sizes, rngs=nnx.Rngs(seed), **options))()
+
+
 def _matrix(layer):
     cores = tuple(np.asarray(core) for core in layer.all_cores())
     return mpo.to_matrix(cores, layer.shape)
@@ -35,15 +40,15 @@ def _fill(model, seed=0):
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
 def test_dense_is_a_matrix_product(leading):
-    layer = _fill(nn.Dense(5, 4, rngs=nnx.Rngs(0)))
+    layer = _fill(_made(nn.Dense, 5, 4))
     x = np.random.default_rng(0).standard_normal((*leading, 5)).astype(np.float32)
     expected = x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
     np.testing.assert_allclose(run(layer, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bias_can_be_left_out():
-    dense = nn.Dense(5, 4, use_bias=False, rngs=nnx.Rngs(0))
-    chain = nn.MPOLinear(SHAPES["three cores"], use_bias=False, rngs=nnx.Rngs(0))
+    dense = _made(nn.Dense, 5, 4, use_bias=False)
+    chain = _made(nn.MPOLinear, SHAPES["three cores"], use_bias=False)
     assert dense.bias is None
     assert chain.bias is None
     np.testing.assert_array_equal(run(dense, np.zeros((2, 5), np.float32)), np.zeros((2, 4)))
@@ -53,7 +58,7 @@ def test_bias_can_be_left_out():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("tokens", [(), (2, 40)])
 def test_mpo_linear_equals_its_matrix(shape, tokens):
-    layer = _fill(nn.MPOLinear(shape, rngs=nnx.Rngs(1)))
+    layer = _fill(_made(nn.MPOLinear, shape, seed=1))
     x = np.random.default_rng(1).standard_normal((*tokens, shape.in_features)).astype(np.float32)
     expected = x @ _matrix(layer) + np.asarray(layer.bias[...])
     actual = run(layer, x)
@@ -63,7 +68,7 @@ def test_mpo_linear_equals_its_matrix(shape, tokens):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_roles_name_exactly_one_central_core(shape):
-    layer = nn.MPOLinear(shape, rngs=nnx.Rngs(0))
+    layer = _made(nn.MPOLinear, shape)
     kinds = [nn.role_of(core) for core in layer.cores]
     assert kinds.count("central") == 1
     assert kinds.index("central") == shape.central
@@ -83,9 +88,9 @@ def test_roles_name_exactly_one_central_core(shape):
     ids=["full", "cut", "low rank", "padded"],
 )
 def test_fresh_matrices_have_variance_one_over_inputs(shape):
-    draws = [_matrix(nn.MPOLinear(shape, rngs=nnx.Rngs(seed))) for seed in range(3)]
+    draws = [_matrix(_made(nn.MPOLinear, shape, seed=seed)) for seed in range(3)]
     assert np.var(draws) * shape.in_features == pytest.approx(1.0, rel=0.25)
-    dense = nn.Dense(200, 100, rngs=nnx.Rngs(0))
+    dense = _made(nn.Dense, 200, 100)
     assert np.var(dense.kernel[...]) * 200 == pytest.approx(1.0, rel=0.05)
 
 
@@ -93,8 +98,8 @@ def test_compute_dtype_casts_the_matrix_and_keeps_parameters():
     shape = SHAPES["five cores, full"]
     x = np.random.default_rng(0).standard_normal((64, 24), np.float32)
     for kind in (
-        lambda dtype: nn.MPOLinear(shape, dtype=dtype, rngs=nnx.Rngs(2)),
-        lambda dtype: nn.Dense(24, 36, dtype=dtype, rngs=nnx.Rngs(2)),
+        lambda dtype: _made(nn.MPOLinear, shape, dtype=dtype, seed=2),
+        lambda dtype: _made(nn.Dense, 24, 36, dtype=dtype, seed=2),
     ):
         exact, half = kind("float32"), kind("bfloat16")
         assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"float32"}
@@ -106,8 +111,8 @@ def test_compute_dtype_casts_the_matrix_and_keeps_parameters():
 
 def test_a_shared_central_core_is_passed_in():
     shape = SHAPES["five cores, cut"]
-    own = nn.MPOLinear(shape, rngs=nnx.Rngs(0))
-    shared = nn.MPOLinear(shape, shared_central=True, rngs=nnx.Rngs(0))
+    own = _made(nn.MPOLinear, shape)
+    shared = _made(nn.MPOLinear, shape, shared_central=True)
     assert len(shared.cores) == shape.num_cores - 1
     assert {nn.role_of(core) for core in shared.cores} == {"auxiliary"}
     x = np.ones((3, 24), np.float32)
@@ -122,9 +127,7 @@ def test_layers_of_one_scan_share_the_central_core():
 
     class Stack(nnx.Module):
         def __init__(self, rngs):
-            make = nnx.vmap(
-                lambda key: nn.MPOLinear(shape, shared_central=True, rngs=nnx.Rngs(key))
-            )
+            make = nnx.vmap(lambda key: _made(nn.MPOLinear, shape, shared_central=True, seed=key))
             self.stack = make(jax.random.split(rngs.params(), 3))
             self.central = nn.CentralCore(
                 jax.random.normal(rngs.params(), shape.core_shapes[shape.central])
@@ -154,7 +157,7 @@ def test_layers_of_one_scan_share_the_central_core():
 
 
 def test_training_one_role_leaves_the_other_alone():
-    layer = nn.MPOLinear(SHAPES["three cores"], rngs=nnx.Rngs(0))
+    layer = _made(nn.MPOLinear, SHAPES["three cores"])
     graphdef, auxiliary, rest = nnx.split(layer, nn.AuxiliaryCore, ...)
     x = jnp.ones((2, 24))
     gradient = jax.jit(jax.grad(lambda a: jnp.sum(nnx.merge(graphdef, a, rest)(x))))(auxiliary)
@@ -165,9 +168,9 @@ def test_training_one_role_leaves_the_other_alone():
 
 def test_bad_calls_say_what_is_wrong():
     shape = SHAPES["three cores"]
-    dense = nn.Dense(5, 4, rngs=nnx.Rngs(0))
-    own = nn.MPOLinear(shape, rngs=nnx.Rngs(0))
-    shared = nn.MPOLinear(shape, shared_central=True, rngs=nnx.Rngs(0))
+    dense = _made(nn.Dense, 5, 4)
+    own = _made(nn.MPOLinear, shape)
+    shared = _made(nn.MPOLinear, shape, shared_central=True)
     core = own.cores[1][...]
     with pytest.raises(ValueError, match="dense layer, which has no cores"):
         dense(jnp.ones((2, 5)), central=core)
@@ -215,7 +218,7 @@ class TestFromWeights:
     def test_compute_dtype_and_adapter_are_kept(self):
         dense = nnx.Linear(24, 36, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
         assert nn.MPOLinear.from_linear(dense).dtype == "bfloat16"
-        dense = nn.Dense(24, 36, dtype="bfloat16", rngs=nnx.Rngs(0))
+        dense = _made(nn.Dense, 24, 36, dtype="bfloat16")
         nn.attach_adapters(nnx.Dict(a=dense), {"a": 2}, 1.0, rngs=nnx.Rngs(1))
         chain = nn.MPOLinear.from_linear(dense)
         assert chain.dtype == "bfloat16"
