@@ -190,6 +190,8 @@ class TestParts:
         small.close(outputs(model), before("t5"), 1e-5)
 
 
+# Of one mixture: mpo/test_experts.py.
+@pytest.mark.slow
 def test_the_gradient_of_a_central_core_is_the_sum_over_untied_copies():
     """Of the whole model, with experts that differ and losses of the routers."""
     tied = shaken(with_experts(small.dense(small.GPT2), cores=3, router="top2"))
