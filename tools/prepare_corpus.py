@@ -42,7 +42,7 @@ _SHARDS = flags.DEFINE_integer(
 _WORKERS = flags.DEFINE_integer("workers", None, "Processes; default: one per core.")
 
 
-def prepare(
+def build(
     text: str, out: str, settings: building.CorpusSettings, workers: int | None = None
 ) -> corpus.Corpus:
     """`building.build` with a progress bar per stage; `workers` default: one per core."""
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
         max_tokens=_MAX_TOKENS.value,
         shards=_SHARDS.value,
     )
-    made = prepare(_TEXT.value, _OUT.value, settings, _WORKERS.value)
+    made = build(_TEXT.value, _OUT.value, settings, _WORKERS.value)
     print(summary(made))
     _warn_of_few_documents(made, settings.valid)
 
