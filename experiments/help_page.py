@@ -44,6 +44,7 @@ _SETTINGS = (
 # Of the configs of sweeps.
 _AXES = {
     "axes": "(name, values) pairs: every combination is a run; see experiments.cells.expand",
+    "skip": "dicts {axis: label or labels}: combinations that are left out",
     "baselines": "{label: fields} of runs that know no axis, such as the dense model",
     "repeats": "axes over which means and standard deviations are taken",
     "plots": "fields of experiments.render.figures.Plot, for each figure",

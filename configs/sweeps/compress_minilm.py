@@ -46,4 +46,6 @@ def get_config(argument: str = "runs/minilm_45") -> ml_collections.ConfigDict:
     config.seeds = (0, 1, 2)
     # Seed by seed: a sweep that is stopped has whole ones.
     config.axes = (("seed", "seeds"), ("variant", models))
+    # Such as ({"variant": "dense"},) at the second of several sizes: it is the same there.
+    config.skip = ()
     return config
