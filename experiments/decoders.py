@@ -347,6 +347,7 @@ def _measured(setup: Setup, model: models.Model, content: Mapping) -> dict[str, 
         **content,
         "perplexity": found.value,
         "protocol": found.protocol,
+        "tokens": found.num_tokens,
     }
     if content.get("method") in (None, *render.OURS, "healed") and setup.config.sample.new_tokens:
         content["sample"] = _sample(setup, dense)

@@ -1,6 +1,7 @@
 """The page that `--help` prints: what an entry point does, its flags, the fields of its config."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import io
@@ -10,7 +11,7 @@ import shutil
 import sys
 import textwrap
 import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -28,6 +29,7 @@ _ROOT = pathlib.Path(configs.__file__).parents[1]
 # First on the page, with what stands behind their `=`.
 _FIRST = {"config": "FILE[:ARGUMENT]", "workdir": "FOLDER"}
 _COLUMN = 36
+_OPTIMIZERS = pathlib.Path(optimizer.__file__)
 # Fields of configs, by what they begin with -> dataclasses whose docstrings explain them.
 _SETTINGS = (
     *(("", each.type) for each in dataclasses.fields(options.Options)),
@@ -56,7 +58,7 @@ _AXES = {
     "depths": "numbers of layers",
     "learning_rates": "of the runs",
     "weight_decays": "of the runs",
-    "warmups": "of the runs, in steps",
+    "warmups": "of the runs, in steps; below 1: a fraction of all",
 }
 
 
@@ -77,50 +79,77 @@ def page(source: str | None, config: ml_collections.ConfigDict | None) -> str:
 
 
 def fields(config: ml_collections.ConfigDict, file: pathlib.Path) -> Iterator[str]:
-    """Lines about every field: its value, what it is, what is allowed."""
-    file = file.expanduser().resolve()
-    known = explanations(config, file)
-    order = {name.partition(".")[0]: -index for index, name in enumerate(reversed(comments(file)))}
-    leaves = list(config_fields.leaves(config))
-    leaves.sort(key=lambda leaf: order.get(leaf[0].removeprefix("cell.").partition(".")[0], 1))
-    explained = set()
-    for name, value in leaves:
-        allowed = config_fields.allowed(name, is_sweep="cell" in config)
-        # What many variants have is explained at the first of them.
-        text = "" if _general(name) in explained else known(name)
-        explained.add(_general(name))
+    """Lines about every field."""
+    for left, right in entries(config, file.expanduser().resolve()):
+        yield from _row(f"  {left}", right)
+
+
+def entries(config: ml_collections.ConfigDict, file: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """(field=value, what it is and what is allowed), groups before their fields; as in the files.
+
+    The runs of a study or sweep come last. What many variants have is explained at the first of them.
+    """
+    known, order = explanations(config, file), {}
+    for name in comments(*files(file)):
+        name = name.removeprefix("cell.")
+        for each in (name.partition(".")[0], name):
+            order.setdefault(each, len(order))
+
+    def place(leaf: tuple[str, Any]) -> tuple[bool, int, int]:
+        name = leaf[0].removeprefix("cell.")
+        places = (order.get(each, len(order)) for each in (name.partition(".")[0], name))
+        return leaf[0] != name, *places
+
+    told = set()
+    for name, value in sorted(config_fields.leaves(config), key=place):
+        general, group = _general(name), name.rpartition(".")[0]
+        if group.startswith("variants."):
+            group = "variants"
+        if group not in told and known.get(group):
+            yield f"{group}.*", known[group]
+        text = "" if group == "variants" and general in told else known.get(general, "")
+        told |= {group, general}
+        allowed = config_fields.allowed(name, is_sweep="axes" in config)
         texts = [text, f"[{allowed.what}]" if allowed else ""]
-        yield from _row(f"  {name}={checks.shortened(value, 60)}", " ".join(filter(None, texts)))
+        yield f"{name}={checks.shortened(value, 60)}", " ".join(filter(None, texts))
 
 
-def explanations(config: Mapping[str, Any], file: pathlib.Path) -> Callable[[str], str]:
-    """Field -> what it is: by the comments of its config file, else by docstrings; "": unknown."""
-    found = comments(file)
-    known = described(config) | {name: text for name, text in found.items() if text}
-    return lambda name: known.get(_general(name), "")
+def explanations(config: Mapping[str, Any], file: pathlib.Path) -> dict[str, str]:
+    """{field: what it is}: the comments of its config files, else docstrings and `_AXES`."""
+    if "cell" not in config:
+        return described(config) | _told(comments(*files(file)))
+    own = {path: comments(path) for path in files(file)}
+    studies = [path for path in own if own[path].keys() & {"cell", "variants", "axes"}]
+    run = described(config["cell"]) | _told(comments(*[p for p in own if p not in studies]))
+    of_cells = {f"cell.{name}": text for name, text in run.items()}
+    return described(config) | of_cells | _AXES | _told(comments(*studies))
+
+
+def _told(found: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in found.items() if text}
 
 
 def _general(name: str) -> str:
     """What a field is known by: without the name of a variant, a role or a task."""
     name = re.sub(r"^variants\.[^.]+\.", "variants.NAME.", name)
-    of_a_run = re.sub(r"^(cell|baselines\.[^.]+)\.", "", name)
+    of_a_run = re.sub(r"^baselines\.[^.]+\.", "cell.", name)
     return re.sub(r"(?<=role_learning_rates)\..*|(?<=metrics)\..*", "", of_a_run)
 
 
 def described(config: Mapping[str, Any]) -> dict[str, str]:
-    """{field: what the docstring of its dataclass says}, of a run or of the cells of a sweep."""
-    found = dict(_AXES) if "cell" in config else {}
+    """{field: what the docstring of its dataclass says}, of a run or of a study of variants."""
     kinds = list(_SETTINGS)
     if "variants" in config:
         from experiments.variants import Variant  # with tables and figures: a second more
 
         kinds.append(("variants.NAME.", Variant))
-    config = config.get("cell", config)
     if "corpus" in config:
-        kinds.append(("", options.Pretraining))
-    if config.get("method") in protocol.METHODS:
-        method = protocol.find(config["method"])
-        kinds.append((method.section and f"{method.section}.", method.Settings))
+        kinds.insert(0, ("", options.Pretraining))
+    if config.get("method"):
+        with contextlib.suppress(ValueError):  # of a mistyped name
+            method = protocol.find(config["method"])
+            kinds.append((method.section and f"{method.section}.", method.Settings))
+    found = {}
     for prefix, kind in kinds:
         found |= {name: text for name, text in _attributes(kind, prefix) if name not in found}
     return found
@@ -178,23 +207,25 @@ def _row(left: str, right: str) -> Sequence[str]:
     return [left, *lines]
 
 
-def comments(file: pathlib.Path, prefix: str = "") -> dict[str, str]:
-    """{field: comment} of a config file: what stands above or behind the field's default.
+def files(file: pathlib.Path) -> list[pathlib.Path]:
+    """A config file and those of `configs/` that it builds on; a field is made in the first."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    below = [each for path in _imported(tree) for each in files(path)]
+    return list(dict.fromkeys([*below, file]))
 
-    In the order of the files. Where it builds on other files of `configs/`, theirs count first: a
-    field is explained where it is made.
+
+def comments(*paths: pathlib.Path) -> dict[str, str]:
+    """{field: comment} of config files: what stands above or behind the field's default.
+
+    In the order of the files, whose first counts; the keys of optimizers behind them.
     """
-    source = file.read_text(encoding="utf-8")
-    tree, remarks = ast.parse(source), _Remarks(source)
     found = {}
-    for path in _imported(tree):
-        found |= comments(path)
-    for node in ast.walk(tree):
-        for name, lines in _defaults(node):
-            found[prefix + name] = found.get(prefix + name) or remarks.about(lines)
-    if not prefix:
-        shared = comments(pathlib.Path(optimizer.__file__), "optimizer.")
-        found |= {name: found.get(name) or text for name, text in shared.items()}
+    for path, prefix in (*((path, "") for path in paths), (_OPTIMIZERS, "optimizer.")):
+        source = path.read_text(encoding="utf-8")
+        remarks = _Remarks(source)
+        for node in ast.walk(ast.parse(source)):
+            for name, lines in _defaults(node):
+                found[prefix + name] = found.get(prefix + name) or remarks.about(lines)
     return found
 
 
@@ -233,11 +264,9 @@ def _defaults(node: ast.AST) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _field(target: ast.AST) -> str:
-    parts = []
-    while isinstance(target, ast.Attribute):
-        parts.append(target.attr)
-        target = target.value
-    return ".".join(reversed(parts)) if isinstance(target, ast.Name) else ""
+    """`x.y` of a target `config.x.y`; `cell.x` of `cell.x`, the config of a sweep's runs."""
+    parts = ast.unparse(target).split(".") if isinstance(target, ast.Attribute) else [""]
+    return ".".join(parts if parts[0] == "cell" else parts[1:])
 
 
 def _entries(node: ast.AST, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -248,7 +277,9 @@ def _entries(node: ast.AST, prefix: str) -> Iterator[tuple[str, tuple[int, int]]
         return
     for key, value in zip(node.keys, node.values, strict=True):
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
-            yield prefix + key.value, (key.lineno, value.end_lineno)
+            # A comment behind a dict of one line is about the whole.
+            is_one_line = node.lineno == node.end_lineno
+            yield prefix + key.value, (0, 0) if is_one_line else (key.lineno, value.end_lineno)
             yield from _entries(value, f"{prefix}{key.value}.")
 
 

@@ -28,11 +28,13 @@ class Variant:
       matrices: regular expressions over matrix paths, or "all", as in the rules of
         `mpojax.compression.compress`; none leaves the model dense.
       settings: rule settings for all of them, fields of `mpojax.compression.MatrixRule`.
-      method: instead a key of `mpojax.compression.METHODS`.
-      budget: parameters of the whole model, a fraction of the dense count or a number.
+      method: a key of `mpojax.compression.METHODS`, in place of settings.
+      budget: a size as `config.budget`: a fraction of what `budget_of` says, or parameters of the
+        whole model.
       bond: cap for every bond.
       same_size_as: name of an earlier variant whose parameter count is the budget.
-      allocation, keep_dense: how a budget is met, see `mpojax.compression.compress`.
+      allocation: how a budget is met, see `mpojax.compression.compress`.
+      keep_dense: matrices whose MPO would save nothing may stay dense.
       trainable: a name in `mpojax.methods.mpop.FILTERS`.
     """
 

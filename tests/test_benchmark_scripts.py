@@ -4,8 +4,6 @@ import csv
 import subprocess
 import sys
 
-import pytest
-
 STEPS = """
 import jax
 from absl import flags
@@ -36,8 +34,6 @@ def run(code: str, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-# What a step costs is also counted in tests/training/test_dry_run.py.
-@pytest.mark.slow
 def test_rebuilding_is_what_chains_add_to_the_program_of_a_step():
     chains, dense, once = map(int, run(STEPS).split())
     # Forward, remat, then for the backward pass the matrix, its partial products, two gradients.

@@ -58,7 +58,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
 
     config.length = 128  # tokens of a row
-    config.batch_size, config.grad_accum_steps = 64, 1  # rows of a step, in so many micro-batches
+    config.batch_size = 64  # rows of a step
+    config.grad_accum_steps = 1  # micro-batches that it is split into
     config.steps = 10_000
     config.masking = {"rate": 0.15, "whole_words": True}  # fields of mpojax.data.Masking
     config.sop = True  # sentence order

@@ -40,8 +40,8 @@ def get_config() -> ml_collections.ConfigDict:
         # Regular expression over paths such as layers/3/feed_forward; each becomes a mixture.
         "blocks": r"(.*/)?layers/\d+/feed_forward",
         "number": 8,
-        "router": "switch",  # or "switch_scale", "top2", "noisy_topk"
-        "k": 2,  # of noisy_topk
+        "router": "switch",
+        "k": 2,
         "capacity_factor": config_dict.placeholder(float),  # None: no token is dropped
         "dispatch": "auto",
         "structure": "auto",
@@ -72,12 +72,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.bleu_tokenize = "13a"
     config.samples = 0  # texts that are generated for BLEU and Self-BLEU; 0: none
     config.sample_length = 64
-    config.sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # of the samples; 0: off
+    config.sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # fields of models.Sampling
 
     # Text to text.
     config.task = ""  # one task
     config.tasks = ()  # or several at once
-    config.temperature = 10.0  # of the draw of tasks by size
+    config.temperature = 10.0  # a task's share ~ (its examples)^(1/temperature); 1: by size
     config.max_length, config.target_length = 128, 16
     config.train_examples, config.dev_examples = 0, 0  # 0: all
     config.beams = 1

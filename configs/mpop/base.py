@@ -16,9 +16,10 @@ def get_config() -> ml_collections.ConfigDict:
     """Default config."""
     config = common.get_config()
     config.task = "sst2"
-    # dev_split: what is reported; "": the task's own; "held_out": `held_out_examples`, so that
-    # settings can be chosen without a look at the task's own.
-    config.train_split, config.dev_split = "train", ""
+    config.train_split = "train"
+    # What is reported; "": the task's own; "held_out": `held_out_examples`, so that settings can be
+    # chosen without a look at the task's own.
+    config.dev_split = ""
     config.train_examples, config.dev_examples = 0, 0  # 0: all
     # Few-shot: examples of every class (of a task without classes, in all; 0: all there are), and
     # which draw of them.

@@ -16,7 +16,7 @@ from mpojax.training import workdir as workdir_lib
 OURS = ("best", "experts")
 # Perplexities are plotted up to so many times the dense model's.
 _SHOWN = 50.0
-# Perplexities of fewer tokens say whether a run works, and little about the models.
+# Perplexities of fewer tokens say that a run works, and little about the models.
 _FEW_TOKENS = 2_048
 _COLUMNS = {
     "variant": ("label", str),
@@ -45,11 +45,10 @@ def write(
     best = next((row for row in rows if row.get("method") in OURS), rows[-1])
     place = folder / "models" / best["variant"]
     protocol = f"perplexity: {rows[0]['protocol']}, on {config.evaluation.texts}"
-    given = config.evaluation
-    if given.num_windows and given.num_windows * given.window < _FEW_TOKENS:
+    if rows[0].get("tokens", _FEW_TOKENS) < _FEW_TOKENS:
         protocol += (
-            f". These are few: do not judge by them; at least {_FEW_TOKENS:,} tokens are measured "
-            f"with --config.evaluation.num_windows={-(-_FEW_TOKENS // given.window)}"
+            f". Too few tokens to compare models by: measure {_FEW_TOKENS:,} or more "
+            "(--config.evaluation.num_windows)"
         )
     summary = [
         tables.text(headers, cells, 130, wrap=("variant",)),

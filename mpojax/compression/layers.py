@@ -6,6 +6,7 @@ puts the same layer back.
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -76,7 +77,9 @@ class Located(NamedTuple):
 def check_module(module: nnx.Module) -> None:
     """Raises TypeError for anything but a module."""
     if not isinstance(module, nnx.Module):
-        hint = f": load it by mpojax.load({module!r})" if isinstance(module, str) else ""
+        is_path = isinstance(module, str | os.PathLike)
+        is_path = isinstance(module, str | os.PathLike)
+        hint = f": load it by mpojax.load({str(module)!r})" if is_path else ""
         raise TypeError(f"a Flax NNX module is needed, not {type(module).__name__}{hint}.")
 
 

@@ -174,14 +174,17 @@ class Data:
       data_dir: folder of the data; "": see `mpojax.data.load_task`.
       metric: the one that counts; "": the task's first.
       metrics: of several tasks {task: the one that counts}.
-      train_split, dev_split, test_split: what is trained on, reported, and tested once.
+      train_split: what is trained on.
+      dev_split: what is reported.
+      test_split: what is tested once, at the end; "": nothing.
       train_examples, dev_examples: only so many of these splits.
       test_tokens: only the first so many of the test text.
       shots: few-shot examples of every class; 0: all examples.
       draw: which draw of the shots.
       held_out_examples: taken from the training split.
-      max_length: tokens of an input, which is cut behind them.
-      target_length: the same of an answer.
+      max_length: tokens of an input; longer ones lose their end (choices of texts: their
+        beginning).
+      target_length: tokens of an answer with its end, where answers are free text.
       length: tokens of a row of plain text.
       lengths: batches are cropped to the first of these that holds them.
       exponent: a task's share of a batch is proportional to (its examples) ** exponent.
@@ -246,7 +249,7 @@ class Training:
       rate_exponent: the rate of cores of exact chains falls with their number to this power.
       balance_weight: of the loss that spreads tokens over experts, summed over layers.
       z_weight: of the loss that keeps the logits of experts' routers small.
-      label_smoothing: share of the target that goes to all tokens alike.
+      label_smoothing: epsilon: the target is (1 - epsilon) one-hot + epsilon / vocabulary.
       mesh: {axis: devices} of data, fsdp, tensor, expert; -1: all that remain.
       eval_batch_size: rows of an evaluation's step.
       eval_every: from one evaluation of the development split to the next.
@@ -367,9 +370,9 @@ class Pretraining:
         bond=BOND,
         adapter_rank=integer(0),
         dropout=FRACTION,
+        vocab_size=integer(0).noted("0: that of the corpus"),
         **dict.fromkeys(
-            ("num_heads", "intermediate_size", "vocab_size"),
-            integer(0).noted("0: by the other sizes"),
+            ("num_heads", "intermediate_size"), integer(0).noted("0: by the other sizes")
         ),
     )
     start: Mapping[str, Any] = group(

@@ -53,16 +53,16 @@ def default_config() -> ml_collections.ConfigDict:
             "role_learning_rates": {},  # {role: peak}, e.g. {"auxiliary": 1e-3}
             "schedule": "linear",  # after the warm-up: constant, or falling to end_factor * peak
             "warmup_steps": 0.0,  # below 1: a fraction of all steps
-            "end_factor": 0.0,  # of the peak, at the last step
-            "beta1": 0.9,  # momentum of sgd
-            "beta2": 0.999,  # decay of squared gradients
-            "epsilon": 1e-8,  # added to their root
+            "end_factor": 0.0,  # of the peak, reached when the run ends
+            "beta1": 0.9,  # decay of the first moment; sgd: momentum
+            "beta2": 0.999,  # decay of the second moment
+            "epsilon": 1e-8,  # added to the root of the second moment
             "bias_correction": True,  # of the moments of adam, adamw, lamb, and of muon's adam
             "trust_bounds": (),  # lamb: (least, largest) trust ratio; () = unbounded
             "no_trust_ratio": (),  # lamb: patterns of paths that keep a ratio of 1
             "muon_roles": ("other",),  # whose matrices are orthogonalised; the rest goes to adam
             "muon_excluded": NO_MUON,  # patterns of paths that go to adam all the same
-            "muon_momentum": 0.95,  # of the gradients that are orthogonalised
+            "muon_momentum": 0.95,  # Nesterov momentum, which is orthogonalised
             "muon_rms": 0.2,  # of the update's entries; 0.2 fits adam's learning rates
             "weight_decay": 0.0,  # decoupled
             "no_decay": NO_DECAY,  # patterns of paths without decay (re.fullmatch)

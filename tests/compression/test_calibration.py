@@ -215,13 +215,7 @@ class NaiveT5:
         return self.norm(f"{stack}/final_norm", x)
 
 
-@pytest.mark.parametrize(
-    "length",
-    [
-        pytest.param(5, id="shorter targets"),
-        pytest.param(7, id="targets as long as sources", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("length", [5, 7], ids=["shorter targets", "targets as long as sources"])
 def test_encoder_decoders_against_a_naive_reference(length):
     """Encoder, decoder, and cross-attention, whose keys and values read the encoder's output."""
     config = dataclasses.replace(language_helpers.T5, dropout=0.0)

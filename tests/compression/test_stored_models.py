@@ -114,7 +114,9 @@ def test_statistics_in_files_are_found_again(model, calibration, tmp_path, monke
 
 
 # What is best is one of the methods: tests/compression/test_choosing.py.
-@pytest.mark.parametrize("method", marks.slow_but({"whitened"}, ("whitened", "layerwise", "best")))
+@pytest.mark.parametrize(
+    "method", marks.slow_but({"whitened", "layerwise"}, ("whitened", "layerwise", "best"))
+)
 def test_16_bits_stay_16_bits(folder_in_16_bits, method):
     """Matrix by matrix from the files as from memory; what is saved is loaded as it was."""
     stored = io.open_pretrained(folder_in_16_bits)

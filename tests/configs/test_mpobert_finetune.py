@@ -46,7 +46,7 @@ def test_every_config_passes_the_checks_of_the_job(variant):
         assert training.make_optimizer(config.optimizer.to_dict(), roles, config.steps) is not None
 
 
-# Those of the paper are in golden/test_mpobert_counts.py.
+# experiments/test_mpobert_tables.py has them by the rows of the tables.
 @pytest.mark.slow
 def test_counts_of_every_variant():
     assert {name: finetune.counts(name)["total"] for name in finetune.VARIANTS} == TOTALS

@@ -53,8 +53,6 @@ def test_gradients_and_branches_leave_the_same_model(config, tmp_path):
     assert wide["train_parameters"] > narrow["train_parameters"] == wide["inference_parameters"]
 
 
-# Its scales are in methods/test_branches.py.
-@pytest.mark.slow
 def test_a_search_reports_scales(config, tmp_path):
     config.update_from_flattened_dict(SGD | {"branches.form": "search"})
     assert train.run(config, tmp_path) == 0

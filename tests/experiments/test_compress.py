@@ -157,8 +157,6 @@ def test_an_interrupted_study_resumes(checkpoint, task, tmp_path, monkeypatch):
     assert all(row["accuracy_spread"] is not None for row in ours["rows"])
 
 
-# Cells of a sweep: signals that end one are in test_sweep.py.
-@pytest.mark.slow
 def test_a_signal_in_the_last_step_ends_the_study(checkpoint, task, tmp_path, monkeypatch):
     config, folder = study(checkpoint, task), tmp_path / "run"
     config.compare = ("dense", "mpo_full")

@@ -142,8 +142,6 @@ def test_recomputed_layers_change_nothing(config, tuned, tmp_path):
     np.testing.assert_allclose(loss_of(tmp_path), loss_of(tuned), rtol=1e-5)
 
 
-# Of models: models/test_encoder.py.
-@pytest.mark.slow
 def test_half_precision_with_recomputed_layers_changes_little(config, tuned, tmp_path):
     """The saved parameters stay float32."""
     config.update({"save_model": True, "remat": True, "dtype": "bfloat16"})

@@ -79,9 +79,8 @@ def encoder_decoder(words, pairs):
     return made
 
 
-# The others show the same of the architecture, at the price of compiling it again; searches are in
-# test_pet_search.py.
-QUICK = {(decoder, "low rank"), (encoder_decoder, "low rank")}
+# The others show the same of the architecture, at the price of compiling it again.
+QUICK = {(decoder, "low rank"), (encoder_decoder, "search")}
 
 
 @pytest.mark.parametrize(

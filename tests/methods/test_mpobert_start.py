@@ -11,7 +11,6 @@ from mpojax import compression, models, mpo
 from mpojax.methods import mpobert
 from mpojax.methods.mpobert import fit as mpobert_fit
 from mpojax.methods.mpobert import start as mpobert_start
-from tests import marks
 
 SMALL = {
     "vocab_size": 60,
@@ -200,7 +199,7 @@ def test_zero_and_rank_deficient_teachers_give_finite_cores(unshared_teacher):
     np.testing.assert_array_equal(merged["layers/1/attention/query/kernel"], 0.0)
 
 
-@pytest.mark.parametrize("init", marks.slow_but({"normal", "identity"}, mpobert_start.INITS))
+@pytest.mark.parametrize("init", mpobert_start.INITS)
 def test_inits_from_scratch(init):
     config, shapes = mpobert.settings(num_layers=3, **SMALL)
     model = mpobert_start.from_scratch(config, shapes, init=init, stddev=0.1)

@@ -81,8 +81,6 @@ class TestHook:
         start = router_statistics.read(tmp_path)[0]
         assert start["tokens"] == 16 * small_decoder.LENGTH
 
-    # Of any hook: training/test_hooks.py.
-    @pytest.mark.slow
     def test_resume(self, tmp_path):
         hooks = [hook(every=1), training.Checkpoint(every=2, at_end=False)]
         copy = helpers.CopyFolder(2, tmp_path / "whole", tmp_path / "resumed")

@@ -26,7 +26,7 @@ CONFIGS = {"gpt2": GPT2, "grouped": GROUPED, "t5": T5, "bert": BERT}
     ("name", "remat"),
     # Rematerialisation wraps the one layer function of every stack; decoders are of one class.
     marks.slow_but(
-        {("t5", False), ("gpt2", True)},
+        {("t5", False), ("gpt2", True), ("bert", True)},
         [(name, remat) for name in CONFIGS for remat in (False, True)],
     ),
 )

@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 from mpojax import training
 from mpojax.training import sharding
 from mpojax.training import state as state_lib
-from tests import marks
 from tests.training import helpers
 
 RULES = training.Rules(
@@ -80,10 +79,7 @@ def test_state_is_really_split():
     assert state_lib.flatten(result.state.frozen)["body/cores/1"].sharding.spec == P("tensor", None)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    marks.slow_but({("fsdp", "4x2")}, [("8x1", "all"), ("all", "1x1"), ("fsdp", "4x2")]),
-)
+@pytest.mark.parametrize(("first", "second"), [("8x1", "all"), ("all", "1x1"), ("fsdp", "4x2")])
 def test_resume_on_another_mesh(alone, tmp_path, first, second):
     stop = training.Call(lambda loop: loop.request_stop("test"), every=5)
     stopped = run(first, tmp_path, hooks=[stop])
@@ -94,8 +90,6 @@ def test_resume_on_another_mesh(alone, tmp_path, first, second):
     assert result.metrics["dev/accuracy"] == alone.metrics["dev/accuracy"]
 
 
-# On one device: training/test_fit.py.
-@pytest.mark.slow
 def test_resume_on_the_same_mesh_is_bit_equal(tmp_path):
     whole = run("all")
     run("all", tmp_path, hooks=[training.Call(lambda loop: loop.request_stop("test"), every=5)])

@@ -129,8 +129,6 @@ def test_experts_without_tokens_are_not_rebuilt():
             np.testing.assert_array_equal(np.asarray(one)[3], 0.0)
 
 
-# Every strategy in float64 is above, models in half precision in tests/models.
-@pytest.mark.slow
 def test_half_precision_of_every_strategy():
     shape = SHAPES["five cores"]
     layout = dispatch.make_layout(EXPERTS, NUMBER, "block", block=2)

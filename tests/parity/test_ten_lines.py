@@ -26,8 +26,6 @@ mj.save(dense, "dense", format="huggingface", tokenizer_from=folder)
 """
 
 
-# The blocks of the README run in tests/docs, the encoder stands in parity/test_bert.py.
-@pytest.mark.slow
 def test_the_example_runs(minilm_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bert-folder").symlink_to(minilm_dir)

@@ -15,7 +15,6 @@ from mpojax import checks, claims, files, locks, stores
 from mpojax.stores import copies, errors
 from mpojax.training import metrics
 from mpojax.training import workdir as workdir_lib
-from tests import marks
 from tests.stores import emulators
 
 TIMING = claims.Timing(beat=0.1, dead=0.6)
@@ -224,7 +223,7 @@ def test_work_is_shared_on_a_store(folder):
     assert not list((folder / "claims").iterdir())
 
 
-@pytest.mark.parametrize("hours", marks.slow_but({5}, (-5, 5)))
+@pytest.mark.parametrize("hours", [-5, 5])
 def test_clocks_of_machines_do_not_count(folder, monkeypatch, hours):
     """Ages are told by the store's clock, so that a wrong one neither steals nor blocks."""
     now = time.time

@@ -115,7 +115,7 @@ def updates(config, layout=lambda values: values, steps=3):
         {
             "name": "lamb",
             "weight_decay": 0.1,
-            "trust_bounds": (0.01, 0.3),
+            "trust_bounds": (0.3, 1.5),
             "bias_correction": False,
         },
         {"name": "muon", "weight_decay": 0.1, "muon_roles": ("other", "central", "auxiliary")},

@@ -28,9 +28,9 @@ class OPDFSettings:
       num_inner_cores: L, cores between the outer two (0: the singular value decomposition at full
         bond).
       matrices: regular expression over matrix paths of the student.
-      layer_map: for each layer of the student the teacher's that it is aligned with; empty: see
-        `layer_map`. Start the student as these layers (`starting_layers`): then the alignment loss
-        starts at zero, and holds the student near its teacher.
+      layer_map: for each layer of the student the teacher's that it is aligned with; empty: evenly
+        spread, the last by the last. Start the student as these layers (`starting_layers`): then
+        the alignment loss starts at zero, and holds the student near its teacher.
       alignment: what the alignment loss compares: "procrustes_core" (student's bonds rotated onto
         the teacher's at the start), "core" (signs fixed alone), "raw" (as two decompositions happen
         to come out, a control: what the paper describes), "projector" (invariant under rotations),

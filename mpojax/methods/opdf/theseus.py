@@ -25,8 +25,8 @@ class ReplacementSettings:
     """The probability min(1, start + growth * step) that a layer is the student's.
 
     Attributes:
-      start: at step 0.
-      growth: of a step.
+      start: probability at step 0 that a layer is the student's.
+      growth: what every step adds to it.
     """
 
     start: float = checks.field(checks.number(0, 1), 0.3)

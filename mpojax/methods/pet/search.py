@@ -41,7 +41,7 @@ class SearchSettings:
       warm_steps: before the first; below 1: a fraction of all steps. Updates start at zero, where
         every score is zero.
       last_round: step of the last; below 1: a fraction of all steps.
-      criterion: of `scores.CRITERIA`.
+      criterion: "taylor", "hybrid", "magnitude" or "random", see `scores`.
       score_batches: batches of training data that a round's scores are summed over. Each costs
         about a step.
       by_cost: whether a score is divided by the parameters that its group frees; those of the
