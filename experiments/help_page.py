@@ -87,7 +87,7 @@ def fields(config: ml_collections.ConfigDict, file: pathlib.Path) -> Iterator[st
 def entries(config: ml_collections.ConfigDict, file: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(field=value, what it is and what is allowed), groups before their fields; as in the files.
 
-    The runs of a study or sweep come last. What many variants have is explained at the first of them.
+    The runs of a study or sweep come last. What many variants have, the first explains.
     """
     known, order = explanations(config, file), {}
     for name in comments(*files(file)):
