@@ -366,11 +366,13 @@ def _speeds(setup: Setup, rows: Sequence[Mapping]) -> dict[str, dict[str, float]
     options["rounds"] = setup.config.evaluation.speed_rounds
     names = [row["variant"] for row in rows if row.get("method") in render.OURS]
     logging.info("timing %s: compiling, then the median of rounds ...", ", ".join(names))
-    found = {"dense": models.speeds([dense], **options)[0]._asdict()}
+    with progress_lib.waiting("timing dense"):
+        found = {"dense": models.speeds([dense], **options)[0]._asdict()}
     for name in names:
         model = io.load_pretrained(setup.folder / "models" / name, keep_16_bits=True)
         model = models.unstacked(model)
-        own, other = models.speeds([model, dense], **options)
+        with progress_lib.waiting(f"timing {name}"):
+            own, other = models.speeds([model, dense], **options)
         del model  # before the next one is loaded
         ratios = {f"{k}_ratio": v / getattr(other, k) for k, v in own._asdict().items()}
         found[name] = own._asdict() | ratios

@@ -284,7 +284,8 @@ def _prompt(subject: Subject, settings: Evaluation) -> tuple[str, bool]:
 def speed(model: models.Model, settings: Evaluation) -> dict[str, Any]:
     """Tokens per second of one sequence; a short model's prompt leaves positions to decode."""
     length, new = timed_lengths(model, settings.prompt_length, settings.new_tokens)
-    found = models.speed(model, prompt_length=length, new_tokens=new, rounds=settings.rounds)
+    with progress.waiting("timing"):
+        found = models.speed(model, prompt_length=length, new_tokens=new, rounds=settings.rounds)
     return {
         "prefill_tokens_per_second": found.prefill,
         "decode_tokens_per_second": found.decode,

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -29,6 +30,31 @@ def progress(description: str, *, done: int = 0, every_seconds: float = 15.0) ->
         yield from _bar(description, done)
     else:
         yield lines(description, done=done, every_seconds=every_seconds)
+
+
+@contextlib.contextmanager
+def waiting(description: str, *, every_seconds: float = 15.0) -> Iterator[None]:
+    """Logs now and then that something goes on which tells nothing meanwhile, such as compiling.
+
+    Args:
+      description: what is going on.
+      every_seconds: between two lines, of process 0 alone.
+    """
+    done, start = threading.Event(), time.perf_counter()
+
+    def tell():
+        while not done.wait(every_seconds):
+            logging.info("%s: %.0f s so far", description, time.perf_counter() - start)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    if jax.process_index() == 0:
+        teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if teller.is_alive():
+            teller.join()
 
 
 def _bar(description: str, done: int) -> Iterator[Advance]:

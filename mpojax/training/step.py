@@ -12,6 +12,7 @@ from absl import logging
 from flax import nnx
 
 from mpojax import checks
+from mpojax.training import progress
 from mpojax.training import state as state_lib
 
 # (model, batch, key) -> (scalar loss, {name: scalar})
@@ -55,12 +56,20 @@ class TrainStep:
         self.grad_accum_steps, self.precompute = grad_accum_steps, precompute
         self.traces = 0  # how often the step was traced, thus compiled
         self.compile_seconds = 0.0  # time of calls that traced, first execution included
-        self._compiled = None
+        self._compiled, self._shapes = None, set()  # and the shapes of batches that it has seen
 
     def __call__(self, state: state_lib.TrainState, batch: dict) -> tuple:
         """One step."""
         if self._compiled is None:
-            self._compiled = self._jitted(state)
+            self._compiled, self._shapes = self._jitted(state), set()
+        shapes = tuple((name, jnp.shape(rows)) for name, rows in batch.items())
+        if shapes in self._shapes:
+            return self._run(state, batch)
+        self._shapes.add(shapes)
+        with progress.waiting("compiling the training step"):
+            return self._run(state, batch)
+
+    def _run(self, state: state_lib.TrainState, batch: dict) -> tuple:
         before, start = self.traces, time.perf_counter()
         result = self._compiled(state, batch)
         if self.traces != before:

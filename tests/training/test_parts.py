@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import threading
+import time
 from typing import ClassVar
 
 import jax
@@ -581,6 +582,17 @@ class TestLines:
                 advance(done, 4, "")
         said = [record.getMessage() for record in caplog.records]
         assert said == ["evaluating: 2 of 4, 16 s left", "evaluating: 4 of 4, 0 s left"]
+
+    def test_waiting_says_how_long_and_ends_with_the_work(self, caplog):
+        with caplog.at_level("INFO", logger="absl"):
+            with progress.waiting("compiling", every_seconds=0.01):
+                while len(caplog.records) < 2:
+                    time.sleep(0.01)
+            said = [record.getMessage() for record in caplog.records]
+            with progress.waiting("timing", every_seconds=60.0):
+                pass
+        assert said[0] == "compiling: 0 s so far"
+        assert len(caplog.records) <= len(said) + 1
 
     def test_the_end_is_said_where_wanted(self, caplog):
         with caplog.at_level("INFO", logger="absl"):
