@@ -1,5 +1,6 @@
 """The whole training step as one compiled program."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mpojax.training import state as state_lib
 
 # (model, batch, key) -> (scalar loss, {name: scalar})
 LossFunction = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
+_NOTHING = contextlib.nullcontext()
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -63,22 +65,17 @@ class TrainStep:
         if self._compiled is None:
             self._compiled, self._shapes = self._jitted(state), set()
         shapes = tuple((name, jnp.shape(rows)) for name, rows in batch.items())
-        if shapes in self._shapes:
-            return self._run(state, batch)
+        is_new = shapes not in self._shapes
         self._shapes.add(shapes)
-        with progress.waiting("compiling the training step"):
-            return self._run(state, batch)
-
-    def _run(self, state: state_lib.TrainState, batch: dict) -> tuple:
         before, start = self.traces, time.perf_counter()
-        result = self._compiled(state, batch)
-        if self.traces != before:
+        with progress.waiting("compiling the training step") if is_new else _NOTHING:
+            result = self._compiled(state, batch)
+            if self.traces == before:
+                return result
             jax.block_until_ready(result)
-            seconds = time.perf_counter() - start
-            self.compile_seconds += seconds
-            logging.info(
-                "compiled the training step in %.1f s, its first execution included", seconds
-            )
+        seconds = time.perf_counter() - start
+        self.compile_seconds += seconds
+        logging.info("compiled the training step in %.1f s, its first execution included", seconds)
         return result
 
     def trace(self, state: state_lib.TrainState, batch: dict) -> jax.stages.Traced:
