@@ -10,6 +10,7 @@ The argument is the finished workdir of the study. With `,rates` behind it one g
 rates is tried for every model instead, with a seed that the study does not use; 1,000 examples of
 the training split are held out to choose by, the development set has no part in it.
 
+Runs go seed by seed, so that a sweep that is stopped has whole ones.
 Cost: two minutes a run on two idle cores; twelve runs, of other sizes nine.
 """
 
@@ -46,7 +47,5 @@ def get_config(argument: str = "runs/minilm_45") -> ml_collections.ConfigDict:
         models[name]["optimizer.learning_rate"] = rate
     config.seeds = (0, 1, 2)
     config.skip = ()  # ({"variant": "dense"},) at the second size: it is the same there
-    # Seed by seed: a sweep that is stopped has whole ones.
-    axes = (("seed", "seeds"), ("variant", models))
-    config.axes = axes
+    config.axes = (("seed", "seeds"), ("variant", models))
     return config

@@ -78,7 +78,6 @@ def check_module(module: nnx.Module) -> None:
     """Raises TypeError for anything but a module."""
     if not isinstance(module, nnx.Module):
         is_path = isinstance(module, str | os.PathLike)
-        is_path = isinstance(module, str | os.PathLike)
         hint = f": load it by mpojax.load({str(module)!r})" if is_path else ""
         raise TypeError(f"a Flax NNX module is needed, not {type(module).__name__}{hint}.")
 

@@ -40,6 +40,9 @@ def waiting(description: str, *, every_seconds: float = 15.0) -> Iterator[None]:
       description: what is going on.
       every_seconds: between two lines, of process 0 alone.
     """
+    if jax.process_index() != 0:
+        yield
+        return
     done, start = threading.Event(), time.perf_counter()
 
     def tell():
@@ -47,14 +50,12 @@ def waiting(description: str, *, every_seconds: float = 15.0) -> Iterator[None]:
             logging.info("%s: %.0f s so far", description, time.perf_counter() - start)
 
     teller = threading.Thread(target=tell, daemon=True)
-    if jax.process_index() == 0:
-        teller.start()
+    teller.start()
     try:
         yield
     finally:
         done.set()
-        if teller.is_alive():
-            teller.join()
+        teller.join()
 
 
 def _bar(description: str, done: int) -> Iterator[Advance]:

@@ -18,7 +18,6 @@ from mpojax.training import state as state_lib
 
 # (model, batch, key) -> (scalar loss, {name: scalar})
 LossFunction = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
-_NOTHING = contextlib.nullcontext()
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -58,17 +57,15 @@ class TrainStep:
         self.grad_accum_steps, self.precompute = grad_accum_steps, precompute
         self.traces = 0  # how often the step was traced, thus compiled
         self.compile_seconds = 0.0  # time of calls that traced, first execution included
-        self._compiled, self._shapes = None, set()  # and the shapes of batches that it has seen
+        self._compiled = None
+        self._waiting = contextlib.ExitStack()  # tracing enters what tells that it is compiled
 
     def __call__(self, state: state_lib.TrainState, batch: dict) -> tuple:
         """One step."""
         if self._compiled is None:
-            self._compiled, self._shapes = self._jitted(state), set()
-        shapes = tuple((name, jnp.shape(rows)) for name, rows in batch.items())
-        is_new = shapes not in self._shapes
-        self._shapes.add(shapes)
+            self._compiled = self._jitted(state)
         before, start = self.traces, time.perf_counter()
-        with progress.waiting("compiling the training step") if is_new else _NOTHING:
+        with self._waiting:
             result = self._compiled(state, batch)
             if self.traces == before:
                 return result
@@ -80,7 +77,8 @@ class TrainStep:
 
     def trace(self, state: state_lib.TrainState, batch: dict) -> jax.stages.Traced:
         """The step for abstract arguments with shardings; `.lower().compile()` compiles it."""
-        return self._jitted(state).trace(state, batch)
+        with self._waiting:
+            return self._jitted(state).trace(state, batch)
 
     def _jitted(self, state: state_lib.TrainState) -> Callable:
         # Output shardings equal the input's, else the second step would compile again.
@@ -93,7 +91,9 @@ class TrainStep:
 
     def _step(self, state: state_lib.TrainState, batch: dict) -> tuple:
         self.traces += 1
-        logging.info("compiling the training step ...")  # while it is traced: once a compilation
+        # While it is traced: once a compilation.
+        logging.info("compiling the training step ...")
+        self._waiting.enter_context(progress.waiting("compiling the training step"))
         gradients, loss, metrics = self._gradients(state, batch)
         updates, optimizer_state = self.optimizer.update(
             gradients, state.optimizer, state.trainable

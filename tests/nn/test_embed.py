@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from mpojax import mpo, nn
+from tests.nn.fresh import made
 
 SHAPES = {
     "exact": mpo.MPOShape((2, 5, 3), (2, 2, 3)),
@@ -20,11 +21,6 @@ run = jax.jit(lambda layer, ids: layer(ids))
 attend = jax.jit(lambda layer, x: layer.attend(x))
 
 
-def _made(kind, *sizes, seed=0, **options):
-    """A fresh layer, by one program."""
-    return jax.jit(lambda: kind(*sizes, rngs=nnx.Rngs(seed), **options))()
-
-
 def _table(layer):
     cores = tuple(np.asarray(core) for core in layer.all_cores())
     return mpo.to_matrix(cores, layer.shape)
@@ -33,7 +29,7 @@ def _table(layer):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("ids_shape", [(), (3, 50)])
 def test_rows_of_the_rebuilt_table(shape, ids_shape):
-    layer = _made(nn.MPOEmbed, shape)
+    layer = made(nn.MPOEmbed, shape)
     ids = np.random.default_rng(0).integers(0, shape.in_features, ids_shape)
     rows = run(layer, ids)
     assert rows.shape == (*ids_shape, shape.out_features)
@@ -41,7 +37,7 @@ def test_rows_of_the_rebuilt_table(shape, ids_shape):
 
 
 def test_dense_rows():
-    layer = _made(nn.Embed, 7, 3)
+    layer = made(nn.Embed, 7, 3)
     ids = np.array([[0, 6], [3, 3]])
     np.testing.assert_array_equal(run(layer, ids), np.asarray(layer.table[...])[ids])
 
@@ -49,9 +45,9 @@ def test_dense_rows():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_tied_output_is_the_transposed_table(shape):
     x = np.random.default_rng(1).standard_normal((2, 5, shape.out_features), np.float32)
-    chain = _made(nn.MPOEmbed, shape)
+    chain = made(nn.MPOEmbed, shape)
     np.testing.assert_allclose(attend(chain, x), x @ _table(chain).T, rtol=1e-4, atol=1e-5)
-    dense = _made(nn.Embed, shape.in_features, shape.out_features)
+    dense = made(nn.Embed, shape.in_features, shape.out_features)
     table = np.asarray(dense.table[...])
     np.testing.assert_allclose(attend(dense, x), x @ table.T, rtol=1e-4, atol=1e-5)
 
@@ -59,8 +55,8 @@ def test_tied_output_is_the_transposed_table(shape):
 @pytest.mark.parametrize(
     "layer",
     [
-        _made(nn.Embed, 29, 11),
-        _made(nn.MPOEmbed, SHAPES["padded"]),
+        made(nn.Embed, 29, 11),
+        made(nn.MPOEmbed, SHAPES["padded"]),
     ],
     ids=["dense", "padded mpo"],
 )
@@ -72,16 +68,16 @@ def test_ids_outside_the_table_are_loud(layer):
 
 def test_fresh_tables_have_the_scale_of_bert():
     shape = mpo.MPOShape.balanced(256, 96).with_bonds(16)
-    tables = [_table(_made(nn.MPOEmbed, shape, seed=seed)) for seed in range(3)]
+    tables = [_table(made(nn.MPOEmbed, shape, seed=seed)) for seed in range(3)]
     assert np.std(tables) == pytest.approx(0.02, rel=0.2)
-    dense = _made(nn.Embed, 256, 96)
+    dense = made(nn.Embed, 256, 96)
     assert np.std(dense.table[...]) == pytest.approx(0.02, rel=0.05)
 
 
 def test_compute_dtype():
     for layer in (
-        _made(nn.Embed, 7, 12, dtype="bfloat16"),
-        _made(nn.MPOEmbed, SHAPES["exact"], dtype="bfloat16"),
+        made(nn.Embed, 7, 12, dtype="bfloat16"),
+        made(nn.MPOEmbed, SHAPES["exact"], dtype="bfloat16"),
     ):
         assert run(layer, np.asarray([1, 2])).dtype == jnp.bfloat16
         assert attend(layer, np.ones((1, 12), np.float32)).dtype == jnp.bfloat16

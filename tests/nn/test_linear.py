@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from mpojax import mpo, nn
+from tests.nn.fresh import made
 
 SHAPES = {
     "five cores, full": mpo.MPOShape.balanced(24, 36),
@@ -18,11 +19,6 @@ SHAPES = {
 }
 
 run = jax.jit(lambda layer, x: layer(x))
-
-
-def _made(kind, *sizes, seed=0, **options):
-    """A fresh layer, by one program."""
-    return jax.jit(lambda: kind(*sizes, rngs=nnx.Rngs(seed), **options))()
 
 
 def _matrix(layer):
@@ -40,15 +36,15 @@ def _fill(model, seed=0):
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
 def test_dense_is_a_matrix_product(leading):
-    layer = _fill(_made(nn.Dense, 5, 4))
+    layer = _fill(made(nn.Dense, 5, 4))
     x = np.random.default_rng(0).standard_normal((*leading, 5)).astype(np.float32)
     expected = x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
     np.testing.assert_allclose(run(layer, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bias_can_be_left_out():
-    dense = _made(nn.Dense, 5, 4, use_bias=False)
-    chain = _made(nn.MPOLinear, SHAPES["three cores"], use_bias=False)
+    dense = made(nn.Dense, 5, 4, use_bias=False)
+    chain = made(nn.MPOLinear, SHAPES["three cores"], use_bias=False)
     assert dense.bias is None
     assert chain.bias is None
     np.testing.assert_array_equal(run(dense, np.zeros((2, 5), np.float32)), np.zeros((2, 4)))
@@ -58,7 +54,7 @@ def test_bias_can_be_left_out():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("tokens", [(), (2, 40)])
 def test_mpo_linear_equals_its_matrix(shape, tokens):
-    layer = _fill(_made(nn.MPOLinear, shape, seed=1))
+    layer = _fill(made(nn.MPOLinear, shape, seed=1))
     x = np.random.default_rng(1).standard_normal((*tokens, shape.in_features)).astype(np.float32)
     expected = x @ _matrix(layer) + np.asarray(layer.bias[...])
     actual = run(layer, x)
@@ -68,7 +64,7 @@ def test_mpo_linear_equals_its_matrix(shape, tokens):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_roles_name_exactly_one_central_core(shape):
-    layer = _made(nn.MPOLinear, shape)
+    layer = made(nn.MPOLinear, shape)
     kinds = [nn.role_of(core) for core in layer.cores]
     assert kinds.count("central") == 1
     assert kinds.index("central") == shape.central
@@ -88,9 +84,9 @@ def test_roles_name_exactly_one_central_core(shape):
     ids=["full", "cut", "low rank", "padded"],
 )
 def test_fresh_matrices_have_variance_one_over_inputs(shape):
-    draws = [_matrix(_made(nn.MPOLinear, shape, seed=seed)) for seed in range(3)]
+    draws = [_matrix(made(nn.MPOLinear, shape, seed=seed)) for seed in range(3)]
     assert np.var(draws) * shape.in_features == pytest.approx(1.0, rel=0.25)
-    dense = _made(nn.Dense, 200, 100)
+    dense = made(nn.Dense, 200, 100)
     assert np.var(dense.kernel[...]) * 200 == pytest.approx(1.0, rel=0.05)
 
 
@@ -98,8 +94,8 @@ def test_compute_dtype_casts_the_matrix_and_keeps_parameters():
     shape = SHAPES["five cores, full"]
     x = np.random.default_rng(0).standard_normal((64, 24), np.float32)
     for kind in (
-        lambda dtype: _made(nn.MPOLinear, shape, dtype=dtype, seed=2),
-        lambda dtype: _made(nn.Dense, 24, 36, dtype=dtype, seed=2),
+        lambda dtype: made(nn.MPOLinear, shape, dtype=dtype, seed=2),
+        lambda dtype: made(nn.Dense, 24, 36, dtype=dtype, seed=2),
     ):
         exact, half = kind("float32"), kind("bfloat16")
         assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"float32"}
@@ -111,8 +107,8 @@ def test_compute_dtype_casts_the_matrix_and_keeps_parameters():
 
 def test_a_shared_central_core_is_passed_in():
     shape = SHAPES["five cores, cut"]
-    own = _made(nn.MPOLinear, shape)
-    shared = _made(nn.MPOLinear, shape, shared_central=True)
+    own = made(nn.MPOLinear, shape)
+    shared = made(nn.MPOLinear, shape, shared_central=True)
     assert len(shared.cores) == shape.num_cores - 1
     assert {nn.role_of(core) for core in shared.cores} == {"auxiliary"}
     x = np.ones((3, 24), np.float32)
@@ -127,7 +123,7 @@ def test_layers_of_one_scan_share_the_central_core():
 
     class Stack(nnx.Module):
         def __init__(self, rngs):
-            make = nnx.vmap(lambda key: _made(nn.MPOLinear, shape, shared_central=True, seed=key))
+            make = nnx.vmap(lambda key: made(nn.MPOLinear, shape, shared_central=True, seed=key))
             self.stack = make(jax.random.split(rngs.params(), 3))
             self.central = nn.CentralCore(
                 jax.random.normal(rngs.params(), shape.core_shapes[shape.central])
@@ -157,7 +153,7 @@ def test_layers_of_one_scan_share_the_central_core():
 
 
 def test_training_one_role_leaves_the_other_alone():
-    layer = _made(nn.MPOLinear, SHAPES["three cores"])
+    layer = made(nn.MPOLinear, SHAPES["three cores"])
     graphdef, auxiliary, rest = nnx.split(layer, nn.AuxiliaryCore, ...)
     x = jnp.ones((2, 24))
     gradient = jax.jit(jax.grad(lambda a: jnp.sum(nnx.merge(graphdef, a, rest)(x))))(auxiliary)
@@ -168,9 +164,9 @@ def test_training_one_role_leaves_the_other_alone():
 
 def test_bad_calls_say_what_is_wrong():
     shape = SHAPES["three cores"]
-    dense = _made(nn.Dense, 5, 4)
-    own = _made(nn.MPOLinear, shape)
-    shared = _made(nn.MPOLinear, shape, shared_central=True)
+    dense = made(nn.Dense, 5, 4)
+    own = made(nn.MPOLinear, shape)
+    shared = made(nn.MPOLinear, shape, shared_central=True)
     core = own.cores[1][...]
     with pytest.raises(ValueError, match="dense layer, which has no cores"):
         dense(jnp.ones((2, 5)), central=core)
@@ -218,7 +214,7 @@ class TestFromWeights:
     def test_compute_dtype_and_adapter_are_kept(self):
         dense = nnx.Linear(24, 36, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
         assert nn.MPOLinear.from_linear(dense).dtype == "bfloat16"
-        dense = _made(nn.Dense, 24, 36, dtype="bfloat16")
+        dense = made(nn.Dense, 24, 36, dtype="bfloat16")
         nn.attach_adapters(nnx.Dict(a=dense), {"a": 2}, 1.0, rngs=nnx.Rngs(1))
         chain = nn.MPOLinear.from_linear(dense)
         assert chain.dtype == "bfloat16"
