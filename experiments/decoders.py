@@ -191,8 +191,9 @@ def check(config, stored: models.StoredModel, names: Sequence[str]) -> None:
             "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
             '--config.budgets="(0.8, 0.6)".'
         )
-    healed = checks.sequence(checks.one_of(*budgets))
-    checks.check_value("config.heal.budgets", config.heal.budgets, healed)
+    some = checks.sequence(checks.one_of(*budgets))
+    checks.check_value("config.heal.budgets", config.heal.budgets, some)
+    checks.check_value("config.evaluation.speed_budgets", config.evaluation.speed_budgets, some)
     total = sum(models.count_parameters(stored.abstract).values())
     matched = sum(matched_sizes(config, stored).values())
     for budget, name in itertools.product(budgets, names):
@@ -358,22 +359,24 @@ def _speeds(setup: Setup, rows: Sequence[Mapping]) -> dict[str, dict[str, float]
     """{variant: tokens per second; of the best of each size also as ratios to the dense model's}.
 
     After everything else: the dense model is loaded once, and next to it is one other at a time.
+    The dense model's own speed is the one seen next to the first of them.
     """
     # As a compressed model is, whose layers differ in their ranks: one by one, not scanned.
     dense = models.unstacked(setup.stored.load())
     length, new = evaluate.timed_lengths(dense, 256, 32)
-    options = {"prompt_length": length, "new_tokens": new}
-    options["rounds"] = setup.config.evaluation.speed_rounds
-    names = [row["variant"] for row in rows if row.get("method") in render.OURS]
+    settings = setup.config.evaluation
+    options = {"prompt_length": length, "new_tokens": new, "rounds": settings.speed_rounds}
+    sizes = {shown(each) for each in settings.speed_budgets or budgets_of(setup.config)}
+    ours = [row for row in rows if row.get("method") in render.OURS]
+    names = [row["variant"] for row in ours if row["budget"] in sizes]
     logging.info("timing %s: compiling, then the median of rounds ...", ", ".join(names))
-    with progress_lib.waiting("timing dense"):
-        found = {"dense": models.speeds([dense], **options)[0]._asdict()}
+    found: dict[str, dict[str, float]] = {}
     for name in names:
         model = io.load_pretrained(setup.folder / "models" / name, keep_16_bits=True)
-        model = models.unstacked(model)
         with progress_lib.waiting(f"timing {name}"):
-            own, other = models.speeds([model, dense], **options)
+            own, other = models.speeds([models.unstacked(model), dense], **options)
         del model  # before the next one is loaded
+        found.setdefault("dense", other._asdict())
         ratios = {f"{k}_ratio": v / getattr(other, k) for k, v in own._asdict().items()}
         found[name] = own._asdict() | ratios
         logging.info("%s: %.1f tokens/s", name, own.decode)

@@ -17,7 +17,7 @@ OURS = ("best", "experts")
 # Perplexities are plotted up to so many times the dense model's.
 _SHOWN = 50.0
 # Perplexities of fewer tokens say that a run works, and little about the models.
-_FEW_TOKENS = 2_048
+_FEW_TOKENS = 2_000
 _COLUMNS = {
     "variant": ("label", str),
     "budget": ("budget", str),

@@ -1,4 +1,8 @@
-"""KV cache of generation: keys and values of all layers, kept between calls."""
+"""KV cache of generation: keys and values of all layers, kept between calls.
+
+Each lies as the product of a decoding step reads it, keys (D, T), values (T, D): in the layout of
+the activations (T, K, D) a step would first transpose the whole cache.
+"""
 
 import dataclasses
 
@@ -14,8 +18,8 @@ class Cache:
     """Keys and values of all layers.
 
     Attributes:
-      keys, values: (layers, batch, length, kv heads, head size); those from `position` on are
-        still empty.
+      keys: (layers, batch, kv heads, head size, length); those from `position` on are still empty.
+      values: (layers, batch, kv heads, length, head size), likewise.
       position: int32 scalar, the next free one.
       encoder_keys_values: those of the encoder's output, (layers, batch, source length, heads, head
         size) each; None for a decoder without cross-attention.
@@ -29,18 +33,18 @@ class Cache:
     @property
     def length(self) -> int:
         """Tokens that the cache can hold."""
-        return self.keys.shape[2]
+        return self.keys.shape[4]
 
     def update(self, layer: jax.Array | int, keys_values: KeysValues) -> tuple["Cache", KeysValues]:
         """(cache with the new keys and values (B, S, K, D) of a layer, all of that layer)."""
-        start = (layer, 0, self.position, 0, 0)
-        keys, values = (
-            jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), start)
-            for whole, new in zip((self.keys, self.values), keys_values, strict=True)
+        k_BxSxKxD, v_BxSxKxD = keys_values
+        keys = _written(self.keys, k_BxSxKxD.transpose(0, 2, 3, 1), (layer, 0, 0, 0, self.position))
+        values = _written(
+            self.values, v_BxSxKxD.transpose(0, 2, 1, 3), (layer, 0, 0, self.position, 0)
         )
         cache = dataclasses.replace(self, keys=keys, values=values)
         # All positions, for one shape at every step: the causal mask hides those still empty.
-        return cache, (keys[layer], values[layer])
+        return cache, (keys[layer].transpose(0, 3, 1, 2), values[layer].transpose(0, 2, 1, 3))
 
     def of_encoder(self, layer: jax.Array | int) -> KeysValues:
         """Keys and values of the encoder's output for a layer."""
@@ -76,3 +80,7 @@ class Cache:
                 f"{num} tokens do not fit into a cache of {self.length} positions, of which {used} "
                 "are used; start a longer one."
             )
+
+
+def _written(whole: jax.Array, new: jax.Array, start: tuple) -> jax.Array:
+    return jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), start)

@@ -135,8 +135,9 @@ class TransformerStack(nnx.Module):
         cross-attention reads of `encoder_output` (batch, source length, hidden).
         """
         config = self.config
-        shape = (self.num_layers, batch, length, config.num_kv_heads, config.head_size)
-        keys, values = (jnp.zeros(shape, config.dtype) for _ in range(2))
+        heads = (self.num_layers, batch, config.num_kv_heads)
+        keys = jnp.zeros((*heads, config.head_size, length), config.dtype)
+        values = jnp.zeros((*heads, length, config.head_size), config.dtype)
         of_encoder = None
         if encoder_output is not None:
             # (layers of the stack, batch, source length, heads, head size), keys and values each.

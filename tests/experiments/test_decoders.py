@@ -115,6 +115,7 @@ def test_only_the_sizes_that_a_config_names_are_healed(config):
         ({"budget": 0.5}, r"config.budget=0.5 and config.budgets=\(0.8,\) exclude each other"),
         ({"budgets": (0.01,)}, "smallest feasible budget"),
         ({"heal.budgets": (0.7,)}, r"config.heal.budgets=\(0.7,\).*one of 0.8"),
+        ({"evaluation.speed_budgets": (0.7,)}, r"config.evaluation.speed_budgets=\(0.7,\).*of 0.8"),
         ({"calibration.length": 32, "calibration.texts": "SHORT"}, "fewer than one window"),
         ({"evaluation.window": 32}, "fewer than one window of config.evaluation"),
     ],

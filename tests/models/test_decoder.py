@@ -130,7 +130,7 @@ def test_groups_equal_repeated_heads(kv_heads):
             arrays[name] = np.repeat(heads, 4 // kv_heads, axis=1).reshape(16, 24)
     whole = models.from_arrays(dataclasses.replace(config, num_kv_heads=4), {}, arrays)
     small.close(small.run(whole, IDS, MASK), small.run(model, IDS, MASK))
-    assert model.start_cache(2, 5).keys.shape == (3, 2, 5, kv_heads, 6)
+    assert model.start_cache(2, 5).keys.shape == (3, 2, kv_heads, 6, 5)
 
 
 @every_kind
