@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import decoders
 from mpojax import compression, models, tables
-from mpojax.compression import choosing, compressing, matrices
+from mpojax.compression import choosing, compressing, matrices, sharing
 from mpojax.mpo.experts import fitting
 
 # Bytes of the process itself: Python, jax, compiled programs.
@@ -219,8 +219,12 @@ class Plan:
         method = compression.METHODS[name]
         share = 1 - (1 - kept) * self.total / self.matched
         double, eigen, memory = self._factorised(method, share)
-        if name in ("best", "shared") and self.model.num_layers > 1:
-            memory = max(memory, _of_threads(self.maps, _OF_PAIRS))
+        groups = self._groups(name)
+        for layers, number in groups.items():
+            for each in (m for path, m in self.maps.items() if path.startswith("layers/0/")):
+                more_double, more_eigen = _sharing(each, layers)
+                double, eigen = double + number * more_double, eigen + number * more_eigen
+            memory = max(memory, _of_threads(self.maps, _OF_PAIRS * layers / 2))
         memory += self.process + self._layer_bytes() + kept * self.stored_bytes
         flops, passes, is_best = 0.0, [], name == "best"
         widest = max(m.rows for m in self.maps.values())
@@ -244,8 +248,21 @@ class Plan:
             memory += choosing.kept_bytes((m.rows, m.columns) for m in self.maps.values())
             memory += (1 - kept) * self.stored_bytes + 5 * kept * self.matched + _LOGITS
         disk = kept * self.stored_bytes * (1 + layerwise)
-        given = (flops, memory, double, eigen, disk, is_best and layerwise)
+        at_most = bool(groups) if name == "shared" else is_best and layerwise
+        given = (flops, memory, double, eigen, disk, at_most)
         return Phase(label, ", ".join(passes) or "none", *given)
+
+    def _groups(self, name: str) -> dict[int, int]:
+        """{layers: how many groups of so many a method tries for cores that they share}.
+
+        "best" looks at a few pairs, and goes on only where one of them gains; "shared" at larger
+        groups only where pairs gain.
+        """
+        depth = self.model.num_layers
+        if name == "best":
+            return {2: len(sharing.probed(range(depth)))} if depth > 1 else {}
+        most = min(sharing.MOST, depth) if name == "shared" else 1
+        return {layers: depth - layers + 1 for layers in range(2, most + 1)}
 
     def _factorised(self, method: compression.Method, share: float) -> tuple[float, float, float]:
         """(FLOPs in float64, sum of n^3 of eigenvectors, bytes) of all matrices, by one method."""
@@ -325,7 +342,16 @@ def _maps(stored: models.StoredModel, paths: Sequence[str]) -> dict[str, Map]:
     return found
 
 
-def _of_threads(maps: Mapping[str, Map], number: int) -> float:
+def _sharing(m: Map, layers: int) -> tuple[float, float]:
+    """(FLOPs in float64, n^3 of eigenvectors) of the losses of a first core for so many layers."""
+    n, columns = m.rows, layers * m.columns
+    rank = min(n, columns)
+    joint = (layers + 1) * n**3 / 3 + 2.0 * n * columns * (2 * n + 2 * rank)
+    each = 2.0 * n * rank * (n + 2 * rank + m.columns)
+    return joint + layers * each, float(rank**3)
+
+
+def _of_threads(maps: Mapping[str, Map], number: float) -> float:
     """Bytes where each thread holds so many matrices (widest, widest) in float64."""
     widest = max(max(m.rows, m.columns) for m in maps.values())
     return matrices.num_threads() * number * 8.0 * widest**2

@@ -59,7 +59,7 @@ def refusal(task: Task) -> str | None:
 def num_probes(task: Task) -> int:
     """Steps of the progress that `Search.promising` takes."""
     by_layer = _layers(task)
-    return sum(len(by_layer[pair[0]]) for pair in _probed(list(by_layer)))
+    return sum(len(by_layer[pair[0]]) for pair in probed(list(by_layer)))
 
 
 class Search:
@@ -78,7 +78,7 @@ class Search:
 
     def promising(self) -> bool:
         """True if one of a few pairs of layers gains by sharing."""
-        pairs = _probed(self.layers)
+        pairs = probed(self.layers)
         self._find(self._unknown(pairs))
         return any(map(self.gains, pairs))
 
@@ -207,8 +207,8 @@ def _layers(task: Task) -> dict[int, list[str]]:
     return found if same and list(found) == list(range(depth)) else {}
 
 
-def _probed(layers: Sequence[int]) -> list[Sequence[int]]:
-    """A few pairs of neighbours."""
+def probed(layers: Sequence[int]) -> list[Sequence[int]]:
+    """Pairs of neighbours that are looked at before all are."""
     firsts = sorted({int(share * (len(layers) - 1)) for share in _PROBED})
     return [layers[first : first + 2] for first in firsts]
 

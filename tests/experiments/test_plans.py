@@ -126,6 +126,24 @@ def test_pairs_of_layers_are_counted_where_they_may_share_cores(config, monkeypa
     assert more == {"best, 60 %": 8 * 9 * matrices.num_threads() * widest**2}
 
 
+def test_the_search_for_cores_that_layers_share_is_planned(config):
+    config.compare = ("pivoted", "shared")
+    deep = dataclasses.replace(small_language.LLAMA, num_layers=6)
+    plan = plans.plan(
+        config, models.StoredModel.of(models.build(deep, rngs=nnx.Rngs(0))), config.compare
+    )
+    assert plan._groups("best") == {2: 2}
+    assert plan._groups("shared") == {2: 5, 3: 4, 4: 3}
+    assert plan._groups("pivoted") == {}
+    alone, shared = (
+        each for each in plan.phases() if each.name in ("pivoted, 60 %", "shared, 60 %")
+    )
+    assert shared.at_most
+    assert not alone.at_most
+    assert shared.double > alone.double
+    assert shared.memory > alone.memory
+
+
 def test_of_a_mixture_the_experts_that_a_token_has_are_counted(config):
     dense = models.build(small_language.LLAMA, rngs=nnx.Rngs(0))
     rule = mj.Rule(".*feed_forward", number=4, form="switch", router="topk", k=2)
