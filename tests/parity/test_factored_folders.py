@@ -13,6 +13,8 @@ from mpojax import io, models, mpo
 from tests.parity import families as encoders
 from tests.parity import language_families as families
 from tests.parity import reference
+from tests.parity.test_decoder_families import CASES as DECODER_CASES
+from tests.parity.test_t5 import SIZES as SIZES_OF_T5
 
 transformers, torch = reference.transformers, reference.torch
 # Matrix path (regular expression) -> how it is decomposed.
@@ -138,6 +140,10 @@ def test_embeddings_and_heads(tmp_path, name, shape_of):
         ("bert", "ForSequenceClassification", chain),
         ("albert", "ForSequenceClassification", low_rank),
         ("distilbert", "ForQuestionAnswering", chain),
+        *(
+            (name, "Model", low_rank)
+            for name in ("roberta", "electra", "mpnet", "deberta", "modernbert", "mobilebert")
+        ),
     ],
 )
 def test_encoders(tmp_path, name, kind, shape_of):
@@ -160,6 +166,40 @@ def test_encoders(tmp_path, name, kind, shape_of):
         real = inputs[1] == 1
         spans = np.stack([outputs.start_logits.numpy(), outputs.end_logits.numpy()], -1)
         assert_close(spans[real], np.asarray(families.run(ours, *inputs))[real])
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("pythia", "CausalLM"),  # whose output map transformers renames
+        *((name, "CausalLM") for name in ("gemma2", "gemma3", "phi3", "olmo2", "smollm3", "opt")),
+        ("qwen3", "SequenceClassification"),  # which holds a bare model of the Auto class
+        ("pythia", "SequenceClassification"),
+    ],
+)
+def test_other_decoders_and_their_heads(tmp_path, name, head):
+    kind, settings = DECODER_CASES[name]
+    settings = settings if head == "CausalLM" else {**settings, "pad_token_id": 0, "num_labels": 3}
+    theirs = families.model(kind.replace("CausalLM", head), seed=1, **settings)
+    dense = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    ours = compressed(dense, low_rank)
+    mj.save(ours, tmp_path / "small", format="huggingface_mpo")
+    again = loaded(tmp_path / "small", f"AutoModelFor{head}")
+    ids, mask = families.token_ids((3, 9)), np.ones((3, 9), int)
+    found = reference.outputs(again, ids, mask).logits.numpy()
+    assert_close(found, families.ours(ours, ids, mask))
+
+
+def test_the_encoder_of_t5_alone(tmp_path):
+    theirs = families.model("T5EncoderModel", 1, 0.1, **SIZES_OF_T5)
+    dense = io.load_pretrained(families.saved(theirs, tmp_path / "theirs"))
+    ours = compressed(dense, low_rank, r"encoder/layers/\d+/(attention|feed_forward)/.+")
+    mj.save(ours, tmp_path / "small", format="huggingface_mpo")
+    again = loaded(tmp_path / "small", "AutoModel")
+    ids, mask = families.token_ids((3, 9)), np.ones((3, 9), int)
+    found = reference.outputs(again, ids, mask).last_hidden_state.numpy()
+    assert ours.shapes
+    assert_close(found, np.asarray(families.run(ours, ids, mask)))
 
 
 def test_factors_in_8_bits(tmp_path):

@@ -43,6 +43,11 @@ _CLASS = """
 class MPO{0}(Factored, transformers.{0}):
     config_class = MPOConfig
 """
+# Some heads of transformers ask the Auto class for the model below them.
+_REGISTERED = """
+
+transformers.AutoModel.register(MPOConfig, MPO{0}, exist_ok=True)
+"""
 
 
 def export_model(
@@ -144,12 +149,15 @@ def _with_classes(family: Family, content: dict) -> tuple[dict, str]:
     bare = family.classes.get("none", own)
     model_type = PREFIX + content["model_type"]
     names = list(dict.fromkeys((own, bare)))
-    auto = {next(a for end, a in _AUTO.items() if n.endswith(end)): f"MPO{n}" for n in names}
-    auto = {"AutoConfig": "MPOConfig", **auto}
+    auto = {"AutoConfig": "MPOConfig"}
+    for name in names:  # AutoModel of a T5EncoderModel is not its bare T5Model
+        auto.setdefault(next(a for end, a in _AUTO.items() if name.endswith(end)), f"MPO{name}")
     text = _TEMPLATE.read_text(encoding="utf-8") + _CONFIG.format(own, model_type)
     more = {
         "model_type": model_type,
         "architectures": [f"MPO{own}"],
         "auto_map": {name: f"{FILE.removesuffix('.py')}.{target}" for name, target in auto.items()},
     }
-    return content | more, text + "".join(map(_CLASS.format, names))
+    below = auto.get("AutoModel", f"MPO{own}").removeprefix("MPO")
+    text += "".join(map(_CLASS.format, names)) + _REGISTERED.format(below)
+    return content | more, text

@@ -168,7 +168,8 @@ class Factored:
             old = modules.get(name)
             if isinstance(old, nn.Embedding):
                 self.set_submodule(name, Embedding(form, int8, getattr(old, "embed_scale", 1)))
-            elif old is not None:
+            # Some classes hold a bare model that has its layers already.
+            elif old is not None and not isinstance(old, (Matrix, SideBySide)):
                 has_bias = getattr(old, "bias", None) is not None
                 kind = SideBySide if "parts" in form else Linear
                 self.set_submodule(name, kind(form, int8, has_bias))
@@ -187,6 +188,7 @@ class Factored:
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
+        kwargs.setdefault("key_mapping", _renamed(cls))
         found = super().from_pretrained(*args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         for module in model.modules():
@@ -194,6 +196,17 @@ class Factored:
                 module.dequantize()
         model.config.mpo = {**model.config.mpo, "int8": False}
         return found
+
+
+def _renamed(cls):
+    """{pattern: name} of tensors that transformers renames for its own classes alone."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:  # an earlier one, which has not renamed anything yet
+        return {}
+    found = get_checkpoint_conversion_mapping(cls.__name__.removeprefix("MPO")) or ()
+    pairs = (zip(each.source_patterns, each.target_patterns, strict=True) for each in found)
+    return {pattern: name for each in pairs for pattern, name in each}
 
 
 def _biased(y, bias):
