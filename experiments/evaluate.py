@@ -282,7 +282,11 @@ def _prompt(subject: Subject, settings: Evaluation) -> tuple[str, bool]:
 
 
 def speed(model: models.Model, settings: Evaluation) -> dict[str, Any]:
-    """Tokens per second of one sequence; a short model's prompt leaves positions to decode."""
+    """Tokens per second of one sequence; a short model's prompt leaves positions to decode.
+
+    Of a decoder with its layers one by one, as those of a compressed model are.
+    """
+    model = models.unstacked(model) if models.predicts_next(model) else model
     length, new = timed_lengths(model, settings.prompt_length, settings.new_tokens)
     with progress.waiting("timing"):
         found = models.speed(model, prompt_length=length, new_tokens=new, rounds=settings.rounds)

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpojax import checks
-from mpojax.models.config import EncoderConfig
 from mpojax.models.decoder import LanguageModel, logits_of, run_stack
-from mpojax.models.model import Model, check_length, predicts_next
+from mpojax.models.model import Model, check_length, predicts_next, writes_text
 from mpojax.models.variants import dropless
 
 # Logits exist for so many tokens at a time; a vocabulary of 50k: 1,365 tokens.
@@ -92,7 +91,7 @@ class Speed(NamedTuple):
 
     Attributes:
       prefill: of reading a prompt; of an encoder, of its forward pass.
-      decode: of making token after token behind it, with the KV cache; None for an encoder.
+      decode: of making token after token behind it, with the KV cache; None without logits.
     """
 
     prefill: float
@@ -213,7 +212,7 @@ def speed(
     random; no end of text stops the decoding.
 
     Args:
-      model: a decoder, or an encoder with a head or without.
+      model: a decoder or an encoder, with a head or without.
       prompt_length: tokens that prefill reads.
       new_tokens: decoded after them in one program, greedily.
       batch_size: sequences at a time.
@@ -266,11 +265,11 @@ def speeds(
 
 
 def _passes(model: Model, prompt_length: int, new_tokens: int, batch_size: int) -> list[tuple]:
-    """(call, tokens that it reads or makes): prefill and decoding, of an encoder its one pass."""
+    """(call, tokens that it reads or makes): prefill and decoding, or the one forward pass."""
     rng = np.random.default_rng(0)
     ids = rng.integers(model.config.vocab_size, size=(batch_size, prompt_length))
     ids = jnp.asarray(ids, jnp.int32)
-    if isinstance(model.config, EncoderConfig):
+    if not (predicts_next(model) or writes_text(model)):
         check_length(model.config, prompt_length)
         return [(functools.partial(_forward, model, ids), ids.size)]
     check_decoder(model, "the speed of generation needs")
@@ -288,11 +287,16 @@ def check_decoder(model: Model, needs: str) -> None:
     """Raises ValueError for a model that does not predict the next token of a plain text."""
     if predicts_next(model):
         return
-    generates = getattr(model.config, "generates", False)
-    advice = "score its answers" if generates else "measure its accuracy on a task"
+    kind = type(model).__name__
+    if writes_text(model):
+        kind += ": score its answers"
+    elif kind == "Decoder":
+        kind += ", without a map to logits: give the folder of the whole language model"
+    else:
+        kind += ": measure its accuracy on a task"
     raise ValueError(
         f"{needs} a decoder, which predicts the next token of a text; this model is of the kind "
-        f"{type(model).__name__}: {advice}."
+        f"{kind}."
     )
 
 

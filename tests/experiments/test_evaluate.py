@@ -145,6 +145,20 @@ def test_a_classifier(classifier):
     assert measured(**settings, rounds=0, examples=2)["task"]["examples"] == 2
 
 
+@pytest.mark.parametrize("head", ["classifier", "none"])
+def test_a_decoder_without_logits_is_timed_by_its_forward_pass(classifier, tmp_path, head):
+    labels = ("no", "yes") if head == "classifier" else ()
+    sizes = toy_language.DECODER | {"head": head, "max_positions": 64}
+    config = models.DecoderConfig(8, **sizes, num_labels=len(labels) or None)
+    model = models.build(config.with_label_names(labels), rngs=nnx.Rngs(0))
+    mj.save(model, tmp_path / "model", tokenizer_from=classifier / "model")
+    task = {"task": TASK, "data_dir": str(classifier), "max_length": 8} if labels else {}
+    found = measured(model=str(tmp_path / "model"), **task)
+    assert found["speed"]["prefill_tokens_per_second"] > 0
+    assert found["speed"]["decode_tokens_per_second"] is None
+    assert ("task" in found) == bool(task)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -154,6 +154,10 @@ def test_speed_makes_the_tokens_that_generate_makes():
             "kind Encoder: measure its accuracy",
         ),
         ({"model": small_language.dense(small_language.T5)}, "EncoderDecoder: score its answers"),
+        (
+            {"model": small_language.dense(dataclasses.replace(DECODERS["llama"], head="none"))},
+            "kind Decoder, without a map to logits",
+        ),
     ],
 )
 def test_bad_input(changes, message):
