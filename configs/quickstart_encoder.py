@@ -49,14 +49,37 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
             "same_size_as": "mpo_budget",
             "trainable": "lightweight",
         },
+        # By what the layers read in texts of the task; the embedding stays dense.
+        "searched": {
+            "label": "searched factors for the outputs, same size, lightweight",
+            "matrices": (LAYER_MATRICES,),
+            "settings": {"search": True, "data_aware": True},
+            "same_size_as": "mpo_budget",
+            "trainable": "lightweight",
+        },
+        "whitened": {
+            "label": "whitened SVD (SVD-LLM), same size, lightweight",
+            "matrices": ("layers",),
+            "method": "whitened",
+            "same_size_as": "mpo_budget",
+            "trainable": "lightweight",
+        },
     }
     # Names of variants.
-    config.compare = ("dense", "mpo_full", "mpo_budget", "svd_budget")
+    config.compare = ("dense", "mpo_full", "mpo_budget", "svd_budget", "searched", "whitened")
+    config.calibration = {
+        "task": "vader_movie",
+        "data_dir": "",
+        "split": "train",
+        "examples": 512,
+        "max_length": 32,
+    }
 
     config.seeds = (0,)
     config.cell = _cell()  # every variant is tuned so, as a sweep over seeds and variants
     if size == "smoke":
         config.cell.steps, config.cell.dev_examples, config.cell.checkpoint_every = 3, 64, 0
+        config.calibration.examples = 64
     return config
 
 

@@ -191,6 +191,13 @@ def check(config, stored: models.StoredModel, names: Sequence[str]) -> None:
             "a decoder needs a size: --config.budget=0.6, a fraction of its parameters, or "
             '--config.budgets="(0.8, 0.6)".'
         )
+    checks.check_clashes(
+        {
+            f"config: a budget of {budget} is neither a fraction, at most 1, nor a whole number "
+            "of parameters": budget > 1 and not float(budget).is_integer()
+            for budget in budgets
+        }
+    )
     some = checks.sequence(checks.one_of(*budgets))
     checks.check_value("config.heal.budgets", config.heal.budgets, some)
     checks.check_value("config.evaluation.speed_budgets", config.evaluation.speed_budgets, some)
@@ -198,7 +205,16 @@ def check(config, stored: models.StoredModel, names: Sequence[str]) -> None:
     matched = sum(matched_sizes(config, stored).values())
     for budget, name in itertools.product(budgets, names):
         size = size_of(config, budget, total, matched)
-        compression.check_rules(stored, rules_of(config), budget=size, method=name)
+        try:
+            compression.check_rules(stored, rules_of(config), budget=size, method=name)
+        except compression.SmallBudgetError as error:
+            base = total if config.budget_of == "model" else matched
+            least = math.ceil(1e4 * (1 - (total - error.smallest) / base)) / 1e4
+            raise ValueError(
+                f"a budget of {budget} (config.budget_of={config.budget_of!r}) allows {size:,} of "
+                f"{total:,} parameters, but with every rank at 1 the model still has "
+                f"{error.smallest:,}: the smallest feasible budget is {least}."
+            ) from None
 
 
 def budgets_of(config) -> tuple[float, ...]:

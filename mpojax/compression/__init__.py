@@ -12,6 +12,7 @@ wider = compression.add_adapters(model, [Rule("layers/.*/(query|value)", rank=8)
 """
 
 from mpojax.compression.adapters import AdapterRule, adapter_settings, add_adapters
+from mpojax.compression.allocation import SmallBudgetError
 from mpojax.compression.calibration import Calibration, calibrate
 from mpojax.compression.choosing import split as split_held_out
 from mpojax.compression.compressing import (
@@ -42,6 +43,7 @@ __all__ = [
     "MatrixRule",
     "Method",
     "Rule",
+    "SmallBudgetError",
     "adapter_settings",
     "add_adapters",
     "add_experts",

@@ -151,13 +151,21 @@ def open_budget(
         for target in open_targets
     )
     if smallest > limit:
-        raise ValueError(
+        raise SmallBudgetError(budget, limit, smallest, dense_total)
+    return limit - fixed
+
+
+class SmallBudgetError(ValueError):
+    """A budget that is not met with every open bond at 1; `smallest` parameters are left then."""
+
+    def __init__(self, budget, limit: int, smallest: int, dense_total: int):
+        self.smallest = smallest
+        super().__init__(
             f"budget={budget!r} allows {limit:,} parameters, but with every open bond at 1 the "
             f"model still has {smallest:,}: the smallest feasible budget for these rules is "
             f"{math.ceil(1e4 * smallest / dense_total) / 1e4} ({smallest} parameters). Let the "
             "rules match more matrices, or raise the budget."
         )
-    return limit - fixed
 
 
 def _limit(budget, dense_total: int) -> int:

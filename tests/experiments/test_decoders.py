@@ -113,7 +113,8 @@ def test_only_the_sizes_that_a_config_names_are_healed(config):
         ({"bond": 4}, "leave config.bond=4 out"),
         ({"matrices": ("embeddings/word",), "budgets": (0.95,)}, "is for the linear maps"),
         ({"budget": 0.5}, r"config.budget=0.5 and config.budgets=\(0.8,\) exclude each other"),
-        ({"budgets": (0.01,)}, "smallest feasible budget"),
+        ({"budgets": (0.01,)}, r"budget of 0.01 .config.budget_of='model'. .* budget is 0\.\d+\."),
+        ({"budgets": (1.5,)}, "a budget of 1.5 is neither a fraction, at most 1, nor a whole"),
         ({"heal.budgets": (0.7,)}, r"config.heal.budgets=\(0.7,\).*one of 0.8"),
         ({"evaluation.speed_budgets": (0.7,)}, r"config.evaluation.speed_budgets=\(0.7,\).*of 0.8"),
         ({"calibration.length": 32, "calibration.texts": "SHORT"}, "fewer than one window"),
@@ -130,6 +131,20 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path, chan
     with pytest.raises(ValueError, match=message):
         compress.main(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_smallest_budget_is_told_in_the_units_of_the_config(config):
+    model = models.StoredModel.of(io.load_pretrained(config.model))
+    for of in ("model", "matrices"):
+        config.budget_of, config.budgets = of, (1e-3,)
+        with pytest.raises(ValueError, match="smallest feasible budget is") as error:
+            decoders.check(config, model, ("svd",))
+        least = float(str(error.value).split()[-1].rstrip("."))
+        config.budgets = (least,)
+        decoders.check(config, model, ("svd",))
+        config.budgets = (0.99 * least,)
+        with pytest.raises(ValueError, match="smallest feasible"):
+            decoders.check(config, model, ("svd",))
 
 
 def test_budgets_in_words():
