@@ -27,7 +27,15 @@ from experiments import cells as cells_lib
 from experiments import command_line, config_fields, decoders, launch, plans, runs, sources, sweep
 from experiments import variants as variants_lib
 from experiments.render import comparison, frames
-from mpojax import compression, files, io, models, training
+from mpojax import checks, compression, files, io, models, training
+
+_TASK = "--config.calibration.task='file:train=FILE.tsv;dev=train;text=COLUMN;label=COLUMN'"
+# Fields that nothing reads where variants are compared: (default, what to do).
+_OF_DECODERS = {
+    "calibration.texts": ("python_docs", f"texts come from a task here: {_TASK}"),
+    "evaluation.texts": ("python_docs", f"development texts come from a task here: {_TASK}"),
+    "heal.steps": (0, "tune the result by experiments.train"),
+}
 
 
 def plan(config: ml_collections.ConfigDict) -> str:
@@ -70,6 +78,16 @@ def _of_variants(config, folder: str, workdir, stored, source: str, start: float
             f"config.budgets={tuple(config.budgets)} is for decoders and their methods: one size "
             "at a time here, such as --config.budget=0.6."
         )
+    values = dict(config_fields.leaves(config))
+    checks.check_clashes(
+        {
+            f"config.{name}={values[name]!r} is for decoders and their methods; {advice}": (
+                values[name] != unread
+            )
+            for name, (unread, advice) in _OF_DECODERS.items()
+            if name in values
+        }
+    )
     dense = stored.load(keep_16_bits=False, release=True)
     variants = variants_lib.read_variants(config)
     cells = training_cells(config, variants, files.at(folder).absolute())

@@ -78,7 +78,7 @@ def refusal_to_run(model: nnx.Module) -> str | None:
     """Why the layers of a model cannot be run one by one; None where they can."""
     body = getattr(model, "body", None)
     if not isinstance(body, (models.LanguageModel, models.Encoder)):
-        return f"a {type(model).__name__} is no single stack of layers"
+        return f"a {type(model).__name__} is neither a language model nor an encoder"
     if model.config.shares_parts or getattr(model.config, "bottleneck_size", None):
         return "its layers share parts or have a bottleneck"
     return None

@@ -159,7 +159,7 @@ def test_what_writes_to_the_stream_takes_up_its_error(setting_of_each):
 
 def test_models_that_have_no_single_stack_are_refused():
     pair = models.build(small_language.T5, rngs=nnx.Rngs(0))
-    assert "EncoderDecoder is no single stack" in layerwise.refusal(pair)
+    assert "EncoderDecoder is neither a language model" in layerwise.refusal(pair)
     assert layerwise.refusal(models.build(small_language.LLAMA, rngs=nnx.Rngs(0))) is None
 
 

@@ -48,6 +48,7 @@ def study(checkpoint, task):
     config = quickstart.get_config("smoke")
     config.model, config.budget, config.seeds = str(checkpoint), 0.8, (0,)
     config.cell.task, config.cell.dev_split = task, ""
+    config.calibration.update(task=task, max_length=8)
     config.cell.steps, config.cell.max_length, config.cell.lengths = 3, 8, (8,)
     config.cell.batch_size = config.cell.eval_batch_size = 8
     return config
@@ -84,12 +85,13 @@ def test_the_whole_study(studied):
     assert f"Everything is in {folder}" in printed
 
     table = {row["variant"]: row for row in rows(folder / "comparison.csv")}
-    assert list(table) == ["dense", "mpo_full", "mpo_budget", "svd_budget"]
+    small = ["mpo_budget", "svd_budget", "searched", "whitened"]
+    assert list(table) == ["dense", "mpo_full", *small]
     total = {name: int(row["total_parameters"]) for name, row in table.items()}
     trained = {name: int(row["trained_parameters"]) for name, row in table.items()}
     assert trained["dense"] == total["dense"]
     assert trained["mpo_full"] < total["dense"] < total["mpo_full"]
-    assert max(total["mpo_budget"], total["svd_budget"]) < total["dense"]
+    assert max(total[name] for name in small) == total["mpo_budget"] < total["dense"]
     assert float(table["mpo_full"]["relative_weight_error"]) < 1e-6
     assert 0 < float(table["svd_budget"]["relative_weight_error"]) < 1
     assert all(row["seeds"] == "1" and row["accuracy"] for row in table.values())
@@ -278,11 +280,17 @@ def test_another_experiment_in_the_workdir(checkpoint, untrained):
         ({"budget": 0.001}, ValueError, r"smallest feasible budget"),
         ({"budgets": (0.8,)}, ValueError, r"config.budgets=\(0.8,\) is for decoders"),
         ({"budget": 0.5, "bond": 3}, ValueError, r"budget and bond exclude"),
+        (
+            {"calibration.texts": "mine.txt"},
+            ValueError,
+            r"config.calibration.texts='mine.txt' is for decoders .*--config.calibration.task=",
+        ),
+        ({"heal.steps": 5}, ValueError, r"config.heal.steps=5 is for decoders .*experiments.train"),
     ],
 )
 def test_mistakes_are_explained(checkpoint, tmp_path, changes, error, message):
     config = own(checkpoint)
-    config.update(changes)
+    config.update_from_flattened_dict(changes)
     with pytest.raises(error, match=message):
         compress.main(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()  # the corrected command can use the same folder
