@@ -2,7 +2,7 @@
 # The demo from nothing: environment, installs, the quickstart experiment.
 #   bash tools/quickstart.sh                 a decoder: SmolLM2-135M to 80 and 60 % of its layers
 #   bash tools/quickstart.sh encoder         an encoder, fine-tuned: all-MiniLM-L6-v2 to 75 %
-#   bash tools/quickstart.sh [encoder] smoke the same in miniature, a few minutes
+#   bash tools/quickstart.sh [encoder] smoke the same in miniature, one or two minutes
 # VENV (default .venv) and WORKDIR (default runs/quickstart...) choose the folders.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -167,7 +167,9 @@ def best(
         rows = search.rows(made[chosen])
     else:
         rows = low_rank.rows_of(task, method, made[chosen], losses)
-    return made[chosen], rows, Choice(measure.unit, measure.tokens, found, chosen)
+    not_tried = {} if shares else {SHARED: sharing.refusal(task) or "no pair of layers gains"}
+    not_tried |= {LAYERWISE: why_not} if why_not else {}
+    return made[chosen], rows, Choice(measure.unit, measure.tokens, found, chosen, not_tried)
 
 
 def _too_few(task: Task) -> str | None:

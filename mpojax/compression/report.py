@@ -122,17 +122,21 @@ class Choice:
       tokens: held-out tokens it was measured on.
       found: {candidate: value}, the dense model among them; less is better.
       chosen: the candidate that was taken.
+      not_tried: {candidate that was left out: why}.
     """
 
     measure: str
     tokens: int
     found: Mapping[str, float]
     chosen: str
+    not_tried: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         values = ", ".join(f"{name} {value:,.4g}" for name, value in self.found.items())
+        left_out = "".join(f"; not {name}: {why}" for name, why in self.not_tried.items())
         return (
             f"chosen: {self.chosen}, by {self.measure} on {self.tokens:,} held-out tokens: {values}"
+            f"{left_out}"
         )
 
 

@@ -110,9 +110,7 @@ def test_the_best_may_share(model):
 def test_an_encoder_decoder_cannot_share():
     encoder_decoder = models.build(small_language.T5, rngs=nnx.Rngs(0))
     batch = {"input_ids": IDS, "decoder_input_ids": IDS[:, :5]}
-    with pytest.raises(
-        ValueError, match="neither a language model nor an encoder; take 'piv"
-    ):
+    with pytest.raises(ValueError, match="neither a language model nor an encoder; take 'piv"):
         mj.compress(encoder_decoder, budget=0.7, calibration=[batch], method="shared")
 
 
