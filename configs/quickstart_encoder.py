@@ -4,9 +4,10 @@
     python -m experiments.compress --config=configs/quickstart_encoder.py:smoke --workdir=runs/smoke
 
 Compares the dense model fully fine-tuned, the exact MPO, a truncated MPO at a parameter budget, and
-a low rank of the same size. Lightweight: central cores are frozen; trained are the auxiliary cores
-and what is small and dense (biases, norms, position and type tables, head). Under ten minutes and
-6 GB on two cores; `:smoke` takes about a minute.
+of the same size a low rank, and two that look at texts of the task: searched chains and whitened
+factors. Lightweight: central cores are frozen; trained are the auxiliary cores and what is small
+and dense (biases, norms, position and type tables, head). Under ten minutes and 6 GB on two cores;
+`:smoke` takes two minutes.
 """
 
 import ml_collections
@@ -58,11 +59,11 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
             "trainable": "lightweight",
         },
         "whitened": {
-            "label": "whitened SVD (SVD-LLM), same size, lightweight",
+            "label": "whitened SVD (SVD-LLM), same size, everything trained",
             "matrices": ("layers",),
             "method": "whitened",
             "same_size_as": "mpo_budget",
-            "trainable": "lightweight",
+            "trainable": "all",
         },
     }
     # Names of variants.

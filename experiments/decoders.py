@@ -105,6 +105,7 @@ def set_up(config, folder: pathlib.Path, stored: models.StoredModel, source: str
     names = names or default(stored)
     check(config, stored, names)
     tokenizer, tokenizer_folder = sources.load_tokenizer(source)
+    sources.check_tokenizer(tokenizer, stored.config.vocab_size, source)
     ids, length = _tokens(config, "calibration", "length", stored, tokenizer)
     test, _ = _tokens(config, "evaluation", "window", stored, tokenizer)
     windows, settings = len(ids) // length, config.calibration

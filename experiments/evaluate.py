@@ -115,12 +115,8 @@ def load(settings: Evaluation) -> Subject:
     model = io.load_pretrained(source)
     if settings.dtype != model.config.dtype:
         model = models.reconfigure(model, dtype=settings.dtype)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {where} has {tokenizer.vocab_size:,} tokens, the model "
-            f"{model.config.vocab_size:,}: it does not fit; give the one that was saved with the "
-            "model as --tokenizer=FOLDER."
-        )
+    if tokenizer is not None:
+        sources.check_tokenizer(tokenizer, model.config.vocab_size, where)
     return Subject(model, source, tokenizer, folder)
 
 

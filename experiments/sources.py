@@ -46,6 +46,15 @@ def load_tokenizer(source: str) -> tuple[data.Tokenizer, str]:
     return data.Tokenizer.from_folder(source), source
 
 
+def check_tokenizer(tokenizer: data.Tokenizer, vocab_size: int, where: str) -> None:
+    """Raises ValueError for a tokenizer with more tokens than the model has rows."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer of {where} has {tokenizer.vocab_size:,} tokens, the model "
+            f"{vocab_size:,}: it does not fit; give the one that was saved with the model."
+        )
+
+
 def tokenizer_folder(source: str) -> str | None:
     """The folder with the tokenizer of a model, None where it has none that is supported."""
     try:

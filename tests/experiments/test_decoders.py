@@ -181,6 +181,11 @@ def test_a_tokenizer_of_another_model_is_refused(config, model, tmp_path):
     config.model = str(other)
     with pytest.raises(ValueError, match=r"token ids in \d+..77.*this tokenizer does not fit"):
         compress.main(config, str(tmp_path / "run"))
+    # Also where no text has a token beyond the model's.
+    tokenizer["model"]["vocab"] |= {f"unused{k}": 100 + k for k in range(100)}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=r"has .* tokens, the model .*: it does not fit"):
+        compress.main(config, str(tmp_path / "run"))
 
 
 def test_a_budget_of_the_matrices(config, tmp_path):
