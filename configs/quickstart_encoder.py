@@ -68,12 +68,13 @@ def get_config(size: str = "full") -> ml_collections.ConfigDict:
     }
     # Names of variants.
     config.compare = ("dense", "mpo_full", "mpo_budget", "svd_budget", "searched", "whitened")
+    # Texts that the last two look at.
     config.calibration = {
-        "task": "vader_movie",
-        "data_dir": "",
-        "split": "train",
-        "examples": 512,
-        "max_length": 32,
+        "task": "vader_movie",  # a name of mpojax.data.load_task, or file:...
+        "data_dir": "",  # its folder
+        "split": "train",  # of the task
+        "examples": 512,  # of it
+        "max_length": 32,  # tokens of an example
     }
 
     config.seeds = (0,)
